@@ -1,0 +1,96 @@
+# Samewire. `make lab` and `make test` do all their own set-up on a fresh Debian 12 machine (as root).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+SYSPY  := /usr/bin/python3
+CLANG  ?= clang
+STRIP  ?= llvm-strip
+OUT    := src/samewire/_build
+
+include tools/packages.mk
+
+BPF_CFLAGS := -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter --target=bpf -mcpu=v3 \
+              -I/usr/include/$(shell uname -m)-linux-gnu -Ibpf -ffile-prefix-map=$(CURDIR)=.
+BPF_HEADERS := $(wildcard bpf/*.h)
+
+.PHONY: help
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+
+# --- set-up ---------------------------------------------------------------------------------------
+build/.apt-%: tools/packages.mk
+	@mkdir -p build
+	tools/apt-install $($*_PACKAGES)
+	@touch $@
+
+build/.venv: pyproject.toml
+	@mkdir -p build
+	[ -x $(PY) ] || $(SYSPY) -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check -U "pip>=25.1"
+	$(PY) -m pip install -q --disable-pip-version-check $(shell $(SYSPY) tools/requirements.py)
+	@touch $@
+
+# The package is used in place (a .pth file), so a rebuilt switch is picked up without a reinstall.
+build/.installed: build/.venv
+	echo "$(CURDIR)/src" > $$($(PY) -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/samewire.pth
+	printf '#!%s\nfrom samewire.cli.main import main\nmain()\n' "$(CURDIR)/$(PY)" > $(VENV)/bin/samewire
+	chmod +x $(VENV)/bin/samewire
+	@touch $@
+
+.PHONY: native
+native: $(OUT)/switch.o $(OUT)/switch_trace.o $(OUT)/samewire-cni ## compile the switch and the CNI client
+
+$(OUT)/switch.o: bpf/switch.c $(BPF_HEADERS)
+	@mkdir -p $(OUT)
+	$(CLANG) $(BPF_CFLAGS) -c $< -o $@.tmp && $(STRIP) -g $@.tmp && mv $@.tmp $@
+
+$(OUT)/switch_trace.o: bpf/switch.c $(BPF_HEADERS)
+	@mkdir -p $(OUT)
+	$(CLANG) $(BPF_CFLAGS) -DTRACE=1 -c $< -o $@.tmp && $(STRIP) -g $@.tmp && mv $@.tmp $@
+
+$(OUT)/samewire-cni: native/samewire-cni.c
+	@mkdir -p $(OUT)
+	$(CC) -O2 -Wall -Wextra -Werror -static -s -o $@ $<
+
+.PHONY: setup
+setup: build/.apt-RUN build/.installed native ## what running needs
+
+.PHONY: setup-test
+setup-test: build/.apt-RUN build/.apt-TEST build/.installed native
+
+# --- the two commands -----------------------------------------------------------------------------
+.PHONY: lab lab-down
+lab: setup ## bring up examples/mixed-cluster.yaml, check every path, print the table
+	$(VENV)/bin/samewire lab up examples/mixed-cluster.yaml
+	$(VENV)/bin/samewire lab check
+
+lab-down: ## remove the lab and everything it made
+	$(VENV)/bin/samewire lab down
+
+.PHONY: test lint test-fast test-kernels
+lint: build/.installed
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+test-fast: setup-test ## unit and property tests only: no root, seconds
+	$(PY) -m pytest tests/unit tests/property
+
+test: setup-test lint ## everything: linters, unit, property, kernel and end-to-end tests
+	$(PY) -m pytest tests
+
+test-kernels: setup-test build/.apt-KERNELS ## load and run the kernel tests on Debian's 6.1 and 6.12 under qemu
+	tools/kernels/run
+
+.PHONY: bench
+bench: setup-test ## every figure beside its peer; CASES=cni,same-node QUICK=1 for a part
+	$(PY) -m benchmarks $(if $(CASES),--cases $(CASES)) $(if $(QUICK),--quick)
+
+.PHONY: clean
+clean:
+	rm -rf build dist $(OUT) benchmarks/build
