@@ -1,0 +1,505 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * layout.h - every key and value that crosses between the switch and user space.
+ *
+ * The single source of all byte layouts. src/samewire/vfp/tables.py mirrors it; tests/unit/test_layout.py compares
+ * the two through the compiled object's BTF. A change here needs a new SW_LAYOUT_VERSION.
+ *
+ * Addresses are 16 bytes for both families; an IPv4 address stands in the first four and the rest is zero. The
+ * family (4 or 6) is part of every key. Ports and addresses are in network byte order unless a field says "host
+ * order"; all other integers are in host order. No structure has implicit padding.
+ */
+#ifndef SAMEWIRE_LAYOUT_H
+#define SAMEWIRE_LAYOUT_H
+
+#include <linux/types.h>
+
+#define SW_LAYOUT_VERSION 1
+
+#define SW_MAX_PORTS 4096	   /* ports on one node */
+#define SW_MAX_ENDPOINTS 65536	   /* local and remote endpoints, all networks */
+#define SW_MAX_ROUTES 65536	   /* subnets, remote subnets, host addresses, all networks */
+#define SW_MAX_NEXTHOPS 16384	   /* provider addresses and gateways */
+#define SW_MAX_PORTMAPS 16384	   /* host ports */
+#define SW_MAX_ACL_ENTRIES 262144  /* expanded ACL entries, all sets */
+#define SW_MAX_ACL_PER_SET 1024	   /* entries that one first packet may look at */
+#define SW_MAX_NAT_PREFIXES 65536  /* OutBoundNAT prefixes, all sets */
+#define SW_MAX_VNIS 4096	   /* overlay subnets */
+#define SW_MAX_FLOWS 131072	   /* default; the daemon sets it at load */
+#define SW_MAX_FRAGMENTS 8192	   /* datagrams being reassembled somewhere behind us */
+#define SW_MAX_DROP_KINDS 16384	   /* (port, layer, rule, reason) that have dropped something */
+#define SW_MAX_SOCKETS 65536	   /* host sockets redirected to a host port */
+#define SW_NAT_TRIES 64		   /* SNAT ports tried before giving up */
+
+#define SW_SCOPE_UPLINK 0      /* addresses of the underlay: the uplink, and L2Bridge and Transparent networks */
+#define SW_SCOPE_HOST 0xffff   /* only in sw_routes: which network does the host mean by this address? */
+#define SW_TICK_SHIFT 30       /* a tick is 2^30 ns, about 1.07 s */
+
+struct sw_addr {
+	__u8 b[16];
+};
+
+enum sw_arrival {
+	SW_FROM_POD = 1,
+	SW_FROM_UPLINK = 2,
+	SW_FROM_TUNNEL = 3,
+	SW_FROM_HOST = 4,
+};
+
+/* Layers, in the order of a walk. The initiator's come first, then the target's. */
+enum sw_layer {
+	SW_LAYER_PARSE = 1,
+	SW_LAYER_GUARD = 2,
+	SW_LAYER_FLOW = 3,	/* unified flow hit */
+	SW_LAYER_LB = 4,	/* VIP -> DIP (its place; rules come with load balancers) */
+	SW_LAYER_PORTMAP = 5,
+	SW_LAYER_ACL_OUT = 6,
+	SW_LAYER_NAT = 7,
+	SW_LAYER_ROUTE = 8,
+	SW_LAYER_ENCAP = 9,
+	SW_LAYER_DECAP = 10,
+	SW_LAYER_ACL_IN = 11,
+	SW_LAYER_MTU = 12,
+	SW_LAYER_QOS = 13,
+	SW_LAYER_L2 = 14,
+	SW_LAYER_FRAGMENT = 15,
+	SW_LAYER_ICMP = 16,
+	SW_LAYER_MAX,
+};
+
+enum sw_reason {
+	SW_REASON_NONE = 0,
+	SW_REASON_MALFORMED = 1,	 /* headers shorter than they say */
+	SW_REASON_NOT_IP = 2,		 /* an EtherType that the switch does not carry */
+	SW_REASON_SPOOFED_MAC = 3,
+	SW_REASON_SPOOFED_IP = 4,
+	SW_REASON_SPOOFED_ARP = 5,	 /* ARP or ND sender is not the endpoint's own */
+	SW_REASON_MULTICAST = 6,	 /* multicast and broadcast are not carried on this network */
+	SW_REASON_BLOCKED = 7,		 /* an ACL says Block, or no rule allows */
+	SW_REASON_NO_ROUTE = 8,
+	SW_REASON_NO_ENDPOINT = 9,	 /* on-link address that no endpoint owns */
+	SW_REASON_NO_NEXTHOP = 10,
+	SW_REASON_TTL = 11,
+	SW_REASON_TOO_BIG = 12,
+	SW_REASON_FLOW_TABLE_FULL = 13,
+	SW_REASON_NAT_EXHAUSTED = 14,	 /* no free port in the pool for this remote end */
+	SW_REASON_NAT_PROTOCOL = 15,	 /* a protocol that has nothing to tell connections apart by */
+	SW_REASON_FRAGMENT_UNKNOWN = 16, /* the first fragment has not been seen */
+	SW_REASON_RATE = 17,		 /* over the bandwidth cap */
+	SW_REASON_UNKNOWN_VNI = 18,
+	SW_REASON_UNKNOWN_PORT = 19,	 /* a device that is no port of the switch */
+	SW_REASON_PORT_BLOCKED = 20,
+	SW_REASON_ICMP_UNRELATED = 21,	 /* an ICMP error about a connection that is not there */
+	SW_REASON_MARTIAN = 22,		 /* source equals destination, loopback or unspecified address */
+	SW_REASON_INTERNAL = 23,	 /* a helper failed or a tail call was missed */
+	SW_REASON_MAX,
+};
+
+/* ---- sw_config: array[1] -----------------------------------------------------------------------------------
+ * Writer: daemon. Readers: all programs. Facts about the node.
+ */
+struct sw_config {
+	__u32 layout_version;
+	__u32 uplink_ifindex;
+	__u32 tunnel_ifindex;	/* swvxlan0; 0 = none */
+	__u32 host_ifindex;	/* samewire0 */
+	__u32 host_peer_ifindex; /* samewire1 */
+	__u32 flow_slots;	/* entries of sw_flow_slots, a power of two */
+	__u8 uplink_mac[6];
+	__u8 tunnel_mac[6];	/* = this node's DR MAC */
+	__u8 host_mac[6];	/* of samewire0 */
+	__u8 host_peer_mac[6];	/* of samewire1: source of what the switch hands to the host */
+	__u16 nat_port_low;	/* host order, inclusive */
+	__u16 nat_port_high;	/* host order, inclusive */
+	__be16 vxlan_port;
+	__u16 flags;		/* SW_CONFIG_* */
+	/* Idle times in ticks, after which a flow is removed. */
+	__u32 idle_tcp_half_open;
+	__u32 idle_tcp_established;
+	__u32 idle_tcp_closing;
+	__u32 idle_udp_single;	/* no reply seen yet */
+	__u32 idle_udp_stream;
+	__u32 idle_icmp;
+	__u32 idle_other;
+	__u32 reserved;
+};
+
+#define SW_CONFIG_CSUM_IPV6 1 /* bpf_l4_csum_replace knows BPF_F_IPV6 */
+
+/* ---- sw_ports: hash[SW_MAX_PORTS], key: ifindex of the host end (never reused in a namespace) ---------------
+ * Writer: daemon. Readers: all programs. A change of policy draws a new generation: flows of older ones are
+ * re-decided on their next packet.
+ */
+struct sw_port {
+	__u32 generation;
+	__u16 scope;
+	__u8 flags; /* SW_PORT_* */
+	__u8 reserved;
+	__u8 mac[6];	     /* the endpoint's */
+	__u8 gateway_mac[6]; /* of the host end; what the switch answers for the gateway */
+	struct sw_addr address[2]; /* [0] IPv4, [1] IPv6; zero = none */
+	struct sw_addr gateway[2]; /* source of ICMP errors and of hairpinned connections */
+	__u32 acl_set[2];	   /* [0] in, [1] out: keys of sw_acl */
+	__u16 acl_count[2];	   /* entries in each set; 0 = everything passes */
+	__u32 nat_set;		   /* key of sw_nat; 0 = no OutBoundNAT */
+	__u32 mtu;		   /* of the endpoint's interface */
+};
+
+#define SW_PORT_BLOCKED 1     /* nothing passes (VFP: block port) */
+#define SW_PORT_TRANSPARENT 2 /* keeps its own MAC on the underlay; frames leave as they are */
+#define SW_PORT_CAP_IN 4      /* bandwidth cap towards the endpoint: deliver through the host end's TBF */
+#define SW_PORT_CAP_OUT 8     /* bandwidth cap from the endpoint: sw_buckets */
+#define SW_PORT_NO_GUARD 16   /* spoof guard off */
+
+#define SW_ACL_IN 0
+#define SW_ACL_OUT 1
+
+/* ---- sw_endpoints: hash[SW_MAX_ENDPOINTS] -------------------------------------------------------------------
+ * Who owns an address in a scope. Writer: daemon. Readers: all programs.
+ */
+struct sw_endpoint_key {
+	struct sw_addr address;
+	__u16 scope;
+	__u8 family;
+	__u8 reserved;
+};
+
+struct sw_endpoint {
+	__u32 port;    /* key of sw_ports; 0 for a remote endpoint */
+	__u32 nexthop; /* key of sw_nexthops for a remote endpoint */
+	__u8 mac[6];
+	__u8 reserved[2];
+};
+
+/* ---- sw_routes: LPM trie[SW_MAX_ROUTES] ---------------------------------------------------------------------
+ * Writer: daemon. Readers: all programs. prefix_bits counts scope, family and reserved (32 bits) too.
+ */
+struct sw_route_key {
+	__u32 prefix_bits;
+	__u16 scope;
+	__u8 family;
+	__u8 reserved;
+	struct sw_addr address;
+};
+
+enum sw_route_kind {
+	SW_ROUTE_LOCAL = 1,	/* on-link in this network: sw_endpoints must know the address */
+	SW_ROUTE_TUNNEL = 2,	/* RemoteSubnetRoute: nexthop */
+	SW_ROUTE_UPLINK = 3,	/* underlay: nexthop (gateway, or on-link when its address is zero) */
+	SW_ROUTE_HOST = 4,	/* an address of the node itself */
+	SW_ROUTE_SCOPE = 5,	/* only under SW_SCOPE_HOST: scope holds the network */
+	SW_ROUTE_BLACKHOLE = 6,
+};
+
+struct sw_route {
+	__u8 kind;
+	__u8 flags; /* SW_ROUTE_* */
+	__u16 scope;
+	__u32 nexthop;
+};
+
+#define SW_ROUTE_DECREMENT 1 /* the hop is routed: TTL goes down */
+
+/* ---- sw_nexthops: hash[SW_MAX_NEXTHOPS], key: id, never reused ------------------------------------------------
+ * Writer: daemon, in place when a gateway or a provider address changes. Readers: all programs.
+ */
+struct sw_nexthop {
+	__u8 kind;   /* SW_ROUTE_TUNNEL or SW_ROUTE_UPLINK */
+	__u8 family; /* of address */
+	__u16 mtu;   /* largest inner IP packet that fits the path */
+	__u32 ifindex;
+	__u32 vni;
+	struct sw_addr address; /* gateway or remote provider address; zero: the packet's own destination */
+	struct sw_addr local;	/* own provider address */
+	__u8 mac[6];		/* inner destination: the peer's DR MAC */
+	__u8 reserved[2];
+};
+
+/* ---- sw_portmaps: hash[SW_MAX_PORTMAPS] ----------------------------------------------------------------------
+ * Host ports. Writer: daemon. Readers: pod, uplink and socket programs. A zero address stands for every address
+ * of the node.
+ */
+struct sw_portmap_key {
+	struct sw_addr address;
+	__be16 port;
+	__u8 protocol;
+	__u8 family;
+};
+
+struct sw_portmap {
+	__u32 port; /* key of sw_ports */
+	__u16 scope;
+	__be16 internal_port;
+	struct sw_addr address; /* of the endpoint */
+};
+
+/* ---- sw_acl: hash[SW_MAX_ACL_ENTRIES] ------------------------------------------------------------------------
+ * The simple prioritised list: entries 0..count-1 of a set are in order of priority, first match wins; when none
+ * matches, the packet is blocked. A set is never edited: a change makes a new set, switches the port to it and
+ * removes the old one. Writer: daemon. Readers: first packets.
+ */
+struct sw_acl_key {
+	__u32 set;
+	__u32 index;
+};
+
+struct sw_acl_rule {
+	__u32 rule;	/* position of the policy in the endpoint's list, from 1: what drops and traces name */
+	__u16 priority;
+	__u16 protocol; /* 256 = any */
+	__u8 action;	/* SW_ACL_ALLOW or SW_ACL_BLOCK */
+	__u8 family;	/* 0 = both, then the prefixes are empty */
+	__u8 local_bits;
+	__u8 remote_bits;
+	struct sw_addr local;
+	struct sw_addr remote;
+	__u16 local_port_low; /* host order, inclusive */
+	__u16 local_port_high;
+	__u16 remote_port_low;
+	__u16 remote_port_high;
+};
+
+#define SW_ACL_BLOCK 0
+#define SW_ACL_ALLOW 1
+#define SW_PROTOCOL_ANY 256
+
+/* ---- sw_nat: LPM trie[SW_MAX_NAT_PREFIXES] -------------------------------------------------------------------
+ * OutBoundNAT of an endpoint by destination; endpoints with the same policies share a set. The policies'
+ * exceptions and destinations are compiled into prefixes that already hold the answer. prefix_bits counts set,
+ * family and reserved (64 bits) too. Writer: daemon. Readers: first packets.
+ */
+struct sw_nat_key {
+	__u32 prefix_bits;
+	__u32 set;
+	__u8 family;
+	__u8 reserved[3];
+	struct sw_addr address;
+};
+
+struct sw_nat {
+	__u8 action; /* SW_NAT_NONE or SW_NAT_SNAT */
+	__u8 flags;  /* SW_NAT_EXPLICIT */
+	__u16 reserved;
+	__u32 rule;
+	struct sw_addr address; /* VirtualIP, or the node's address */
+};
+
+#define SW_NAT_NONE 0
+#define SW_NAT_SNAT 1
+#define SW_NAT_EXPLICIT 1 /* named in Destinations: applies inside the virtual network too */
+
+/* ---- sw_vnis: hash[SW_MAX_VNIS], key: VNI --------------------------------------------------------------------
+ * Writer: daemon. Reader: tunnel program.
+ */
+struct sw_vni {
+	__u16 scope;
+	__u16 reserved;
+};
+
+/* ---- sw_flows: hash[SW_MAX_FLOWS], preallocated --------------------------------------------------------------
+ * Unified flows. The two ends are sorted, so that both directions of a connection meet in one entry; a connection
+ * whose tuple or scope differs between its two sides (NAT, uplink) has a pair, each entry serving the packets that
+ * arrive under its key. ICMP echo: the identifier is the requester's port, the other port is zero.
+ * Writers: all programs, daemon (removal only). Readers: all programs, ageing timer.
+ */
+struct sw_flow_key {
+	struct sw_addr address[2]; /* sorted by (address, port) as byte strings */
+	__be16 port[2];
+	__u16 scope;
+	__u8 family;
+	__u8 protocol;
+};
+
+enum sw_fate {
+	SW_TO_NOWHERE = 0, /* this entry does not serve that direction */
+	SW_TO_PORT = 1,	   /* target: key of sw_ports */
+	SW_TO_UPLINK = 2,  /* target: key of sw_nexthops */
+	SW_TO_TUNNEL = 3,  /* target: key of sw_nexthops */
+	SW_TO_HOST = 4,	   /* the node's own stack */
+};
+
+/* The composed transposition of one direction: what happens to a packet and where it goes. */
+struct sw_action {
+	__u8 fate;
+	__u8 flags; /* SW_REWRITE_*, SW_DECREMENT */
+	__be16 source_port;
+	__be16 destination_port;
+	__u16 reserved;
+	__u32 target;
+	struct sw_addr source;
+	struct sw_addr destination;
+};
+
+#define SW_REWRITE_SOURCE 1	 /* address and port */
+#define SW_REWRITE_DESTINATION 2 /* address and port */
+#define SW_DECREMENT 4
+
+struct sw_flow {
+	struct sw_action action[2]; /* [0] packets from address[0] to address[1], [1] the others */
+	__u32 port[2];		    /* [0] initiator's port, [1] target's; 0 = not a local endpoint */
+	__u32 generation[2];	    /* of those ports when decided */
+	__u32 rule[2];		    /* ACL rules that allowed it: [0] out, [1] in; 0 = none needed */
+	__u32 seen_tick;
+	__u32 slot;	  /* index in sw_flow_slots */
+	__u16 peer_scope; /* scope of the other entry of the pair */
+	__u8 flags;	  /* SW_FLOW_* */
+	__u8 tcp[2];	  /* SW_TCP_* seen from [0] the initiator, [1] the target */
+	__u8 arrival;	  /* enum sw_arrival of the first packet */
+	__u8 reserved[2];
+};
+
+#define SW_FLOW_INITIATOR 1 /* direction (0 or 1) that the initiator's packets have under this key */
+#define SW_FLOW_PAIR 2	    /* has a second entry */
+#define SW_FLOW_SECOND 4    /* is that second entry: serves only the target's packets */
+#define SW_FLOW_REPLIED 8   /* the target has answered */
+#define SW_FLOW_HOST 16	    /* a host socket on the uplink that uses a port of the NAT pool */
+
+#define SW_TCP_SYN 1
+#define SW_TCP_FIN 2
+#define SW_TCP_RST 4
+#define SW_TCP_DATA 8 /* anything without SYN */
+
+/* ---- sw_flow_slots: array[power of two >= 2 * flows] ---------------------------------------------------------
+ * Where flows are found by position: ageing and recycling look at a bounded slice. family 0 = free.
+ */
+/* value: struct sw_flow_key */
+
+/* ---- sw_fragments: LRU hash[SW_MAX_FRAGMENTS] ----------------------------------------------------------------
+ * Ports of datagrams whose first fragment has passed. Writers, readers: all programs.
+ */
+struct sw_fragment_key {
+	struct sw_addr source;
+	struct sw_addr destination;
+	__u32 id;
+	__u16 scope;
+	__u8 family;
+	__u8 protocol;
+};
+
+struct sw_fragment {
+	__be16 source_port;
+	__be16 destination_port;
+	__u32 seen_tick;
+};
+
+/* ---- sw_drops: per-CPU hash[SW_MAX_DROP_KINDS] -> packets (u64) ----------------------------------------------
+ * Writers: all programs. Reader: daemon.
+ */
+struct sw_drop_key {
+	__u32 port; /* ifindex of the port charged; the arrival device when no port is known */
+	__u32 rule;
+	__u8 layer;
+	__u8 reason;
+	__u8 arrival;
+	__u8 reserved;
+};
+
+/* ---- sw_counters: per-CPU array[SW_COUNTER_MAX] of u64 ---------------------------------------------------------
+ */
+enum sw_counter {
+	SW_COUNTER_FLOW_INSERTS = 0,
+	SW_COUNTER_FLOW_ADOPTED = 1,   /* another CPU had inserted the same flow first */
+	SW_COUNTER_FLOW_RECYCLED = 2,  /* closing or half-open flows removed because the table was full */
+	SW_COUNTER_FLOW_AGED = 3,
+	SW_COUNTER_FLOW_REDECIDED = 4, /* stale flows judged again */
+	SW_COUNTER_FLOW_HITS = 5,
+	SW_COUNTER_FIRST_PACKETS = 6,
+	SW_COUNTER_STATELESS = 7,      /* first packets that needed no flow */
+	SW_COUNTER_NAT_RETRIES = 8,    /* SNAT ports found taken */
+	SW_COUNTER_AGEING_TICKS = 9,
+	SW_COUNTER_ANSWERED_ARP = 10,  /* ARP and ND answered from the map */
+	SW_COUNTER_TOO_BIG_SENT = 11,
+	SW_COUNTER_TIME_EXCEEDED_SENT = 12,
+	SW_COUNTER_HOST_FLOWS = 13,    /* host sockets seen with a port of the NAT pool */
+	SW_COUNTER_FLOWS_REMOVED = 14, /* by recycling, ageing, redecision: with inserts, gives the table's fill */
+	SW_COUNTER_MAX = 16,
+};
+
+/* ---- sw_buckets: hash[SW_MAX_PORTS], key: ifindex ------------------------------------------------------------
+ * Token bucket of a cap from the endpoint. Writer: daemon (rate, burst), pod program (tokens, last).
+ */
+struct sw_bucket {
+	__u64 rate_bytes_per_s;
+	__u64 burst_bytes;
+	__u64 tokens_bytes;
+	__u64 last_ns;
+};
+
+/* ---- sw_sockets: LRU hash[SW_MAX_SOCKETS] --------------------------------------------------------------------
+ * What a host socket asked for, before it was sent to a host port's endpoint. Writers, readers: socket programs.
+ */
+struct sw_socket_key {
+	__u64 cookie;
+	struct sw_addr address; /* of the endpoint */
+	__be16 port;
+	__u8 family;
+	__u8 protocol;
+	__u32 reserved;
+};
+
+struct sw_socket {
+	struct sw_addr address; /* as the application named it */
+	__be16 port;
+	__u8 family; /* of the socket: 6 for an IPv4-mapped address */
+	__u8 reserved;
+};
+
+/* ---- sw_events: ring buffer ----------------------------------------------------------------------------------
+ * Drops, one record each, when SW_EVENTS_DROPS is set by a reader (sw_events_on[0] != 0).
+ */
+struct sw_drop_event {
+	__u64 time_ns;
+	struct sw_drop_key drop;
+	struct sw_addr source;
+	struct sw_addr destination;
+	__be16 source_port;
+	__be16 destination_port;
+	__u16 scope;
+	__u8 family;
+	__u8 protocol;
+	__u32 reserved;
+};
+
+/* ---- trace (only in the object built with TRACE=1) -----------------------------------------------------------
+ * sw_trace_input: array[1]. Writer: daemon. Says where the traced packet arrives.
+ */
+struct sw_trace_input {
+	__u32 ifindex; /* of the pod's host end for SW_FROM_POD */
+	__u32 vni;
+	struct sw_addr tunnel_source;
+	__u8 arrival;
+	__u8 family; /* of tunnel_source */
+	__u8 reserved[2];
+};
+
+/* sw_trace_output: array[1]. Writer: traced program. One step a layer, in order. */
+#define SW_TRACE_STEPS 24
+
+struct sw_trace_step {
+	__u8 layer;
+	__u8 verdict; /* SW_STEP_* */
+	__u8 reason;
+	__u8 kind; /* route kind, fate or action, by layer */
+	__u32 rule;
+	__u32 target; /* port or nexthop */
+	__be16 source_port;
+	__be16 destination_port;
+	struct sw_addr source; /* the tuple after this layer */
+	struct sw_addr destination;
+};
+
+#define SW_STEP_PASS 1
+#define SW_STEP_DROP 2
+#define SW_STEP_REWRITE 3
+#define SW_STEP_FINAL 4
+
+struct sw_trace_output {
+	__u32 count;
+	__u8 fate; /* enum sw_fate; SW_TO_NOWHERE with drop_reason set = dropped */
+	__u8 drop_layer;
+	__u8 drop_reason;
+	__u8 flow_hit;
+	struct sw_trace_step step[SW_TRACE_STEPS];
+};
+
+#endif /* SAMEWIRE_LAYOUT_H */
