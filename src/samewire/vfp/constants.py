@@ -1,0 +1,222 @@
+"""Constants of the switch: the enums and ``#define`` values of ``bpf/layout.h`` under Python names.
+
+``tests/unit/test_layout.py`` compares every one of them with the compiled header.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+from typing import Final
+
+LAYOUT_VERSION: Final = 1
+
+MAX_PORTS: Final = 4096
+MAX_ENDPOINTS: Final = 65536
+MAX_ROUTES: Final = 65536
+MAX_NEXTHOPS: Final = 16384
+MAX_PORTMAPS: Final = 16384
+MAX_ACL_ENTRIES: Final = 262144
+MAX_ACL_PER_SET: Final = 1024
+MAX_NAT_PREFIXES: Final = 65536
+MAX_VNIS: Final = 4096
+MAX_FLOWS: Final = 131072
+MAX_FRAGMENTS: Final = 8192
+MAX_DROP_KINDS: Final = 16384
+MAX_SOCKETS: Final = 65536
+NAT_TRIES: Final = 64
+
+SCOPE_UPLINK: Final = 0
+SCOPE_HOST: Final = 0xFFFF
+TICK_SHIFT: Final = 30
+TICK_S: Final = (1 << TICK_SHIFT) / 1e9
+
+PROTOCOL_ANY: Final = 256
+ACL_IN: Final = 0
+ACL_OUT: Final = 1
+TRACE_STEPS: Final = 24
+
+# Bits of an LPM key before its address: scope, family, reserved; set, family, reserved.
+ROUTE_KEY_BITS: Final = 32
+NAT_KEY_BITS: Final = 64
+
+
+class Arrival(IntEnum):
+    """Where a packet enters the switch (enum sw_arrival)."""
+
+    POD = 1
+    UPLINK = 2
+    TUNNEL = 3
+    HOST = 4
+
+
+class Layer(IntEnum):
+    """Layers of a walk (enum sw_layer)."""
+
+    PARSE = 1
+    GUARD = 2
+    FLOW = 3
+    LB = 4
+    PORTMAP = 5
+    ACL_OUT = 6
+    NAT = 7
+    ROUTE = 8
+    ENCAP = 9
+    DECAP = 10
+    ACL_IN = 11
+    MTU = 12
+    QOS = 13
+    L2 = 14
+    FRAGMENT = 15
+    ICMP = 16
+
+
+class Reason(IntEnum):
+    """Why a packet was dropped (enum sw_reason)."""
+
+    NONE = 0
+    MALFORMED = 1
+    NOT_IP = 2
+    SPOOFED_MAC = 3
+    SPOOFED_IP = 4
+    SPOOFED_ARP = 5
+    MULTICAST = 6
+    BLOCKED = 7
+    NO_ROUTE = 8
+    NO_ENDPOINT = 9
+    NO_NEXTHOP = 10
+    TTL = 11
+    TOO_BIG = 12
+    FLOW_TABLE_FULL = 13
+    NAT_EXHAUSTED = 14
+    NAT_PROTOCOL = 15
+    FRAGMENT_UNKNOWN = 16
+    RATE = 17
+    UNKNOWN_VNI = 18
+    UNKNOWN_PORT = 19
+    PORT_BLOCKED = 20
+    ICMP_UNRELATED = 21
+    MARTIAN = 22
+    INTERNAL = 23
+
+
+class RouteKind(IntEnum):
+    """What a route or nexthop means (enum sw_route_kind)."""
+
+    LOCAL = 1
+    TUNNEL = 2
+    UPLINK = 3
+    HOST = 4
+    SCOPE = 5
+    BLACKHOLE = 6
+
+
+class Fate(IntEnum):
+    """Where a packet ends up (enum sw_fate)."""
+
+    NOWHERE = 0
+    PORT = 1
+    UPLINK = 2
+    TUNNEL = 3
+    HOST = 4
+
+
+class Counter(IntEnum):
+    """Indexes of sw_counters (enum sw_counter)."""
+
+    FLOW_INSERTS = 0
+    FLOW_ADOPTED = 1
+    FLOW_RECYCLED = 2
+    FLOW_AGED = 3
+    FLOW_REDECIDED = 4
+    FLOW_HITS = 5
+    FIRST_PACKETS = 6
+    STATELESS = 7
+    NAT_RETRIES = 8
+    AGEING_TICKS = 9
+    ANSWERED_ARP = 10
+    TOO_BIG_SENT = 11
+    TIME_EXCEEDED_SENT = 12
+    HOST_FLOWS = 13
+    FLOWS_REMOVED = 14
+    MAX = 16
+
+
+class ConfigFlag(IntFlag):
+    """Flags of sw_config."""
+
+    CSUM_IPV6 = 1
+    EVENTS = 2
+    CHECKSUM_OUTER = 4
+
+
+class PortFlag(IntFlag):
+    """Flags of sw_ports."""
+
+    BLOCKED = 1
+    TRANSPARENT = 2
+    CAP_IN = 4
+    CAP_OUT = 8
+    NO_GUARD = 16
+    NAT_EXPLICIT = 32
+
+
+class RouteFlag(IntFlag):
+    """Flags of sw_routes."""
+
+    DECREMENT = 1
+
+
+class AclAction(IntEnum):
+    """Verdict of an ACL entry."""
+
+    BLOCK = 0
+    ALLOW = 1
+
+
+class NatAction(IntEnum):
+    """Answer of a NAT prefix."""
+
+    NONE = 0
+    SNAT = 1
+
+
+class NatFlag(IntFlag):
+    """Flags of sw_nat."""
+
+    EXPLICIT = 1
+
+
+class RewriteFlag(IntFlag):
+    """Flags of a flow's action (SW_REWRITE_*, SW_DECREMENT)."""
+
+    SOURCE = 1
+    DESTINATION = 2
+    DECREMENT = 4
+
+
+class FlowFlag(IntFlag):
+    """Flags of sw_flows."""
+
+    INITIATOR = 1
+    PAIR = 2
+    SECOND = 4
+    REPLIED = 8
+    HOST = 16
+
+
+class TcpFlag(IntFlag):
+    """What has been seen of a TCP connection from one end."""
+
+    SYN = 1
+    FIN = 2
+    RST = 4
+    DATA = 8
+
+
+class StepVerdict(IntEnum):
+    """Verdict of one trace step."""
+
+    PASS = 1
+    DROP = 2
+    REWRITE = 3
+    FINAL = 4

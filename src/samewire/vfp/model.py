@@ -1,0 +1,152 @@
+"""What goes into the compiler and what comes out of it. Plain values, no behaviour.
+
+Addresses are 16 packed bytes and MACs 6 (``samewire.vfp.address``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Protocol, TypeAlias
+
+import msgspec
+
+from samewire.vfp.address import IPV4, IPV6, ZERO, Address, Prefix
+from samewire.vfp.record import Record
+
+# Table name -> key -> value. The entries of one owner, or the content of all tables.
+Entries: TypeAlias = Mapping[str, Mapping[Record, Record]]
+
+# Everything that Samewire creates as a link carries this group number ("Sw") and this alias.
+LINK_GROUP: Final = 0x5377
+LINK_ALIAS: Final = "samewire"
+
+# Encapsulation overhead in bytes by the family of the provider address: outer IP, UDP, VXLAN, inner Ethernet.
+VXLAN_OVERHEAD: Final = {IPV4: 50, IPV6: 70}
+
+
+class Numbers(Protocol):
+    """Allocated numbers, never reused: the store's allocator behind a mapping.
+
+    Kinds and keys that the compiler asks for:
+
+    - ``scope``: network id -> 1..65534
+    - ``nexthop``: ``uplink/gateway/4``, ``uplink/onlink/6``, ``uplink/via/<address>``,
+      ``tunnel/<network id>/<prefix>``, ``endpoint/<endpoint id>/<family>`` -> >= 1
+    - ``acl``: ``<endpoint id>/in|out/<digest>`` -> >= 1
+    - ``nat``: ``<digest>`` -> >= 1
+    """
+
+    def number(self, kind: str, key: str) -> int:
+        """The number of ``key``, allocated at the first call."""
+        ...
+
+
+class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the node is: read from the kernel at start and whenever it changes.
+
+    ``addresses`` are the node's own addresses with their prefix lengths (host bits kept), global scope only,
+    the main address of each family first; ``gateways`` the default gateways, at most one a family.
+    ``events``: somebody reads drop events; ``checksum_outer``: UDP checksums on IPv4 tunnels.
+    """
+
+    name: str
+    uplink_ifindex: int
+    uplink_mac: bytes
+    uplink_mtu: int
+    addresses: tuple[Prefix, ...] = ()
+    gateways: tuple[Address, ...] = ()
+    tunnel_ifindex: int = 0
+    tunnel_mac: bytes = bytes(6)
+    host_ifindex: int = 0
+    host_mac: bytes = bytes(6)
+    host_peer_ifindex: int = 0
+    host_peer_mac: bytes = bytes(6)
+    nat_port_low: int = 49152
+    nat_port_high: int = 65535
+    vxlan_port: int = 4789
+    flow_slots: int = 262144
+    csum_ipv6: bool = False
+    events: bool = False
+    checksum_outer: bool = False
+
+    def address(self, family: int) -> bytes:
+        """The node's main address of that family, packed; zero when it has none."""
+        for prefix in self.addresses:
+            if prefix.family == family:
+                return prefix.packed
+        return ZERO
+
+    def gateway(self, family: int) -> bytes:
+        """The default gateway of that family, packed; zero when there is none."""
+        for gateway in self.gateways:
+            if gateway.family == family:
+                return gateway.packed
+        return ZERO
+
+
+class LinkRoute(msgspec.Struct, frozen=True):
+    """A kernel route in a pod's namespace. ``gateway`` None = on-link; metric 0 = the kernel's default."""
+
+    destination: Prefix
+    gateway: Address | None = None
+    metric: int = 0
+
+
+class LinkNeighbour(msgspec.Struct, frozen=True):
+    """A permanent neighbour entry inside a pod's namespace."""
+
+    address: Address
+    mac: bytes
+
+
+class PortLink(msgspec.Struct, frozen=True, kw_only=True):
+    """The veth pair wanted for one endpoint.
+
+    ``netns_path`` empty: the endpoint is not attached yet and has no link. Rates and bursts are the cap
+    *towards* the pod, enforced by a TBF on the host end; 0 = no cap.
+    """
+
+    endpoint_id: str
+    host_name: str
+    host_mac: bytes
+    netns_path: str
+    interface_name: str
+    mac: bytes
+    mtu: int
+    addresses: tuple[Prefix, ...]
+    routes: tuple[LinkRoute, ...]
+    neighbours: tuple[LinkNeighbour, ...]
+    rate_bytes_per_s: int = 0
+    burst_bytes: int = 0
+    group: int = LINK_GROUP
+    alias: str = LINK_ALIAS
+
+
+class HostRoute(msgspec.Struct, frozen=True, order=True):
+    """A kernel route of the node via samewire0, with its preferred source (None: the kernel chooses)."""
+
+    destination: Prefix
+    source: Address | None = None
+
+
+class HostBinding(msgspec.Struct, frozen=True, kw_only=True):
+    """What one owner wants of the node's own stack; the union over all owners is applied.
+
+    ``addresses`` (as /32 or /128) and ``routes`` on samewire0; ``reserved_ports`` as ip_local_reserved_ports
+    writes it (``49152-65535``); ``nic_filters`` MACs, unicast and multicast, that the uplink must let in.
+    """
+
+    addresses: tuple[Prefix, ...] = ()
+    routes: tuple[HostRoute, ...] = ()
+    reserved_ports: str = ""
+    nic_filters: tuple[bytes, ...] = ()
+
+
+class Compiled(msgspec.Struct, frozen=True):
+    """The result of compiling one owner object."""
+
+    entries: Entries
+    binding: HostBinding = HostBinding()
+
+
+FAMILIES: Final = (IPV4, IPV6)
