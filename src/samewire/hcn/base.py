@@ -19,6 +19,7 @@ U64 = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # msgspec bounds are sig
 WIRE_NAMES = {
     "id": "ID",
     "extra": "$",
+    "beside": "$$",
     "rule_id": "Id",
     "resource_id": "Id",
     "vip": "VIP",

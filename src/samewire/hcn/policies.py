@@ -52,7 +52,12 @@ class AclRuleType(enum.StrEnum):
 
 
 class PolicyBase(Wire, frozen=True, kw_only=True, tag_field="Type", tag=lambda name: name):
-    """Base of all policies; the class name is the HCN type name."""
+    """Base of all policies; the class name is the HCN type name.
+
+    ``extra`` holds the unknown fields of ``Settings``, ``beside`` those next to ``Type`` and ``Settings``.
+    """
+
+    beside: tuple[tuple[str, str], ...] = ()
 
 
 class OutBoundNAT(PolicyBase, frozen=True, kw_only=True):

@@ -61,12 +61,12 @@ class RequestType(enum.StrEnum):
 
 
 class NetworkFlags(enum.IntFlag):
-    """Flags of a network. `NON_PERSISTENT` makes it vanish with a reboot of the node."""
+    """Flags of a network. `ENABLE_NON_PERSISTENT` makes it vanish with a reboot of the node."""
 
     ENABLE_DNS_PROXY = 1
     ENABLE_DHCP_SERVER = 2
     ENABLE_MIRRORING = 4
-    NON_PERSISTENT = 8
+    ENABLE_NON_PERSISTENT = 8
     DISABLE_HOST_PORT = 1024
     ENABLE_IOV = 8192
 
@@ -77,10 +77,17 @@ class SubnetFlags(enum.IntFlag):
     DO_NOT_RESERVE_GATEWAY_ADDRESS = 1
 
 
-class EndpointFlags(enum.IntFlag):
-    """Flags of an endpoint. `REMOTE` is an address that lives on another node."""
+class IpSubnetFlags(enum.IntFlag):
+    """Flags of a range within a subnet."""
 
-    REMOTE = 1
+    ENABLE_BROADCAST = 1
+    RESERVE_NETWORK_ADDRESS = 2
+
+
+class EndpointFlags(enum.IntFlag):
+    """Flags of an endpoint. `REMOTE_ENDPOINT` is an address that lives on another node."""
+
+    REMOTE_ENDPOINT = 1
     DISABLE_INTER_COMPUTE_COMMUNICATION = 2
     ENABLE_MIRRORING = 4
     ENABLE_LOW_INTERFACE_METRIC = 8
@@ -244,7 +251,7 @@ class Endpoint(Wire, frozen=True, kw_only=True):
     @property
     def is_remote(self) -> bool:
         """True for an address that lives on another node."""
-        return bool(self.flags & EndpointFlags.REMOTE)
+        return bool(self.flags & EndpointFlags.REMOTE_ENDPOINT)
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -1,0 +1,287 @@
+"""Checks of policies and their canonical form. Pure; the result of a policy is cached, since pods repeat
+them.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import msgspec
+
+from samewire.hcn import values
+from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.policies import (
+    ACL,
+    QOS,
+    VLAN,
+    VSID,
+    DrMacAddress,
+    EncapOverhead,
+    HostRoute,
+    InterfaceParameters,
+    NeighborDiscovery,
+    NetAdapterName,
+    OtherPolicy,
+    OutBoundNAT,
+    Policy,
+    PolicyBase,
+    PortMapping,
+    PortName,
+    ProviderAddress,
+    RemoteSubnetRoute,
+    SDNRoute,
+    SourceMacAddress,
+    VxlanPort,
+    acl_ports,
+    acl_protocols,
+    family_of,
+)
+
+MIN_MTU = 576
+MAX_VNI = 2**24 - 1
+MAX_VLAN = 4094
+TCP, UDP = 6, 17
+
+_replace = msgspec.structs.replace
+
+
+class Scope(enum.StrEnum):
+    """What a policy is attached to."""
+
+    NETWORK = "a network"
+    SUBNET = "a subnet"
+    ENDPOINT = "an endpoint"
+
+
+ALLOWED: dict[Scope, frozenset[type[PolicyBase]]] = {
+    Scope.ENDPOINT: frozenset(
+        {
+            *(ACL, EncapOverhead, InterfaceParameters, OutBoundNAT, PortMapping, PortName, ProviderAddress),
+            *(QOS, SDNRoute, VLAN),
+        }
+    ),
+    Scope.NETWORK: frozenset(
+        {
+            *(DrMacAddress, HostRoute, NeighborDiscovery, NetAdapterName, ProviderAddress, RemoteSubnetRoute),
+            *(SourceMacAddress, VxlanPort),
+        }
+    ),
+    Scope.SUBNET: frozenset({VLAN, VSID}),
+}
+REPEATABLE = frozenset(
+    {ACL, OutBoundNAT, PortMapping, SDNRoute, RemoteSubnetRoute, NeighborDiscovery, OtherPolicy}
+)
+
+
+def check_policies(policies: Iterable[Policy], scope: Scope, path: str) -> tuple[Policy, ...]:
+    """Return the canonical form of an object's policies. ``path`` is the list's. Raises HcnError."""
+    result: list[Policy] = []
+    seen: set[object] = set()
+    for index, policy in enumerate(policies):
+        canonical = check_policy(policy, scope, f"{path}[{index}]")
+        identity = _identity(canonical)
+        if identity is not None and identity in seen:
+            _fail(
+                f"{path}[{index}]",
+                f"there is already such a {type(policy).__name__}",
+                HcnCode.POLICY_ALREADY_EXISTS,
+            )
+        seen.add(identity)
+        result.append(canonical)
+    return tuple(result)
+
+
+def check_policy(policy: Policy, scope: Scope, path: str) -> Policy:
+    """Return the canonical form of one policy. Raises HcnError."""
+    try:
+        return _checked(policy, scope)
+    except HcnError as error:
+        raise HcnError(error.code, f"{path}.{error.message}") from None
+
+
+def _identity(policy: Policy) -> object:
+    """What may be there once in a list, or None."""
+    if isinstance(policy, RemoteSubnetRoute):
+        return policy.destination_prefix
+    return None if type(policy) in REPEATABLE else type(policy)
+
+
+@lru_cache(maxsize=4096)
+def _checked(policy: Policy, scope: Scope) -> Policy:
+    if isinstance(policy, OtherPolicy):
+        return policy
+    kind = type(policy)
+    if kind not in ALLOWED[scope]:
+        _fail("Type", f"{kind.__name__} is not a policy of {scope.value}", HcnCode.INVALID_POLICY_TYPE)
+    check: Callable[[Any], Policy] | None = _CHECKS.get(kind)
+    return check(policy) if check else policy
+
+
+def _fail(path: str, message: str, code: HcnCode = HcnCode.INVALID_POLICY) -> NoReturn:
+    raise HcnError(code, f"{path}: {message}")
+
+
+def _list(items: tuple[str, ...], path: str) -> tuple[str, ...]:
+    return tuple(
+        values.address_or_prefix(item, f"{path}[{index}]") for index, item in enumerate(items) if item
+    )
+
+
+def _nat(policy: OutBoundNAT) -> OutBoundNAT:
+    policy = _replace(
+        policy,
+        virtual_ip=values.station_ip(policy.virtual_ip, "Settings.VirtualIP") if policy.virtual_ip else "",
+        exceptions=_list(policy.exceptions, "Settings.Exceptions"),
+        destinations=_list(policy.destinations, "Settings.Destinations"),
+    )
+    if policy.virtual_ip:
+        version = family_of(policy.virtual_ip)
+        for index, item in enumerate(policy.destinations):
+            if family_of(item) != version:
+                _fail(
+                    f"Settings.Destinations[{index}]",
+                    f"{item} and VirtualIP {policy.virtual_ip} differ in IP version",
+                )
+    return policy
+
+
+def _mapping(policy: PortMapping) -> PortMapping:
+    if policy.protocol not in (TCP, UDP):
+        _fail(
+            "Settings.Protocol",
+            f"only TCP ({TCP}) and UDP ({UDP}) ports can be mapped, got {policy.protocol}",
+            HcnCode.MAPPING_NOT_SUPPORTED,
+        )
+    if policy.internal_port == 0:
+        _fail("Settings.InternalPort", "must be a port of the endpoint, not 0", HcnCode.INVALID_INTERNAL_PORT)
+    if policy.external_port == 0:
+        _fail("Settings.ExternalPort", "must be a port of the node, not 0")
+    vip = values.optional_ip(policy.vip, "Settings.VIP")
+    # 0.0.0.0 and :: are how container runtimes say "every address"
+    return _replace(
+        policy, vip="" if vip in ("0.0.0.0", "::") else vip, flags=policy.flags | (2 if vip == "::" else 0)
+    )
+
+
+def _acl(policy: ACL) -> ACL:
+    for field, text, parse in (
+        ("Protocols", policy.protocols, acl_protocols),
+        ("LocalPorts", policy.local_ports, acl_ports),
+        ("RemotePorts", policy.remote_ports, acl_ports),
+    ):
+        try:
+            parse(text)
+        except ValueError as error:
+            _fail(f"Settings.{field}", str(error))
+    return _replace(
+        policy,
+        local_addresses=_csv(policy.local_addresses, "Settings.LocalAddresses"),
+        remote_addresses=_csv(policy.remote_addresses, "Settings.RemoteAddresses"),
+    )
+
+
+def _csv(text: str, path: str) -> str:
+    return ",".join(_list(tuple(item.strip() for item in text.split(",")), path))
+
+
+def _route(policy: SDNRoute) -> SDNRoute:
+    prefix = values.prefix(policy.destination_prefix, "Settings.DestinationPrefix")
+    hop = values.optional_ip(policy.next_hop, "Settings.NextHop")
+    if hop and family_of(hop) != family_of(prefix):
+        _fail("Settings.NextHop", f"{hop} and {prefix} differ in IP version")
+    return _replace(policy, destination_prefix=prefix, next_hop=hop)
+
+
+def _remote(policy: RemoteSubnetRoute) -> RemoteSubnetRoute:
+    if not 1 <= policy.isolation_id <= MAX_VNI:
+        _fail("Settings.IsolationId", f"a VNI is from 1 to {MAX_VNI}, got {policy.isolation_id}")
+    router = values.mac(policy.distributed_router_mac_address, "Settings.DistributedRouterMacAddress")
+    return _replace(
+        policy,
+        destination_prefix=values.prefix(policy.destination_prefix, "Settings.DestinationPrefix"),
+        provider_address=values.station_ip(policy.provider_address, "Settings.ProviderAddress"),
+        distributed_router_mac_address=router,
+    )
+
+
+def _provider(policy: ProviderAddress) -> ProviderAddress:
+    return _replace(
+        policy, provider_address=values.station_ip(policy.provider_address, "Settings.ProviderAddress")
+    )
+
+
+def _mtu(policy: InterfaceParameters) -> InterfaceParameters:
+    if policy.mtu < MIN_MTU:
+        _fail("Settings.Mtu", f"must be at least {MIN_MTU} bytes, got {policy.mtu}")
+    return policy
+
+
+def _vsid(policy: VSID) -> VSID:
+    if not 1 <= policy.isolation_id <= MAX_VNI:
+        _fail("Settings.IsolationId", f"a VNI is from 1 to {MAX_VNI}, got {policy.isolation_id}")
+    return policy
+
+
+def _vlan(policy: VLAN) -> VLAN:
+    if not 1 <= policy.isolation_id <= MAX_VLAN:
+        _fail("Settings.IsolationId", f"a VLAN is from 1 to {MAX_VLAN}, got {policy.isolation_id}")
+    return policy
+
+
+def _dr_mac(policy: DrMacAddress) -> DrMacAddress:
+    return _replace(policy, address=values.mac(policy.address, "Settings.Address"))
+
+
+def _source_mac(policy: SourceMacAddress) -> SourceMacAddress:
+    return _replace(
+        policy, source_mac_address=values.mac(policy.source_mac_address, "Settings.SourceMacAddress")
+    )
+
+
+def _adapter(policy: NetAdapterName) -> NetAdapterName:
+    values.interface_name(policy.network_adapter_name, "Settings.NetworkAdapterName", HcnCode.INVALID_POLICY)
+    if not policy.network_adapter_name:
+        _fail("Settings.NetworkAdapterName", "must name an interface", HcnCode.ADAPTER_NOT_FOUND)
+    return policy
+
+
+def _vxlan_port(policy: VxlanPort) -> VxlanPort:
+    if policy.port == 0:
+        _fail("Settings.Port", "must not be 0")
+    return policy
+
+
+def _discovery(policy: NeighborDiscovery) -> NeighborDiscovery:
+    return _replace(
+        policy,
+        target_ip_prefix=values.prefix(policy.target_ip_prefix, "Settings.TargetIpPrefix"),
+        sender_ip_address=values.station_ip(policy.sender_ip_address, "Settings.SenderIpAddress"),
+        sender_mac_address=values.mac(policy.sender_mac_address, "Settings.SenderMacAddress"),
+    )
+
+
+def _port_name(policy: PortName) -> PortName:
+    values.name(policy.name, "Settings.Name", HcnCode.INVALID_POLICY)
+    return policy
+
+
+_CHECKS: dict[type[PolicyBase], Callable[[Any], Policy]] = {
+    OutBoundNAT: _nat,
+    PortMapping: _mapping,
+    ACL: _acl,
+    SDNRoute: _route,
+    RemoteSubnetRoute: _remote,
+    ProviderAddress: _provider,
+    InterfaceParameters: _mtu,
+    VSID: _vsid,
+    VLAN: _vlan,
+    DrMacAddress: _dr_mac,
+    SourceMacAddress: _source_mac,
+    NetAdapterName: _adapter,
+    VxlanPort: _vxlan_port,
+    NeighborDiscovery: _discovery,
+    PortName: _port_name,
+}

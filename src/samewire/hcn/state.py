@@ -1,0 +1,229 @@
+"""The objects in memory, with the indexes that make every look-up O(1): the authoritative view of what is
+wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
+
+from samewire.hcn.policies import PortMapping
+from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, Object, Route
+from samewire.hcn.switch import Change
+
+Key = tuple[str | int, ...]
+
+
+def _network_keys(network: Network) -> list[Key]:
+    return [("network-name", network.name)]
+
+
+def _endpoint_keys(endpoint: Endpoint) -> list[Key]:
+    keys: list[Key] = [("network", endpoint.network_id), ("mac", endpoint.network_id, endpoint.mac_address)]
+    if endpoint.namespace_id:
+        keys.append(("namespace", endpoint.namespace_id))
+    if endpoint.container_id:
+        keys.append(("container", endpoint.container_id))
+    keys.extend(("ip", endpoint.network_id, entry.ip_address) for entry in endpoint.ip_configurations)
+    keys.extend(
+        {
+            ("mapping", policy.protocol, policy.external_port): None
+            for policy in endpoint.policies
+            if isinstance(policy, PortMapping)
+        }
+    )
+    return keys
+
+
+def _namespace_keys(namespace: Namespace) -> list[Key]:
+    return [("path", namespace.netns_path)] if namespace.netns_path else []
+
+
+def _route_keys(route: Route) -> list[Key]:
+    return [
+        ("network-routes", route.network_id),
+        *(("endpoint-routes", endpoint_id) for endpoint_id in route.endpoint_ids),
+    ]
+
+
+_KEYS = cast(
+    dict[Kind, Callable[[Object], list[Key]]],
+    {
+        Kind.NETWORK: _network_keys,
+        Kind.ENDPOINT: _endpoint_keys,
+        Kind.NAMESPACE: _namespace_keys,
+        Kind.ROUTE: _route_keys,
+    },
+)
+
+
+class View:
+    """The typed look-ups of `samewire.hcn.switch.StoreView`, on top of `get`, `all` and `ids`."""
+
+    def get(self, kind: Kind, object_id: str) -> Object | None:
+        """Return one object, or None."""
+        raise NotImplementedError
+
+    def all(self, kind: Kind) -> list[Object]:
+        """Return all objects of a kind in order of creation."""
+        raise NotImplementedError
+
+    def ids(self, key: Key) -> list[str]:
+        """Return the ids under an index key."""
+        raise NotImplementedError
+
+    def network(self, network_id: str) -> Network | None:
+        """Return a network, or None."""
+        return cast(Network | None, self.get(Kind.NETWORK, network_id))
+
+    def endpoint(self, endpoint_id: str) -> Endpoint | None:
+        """Return an endpoint, or None."""
+        return cast(Endpoint | None, self.get(Kind.ENDPOINT, endpoint_id))
+
+    def namespace(self, namespace_id: str) -> Namespace | None:
+        """Return a namespace, or None."""
+        return cast(Namespace | None, self.get(Kind.NAMESPACE, namespace_id))
+
+    def route(self, route_id: str) -> Route | None:
+        """Return a route, or None."""
+        return cast(Route | None, self.get(Kind.ROUTE, route_id))
+
+    def networks(self) -> list[Network]:
+        """Return all networks."""
+        return cast(list[Network], self.all(Kind.NETWORK))
+
+    def endpoints(self) -> list[Endpoint]:
+        """Return all endpoints."""
+        return cast(list[Endpoint], self.all(Kind.ENDPOINT))
+
+    def namespaces(self) -> list[Namespace]:
+        """Return all namespaces."""
+        return cast(list[Namespace], self.all(Kind.NAMESPACE))
+
+    def routes(self) -> list[Route]:
+        """Return all routes."""
+        return cast(list[Route], self.all(Kind.ROUTE))
+
+    def endpoints_of_network(self, network_id: str) -> list[Endpoint]:
+        """Return the endpoints of a network."""
+        return self._endpoints(("network", network_id))
+
+    def endpoints_of_namespace(self, namespace_id: str) -> list[Endpoint]:
+        """Return the endpoints attached to a namespace."""
+        return self._endpoints(("namespace", namespace_id))
+
+    def endpoints_of_container(self, container_id: str) -> list[Endpoint]:
+        """Return the endpoints made for a container id."""
+        return self._endpoints(("container", container_id))
+
+    def endpoints_of_mapping(self, protocol: int, external_port: int) -> list[Endpoint]:
+        """Return the endpoints with a port mapping of that protocol and external port."""
+        return self._endpoints(("mapping", protocol, external_port))
+
+    def endpoints_of_mac(self, network_id: str, mac: str) -> list[Endpoint]:
+        """Return the endpoints of a network that have a MAC address."""
+        return self._endpoints(("mac", network_id, mac))
+
+    def endpoint_by_ip(self, network_id: str, ip: str) -> Endpoint | None:
+        """Return the endpoint that owns an address in a network, or None."""
+        found = self._endpoints(("ip", network_id, ip))
+        return found[0] if found else None
+
+    def namespace_by_path(self, netns_path: str) -> Namespace | None:
+        """Return the namespace object of a network namespace file, or None."""
+        found = self.ids(("path", netns_path))
+        return self.namespace(found[0]) if found else None
+
+    def network_by_name(self, name: str) -> Network | None:
+        """Return the network of that exact name, or None."""
+        found = self.ids(("network-name", name))
+        return self.network(found[0]) if found else None
+
+    def routes_of_network(self, network_id: str) -> list[Route]:
+        """Return the routes of a network."""
+        return self._routes(("network-routes", network_id))
+
+    def routes_of_endpoint(self, endpoint_id: str) -> list[Route]:
+        """Return the routes that name an endpoint."""
+        return self._routes(("endpoint-routes", endpoint_id))
+
+    def _endpoints(self, key: Key) -> list[Endpoint]:
+        return cast(list[Endpoint], [self.get(Kind.ENDPOINT, found) for found in self.ids(key)])
+
+    def _routes(self, key: Key) -> list[Route]:
+        return cast(list[Route], [self.get(Kind.ROUTE, found) for found in self.ids(key)])
+
+
+class State(View):
+    """All objects, changed only by `apply`."""
+
+    def __init__(self) -> None:
+        self._objects: dict[Kind, dict[str, Object]] = {kind: {} for kind in Kind}
+        self._index: dict[Key, dict[str, None]] = {}
+
+    def get(self, kind: Kind, object_id: str) -> Object | None:
+        """Return one object, or None."""
+        return self._objects[kind].get(object_id)
+
+    def all(self, kind: Kind) -> list[Object]:
+        """Return all objects of a kind in order of creation."""
+        return list(self._objects[kind].values())
+
+    def ids(self, key: Key) -> list[str]:
+        """Return the ids under an index key."""
+        return list(self._index.get(key, ()))
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        """Make changes that have been validated and written."""
+        for change in changes:
+            if change.before is not None:
+                self._unindex(change.kind, change.before)
+            if change.after is None:
+                del self._objects[change.kind][change.id]
+            else:
+                self._objects[change.kind][change.id] = change.after
+                for key in _KEYS[change.kind](change.after):
+                    self._index.setdefault(key, {})[change.id] = None
+
+    def _unindex(self, kind: Kind, value: Object) -> None:
+        for key in _KEYS[kind](value):
+            entries = self._index[key]
+            del entries[value.id]
+            if not entries:
+                del self._index[key]
+
+
+class Pending(View):
+    """A state as it will be after some changes, at a cost proportional to the changes."""
+
+    def __init__(self, base: State, changes: Sequence[Change]) -> None:
+        self._base = base
+        self._after: dict[Kind, dict[str, Object | None]] = {kind: {} for kind in Kind}
+        self._gone: dict[Key, set[str]] = {}
+        self._new: dict[Key, dict[str, None]] = {}
+        for change in changes:
+            self._after[change.kind][change.id] = change.after
+        for kind, objects in self._after.items():
+            for object_id, after in objects.items():
+                before = base.get(kind, object_id)
+                for key in _KEYS[kind](before) if before is not None else ():
+                    self._gone.setdefault(key, set()).add(object_id)
+                for key in _KEYS[kind](after) if after is not None else ():
+                    self._new.setdefault(key, {})[object_id] = None
+
+    def get(self, kind: Kind, object_id: str) -> Object | None:
+        """Return one object as it will be, or None."""
+        if object_id in self._after[kind]:
+            return self._after[kind][object_id]
+        return self._base.get(kind, object_id)
+
+    def all(self, kind: Kind) -> list[Object]:
+        """Return all objects of a kind as they will be."""
+        merged: dict[str, Object | None] = {value.id: value for value in self._base.all(kind)}
+        merged.update(self._after[kind])
+        return [value for value in merged.values() if value is not None]
+
+    def ids(self, key: Key) -> list[str]:
+        """Return the ids that will be under an index key."""
+        gone = self._gone.get(key, ())
+        return [found for found in self._base.ids(key) if found not in gone] + list(self._new.get(key, ()))

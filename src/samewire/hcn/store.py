@@ -1,0 +1,271 @@
+"""The desired store: SQLite on disk (WAL), the same objects in memory.
+
+Look-ups are answered by `Store.state`; the file is written within the same call that changes it, in one
+transaction for all objects of a change. ``synchronous=NORMAL``: nothing is lost when the process dies; a
+power cut may lose the last transactions, and takes the network namespaces they were about with it.
+
+"Cannot be read" is never "empty": a damaged, truncated, foreign, newer or locked file raises `StoreError`.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from samewire.errors import Exhausted
+from samewire.hcn.errors import StoreError
+from samewire.hcn.schema import STRUCTS, Endpoint, Kind, Namespace, Network, NetworkFlags, Route
+from samewire.hcn.state import State
+from samewire.hcn.switch import Change
+
+APPLICATION_ID = 0x53776972  # "Swir": tells our file from any other SQLite file
+SCHEMA_VERSION = 1
+MAX_NUMBER = 2**32 - 1
+
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
+"""What brings a file of version N to N + 1; run in one transaction with the new version number."""
+
+_SCHEMA = f"""
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+CREATE TABLE objects (
+    kind TEXT NOT NULL, id TEXT NOT NULL, position INTEGER NOT NULL, boot_id TEXT NOT NULL, json BLOB NOT NULL,
+    PRIMARY KEY (kind, id)
+) WITHOUT ROWID;
+CREATE TABLE numbers (
+    kind TEXT NOT NULL, key TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (kind, key)
+) WITHOUT ROWID;
+CREATE TABLE counters (kind TEXT NOT NULL PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;
+"""
+_PUT = "INSERT INTO objects VALUES (?, ?, ?, ?, ?) ON CONFLICT (kind, id) DO UPDATE SET json = excluded.json"
+_DECODERS = {kind: msgspec.json.Decoder(struct) for kind, struct in STRUCTS.items()}
+_encode = msgspec.json.Encoder().encode
+
+
+def read_boot_id() -> str:
+    """Return the kernel's id of the present boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def netns_alive(path: str) -> bool:
+    """True if a path is a network namespace that can have outlived a reboot of the node, by being made anew.
+
+    A path below /proc names a process, and after a reboot that is another one.
+    """
+    try:
+        return not path.startswith("/proc/") and os.stat(path).st_dev == os.stat("/proc/self/ns/net").st_dev
+    except OSError:
+        return False
+
+
+class Store:
+    """The objects of one node. One process has it open; all methods are to be called from one thread."""
+
+    def __init__(self, path: Path, boot_id: str | None = None) -> None:
+        """Open the file, or create it when there is none. Raises StoreError."""
+        self.path = path
+        self.state = State()
+        self._boot_id = boot_id or read_boot_id()
+        self._position = 0
+        self._numbers: dict[tuple[str, str], int] = {}
+        self._counters: dict[str, int] = {}
+        try:
+            _create_if_absent(path)
+            self._db = sqlite3.connect(path, timeout=0, isolation_level=None)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(str(path), f"cannot be opened: {error}") from error
+        try:
+            self._prepare()
+            self._load()
+        except sqlite3.Error as error:
+            self._db.close()
+            raise StoreError(str(path), _explain(error)) from error
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def commit(self, changes: Sequence[Change]) -> None:
+        """Write changes in one transaction, then show them in `state`. Raises StoreError (nothing has
+        changed then).
+        """
+        self._transaction(lambda: self._write(changes))
+        self.state.apply(changes)
+
+    def allocate_number(self, kind: str, key: str) -> int:
+        """Return the number of ``key``, the next free one (from 1) when it has none yet.
+
+        A number is never given to another key of the kind, not even after `release_number`, a failed change
+        or a restart. The allocation is its own transaction. Raises Exhausted, StoreError.
+        """
+        known = self._numbers.get((kind, key))
+        if known is not None:
+            return known
+        number = self._counters.get(kind, 0) + 1
+        if number > MAX_NUMBER:
+            raise Exhausted(f"numbers of {kind}", f"all {MAX_NUMBER} have been used")
+        self._counters[kind] = number  # stays even if the write fails: somebody may have seen it
+        self._transaction(lambda: self._write_number(kind, key, number))
+        self._numbers[kind, key] = number
+        return number
+
+    def release_number(self, kind: str, key: str) -> None:
+        """Forget the number of ``key`` (no error when it has none). Raises StoreError."""
+        if (kind, key) in self._numbers:
+            self._transaction(
+                lambda: self._db.execute("DELETE FROM numbers WHERE kind = ? AND key = ?", (kind, key))
+            )
+            del self._numbers[kind, key]
+
+    def numbers(self, kind: str) -> dict[str, int]:
+        """Return all numbers of a kind by key."""
+        return {key: number for (of_kind, key), number in self._numbers.items() if of_kind == kind}
+
+    def prune_after_reboot(self, alive: Callable[[str], bool] = netns_alive) -> list[Change]:
+        """Drop what did not outlive a reboot, and return it. Call before anything else; does nothing in the
+        same boot.
+
+        Gone are non-persistent networks with all that is theirs, and namespaces whose network namespace is
+        gone, with their endpoints. The kernel holds nothing of them, so the switch is not told. Raises
+        StoreError.
+        """
+        try:
+            rows = self._db.execute(
+                "SELECT kind, id FROM objects WHERE boot_id != ?", (self._boot_id,)
+            ).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(str(self.path), _explain(error)) from error
+        changes = _casualties(self.state, [(Kind(kind), object_id) for kind, object_id in rows], alive)
+        self.commit(changes)
+        return changes
+
+    def _prepare(self) -> None:
+        """Take the lock, check that the file is ours and whole, and bring it to the present version."""
+        db = self._db
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if verdict != "ok":
+            raise StoreError(str(self.path), f"the database is damaged: {verdict}")
+        if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise StoreError(str(self.path), "this is no database of Samewire")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise StoreError(
+                str(self.path),
+                f"written by a newer Samewire (version {version}, this one knows {SCHEMA_VERSION})",
+            )
+        db.execute("BEGIN EXCLUSIVE")
+        for step in range(version, SCHEMA_VERSION):
+            MIGRATIONS[step](db)
+            db.execute(f"PRAGMA user_version = {step + 1}")
+        db.execute("COMMIT")
+
+    def _load(self) -> None:
+        """Read everything into memory; a row that cannot be read is an error, not an absence."""
+        for kind, object_id, position, data in self._db.execute(
+            "SELECT kind, id, position, json FROM objects ORDER BY position"
+        ):
+            try:
+                value = _DECODERS[Kind(kind)].decode(data)
+            except (ValueError, msgspec.MsgspecError) as error:
+                raise StoreError(str(self.path), f"{kind} {object_id} cannot be read: {error}") from error
+            self.state.apply([Change(Kind(kind), object_id, None, value)])
+            self._position = position
+        for kind, key, number in self._db.execute("SELECT kind, key, number FROM numbers"):
+            self._numbers[kind, key] = number
+        self._counters.update(self._db.execute("SELECT kind, last FROM counters").fetchall())
+
+    def _transaction(self, write: Callable[[], object]) -> None:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                write()
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise StoreError(str(self.path), _explain(error)) from error
+
+    def _write(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.after is None:
+                self._db.execute(
+                    "DELETE FROM objects WHERE kind = ? AND id = ?", (change.kind.value, change.id)
+                )
+            else:
+                self._position += 1
+                row = (change.kind.value, change.id, self._position, self._boot_id, _encode(change.after))
+                self._db.execute(_PUT, row)
+
+    def _write_number(self, kind: str, key: str, number: int) -> None:
+        self._db.execute(
+            "INSERT INTO counters VALUES (?, ?) ON CONFLICT (kind) DO UPDATE SET last = excluded.last",
+            (kind, number),
+        )
+        self._db.execute("INSERT INTO numbers VALUES (?, ?, ?)", (kind, key, number))
+
+
+def _casualties(state: State, old: Iterable[tuple[Kind, str]], alive: Callable[[str], bool]) -> list[Change]:
+    """Return the deletions that a reboot means for the objects written before it."""
+    endpoints: dict[str, Endpoint] = {}
+    routes: dict[str, Route | None] = {}
+    holders: list[Network | Namespace] = []
+    for kind, object_id in old:
+        value = state.get(kind, object_id)
+        if isinstance(value, Network) and value.flags & NetworkFlags.ENABLE_NON_PERSISTENT:
+            routes.update((route.id, None) for route in state.routes_of_network(value.id))
+            endpoints.update((endpoint.id, endpoint) for endpoint in state.endpoints_of_network(value.id))
+            holders.append(value)
+        elif isinstance(value, Namespace) and value.netns_path and not alive(value.netns_path):
+            endpoints.update((endpoint.id, endpoint) for endpoint in state.endpoints_of_namespace(value.id))
+            holders.append(value)
+    for route in [route for endpoint_id in endpoints for route in state.routes_of_endpoint(endpoint_id)]:
+        rest = tuple(endpoint_id for endpoint_id in route.endpoint_ids if endpoint_id not in endpoints)
+        # a route without endpoints would be one for the whole network
+        routes.setdefault(route.id, msgspec.structs.replace(route, endpoint_ids=rest) if rest else None)
+    return [
+        *(Change(Kind.ROUTE, route_id, state.route(route_id), after) for route_id, after in routes.items()),
+        *(Change(Kind.ENDPOINT, endpoint.id, endpoint, None) for endpoint in endpoints.values()),
+        *(Change(_kind_of(holder), holder.id, holder, None) for holder in holders),
+    ]
+
+
+def _kind_of(holder: Network | Namespace) -> Kind:
+    return Kind.NETWORK if isinstance(holder, Network) else Kind.NAMESPACE
+
+
+def _create_if_absent(path: Path) -> None:
+    """Make a complete new file under another name, so that a short or empty one is always damage."""
+    if path.exists():
+        if path.stat().st_size == 0:
+            raise StoreError(str(path), "the file is empty; a database of Samewire never is")
+        return
+    if path.with_name(path.name + "-wal").exists():
+        raise StoreError(str(path), "the database is gone but its write-ahead log is there")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    db = sqlite3.connect(new, isolation_level=None)
+    try:
+        db.executescript(_SCHEMA)
+    finally:
+        db.close()
+    new.rename(path)
+
+
+def _explain(error: sqlite3.Error) -> str:
+    if "locked" in str(error):
+        return "another process has the database open"
+    return f"the database cannot be used: {error}"

@@ -1,0 +1,159 @@
+"""Canonical forms of the values HCN carries as text: GUIDs, MACs, addresses, prefixes, names."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
+
+from samewire.hcn.codec import fail
+from samewire.hcn.errors import HcnCode
+
+ZERO_GUID = "00000000-0000-0000-0000-000000000000"
+MAX_NAME = 256
+MAX_PATH = 4096
+
+_GUID = re.compile(r"[0-9A-F]{8}-(?:[0-9A-F]{4}-){3}[0-9A-F]{12}")
+_MAC = re.compile(r"[0-9A-F]{2}([-:]?)[0-9A-F]{2}(?:\1[0-9A-F]{2}){4}")
+_IFNAME = re.compile(r"[^\s/:\x00-\x1f\x7f]{1,15}")
+_DOMAIN = re.compile(r"[A-Za-z0-9_.-]{1,253}")
+_OPTION = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+def new_guid() -> str:
+    """Return a new random id."""
+    return str(uuid.uuid4()).upper()
+
+
+def guid(text: str, path: str) -> str:
+    """Return a GUID in upper case, without braces. Raises HcnError."""
+    plain = text.upper().removeprefix("{").removesuffix("}")
+    if not _GUID.fullmatch(plain):
+        fail(path, f"{text[:64]!r} is not a GUID", HcnCode.GUID_CONVERSION_FAILURE)
+    return plain
+
+
+def guid_or_new(text: str, path: str) -> str:
+    """Return a GUID in upper case; a new one for nothing or the zero GUID. Raises HcnError."""
+    plain = guid(text, path) if text else ZERO_GUID
+    return new_guid() if plain == ZERO_GUID else plain
+
+
+@lru_cache(maxsize=4096)
+def _mac(text: str) -> str | None:
+    upper = text.upper()
+    if not _MAC.fullmatch(upper):
+        return None
+    digits = upper.replace("-", "").replace(":", "")
+    return "-".join(digits[index : index + 2] for index in range(0, 12, 2))
+
+
+def mac(text: str, path: str, code: HcnCode = HcnCode.INVALID_POLICY) -> str:
+    """Return a unicast MAC address with dashes, in upper case. Raises HcnError."""
+    canonical = _mac(text)
+    if canonical is None:
+        fail(path, f"{text[:64]!r} is not a MAC address such as 00-15-5D-52-C0-00", code)
+    if int(canonical[1], 16) & 1 or canonical == "00-00-00-00-00-00":
+        fail(path, f"{canonical} is not the MAC address of one station", code)
+    return canonical
+
+
+@lru_cache(maxsize=4096)
+def _ip(text: str) -> str | None:
+    try:
+        return None if "%" in text else str(ip_address(text))
+    except ValueError:
+        return None
+
+
+def ip(text: str, path: str) -> str:
+    """Return an IP address in its shortest form. Raises HcnError(INVALID_IP)."""
+    canonical = _ip(text)
+    if canonical is None:
+        fail(path, f"{text[:64]!r} is not an IP address", HcnCode.INVALID_IP)
+    return canonical
+
+
+def optional_ip(text: str, path: str) -> str:
+    """Return an IP address in its shortest form, or "". Raises HcnError(INVALID_IP)."""
+    return ip(text, path) if text else ""
+
+
+def station_ip(text: str, path: str) -> str:
+    """Return an address that one host can have: not unspecified, not multicast, not broadcast. Raises
+    HcnError.
+    """
+    canonical = ip(text, path)
+    parsed = ip_address(canonical)
+    if parsed.is_unspecified or parsed.is_multicast or canonical == "255.255.255.255":
+        fail(path, f"{canonical} cannot be the address of a host", HcnCode.INVALID_IP)
+    return canonical
+
+
+@lru_cache(maxsize=4096)
+def _prefix(text: str) -> tuple[str, bool] | None:
+    """Return a prefix with its host bits cleared, and whether there were any."""
+    if "%" in text or text.count("/") > 1:
+        return None
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        return None
+    host = text.partition("/")[0]
+    return str(network), ip_address(host) != network.network_address
+
+
+def prefix(text: str, path: str) -> str:
+    """Return a prefix in canonical form; host bits are refused. Raises HcnError(INVALID_PREFIX)."""
+    found = _prefix(text)
+    if found is None:
+        fail(path, f"{text[:64]!r} is not a prefix such as 10.244.1.0/24", HcnCode.INVALID_PREFIX)
+    if found[1]:
+        fail(path, f"{text} has host bits set; the prefix is {found[0]}", HcnCode.INVALID_PREFIX)
+    return found[0]
+
+
+def address_or_prefix(text: str, path: str) -> str:
+    """Return an item of an address list: an address stays one, a prefix loses its host bits. Raises
+    HcnError.
+    """
+    found = _prefix(text)
+    if found is None:
+        fail(path, f"{text[:64]!r} is neither an address nor a prefix", HcnCode.INVALID_PREFIX)
+    return found[0] if "/" in text else ip(text, path)
+
+
+def name(text: str, path: str, code: HcnCode) -> str:
+    """Return a name that can be shown on one line. Raises HcnError."""
+    if len(text) > MAX_NAME or not text.isprintable():
+        fail(path, f"expected at most {MAX_NAME} printable characters", code)
+    return text
+
+
+def interface_name(text: str, path: str, code: HcnCode = HcnCode.INVALID_ENDPOINT) -> str:
+    """Return a valid Linux interface name, or "". Raises HcnError."""
+    if text and (not _IFNAME.fullmatch(text) or text in (".", "..") or len(text.encode()) > 15):
+        fail(path, f"{text[:64]!r} is not an interface name (at most 15 bytes, no '/', ':' or space)", code)
+    return text
+
+
+def netns_path(text: str, path: str) -> str:
+    """Return the absolute path of a network namespace file, or "". Raises HcnError."""
+    if text and (not text.startswith("/") or len(text) >= MAX_PATH or not text.isprintable()):
+        fail(path, "expected an absolute path", HcnCode.INVALID_JSON)
+    return text
+
+
+def domain(text: str, path: str) -> str:
+    """Return a DNS domain fit for resolv.conf. Raises HcnError."""
+    if not _DOMAIN.fullmatch(text):
+        fail(path, f"{text[:64]!r} is not a DNS domain", HcnCode.INVALID_JSON)
+    return text
+
+
+def resolver_option(text: str, path: str) -> str:
+    """Return a resolver option fit for resolv.conf. Raises HcnError."""
+    if not _OPTION.fullmatch(text):
+        fail(path, f"{text[:64]!r} is not a resolver option", HcnCode.INVALID_JSON)
+    return text
