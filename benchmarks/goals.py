@@ -1,0 +1,124 @@
+"""The cases and their goals, in one place: what is compared with what, and the least ratio that passes.
+
+A ratio counts how many times better the subject is (more throughput, less time), so that at least the goal is
+always a pass. A goal against a fixed limit has the peer "limit".
+"""
+
+from __future__ import annotations
+
+from benchmarks import ours, peers
+from benchmarks.case import Case, Comparison
+from benchmarks.cni import Cni
+from benchmarks.datapath import Datapath
+from benchmarks.ours import NAME
+from benchmarks.packet_cost import MANY_RULES_NAME, PacketCost
+from benchmarks.scale import Scale
+
+MODES = ("stream", "rr", "udp_rr", "crr")
+LIMIT = "limit"
+
+# "Independent of the number of rules": within this of the figure with few.
+RULES_TOLERANCE = 0.9
+
+
+def _context(modes: tuple[str, ...], limit: str, *names: str) -> tuple[Comparison, ...]:
+    """Lines without a goal: every scenario beside the limit of the topology."""
+    return tuple(Comparison(mode, name, limit) for name in names for mode in modes)
+
+
+def _inserts() -> Comparison:
+    return Comparison("flow_inserts", NAME)
+
+
+def _same_node() -> Datapath:
+    raw, stateless = peers.RawVeth.name, peers.Stateless.name
+    bridge, masq = peers.BridgePods.name, peers.BridgeMasqPods.name
+    of_stateless = {"stream": 0.95, "rr": 0.95, "udp_rr": 0.93, "crr": 0.85}
+    comparisons = (
+        *(Comparison(mode, NAME, stateless, goal) for mode, goal in of_stateless.items()),
+        *(Comparison(mode, NAME, masq, 1.0) for mode in MODES),
+        *(Comparison(mode, NAME, bridge) for mode in MODES),
+        _inserts(),
+        *_context(MODES, raw, NAME, stateless, bridge, masq),
+    )
+    scenarios = (peers.RawVeth, peers.Stateless, ours.SameNode, peers.BridgePods, peers.BridgeMasqPods)
+    return Datapath("same-node", scenarios, MODES, comparisons)
+
+
+def _overlay() -> Datapath:
+    raw, vxlan = peers.RawVeth.name, peers.KernelVxlan.name
+    comparisons = (
+        Comparison("stream", NAME, vxlan, 0.95),
+        Comparison("rr", NAME, vxlan, 1.15, 1.3),
+        Comparison("udp_rr", NAME, vxlan, 1.15, 1.3),
+        Comparison("crr", NAME, vxlan, 1.0, 1.3),
+        _inserts(),
+        *_context(MODES, raw, NAME, vxlan),
+    )
+    return Datapath("overlay", (peers.RawVeth, ours.CrossNodeOverlay, peers.KernelVxlan), MODES, comparisons)
+
+
+def _l2bridge() -> Datapath:
+    raw, routed = peers.RawVeth.name, peers.KernelHostGateway.name
+    comparisons = (
+        Comparison("stream", NAME, routed, 1.0),
+        Comparison("rr", NAME, routed, 1.15, 1.3),
+        Comparison("udp_rr", NAME, routed, 1.15, 1.3),
+        Comparison("crr", NAME, routed, 1.0, 1.3),
+        _inserts(),
+        *_context(MODES, raw, NAME, routed),
+    )
+    scenarios = (peers.RawVeth, ours.CrossNodeL2Bridge, peers.KernelHostGateway)
+    return Datapath("l2bridge", scenarios, MODES, comparisons)
+
+
+def _outside() -> Datapath:
+    raw, masq, modes = peers.RawVeth.name, peers.KernelMasquerade.name, ("rr", "crr")
+    comparisons = (
+        *(Comparison(mode, NAME, masq, 1.3) for mode in modes),
+        _inserts(),
+        *_context(modes, raw, NAME, masq),
+    )
+    return Datapath("outside", (peers.RawVeth, ours.Outside, peers.KernelMasquerade), modes, comparisons)
+
+
+def _cni() -> Cni:
+    plain, masq = "bridge", "bridge + ipMasq"
+    goals = {
+        "add_median": (3.0, 8.0),
+        "add_p99": (3.0, 8.0),
+        "add_parallel": (4.0, 8.0),
+        "del_median": (5.0, 15.0),
+        "del_p99": (None, None),
+        "del_parallel": (None, None),
+    }
+    pairs = [
+        (metric, peer, goals[metric][index]) for metric in goals for index, peer in enumerate((plain, masq))
+    ]
+    return Cni(tuple(Comparison(metric, NAME, peer, goal) for metric, peer, goal in pairs))
+
+
+def _packet_cost() -> PacketCost:
+    return PacketCost(
+        (
+            Comparison("first_packet", NAME),
+            Comparison("first_packet", MANY_RULES_NAME, NAME),
+            Comparison("later_packet", NAME),
+            Comparison("later_packet", MANY_RULES_NAME, NAME, RULES_TOLERANCE),
+        )
+    )
+
+
+def _scale() -> Scale:
+    return Scale(
+        (
+            Comparison("cpu", NAME, LIMIT, 1.0, limit=1.0),
+            Comparison("memory", NAME, LIMIT, 1.0, limit=80.0),
+        )
+    )
+
+
+def cases() -> dict[str, Case]:
+    """All cases by name, in the order they run."""
+    made = (_cni(), _same_node(), _overlay(), _l2bridge(), _outside(), _packet_cost(), _scale())
+    return {case.name: case for case in made}
