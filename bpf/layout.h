@@ -125,6 +125,8 @@ struct sw_config {
 };
 
 #define SW_CONFIG_CSUM_IPV6 1 /* bpf_l4_csum_replace knows BPF_F_IPV6 */
+#define SW_CONFIG_EVENTS 2    /* somebody reads sw_events */
+#define SW_CONFIG_CHECKSUM_OUTER 4 /* UDP checksums on the tunnel over IPv4 too (over IPv6 always) */
 
 /* ---- sw_ports: hash[SW_MAX_PORTS], key: ifindex of the host end (never reused in a namespace) ---------------
  * Writer: daemon. Readers: all programs. A change of policy draws a new generation: flows of older ones are
@@ -150,6 +152,7 @@ struct sw_port {
 #define SW_PORT_CAP_IN 4      /* bandwidth cap towards the endpoint: deliver through the host end's TBF */
 #define SW_PORT_CAP_OUT 8     /* bandwidth cap from the endpoint: sw_buckets */
 #define SW_PORT_NO_GUARD 16   /* spoof guard off */
+#define SW_PORT_NAT_EXPLICIT 32 /* nat_set has EXPLICIT prefixes: replies inside the network need a flow too */
 
 #define SW_ACL_IN 0
 #define SW_ACL_OUT 1
@@ -445,7 +448,7 @@ struct sw_socket {
 };
 
 /* ---- sw_events: ring buffer ----------------------------------------------------------------------------------
- * Drops, one record each, when SW_EVENTS_DROPS is set by a reader (sw_events_on[0] != 0).
+ * Drops, one record each, while SW_CONFIG_EVENTS is set.
  */
 struct sw_drop_event {
 	__u64 time_ns;
@@ -470,6 +473,15 @@ struct sw_trace_input {
 	__u8 arrival;
 	__u8 family; /* of tunnel_source */
 	__u8 reserved[2];
+};
+
+/* ---- sw_cursors: array[1] -----------------------------------------------------------------------------------
+ * Writers: all programs (insert, recycle), ageing timer (age).
+ */
+struct sw_cursors {
+	__u64 insert;
+	__u64 recycle;
+	__u64 age;
 };
 
 /* sw_trace_output: array[1]. Writer: traced program. One step a layer, in order. */

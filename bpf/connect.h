@@ -1,0 +1,518 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * connect.h - from a decision to flow entries, and from flow entries to a packet's fate.
+ *
+ * sw_switch() is the whole of a packet's way once the arrival is known: one look-up of the unified flow; a hit is
+ * applied, a stale hit is re-decided, a miss walks the layers.
+ */
+#ifndef SAMEWIRE_CONNECT_H
+#define SAMEWIRE_CONNECT_H
+
+#include "deliver.h"
+#include "first.h"
+#include "flow.h"
+
+#define SW_STALE (-101)
+#define SW_FULL (-102)
+
+SW_INLINE void sw_copy_action(struct sw_action *to, const struct sw_action *from)
+{
+	to->fate = from->fate;
+	to->flags = from->flags;
+	to->source_port = from->source_port;
+	to->destination_port = from->destination_port;
+	to->reserved = 0;
+	to->target = from->target;
+	sw_copy_address(&to->source, &from->source);
+	sw_copy_address(&to->destination, &from->destination);
+}
+
+/* Applies p->chosen to the packet in hand. */
+__noinline int sw_finish(struct __sk_buff *skb)
+{
+	struct sw_packet *p = sw_packet_here();
+	struct sw_nexthop *hop = 0;
+	struct sw_port *port = 0;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	switch (p->chosen.fate) {
+	case SW_TO_PORT:
+		port = sw_find_port(p->chosen.target);
+		if (!port)
+			return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ENDPOINT);
+		break;
+	case SW_TO_UPLINK:
+	case SW_TO_TUNNEL:
+		hop = sw_find_nexthop(p->chosen.target);
+		if (!hop)
+			return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_NEXTHOP);
+		break;
+	case SW_TO_HOST:
+		break;
+	default:
+		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
+	}
+	return sw_apply(skb, p, &p->chosen, port, hop);
+}
+
+/* Where the search for a free SNAT port begins: spread by the connection, the same in the simulator. */
+SW_INLINE __u32 sw_hash_word(__u32 hash, __u32 word)
+{
+	hash = (hash ^ word) * 0x9e3779b1;
+	return hash ^ hash >> 15;
+}
+
+SW_INLINE __u32 sw_hash_tuple(const struct sw_tuple *t)
+{
+	const __be32 *s = (const __be32 *)t->source.b;
+	const __be32 *d = (const __be32 *)t->destination.b;
+	__u32 hash = 0;
+	int i;
+
+	for (i = 0; i < 4; i++)
+		hash = sw_hash_word(hash, bpf_ntohl(s[i]));
+	for (i = 0; i < 4; i++)
+		hash = sw_hash_word(hash, bpf_ntohl(d[i]));
+	return sw_hash_word(hash, (__u32)bpf_ntohs(t->source_port) << 16 | bpf_ntohs(t->destination_port));
+}
+
+/* The rewriting parts of both directions, from p->first and p->out. */
+SW_INLINE void sw_compose(struct sw_packet *p)
+{
+	if (!sw_same_address(&p->out.source, &p->first.source) || p->out.source_port != p->first.source_port) {
+		p->forward.flags |= SW_REWRITE_SOURCE;
+		p->reverse.flags |= SW_REWRITE_DESTINATION;
+	}
+	if (!sw_same_address(&p->out.destination, &p->first.destination) ||
+	    p->out.destination_port != p->first.destination_port) {
+		p->forward.flags |= SW_REWRITE_DESTINATION;
+		p->reverse.flags |= SW_REWRITE_SOURCE;
+	}
+	sw_copy_address(&p->forward.source, &p->out.source);
+	sw_copy_address(&p->forward.destination, &p->out.destination);
+	p->forward.source_port = p->out.source_port;
+	p->forward.destination_port = p->out.destination_port;
+	sw_copy_address(&p->reverse.source, &p->first.destination);
+	sw_copy_address(&p->reverse.destination, &p->first.source);
+	p->reverse.source_port = p->first.destination_port;
+	p->reverse.destination_port = p->first.source_port;
+}
+
+/* Fills the common part of p->flow. */
+SW_INLINE void sw_start_flow(struct sw_packet *p, __u8 direction, __u8 flags)
+{
+	struct sw_flow *flow = &p->flow;
+
+	flow->port[0] = p->port[0];
+	flow->port[1] = p->port[1];
+	flow->generation[0] = p->generation[0];
+	flow->generation[1] = p->generation[1];
+	flow->rule[0] = p->rule[0];
+	flow->rule[1] = p->rule[1];
+	flow->seen_tick = sw_now_tick();
+	flow->slot = 0;
+	flow->peer_scope = 0;
+	flow->flags = flags | (direction ? SW_FLOW_INITIATOR : 0);
+	flow->tcp[0] = flags & SW_FLOW_SECOND ? 0 : p->tcp_flags;
+	flow->tcp[1] = 0;
+	flow->arrival = p->first_arrival;
+	flow->reserved[0] = 0;
+	flow->reserved[1] = 0;
+}
+
+SW_INLINE void sw_set_action(struct sw_flow *flow, __u8 direction, const struct sw_action *action)
+{
+	if (direction)
+		sw_copy_action(&flow->action[1], action);
+	else
+		sw_copy_action(&flow->action[0], action);
+}
+
+#ifdef TRACE
+SW_INLINE int sw_try(struct sw_packet *p, const struct sw_flow_key *key)
+{
+	return bpf_map_lookup_elem(&sw_flows, key) ? SW_EEXIST : 0;
+}
+#else
+SW_INLINE int sw_try(struct sw_packet *p, const struct sw_flow_key *key)
+{
+	return sw_insert(key);
+}
+#endif
+
+/* Inserts the second entry (the target's side) under the tuple p->out. */
+__noinline int sw_try_second(void)
+{
+	struct sw_packet *p = sw_packet_here();
+	struct sw_flow *flow;
+
+	if (!p)
+		return -22;
+	flow = &p->flow;
+	p->other_direction = sw_key_of(&p->other, &p->out, p->out_scope, p->family, p->protocol);
+	sw_compose(p);
+	sw_start_flow(p, p->other_direction, SW_FLOW_PAIR | SW_FLOW_SECOND);
+	flow->peer_scope = p->first_scope;
+	__builtin_memset(flow->action, 0, sizeof(flow->action));
+	sw_set_action(flow, !p->other_direction, &p->reverse);
+	return sw_try(p, &p->other);
+}
+
+/* A second entry is in our way. If its first one is gone it is a leftover: remove it. Returns 1 if it was. */
+SW_INLINE int sw_clear_orphan(struct sw_packet *p)
+{
+#ifndef TRACE
+	struct sw_flow *held = bpf_map_lookup_elem(&sw_flows, &p->other);
+
+	if (!held || !(held->flags & SW_FLOW_SECOND))
+		return 0;
+	sw_partner_key(&p->other, held, &p->flow_key);
+	if (bpf_map_lookup_elem(&sw_flows, &p->flow_key))
+		return 0;
+	sw_remove_entry(&p->other, held->slot);
+	return 1;
+#else
+	return 0;
+#endif
+}
+
+/* Which source ports may be tried: a slice of the pool that starts at a place of the connection's own. */
+static long sw_try_port(__u32 index, void *context)
+{
+	int *result = context;
+	struct sw_packet *p = sw_packet_here();
+	struct sw_config *config = sw_config_here();
+	__u32 low, size, port;
+
+	if (!p || !config)
+		return 1;
+	low = config->nat_port_low;
+	size = config->nat_port_high - low + 1;
+	port = ((__u64)sw_hash_tuple(&p->first) * size >> 32) + index;
+	port = low + (port >= size ? port - size : port);
+	p->out.source_port = bpf_htons(port);
+	*result = sw_try_second();
+	if (*result == SW_EEXIST)
+		sw_count(SW_COUNTER_NAT_RETRIES);
+	return *result != SW_EEXIST;
+}
+
+/* Inserts the second entry, choosing a source port where one must or can be chosen. */
+__noinline int sw_insert_second(void)
+{
+	struct sw_packet *p = sw_packet_here();
+	struct sw_config *config = sw_config_here();
+	int result = SW_EEXIST;
+	__u32 tries;
+
+	if (!p || !config || config->nat_port_high < config->nat_port_low)
+		return -22;
+	if (!p->wants_snat || !(p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP || sw_is_icmp(p))) {
+		result = sw_try_second();
+		if (result == SW_EEXIST && sw_clear_orphan(p))
+			result = sw_try_second();
+		if (result != SW_EEXIST)
+			return result;
+	}
+	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP && !(sw_is_icmp(p) && p->first.source_port))
+		return SW_EEXIST;
+	tries = config->nat_port_high - config->nat_port_low + 1;
+	if (tries > SW_NAT_TRIES)
+		tries = SW_NAT_TRIES;
+	bpf_loop(tries, sw_try_port, &result, 0);
+	return result;
+}
+
+SW_INLINE int sw_insert_failed(struct sw_packet *p, int error)
+{
+	if (error != SW_EEXIST)
+		return SW_FULL;
+	if (sw_has_ports(p->protocol) || sw_is_icmp(p))
+		return sw_drop_at(p, p->first_port, SW_LAYER_NAT, SW_REASON_NAT_EXHAUSTED, 0);
+	return sw_drop_at(p, p->first_port, SW_LAYER_NAT, SW_REASON_NAT_PROTOCOL, 0);
+}
+
+/* Another CPU (or a crossing first packet) has inserted this very flow: its decision is the flow's. */
+SW_INLINE int sw_adopt(struct sw_packet *p)
+{
+	struct sw_flow *flow = bpf_map_lookup_elem(&sw_flows, &p->flow_key);
+
+	if (!flow)
+		return sw_drop(p, SW_LAYER_FLOW, SW_REASON_INTERNAL);
+	sw_count(SW_COUNTER_FLOW_ADOPTED);
+	sw_copy_action(&p->chosen, p->direction ? &flow->action[1] : &flow->action[0]);
+	return SW_GO_ON;
+}
+
+/* Inserts what the walk decided, for the first packet in hand. Leaves its action in p->chosen. May return SW_FULL. */
+__noinline int sw_create(struct __sk_buff *skb)
+{
+	struct sw_packet *p = sw_packet_here();
+	struct sw_flow *flow;
+	__u8 direction, pair;
+	int error;
+
+	SW_USE_CONTEXT(skb);
+	if (!p)
+		return TC_ACT_SHOT;
+	flow = &p->flow;
+	/* Only a request may open an ICMP flow that is to be translated: other types have no identifier. */
+	if (p->wants_snat && sw_is_icmp(p) && !p->first.source_port)
+		return sw_drop_at(p, p->first_port, SW_LAYER_NAT, SW_REASON_NAT_PROTOCOL, 0);
+	direction = sw_key_of(&p->flow_key, &p->first, p->first_scope, p->family, p->protocol) & 1;
+	p->other_direction = sw_key_of(&p->other, &p->out, p->out_scope, p->family, p->protocol);
+	pair = p->wants_snat || !sw_same_key(&p->flow_key, &p->other);
+	if (pair) {
+		error = sw_insert_second();
+		if (error)
+			return sw_insert_failed(p, error);
+		/* sw_clear_orphan() may have used the room for our own key. */
+		direction = sw_key_of(&p->flow_key, &p->first, p->first_scope, p->family, p->protocol) & 1;
+	}
+	sw_compose(p);
+	sw_start_flow(p, direction, pair ? SW_FLOW_PAIR : 0);
+	sw_set_action(flow, direction, &p->forward);
+	if (pair) {
+		flow->peer_scope = p->out_scope;
+		p->chosen.fate = SW_TO_NOWHERE;
+		sw_set_action(flow, !direction, &p->chosen);
+	} else {
+		sw_set_action(flow, !direction, &p->reverse);
+	}
+#ifndef TRACE
+	error = sw_try(p, &p->flow_key);
+	if (error && pair) {
+		struct sw_flow *second = bpf_map_lookup_elem(&sw_flows, &p->other);
+
+		if (second)
+			sw_remove_entry(&p->other, second->slot);
+	}
+	if (error == SW_EEXIST)
+		return sw_adopt(p);
+	if (error)
+		return sw_insert_failed(p, error);
+#endif
+	sw_copy_action(&p->chosen, &p->forward);
+	return SW_GO_ON;
+}
+
+/* A packet without a flow: the walk, then a flow if the decision needs one. */
+__noinline int sw_first_packet(struct __sk_buff *skb)
+{
+	struct sw_packet *p = sw_packet_here();
+	int verdict;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	sw_copy_tuple(&p->first, &p->tuple);
+	p->first_arrival = p->arrival;
+	p->first_scope = p->scope;
+	p->first_port = p->port_id;
+	verdict = sw_walk(skb);
+	if (verdict != SW_GO_ON)
+		return verdict;
+	sw_count(SW_COUNTER_FIRST_PACKETS);
+	if (!p->needs_flow) {
+		sw_count(SW_COUNTER_STATELESS);
+		sw_copy_action(&p->chosen, &p->forward);
+	} else {
+		verdict = sw_create(skb);
+#ifndef TRACE
+		if (verdict == SW_FULL && sw_recycle())
+			verdict = sw_create(skb);
+#endif
+		if (verdict == SW_FULL)
+			return sw_drop_at(p, p->first_port, SW_LAYER_FLOW, SW_REASON_FLOW_TABLE_FULL, 0);
+		if (verdict != SW_GO_ON)
+			return verdict;
+	}
+	return sw_finish(skb);
+}
+
+/*
+ * A flow's port or next hop has changed since it was decided. The initiator's tuple walks the layers again: if it is
+ * still allowed to the same target, both entries are brought up to date in place (an established NAT mapping stays);
+ * otherwise the flow is removed, and only the initiator's own packet may open a new one (SW_GO_ON).
+ */
+__noinline int sw_redecide(struct __sk_buff *skb)
+{
+#ifdef TRACE
+	SW_USE_CONTEXT(skb);
+	return SW_GO_ON;
+#else
+	struct sw_packet *p = sw_packet_here();
+	struct sw_flow *flow, *first, *second;
+	__u8 initiator, side;
+	int verdict;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	flow = bpf_map_lookup_elem(&sw_flows, &p->key);
+	if (!flow)
+		return SW_GO_ON;
+	sw_count(SW_COUNTER_FLOW_REDECIDED);
+	side = p->direction != (flow->flags & SW_FLOW_INITIATOR);
+	first = flow;
+	second = flow;
+	sw_copy_key(&p->flow_key, &p->key);
+	if (flow->flags & SW_FLOW_PAIR) {
+		sw_partner_key(&p->key, flow, &p->other);
+		if (flow->flags & SW_FLOW_SECOND) {
+			first = bpf_map_lookup_elem(&sw_flows, &p->other);
+			sw_copy_key(&p->flow_key, &p->other);
+		} else {
+			second = bpf_map_lookup_elem(&sw_flows, &p->other);
+		}
+	}
+	if (!first || !second) {
+		sw_remove_flow(&p->key, flow, &p->other);
+		return side ? sw_drop(p, SW_LAYER_FLOW, SW_REASON_NO_ENDPOINT) : SW_GO_ON;
+	}
+
+	initiator = first->flags & SW_FLOW_INITIATOR;
+	sw_tuple_of_key(&p->first, &p->flow_key, initiator);
+	p->first_arrival = first->arrival;
+	p->first_scope = p->flow_key.scope;
+	p->first_port = first->port[0];
+	verdict = sw_walk(skb);
+	if (verdict == SW_GO_ON) {
+		struct sw_action *forward = initiator ? &first->action[1] : &first->action[0];
+		/* A second entry serves !initiator of its own key; a single one the same of its only key. */
+		__u8 back = !(second->flags & SW_FLOW_INITIATOR);
+		struct sw_action *reverse = back ? &second->action[1] : &second->action[0];
+		int same = forward->flags & SW_REWRITE_DESTINATION ?
+				   sw_same_address(&forward->destination, &p->out.destination) &&
+					   forward->destination_port == p->out.destination_port :
+				   sw_same_address(&p->first.destination, &p->out.destination) &&
+					   p->first.destination_port == p->out.destination_port;
+
+		if (same) {
+			forward->fate = p->forward.fate;
+			forward->target = p->forward.target;
+			reverse->fate = p->reverse.fate;
+			reverse->target = p->reverse.target;
+			first->port[1] = p->port[1];
+			second->port[1] = p->port[1];
+			first->rule[0] = p->rule[0];
+			first->rule[1] = p->rule[1];
+			first->generation[0] = p->generation[0];
+			first->generation[1] = p->generation[1];
+			second->generation[0] = p->generation[0];
+			second->generation[1] = p->generation[1];
+			sw_copy_action(&p->chosen, side ? reverse : forward);
+			return sw_finish(skb);
+		}
+	}
+	sw_remove_flow(&p->key, flow, &p->other);
+	if (verdict != SW_GO_ON)
+		return verdict;
+	return side ? sw_drop(p, SW_LAYER_FLOW, SW_REASON_NO_ENDPOINT) : SW_GO_ON;
+#endif
+}
+
+/* A pure SYN on a flow: has the old connection ended? Then it is removed, and the SYN walks as a first packet. */
+static __noinline int sw_is_reopened(struct sw_packet *p, struct sw_flow *flow)
+{
+#ifndef TRACE
+	__u8 initiator = flow->tcp[0], target = flow->tcp[1];
+
+	if (flow->flags & SW_FLOW_PAIR) {
+		struct sw_flow *other;
+
+		sw_partner_key(&p->key, flow, &p->other);
+		other = bpf_map_lookup_elem(&sw_flows, &p->other);
+		if (other) {
+			initiator |= other->tcp[0];
+			target |= other->tcp[1];
+		}
+	}
+	if (!((initiator | target) & (SW_TCP_FIN | SW_TCP_RST)))
+		return 0;
+	sw_remove_flow(&p->key, flow, &p->other);
+#endif
+	return 1;
+}
+
+SW_INLINE void sw_touch(struct sw_packet *p, struct sw_flow *flow, __u8 side)
+{
+#ifndef TRACE
+	__u32 now = sw_now_tick();
+	__u8 *seen = side ? &flow->tcp[1] : &flow->tcp[0];
+
+	if (flow->seen_tick != now)
+		flow->seen_tick = now;
+	if (p->tcp_flags & ~*seen)
+		*seen |= p->tcp_flags;
+	if (side && !(flow->flags & SW_FLOW_REPLIED))
+		flow->flags |= SW_FLOW_REPLIED;
+#endif
+}
+
+/* A hit: check that it is still true, then apply it. Returns a verdict, SW_STALE, or SW_GO_ON for "no flow". */
+SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow *flow, const struct sw_port *own)
+{
+	const struct sw_action *action = p->direction ? &flow->action[1] : &flow->action[0];
+	__u8 side = p->direction != (flow->flags & SW_FLOW_INITIATOR);
+	struct sw_nexthop *hop = 0;
+	struct sw_port *target = 0;
+
+	if (flow->flags & SW_FLOW_HOST)
+		return SW_PASS;
+	if (p->tcp_flags == SW_TCP_SYN && sw_is_reopened(p, flow))
+		return SW_GO_ON;
+	if (own && own->generation != (side ? flow->generation[1] : flow->generation[0]))
+		return SW_STALE;
+	switch (action->fate) {
+	case SW_TO_PORT:
+		target = sw_find_port(action->target);
+		if (!target || target->generation != (side ? flow->generation[0] : flow->generation[1]))
+			return SW_STALE;
+		break;
+	case SW_TO_UPLINK:
+	case SW_TO_TUNNEL:
+		hop = sw_find_nexthop(action->target);
+		if (!hop)
+			return SW_STALE;
+		break;
+	case SW_TO_HOST:
+		break;
+	default: /* this entry does not serve that direction: nobody who may would send this here */
+		return sw_drop(p, SW_LAYER_FLOW, SW_REASON_MARTIAN);
+	}
+	sw_touch(p, flow, side);
+#ifdef TRACE
+	{
+		struct sw_trace_output *out = sw_trace_here();
+
+		if (out)
+			out->flow_hit = 1;
+		sw_copy_tuple(&p->out, &p->tuple);
+		sw_transpose_tuple(&p->out, action);
+		sw_step(p, SW_LAYER_FLOW, SW_STEP_REWRITE, action->fate, side ? 0 : flow->rule[0], action->target);
+	}
+#endif
+	return sw_apply(skb, p, action, target, hop);
+}
+
+/*
+ * p->arrival, scope, port_id and the parsed packet are set; own is the pod port it came from, or 0.
+ */
+SW_INLINE int sw_switch(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *own)
+{
+	struct sw_flow *flow;
+	int verdict;
+
+	p->direction = sw_make_key(&p->key, &p->tuple, p->scope, p->family, p->protocol);
+	flow = bpf_map_lookup_elem(&sw_flows, &p->key);
+	if (flow) {
+		verdict = sw_hit(skb, p, flow, own);
+		if (verdict == SW_STALE)
+			verdict = sw_redecide(skb);
+		if (verdict != SW_GO_ON)
+			return verdict;
+	}
+	return sw_first_packet(skb);
+}
+
+#endif /* SAMEWIRE_CONNECT_H */

@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * deliver.h - the end of every packet's way: TTL, MTU, transposition, L2, and the redirect.
+ *
+ * To a pod: redirect_peer (or the host end's TBF when the endpoint has a cap). To the uplink: redirect_neigh to the
+ * next hop's address, so that a gateway whose MAC changes costs no connection. To the tunnel: tunnel key + redirect to
+ * the external-mode VXLAN device. To the host: ingress of samewire0.
+ */
+#ifndef SAMEWIRE_DELIVER_H
+#define SAMEWIRE_DELIVER_H
+
+#include "account.h"
+#include "icmp_reply.h"
+#include "rewrite.h"
+#include "tables.h"
+
+#ifndef AF_INET
+#define AF_INET 2
+#define AF_INET6 10
+#endif
+
+/* Length of the largest IP packet that this frame becomes on the wire. */
+SW_INLINE __u32 sw_wire_length(struct __sk_buff *skb, const struct sw_packet *p)
+{
+	__u32 gso = skb->gso_size;
+
+	return gso ? gso + p->payload_offset - SW_L3 : skb->len - SW_L3;
+}
+
+#ifdef TRACE
+SW_INLINE int sw_final(struct sw_packet *p, __u8 layer, __u8 fate, __u32 target)
+{
+	struct sw_trace_output *out = sw_trace_here();
+
+	sw_step_record(p, layer | SW_STEP_FINAL << 8, fate, 0, target);
+	if (out)
+		out->fate = fate;
+	return TC_ACT_OK;
+}
+#endif
+
+SW_INLINE int sw_to_port(struct __sk_buff *skb, struct sw_packet *p, __u32 id, const struct sw_port *port)
+{
+	if (port->flags & SW_PORT_BLOCKED)
+		return sw_drop_at(p, id, SW_LAYER_L2, SW_REASON_PORT_BLOCKED, 0);
+	if ((!(port->flags & SW_PORT_TRANSPARENT) || p->arrival == SW_FROM_HOST) &&
+	    sw_set_macs(skb, port->mac, port->gateway_mac))
+		return sw_drop_at(p, id, SW_LAYER_L2, SW_REASON_INTERNAL, 0);
+	if (skb->pkt_type != 0 /* PACKET_HOST */)
+		bpf_skb_change_type(skb, 0);
+#ifdef TRACE
+	return sw_final(p, SW_LAYER_L2, SW_TO_PORT, id);
+#else
+	/* redirect_peer skips the host end's egress, where the TBF is. */
+	return port->flags & SW_PORT_CAP_IN ? bpf_redirect(id, 0) : bpf_redirect_peer(id, 0);
+#endif
+}
+
+#ifdef TRACE
+SW_INLINE int sw_to_uplink(struct __sk_buff *skb, struct sw_packet *p, const struct sw_nexthop *hop,
+			   const struct sw_addr *destination)
+{
+	return sw_final(p, SW_LAYER_L2, SW_TO_UPLINK, hop->ifindex);
+}
+
+SW_INLINE int sw_to_tunnel(struct __sk_buff *skb, struct sw_packet *p, const struct sw_nexthop *hop)
+{
+	struct sw_config *config = sw_config_here();
+
+	if (!config || sw_set_macs(skb, hop->mac, config->tunnel_mac))
+		return sw_drop(p, SW_LAYER_ENCAP, SW_REASON_INTERNAL);
+	return sw_final(p, SW_LAYER_ENCAP, SW_TO_TUNNEL, hop->vni);
+}
+#else
+SW_INLINE int sw_to_uplink(struct __sk_buff *skb, struct sw_packet *p, const struct sw_nexthop *hop,
+			   const struct sw_addr *destination)
+{
+	int on_link = sw_zero_address(&hop->address);
+	const struct sw_addr *address = on_link ? destination : &hop->address;
+	struct bpf_redir_neigh neighbour = {};
+
+	skb->mark = SW_MARK;
+	if (p->keep_frame)
+		return bpf_redirect(hop->ifindex, 0);
+	if ((on_link ? p->family : hop->family) == 4) {
+		neighbour.nh_family = AF_INET;
+		neighbour.ipv4_nh = *(__be32 *)address->b;
+	} else {
+		neighbour.nh_family = AF_INET6;
+		__builtin_memcpy(neighbour.ipv6_nh, address->b, 16);
+	}
+	return bpf_redirect_neigh(hop->ifindex, &neighbour, sizeof(neighbour), 0);
+}
+
+SW_INLINE int sw_to_tunnel(struct __sk_buff *skb, struct sw_packet *p, const struct sw_nexthop *hop)
+{
+	struct sw_config *config = sw_config_here();
+	struct bpf_tunnel_key key = {};
+	__u64 flags = BPF_F_DONT_FRAGMENT;
+
+	if (!config || sw_set_macs(skb, hop->mac, config->tunnel_mac))
+		return sw_drop(p, SW_LAYER_ENCAP, SW_REASON_INTERNAL);
+	key.tunnel_id = hop->vni;
+	key.tunnel_ttl = 64;
+	if (hop->family == 4) {
+		key.remote_ipv4 = bpf_ntohl(*(__be32 *)hop->address.b);
+		key.local_ipv4 = bpf_ntohl(*(__be32 *)hop->local.b);
+		if (!(config->flags & SW_CONFIG_CHECKSUM_OUTER))
+			flags |= BPF_F_ZERO_CSUM_TX;
+	} else {
+		__builtin_memcpy(key.remote_ipv6, hop->address.b, 16);
+		__builtin_memcpy(key.local_ipv6, hop->local.b, 16);
+		flags |= BPF_F_TUNINFO_IPV6;
+	}
+	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags))
+		return sw_drop(p, SW_LAYER_ENCAP, SW_REASON_INTERNAL);
+	return bpf_redirect(config->tunnel_ifindex, 0);
+}
+#endif
+
+static __noinline int sw_to_host(struct __sk_buff *skb, struct sw_packet *p)
+{
+	struct sw_config *config = sw_config_here();
+
+	if (!config)
+		return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
+#ifdef TRACE
+	return sw_final(p, SW_LAYER_L2, SW_TO_HOST, config->host_ifindex);
+#else
+	if (p->arrival == SW_FROM_UPLINK)
+		return SW_PASS;
+	if (sw_set_macs(skb, config->host_mac, config->host_peer_mac))
+		return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
+	return bpf_redirect(config->host_ifindex, BPF_F_INGRESS);
+#endif
+}
+
+/*
+ * Transposes the packet and sends it on its way. port (SW_TO_PORT) and hop (SW_TO_UPLINK, SW_TO_TUNNEL) are the
+ * action's target, looked up by the caller, who had to check them anyway.
+ */
+SW_INLINE int sw_apply(struct __sk_buff *skb, struct sw_packet *p, const struct sw_action *action,
+		       const struct sw_port *port, const struct sw_nexthop *hop)
+{
+	int reason;
+
+	if (hop && sw_wire_length(skb, p) > hop->mtu) {
+		p->limit_mtu = hop->mtu;
+		return sw_answer_too_big(skb);
+	}
+	if (action->flags & SW_DECREMENT) {
+		if (p->ttl <= 1)
+			return sw_answer_time_exceeded(skb);
+		if (sw_decrement_ttl(skb, p))
+			return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_INTERNAL);
+	}
+	if (action->flags & (SW_REWRITE_SOURCE | SW_REWRITE_DESTINATION)) {
+		reason = sw_rewrite(skb, p, action);
+		if (reason)
+			return sw_drop(p, SW_LAYER_NAT, reason);
+	}
+	if (action->fate == SW_TO_PORT && port)
+		return sw_to_port(skb, p, action->target, port);
+	if (action->fate == SW_TO_UPLINK && hop)
+		return sw_to_uplink(skb, p, hop,
+				    action->flags & SW_REWRITE_DESTINATION ? &action->destination :
+									     &p->tuple.destination);
+	if (action->fate == SW_TO_TUNNEL && hop)
+		return sw_to_tunnel(skb, p, hop);
+	if (action->fate == SW_TO_HOST)
+		return sw_to_host(skb, p);
+	return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
+}
+
+#endif /* SAMEWIRE_DELIVER_H */

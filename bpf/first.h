@@ -1,0 +1,333 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * first.h - the walk of a connection's first packet through the layers, and the decision it leaves.
+ *
+ * Input: p->first (the connection as its initiator sees it), first_arrival, first_scope, first_port. Output: p->out (the
+ * tuple after the walk), p->forward and p->reverse (what happens to the initiator's and to the target's packets), the
+ * two ports with their generations, and whether any of it needs a flow. Steps return SW_GO_ON or a verdict.
+ */
+#ifndef SAMEWIRE_FIRST_H
+#define SAMEWIRE_FIRST_H
+
+#include "acl.h"
+
+SW_INLINE const struct sw_addr *sw_gateway_of(const struct sw_packet *p, const struct sw_port *port)
+{
+	return sw_side6(p) ? &port->gateway[1] : &port->gateway[0];
+}
+
+SW_INLINE void sw_start_walk(struct sw_packet *p)
+{
+	sw_copy_tuple(&p->out, &p->first);
+	p->out_scope = p->first_scope;
+	p->forward.fate = SW_TO_NOWHERE;
+	p->forward.flags = 0;
+	p->forward.target = 0;
+	p->reverse.fate = SW_TO_NOWHERE;
+	p->reverse.flags = 0;
+	p->reverse.target = 0;
+	p->port[0] = p->first_port;
+	p->port[1] = 0;
+	p->generation[0] = 0;
+	p->generation[1] = 0;
+	p->rule[0] = 0;
+	p->rule[1] = 0;
+	p->needs_flow = 0;
+	p->wants_snat = 0;
+	p->route_flags = 0;
+}
+
+/* PORTMAP: a port of the node itself may be an endpoint's. Sets the target port when it is. */
+SW_INLINE void sw_portmap_layer(struct sw_packet *p, int host_address)
+{
+	struct sw_portmap *map;
+
+	if (!sw_has_ports(p->protocol))
+		return;
+	map = sw_find_portmap(p->family, p->protocol, &p->out.destination, p->out.destination_port, host_address);
+	if (!map)
+		return;
+	sw_copy_address(&p->out.destination, &map->address);
+	p->out.destination_port = map->internal_port;
+	p->out_scope = map->scope;
+	p->forward.fate = SW_TO_PORT;
+	p->forward.target = map->port;
+	p->needs_flow = 1;
+	sw_step(p, SW_LAYER_PORTMAP, SW_STEP_REWRITE, 0, 0, map->port);
+}
+
+/* An on-link address of a network: its owner, here or behind another node. */
+SW_INLINE int sw_local_target(struct sw_packet *p, __u16 scope)
+{
+	struct sw_endpoint *endpoint = sw_find_endpoint(scope, p->family, &p->out.destination);
+
+	if (!endpoint)
+		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ENDPOINT);
+	if (endpoint->port) {
+		p->forward.fate = SW_TO_PORT;
+		p->forward.target = endpoint->port;
+	} else {
+		p->forward.fate = SW_TO_TUNNEL;
+		p->forward.target = endpoint->nexthop;
+	}
+	return SW_GO_ON;
+}
+
+/* PORTMAP and ROUTE for what a pod sends. */
+SW_INLINE int sw_route_from_pod(struct sw_packet *p)
+{
+	struct sw_route *route = sw_find_route(p->first_scope, p->family, &p->out.destination);
+
+	if (!route)
+		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
+	if (route->kind == SW_ROUTE_HOST) {
+		sw_portmap_layer(p, 1);
+		if (p->forward.fate == SW_TO_NOWHERE)
+			p->forward.fate = SW_TO_HOST;
+		return SW_GO_ON;
+	}
+	p->route_flags = route->flags;
+	switch (route->kind) {
+	case SW_ROUTE_LOCAL:
+		return sw_local_target(p, p->first_scope);
+	case SW_ROUTE_TUNNEL:
+		p->forward.fate = SW_TO_TUNNEL;
+		break;
+	case SW_ROUTE_UPLINK:
+		p->forward.fate = SW_TO_UPLINK;
+		p->out_scope = SW_SCOPE_UPLINK;
+		break;
+	default:
+		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
+	}
+	p->forward.target = route->nexthop;
+	if (route->flags & SW_ROUTE_DECREMENT)
+		p->forward.flags |= SW_DECREMENT;
+	return SW_GO_ON;
+}
+
+/* What comes from the wire: a host port, a pod on the underlay's subnet, or not ours. */
+SW_INLINE int sw_route_from_uplink(struct sw_packet *p)
+{
+	struct sw_route *route = sw_find_route(SW_SCOPE_UPLINK, p->family, &p->out.destination);
+
+	if (!route)
+		return SW_PASS;
+	if (route->kind == SW_ROUTE_LOCAL) {
+		struct sw_endpoint *endpoint = sw_find_endpoint(SW_SCOPE_UPLINK, p->family, &p->out.destination);
+
+		if (!endpoint || !endpoint->port)
+			return SW_PASS;
+		p->forward.fate = SW_TO_PORT;
+		p->forward.target = endpoint->port;
+		return SW_GO_ON;
+	}
+	if (route->kind != SW_ROUTE_HOST)
+		return SW_PASS;
+	sw_portmap_layer(p, 1);
+	if (p->forward.fate == SW_TO_NOWHERE)
+		return SW_PASS;
+	if (p->out_scope != SW_SCOPE_UPLINK)
+		p->forward.flags |= SW_DECREMENT;
+	return SW_GO_ON;
+}
+
+/* DECAP has found the scope. The inner source must be behind another node. */
+SW_INLINE int sw_route_from_tunnel(struct sw_packet *p)
+{
+	struct sw_route *route = sw_find_route(p->first_scope, p->family, &p->out.destination);
+	struct sw_endpoint *owner = sw_find_endpoint(p->first_scope, p->family, &p->first.source);
+
+	if (owner && owner->port)
+		return sw_drop(p, SW_LAYER_DECAP, SW_REASON_SPOOFED_IP);
+	if (!route)
+		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
+	if (route->kind == SW_ROUTE_HOST) {
+		p->forward.fate = SW_TO_HOST;
+		return SW_GO_ON;
+	}
+	if (route->kind != SW_ROUTE_LOCAL)
+		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
+	if (sw_local_target(p, p->first_scope) != SW_GO_ON)
+		return TC_ACT_SHOT;
+	if (p->forward.fate != SW_TO_PORT) /* no transit from tunnel to tunnel */
+		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ENDPOINT);
+	return SW_GO_ON;
+}
+
+/* What the node itself sends, or forwards: pods here, or pods behind other nodes. */
+SW_INLINE int sw_route_from_host(struct sw_packet *p)
+{
+	struct sw_route *route = sw_find_route(p->first_scope, p->family, &p->out.destination);
+
+	if (!route)
+		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
+	if (route->kind == SW_ROUTE_LOCAL)
+		return sw_local_target(p, p->first_scope);
+	if (route->kind != SW_ROUTE_TUNNEL)
+		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
+	p->forward.fate = SW_TO_TUNNEL;
+	p->forward.target = route->nexthop;
+	return SW_GO_ON;
+}
+
+/* NAT: OutBoundNAT of the initiator's endpoint. The port is chosen when the flow is inserted. */
+SW_INLINE void sw_nat_layer(struct sw_packet *p, struct sw_port *own)
+{
+	struct sw_nat *nat;
+
+	if (!own->nat_set || p->forward.fate == SW_TO_HOST)
+		return;
+	nat = sw_find_nat(own->nat_set, p->family, &p->out.destination);
+	if (!nat || nat->action != SW_NAT_SNAT)
+		return;
+	if (p->forward.fate != SW_TO_UPLINK && !(nat->flags & SW_NAT_EXPLICIT))
+		return;
+	sw_copy_address(&p->out.source, &nat->address);
+	p->wants_snat = 1;
+	p->needs_flow = 1;
+	sw_step(p, SW_LAYER_NAT, SW_STEP_REWRITE, SW_NAT_SNAT, nat->rule, 0);
+}
+
+/* The target's side: hairpin, its ACL, its generation. */
+SW_INLINE int sw_target_layers(struct sw_packet *p)
+{
+	struct sw_port *target;
+	int from_node;
+
+	if (p->forward.fate != SW_TO_PORT)
+		return SW_GO_ON;
+	target = sw_find_port(p->forward.target);
+	if (!target)
+		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ENDPOINT);
+	p->port[1] = p->forward.target;
+	p->generation[1] = target->generation;
+	if (target->acl_count[SW_ACL_IN] || target->acl_count[SW_ACL_OUT])
+		p->needs_flow = 1;
+	if (target->nat_set && (p->first_arrival == SW_FROM_UPLINK || target->flags & SW_PORT_NAT_EXPLICIT))
+		p->needs_flow = 1; /* its replies must not take the NAT layer for a new connection */
+
+	/* Node to local pod is always allowed: probes. */
+	from_node = p->first_arrival == SW_FROM_HOST && sw_is_host_address(p->first_scope, p->family, &p->first.source);
+	if (!from_node && sw_judge(p, target, p->forward.target, SW_ACL_IN) != SW_GO_ON)
+		return TC_ACT_SHOT;
+
+	/* A pod to itself through a host port, or into a network where its address means somebody else. */
+	if (p->first_arrival == SW_FROM_POD &&
+	    (p->forward.target == p->first_port || p->out_scope != p->first_scope) && !p->wants_snat) {
+		sw_copy_address(&p->out.source, sw_gateway_of(p, target));
+		p->wants_snat = 1;
+		p->needs_flow = 1;
+		sw_step(p, SW_LAYER_NAT, SW_STEP_REWRITE, SW_NAT_SNAT, 0, p->forward.target);
+	}
+	return SW_GO_ON;
+}
+
+/* Where the target's packets go: back to wherever the initiator is. */
+SW_INLINE void sw_route_back(struct sw_packet *p)
+{
+	struct sw_endpoint *endpoint;
+	struct sw_route *route;
+
+	switch (p->first_arrival) {
+	case SW_FROM_POD:
+		p->reverse.fate = SW_TO_PORT;
+		p->reverse.target = p->first_port;
+		if (p->forward.fate == SW_TO_UPLINK && p->route_flags & SW_ROUTE_DECREMENT)
+			p->reverse.flags |= SW_DECREMENT;
+		return;
+	case SW_FROM_HOST:
+		p->reverse.fate = SW_TO_HOST;
+		return;
+	default:
+		break;
+	}
+
+	route = sw_find_route(p->first_scope, p->family, &p->first.source);
+	if (!route)
+		return;
+	if (p->first_arrival == SW_FROM_UPLINK && route->kind == SW_ROUTE_UPLINK) {
+		p->reverse.fate = SW_TO_UPLINK;
+		p->reverse.target = route->nexthop;
+		if (p->out_scope != SW_SCOPE_UPLINK)
+			p->reverse.flags |= SW_DECREMENT;
+	} else if (p->first_arrival == SW_FROM_TUNNEL && route->kind == SW_ROUTE_TUNNEL) {
+		p->reverse.fate = SW_TO_TUNNEL;
+		p->reverse.target = route->nexthop;
+		p->reverse.flags |= SW_DECREMENT;
+	} else if (p->first_arrival == SW_FROM_TUNNEL && route->kind == SW_ROUTE_LOCAL) {
+		endpoint = sw_find_endpoint(p->first_scope, p->family, &p->first.source);
+		if (!endpoint || !endpoint->nexthop)
+			return;
+		p->reverse.fate = SW_TO_TUNNEL;
+		p->reverse.target = endpoint->nexthop;
+	}
+}
+
+/* The initiator's own layers. */
+SW_INLINE int sw_initiator_layers(struct sw_packet *p)
+{
+	struct sw_port *own;
+
+	if (p->first_arrival != SW_FROM_POD)
+		return SW_GO_ON;
+	own = sw_find_port(p->first_port);
+	if (!own)
+		return sw_drop(p, SW_LAYER_PARSE, SW_REASON_UNKNOWN_PORT);
+	p->generation[0] = own->generation;
+	if (own->acl_count[SW_ACL_IN] || own->acl_count[SW_ACL_OUT])
+		p->needs_flow = 1;
+	if (sw_judge(p, own, p->first_port, SW_ACL_OUT) != SW_GO_ON)
+		return TC_ACT_SHOT;
+	sw_nat_layer(p, own);
+	return SW_GO_ON;
+}
+
+SW_INLINE int sw_routing(struct sw_packet *p)
+{
+	int verdict;
+
+	switch (p->first_arrival) {
+	case SW_FROM_POD:
+		verdict = sw_route_from_pod(p);
+		break;
+	case SW_FROM_UPLINK:
+		verdict = sw_route_from_uplink(p);
+		break;
+	case SW_FROM_TUNNEL:
+		verdict = sw_route_from_tunnel(p);
+		break;
+	default:
+		verdict = sw_route_from_host(p);
+	}
+	if (verdict == SW_GO_ON)
+		sw_step(p, SW_LAYER_ROUTE, SW_STEP_PASS, p->forward.fate, 0, p->forward.target);
+	return verdict;
+}
+
+/* The whole walk. */
+__noinline int sw_walk(struct __sk_buff *skb)
+{
+	struct sw_packet *p = sw_packet_here();
+	int verdict;
+
+	SW_USE_CONTEXT(skb);
+	if (!p)
+		return TC_ACT_SHOT;
+	sw_start_walk(p);
+	verdict = sw_routing(p);
+	if (verdict != SW_GO_ON)
+		return verdict;
+	verdict = sw_initiator_layers(p);
+	if (verdict != SW_GO_ON)
+		return verdict;
+	verdict = sw_target_layers(p);
+	if (verdict != SW_GO_ON)
+		return verdict;
+	sw_route_back(p);
+	if (p->out_scope != p->first_scope)
+		p->needs_flow = 1;
+	return SW_GO_ON;
+}
+
+#endif /* SAMEWIRE_FIRST_H */

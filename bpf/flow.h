@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * flow.h - the unified flow table: insertion, removal, TCP state, ageing and recycling.
+ *
+ * Invariant of a pair: the first entry (the initiator's side) is inserted after the second and removed before it, so a
+ * second entry alone is an orphan and a first entry alone cannot be seen for longer than a removal takes.
+ */
+#ifndef SAMEWIRE_FLOW_H
+#define SAMEWIRE_FLOW_H
+
+#include "account.h"
+#include "tables.h"
+
+#define SW_SLOT_TRIES 16
+#define SW_RECYCLE_SLICE 64  /* slots looked at when the table is full */
+#define SW_AGE_SLICE 4096    /* slots looked at per tick of the timer */
+#define SW_AGE_PERIOD_NS 50000000ULL
+#define SW_ORPHAN_TICKS 4    /* a second entry without its first is removed after this */
+
+#define SW_EEXIST (-17)
+
+SW_INLINE struct sw_cursors *sw_cursors_here(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&sw_cursors, &zero);
+}
+
+SW_INLINE void sw_copy_key(struct sw_flow_key *to, const struct sw_flow_key *from)
+{
+	sw_copy_address(&to->address[0], &from->address[0]);
+	sw_copy_address(&to->address[1], &from->address[1]);
+	to->port[0] = from->port[0];
+	to->port[1] = from->port[1];
+	to->scope = from->scope;
+	to->family = from->family;
+	to->protocol = from->protocol;
+}
+
+SW_INLINE int sw_same_key(const struct sw_flow_key *a, const struct sw_flow_key *b)
+{
+	return sw_same_address(&a->address[0], &b->address[0]) && sw_same_address(&a->address[1], &b->address[1]) &&
+	       a->port[0] == b->port[0] && a->port[1] == b->port[1] && a->scope == b->scope &&
+	       a->family == b->family && a->protocol == b->protocol;
+}
+
+/* The direction that an entry serves (a single entry serves both; then the initiator's). */
+SW_INLINE __u8 sw_served(const struct sw_flow *flow)
+{
+	__u8 initiator = flow->flags & SW_FLOW_INITIATOR;
+
+	return flow->flags & SW_FLOW_SECOND ? !initiator : initiator;
+}
+
+SW_INLINE void sw_tuple_of_key(struct sw_tuple *t, const struct sw_flow_key *key, __u8 direction)
+{
+	if (direction) {
+		sw_copy_address(&t->source, &key->address[1]);
+		sw_copy_address(&t->destination, &key->address[0]);
+		t->source_port = key->port[1];
+		t->destination_port = key->port[0];
+	} else {
+		sw_copy_address(&t->source, &key->address[0]);
+		sw_copy_address(&t->destination, &key->address[1]);
+		t->source_port = key->port[0];
+		t->destination_port = key->port[1];
+	}
+}
+
+SW_INLINE void sw_transpose_tuple(struct sw_tuple *t, const struct sw_action *action)
+{
+	if (action->flags & SW_REWRITE_SOURCE) {
+		sw_copy_address(&t->source, &action->source);
+		t->source_port = action->source_port;
+	}
+	if (action->flags & SW_REWRITE_DESTINATION) {
+		sw_copy_address(&t->destination, &action->destination);
+		t->destination_port = action->destination_port;
+	}
+}
+
+#ifndef TRACE
+/* The key of the other entry of a pair: what this entry's packets look like after their transposition. */
+__noinline int sw_partner_key(const struct sw_flow_key *key, const struct sw_flow *flow, struct sw_flow_key *partner)
+{
+	struct sw_tuple t;
+	__u8 served;
+
+	if (!key || !flow || !partner)
+		return 0;
+	served = sw_served(flow);
+	sw_tuple_of_key(&t, key, served);
+	sw_transpose_tuple(&t, served ? &flow->action[1] : &flow->action[0]);
+	return sw_key_of(partner, &t, flow->peer_scope, key->family, key->protocol);
+}
+
+SW_INLINE void sw_release_slot(__u32 slot, const struct sw_flow_key *key)
+{
+	struct sw_flow_key *held = bpf_map_lookup_elem(&sw_flow_slots, &slot);
+
+	if (held && sw_same_key(held, key))
+		held->family = 0;
+}
+
+__noinline int sw_remove_entry(const struct sw_flow_key *key, __u32 slot)
+{
+	if (!key)
+		return 0;
+	sw_release_slot(slot, key);
+	if (bpf_map_delete_elem(&sw_flows, key) == 0)
+		sw_count(SW_COUNTER_FLOWS_REMOVED);
+	return 0;
+}
+
+/* Removes a flow, both entries of a pair: the first one first. partner is room for the other key. */
+__noinline int sw_remove_flow(const struct sw_flow_key *key, struct sw_flow *flow, struct sw_flow_key *partner)
+{
+	struct sw_flow *other;
+	__u32 slot;
+
+	if (!key || !flow || !partner)
+		return 0;
+	slot = flow->slot;
+	if (!(flow->flags & SW_FLOW_PAIR))
+		return sw_remove_entry(key, slot);
+	sw_partner_key(key, flow, partner);
+	other = bpf_map_lookup_elem(&sw_flows, partner);
+	if (flow->flags & SW_FLOW_SECOND) {
+		if (other)
+			sw_remove_entry(partner, other->slot);
+		return sw_remove_entry(key, slot);
+	}
+	sw_remove_entry(key, slot);
+	if (other)
+		sw_remove_entry(partner, other->slot);
+	return 0;
+}
+
+SW_INLINE int sw_is_closing(__u8 initiator, __u8 target)
+{
+	return ((initiator | target) & SW_TCP_RST) || (initiator & target & SW_TCP_FIN);
+}
+
+SW_INLINE __u32 sw_idle_limit(struct sw_config *config, __u8 family, __u8 protocol, __u8 initiator, __u8 target,
+			      __u8 flags)
+{
+	if (protocol == IPPROTO_TCP) {
+		if (sw_is_closing(initiator, target))
+			return config->idle_tcp_closing;
+		if (!(flags & SW_FLOW_REPLIED) || ((initiator | target) & SW_TCP_FIN))
+			return config->idle_tcp_half_open;
+		return config->idle_tcp_established;
+	}
+	if (protocol == IPPROTO_UDP)
+		return flags & SW_FLOW_REPLIED ? config->idle_udp_stream : config->idle_udp_single;
+	if (protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6)
+		return config->idle_icmp;
+	return config->idle_other;
+}
+
+struct sw_slice {
+	__u64 start;
+	__u32 mask;
+	__u32 now;
+	__u64 removed;
+	__u64 wanted; /* recycling stops after this many; 0: ageing */
+};
+
+/* One slot of a slice: remove the flow if it is past its time (ageing) or nobody would miss it (recycling). */
+static long sw_look_at_slot(__u32 index, void *context)
+{
+	struct sw_slice *slice = context;
+	struct sw_packet *p = sw_packet_here();
+	struct sw_config *config = sw_config_here();
+	__u32 slot = (slice->start + index) & slice->mask;
+	struct sw_flow_key *held = bpf_map_lookup_elem(&sw_flow_slots, &slot);
+	__u8 initiator, target, flags, orphan = 0;
+	struct sw_flow *flow, *other = 0;
+	__u32 idle, limit;
+
+	if (!held || !p || !config)
+		return 1;
+	if (!held->family)
+		return 0;
+	sw_copy_key(&p->flow_key, held);
+	flow = bpf_map_lookup_elem(&sw_flows, &p->flow_key);
+	if (!flow || flow->slot != slot) {
+		/* The entry is written before its slot, so this slot's entry is gone: removed, or made anew elsewhere. */
+		if (!slice->wanted)
+			held->family = 0;
+		return 0;
+	}
+	initiator = flow->tcp[0];
+	target = flow->tcp[1];
+	flags = flow->flags;
+	idle = slice->now - flow->seen_tick;
+	if (flags & SW_FLOW_PAIR) {
+		sw_partner_key(&p->flow_key, flow, &p->other);
+		other = bpf_map_lookup_elem(&sw_flows, &p->other);
+		if (other) {
+			__u32 other_idle = slice->now - other->seen_tick;
+
+			initiator |= other->tcp[0];
+			target |= other->tcp[1];
+			flags |= other->flags & SW_FLOW_REPLIED;
+			if (other_idle < idle)
+				idle = other_idle;
+		} else {
+			orphan = idle >= SW_ORPHAN_TICKS;
+		}
+	}
+	limit = sw_idle_limit(config, p->flow_key.family, p->flow_key.protocol, initiator, target, flags);
+	if (slice->wanted) {
+		if (p->flow_key.protocol != IPPROTO_TCP ||
+		    !(sw_is_closing(initiator, target) || !(flags & SW_FLOW_REPLIED)) || idle < 1)
+			return 0;
+		sw_count(SW_COUNTER_FLOW_RECYCLED);
+	} else {
+		if (idle <= limit && !orphan)
+			return 0;
+		sw_count(SW_COUNTER_FLOW_AGED);
+	}
+	sw_remove_flow(&p->flow_key, flow, &p->other);
+	if (!slice->wanted)
+		return 0;
+	slice->removed++;
+	return slice->removed >= slice->wanted;
+}
+
+/* Makes room in a full table. Returns the number of flows removed. */
+__noinline int sw_recycle(void)
+{
+	struct sw_cursors *cursors = sw_cursors_here();
+	struct sw_config *config = sw_config_here();
+	struct sw_slice slice = { .wanted = 2 };
+
+	if (!cursors || !config)
+		return 0;
+	slice.start = __sync_fetch_and_add(&cursors->recycle, SW_RECYCLE_SLICE);
+	slice.mask = config->flow_slots - 1;
+	slice.now = sw_now_tick();
+	bpf_loop(SW_RECYCLE_SLICE, sw_look_at_slot, &slice, 0);
+	return slice.removed;
+}
+
+/* A free slot, or -1. The cursor is shared, so no two CPUs get the same one before it has gone round. */
+SW_INLINE int sw_find_slot(void)
+{
+	struct sw_cursors *cursors = sw_cursors_here();
+	struct sw_config *config = sw_config_here();
+	int i;
+
+	if (!cursors || !config)
+		return -1;
+	for (i = 0; i < SW_SLOT_TRIES; i++) {
+		__u32 slot = __sync_fetch_and_add(&cursors->insert, 1) & (config->flow_slots - 1);
+		struct sw_flow_key *held = bpf_map_lookup_elem(&sw_flow_slots, &slot);
+
+		if (held && !held->family)
+			return slot;
+	}
+	return -1;
+}
+
+/*
+ * Inserts p->flow under key if nothing is there. Returns 0, SW_EEXIST, or another negative number when the table is
+ * full.
+ */
+__noinline int sw_insert(const struct sw_flow_key *key)
+{
+	struct sw_packet *p = sw_packet_here();
+	struct sw_flow_key *held;
+	int slot = sw_find_slot();
+	__u32 index;
+	int error;
+
+	if (!p || !key || slot < 0)
+		return -7;
+	index = slot;
+	p->flow.slot = index;
+	error = bpf_map_update_elem(&sw_flows, key, &p->flow, BPF_NOEXIST);
+	if (error)
+		return error;
+	held = bpf_map_lookup_elem(&sw_flow_slots, &index);
+	if (held)
+		sw_copy_key(held, key);
+	sw_count(SW_COUNTER_FLOW_INSERTS);
+	return 0;
+}
+#endif /* !TRACE */
+
+#endif /* SAMEWIRE_FLOW_H */

@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * hostsocket.h - the node's own processes reach host ports at the socket.
+ *
+ * connect() and sendmsg() to a host port, on any address of the node or on loopback, go straight to the endpoint's
+ * address; getpeername() and recvmsg() show what the application asked for. Rewriting on lo would not do: replies to
+ * 127.0.0.1 are dropped as martians.
+ */
+#ifndef SAMEWIRE_HOSTSOCKET_H
+#define SAMEWIRE_HOSTSOCKET_H
+
+#include "tables.h"
+
+#ifndef TRACE
+
+#define SW_SOCKET_OK 1 /* verdict: carry on with the call */
+
+struct sw_target {
+	struct sw_addr address;
+	__be16 port;
+	__u8 family; /* of address: 4 also for an IPv4-mapped IPv6 one */
+	__u8 protocol;
+};
+
+SW_INLINE int sw_is_mapped(const __u32 *ip6)
+{
+	return !ip6[0] && !ip6[1] && ip6[2] == bpf_htonl(0xffff);
+}
+
+SW_INLINE void sw_read_target(struct bpf_sock_addr *context, struct sw_target *target, int socket_family)
+{
+	__u32 ip6[4];
+
+	__builtin_memset(target, 0, sizeof(*target));
+	target->port = (__be16)context->user_port;
+	target->protocol = context->protocol;
+	if (socket_family == 4) {
+		target->family = 4;
+		sw_set_ipv4(&target->address, context->user_ip4);
+		return;
+	}
+	ip6[0] = context->user_ip6[0];
+	ip6[1] = context->user_ip6[1];
+	ip6[2] = context->user_ip6[2];
+	ip6[3] = context->user_ip6[3];
+	if (sw_is_mapped(ip6)) {
+		target->family = 4;
+		sw_set_ipv4(&target->address, ip6[3]);
+	} else {
+		target->family = 6;
+		__builtin_memcpy(target->address.b, ip6, 16);
+	}
+}
+
+SW_INLINE void sw_write_target(struct bpf_sock_addr *context, const struct sw_addr *address, __be16 port,
+			       int socket_family, int family)
+{
+	const __u32 *word = (const __u32 *)address->b;
+
+	context->user_port = port;
+	if (socket_family == 4) {
+		context->user_ip4 = word[0];
+	} else if (family == 4) {
+		context->user_ip6[0] = 0;
+		context->user_ip6[1] = 0;
+		context->user_ip6[2] = bpf_htonl(0xffff);
+		context->user_ip6[3] = word[0];
+	} else {
+		context->user_ip6[0] = word[0];
+		context->user_ip6[1] = word[1];
+		context->user_ip6[2] = word[2];
+		context->user_ip6[3] = word[3];
+	}
+}
+
+SW_INLINE int sw_is_loopback(const struct sw_target *target)
+{
+	const __u32 *word = (const __u32 *)target->address.b;
+
+	if (target->family == 4)
+		return target->address.b[0] == 127;
+	return !word[0] && !word[1] && !word[2] && word[3] == bpf_htonl(1);
+}
+
+SW_INLINE int sw_socket_forward(struct bpf_sock_addr *context, int socket_family)
+{
+	struct sw_socket_key key = {};
+	struct sw_socket original = {};
+	struct sw_portmap *map;
+	struct sw_target target;
+	int here;
+
+	sw_read_target(context, &target, socket_family);
+	if (target.protocol != IPPROTO_TCP && target.protocol != IPPROTO_UDP)
+		return SW_SOCKET_OK;
+	here = sw_is_loopback(&target) || sw_is_host_address(SW_SCOPE_UPLINK, target.family, &target.address);
+	map = sw_find_portmap(target.family, target.protocol, &target.address, target.port, here);
+	if (!map)
+		return SW_SOCKET_OK;
+	key.cookie = bpf_get_socket_cookie(context);
+	sw_copy_address(&key.address, &map->address);
+	key.port = map->internal_port;
+	key.family = target.family;
+	key.protocol = target.protocol;
+	sw_copy_address(&original.address, &target.address);
+	original.port = target.port;
+	original.family = target.family;
+	if (bpf_map_update_elem(&sw_sockets, &key, &original, BPF_ANY))
+		return SW_SOCKET_OK;
+	sw_write_target(context, &map->address, map->internal_port, socket_family, target.family);
+	return SW_SOCKET_OK;
+}
+
+SW_INLINE int sw_socket_backward(struct bpf_sock_addr *context, int socket_family)
+{
+	struct sw_socket_key key = {};
+	struct sw_socket *original;
+	struct sw_target target;
+
+	sw_read_target(context, &target, socket_family);
+	key.cookie = bpf_get_socket_cookie(context);
+	sw_copy_address(&key.address, &target.address);
+	key.port = target.port;
+	key.family = target.family;
+	key.protocol = target.protocol;
+	original = bpf_map_lookup_elem(&sw_sockets, &key);
+	if (original)
+		sw_write_target(context, &original->address, original->port, socket_family, original->family);
+	return SW_SOCKET_OK;
+}
+
+#define SW_SOCKET_PROGRAM(section, name, function, family) \
+	SEC(section)                                       \
+	int name(struct bpf_sock_addr *context)            \
+	{                                                  \
+		return function(context, family);          \
+	}
+
+SW_SOCKET_PROGRAM("cgroup/connect4", sw_connect4, sw_socket_forward, 4)
+SW_SOCKET_PROGRAM("cgroup/connect6", sw_connect6, sw_socket_forward, 6)
+SW_SOCKET_PROGRAM("cgroup/sendmsg4", sw_sendmsg4, sw_socket_forward, 4)
+SW_SOCKET_PROGRAM("cgroup/sendmsg6", sw_sendmsg6, sw_socket_forward, 6)
+SW_SOCKET_PROGRAM("cgroup/recvmsg4", sw_recvmsg4, sw_socket_backward, 4)
+SW_SOCKET_PROGRAM("cgroup/recvmsg6", sw_recvmsg6, sw_socket_backward, 6)
+SW_SOCKET_PROGRAM("cgroup/getpeername4", sw_getpeername4, sw_socket_backward, 4)
+SW_SOCKET_PROGRAM("cgroup/getpeername6", sw_getpeername6, sw_socket_backward, 6)
+
+#endif /* !TRACE */
+#endif /* SAMEWIRE_HOSTSOCKET_H */

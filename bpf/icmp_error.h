@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * icmp_error.h - ICMP errors belong to the connection they quote.
+ *
+ * An error about a packet a->b travels like a packet b->a of the same flow: that direction's transposition is applied
+ * to the outer addresses and, mirrored, to the quoted header. The quoted IPv4 header's own checksum is kept right, so
+ * address changes in it cancel out of the ICMP checksum; ports do not.
+ */
+#ifndef SAMEWIRE_ICMP_ERROR_H
+#define SAMEWIRE_ICMP_ERROR_H
+
+#include "connect.h"
+
+/* Where the quoted L4 header starts; 0 if it is not quoted or not something that has a flow. */
+SW_INLINE __u32 sw_parse_quoted(struct __sk_buff *skb, struct sw_packet *p, __u8 *protocol)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	__u32 offset = p->l4_offset + 8;
+	__u8 type;
+	__u8 *l4;
+
+	if (offset > 255)
+		return 0;
+	if (p->family == 4) {
+		struct iphdr *ip = data + offset;
+
+		if ((void *)(ip + 1) > end || ip->ihl < 5 || ip->frag_off & bpf_htons(IP_OFFSET_))
+			return 0;
+		sw_set_ipv4(&p->first.source, ip->saddr);
+		sw_set_ipv4(&p->first.destination, ip->daddr);
+		*protocol = ip->protocol;
+		offset += ip->ihl * 4;
+	} else {
+		struct ipv6hdr *ip = data + offset;
+
+		if ((void *)(ip + 1) > end)
+			return 0;
+		__builtin_memcpy(p->first.source.b, &ip->saddr, 16);
+		__builtin_memcpy(p->first.destination.b, &ip->daddr, 16);
+		*protocol = ip->nexthdr;
+		offset += sizeof(*ip);
+	}
+	if (offset > 400)
+		return 0;
+	l4 = data + offset;
+	if ((void *)(l4 + 8) > end)
+		return 0;
+	p->first.source_port = 0;
+	p->first.destination_port = 0;
+	if (sw_has_ports(*protocol)) {
+		p->first.source_port = *(__be16 *)l4;
+		p->first.destination_port = *(__be16 *)(l4 + 2);
+	} else if ((p->family == 4 && *protocol == IPPROTO_ICMP) || (p->family == 6 && *protocol == IPPROTO_ICMPV6)) {
+		type = l4[0];
+		if (type == ICMP_ECHO || type == ICMPV6_ECHO_REQUEST)
+			p->first.source_port = *(__be16 *)(l4 + 4);
+		else if (type == ICMP_ECHOREPLY || type == ICMPV6_ECHO_REPLY)
+			p->first.destination_port = *(__be16 *)(l4 + 4);
+	}
+	return offset;
+}
+
+/* Replaces one address of the quoted header. where: its offset. */
+static __noinline int sw_rewrite_quoted_address(struct __sk_buff *skb, struct sw_packet *p, __u32 where,
+						const struct sw_addr *from, const struct sw_addr *to)
+{
+	__u32 check = p->l4_offset + 2;
+
+	if (p->family == 4) {
+		__be32 old = *(__be32 *)from->b;
+		__be32 new = *(__be32 *)to->b;
+
+		return bpf_l3_csum_replace(skb, p->l4_offset + 8 + 10, old, new, 4) ||
+		       bpf_skb_store_bytes(skb, where, &new, 4, 0);
+	} else {
+		__s64 difference = bpf_csum_diff((__be32 *)from->b, 16, (__be32 *)to->b, 16, 0);
+
+		return difference < 0 || bpf_l4_csum_replace(skb, check, 0, difference, 0) ||
+		       bpf_skb_store_bytes(skb, where, to->b, 16, 0);
+	}
+}
+
+static __noinline int sw_rewrite_quoted_port(struct __sk_buff *skb, struct sw_packet *p, __u32 where, __be16 from,
+					     __be16 to)
+{
+	if (from == to)
+		return 0;
+	return bpf_l4_csum_replace(skb, p->l4_offset + 2, from, to, 2) || bpf_skb_store_bytes(skb, where, &to, 2, 0);
+}
+
+/* Mirrors p->chosen (of packets destination -> source) into the quoted header source -> destination. */
+SW_INLINE int sw_rewrite_quoted(struct __sk_buff *skb, struct sw_packet *p, __u32 l4, __u8 protocol)
+{
+	const struct sw_action *action = &p->chosen;
+	__u32 l3 = p->l4_offset + 8;
+	__u32 source = l3 + (p->family == 4 ? 12 : 8);
+	__u32 destination = l3 + (p->family == 4 ? 16 : 24);
+	int ports = sw_has_ports(protocol);
+	int failed = 0;
+
+	if (action->flags & SW_REWRITE_DESTINATION) {
+		failed |= sw_rewrite_quoted_address(skb, p, source, &p->first.source, &action->destination);
+		if (p->first.source_port)
+			failed |= sw_rewrite_quoted_port(skb, p, ports ? l4 : l4 + 4, p->first.source_port,
+							 action->destination_port);
+	}
+	if (action->flags & SW_REWRITE_SOURCE) {
+		failed |= sw_rewrite_quoted_address(skb, p, destination, &p->first.destination, &action->source);
+		if (p->first.destination_port)
+			failed |= sw_rewrite_quoted_port(skb, p, ports ? l4 + 2 : l4 + 4, p->first.destination_port,
+							 action->source_port);
+	}
+	return failed;
+}
+
+/* Returns a verdict, or SW_GO_ON: to be routed like any packet. */
+__noinline int sw_icmp_error(struct __sk_buff *skb)
+{
+	struct sw_packet *p = sw_packet_here();
+	struct sw_tuple *back;
+	struct sw_flow *flow;
+	__u8 protocol = 0, direction;
+	__u32 l4;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	l4 = sw_parse_quoted(skb, p, &protocol);
+	if (!l4)
+		return p->arrival == SW_FROM_UPLINK ? SW_PASS : sw_drop(p, SW_LAYER_ICMP, SW_REASON_MALFORMED);
+	back = &p->out;
+	sw_reverse_tuple(back, &p->first);
+	direction = sw_key_of(&p->key, back, p->scope, p->family, protocol);
+	flow = bpf_map_lookup_elem(&sw_flows, &p->key);
+	if (!flow || flow->flags & SW_FLOW_HOST) {
+		if (p->arrival == SW_FROM_UPLINK)
+			return SW_PASS; /* about something of the node's own */
+		if (flow)
+			return sw_drop(p, SW_LAYER_ICMP, SW_REASON_ICMP_UNRELATED);
+		/* A stateless connection has no flow: the error is routed like any packet. */
+		return SW_GO_ON;
+	}
+	sw_copy_action(&p->chosen, direction ? &flow->action[1] : &flow->action[0]);
+	if (p->chosen.fate == SW_TO_NOWHERE)
+		return sw_drop(p, SW_LAYER_ICMP, SW_REASON_ICMP_UNRELATED);
+	if (sw_rewrite_quoted(skb, p, l4, protocol))
+		return sw_drop(p, SW_LAYER_ICMP, SW_REASON_INTERNAL);
+	/* A router in between speaks for itself: only an end's own address is translated. */
+	if (!sw_same_address(&p->tuple.source, &back->source))
+		p->chosen.flags &= ~SW_REWRITE_SOURCE;
+	p->chosen.source_port = 0;
+	p->chosen.destination_port = 0;
+	p->tuple.source_port = 0;
+	p->tuple.destination_port = 0;
+	return sw_finish(skb);
+}
+
+#endif /* SAMEWIRE_ICMP_ERROR_H */

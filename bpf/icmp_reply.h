@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * icmp_reply.h - "too big" and "time exceeded", from the gateway's address, back the way the packet came.
+ *
+ * The frame in hand is cut to what an ICMP error quotes, room is made for new headers in front, and it is turned
+ * round. The packet itself is lost, so it counts as a drop all the same.
+ */
+#ifndef SAMEWIRE_ICMP_REPLY_H
+#define SAMEWIRE_ICMP_REPLY_H
+
+#include "account.h"
+#include "tables.h"
+
+#define SW_QUOTE4_LONG 64
+#define SW_QUOTE4_SHORT 28 /* header + 8 bytes, the least RFC 792 asks for */
+#define SW_QUOTE6_LONG 96
+#define SW_QUOTE6_SHORT 48
+
+struct sw_icmp4_header {
+	struct iphdr ip;
+	struct icmphdr icmp;
+};
+
+struct sw_icmp6_header {
+	struct ipv6hdr ip;
+	struct icmp6hdr icmp;
+};
+
+#ifndef TRACE
+SW_INLINE __sum16 sw_fold(__u64 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (__sum16)~sum;
+}
+
+SW_INLINE void sw_turn_round(__u8 *eth)
+{
+	__u8 mac[8] __attribute__((aligned(8)));
+
+	sw_copy_mac(mac, eth);
+	sw_copy_mac(eth, eth + 6);
+	sw_copy_mac(eth + 6, mac);
+}
+
+/* Who the error comes from: the gateway of the port; without one, whoever the packet was for. */
+SW_INLINE const struct sw_addr *sw_error_source(struct sw_packet *p)
+{
+	struct sw_port *port = p->port_id ? sw_find_port(p->port_id) : 0;
+
+	if (port) {
+		const struct sw_addr *gateway = sw_side6(p) ? &port->gateway[1] : &port->gateway[0];
+
+		if (!sw_zero_address(gateway))
+			return gateway;
+	}
+	return &p->tuple.destination;
+}
+
+static __noinline int sw_build_error4(struct __sk_buff *skb, struct sw_packet *p, __u32 type_code, __u32 quote)
+{
+	const struct sw_addr *source = sw_error_source(p);
+	struct sw_icmp4_header *header;
+	void *data, *end;
+	__s64 sum;
+
+	if (bpf_skb_change_tail(skb, SW_L3 + quote, 0) ||
+	    bpf_skb_adjust_room(skb, sizeof(*header), BPF_ADJ_ROOM_MAC, 0))
+		return -1;
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	header = data + SW_L3;
+	if ((void *)(header + 1) > end)
+		return -1;
+	__builtin_memset(header, 0, sizeof(*header));
+	header->ip.version = 4;
+	header->ip.ihl = 5;
+	header->ip.tos = 0xc0; /* internetwork control, as the kernel's */
+	header->ip.tot_len = bpf_htons(sizeof(*header) + quote);
+	header->ip.ttl = 64;
+	header->ip.protocol = IPPROTO_ICMP;
+	header->ip.saddr = *(__be32 *)source->b;
+	header->ip.daddr = *(__be32 *)p->tuple.source.b;
+	header->icmp.type = type_code >> 8;
+	header->icmp.code = type_code & 0xff;
+	if (type_code == (ICMP_DEST_UNREACH << 8 | ICMP_FRAG_NEEDED))
+		header->icmp.un.frag.mtu = bpf_htons(p->limit_mtu);
+	header->ip.check = sw_fold(bpf_csum_diff(0, 0, (__be32 *)&header->ip, sizeof(header->ip), 0));
+
+	if (quote == SW_QUOTE4_LONG) {
+		if (data + SW_L3 + sizeof(header->ip) + 8 + SW_QUOTE4_LONG > end)
+			return -1;
+		sum = bpf_csum_diff(0, 0, (__be32 *)&header->icmp, 8 + SW_QUOTE4_LONG, 0);
+	} else {
+		if (data + SW_L3 + sizeof(header->ip) + 8 + SW_QUOTE4_SHORT > end)
+			return -1;
+		sum = bpf_csum_diff(0, 0, (__be32 *)&header->icmp, 8 + SW_QUOTE4_SHORT, 0);
+	}
+	header->icmp.checksum = sw_fold(sum);
+	sw_turn_round(data);
+	return 0;
+}
+
+static __noinline int sw_build_error6(struct __sk_buff *skb, struct sw_packet *p, __u32 type_code, __u32 quote)
+{
+	const struct sw_addr *source = sw_error_source(p);
+	struct sw_icmp6_header *header;
+	__be32 pseudo[2];
+	void *data, *end;
+	__s64 sum;
+
+	if (bpf_skb_change_tail(skb, SW_L3 + quote, 0) ||
+	    bpf_skb_adjust_room(skb, sizeof(*header), BPF_ADJ_ROOM_MAC, 0))
+		return -1;
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	header = data + SW_L3;
+	if ((void *)(header + 1) > end)
+		return -1;
+	__builtin_memset(header, 0, sizeof(*header));
+	header->ip.version = 6;
+	header->ip.payload_len = bpf_htons(8 + quote);
+	header->ip.nexthdr = IPPROTO_ICMPV6;
+	header->ip.hop_limit = 64;
+	__builtin_memcpy(&header->ip.saddr, source->b, 16);
+	__builtin_memcpy(&header->ip.daddr, p->tuple.source.b, 16);
+	header->icmp.icmp6_type = type_code >> 8;
+	header->icmp.icmp6_code = type_code & 0xff;
+	if (type_code == ICMPV6_PKT_TOOBIG << 8)
+		header->icmp.icmp6_mtu = bpf_htonl(p->limit_mtu);
+
+	pseudo[0] = bpf_htonl(8 + quote);
+	pseudo[1] = bpf_htonl(IPPROTO_ICMPV6);
+	sum = bpf_csum_diff(0, 0, pseudo, sizeof(pseudo), 0);
+	sum = bpf_csum_diff(0, 0, (__be32 *)&header->ip.saddr, 32, sum);
+	if (quote == SW_QUOTE6_LONG) {
+		if (data + SW_L3 + sizeof(header->ip) + 8 + SW_QUOTE6_LONG > end)
+			return -1;
+		sum = bpf_csum_diff(0, 0, (__be32 *)&header->icmp, 8 + SW_QUOTE6_LONG, sum);
+	} else {
+		if (data + SW_L3 + sizeof(header->ip) + 8 + SW_QUOTE6_SHORT > end)
+			return -1;
+		sum = bpf_csum_diff(0, 0, (__be32 *)&header->icmp, 8 + SW_QUOTE6_SHORT, sum);
+	}
+	header->icmp.icmp6_cksum = sw_fold(sum);
+	sw_turn_round(data);
+	return 0;
+}
+
+SW_INLINE int sw_send_back(struct __sk_buff *skb, struct sw_packet *p)
+{
+	struct sw_config *config = sw_config_here();
+
+	if (p->arrival == SW_FROM_HOST)
+		return config ? bpf_redirect(config->host_ifindex, BPF_F_INGRESS) : TC_ACT_SHOT;
+	if (p->arrival == SW_FROM_UPLINK)
+		skb->mark = SW_MARK;
+	return bpf_redirect(skb->ifindex, 0);
+}
+#endif /* !TRACE */
+
+static __noinline int sw_answer_error(struct __sk_buff *skb, struct sw_packet *p, __u32 type_code)
+{
+#ifndef TRACE
+	__u32 length = skb->len - SW_L3;
+	int failed;
+
+	/* Never about an error, a later fragment, or a packet whose sender is elsewhere. */
+	if (p->icmp_error || p->fragment == SW_FRAGMENT_LATER || p->arrival == SW_FROM_TUNNEL)
+		return TC_ACT_SHOT;
+	if (p->family == 4) {
+		if (length < SW_QUOTE4_SHORT)
+			return TC_ACT_SHOT;
+		failed = sw_build_error4(skb, p, type_code, length >= SW_QUOTE4_LONG ? SW_QUOTE4_LONG : SW_QUOTE4_SHORT);
+	} else {
+		if (length < SW_QUOTE6_SHORT)
+			return TC_ACT_SHOT;
+		failed = sw_build_error6(skb, p, type_code, length >= SW_QUOTE6_LONG ? SW_QUOTE6_LONG : SW_QUOTE6_SHORT);
+	}
+	if (!failed)
+		return sw_send_back(skb, p);
+#endif
+	return TC_ACT_SHOT;
+}
+
+/* The packet is longer than p->limit_mtu allows on its way. */
+__noinline int sw_answer_too_big(struct __sk_buff *skb)
+{
+	struct sw_packet *p = sw_packet_here();
+	int verdict;
+
+	SW_USE_CONTEXT(skb);
+	if (!p)
+		return TC_ACT_SHOT;
+	sw_drop(p, SW_LAYER_MTU, SW_REASON_TOO_BIG);
+	verdict = sw_answer_error(skb, p,
+				  p->family == 4 ? ICMP_DEST_UNREACH << 8 | ICMP_FRAG_NEEDED : ICMPV6_PKT_TOOBIG << 8);
+	if (verdict != TC_ACT_SHOT)
+		sw_count(SW_COUNTER_TOO_BIG_SENT);
+	return verdict;
+}
+
+__noinline int sw_answer_time_exceeded(struct __sk_buff *skb)
+{
+	struct sw_packet *p = sw_packet_here();
+	int verdict;
+
+	SW_USE_CONTEXT(skb);
+	if (!p)
+		return TC_ACT_SHOT;
+	sw_drop(p, SW_LAYER_ROUTE, SW_REASON_TTL);
+	verdict = sw_answer_error(skb, p, p->family == 4 ? ICMP_TIME_EXCEEDED << 8 : ICMPV6_TIME_EXCEED << 8);
+	if (verdict != TC_ACT_SHOT)
+		sw_count(SW_COUNTER_TIME_EXCEEDED_SENT);
+	return verdict;
+}
+
+#endif /* SAMEWIRE_ICMP_REPLY_H */

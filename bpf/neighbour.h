@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * neighbour.h - ARP and neighbour discovery, answered from the tables. Nothing is flooded.
+ *
+ * A pod asks: an endpoint's address is answered with that endpoint's MAC, everything else that has a route with the
+ * gateway MAC, so that the switch sees the packets that follow. The wire asks: addresses of L2Bridge pods are answered
+ * with the uplink's MAC (one MAC a node upstream), of Transparent pods with their own.
+ */
+#ifndef SAMEWIRE_NEIGHBOUR_H
+#define SAMEWIRE_NEIGHBOUR_H
+
+#include "account.h"
+#include "icmp_reply.h"
+#include "tables.h"
+
+struct sw_arp {
+	struct arphdr header;
+	__u8 sender_mac[6];
+	__u8 sender_ip[4];
+	__u8 target_mac[6];
+	__u8 target_ip[4];
+} __attribute__((packed));
+
+struct sw_neighbour_message {
+	struct icmp6hdr icmp;
+	__u8 target[16];
+	__u8 option_type;
+	__u8 option_length; /* in units of 8 bytes */
+	__u8 option_mac[6];
+} __attribute__((packed));
+
+#define SW_ND_ROUTER_SOLICITATION 133
+#define SW_ND_SOLICITATION 135
+#define SW_ND_ADVERTISEMENT 136
+#define SW_ND_OPTION_SOURCE 1
+#define SW_ND_OPTION_TARGET 2
+#define SW_ND_LENGTH 32 /* with one link-layer address option */
+
+/* The MAC to answer a pod's question about p->out.destination with. Returns 1 and fills mac, or 0. */
+SW_INLINE int sw_mac_for_pod(struct sw_packet *p, const struct sw_port *port, __u8 *mac)
+{
+	struct sw_endpoint *endpoint = sw_find_endpoint(p->scope, p->family, &p->out.destination);
+	const struct sw_addr *gateway = sw_side6(p) ? &port->gateway[1] : &port->gateway[0];
+	struct sw_route *route;
+
+	if (endpoint) {
+		sw_copy_mac(mac, endpoint->mac);
+		return 1;
+	}
+	if (!sw_same_address(gateway, &p->out.destination)) {
+		route = sw_find_route(p->scope, p->family, &p->out.destination);
+		if (!route || route->kind == SW_ROUTE_LOCAL || route->kind == SW_ROUTE_BLACKHOLE)
+			return 0;
+	}
+	sw_copy_mac(mac, port->gateway_mac);
+	return 1;
+}
+
+/* The MAC to answer the wire with: only for pods here. */
+SW_INLINE int sw_mac_for_wire(struct sw_packet *p, __u8 *mac)
+{
+	struct sw_endpoint *endpoint = sw_find_endpoint(SW_SCOPE_UPLINK, p->family, &p->out.destination);
+	struct sw_config *config = sw_config_here();
+	struct sw_port *port;
+
+	if (!endpoint || !endpoint->port || !config)
+		return 0;
+	port = sw_find_port(endpoint->port);
+	if (!port)
+		return 0;
+	sw_copy_mac(mac, port->flags & SW_PORT_TRANSPARENT ? port->mac : config->uplink_mac);
+	return 1;
+}
+
+SW_INLINE int sw_answer_out(struct __sk_buff *skb, struct sw_packet *p)
+{
+	sw_count(SW_COUNTER_ANSWERED_ARP);
+#ifdef TRACE
+	return TC_ACT_OK;
+#else
+	skb->mark = SW_MARK;
+	return bpf_redirect(skb->ifindex, 0);
+#endif
+}
+
+/* port: the pod that asks, or 0 for the wire. */
+SW_INLINE int sw_arp(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port, __u32 uplink)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	struct sw_arp *arp = data + SW_L3;
+	__u8 mac[8] __attribute__((aligned(8))) = {};
+	__be32 sender, target;
+
+	if ((void *)(arp + 1) > end)
+		return port ? sw_drop(p, SW_LAYER_PARSE, SW_REASON_MALFORMED) : SW_PASS;
+	if (arp->header.ar_hrd != bpf_htons(ARPHRD_ETHER) || arp->header.ar_pro != bpf_htons(ETH_P_IP))
+		return port ? sw_drop(p, SW_LAYER_PARSE, SW_REASON_NOT_IP) : SW_PASS;
+	sender = *(__be32 *)arp->sender_ip;
+	target = *(__be32 *)arp->target_ip;
+	p->family = 4;
+	sw_set_ipv4(&p->tuple.source, sender);
+	sw_set_ipv4(&p->tuple.destination, target);
+	sw_set_ipv4(&p->out.destination, target);
+	if (port && !(port->flags & SW_PORT_NO_GUARD)) {
+		/* An ARP probe (RFC 5227) has no sender address. */
+		if (!sw_same_mac(arp->sender_mac, port->mac) ||
+		    (sender && sender != *(__be32 *)port->address[0].b))
+			return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_ARP);
+		if (target == *(__be32 *)port->address[0].b)
+			return TC_ACT_SHOT; /* announcing or probing its own address: nobody needs to know */
+	}
+	if (arp->header.ar_op != bpf_htons(ARPOP_REQUEST))
+		return port ? TC_ACT_SHOT : SW_PASS; /* answers are never needed: nothing is asked on ports */
+	if (port ? !sw_mac_for_pod(p, port, mac) : !sw_mac_for_wire(p, mac))
+		return port ? sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ENDPOINT) : SW_PASS;
+	/* A Transparent pod asks the wire itself about addresses beyond this node. */
+	if (port && port->flags & SW_PORT_TRANSPARENT && sw_same_mac(mac, port->gateway_mac)) {
+		struct sw_route *route = sw_find_route(p->scope, 4, &p->out.destination);
+
+		if (route && route->kind == SW_ROUTE_UPLINK && uplink) {
+#ifdef TRACE
+			return TC_ACT_OK;
+#else
+			skb->mark = SW_MARK;
+			return bpf_redirect(uplink, 0);
+#endif
+		}
+	}
+
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	arp = data + SW_L3;
+	if ((void *)(arp + 1) > end)
+		return TC_ACT_SHOT;
+	sw_copy_mac((__u8 *)data, arp->sender_mac);
+	sw_copy_mac((__u8 *)data + 6, mac);
+	arp->header.ar_op = bpf_htons(ARPOP_REPLY);
+	sw_copy_mac(arp->target_mac, arp->sender_mac);
+	*(__be32 *)arp->target_ip = sender;
+	sw_copy_mac(arp->sender_mac, mac);
+	*(__be32 *)arp->sender_ip = target;
+	return sw_answer_out(skb, p);
+}
+
+SW_INLINE int sw_is_link_local(const struct sw_addr *address)
+{
+	return address->b[0] == 0xfe && (address->b[1] & 0xc0) == 0x80;
+}
+
+/* GUARD for neighbour discovery: own addresses and own MAC only. */
+SW_INLINE int sw_nd_is_own(struct sw_packet *p, const struct sw_port *port, const struct sw_neighbour_message *nd,
+			   int has_option)
+{
+	const struct sw_addr *source = &p->tuple.source;
+	const struct sw_addr *target = (const struct sw_addr *)nd->target;
+
+	if (!sw_zero_address(source) && !sw_is_link_local(source) && !sw_same_address(source, &port->address[1]))
+		return 0;
+	if (has_option && !sw_same_mac(nd->option_mac, port->mac))
+		return 0;
+	if (p->icmp_type == SW_ND_ADVERTISEMENT && !sw_is_link_local(target) &&
+	    !sw_same_address(target, &port->address[1]))
+		return 0;
+	return 1;
+}
+
+#ifndef TRACE
+/* Turns the solicitation in hand into an advertisement. */
+static __noinline int sw_advertise(struct __sk_buff *skb, struct sw_packet *p, const __u8 *mac, int router)
+{
+	struct sw_neighbour_message *nd;
+	struct ipv6hdr *ip;
+	void *data, *end;
+	__be32 pseudo[2];
+	__s64 sum;
+
+	if (bpf_skb_change_tail(skb, SW_L3 + sizeof(*ip) + SW_ND_LENGTH, 0))
+		return -1;
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	ip = data + SW_L3;
+	nd = (void *)(ip + 1);
+	if ((void *)(nd + 1) > end)
+		return -1;
+	sw_copy_mac((__u8 *)data, (__u8 *)data + 6);
+	sw_copy_mac((__u8 *)data + 6, mac);
+	ip->payload_len = bpf_htons(SW_ND_LENGTH);
+	ip->hop_limit = 255;
+	__builtin_memcpy(&ip->saddr, p->out.destination.b, 16);
+	if (sw_zero_address(&p->tuple.source)) { /* duplicate address detection: tell everybody */
+		__be32 all_nodes[4] = { bpf_htonl(0xff020000), 0, 0, bpf_htonl(1) };
+		__u8 multicast[8] __attribute__((aligned(8))) = { 0x33, 0x33, 0, 0, 0, 1 };
+
+		__builtin_memcpy(&ip->daddr, all_nodes, 16);
+		sw_copy_mac((__u8 *)data, multicast);
+	} else {
+		__builtin_memcpy(&ip->daddr, p->tuple.source.b, 16);
+	}
+	__builtin_memset(&nd->icmp, 0, sizeof(nd->icmp));
+	nd->icmp.icmp6_type = SW_ND_ADVERTISEMENT;
+	nd->icmp.icmp6_router = !!router;
+	nd->icmp.icmp6_solicited = !sw_zero_address(&p->tuple.source);
+	nd->icmp.icmp6_override = 1;
+	nd->option_type = SW_ND_OPTION_TARGET;
+	nd->option_length = 1;
+	sw_copy_mac(nd->option_mac, mac);
+
+	pseudo[0] = bpf_htonl(SW_ND_LENGTH);
+	pseudo[1] = bpf_htonl(IPPROTO_ICMPV6);
+	sum = bpf_csum_diff(0, 0, pseudo, sizeof(pseudo), 0);
+	sum = bpf_csum_diff(0, 0, (__be32 *)&ip->saddr, 32, sum);
+	sum = bpf_csum_diff(0, 0, (__be32 *)nd, SW_ND_LENGTH, sum);
+	nd->icmp.icmp6_cksum = sw_fold(sum);
+	return 0;
+}
+#endif
+
+/* ICMPv6 that is about the link. port: the pod that sent it, or 0 for the wire. */
+SW_INLINE int sw_neighbour(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port, __u32 uplink)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	struct sw_neighbour_message *nd = data + SW_L3 + sizeof(struct ipv6hdr);
+	__u8 mac[8] __attribute__((aligned(8))) = {};
+	int has_option, router;
+
+	if (p->l4_offset != SW_L3 + sizeof(struct ipv6hdr) || (void *)(nd->target + 16) > end)
+		return port ? sw_drop(p, SW_LAYER_L2, SW_REASON_MULTICAST) : SW_PASS; /* MLD, router solicitation */
+	has_option = (void *)(nd + 1) <= end && nd->option_length == 1 &&
+		     (nd->option_type == SW_ND_OPTION_SOURCE || nd->option_type == SW_ND_OPTION_TARGET);
+	if (p->icmp_type != SW_ND_SOLICITATION && p->icmp_type != SW_ND_ADVERTISEMENT)
+		return port ? sw_drop(p, SW_LAYER_L2, SW_REASON_MULTICAST) : SW_PASS;
+	if (has_option && (void *)(nd + 1) > end) /* for the verifier, which has lost the bound */
+		return TC_ACT_SHOT;
+	if (port && !(port->flags & SW_PORT_NO_GUARD) && !sw_nd_is_own(p, port, nd, has_option))
+		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_ARP);
+	if (p->icmp_type != SW_ND_SOLICITATION)
+		return port ? TC_ACT_SHOT : SW_PASS;
+	__builtin_memcpy(p->out.destination.b, nd->target, 16);
+	if (port && (sw_is_link_local(&p->out.destination) || sw_same_address(&p->out.destination, &port->address[1])))
+		return TC_ACT_SHOT; /* its own addresses, or a neighbour's link-local one: there are none on this link */
+	if (port ? !sw_mac_for_pod(p, port, mac) : !sw_mac_for_wire(p, mac))
+		return port ? sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ENDPOINT) : SW_PASS;
+	router = port && sw_same_mac(mac, port->gateway_mac);
+	if (router && port->flags & SW_PORT_TRANSPARENT) {
+		struct sw_route *route = sw_find_route(p->scope, 6, &p->out.destination);
+
+		if (route && route->kind == SW_ROUTE_UPLINK && uplink) {
+#ifdef TRACE
+			return TC_ACT_OK;
+#else
+			skb->mark = SW_MARK;
+			return bpf_redirect(uplink, 0);
+#endif
+		}
+	}
+#ifndef TRACE
+	if (sw_advertise(skb, p, mac, router))
+		return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
+#endif
+	return sw_answer_out(skb, p);
+}
+
+#endif /* SAMEWIRE_NEIGHBOUR_H */

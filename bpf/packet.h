@@ -1,0 +1,427 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * packet.h - what the switch knows of the packet in hand, and the parser that fills it.
+ *
+ * The structure lives in a per-CPU array: the 512 bytes of stack are for locals only. tc programs run with bottom
+ * halves off and never nest, so one per CPU is enough. Global (separately verified) functions fetch it again.
+ */
+#ifndef SAMEWIRE_PACKET_H
+#define SAMEWIRE_PACKET_H
+
+#include <linux/icmp.h>
+#include <linux/icmpv6.h>
+#include <linux/if_arp.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+
+#include "maps.h"
+
+#define SW_INLINE static __always_inline
+
+/* In a global function that does not touch its context: else the compiler passes it anything. */
+#define SW_USE_CONTEXT(skb) asm volatile("" : : "r"(skb))
+
+#define SW_PASS TC_ACT_UNSPEC /* next filter, or the node's own stack */
+#define SW_GO_ON (-100)	      /* of a step: nothing decided yet */
+
+#define SW_L3 ETH_HLEN
+#define SW_IPV6_EXTENSIONS 6 /* headers looked through before the packet counts as malformed */
+
+#define SW_MARK 0x53570000 /* on what the switch sends out of the uplink: sw_uplink_out knows its own */
+
+#define SW_FRAGMENT_FIRST 1
+#define SW_FRAGMENT_LATER 2
+
+#define IP_MF_ 0x2000
+#define IP_OFFSET_ 0x1fff
+
+/* A connection or packet, by its ends. */
+struct sw_tuple {
+	struct sw_addr source;
+	struct sw_addr destination;
+	__be16 source_port;
+	__be16 destination_port;
+};
+
+struct sw_packet {
+	struct sw_flow_key key; /* of the tuple as it arrived */
+	struct sw_tuple tuple;	/* as it arrived */
+
+	/* The connection as its initiator sees it (equals the packet for a first packet) and the decision on it. */
+	struct sw_tuple first;
+	struct sw_tuple out; /* after the walk */
+	struct sw_action forward;
+	struct sw_action reverse;
+	struct sw_action chosen; /* what sw_finish() applies to the packet in hand */
+	__u32 port[2];
+	__u32 generation[2];
+	__u32 rule[2];
+	__u32 first_port; /* ifindex of the initiator's host end, 0 = not a pod here */
+	__u16 first_scope;
+	__u16 out_scope;
+	__u8 first_arrival;
+	__u8 needs_flow;
+	__u8 wants_snat;
+	__u8 route_flags;
+
+	/* Parsed. */
+	__u8 direction; /* of the packet under key: 0 or 1 */
+	__u8 family;
+	__u8 protocol;
+	__u8 tcp_flags; /* SW_TCP_*; SYN only without ACK */
+	__u8 ttl;
+	__u8 fragment; /* SW_FRAGMENT_* */
+	__u8 icmp_type;
+	__u8 icmp_error;
+	__u8 neighbour; /* ICMPv6 neighbour or router discovery, MLD */
+	__u8 arrival;
+	__u16 scope;
+	__u16 l4_offset;
+	__u16 payload_offset;
+	__u32 fragment_id;
+	__u32 device;	 /* arrival ifindex, charged with drops while no port is known */
+	__u32 port_id;	 /* pod port it came from, 0 otherwise */
+	__u32 tunnel_vni;
+	__u32 limit_mtu; /* for the "too big" answer */
+
+	/* Room for values written to maps. */
+	struct sw_flow flow;
+	struct sw_flow_key flow_key; /* of the flow in hand, where it is not key */
+	struct sw_flow_key other;    /* key of the second entry of a pair */
+	struct sw_drop_key drop;
+	__u8 other_direction;
+	__u8 keep_frame; /* from a Transparent port: L2 as the pod wrote it */
+	__u8 reserved[6];
+	__u8 buffer[64];
+};
+
+SW_MAP(sw_scratch, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct sw_packet, 1, 0);
+
+SW_INLINE struct sw_packet *sw_packet_here(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&sw_scratch, &zero);
+}
+
+SW_INLINE struct sw_config *sw_config_here(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&sw_config, &zero);
+}
+
+SW_INLINE __u32 sw_now_tick(void)
+{
+	return bpf_ktime_get_coarse_ns() >> SW_TICK_SHIFT;
+}
+
+SW_INLINE int sw_side6(const struct sw_packet *p)
+{
+	return p->family == 6;
+}
+
+SW_INLINE void sw_set_ipv4(struct sw_addr *address, __be32 ip)
+{
+	__be32 *word = (__be32 *)address->b;
+
+	word[0] = ip;
+	word[1] = 0;
+	word[2] = 0;
+	word[3] = 0;
+}
+
+SW_INLINE void sw_copy_address(struct sw_addr *to, const struct sw_addr *from)
+{
+	const __u32 *f = (const __u32 *)from->b;
+	__u32 *t = (__u32 *)to->b;
+
+	t[0] = f[0];
+	t[1] = f[1];
+	t[2] = f[2];
+	t[3] = f[3];
+}
+
+SW_INLINE int sw_same_address(const struct sw_addr *a, const struct sw_addr *b)
+{
+	const __u32 *x = (const __u32 *)a->b;
+	const __u32 *y = (const __u32 *)b->b;
+
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3];
+}
+
+SW_INLINE int sw_zero_address(const struct sw_addr *a)
+{
+	const __u32 *x = (const __u32 *)a->b;
+
+	return !(x[0] | x[1] | x[2] | x[3]);
+}
+
+SW_INLINE int sw_same_mac(const __u8 *a, const __u8 *b)
+{
+	return *(const __u32 *)a == *(const __u32 *)b && *(const __u16 *)(a + 4) == *(const __u16 *)(b + 4);
+}
+
+SW_INLINE void sw_copy_mac(__u8 *to, const __u8 *from)
+{
+	*(__u32 *)to = *(const __u32 *)from;
+	*(__u16 *)(to + 4) = *(const __u16 *)(from + 4);
+}
+
+SW_INLINE int sw_has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
+}
+
+SW_INLINE int sw_is_icmp(const struct sw_packet *p)
+{
+	return (p->family == 4 && p->protocol == IPPROTO_ICMP) || (p->family == 6 && p->protocol == IPPROTO_ICMPV6);
+}
+
+/* 1 if (a, a_port) sorts after (b, b_port). */
+SW_INLINE int sw_sorts_after(const struct sw_addr *a, __be16 a_port, const struct sw_addr *b, __be16 b_port)
+{
+	const __be32 *x = (const __be32 *)a->b;
+	const __be32 *y = (const __be32 *)b->b;
+
+	if (x[0] != y[0])
+		return bpf_ntohl(x[0]) > bpf_ntohl(y[0]);
+	if (x[1] != y[1])
+		return bpf_ntohl(x[1]) > bpf_ntohl(y[1]);
+	if (x[2] != y[2])
+		return bpf_ntohl(x[2]) > bpf_ntohl(y[2]);
+	if (x[3] != y[3])
+		return bpf_ntohl(x[3]) > bpf_ntohl(y[3]);
+	return bpf_ntohs(a_port) > bpf_ntohs(b_port);
+}
+
+/* Fills the canonical key of a tuple; returns the tuple's direction under it. */
+SW_INLINE __u8 sw_make_key(struct sw_flow_key *key, const struct sw_tuple *t, __u16 scope, __u8 family, __u8 protocol)
+{
+	__u8 swap = sw_sorts_after(&t->source, t->source_port, &t->destination, t->destination_port);
+
+	if (swap) {
+		sw_copy_address(&key->address[0], &t->destination);
+		sw_copy_address(&key->address[1], &t->source);
+		key->port[0] = t->destination_port;
+		key->port[1] = t->source_port;
+	} else {
+		sw_copy_address(&key->address[0], &t->source);
+		sw_copy_address(&key->address[1], &t->destination);
+		key->port[0] = t->source_port;
+		key->port[1] = t->destination_port;
+	}
+	key->scope = scope;
+	key->family = family;
+	key->protocol = protocol;
+	return swap;
+}
+
+/* The same, verified once, for all but the fast path. Negative: never. */
+__noinline int sw_key_of(struct sw_flow_key *key, const struct sw_tuple *t, __u32 scope, __u32 family, __u32 protocol)
+{
+	if (!key || !t)
+		return -1;
+	return sw_make_key(key, t, scope, family, protocol);
+}
+
+SW_INLINE void sw_reverse_tuple(struct sw_tuple *to, const struct sw_tuple *from)
+{
+	sw_copy_address(&to->source, &from->destination);
+	sw_copy_address(&to->destination, &from->source);
+	to->source_port = from->destination_port;
+	to->destination_port = from->source_port;
+}
+
+SW_INLINE void sw_copy_tuple(struct sw_tuple *to, const struct sw_tuple *from)
+{
+	sw_copy_address(&to->source, &from->source);
+	sw_copy_address(&to->destination, &from->destination);
+	to->source_port = from->source_port;
+	to->destination_port = from->destination_port;
+}
+
+/* Ports (or the ICMP identifier) at l4_offset. Returns 0 or a reason. */
+SW_INLINE int sw_parse_l4(struct __sk_buff *skb, struct sw_packet *p)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	__u32 offset = p->l4_offset;
+	__u8 *l4;
+
+	if (offset > 255)
+		return SW_REASON_MALFORMED;
+	l4 = data + offset;
+
+	switch (p->protocol) {
+	case IPPROTO_TCP: {
+		struct tcphdr *tcp = (void *)l4;
+		__u8 flags;
+
+		if ((void *)(tcp + 1) > end)
+			return SW_REASON_MALFORMED;
+		p->tuple.source_port = tcp->source;
+		p->tuple.destination_port = tcp->dest;
+		flags = l4[13];
+		p->tcp_flags = (flags & 0x12) == 0x02 ? SW_TCP_SYN : (flags & 0x02) ? 0 : SW_TCP_DATA;
+		p->tcp_flags |= (flags & 0x01 ? SW_TCP_FIN : 0) | (flags & 0x04 ? SW_TCP_RST : 0);
+		p->payload_offset = offset + (l4[12] >> 4) * 4;
+		return 0;
+	}
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP: {
+		struct udphdr *udp = (void *)l4; /* SCTP has its ports in the same place */
+
+		if ((void *)(udp + 1) > end)
+			return SW_REASON_MALFORMED;
+		p->tuple.source_port = udp->source;
+		p->tuple.destination_port = udp->dest;
+		p->payload_offset = offset + 8;
+		return 0;
+	}
+	case IPPROTO_ICMP:
+		if (p->family != 4)
+			return 0;
+		break;
+	case IPPROTO_ICMPV6:
+		if (p->family != 6)
+			return 0;
+		break;
+	default:
+		return 0;
+	}
+
+	if ((void *)(l4 + 8) > end)
+		return SW_REASON_MALFORMED;
+	p->icmp_type = l4[0];
+	if (p->family == 4) {
+		if (l4[0] == ICMP_ECHO)
+			p->tuple.source_port = *(__be16 *)(l4 + 4);
+		else if (l4[0] == ICMP_ECHOREPLY)
+			p->tuple.destination_port = *(__be16 *)(l4 + 4);
+		else if (l4[0] == ICMP_DEST_UNREACH || l4[0] == ICMP_TIME_EXCEEDED || l4[0] == ICMP_PARAMETERPROB)
+			p->icmp_error = 1;
+	} else {
+		if (l4[0] == ICMPV6_ECHO_REQUEST)
+			p->tuple.source_port = *(__be16 *)(l4 + 4);
+		else if (l4[0] == ICMPV6_ECHO_REPLY)
+			p->tuple.destination_port = *(__be16 *)(l4 + 4);
+		else if (l4[0] < 128)
+			p->icmp_error = 1;
+		else if ((l4[0] >= 130 && l4[0] <= 137) || l4[0] == 143)
+			p->neighbour = 1;
+	}
+	return 0;
+}
+
+SW_INLINE int sw_parse_ipv4(struct __sk_buff *skb, struct sw_packet *p)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	struct iphdr *ip = data + SW_L3;
+	__u16 offset;
+
+	if ((void *)(ip + 1) > end || ip->ihl < 5 || ip->version != 4)
+		return SW_REASON_MALFORMED;
+	p->family = 4;
+	p->protocol = ip->protocol;
+	p->ttl = ip->ttl;
+	p->l4_offset = SW_L3 + ip->ihl * 4;
+	p->payload_offset = p->l4_offset;
+	sw_set_ipv4(&p->tuple.source, ip->saddr);
+	sw_set_ipv4(&p->tuple.destination, ip->daddr);
+
+	offset = bpf_ntohs(ip->frag_off);
+	if (offset & (IP_MF_ | IP_OFFSET_)) {
+		p->fragment = offset & IP_OFFSET_ ? SW_FRAGMENT_LATER : SW_FRAGMENT_FIRST;
+		p->fragment_id = ip->id;
+		if (p->fragment == SW_FRAGMENT_LATER)
+			return 0;
+	}
+	return sw_parse_l4(skb, p);
+}
+
+SW_INLINE int sw_parse_ipv6(struct __sk_buff *skb, struct sw_packet *p)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	struct ipv6hdr *ip = data + SW_L3;
+	__u32 offset = SW_L3 + sizeof(*ip);
+	__u8 next;
+	int i;
+
+	if ((void *)(ip + 1) > end || ip->version != 6)
+		return SW_REASON_MALFORMED;
+	p->family = 6;
+	p->ttl = ip->hop_limit;
+	__builtin_memcpy(p->tuple.source.b, &ip->saddr, 16);
+	__builtin_memcpy(p->tuple.destination.b, &ip->daddr, 16);
+	next = ip->nexthdr;
+
+	for (i = 0; i < SW_IPV6_EXTENSIONS; i++) {
+		__u8 *extension = data + offset;
+
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
+		    next != IPPROTO_FRAGMENT)
+			break;
+		if ((void *)(extension + 8) > end)
+			return SW_REASON_MALFORMED;
+		if (next == IPPROTO_FRAGMENT) {
+			__u16 where = bpf_ntohs(*(__be16 *)(extension + 2));
+
+			if (where & 0xfff9) { /* an atomic fragment is a whole datagram */
+				p->fragment = where & 0xfff8 ? SW_FRAGMENT_LATER : SW_FRAGMENT_FIRST;
+				p->fragment_id = *(__u32 *)(extension + 4);
+			}
+			next = extension[0];
+			offset += 8;
+		} else {
+			next = extension[0];
+			offset += (extension[1] + 1) * 8;
+		}
+		if (offset > 240)
+			return SW_REASON_MALFORMED;
+		if (p->fragment == SW_FRAGMENT_LATER)
+			break;
+	}
+	if (i == SW_IPV6_EXTENSIONS)
+		return SW_REASON_MALFORMED;
+	p->protocol = next;
+	p->l4_offset = offset;
+	p->payload_offset = offset;
+	if (p->fragment == SW_FRAGMENT_LATER)
+		return 0;
+	return sw_parse_l4(skb, p);
+}
+
+/*
+ * Clears the parsed part and parses the frame. Returns 0 or a reason; SW_REASON_NOT_IP for anything but IP. Headers
+ * that are not linear (GRO on a real NIC) are pulled once.
+ */
+SW_INLINE int sw_parse(struct __sk_buff *skb, struct sw_packet *p)
+{
+	__be16 protocol = skb->protocol;
+	__u32 linear = skb->data_end - skb->data;
+
+	p->tuple.source_port = 0;
+	p->tuple.destination_port = 0;
+	p->tcp_flags = 0;
+	p->fragment = 0;
+	p->icmp_error = 0;
+	p->neighbour = 0;
+	p->icmp_type = 0;
+	if (linear < 128 && linear < skb->len && bpf_skb_pull_data(skb, skb->len < 128 ? skb->len : 128))
+		return SW_REASON_INTERNAL;
+	if (protocol == bpf_htons(ETH_P_IP))
+		return sw_parse_ipv4(skb, p);
+	if (protocol == bpf_htons(ETH_P_IPV6))
+		return sw_parse_ipv6(skb, p);
+	return SW_REASON_NOT_IP;
+}
+
+#endif /* SAMEWIRE_PACKET_H */

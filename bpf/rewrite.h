@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * rewrite.h - header transpositions: addresses, ports, ICMP identifiers, TTL, with checksums.
+ *
+ * All through the checksum helpers, which know what CHECKSUM_PARTIAL and CHECKSUM_COMPLETE want.
+ */
+#ifndef SAMEWIRE_REWRITE_H
+#define SAMEWIRE_REWRITE_H
+
+#include "account.h"
+
+#define SW_CSUM_IPV6_FLAG (1ULL << 7) /* BPF_F_IPV6, kernels >= 6.16 */
+
+/* Offset of the L4 checksum in the packet, 0 if the protocol has none that covers ports or addresses. */
+SW_INLINE __u32 sw_checksum_offset(const struct sw_packet *p)
+{
+	if (p->fragment == SW_FRAGMENT_LATER)
+		return 0;
+	switch (p->protocol) {
+	case IPPROTO_TCP:
+		return p->l4_offset + 16;
+	case IPPROTO_UDP:
+		return p->l4_offset + 6;
+	case IPPROTO_ICMP:
+		return p->family == 4 ? p->l4_offset + 2 : 0;
+	case IPPROTO_ICMPV6:
+		return p->family == 6 ? p->l4_offset + 2 : 0;
+	default:
+		return 0;
+	}
+}
+
+SW_INLINE __u64 sw_checksum_flags(const struct sw_packet *p)
+{
+	return p->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+}
+
+/* Replaces one address. is_source: which one. Returns 0 or a reason. */
+static __noinline int sw_rewrite_address(struct __sk_buff *skb, struct sw_packet *p, const struct sw_addr *from,
+					 const struct sw_addr *to, int is_source)
+{
+	__u32 checksum = sw_checksum_offset(p);
+
+	if (p->family == 4) {
+		__be32 old = *(__be32 *)from->b;
+		__be32 new = *(__be32 *)to->b;
+
+		if (old == new)
+			return 0;
+		if (checksum && p->protocol != IPPROTO_ICMP &&
+		    bpf_l4_csum_replace(skb, checksum, old, new, BPF_F_PSEUDO_HDR | sw_checksum_flags(p) | 4))
+			return SW_REASON_INTERNAL;
+		if (bpf_l3_csum_replace(skb, SW_L3 + 10, old, new, 4) ||
+		    bpf_skb_store_bytes(skb, SW_L3 + (is_source ? 12 : 16), &new, 4, 0))
+			return SW_REASON_INTERNAL;
+		return 0;
+	}
+
+	if (checksum) {
+		struct sw_config *config = sw_config_here();
+		__u64 flags = BPF_F_PSEUDO_HDR | sw_checksum_flags(p);
+		__s64 difference = bpf_csum_diff((__be32 *)from->b, 16, (__be32 *)to->b, 16, 0);
+
+		if (config && config->flags & SW_CONFIG_CSUM_IPV6)
+			flags |= SW_CSUM_IPV6_FLAG;
+		if (difference < 0 || bpf_l4_csum_replace(skb, checksum, 0, difference, flags))
+			return SW_REASON_INTERNAL;
+	}
+	if (bpf_skb_store_bytes(skb, SW_L3 + (is_source ? 8 : 24), to->b, 16, 0))
+		return SW_REASON_INTERNAL;
+	return 0;
+}
+
+/* Replaces one port, or the ICMP identifier. Protocols without ports, and later fragments, have nothing to replace. */
+static __noinline int sw_rewrite_port(struct __sk_buff *skb, struct sw_packet *p, __be16 from, __be16 to,
+				      int is_source)
+{
+	__u32 checksum = sw_checksum_offset(p);
+	__u32 offset = p->l4_offset + (is_source ? 0 : 2);
+
+	if (from == to || !checksum)
+		return 0;
+	if (p->protocol == IPPROTO_ICMP || p->protocol == IPPROTO_ICMPV6)
+		offset = p->l4_offset + 4;
+	if (bpf_l4_csum_replace(skb, checksum, from, to, sw_checksum_flags(p) | 2) ||
+	    bpf_skb_store_bytes(skb, offset, &to, 2, 0))
+		return SW_REASON_INTERNAL;
+	return 0;
+}
+
+/* Applies the address and port part of an action to the packet in hand. Returns 0 or a reason. */
+static __noinline int sw_rewrite(struct __sk_buff *skb, struct sw_packet *p, const struct sw_action *action)
+{
+	int reason = 0;
+
+	if (action->flags & SW_REWRITE_SOURCE) {
+		reason = sw_rewrite_address(skb, p, &p->tuple.source, &action->source, 1);
+		reason = reason ?: sw_rewrite_port(skb, p, p->tuple.source_port, action->source_port, 1);
+	}
+	if (!reason && action->flags & SW_REWRITE_DESTINATION) {
+		reason = sw_rewrite_address(skb, p, &p->tuple.destination, &action->destination, 0);
+		reason = reason ?: sw_rewrite_port(skb, p, p->tuple.destination_port, action->destination_port, 0);
+	}
+	return reason;
+}
+
+SW_INLINE int sw_decrement_ttl(struct __sk_buff *skb, struct sw_packet *p)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+
+	if (p->family == 4) {
+		struct iphdr *ip = data + SW_L3;
+		__u32 check;
+
+		if ((void *)(ip + 1) > end)
+			return SW_REASON_INTERNAL;
+		check = ip->check; /* RFC 1624, as ip_decrease_ttl() */
+		check += bpf_htons(0x0100);
+		ip->check = check + (check >= 0xffff);
+		ip->ttl--;
+	} else {
+		struct ipv6hdr *ip = data + SW_L3;
+
+		if ((void *)(ip + 1) > end)
+			return SW_REASON_INTERNAL;
+		ip->hop_limit--;
+	}
+	return 0;
+}
+
+SW_INLINE int sw_set_macs(struct __sk_buff *skb, const __u8 *destination, const __u8 *source)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	__u8 *eth = data;
+
+	if ((void *)(eth + ETH_HLEN) > end)
+		return SW_REASON_INTERNAL;
+	sw_copy_mac(eth, destination);
+	sw_copy_mac(eth + 6, source);
+	return 0;
+}
+
+#endif /* SAMEWIRE_REWRITE_H */

@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0)
+/*
+ * switch.c - the programs of the switch, one per hook. See docs/switch.md for the picture.
+ *
+ *   sw_pod          tc ingress of a pod's host end       what pods send
+ *   sw_uplink_in    tcx/tc ingress of the uplink         what the underlay sends
+ *   sw_uplink_out   tcx/tc egress of the uplink          watches for host sockets that use a port of the NAT pool
+ *   sw_tunnel       tc ingress of swvxlan0               decapsulated frames
+ *   sw_host         tc ingress of samewire1              what the node sends to pods
+ *   sw_start_ageing run once, by PROG_TEST_RUN           starts the ageing timer, which then needs no process
+ *   sw_connect4...  cgroup                               host sockets to host ports (hostsocket.h)
+ *   sw_trace        PROG_TEST_RUN, TRACE=1 build         all of the above on the live tables, read-only
+ */
+#include "bucket.h"
+#include "connect.h"
+#include "fragment.h"
+#include "hostsocket.h"
+#include "icmp_error.h"
+#include "neighbour.h"
+
+char _license[] SEC("license") = "Dual BSD/GPL";
+
+/* GUARD: the frame's and the packet's source are the endpoint's own. */
+SW_INLINE int sw_guard(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+
+	if (port->flags & SW_PORT_NO_GUARD)
+		return SW_GO_ON;
+	if (data + ETH_HLEN > end)
+		return sw_drop(p, SW_LAYER_PARSE, SW_REASON_MALFORMED);
+	if (!sw_same_mac((__u8 *)data + 6, port->mac))
+		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_MAC);
+	if (!p->neighbour &&
+	    !sw_same_address(&p->tuple.source, sw_side6(p) ? &port->address[1] : &port->address[0]))
+		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_IP);
+	return SW_GO_ON;
+}
+
+SW_INLINE int sw_is_multicast(const struct sw_packet *p)
+{
+	const __u8 *b = p->tuple.destination.b;
+
+	if (p->family == 6)
+		return b[0] == 0xff;
+	return (b[0] & 0xf0) == 0xe0 || *(const __u32 *)b == 0xffffffff;
+}
+
+/* Loopback, unspecified, or the sender's own address as the destination. */
+SW_INLINE int sw_is_martian(const struct sw_packet *p)
+{
+	const __u8 *b = p->tuple.destination.b;
+
+	if (sw_zero_address(&p->tuple.destination) || sw_same_address(&p->tuple.source, &p->tuple.destination))
+		return 1;
+	if (p->family == 6)
+		return sw_is_link_local(&p->tuple.destination);
+	return b[0] == 127 || b[0] == 0;
+}
+
+SW_INLINE void sw_arrive(struct sw_packet *p, __u8 arrival, __u16 scope, __u32 device, __u32 port_id)
+{
+	p->arrival = arrival;
+	p->scope = scope;
+	p->device = device;
+	p->port_id = port_id;
+	p->keep_frame = 0;
+}
+
+/* The part that all arrivals share, once the packet is parsed and its scope known. */
+SW_INLINE int sw_go(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *own)
+{
+	if (p->fragment && sw_fragment(p) != SW_GO_ON)
+		return TC_ACT_SHOT;
+	if (p->icmp_error) {
+		int verdict = sw_icmp_error(skb);
+
+		return verdict == SW_GO_ON ? sw_first_packet(skb) : verdict;
+	}
+	return sw_switch(skb, p, own);
+}
+
+SW_INLINE int sw_from_pod(struct __sk_buff *skb, struct sw_packet *p, __u32 ifindex)
+{
+	struct sw_config *config = sw_config_here();
+	struct sw_port *port = sw_find_port(ifindex);
+	int reason, verdict;
+
+	sw_arrive(p, SW_FROM_POD, 0, ifindex, ifindex);
+	if (!port || !config)
+		return sw_drop(p, SW_LAYER_PARSE, SW_REASON_UNKNOWN_PORT);
+	p->scope = port->scope;
+	if (port->flags & SW_PORT_BLOCKED)
+		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_PORT_BLOCKED);
+	if (skb->protocol == bpf_htons(ETH_P_ARP))
+		return sw_arp(skb, p, port, config->uplink_ifindex);
+	reason = sw_parse(skb, p);
+	if (reason)
+		return sw_drop(p, SW_LAYER_PARSE, reason);
+	verdict = sw_guard(skb, p, port);
+	if (verdict != SW_GO_ON)
+		return verdict;
+	if (p->neighbour)
+		return sw_neighbour(skb, p, port, config->uplink_ifindex);
+	if (sw_is_multicast(p))
+		return sw_drop(p, SW_LAYER_L2, SW_REASON_MULTICAST);
+	if (sw_is_martian(p))
+		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_MARTIAN);
+	if (port->flags & SW_PORT_CAP_OUT && sw_police(skb, p) != SW_GO_ON)
+		return TC_ACT_SHOT;
+	if (port->flags & SW_PORT_TRANSPARENT) {
+		void *data = (void *)(long)skb->data;
+
+		if (data + ETH_HLEN > (void *)(long)skb->data_end)
+			return sw_drop(p, SW_LAYER_PARSE, SW_REASON_MALFORMED);
+		p->keep_frame = !sw_same_mac(data, port->gateway_mac);
+	}
+	return sw_go(skb, p, port);
+}
+
+SW_INLINE int sw_from_uplink(struct __sk_buff *skb, struct sw_packet *p, __u32 ifindex)
+{
+	struct sw_config *config = sw_config_here();
+
+	sw_arrive(p, SW_FROM_UPLINK, SW_SCOPE_UPLINK, ifindex, 0);
+	if (!config)
+		return SW_PASS;
+	if (skb->protocol == bpf_htons(ETH_P_ARP))
+		return sw_arp(skb, p, 0, 0);
+	if (sw_parse(skb, p))
+		return SW_PASS; /* the node's own stack knows what to do with it */
+	if (p->neighbour)
+		return sw_neighbour(skb, p, 0, 0);
+	/* The tunnel's outer packets: straight to the VXLAN device. */
+	if (p->protocol == IPPROTO_UDP && p->tuple.destination_port == config->vxlan_port && !p->fragment)
+		return SW_PASS;
+	if (sw_is_multicast(p))
+		return SW_PASS;
+	if (p->fragment == SW_FRAGMENT_LATER) {
+		struct sw_route *route = sw_find_route(SW_SCOPE_UPLINK, p->family, &p->tuple.destination);
+
+		/* Ours only if its first was; the node reassembles its own. */
+		if (!route || (route->kind != SW_ROUTE_LOCAL && route->kind != SW_ROUTE_HOST))
+			return SW_PASS;
+		if (sw_fragment(p) != SW_GO_ON)
+			return route->kind == SW_ROUTE_HOST ? SW_PASS : TC_ACT_SHOT;
+		return sw_switch(skb, p, 0);
+	}
+	return sw_go(skb, p, 0);
+}
+
+SW_INLINE int sw_from_tunnel(struct __sk_buff *skb, struct sw_packet *p, __u32 ifindex, __u32 vni)
+{
+	struct sw_vni *found = bpf_map_lookup_elem(&sw_vnis, &vni);
+	int reason;
+
+	sw_arrive(p, SW_FROM_TUNNEL, 0, ifindex, 0);
+	p->tunnel_vni = vni;
+	if (!found)
+		return sw_drop(p, SW_LAYER_DECAP, SW_REASON_UNKNOWN_VNI);
+	p->scope = found->scope;
+	reason = sw_parse(skb, p);
+	if (reason)
+		return sw_drop(p, SW_LAYER_PARSE, reason);
+	if (p->neighbour || sw_is_multicast(p))
+		return sw_drop(p, SW_LAYER_L2, SW_REASON_MULTICAST);
+	if (sw_is_martian(p))
+		return sw_drop(p, SW_LAYER_DECAP, SW_REASON_MARTIAN);
+	return sw_go(skb, p, 0);
+}
+
+SW_INLINE int sw_from_host(struct __sk_buff *skb, struct sw_packet *p, __u32 ifindex)
+{
+	struct sw_route *route;
+	int reason;
+
+	sw_arrive(p, SW_FROM_HOST, 0, ifindex, 0);
+	reason = sw_parse(skb, p);
+	if (reason)
+		return sw_drop(p, SW_LAYER_PARSE, reason);
+	if (p->neighbour || sw_is_multicast(p))
+		return sw_drop(p, SW_LAYER_L2, SW_REASON_MULTICAST);
+	route = sw_find_route(SW_SCOPE_HOST, p->family, &p->tuple.destination);
+	if (!route || route->kind != SW_ROUTE_SCOPE)
+		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
+	p->scope = route->scope;
+	return sw_go(skb, p, 0);
+}
+
+#ifndef TRACE
+
+SEC("tc")
+int sw_pod(struct __sk_buff *skb)
+{
+	struct sw_packet *p = sw_packet_here();
+
+	return p ? sw_from_pod(skb, p, skb->ifindex) : TC_ACT_SHOT;
+}
+
+SEC("tc")
+int sw_uplink_in(struct __sk_buff *skb)
+{
+	struct sw_packet *p = sw_packet_here();
+
+	return p ? sw_from_uplink(skb, p, skb->ifindex) : SW_PASS;
+}
+
+SEC("tc")
+int sw_tunnel(struct __sk_buff *skb)
+{
+	struct sw_packet *p = sw_packet_here();
+	struct bpf_tunnel_key key = {};
+
+	if (!p)
+		return TC_ACT_SHOT;
+	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) &&
+	    bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6)) {
+		sw_arrive(p, SW_FROM_TUNNEL, 0, skb->ifindex, 0);
+		return sw_drop(p, SW_LAYER_DECAP, SW_REASON_UNKNOWN_VNI);
+	}
+	return sw_from_tunnel(skb, p, skb->ifindex, key.tunnel_id);
+}
+
+SEC("tc")
+int sw_host(struct __sk_buff *skb)
+{
+	struct sw_packet *p = sw_packet_here();
+
+	return p ? sw_from_host(skb, p, skb->ifindex) : TC_ACT_SHOT;
+}
+
+/*
+ * A host socket that uses a port of the NAT pool (an explicit bind, or an ICMP identifier) is put into the flow table,
+ * so that the allocator finds the port taken.
+ */
+SW_INLINE int sw_watch_host(struct __sk_buff *skb, struct sw_packet *p)
+{
+	struct sw_config *config = sw_config_here();
+	struct sw_flow *flow;
+	__u16 port;
+
+	sw_arrive(p, SW_FROM_HOST, SW_SCOPE_UPLINK, skb->ifindex, 0);
+	if (!config || sw_parse(skb, p) || p->neighbour || p->icmp_error || p->fragment == SW_FRAGMENT_LATER)
+		return SW_PASS;
+	port = bpf_ntohs(p->tuple.source_port);
+	if (port < config->nat_port_low || port > config->nat_port_high)
+		return SW_PASS;
+	if (p->protocol == IPPROTO_UDP && p->tuple.destination_port == config->vxlan_port)
+		return SW_PASS;
+	p->direction = sw_make_key(&p->key, &p->tuple, SW_SCOPE_UPLINK, p->family, p->protocol);
+	flow = bpf_map_lookup_elem(&sw_flows, &p->key);
+	if (flow) {
+		if (flow->flags & SW_FLOW_HOST)
+			sw_touch(p, flow, 0);
+		return SW_PASS;
+	}
+	__builtin_memset(&p->flow, 0, sizeof(p->flow));
+	p->flow.flags = SW_FLOW_HOST | (p->direction ? SW_FLOW_INITIATOR : 0);
+	p->flow.tcp[0] = p->tcp_flags;
+	p->flow.seen_tick = sw_now_tick();
+	p->flow.arrival = SW_FROM_HOST;
+	if (!sw_insert(&p->key))
+		sw_count(SW_COUNTER_HOST_FLOWS);
+	return SW_PASS;
+}
+
+SEC("tc")
+int sw_uplink_out(struct __sk_buff *skb)
+{
+	struct sw_packet *p;
+
+	if (skb->mark == SW_MARK) {
+		skb->mark = 0;
+		return SW_PASS;
+	}
+	p = sw_packet_here();
+	return p ? sw_watch_host(skb, p) : SW_PASS;
+}
+
+/* ---- ageing ----------------------------------------------------------------------------------------------------*/
+
+struct sw_ageing {
+	struct bpf_timer timer;
+};
+
+SW_MAP(sw_ageing, BPF_MAP_TYPE_ARRAY, __u32, struct sw_ageing, 1, 0);
+
+static int sw_age(void *map, __u32 *key, struct sw_ageing *ageing)
+{
+	struct sw_cursors *cursors = sw_cursors_here();
+	struct sw_config *config = sw_config_here();
+	struct sw_slice slice = {};
+	__u32 slots;
+
+	if (cursors && config && config->flow_slots) {
+		slots = config->flow_slots < SW_AGE_SLICE ? config->flow_slots : SW_AGE_SLICE;
+		slice.start = cursors->age;
+		slice.mask = config->flow_slots - 1;
+		slice.now = sw_now_tick();
+		bpf_loop(slots, sw_look_at_slot, &slice, 0);
+		cursors->age += slots;
+		sw_count(SW_COUNTER_AGEING_TICKS);
+	}
+	bpf_timer_start(&ageing->timer, SW_AGE_PERIOD_NS, 0);
+	return 0;
+}
+
+SEC("tc")
+int sw_start_ageing(struct __sk_buff *skb)
+{
+	struct sw_ageing *ageing;
+	__u32 zero = 0;
+
+	ageing = bpf_map_lookup_elem(&sw_ageing, &zero);
+	if (!ageing)
+		return 1;
+	bpf_timer_init(&ageing->timer, &sw_ageing, 1 /* CLOCK_MONOTONIC */); /* EBUSY: there since the last start */
+	if (bpf_timer_set_callback(&ageing->timer, sw_age)) /* a new program takes over from the old one's callback */
+		return 2;
+	return bpf_timer_start(&ageing->timer, SW_AGE_PERIOD_NS, 0) ? 3 : 0;
+}
+
+#else /* TRACE */
+
+SEC("tc")
+int sw_trace(struct __sk_buff *skb)
+{
+	struct sw_packet *p = sw_packet_here();
+	struct sw_trace_output *out = sw_trace_here();
+	struct sw_trace_input *in;
+	__u32 zero = 0;
+
+	in = bpf_map_lookup_elem(&sw_trace_input, &zero);
+	if (!p || !out || !in)
+		return TC_ACT_SHOT;
+	out->count = 0;
+	out->fate = SW_TO_NOWHERE;
+	out->drop_layer = 0;
+	out->drop_reason = 0;
+	out->flow_hit = 0;
+	switch (in->arrival) {
+	case SW_FROM_POD:
+		return sw_from_pod(skb, p, in->ifindex);
+	case SW_FROM_UPLINK:
+		return sw_from_uplink(skb, p, in->ifindex);
+	case SW_FROM_TUNNEL:
+		return sw_from_tunnel(skb, p, in->ifindex, in->vni);
+	case SW_FROM_HOST:
+		return sw_from_host(skb, p, in->ifindex);
+	default:
+		return TC_ACT_SHOT;
+	}
+}
+
+#endif /* TRACE */

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * tables.h - look-ups in the rule tables, one small function each.
+ */
+#ifndef SAMEWIRE_TABLES_H
+#define SAMEWIRE_TABLES_H
+
+#include "packet.h"
+
+SW_INLINE struct sw_port *sw_find_port(__u32 id)
+{
+	return bpf_map_lookup_elem(&sw_ports, &id);
+}
+
+SW_INLINE struct sw_nexthop *sw_find_nexthop(__u32 id)
+{
+	return bpf_map_lookup_elem(&sw_nexthops, &id);
+}
+
+SW_INLINE struct sw_route *sw_find_route(__u16 scope, __u8 family, const struct sw_addr *address)
+{
+	struct sw_route_key key = {
+		.prefix_bits = 32 + (family == 4 ? 32 : 128),
+		.scope = scope,
+		.family = family,
+	};
+
+	sw_copy_address(&key.address, address);
+	return bpf_map_lookup_elem(&sw_routes, &key);
+}
+
+SW_INLINE struct sw_endpoint *sw_find_endpoint(__u16 scope, __u8 family, const struct sw_addr *address)
+{
+	struct sw_endpoint_key key = { .scope = scope, .family = family };
+
+	sw_copy_address(&key.address, address);
+	return bpf_map_lookup_elem(&sw_endpoints, &key);
+}
+
+SW_INLINE int sw_is_host_address(__u16 scope, __u8 family, const struct sw_addr *address)
+{
+	struct sw_route *route = sw_find_route(scope, family, address);
+
+	return route && route->kind == SW_ROUTE_HOST;
+}
+
+/* A host port: for this very address, else for every address of the node (any_address says it is one). */
+SW_INLINE struct sw_portmap *sw_find_portmap(__u8 family, __u8 protocol, const struct sw_addr *address, __be16 port,
+					     int any_address)
+{
+	struct sw_portmap_key key = { .port = port, .protocol = protocol, .family = family };
+	struct sw_portmap *map;
+
+	sw_copy_address(&key.address, address);
+	map = bpf_map_lookup_elem(&sw_portmaps, &key);
+	if (map || !any_address)
+		return map;
+	__builtin_memset(&key.address, 0, sizeof(key.address));
+	return bpf_map_lookup_elem(&sw_portmaps, &key);
+}
+
+SW_INLINE struct sw_nat *sw_find_nat(__u32 set, __u8 family, const struct sw_addr *address)
+{
+	struct sw_nat_key key = {
+		.prefix_bits = 64 + (family == 4 ? 32 : 128),
+		.set = set,
+		.family = family,
+	};
+
+	sw_copy_address(&key.address, address);
+	return bpf_map_lookup_elem(&sw_nat, &key);
+}
+
+#endif /* SAMEWIRE_TABLES_H */
