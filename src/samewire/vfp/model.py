@@ -31,7 +31,7 @@ class Numbers(Protocol):
 
     - ``scope``: network id -> 1..65534
     - ``nexthop``: ``uplink/gateway/4``, ``uplink/onlink/6``, ``uplink/via/<address>``,
-      ``tunnel/<network id>/<prefix>``, ``endpoint/<endpoint id>/<family>`` -> >= 1
+      ``tunnel/<network id>/<prefix>``, ``endpoint/<endpoint id>`` -> >= 1
     - ``acl``: ``<endpoint id>/in|out/<digest>`` -> >= 1
     - ``nat``: ``<digest>`` -> >= 1
     """
@@ -45,8 +45,9 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the node is: read from the kernel at start and whenever it changes.
 
     ``addresses`` are the node's own addresses with their prefix lengths (host bits kept), global scope only,
-    the main address of each family first; ``gateways`` the default gateways, at most one a family.
-    ``events``: somebody reads drop events; ``checksum_outer``: UDP checksums on IPv4 tunnels.
+    the main address of each family first, without those that Samewire itself put on samewire0; ``gateways``
+    the default gateways, at most one a family. ``events``: somebody reads drop events; ``checksum_outer``:
+    UDP checksums on IPv4 tunnels.
     """
 
     name: str

@@ -1,0 +1,74 @@
+"""The entries of one owner while they are being collected, and the few shapes that several compilers need."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from samewire.vfp.address import NO_MAC, Address, Prefix
+from samewire.vfp.constants import ROUTE_KEY_BITS, SCOPE_HOST, RouteKind
+from samewire.vfp.model import NodeFacts, Numbers
+from samewire.vfp.record import Record
+from samewire.vfp.tables import Nexthop, Route, RouteKey
+
+
+class Builder:
+    """Collects entries; putting a key twice keeps the last value."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, dict[Record, Record]] = {}
+
+    def put(self, table: str, key: Record, value: Record) -> None:
+        """Add or replace one entry."""
+        rows = self.entries.get(table)
+        if rows is None:
+            self.entries[table] = {key: value}
+        else:
+            rows[key] = value
+
+    def route(
+        self,
+        scope: int,
+        prefix: Prefix,
+        kind: RouteKind,
+        *,
+        nexthop: int = 0,
+        flags: int = 0,
+        target_scope: int = 0,
+    ) -> None:
+        """Add a route of ``scope``; ``prefix`` must have no host bits."""
+        key = RouteKey(ROUTE_KEY_BITS + prefix.bits, scope, prefix.family, prefix.packed)
+        self.put("sw_routes", key, Route(kind, flags, target_scope, nexthop))
+
+    def from_host(self, prefix: Prefix, scope: int) -> None:
+        """Say that the host means the network ``scope`` by these addresses."""
+        self.route(SCOPE_HOST, prefix, RouteKind.SCOPE, target_scope=scope)
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """A name for some content: equal content, equal name."""
+    return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
+
+
+def gateway_nexthop(family: int, numbers: Numbers) -> int:
+    """The nexthop of the node's default gateway; `compile_node` owns its entry and edits it in place."""
+    return numbers.number("nexthop", f"uplink/gateway/{family}")
+
+
+def onlink_nexthop(family: int, numbers: Numbers) -> int:
+    """The nexthop of destinations on the underlay's own subnets; `compile_node` owns its entry."""
+    return numbers.number("nexthop", f"uplink/onlink/{family}")
+
+
+def uplink_nexthop(facts: NodeFacts, gateway: Address) -> Nexthop:
+    """A nexthop on the uplink; a zero gateway stands for the packet's own destination."""
+    return Nexthop(
+        kind=RouteKind.UPLINK,
+        family=gateway.family,
+        mtu=facts.uplink_mtu,
+        ifindex=facts.uplink_ifindex,
+        vni=0,
+        address=gateway.packed,
+        local=facts.address(gateway.family),
+        mac=NO_MAC,
+    )

@@ -1,0 +1,189 @@
+"""Endpoints: the port, the addresses it owns, its host ports, ACLs, NAT and bandwidth cap."""
+
+from __future__ import annotations
+
+from samewire.errors import Invalid
+from samewire.hcn.policies import OutBoundNAT, PortMapping, ProviderAddress, first, mapping_family
+from samewire.hcn.schema import Endpoint, Network, NetworkType
+from samewire.vfp.address import IPV4, IPV6, NO_MAC, ZERO, Address, Prefix, parse_address, parse_mac
+from samewire.vfp.compile.acl import AclSet, compile_acl
+from samewire.vfp.compile.builder import Builder, onlink_nexthop
+from samewire.vfp.compile.link import (
+    endpoint_addresses,
+    endpoint_gateway,
+    endpoint_mac,
+    endpoint_mtu,
+    incoming_cap,
+    outgoing_cap,
+)
+from samewire.vfp.compile.nat import compile_nat
+from samewire.vfp.compile.plan import Context, NetworkPlan, network_context
+from samewire.vfp.compile.route import sdn_routes
+from samewire.vfp.constants import SCOPE_UPLINK, PortFlag, RouteKind
+from samewire.vfp.model import Compiled, HostBinding, HostRoute, NodeFacts, Numbers
+from samewire.vfp.tables import Bucket, EndpointKey, Id, Port, Portmap, PortmapKey
+from samewire.vfp.tables import Endpoint as EndpointEntry
+
+_SLOT = {IPV4: 0, IPV6: 1}
+
+
+def compile_endpoint(
+    endpoint: Endpoint,
+    network: Network,
+    facts: NodeFacts,
+    numbers: Numbers,
+    port_ifindex: int,
+    generation: int,
+) -> Compiled:
+    """Everything that one endpoint adds to the tables.
+
+    ``port_ifindex`` is the host end's; ``generation`` must be new whenever the endpoint's policy may have
+    changed. For a remote endpoint both are ignored. Raises ``Invalid`` (naming the field), ``Exhausted``.
+    """
+    context = network_context(network, facts, numbers)
+    plan, scope = context.plan, context.scope
+    builder = Builder()
+    addresses = endpoint_addresses(endpoint, plan)
+    if endpoint.is_remote:
+        for address in addresses:
+            _remote_address(builder, endpoint, address.address, context)
+        return Compiled(builder.entries)
+    mac = endpoint_mac(endpoint)
+    for own in addresses:
+        key = EndpointKey(own.packed, scope, own.family)
+        builder.put("sw_endpoints", key, EndpointEntry(port_ifindex, 0, mac))
+    acls = compile_acl(builder, endpoint.id, endpoint.policies, numbers)
+    nat = compile_nat(builder, _nat_policies(endpoint, plan), facts, numbers)
+    port = _port(endpoint, context, generation, addresses, acls, nat)
+    builder.put("sw_ports", Id(port_ifindex), port)
+    _portmaps(builder, endpoint, addresses, scope, port_ifindex)
+    rate, burst = outgoing_cap(endpoint)
+    if rate:
+        builder.put("sw_buckets", Id(port_ifindex), Bucket(rate, burst, burst, 0))
+    sdn_routes(builder, endpoint.policies, context)
+    binding = _bridged(builder, plan, addresses, mac, facts) if plan.bridged else HostBinding()
+    return Compiled(builder.entries, binding)
+
+
+def _port(
+    endpoint: Endpoint,
+    context: Context,
+    generation: int,
+    addresses: tuple[Prefix, ...],
+    acls: tuple[AclSet, AclSet],
+    nat: tuple[int, bool],
+) -> Port:
+    plan = context.plan
+    own = [ZERO, ZERO]
+    gateways = [ZERO, ZERO]
+    for prefix in addresses:
+        own[_SLOT[prefix.family]] = prefix.packed
+        gateways[_SLOT[prefix.family]] = endpoint_gateway(endpoint, plan, prefix.address)
+    nat_set, nat_explicit = nat
+    flags = (
+        (PortFlag.TRANSPARENT if plan.type is NetworkType.TRANSPARENT else 0)
+        | (PortFlag.CAP_IN if incoming_cap(endpoint)[0] else 0)
+        | (PortFlag.CAP_OUT if outgoing_cap(endpoint)[0] else 0)
+        | (PortFlag.NAT_EXPLICIT if nat_explicit else 0)
+    )
+    return Port(
+        generation=generation,
+        scope=context.scope,
+        flags=int(flags),
+        mac=endpoint_mac(endpoint),
+        gateway_mac=plan.gateway_mac,
+        address=(own[0], own[1]),
+        gateway=(gateways[0], gateways[1]),
+        acl_set=(acls[0].set, acls[1].set),
+        acl_count=(acls[0].count, acls[1].count),
+        nat_set=nat_set,
+        mtu=endpoint_mtu(endpoint, plan, context.facts),
+    )
+
+
+def _nat_policies(endpoint: Endpoint, plan: NetworkPlan) -> tuple[tuple[int, OutBoundNAT], ...]:
+    """The endpoint's OutBoundNAT policies; without any, a NAT network translates everything."""
+    policies = [(i + 1, p) for i, p in enumerate(endpoint.policies) if isinstance(p, OutBoundNAT)]
+    if plan.type is NetworkType.NAT and not policies:
+        policies.append((len(endpoint.policies) + 1, OutBoundNAT()))
+    return tuple(policies)
+
+
+def _portmaps(
+    builder: Builder, endpoint: Endpoint, addresses: tuple[Prefix, ...], scope: int, port: int
+) -> None:
+    own = {prefix.family: prefix.packed for prefix in addresses}
+    for i, policy in enumerate(endpoint.policies):
+        if not isinstance(policy, PortMapping):
+            continue
+        path = f"$.Policies[{i}].Settings"
+        if not policy.internal_port or not policy.external_port:
+            raise Invalid(path, "a PortMapping needs InternalPort and ExternalPort, both 1..65535")
+        vip = parse_address(policy.vip, f"{path}.VIP").packed if policy.vip else ZERO
+        family = mapping_family(policy, endpoint.addresses)
+        if family not in own:
+            raise Invalid(path, f"the endpoint has no IPv{family} address for this PortMapping")
+        key = PortmapKey(vip, policy.external_port, policy.protocol & 0xFF, family)
+        builder.put("sw_portmaps", key, Portmap(port, scope, policy.internal_port, own[family]))
+
+
+def _bridged(
+    builder: Builder, plan: NetworkPlan, addresses: tuple[Prefix, ...], mac: bytes, facts: NodeFacts
+) -> HostBinding:
+    """An endpoint on the underlay's own subnet: a host route of its own, both here and in the node's stack.
+
+    The NIC must let in its multicast groups (neighbour solicitations), and a MAC that is not the NIC's.
+    """
+    routes: list[HostRoute] = []
+    filters: list[bytes] = [mac] if plan.type is NetworkType.TRANSPARENT else []
+    for own in addresses:
+        prefix = own.address.host_prefix
+        builder.route(SCOPE_UPLINK, prefix, RouteKind.LOCAL)
+        subnet = plan.subnet_of(own.address)
+        if plan.host_port and (subnet is None or subnet.underlay):
+            builder.from_host(prefix, SCOPE_UPLINK)
+            source = facts.address(own.family)
+            routes.append(HostRoute(prefix, Address(own.family, source) if source != ZERO else None))
+        if own.family == IPV6:
+            filters.append(solicited_node_mac(own.packed))
+    return HostBinding(routes=tuple(routes), nic_filters=tuple(filters))
+
+
+def solicited_node_mac(address: bytes) -> bytes:
+    """The multicast MAC on which neighbour solicitations for an IPv6 address arrive (RFC 4291, RFC 2464)."""
+    return b"\x33\x33\xff" + address[13:16]
+
+
+def _remote_address(builder: Builder, endpoint: Endpoint, address: Address, context: Context) -> None:
+    """An address on another node: behind its RemoteSubnetRoute, its provider address, or on the underlay.
+
+    Without any of those, or when the provider is this node itself (a virtual IP), there is no way to it and
+    it has no entry.
+    """
+    plan = context.plan
+    mac = parse_mac(endpoint.mac_address, "$.MacAddress") if endpoint.mac_address else NO_MAC
+    if plan.bridged:
+        nexthop = onlink_nexthop(address.family, context.numbers)
+        builder.route(context.scope, address.host_prefix, RouteKind.UPLINK, nexthop=nexthop)
+    elif (remote := plan.remote.containing(address)) is not None:
+        nexthop = context.remote_nexthop(remote)
+    else:
+        nexthop = _provider_nexthop(builder, endpoint, mac, context)
+    if nexthop:
+        key = EndpointKey(address.packed, context.scope, address.family)
+        builder.put("sw_endpoints", key, EndpointEntry(0, nexthop, mac))
+
+
+def _provider_nexthop(builder: Builder, endpoint: Endpoint, mac: bytes, context: Context) -> int:
+    plan = context.plan
+    policy = first(endpoint.policies, ProviderAddress)
+    if policy is None or not plan.uplink:
+        return 0
+    provider = parse_address(policy.provider_address, "$.Policies")
+    if provider.packed == ZERO or any(own.address == provider for own in context.facts.addresses):
+        return 0
+    router = plan.remote.behind(provider)
+    number = context.nexthop(f"endpoint/{endpoint.id}")
+    hop = context.tunnel(provider, plan.vni, router.router_mac if router else mac)
+    builder.put("sw_nexthops", Id(number), hop)
+    return number

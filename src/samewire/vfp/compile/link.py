@@ -1,0 +1,141 @@
+"""Endpoints -> the veth pair they want: addresses, routes, neighbours, MTU and the cap towards the pod."""
+
+from __future__ import annotations
+
+from samewire.errors import Invalid
+from samewire.hcn.policies import QOS, EncapOverhead, InterfaceParameters, first
+from samewire.hcn.schema import Endpoint, Network, NetworkType
+from samewire.vfp.address import ZERO, Address, Prefix, address_bits, parse_address, parse_mac, parse_prefix
+from samewire.vfp.compile.plan import NetworkPlan, plan_network
+from samewire.vfp.model import LinkNeighbour, LinkRoute, NodeFacts, PortLink
+
+DEFAULT_INTERFACE = "eth0"
+MIN_BURST_BYTES = 128 * 1024  # two segmentation-offloaded packets of 64 KiB
+BURST_S = 0.05
+
+
+def compile_link(endpoint: Endpoint, network: Network, facts: NodeFacts, netns_path: str) -> PortLink:
+    """The link of a local endpoint in the namespace ``netns_path``. Raises ``Invalid``, naming the field."""
+    plan = plan_network(network, facts)
+    addresses = endpoint_addresses(endpoint, plan)
+    routes = _routes(endpoint, plan, addresses)
+    rate, burst = incoming_cap(endpoint)
+    return PortLink(
+        endpoint_id=endpoint.id,
+        host_name=host_name(endpoint.id),
+        host_mac=plan.gateway_mac,
+        netns_path=netns_path,
+        interface_name=endpoint.interface_name or DEFAULT_INTERFACE,
+        mac=endpoint_mac(endpoint),
+        mtu=endpoint_mtu(endpoint, plan, facts),
+        addresses=addresses,
+        routes=routes,
+        neighbours=_neighbours(plan, routes),
+        rate_bytes_per_s=rate,
+        burst_bytes=burst,
+    )
+
+
+def host_name(endpoint_id: str) -> str:
+    """The host end's name: ``sw`` and the first 11 hex digits of the endpoint's id."""
+    return "sw" + endpoint_id.replace("-", "").lower()[:11]
+
+
+def endpoint_mac(endpoint: Endpoint) -> bytes:
+    """The endpoint's own MAC. Raises ``Invalid``."""
+    return parse_mac(endpoint.mac_address, "$.MacAddress")
+
+
+def endpoint_addresses(endpoint: Endpoint, plan: NetworkPlan) -> tuple[Prefix, ...]:
+    """The endpoint's addresses, each with the prefix length given, else the subnet's, else that of a host.
+
+    Raises ``Invalid`` for malformed addresses and for more than one of a family.
+    """
+    found: dict[int, Prefix] = {}
+    for i, entry in enumerate(endpoint.ip_configurations):
+        path = f"$.IpConfigurations[{i}].IpAddress"
+        address = parse_address(entry.ip_address, path)
+        if address.family in found:
+            raise Invalid(path, f"a second IPv{address.family} address; an endpoint has one of each family")
+        bits = entry.prefix_length
+        if bits is None:
+            subnet = plan.subnet_of(address)
+            bits = subnet.prefix.bits if subnet else address_bits(address.family)
+        found[address.family] = Prefix(address.family, address.packed, bits)
+    return tuple(found.values())
+
+
+def endpoint_mtu(endpoint: Endpoint, plan: NetworkPlan, facts: NodeFacts) -> int:
+    """The endpoint's MTU in bytes: what the network leaves, or less when InterfaceParameters says so."""
+    overhead = first(endpoint.policies, EncapOverhead)
+    mtu = facts.uplink_mtu - overhead.overhead if overhead else plan.mtu
+    wanted = first(endpoint.policies, InterfaceParameters)
+    return min(mtu, wanted.mtu) if wanted and wanted.mtu else mtu
+
+
+def endpoint_gateway(endpoint: Endpoint, plan: NetworkPlan, address: Address) -> bytes:
+    """The gateway of one of the endpoint's addresses, packed: its own default route, else the subnet's."""
+    for entry in endpoint.routes:
+        if entry.next_hop and parse_prefix(entry.destination_prefix, "$.Routes").bits == 0:
+            via = parse_address(entry.next_hop, "$.Routes")
+            if via.family == address.family and via.packed != ZERO:
+                return via.packed
+    subnet = plan.subnet_of(address)
+    return subnet.gateway.packed if subnet and subnet.gateway else ZERO
+
+
+def incoming_cap(endpoint: Endpoint) -> tuple[int, int]:
+    """The cap towards the endpoint: bytes per second and burst in bytes; zeros when there is none."""
+    qos = first(endpoint.policies, QOS)
+    if qos is None:
+        return 0, 0
+    return cap(qos.maximum_incoming_bandwidth_in_bytes, qos.maximum_incoming_burst_in_bytes)
+
+
+def outgoing_cap(endpoint: Endpoint) -> tuple[int, int]:
+    """The cap from the endpoint: bytes per second and burst in bytes; zeros when there is none."""
+    qos = first(endpoint.policies, QOS)
+    if qos is None:
+        return 0, 0
+    return cap(qos.maximum_outgoing_bandwidth_in_bytes, qos.maximum_outgoing_burst_in_bytes)
+
+
+def cap(rate_bytes_per_s: int, burst_bytes: int) -> tuple[int, int]:
+    """A rate with its burst: the one given, else 50 ms of the rate; never less than two large packets."""
+    if not rate_bytes_per_s:
+        return 0, 0
+    return rate_bytes_per_s, max(burst_bytes or round(rate_bytes_per_s * BURST_S), MIN_BURST_BYTES)
+
+
+def _routes(endpoint: Endpoint, plan: NetworkPlan, addresses: tuple[Prefix, ...]) -> tuple[LinkRoute, ...]:
+    """The endpoint's own routes, and the subnet's gateway as default for each family that has none.
+
+    The next hop 0.0.0.0 (or ::) of a default route means "no default route".
+    """
+    routes: list[LinkRoute] = []
+    defaults: set[int] = set()
+    families = {prefix.family for prefix in addresses}
+    for i, entry in enumerate(endpoint.routes):
+        path = f"$.Routes[{i}]"
+        destination = parse_prefix(entry.destination_prefix, f"{path}.DestinationPrefix")
+        via = parse_address(entry.next_hop, f"{path}.NextHop") if entry.next_hop else None
+        if via is not None and via.family != destination.family:
+            raise Invalid(f"{path}.NextHop", f"{via} is not of the family of {destination}")
+        unspecified = via is not None and via.packed == ZERO
+        if destination.bits == 0:
+            defaults.add(destination.family)
+        if destination.family in families and not (unspecified and destination.bits == 0):
+            routes.append(LinkRoute(destination, None if unspecified else via, entry.metric))
+    for own in addresses:
+        subnet = plan.subnet_of(own.address)
+        if own.family not in defaults and subnet is not None and subnet.gateway is not None:
+            routes.append(LinkRoute(Prefix(own.family, ZERO, 0), subnet.gateway))
+    return tuple(routes)
+
+
+def _neighbours(plan: NetworkPlan, routes: tuple[LinkRoute, ...]) -> tuple[LinkNeighbour, ...]:
+    """All gateways are the switch. On a Transparent network they are real machines, found by ARP and ND."""
+    if plan.type is NetworkType.TRANSPARENT:
+        return ()
+    gateways = dict.fromkeys(route.gateway for route in routes if route.gateway is not None)
+    return tuple(LinkNeighbour(gateway, plan.gateway_mac) for gateway in gateways)

@@ -1,0 +1,74 @@
+"""Networks: the routes of a scope, VNIs, remote subnets, and what the host wants of the network."""
+
+from __future__ import annotations
+
+from samewire.errors import Invalid
+from samewire.hcn.policies import VSID, first
+from samewire.hcn.schema import Network, NetworkType
+from samewire.vfp.compile.builder import Builder
+from samewire.vfp.compile.node import host_routes, underlay_routes
+from samewire.vfp.compile.plan import NetworkPlan, network_context
+from samewire.vfp.compile.route import sdn_routes, subnet_routes
+from samewire.vfp.constants import RouteFlag, RouteKind
+from samewire.vfp.model import Compiled, HostBinding, HostRoute, NodeFacts, Numbers
+from samewire.vfp.tables import Id, Vni
+
+MAX_VNI = 2**24 - 1
+
+
+def compile_network(network: Network, facts: NodeFacts, numbers: Numbers) -> Compiled:
+    """Everything that holds for a network whatever endpoints it has.
+
+    Raises ``Invalid`` (naming the field), ``Exhausted``.
+    """
+    context = network_context(network, facts, numbers)
+    plan, scope = context.plan, context.scope
+    builder = Builder()
+    if not plan.bridged:
+        if plan.uplink:
+            underlay_routes(builder, scope, facts, numbers, flags=context.routed_flags)
+        if plan.type is not NetworkType.PRIVATE:
+            host_routes(builder, scope, facts)
+    for subnet in plan.subnets:
+        if not subnet.underlay:
+            builder.route(scope, subnet.prefix, RouteKind.LOCAL)
+        if plan.bound(subnet) and subnet.gateway is not None:
+            builder.route(scope, subnet.gateway.host_prefix, RouteKind.HOST)
+    _vnis(builder, network, scope)
+    for remote in plan.remote.all:
+        number = context.remote_nexthop(remote)
+        hop = context.tunnel(remote.provider, remote.vni or plan.vni, remote.router_mac)
+        builder.put("sw_nexthops", Id(number), hop)
+        builder.route(scope, remote.prefix, RouteKind.TUNNEL, nexthop=number, flags=RouteFlag.DECREMENT)
+    subnet_routes(builder, network, context)
+    sdn_routes(builder, network.policies, context)
+    return Compiled(builder.entries, _host_binding(builder, plan, scope))
+
+
+def _vnis(builder: Builder, network: Network, scope: int) -> None:
+    if network.type is not NetworkType.OVERLAY:
+        return
+    for i, ipam in enumerate(network.ipams):
+        for j, subnet in enumerate(ipam.subnets):
+            policy = first(subnet.policies, VSID)
+            if policy is None or not 1 <= policy.isolation_id <= MAX_VNI:
+                path = f"$.Ipams[{i}].Subnets[{j}].Policies"
+                raise Invalid(path, f"an Overlay subnet needs a VSID policy with IsolationId 1..{MAX_VNI}")
+            builder.put("sw_vnis", Id(policy.isolation_id), Vni(scope))
+
+
+def _host_binding(builder: Builder, plan: NetworkPlan, scope: int) -> HostBinding:
+    """The gateway addresses on samewire0, and routes through it; the host's packets find the scope again."""
+    bound = [subnet for subnet in plan.subnets if plan.bound(subnet)]
+    sources = {subnet.prefix.family: subnet.gateway for subnet in reversed(bound)}
+    routes = [HostRoute(subnet.prefix, subnet.gateway) for subnet in bound]
+    if plan.host_port:
+        routes += [
+            HostRoute(remote.prefix, sources[remote.prefix.family])
+            for remote in plan.remote.all
+            if remote.prefix.family in sources
+        ]
+    for route in routes:
+        builder.from_host(route.destination, scope)
+    addresses = tuple(subnet.gateway.host_prefix for subnet in bound if subnet.gateway is not None)
+    return HostBinding(addresses=addresses, routes=tuple(routes))

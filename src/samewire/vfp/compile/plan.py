@@ -1,0 +1,242 @@
+"""What the compilers need to know of a network, worked out once per network and not once per endpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+
+from samewire.errors import Exhausted, Invalid
+from samewire.hcn.policies import EncapOverhead, HostRoute, ProviderAddress, RemoteSubnetRoute, first
+from samewire.hcn.schema import Network, NetworkFlags, NetworkType
+from samewire.vfp.address import IPV4, ZERO, Address, Prefix, parse_address, parse_mac, parse_prefix
+from samewire.vfp.constants import SCOPE_HOST, SCOPE_UPLINK, RouteFlag, RouteKind
+from samewire.vfp.model import FAMILIES, VXLAN_OVERHEAD, NodeFacts, Numbers
+from samewire.vfp.tables import Nexthop
+
+# Networks whose endpoints have addresses of the underlay: they share the uplink's scope.
+BRIDGED: Final = frozenset({NetworkType.L2BRIDGE, NetworkType.L2TUNNEL, NetworkType.TRANSPARENT})
+WITHOUT_UPLINK: Final = frozenset({NetworkType.INTERNAL, NetworkType.PRIVATE})
+
+
+class SubnetPlan(msgspec.Struct, frozen=True):
+    """One subnet. ``underlay``: it overlaps the node's own subnet, so its gateway is a real router."""
+
+    prefix: Prefix
+    gateway: Address | None
+    underlay: bool
+
+
+class RemoteSubnet(msgspec.Struct, frozen=True):
+    """One RemoteSubnetRoute, parsed."""
+
+    prefix: Prefix
+    vni: int
+    provider: Address
+    router_mac: bytes
+
+
+class RemoteSubnets:
+    """The RemoteSubnetRoutes of a network, found by address."""
+
+    def __init__(self, subnets: tuple[RemoteSubnet, ...]) -> None:
+        self.all = subnets
+        self._by_prefix = {subnet.prefix: subnet for subnet in subnets}
+        self._by_provider = {subnet.provider: subnet for subnet in subnets}
+        self._lengths = {
+            family: sorted({s.prefix.bits for s in subnets if s.prefix.family == family}, reverse=True)
+            for family in FAMILIES
+        }
+
+    def containing(self, address: Address) -> RemoteSubnet | None:
+        """The longest one that contains ``address``."""
+        for bits in self._lengths[address.family]:
+            found = self._by_prefix.get(Prefix(address.family, address.packed, bits).network)
+            if found is not None:
+                return found
+        return None
+
+    def behind(self, provider: Address) -> RemoteSubnet | None:
+        """Any one behind that provider address."""
+        return self._by_provider.get(provider)
+
+
+class NetworkPlan(msgspec.Struct, frozen=True):
+    """A network, parsed. ``mtu`` is that of its endpoints unless they say otherwise."""
+
+    id: str
+    type: NetworkType
+    bridged: bool
+    uplink: bool
+    host_port: bool
+    gateway_mac: bytes
+    subnets: tuple[SubnetPlan, ...]
+    provider: Address | None
+    remote: RemoteSubnets
+    vni: int
+    mtu: int
+
+    def subnet_of(self, address: Address) -> SubnetPlan | None:
+        """The subnet that contains ``address``."""
+        return next((subnet for subnet in self.subnets if address in subnet.prefix), None)
+
+    def bound(self, subnet: SubnetPlan) -> bool:
+        """Whether the node holds the subnet's gateway address on samewire0."""
+        return self.host_port and not subnet.underlay
+
+    def local_provider(self, family: int, facts: NodeFacts) -> bytes:
+        """The node's own provider address of that family, packed; zero when it has none."""
+        if self.provider is not None and self.provider.family == family:
+            return self.provider.packed
+        return facts.address(family)
+
+
+class Context(msgspec.Struct, frozen=True):
+    """What every compiler of something inside a network works with."""
+
+    plan: NetworkPlan
+    scope: int
+    facts: NodeFacts
+    numbers: Numbers
+
+    @property
+    def routed_flags(self) -> int:
+        """Flags of routes out of the network: only one with its own scope counts as a hop."""
+        return 0 if self.plan.bridged else RouteFlag.DECREMENT
+
+    def nexthop(self, key: str) -> int:
+        """The number of a nexthop (the keys are listed at `Numbers`)."""
+        return self.numbers.number("nexthop", key)
+
+    def remote_nexthop(self, remote: RemoteSubnet) -> int:
+        """The nexthop of a RemoteSubnetRoute; its number stays when the provider address changes."""
+        return self.nexthop(f"tunnel/{self.plan.id}/{remote.prefix}")
+
+    def tunnel(self, provider: Address, vni: int, router_mac: bytes) -> Nexthop:
+        """A nexthop behind a provider address."""
+        return Nexthop(
+            kind=RouteKind.TUNNEL,
+            family=provider.family,
+            mtu=self.facts.uplink_mtu - VXLAN_OVERHEAD[provider.family],
+            ifindex=self.facts.tunnel_ifindex,
+            vni=vni,
+            address=provider.packed,
+            local=self.plan.local_provider(provider.family, self.facts),
+            mac=router_mac,
+        )
+
+
+def network_context(network: Network, facts: NodeFacts, numbers: Numbers) -> Context:
+    """The context of a network. Raises ``Invalid``, ``Exhausted`` (65,534 scopes have been used up)."""
+    plan = plan_network(network, facts)
+    scope = SCOPE_UPLINK
+    if not plan.bridged:
+        scope = numbers.number("scope", network.id)
+        if not SCOPE_UPLINK < scope < SCOPE_HOST:
+            raise Exhausted("network scopes", f"number {scope} does not fit 1..{SCOPE_HOST - 1}")
+    return Context(plan, scope, facts, numbers)
+
+
+_MEMO: dict[str, tuple[Network, NodeFacts, NetworkPlan]] = {}
+_MEMO_SIZE: Final = 256
+
+
+def plan_network(network: Network, facts: NodeFacts) -> NetworkPlan:
+    """The plan of a network; remembered while the very same objects are passed in.
+
+    Raises ``Invalid``, naming the field, for texts that are no addresses.
+    """
+    known = _MEMO.get(network.id)
+    if known is not None and known[0] is network and known[1] is facts:
+        return known[2]
+    plan = _plan(network, facts)
+    if len(_MEMO) >= _MEMO_SIZE:
+        _MEMO.clear()
+    _MEMO[network.id] = (network, facts, plan)
+    return plan
+
+
+@lru_cache(maxsize=256)
+def gateway_mac(network_id: str) -> bytes:
+    """The MAC of the gateway on all host ends of a network: locally administered, the same on every node, so
+    that pods' neighbour entries never go stale.
+    """
+    return b"\x02SW" + hashlib.blake2b(network_id.upper().encode(), digest_size=3).digest()
+
+
+def _plan(network: Network, facts: NodeFacts) -> NetworkPlan:
+    policy = first(network.policies, ProviderAddress)
+    provider = parse_address(policy.provider_address, "$.Policies") if policy else None
+    bridged = network.type in BRIDGED
+    return NetworkPlan(
+        id=network.id,
+        type=network.type,
+        bridged=bridged,
+        uplink=network.type not in WITHOUT_UPLINK,
+        host_port=_has_host_port(network),
+        gateway_mac=gateway_mac(network.id),
+        subnets=_subnets(network, facts),
+        provider=provider,
+        remote=RemoteSubnets(_remote_subnets(network)),
+        vni=network.vni,
+        mtu=facts.uplink_mtu - _overhead(network, provider, facts),
+    )
+
+
+def _has_host_port(network: Network) -> bool:
+    if network.type is NetworkType.PRIVATE or network.flags & NetworkFlags.DISABLE_HOST_PORT:
+        return False
+    if network.type is NetworkType.OVERLAY:
+        return first(network.policies, HostRoute) is not None
+    return True
+
+
+def _overhead(network: Network, provider: Address | None, facts: NodeFacts) -> int:
+    policy = first(network.policies, EncapOverhead)
+    if policy is not None:
+        return policy.overhead
+    if network.type is not NetworkType.OVERLAY:
+        return 0
+    if provider is not None:
+        return VXLAN_OVERHEAD[provider.family]
+    return VXLAN_OVERHEAD[facts.addresses[0].family if facts.addresses else IPV4]
+
+
+def _subnets(network: Network, facts: NodeFacts) -> tuple[SubnetPlan, ...]:
+    plans = []
+    for i, ipam in enumerate(network.ipams):
+        for j, subnet in enumerate(ipam.subnets):
+            path = f"$.Ipams[{i}].Subnets[{j}]"
+            if not subnet.ip_address_prefix:
+                continue
+            prefix = parse_prefix(subnet.ip_address_prefix, f"{path}.IpAddressPrefix")
+            gateway = parse_address(subnet.gateway, f"{path}.Routes") if subnet.gateway else None
+            if gateway is not None and (gateway.packed == ZERO or gateway.family != prefix.family):
+                gateway = None
+            shared = network.type in BRIDGED and any(
+                own.network in prefix or prefix in own.network for own in facts.addresses
+            )
+            plans.append(SubnetPlan(prefix, gateway, shared))
+    return tuple(plans)
+
+
+def _remote_subnets(network: Network) -> tuple[RemoteSubnet, ...]:
+    remote = []
+    for i, policy in enumerate(network.policies):
+        if not isinstance(policy, RemoteSubnetRoute):
+            continue
+        path = f"$.Policies[{i}].Settings"
+        provider = parse_address(policy.provider_address, f"{path}.ProviderAddress")
+        if provider.packed == ZERO:
+            raise Invalid(f"{path}.ProviderAddress", "the unspecified address is no provider address")
+        remote.append(
+            RemoteSubnet(
+                parse_prefix(policy.destination_prefix, f"{path}.DestinationPrefix"),
+                policy.isolation_id,
+                provider,
+                parse_mac(policy.distributed_router_mac_address, f"{path}.DistributedRouterMacAddress"),
+            )
+        )
+    return tuple(remote)

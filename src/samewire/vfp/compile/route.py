@@ -1,0 +1,116 @@
+"""SDN routes: where a prefix of a network's scope goes.
+
+The same three fields come as an SDNRoute object, as an SDNRoute policy of an endpoint and (without
+NeedEncap) as a route of a subnet. What the next hop is decides:
+
+- none, one of the node's own addresses, or a gateway that samewire0 holds: the node's own stack ("through the
+  host path", what NeedEncap asks for);
+- the gateway of the network otherwise: the node's default gateway;
+- an address behind a RemoteSubnetRoute, or its provider address: that tunnel;
+- anything else: that router on the underlay.
+
+Routes belong to the scope, so they hold for every endpoint of the network; those of bridged networks share
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from samewire.errors import Invalid
+from samewire.hcn.policies import Policy, SDNRoute
+from samewire.hcn.schema import Network, NetworkType, Route, SdnRoute
+from samewire.vfp.address import ZERO, Address, Prefix, parse_address, parse_prefix
+from samewire.vfp.compile.builder import Builder, gateway_nexthop, uplink_nexthop
+from samewire.vfp.compile.plan import Context, network_context
+from samewire.vfp.constants import RouteFlag, RouteKind
+from samewire.vfp.model import Compiled, NodeFacts, Numbers
+from samewire.vfp.tables import Id
+
+
+class _Target(msgspec.Struct, frozen=True):
+    """Where a route leads."""
+
+    kind: RouteKind
+    nexthop: int = 0
+    flags: int = 0
+
+
+_HOST = _Target(RouteKind.HOST)
+
+
+def compile_route(route: Route, network: Network, facts: NodeFacts, numbers: Numbers) -> Compiled:
+    """The routes of an SDNRoute object. Raises ``Invalid`` (naming the field), ``Exhausted``."""
+    context = network_context(network, facts, numbers)
+    builder = Builder()
+    for i, entry in enumerate(route.routes):
+        _sdn_route(builder, entry, f"$.Routes[{i}]", context)
+    return Compiled(builder.entries)
+
+
+def sdn_routes(builder: Builder, policies: Iterable[Policy], context: Context) -> None:
+    """Add the routes of the SDNRoute policies in an object's list of policies."""
+    for i, policy in enumerate(policies):
+        if isinstance(policy, SDNRoute):
+            _sdn_route(builder, policy, f"$.Policies[{i}].Settings", context)
+
+
+def subnet_routes(builder: Builder, network: Network, context: Context) -> None:
+    """Add the routes of a network's subnets, but not the default ones, which name the gateway."""
+    for i, ipam in enumerate(network.ipams):
+        for j, subnet in enumerate(ipam.subnets):
+            for k, entry in enumerate(subnet.routes):
+                if not entry.destination_prefix or not entry.next_hop:
+                    continue
+                path = f"$.Ipams[{i}].Subnets[{j}].Routes[{k}]"
+                destination = parse_prefix(entry.destination_prefix, f"{path}.DestinationPrefix")
+                if destination.bits:
+                    _add(
+                        builder,
+                        destination,
+                        _target(builder, entry.next_hop, destination, path, context),
+                        context,
+                    )
+
+
+def _sdn_route(builder: Builder, entry: SdnRoute | SDNRoute, path: str, context: Context) -> None:
+    destination = parse_prefix(entry.destination_prefix, f"{path}.DestinationPrefix")
+    target = _target(builder, entry.next_hop, destination, path, context)
+    if target is _HOST and context.plan.type is NetworkType.PRIVATE:
+        raise Invalid(f"{path}.NextHop", "a Private network has no path to the node")
+    _add(builder, destination, target, context)
+
+
+def _add(builder: Builder, destination: Prefix, target: _Target, context: Context) -> None:
+    builder.route(context.scope, destination, target.kind, nexthop=target.nexthop, flags=target.flags)
+
+
+def _target(builder: Builder, next_hop: str, destination: Prefix, path: str, context: Context) -> _Target:
+    if not next_hop:
+        return _HOST
+    plan = context.plan
+    via = parse_address(next_hop, f"{path}.NextHop")
+    if via.packed == ZERO:
+        return _HOST
+    if via.family != destination.family:
+        raise Invalid(f"{path}.NextHop", f"{via} is not of the family of {destination}")
+    subnet = next((subnet for subnet in plan.subnets if subnet.gateway == via), None)
+    if _is_own(via, context.facts) or (subnet is not None and plan.bound(subnet)):
+        return _HOST
+    remote = plan.remote.containing(via) or plan.remote.behind(via)
+    if remote is not None:
+        return _Target(RouteKind.TUNNEL, context.remote_nexthop(remote), RouteFlag.DECREMENT)
+    if not plan.uplink:
+        raise Invalid(f"{path}.NextHop", f"a network of type {plan.type} cannot reach {via}")
+    if subnet is not None and not subnet.underlay:
+        number = gateway_nexthop(via.family, context.numbers)
+    else:
+        number = context.nexthop(f"uplink/via/{via}")
+        builder.put("sw_nexthops", Id(number), uplink_nexthop(context.facts, via))
+    return _Target(RouteKind.UPLINK, number, context.routed_flags)
+
+
+def _is_own(address: Address, facts: NodeFacts) -> bool:
+    return any(own.address == address for own in facts.addresses)
