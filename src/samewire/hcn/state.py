@@ -196,7 +196,7 @@ class State(View):
 class Pending(View):
     """A state as it will be after some changes, at a cost proportional to the changes."""
 
-    def __init__(self, base: State, changes: Sequence[Change]) -> None:
+    def __init__(self, base: View, changes: Sequence[Change]) -> None:
         self._base = base
         self._after: dict[Kind, dict[str, Object | None]] = {kind: {} for kind in Kind}
         self._gone: dict[Key, set[str]] = {}

@@ -1,0 +1,191 @@
+"""Endpoints: creation (attached or not), policies, deletion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.normalise import check_endpoint
+from samewire.hcn.normalise_policies import Scope, check_policies
+from samewire.hcn.plan.addresses import fill_addresses
+from samewire.hcn.plan.context import (
+    Context,
+    created,
+    deleted,
+    get_endpoint,
+    get_network,
+    modified,
+    refuse_existing,
+)
+from samewire.hcn.plan.macs import choose_mac
+from samewire.hcn.plan.policies import remove_policies
+from samewire.hcn.policies import PortMapping, mapping_family, select
+from samewire.hcn.schema import Endpoint, Kind, ModifySettingRequest, Namespace, PolicySettings, RequestType
+from samewire.hcn.state import View
+from samewire.hcn.switch import Change
+from samewire.hcn.values import guid
+
+_replace = msgspec.structs.replace
+
+MADE_FOR_ENDPOINT = "samewire:attach"
+"""Owner of a namespace object that came with its first endpoint, and goes with its last."""
+
+
+def create_endpoint(context: Context, endpoint: Endpoint) -> list[Change]:
+    """Plan the creation of an endpoint, not attached. Raises HcnError, Exhausted."""
+    if endpoint.namespace_id:
+        raise HcnError(
+            HcnCode.INVALID_ENDPOINT,
+            "$.HostComputeNamespace: is read only; add the endpoint to the namespace",
+        )
+    endpoint, replaced = prepare_endpoint(context, endpoint)
+    return [*replaced, created(Kind.ENDPOINT, endpoint)]
+
+
+def prepare_endpoint(context: Context, endpoint: Endpoint) -> tuple[Endpoint, list[Change]]:
+    """Return a complete endpoint, and the deletion of remote ones whose address it takes. Raises HcnError,
+    Exhausted.
+    """
+    if not endpoint.network_id:
+        raise HcnError(HcnCode.NETWORK_NOT_FOUND, "$.HostComputeNetwork: an endpoint needs a network")
+    network = get_network(context.view, guid(endpoint.network_id, "$.HostComputeNetwork"))
+    endpoint = _replace(check_endpoint(endpoint), network_id=network.id)
+    refuse_existing(context.view, Kind.ENDPOINT, endpoint.id)
+    if endpoint.is_remote and select(endpoint.policies, PortMapping):
+        raise HcnError(
+            HcnCode.INVALID_REMOTE_ENDPOINT_OPERATION, "$.Policies: a remote endpoint has no port mappings"
+        )
+    endpoint = fill_addresses(context.pool, context.view, network, context.facts, endpoint)
+    endpoint = _replace(endpoint, mac_address=choose_mac(context.view, network, endpoint))
+    replaced = [deleted(Kind.ENDPOINT, other) for other in _replaced(context.view, endpoint)]
+    _check_mappings(context.view, endpoint)
+    return endpoint, replaced
+
+
+def modify_endpoint(context: Context, endpoint_id: str, request: ModifySettingRequest) -> list[Change]:
+    """Plan a modify request for an endpoint's policies. Raises HcnError."""
+    before = get_endpoint(context.view, endpoint_id)
+    if not isinstance(request.settings, PolicySettings):
+        raise HcnError(
+            HcnCode.REQUEST_UNSUPPORTED, "$.ResourceType: only the policies of an endpoint can be modified"
+        )
+    given = request.settings.policies
+    if request.request_type is RequestType.UPDATE:
+        policies = check_policies(given, Scope.ENDPOINT, "$.Settings.Policies")
+    elif request.request_type is RequestType.ADD:
+        policies = check_policies((*before.policies, *given), Scope.ENDPOINT, "$.Policies")
+    elif request.request_type is RequestType.REMOVE:
+        policies = remove_policies(before.policies, given, Scope.ENDPOINT)
+    else:
+        raise HcnError(
+            HcnCode.REQUEST_UNSUPPORTED, f"$.RequestType: {request.request_type.value} is not possible here"
+        )
+    after = _replace(before, policies=policies)
+    if after.is_remote and select(policies, PortMapping):
+        raise HcnError(
+            HcnCode.INVALID_REMOTE_ENDPOINT_OPERATION, "$.Policies: a remote endpoint has no port mappings"
+        )
+    _check_mappings(context.view, after)
+    return modified(Kind.ENDPOINT, before, after)
+
+
+def delete_endpoint(context: Context, endpoint_id: str) -> list[Change]:
+    """Plan the deletion of an endpoint, attached or not. Raises HcnError (ENTITY_HAS_REFERENCES for one in
+    a route).
+    """
+    endpoint = get_endpoint(context.view, endpoint_id)
+    _refuse_referenced(context.view, endpoint)
+    return delete_endpoints(context.view, [endpoint])
+
+
+def delete_endpoints(view: View, endpoints: Iterable[Endpoint]) -> list[Change]:
+    """Plan the deletion of endpoints, and of the namespaces that were made for them and hold no other."""
+    going = {endpoint.id: endpoint for endpoint in endpoints}
+    changes = [deleted(Kind.ENDPOINT, endpoint) for endpoint in going.values()]
+    for namespace_id in dict.fromkeys(endpoint.namespace_id for endpoint in going.values()):
+        namespace = view.namespace(namespace_id) if namespace_id else None
+        if namespace and namespace.owner == MADE_FOR_ENDPOINT:
+            rest = [other for other in view.endpoints_of_namespace(namespace_id) if other.id not in going]
+            changes.extend([] if rest else [deleted(Kind.NAMESPACE, namespace)])
+    return changes
+
+
+def attached(view: View, endpoint: Endpoint, namespace: Namespace) -> Endpoint:
+    """Return an endpoint as a member of a namespace, with its interface's name chosen. Raises HcnError."""
+    if endpoint.is_remote:
+        raise HcnError(
+            HcnCode.INVALID_REMOTE_ENDPOINT_OPERATION,
+            f"endpoint {endpoint.id} is remote and cannot be attached",
+        )
+    if endpoint.namespace_id == namespace.id:
+        raise HcnError(
+            HcnCode.ENDPOINT_NAMESPACE_ALREADY_EXISTS, f"endpoint {endpoint.id} is in the namespace already"
+        )
+    if endpoint.namespace_id:
+        raise HcnError(
+            HcnCode.ENDPOINT_ALREADY_ATTACHED,
+            f"This endpoint is already attached to the switch. ({endpoint.id})",
+        )
+    taken = {other.interface_name for other in view.endpoints_of_namespace(namespace.id)}
+    name = endpoint.interface_name
+    if name in taken:
+        raise HcnError(
+            HcnCode.ENDPOINT_NAMESPACE_ALREADY_EXISTS,
+            f"$.InterfaceName: the namespace has an endpoint {name} already",
+        )
+    if not name:
+        name = next(free for number in range(len(taken) + 1) if (free := f"eth{number}") not in taken)
+    return _replace(endpoint, namespace_id=namespace.id, interface_name=name)
+
+
+def _refuse_referenced(view: View, endpoint: Endpoint) -> None:
+    routes = view.routes_of_endpoint(endpoint.id)
+    if routes:
+        raise HcnError(HcnCode.ENTITY_HAS_REFERENCES, f"endpoint {endpoint.id} is in route {routes[0].id}")
+
+
+def _replaced(view: View, endpoint: Endpoint) -> list[Endpoint]:
+    """Return the remote endpoints whose addresses a new local one takes over. Raises HcnError."""
+    replaced: dict[str, Endpoint] = {}
+    for index, address in enumerate(endpoint.addresses):
+        other = view.endpoint_by_ip(endpoint.network_id, address)
+        if other is None:
+            continue
+        if endpoint.is_remote or not other.is_remote:
+            raise HcnError(
+                HcnCode.OBJECT_ALREADY_EXISTS,
+                f"$.IpConfigurations[{index}].IpAddress: The object already exists. ({address}: {other.id})",
+            )
+        _refuse_referenced(view, other)
+        replaced[other.id] = other
+    return list(replaced.values())
+
+
+def _check_mappings(view: View, endpoint: Endpoint) -> None:
+    """Refuse a node port that is mapped twice. Raises HcnError(PORT_ALREADY_EXISTS)."""
+    mine = select(endpoint.policies, PortMapping)
+    for index, policy in enumerate(mine):
+        others = [
+            (other, theirs)
+            for other in view.endpoints_of_mapping(policy.protocol, policy.external_port)
+            if other.id != endpoint.id
+            for theirs in select(other.policies, PortMapping)
+        ]
+        others += [(endpoint, theirs) for theirs in mine[:index]]
+        for other, theirs in others:
+            if _same_port(policy, endpoint, theirs, other):
+                raise HcnError(
+                    HcnCode.PORT_ALREADY_EXISTS,
+                    f"$.Policies: port {policy.external_port} of protocol {policy.protocol} is mapped to endpoint "
+                    f"{other.id} ({theirs.internal_port})",
+                )
+
+
+def _same_port(one: PortMapping, of_one: Endpoint, two: PortMapping, of_two: Endpoint) -> bool:
+    return (
+        (one.protocol, one.external_port) == (two.protocol, two.external_port)
+        and mapping_family(one, of_one.addresses) == mapping_family(two, of_two.addresses)
+        and (one.vip == two.vip or not one.vip or not two.vip)
+    )

@@ -1,0 +1,156 @@
+"""Namespaces, and the endpoints and containers in them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.normalise import check_namespace
+from samewire.hcn.plan.context import (
+    Context,
+    created,
+    deleted,
+    get_endpoint,
+    get_namespace,
+    modified,
+    refuse_existing,
+)
+from samewire.hcn.plan.endpoints import MADE_FOR_ENDPOINT, attached, prepare_endpoint
+from samewire.hcn.schema import (
+    ContainerSettings,
+    Endpoint,
+    EndpointSettings,
+    Kind,
+    ModifySettingRequest,
+    Namespace,
+    NamespaceType,
+    RequestType,
+    Resource,
+    ResourceData,
+    ResourceType,
+)
+from samewire.hcn.state import Pending, View
+from samewire.hcn.switch import Change
+from samewire.hcn.values import guid
+
+_replace = msgspec.structs.replace
+
+DEFAULTS = frozenset({NamespaceType.HOST_DEFAULT, NamespaceType.GUEST_DEFAULT})
+FIRST_COMPARTMENT = 2
+"""Compartment 1 is the node's own."""
+
+
+class NamespaceSpec(msgspec.Struct, frozen=True):
+    """The network namespace an endpoint is made for: its file, and the runtime's container id."""
+
+    netns_path: str
+    container_id: str
+
+
+def create_namespace(context: Context, namespace: Namespace) -> list[Change]:
+    """Plan the creation of a namespace; endpoints among its resources are attached. Raises HcnError."""
+    asked = [item.data.resource_id for item in namespace.resources if item.type is ResourceType.ENDPOINT]
+    containers = tuple(item for item in namespace.resources if item.type is ResourceType.CONTAINER)
+    namespace = _new_namespace(context.view, _replace(namespace, resources=containers))
+    changes = [created(Kind.NAMESPACE, namespace)]
+    for endpoint_id in asked:
+        changes.extend(_attach(Pending(context.view, changes), namespace, endpoint_id))
+    return changes
+
+
+def modify_namespace(context: Context, namespace_id: str, request: ModifySettingRequest) -> list[Change]:
+    """Plan adding or removing an endpoint or a container. Raises HcnError."""
+    namespace = get_namespace(context.view, namespace_id)
+    settings, adds = request.settings, request.request_type is RequestType.ADD
+    if not adds and request.request_type is not RequestType.REMOVE:
+        raise HcnError(
+            HcnCode.REQUEST_UNSUPPORTED, f"$.RequestType: {request.request_type.value} is not possible here"
+        )
+    if isinstance(settings, EndpointSettings):
+        change = _attach if adds else _detach
+        return change(context.view, namespace, guid(settings.endpoint_id, "$.Settings.EndpointId"))
+    if isinstance(settings, ContainerSettings):
+        return modified(Kind.NAMESPACE, namespace, _with_container(namespace, settings.container_id, adds))
+    raise HcnError(HcnCode.REQUEST_UNSUPPORTED, "$.ResourceType: a namespace holds endpoints and containers")
+
+
+def delete_namespace(context: Context, namespace_id: str) -> list[Change]:
+    """Plan the deletion of a namespace without endpoints. Raises HcnError (ENTITY_HAS_REFERENCES with
+    some).
+    """
+    namespace = get_namespace(context.view, namespace_id)
+    endpoints = context.view.endpoints_of_namespace(namespace.id)
+    if endpoints:
+        raise HcnError(
+            HcnCode.ENTITY_HAS_REFERENCES, f"namespace {namespace.id} still holds endpoint {endpoints[0].id}"
+        )
+    return [deleted(Kind.NAMESPACE, namespace)]
+
+
+def create_attached_endpoint(
+    context: Context, endpoint: Endpoint, spec: NamespaceSpec, interface_name: str
+) -> tuple[Endpoint, list[Change]]:
+    """Plan an endpoint that is a member of a namespace from the start; the namespace is made if there is
+    none.
+
+    Raises HcnError, Exhausted.
+    """
+    endpoint = _replace(
+        endpoint, namespace_id="", interface_name=interface_name, container_id=spec.container_id
+    )
+    endpoint, changes = prepare_endpoint(context, endpoint)
+    namespace = context.view.namespace_by_path(spec.netns_path)
+    if namespace is None:
+        made = Namespace(owner=MADE_FOR_ENDPOINT, netns_path=spec.netns_path)
+        namespace = _new_namespace(context.view, _with_container(made, spec.container_id, True))
+        changes.append(created(Kind.NAMESPACE, namespace))
+    elif namespace.owner == MADE_FOR_ENDPOINT:
+        changes.extend(
+            modified(Kind.NAMESPACE, namespace, _with_container(namespace, spec.container_id, True))
+        )
+    endpoint = attached(context.view, endpoint, namespace)
+    changes.append(created(Kind.ENDPOINT, endpoint))
+    return endpoint, changes
+
+
+def _new_namespace(view: View, namespace: Namespace) -> Namespace:
+    """Return a complete namespace whose id, path and type clash with no other. Raises HcnError."""
+    namespace = check_namespace(namespace)
+    refuse_existing(view, Kind.NAMESPACE, namespace.id)
+    if namespace.netns_path and view.namespace_by_path(namespace.netns_path) is not None:
+        raise HcnError(
+            HcnCode.OBJECT_ALREADY_EXISTS, f"$.NetnsPath: {namespace.netns_path} is that of another namespace"
+        )
+    compartments = [FIRST_COMPARTMENT - 1]
+    for other in view.namespaces():
+        compartments.append(other.compartment_id)
+        if namespace.type in DEFAULTS and other.type is namespace.type:
+            raise HcnError(
+                HcnCode.GCN_DEFAULTNAMESPACE_EXISTS, f"$.Type: namespace {other.id} is the default"
+            )
+    return _replace(namespace, compartment_id=max(compartments) + 1)
+
+
+def _attach(view: View, namespace: Namespace, endpoint_id: str) -> list[Change]:
+    endpoint = get_endpoint(view, endpoint_id)
+    return modified(Kind.ENDPOINT, endpoint, attached(view, endpoint, namespace))
+
+
+def _detach(view: View, namespace: Namespace, endpoint_id: str) -> list[Change]:
+    endpoint = get_endpoint(view, endpoint_id)
+    if endpoint.namespace_id != namespace.id:
+        raise HcnError(
+            HcnCode.ENDPOINT_NOT_ATTACHED, f"endpoint {endpoint.id} is not in namespace {namespace.id}"
+        )
+    return modified(Kind.ENDPOINT, endpoint, _replace(endpoint, namespace_id=""))
+
+
+def _with_container(namespace: Namespace, container_id: str, present: bool) -> Namespace:
+    """Return a namespace with or without a container; saying it twice changes nothing."""
+    rest = tuple(item for item in namespace.resources if item.data.resource_id != container_id)
+    if not present:
+        return _replace(namespace, resources=rest)
+    if rest != namespace.resources or not container_id:
+        return namespace
+    resource = Resource(type=ResourceType.CONTAINER, data=ResourceData(resource_id=container_id))
+    return _replace(namespace, resources=(*rest, resource))

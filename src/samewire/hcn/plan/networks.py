@@ -1,0 +1,265 @@
+"""Networks: creation, modification, deletion with all that is theirs."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network
+
+import msgspec
+
+from samewire.errors import Exhausted
+from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.normalise import check_dns, check_network, check_subnet, check_subnets
+from samewire.hcn.normalise_policies import Scope, check_policies
+from samewire.hcn.plan.context import Context, created, deleted, get_network, modified, refuse_existing
+from samewire.hcn.plan.endpoints import delete_endpoints
+from samewire.hcn.plan.policies import remove_policies
+from samewire.hcn.policies import (
+    DrMacAddress,
+    NetAdapterName,
+    Policy,
+    ProviderAddress,
+    first,
+    parse_prefix,
+    select,
+)
+from samewire.hcn.schema import (
+    Dns,
+    Ipam,
+    Kind,
+    ModifySettingRequest,
+    Network,
+    NetworkType,
+    PolicySettings,
+    RequestType,
+    RouteEntry,
+    Subnet,
+    SubnetSettings,
+)
+from samewire.hcn.state import View
+from samewire.hcn.switch import Change, NodeFacts
+
+_replace = msgspec.structs.replace
+
+EXTERNAL = frozenset(
+    {NetworkType.OVERLAY, NetworkType.L2BRIDGE, NetworkType.L2TUNNEL, NetworkType.TRANSPARENT}
+)
+"""Types on the node's uplink; HNS reports the management address on them as ProviderAddress."""
+
+ROUTED = frozenset({NetworkType.OVERLAY, NetworkType.NAT})
+"""Types whose gateway is the switch itself: without a default route the first address of the subnet is it."""
+
+ISOLATED = frozenset({NetworkType.PRIVATE, NetworkType.INTERNAL})
+"""Types that may reuse the subnets of others."""
+
+DEFAULT_ROUTES = {4: "0.0.0.0/0", 6: "::/0"}
+
+
+def create_network(context: Context, network: Network) -> list[Change]:
+    """Plan the creation of a network. Raises HcnError, Exhausted."""
+    network = check_network(network)
+    refuse_existing(context.view, Kind.NETWORK, network.id)
+    if network.name and context.view.network_by_name(network.name) is not None:
+        raise HcnError(
+            HcnCode.NETWORK_ALREADY_EXISTS,
+            f"$.Name: A network with this name already exists. ({network.name})",
+        )
+    if network.type is NetworkType.NAT and not network.subnets:
+        network = _replace(network, ipams=(Ipam(subnets=(_default_subnet(context),)),))
+    network = _with_gateways(network)
+    _check_clashes(context.view, network)
+    _check_adapter(network.policies, context.facts)
+    if network.type is NetworkType.OVERLAY and not (context.facts.management_ips and context.facts.dr_mac):
+        raise HcnError(HcnCode.ADAPTER_NOT_FOUND, "$.Type: the node has no uplink address for an overlay")
+    return [created(Kind.NETWORK, _stamped(network, context.facts))]
+
+
+def modify_network(context: Context, network_id: str, request: ModifySettingRequest) -> list[Change]:
+    """Plan a modify request for a network. Raises HcnError."""
+    before = get_network(context.view, network_id)
+    settings = request.settings
+    if isinstance(settings, PolicySettings):
+        if request.request_type is RequestType.ADD:
+            _check_adapter(settings.policies, context.facts)
+        after = _replace(before, policies=_changed_policies(before, request.request_type, settings.policies))
+    elif isinstance(settings, SubnetSettings):
+        after = _changed_subnets(context.view, before, request.request_type, settings.subnets)
+    elif isinstance(settings, Dns) and request.request_type in (RequestType.ADD, RequestType.UPDATE):
+        after = _replace(before, dns=check_dns(settings, "$.Settings"))
+    elif isinstance(settings, Dns) and request.request_type is RequestType.REMOVE:
+        after = _replace(before, dns=None)
+    else:
+        raise _unsupported(request.request_type)
+    return modified(Kind.NETWORK, before, _stamped(after, context.facts))
+
+
+def delete_network(context: Context, network_id: str) -> list[Change]:
+    """Plan the deletion of a network with its routes and endpoints. Raises HcnError."""
+    network = get_network(context.view, network_id)
+    return [
+        *(deleted(Kind.ROUTE, route) for route in context.view.routes_of_network(network.id)),
+        *delete_endpoints(context.view, context.view.endpoints_of_network(network.id)),
+        deleted(Kind.NETWORK, network),
+    ]
+
+
+def refresh_networks(context: Context) -> list[Change]:
+    """Plan what a change of the node's own addresses means for networks that are there."""
+    return [
+        change
+        for network in context.view.networks()
+        for change in modified(Kind.NETWORK, network, _stamped(network, context.facts))
+    ]
+
+
+def _unsupported(request_type: RequestType) -> HcnError:
+    return HcnError(HcnCode.REQUEST_UNSUPPORTED, f"$.RequestType: {request_type.value} is not possible here")
+
+
+def _changed_policies(
+    network: Network, request: RequestType, policies: tuple[Policy, ...]
+) -> tuple[Policy, ...]:
+    if request is RequestType.ADD:
+        return check_policies((*network.policies, *policies), Scope.NETWORK, "$.Policies")
+    if request is RequestType.REMOVE:
+        return remove_policies(network.policies, policies, Scope.NETWORK)
+    raise _unsupported(request)
+
+
+def _changed_subnets(
+    view: View, network: Network, request: RequestType, subnets: tuple[Subnet, ...]
+) -> Network:
+    ipam = network.ipams[0] if network.ipams else Ipam()
+    if request is RequestType.ADD:
+        new = tuple(
+            check_subnet(subnet, network.type, f"$.Settings.Subnets[{index}]")
+            for index, subnet in enumerate(subnets)
+        )
+        after = _replace(network, ipams=(_replace(ipam, subnets=ipam.subnets + new), *network.ipams[1:]))
+        after = _with_gateways(after)
+        check_subnets(after)
+        _check_clashes(view, after)
+        return after
+    if request is not RequestType.REMOVE:
+        raise _unsupported(request)
+    after = network
+    for index, subnet in enumerate(subnets):
+        after = _without_subnet(view, after, subnet, f"$.Settings.Subnets[{index}]")
+    check_subnets(after)
+    return after
+
+
+def _without_subnet(view: View, network: Network, wanted: Subnet, path: str) -> Network:
+    """Remove the subnet that has the given ID, or the given prefix. Raises HcnError."""
+    found = next(
+        (
+            subnet
+            for subnet in network.subnets
+            if (
+                subnet.id == wanted.id.upper()
+                if wanted.id
+                else subnet.ip_address_prefix == wanted.ip_address_prefix
+            )
+        ),
+        None,
+    )
+    if found is None:
+        raise HcnError(HcnCode.SUBNET_NOT_FOUND, f"{path}: the network has no such subnet")
+    for endpoint in view.endpoints_of_network(network.id):
+        if any(network.subnet_of(address) == found for address in endpoint.addresses):
+            raise HcnError(
+                HcnCode.ENTITY_HAS_REFERENCES, f"{path}: endpoint {endpoint.id} has an address of the subnet"
+            )
+    ipams = tuple(
+        _replace(ipam, subnets=tuple(subnet for subnet in ipam.subnets if subnet != found))
+        for ipam in network.ipams
+    )
+    return _replace(network, ipams=ipams)
+
+
+def _default_subnet(context: Context) -> Subnet:
+    """Return the first /20 of 172.16.0.0/12 that nobody on the node uses. Raises Exhausted."""
+    used = [parse_prefix(prefix) for prefix in context.facts.local_prefixes]
+    used += [parse_prefix(ip) for ip in context.facts.management_ips]
+    used += [
+        parse_prefix(subnet.ip_address_prefix)
+        for other in context.view.networks()
+        for subnet in other.subnets
+    ]
+    for candidate in IPv4Network("172.16.0.0/12").subnets(new_prefix=20):
+        if not any(candidate.overlaps(prefix) for prefix in used if prefix.version == 4 and prefix.prefixlen):
+            return check_subnet(
+                Subnet(ip_address_prefix=str(candidate)), NetworkType.NAT, "$.Ipams[0].Subnets[0]"
+            )
+    raise Exhausted("default NAT subnets", "all of 172.16.0.0/12 is in use on the node")
+
+
+def _with_gateways(network: Network) -> Network:
+    if network.type not in ROUTED:
+        return network
+    ipams = tuple(
+        _replace(ipam, subnets=tuple(_with_gateway(subnet) for subnet in ipam.subnets))
+        for ipam in network.ipams
+    )
+    return _replace(network, ipams=ipams)
+
+
+def _with_gateway(subnet: Subnet) -> Subnet:
+    prefix = parse_prefix(subnet.ip_address_prefix)
+    if subnet.gateway or prefix.prefixlen > prefix.max_prefixlen - 2:
+        return subnet
+    route = RouteEntry(next_hop=str(prefix[1]), destination_prefix=DEFAULT_ROUTES[prefix.version])
+    return _replace(subnet, routes=(*subnet.routes, route))
+
+
+def _check_clashes(view: View, network: Network) -> None:
+    """Refuse a VNI or a subnet that another network of the node has. Raises HcnError."""
+    for other in view.networks():
+        if other.id == network.id:
+            continue
+        name = other.name or other.id
+        if network.vni and other.vni == network.vni:
+            raise HcnError(HcnCode.INVALID_NETWORK, f"$.Ipams: VSID {network.vni} is that of network {name}")
+        tenants = network.type is NetworkType.OVERLAY and other.type is NetworkType.OVERLAY
+        if tenants or network.type in ISOLATED or other.type in ISOLATED:
+            continue
+        for subnet in network.subnets:
+            for theirs in other.subnets:
+                if parse_prefix(subnet.ip_address_prefix).overlaps(parse_prefix(theirs.ip_address_prefix)):
+                    raise HcnError(
+                        HcnCode.INVALID_SUBNET,
+                        f"$.Ipams: {subnet.ip_address_prefix} overlaps {theirs.ip_address_prefix} of {name}",
+                    )
+
+
+def _check_adapter(policies: tuple[Policy, ...], facts: NodeFacts) -> None:
+    """Refuse an adapter, or an address of one, that is not the node's uplink. Raises
+    HcnError(ADAPTER_NOT_FOUND).
+    """
+    adapter = first(policies, NetAdapterName)
+    if adapter and facts.uplink and adapter.network_adapter_name != facts.uplink:
+        raise HcnError(
+            HcnCode.ADAPTER_NOT_FOUND,
+            f"$.Policies: the uplink of this node is {facts.uplink}, not {adapter.network_adapter_name}",
+        )
+    provider = first(policies, ProviderAddress)
+    if provider and provider.provider_address not in facts.management_ips:
+        raise HcnError(
+            HcnCode.ADAPTER_NOT_FOUND, f"$.Policies: the uplink does not hold {provider.provider_address}"
+        )
+
+
+def _stamped(network: Network, facts: NodeFacts) -> Network:
+    """Write what the node knows into the policies: DR MAC on overlays, management address on external
+    networks.
+    """
+    if network.type not in EXTERNAL:
+        return network
+    policies = list(network.policies)
+    if network.type is NetworkType.OVERLAY and facts.dr_mac:
+        policies = [policy for policy in policies if not isinstance(policy, DrMacAddress)]
+        policies.append(DrMacAddress(address=facts.dr_mac))
+    held = [policy.provider_address for policy in select(policies, ProviderAddress)]
+    if facts.management_ips and not set(held) & set(facts.management_ips):
+        policies = [policy for policy in policies if not isinstance(policy, ProviderAddress)]
+        policies.append(ProviderAddress(provider_address=facts.management_ips[0]))
+    return _replace(network, policies=tuple(policies))

@@ -1,0 +1,204 @@
+"""The HNS service: every change of the wanted objects goes through here, one at a time.
+
+A change is planned on the objects in memory, made true by the switch, and only then written. Where a step
+fails, the objects are as before and the caller gets the error. Reads see committed objects only, and never
+wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+
+from samewire.errors import SamewireError
+from samewire.hcn.errors import HcnCode, HcnError, StoreError
+from samewire.hcn.plan import endpoints, namespaces, networks, routes
+from samewire.hcn.plan.addresses import AddressPool
+from samewire.hcn.plan.context import Context, get_endpoint, get_namespace, get_network, get_route
+from samewire.hcn.plan.namespaces import NamespaceSpec
+from samewire.hcn.schema import (
+    Endpoint,
+    Kind,
+    ModifySettingRequest,
+    Namespace,
+    Network,
+    Object,
+    Route,
+)
+from samewire.hcn.state import Pending, State
+from samewire.hcn.store import Store
+from samewire.hcn.switch import Change, EndpointStats, Switch
+
+T = TypeVar("T")
+Plan = Callable[[Context], Sequence[Change]]
+
+log = structlog.get_logger(__name__)
+
+
+class HnsService:
+    """Create, get, list, modify and delete HCN objects."""
+
+    def __init__(self, store: Store, switch: Switch) -> None:
+        self._store = store
+        self._switch = switch
+        self._pool = AddressPool()
+        self._lock = asyncio.Lock()
+        self._running: set[asyncio.Task[Any]] = set()
+
+    @property
+    def view(self) -> State:
+        """The committed objects (a `samewire.hcn.switch.StoreView`)."""
+        return self._store.state
+
+    async def close(self) -> None:
+        """Wait for changes that are under way."""
+        if self._running:
+            await asyncio.wait(self._running)
+
+    def get(self, kind: Kind, object_id: str) -> Object:
+        """Return an object. Raises HcnError."""
+        look_up: Callable[[State, str], Object] = _GETTERS[kind]
+        return look_up(self.view, object_id.upper())
+
+    async def create(self, kind: Kind, value: Object) -> Object:
+        """Create an object of any kind and return it complete. Raises SamewireError."""
+        changes = await self._change(lambda context: _CREATORS[kind](context, value))
+        return _created(changes, kind)
+
+    async def modify(self, kind: Kind, object_id: str, request: ModifySettingRequest) -> Object:
+        """Modify an object and return it. Raises SamewireError (REQUEST_UNSUPPORTED for routes)."""
+        modify = _MODIFIERS.get(kind)
+        if modify is None:
+            raise HcnError(HcnCode.REQUEST_UNSUPPORTED, f"{kind.value} cannot be modified; delete and create")
+        await self._change(lambda context: modify(context, object_id.upper(), request))
+        return self.get(kind, object_id)
+
+    async def delete(self, kind: Kind, object_id: str) -> None:
+        """Delete an object. Raises SamewireError."""
+        await self._change(lambda context: _DELETERS[kind](context, object_id.upper()))
+
+    async def create_network(self, network: Network) -> Network:
+        """Create a network. Raises SamewireError."""
+        return _as(Network, await self.create(Kind.NETWORK, network))
+
+    async def create_endpoint(self, endpoint: Endpoint) -> Endpoint:
+        """Create an endpoint of ``endpoint.network_id``. Raises SamewireError."""
+        return _as(Endpoint, await self.create(Kind.ENDPOINT, endpoint))
+
+    async def create_namespace(self, namespace: Namespace) -> Namespace:
+        """Create a namespace. Raises SamewireError."""
+        return _as(Namespace, await self.create(Kind.NAMESPACE, namespace))
+
+    async def create_route(self, route: Route) -> Route:
+        """Create a route object. Raises SamewireError."""
+        return _as(Route, await self.create(Kind.ROUTE, route))
+
+    async def create_attached_endpoint(
+        self, network_id: str, endpoint: Endpoint, namespace: NamespaceSpec, interface_name: str
+    ) -> Endpoint:
+        """Create an endpoint within a network namespace, in one change (what CNI ADD needs). Raises
+        SamewireError.
+
+        The namespace object of ``namespace.netns_path`` is made if there is none; it then goes with its
+        last endpoint.
+        """
+        wanted = msgspec.structs.replace(endpoint, network_id=network_id)
+
+        def plan(context: Context) -> Sequence[Change]:
+            return namespaces.create_attached_endpoint(context, wanted, namespace, interface_name)[1]
+
+        return _as(Endpoint, _created(await self._change(plan), Kind.ENDPOINT))
+
+    async def delete_attached_endpoint(self, endpoint_id: str) -> None:
+        """Delete an endpoint, and its namespace object if it came with an endpoint and this was the last.
+
+        Raises SamewireError (HcnError ENDPOINT_NOT_FOUND when it is gone).
+        """
+        await self.delete(Kind.ENDPOINT, endpoint_id)
+
+    async def refresh_facts(self) -> None:
+        """Bring the networks up to date with the node's own addresses (DR MAC, management address)."""
+        await self._change(networks.refresh_networks)
+
+    async def endpoint_stats(self, endpoint_id: str) -> EndpointStats:
+        """Return an endpoint's counters. Raises SamewireError."""
+        return await self._switch.endpoint_stats(get_endpoint(self.view, endpoint_id.upper()))
+
+    async def _change(self, plan: Plan) -> Sequence[Change]:
+        """Run a change to its end, even when the caller stops waiting: it must not be left half done."""
+        return await self._to_the_end(self._transaction(plan))
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.ensure_future(work)
+        self._running.add(task)
+        task.add_done_callback(self._finished)
+        return await asyncio.shield(task)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # marks it as seen: the caller may have gone
+
+    async def _transaction(self, plan: Plan) -> Sequence[Change]:
+        async with self._lock:
+            changes = plan(Context(self.view, self._switch.facts(), self._pool))
+            if not changes:
+                return changes
+            await self._switch.apply(changes, Pending(self.view, changes))
+            try:
+                self._store.commit(changes)
+            except StoreError:
+                await self._take_back(changes)
+                raise
+            return changes
+
+    async def _take_back(self, changes: Sequence[Change]) -> None:
+        """Undo in the switch what could not be written. If that fails too, the audit finds the difference."""
+        try:
+            await self._switch.apply([change.inverse() for change in reversed(changes)], self.view)
+        except SamewireError as error:
+            log.error("a change that could not be stored could not be taken back", error=str(error))
+
+
+def _created(changes: Sequence[Change], kind: Kind) -> Object:
+    """Return the object of a kind that a plan creates."""
+    return next(
+        change.after
+        for change in changes
+        if change.kind is kind and change.before is None and change.after is not None
+    )
+
+
+def _as(wanted: type[T], value: object) -> T:
+    if not isinstance(value, wanted):
+        raise TypeError(f"expected {wanted.__name__}, got {type(value).__name__}")
+    return value
+
+
+_GETTERS: dict[Kind, Callable[[State, str], Any]] = {
+    Kind.NETWORK: get_network,
+    Kind.ENDPOINT: get_endpoint,
+    Kind.NAMESPACE: get_namespace,
+    Kind.ROUTE: get_route,
+}
+_CREATORS: dict[Kind, Callable[[Context, Any], Sequence[Change]]] = {
+    Kind.NETWORK: networks.create_network,
+    Kind.ENDPOINT: endpoints.create_endpoint,
+    Kind.NAMESPACE: namespaces.create_namespace,
+    Kind.ROUTE: routes.create_route,
+}
+_MODIFIERS: dict[Kind, Callable[[Context, str, ModifySettingRequest], Sequence[Change]]] = {
+    Kind.NETWORK: networks.modify_network,
+    Kind.ENDPOINT: endpoints.modify_endpoint,
+    Kind.NAMESPACE: namespaces.modify_namespace,
+}
+_DELETERS: dict[Kind, Callable[[Context, str], Sequence[Change]]] = {
+    Kind.NETWORK: networks.delete_network,
+    Kind.ENDPOINT: endpoints.delete_endpoint,
+    Kind.NAMESPACE: namespaces.delete_namespace,
+    Kind.ROUTE: routes.delete_route,
+}
