@@ -112,7 +112,7 @@ def decode_modify(kind: Kind, value: Any) -> ModifySettingRequest:
     if wanted is None:
         fail(
             "$.ResourceType",
-            f"{resource!r} of {kind.value} cannot be modified; known: {', '.join(_RESOURCES[kind]) or 'none'}",
+            f"{resource!r:.40} of {kind.value} cannot be modified; known: {', '.join(_RESOURCES[kind])}",
             HcnCode.REQUEST_UNSUPPORTED,
         )
     request_type = _enum_reader(RequestType)(fields.get("requesttype"), "$.RequestType")

@@ -33,8 +33,8 @@ _SCHEMA = f"""
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 CREATE TABLE objects (
-    kind TEXT NOT NULL, id TEXT NOT NULL, position INTEGER NOT NULL, boot_id TEXT NOT NULL, json BLOB NOT NULL,
-    PRIMARY KEY (kind, id)
+    kind TEXT NOT NULL, id TEXT NOT NULL, position INTEGER NOT NULL, boot_id TEXT NOT NULL,
+    json BLOB NOT NULL, PRIMARY KEY (kind, id)
 ) WITHOUT ROWID;
 CREATE TABLE numbers (
     kind TEXT NOT NULL, key TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (kind, key)

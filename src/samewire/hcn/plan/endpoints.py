@@ -178,8 +178,8 @@ def _check_mappings(view: View, endpoint: Endpoint) -> None:
             if _same_port(policy, endpoint, theirs, other):
                 raise HcnError(
                     HcnCode.PORT_ALREADY_EXISTS,
-                    f"$.Policies: port {policy.external_port} of protocol {policy.protocol} is mapped to endpoint "
-                    f"{other.id} ({theirs.internal_port})",
+                    f"$.Policies: port {policy.external_port} of protocol {policy.protocol} is mapped to "
+                    f"port {theirs.internal_port} of endpoint {other.id}",
                 )
 
 

@@ -20,7 +20,6 @@ from samewire.hcn.policies import (
     ProviderAddress,
     first,
     parse_prefix,
-    select,
 )
 from samewire.hcn.schema import (
     Dns,
@@ -254,12 +253,17 @@ def _stamped(network: Network, facts: NodeFacts) -> Network:
     """
     if network.type not in EXTERNAL:
         return network
-    policies = list(network.policies)
+    policies = network.policies
     if network.type is NetworkType.OVERLAY and facts.dr_mac:
-        policies = [policy for policy in policies if not isinstance(policy, DrMacAddress)]
-        policies.append(DrMacAddress(address=facts.dr_mac))
-    held = [policy.provider_address for policy in select(policies, ProviderAddress)]
-    if facts.management_ips and not set(held) & set(facts.management_ips):
-        policies = [policy for policy in policies if not isinstance(policy, ProviderAddress)]
-        policies.append(ProviderAddress(provider_address=facts.management_ips[0]))
-    return _replace(network, policies=tuple(policies))
+        policies = _with(policies, DrMacAddress(address=facts.dr_mac))
+    provider = first(policies, ProviderAddress)
+    if facts.management_ips and (not provider or provider.provider_address not in facts.management_ips):
+        policies = _with(policies, ProviderAddress(provider_address=facts.management_ips[0]))
+    return _replace(network, policies=policies)
+
+
+def _with(policies: tuple[Policy, ...], new: Policy) -> tuple[Policy, ...]:
+    """Return policies with the one of the new one's type replaced in its place, or the new one added."""
+    if first(policies, type(new)) is None:
+        return (*policies, new)
+    return tuple(new if type(policy) is type(new) else policy for policy in policies)
