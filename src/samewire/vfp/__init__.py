@@ -23,7 +23,7 @@ No I/O and no kernel here: every function maps values to values. The contract fo
     | ``compile_endpoint(endpoint, network, facts, numbers, port_ifindex, generation) -> Compiled``
       (port_ifindex: of the host end; 0 and any generation for a remote endpoint)
     | ``compile_route(route, network, facts, numbers) -> Compiled`` (an SDNRoute object)
-``vfp.diff``
+``vfp.diff``, ``vfp.ownership``
     | ``Put(table, key, value)``, ``Remove(table, key)``: one ``Operation``, with ``describe() -> str``,
       ``to_json()``
     | ``diff(wanted: Entries, actual: Entries) -> list[Operation]`` for the audit

@@ -1,0 +1,138 @@
+"""Wanted minus actual: ordered, typed, printable operations on table entries.
+
+Order makes every moment safe: what others point at is put first (nexthops and sets before routes and ports,
+ports before the addresses that lead to them), and removed last.
+
+What is not compared: a port's ``generation`` (it says when, not what: an equal port keeps its flows), and the
+``tokens_bytes`` and ``last_ns`` of a bucket (they belong to the programs). An entry that differs in anything
+else is put whole, with its new generation or full bucket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final, TypeAlias
+
+import msgspec
+
+from samewire.vfp.model import Entries
+from samewire.vfp.record import Record
+from samewire.vfp.render import Json, entry_json, record_text
+from samewire.vfp.tables import TABLES, Bucket, Port
+
+# Compiled tables, the pointed-at before the pointing.
+PUT_ORDER: Final = (
+    "sw_config",
+    "sw_nexthops",
+    "sw_acl",
+    "sw_nat",
+    "sw_buckets",
+    "sw_ports",
+    "sw_endpoints",
+    "sw_routes",
+    "sw_portmaps",
+    "sw_vnis",
+)
+
+
+class Put(msgspec.Struct, frozen=True):
+    """Insert or replace an entry."""
+
+    table: str
+    key: Record
+    value: Record
+
+    def describe(self) -> str:
+        """One line for people."""
+        family = getattr(self.key, "family", 0)
+        return f"+ {self.table} {record_text(self.key)} -> {record_text(self.value, family)}"
+
+    def to_json(self) -> dict[str, Json]:
+        """For ``samewire diff -o json``."""
+        return {"operation": "put", "table": self.table, **entry_json(self.key, self.value)}
+
+
+class Remove(msgspec.Struct, frozen=True):
+    """Remove an entry; it is no error when it is gone already."""
+
+    table: str
+    key: Record
+
+    def describe(self) -> str:
+        """One line for people."""
+        return f"- {self.table} {record_text(self.key)}"
+
+    def to_json(self) -> dict[str, Json]:
+        """For ``samewire diff -o json``."""
+        return {"operation": "remove", "table": self.table, **entry_json(self.key, None)}
+
+
+Operation: TypeAlias = Put | Remove
+
+
+def same(before: Record | None, after: Record | None) -> bool:
+    """Whether two values mean the same (see above for what does not count)."""
+    if before == after:
+        return True
+    if type(before) is Port and type(after) is Port:
+        return msgspec.structs.replace(before, generation=after.generation) == after
+    if type(before) is Bucket and type(after) is Bucket:
+        return (before.rate_bytes_per_s, before.burst_bytes) == (after.rate_bytes_per_s, after.burst_bytes)
+    return False
+
+
+def diff(wanted: Entries, actual: Entries) -> list[Operation]:
+    """The operations that turn ``actual`` into ``wanted``, in the order to apply them.
+
+    Tables that only the programs write are left alone, whatever ``actual`` holds of them.
+    """
+    operations: list[Operation] = []
+    for table in PUT_ORDER:
+        present = actual.get(table, {})
+        operations += (
+            Put(table, key, value)
+            for key, value in wanted.get(table, {}).items()
+            if not same(present.get(key), value)
+        )
+    for table in reversed(PUT_ORDER):
+        if TABLES[table].kind == "array":
+            continue
+        kept = wanted.get(table, {})
+        operations += (Remove(table, key) for key in actual.get(table, {}) if key not in kept)
+    return operations
+
+
+def change(before: Entries, after: Entries) -> list[Operation]:
+    """The operations for one object whose entries were ``before`` and shall be ``after``.
+
+    Only for entries that nobody shares; `Ownership` counts the owners of those that may be.
+    """
+    return diff(after, before)
+
+
+def ordered(operations: Iterable[Operation]) -> list[Operation]:
+    """Operations of several changes as one: puts in order, then removals in reverse order."""
+    rank = {table: i for i, table in enumerate(PUT_ORDER)}
+    return sorted(
+        operations,
+        key=lambda op: rank[op.table] if isinstance(op, Put) else 2 * len(PUT_ORDER) - rank[op.table],
+    )
+
+
+def apply(operations: Iterable[Operation], tables: Entries) -> dict[str, dict[Record, Record]]:
+    """The tables after the operations; ``tables`` itself is not changed. Empty tables are left out."""
+    result = {name: dict(rows) for name, rows in tables.items()}
+    for operation in operations:
+        rows = result.setdefault(operation.table, {})
+        if isinstance(operation, Put):
+            rows[operation.key] = operation.value
+        else:
+            rows.pop(operation.key, None)
+    return {name: rows for name, rows in result.items() if rows}
+
+
+def rows_of(entries: Entries) -> Iterator[tuple[str, Record, Record]]:
+    """All entries as (table, key, value)."""
+    for table, rows in entries.items():
+        for key, value in rows.items():
+            yield table, key, value

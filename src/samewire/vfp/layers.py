@@ -1,0 +1,322 @@
+"""The switch as VFP shows it: port -> layers -> groups -> rules, read from the tables.
+
+For ``samewire get layers`` and for traces. A layer lists what the programs consult there, in the order of a
+walk; rule ids are those that drops and traces name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import msgspec
+
+from samewire.errors import NotFound
+from samewire.vfp.address import IPV4, IPV6, ZERO, address_bits, address_text, mac_text
+from samewire.vfp.constants import (
+    ACL_IN,
+    ACL_OUT,
+    NAT_KEY_BITS,
+    PROTOCOL_ANY,
+    ROUTE_KEY_BITS,
+    SCOPE_HOST,
+    SCOPE_UPLINK,
+    AclAction,
+    NatAction,
+    NatFlag,
+    PortFlag,
+    RouteFlag,
+    RouteKind,
+)
+from samewire.vfp.model import Entries
+from samewire.vfp.record import Record
+from samewire.vfp.tables import (
+    AclKey,
+    AclRule,
+    Bucket,
+    Config,
+    Id,
+    Nat,
+    NatKey,
+    Nexthop,
+    Port,
+    Portmap,
+    PortmapKey,
+    Route,
+    RouteKey,
+    Vni,
+)
+
+K = TypeVar("K", bound=Record)
+V = TypeVar("V", bound=Record)
+
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp", PROTOCOL_ANY: "any"}
+
+
+class RuleView(msgspec.Struct, frozen=True):
+    """One rule: all conditions must hold. ``id`` 0 = not numbered; ``priority``: the lower decides first."""
+
+    id: int
+    priority: int
+    conditions: tuple[str, ...]
+    action: str
+
+
+class GroupView(msgspec.Struct, frozen=True):
+    """Rules consulted together; ``matcher`` is ``priority``, ``lpm`` or ``exact``."""
+
+    name: str
+    direction: str
+    matcher: str
+    rules: tuple[RuleView, ...]
+
+
+class LayerView(msgspec.Struct, frozen=True):
+    """One layer of a port."""
+
+    name: str
+    groups: tuple[GroupView, ...]
+
+
+class PortView(msgspec.Struct, frozen=True):
+    """One port. ``kind``: pod, uplink, tunnel or host; ``scope`` is that of a pod's network."""
+
+    id: int
+    kind: str
+    scope: int
+    generation: int
+    flags: tuple[str, ...]
+    mac: str
+    addresses: tuple[str, ...]
+    layers: tuple[LayerView, ...]
+
+
+def all_ports(tables: Entries) -> list[PortView]:
+    """Every port: the pods' in order of their ids, then the special ones."""
+    pods = sorted(key.value for key, _ in _rows(tables, "sw_ports", Id, Port))
+    special = [ifindex for ifindex, _ in _special(tables)]
+    return [port_layers(tables, ifindex) for ifindex in [*pods, *special]]
+
+
+def port_layers(tables: Entries, port: int) -> PortView:
+    """The layers of one port, by its id (ifindex). Raises ``NotFound``."""
+    found = tables.get("sw_ports", {}).get(Id(port))
+    if isinstance(found, Port):
+        return _pod(tables, port, found)
+    kind = dict(_special(tables)).get(port)
+    if kind is None:
+        raise NotFound("port", str(port))
+    layers = {"uplink": _uplink, "tunnel": _tunnel, "host": _host}[kind](tables)
+    return PortView(port, kind, SCOPE_UPLINK, 0, (), "", (), layers)
+
+
+def protocol_text(protocol: int) -> str:
+    """A protocol's usual name, or its number."""
+    return _PROTOCOLS.get(protocol, str(protocol))
+
+
+def _special(tables: Entries) -> Iterator[tuple[int, str]]:
+    for _, config in _rows(tables, "sw_config", Id, Config):
+        yield from (
+            (ifindex, kind)
+            for ifindex, kind in (
+                (config.uplink_ifindex, "uplink"),
+                (config.tunnel_ifindex, "tunnel"),
+                (config.host_peer_ifindex, "host"),
+            )
+            if ifindex
+        )
+
+
+def _rows(tables: Entries, table: str, key: type[K], value: type[V]) -> Iterator[tuple[K, V]]:
+    for k, v in tables.get(table, {}).items():
+        if isinstance(k, key) and isinstance(v, value):
+            yield k, v
+
+
+def _pod(tables: Entries, number: int, port: Port) -> PortView:
+    layers = (
+        LayerView("GUARD", (GroupView("GUARD_OUT", "out", "exact", tuple(_guard(port))),)),
+        LayerView("LB", ()),
+        LayerView("PORTMAP", (GroupView("PORTMAP_IN", "in", "exact", _portmaps(tables, number)),)),
+        LayerView(
+            "ACL",
+            (
+                GroupView("ACL_OUT", "out", "priority", tuple(_acl(tables, port, ACL_OUT))),
+                GroupView("ACL_IN", "in", "priority", tuple(_acl(tables, port, ACL_IN))),
+            ),
+        ),
+        LayerView("ROUTE", (GroupView("ROUTE_OUT", "out", "lpm", _routes(tables, port.scope)),)),
+        LayerView("NAT", (GroupView("NAT_OUT", "out", "lpm", _nat(tables, port.nat_set)),)),
+        LayerView("QOS", (GroupView("QOS_OUT", "out", "exact", _qos(tables, number)),)),
+        LayerView("L2", (GroupView("L2_IN", "in", "exact", (_delivery(port),)),)),
+    )
+    return PortView(
+        id=number,
+        kind="pod",
+        scope=port.scope,
+        generation=port.generation,
+        flags=tuple(flag.name.lower() for flag in PortFlag if port.flags & flag and flag.name),
+        mac=mac_text(port.mac),
+        addresses=tuple(_addresses(port)),
+        layers=layers,
+    )
+
+
+def _uplink(tables: Entries) -> tuple[LayerView, ...]:
+    return (
+        LayerView("PORTMAP", (GroupView("PORTMAP_IN", "in", "exact", _portmaps(tables, None)),)),
+        LayerView("ROUTE", (GroupView("ROUTE_IN", "in", "lpm", _routes(tables, SCOPE_UPLINK)),)),
+    )
+
+
+def _tunnel(tables: Entries) -> tuple[LayerView, ...]:
+    rules = sorted((key.value, value.scope) for key, value in _rows(tables, "sw_vnis", Id, Vni))
+    views = tuple(RuleView(vni, 0, (f"vni {vni}",), f"decap, scope {scope}") for vni, scope in rules)
+    return (LayerView("DECAP", (GroupView("DECAP_IN", "in", "exact", views),)),)
+
+
+def _host(tables: Entries) -> tuple[LayerView, ...]:
+    return (LayerView("ROUTE", (GroupView("HOST_OUT", "out", "lpm", _routes(tables, SCOPE_HOST)),)),)
+
+
+def _addresses(port: Port) -> Iterator[str]:
+    for family, packed in zip((IPV4, IPV6), port.address, strict=True):
+        if packed != ZERO:
+            yield address_text(family, packed)
+
+
+def _guard(port: Port) -> Iterator[RuleView]:
+    if port.flags & PortFlag.BLOCKED:
+        yield RuleView(0, 0, ("any",), "drop: port blocked")
+        return
+    if port.flags & PortFlag.NO_GUARD:
+        yield RuleView(0, 0, ("any",), "pass: guard off")
+        return
+    for address in _addresses(port):
+        yield RuleView(0, 0, (f"source mac {mac_text(port.mac)}", f"source {address}"), "pass")
+        yield RuleView(0, 0, (f"arp/nd sender {address} at {mac_text(port.mac)}",), "pass")
+    yield RuleView(0, 1, ("any",), "drop: spoofed")
+
+
+def _portmaps(tables: Entries, port: int | None) -> tuple[RuleView, ...]:
+    rules = []
+    for key, value in _rows(tables, "sw_portmaps", PortmapKey, Portmap):
+        if port is None or value.port == port:
+            where = "any node address" if key.address == ZERO else address_text(key.family, key.address)
+            target = address_text(key.family, value.address)
+            conditions = (
+                f"ipv{key.family} {protocol_text(key.protocol)}",
+                f"destination {where} port {key.port}",
+            )
+            action = f"rewrite destination to {target} port {value.internal_port}, port {value.port}"
+            rules.append(RuleView(0, 0, conditions, action))
+    return tuple(sorted(rules, key=lambda rule: rule.conditions))
+
+
+def _acl(tables: Entries, port: Port, side: int) -> Iterator[RuleView]:
+    if not port.acl_count[side]:
+        yield RuleView(0, 65535, ("any",), "allow: no rules")
+        return
+    rows = tables.get("sw_acl", {})
+    for index in range(port.acl_count[side]):
+        rule = rows.get(AclKey(port.acl_set[side], index))
+        if isinstance(rule, AclRule):
+            verdict = "allow" if rule.action == AclAction.ALLOW else "block"
+            yield RuleView(rule.rule, rule.priority, tuple(_acl_conditions(rule)), verdict)
+    yield RuleView(0, 65535, ("any",), "block: no rule matched")
+
+
+def _acl_conditions(rule: AclRule) -> Iterator[str]:
+    yield f"protocol {protocol_text(rule.protocol)}"
+    for name, packed, bits, low, high in (
+        ("local", rule.local, rule.local_bits, rule.local_port_low, rule.local_port_high),
+        ("remote", rule.remote, rule.remote_bits, rule.remote_port_low, rule.remote_port_high),
+    ):
+        if rule.family and (bits or packed != ZERO):
+            yield f"{name} {address_text(rule.family, packed)}/{bits}"
+        if (low, high) != (0, 65535):
+            yield f"{name} port {low}" if low == high else f"{name} port {low}-{high}"
+    if rule.family and not rule.local_bits and not rule.remote_bits:
+        yield f"ipv{rule.family}"
+
+
+def _nat(tables: Entries, number: int) -> tuple[RuleView, ...]:
+    found = [
+        (key.family, key.address, key.prefix_bits - NAT_KEY_BITS, value)
+        for key, value in _rows(tables, "sw_nat", NatKey, Nat)
+        if number and key.set == number
+    ]
+    return tuple(
+        RuleView(
+            value.rule,
+            address_bits(family) - bits,
+            (f"destination {address_text(family, packed)}/{bits}",),
+            _nat_action(family, value),
+        )
+        for family, packed, bits, value in _longest_first(found)
+    )
+
+
+def _nat_action(family: int, value: Nat) -> str:
+    if value.action == NatAction.NONE:
+        return "pass: not translated"
+    where = "everywhere" if value.flags & NatFlag.EXPLICIT else "on the uplink"
+    return f"snat to {address_text(family, value.address)} {where}"
+
+
+def _routes(tables: Entries, scope: int) -> tuple[RuleView, ...]:
+    found = [
+        (key.family, key.address, key.prefix_bits - ROUTE_KEY_BITS, value)
+        for key, value in _rows(tables, "sw_routes", RouteKey, Route)
+        if key.scope == scope
+    ]
+    hops = tables.get("sw_nexthops", {})
+    return tuple(
+        RuleView(
+            0,
+            address_bits(family) - bits,
+            (f"destination {address_text(family, packed)}/{bits}",),
+            _route_action(value, hops.get(Id(value.nexthop))),
+        )
+        for family, packed, bits, value in _longest_first(found)
+    )
+
+
+def _longest_first(rows: Iterable[tuple[int, bytes, int, V]]) -> list[tuple[int, bytes, int, V]]:
+    return sorted(rows, key=lambda row: (row[0], -row[2], row[1]))
+
+
+def _route_action(route: Route, hop: Record | None) -> str:
+    ttl = ", ttl - 1" if route.flags & RouteFlag.DECREMENT else ""
+    match route.kind:
+        case RouteKind.LOCAL:
+            return f"local endpoint{ttl}"
+        case RouteKind.HOST:
+            return "host"
+        case RouteKind.SCOPE:
+            return f"scope {route.scope}"
+        case RouteKind.BLACKHOLE:
+            return "drop: blackhole"
+    if not isinstance(hop, Nexthop):
+        return f"drop: nexthop {route.nexthop} is missing"
+    via = "on-link" if hop.address == ZERO else address_text(hop.family, hop.address)
+    if route.kind == RouteKind.TUNNEL:
+        return f"encap vxlan vni {hop.vni} to {via}, inner mac {mac_text(hop.mac)}, mtu {hop.mtu}{ttl}"
+    return f"uplink via {via}, mtu {hop.mtu}{ttl}"
+
+
+def _qos(tables: Entries, port: int) -> tuple[RuleView, ...]:
+    bucket = tables.get("sw_buckets", {}).get(Id(port))
+    if not isinstance(bucket, Bucket):
+        return ()
+    action = f"cap {bucket.rate_bytes_per_s} bytes/s, burst {bucket.burst_bytes} bytes"
+    return (RuleView(0, 0, ("any",), action),)
+
+
+def _delivery(port: Port) -> RuleView:
+    if port.flags & PortFlag.TRANSPARENT:
+        return RuleView(0, 0, ("any",), "deliver as it is")
+    how = "through the host end's queue" if port.flags & PortFlag.CAP_IN else "to the peer"
+    macs = f"destination mac {mac_text(port.mac)}, source mac {mac_text(port.gateway_mac)}"
+    return RuleView(0, 0, ("any",), f"set {macs}; deliver {how}")
