@@ -1,0 +1,97 @@
+"""What the API shows of objects: their JSON with the fields the service derives, and HNS's filters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from samewire.hcn.codec import encode
+from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.jsontext import parse_json
+from samewire.hcn.policies import OtherPolicy, policy_type, select
+from samewire.hcn.schema import Endpoint, EndpointState, Kind, Namespace, Network, Object, ResourceType
+from samewire.hcn.state import View
+
+FILTER_KEYS = frozenset({"id", "name", "virtualnetwork", "virtualnetworkname", "state"})
+
+
+def endpoint_state(endpoint: Endpoint) -> EndpointState:
+    """Return the state HNS would report."""
+    return EndpointState.ATTACHED_SHARING if endpoint.namespace_id else EndpointState.CREATED
+
+
+def render(view: View, value: Object) -> dict[str, Any]:
+    """Return an object's JSON with the derived fields.
+
+    ``State`` of endpoints, the endpoints among a namespace's ``Resources``, and
+    ``Health.Extra.StoredOnly``: the types of policies that are kept but not enforced.
+    """
+    body = encode(value)
+    if isinstance(value, Endpoint):
+        body["State"] = int(endpoint_state(value))
+    if isinstance(value, Namespace):
+        members = view.endpoints_of_namespace(value.id)
+        resources = [{"Type": ResourceType.ENDPOINT.value, "Data": {"Id": member.id}} for member in members]
+        if resources:
+            body["Resources"] = [*body.get("Resources", []), *resources]
+    stored_only = _stored_only(value)
+    if stored_only:
+        body["Health"] = {"Extra": {"StoredOnly": stored_only}}
+    return body
+
+
+def _stored_only(value: Object) -> list[str]:
+    policies = list(value.policies) if isinstance(value, Network | Endpoint) else []
+    if isinstance(value, Network):
+        policies += [policy for subnet in value.subnets for policy in subnet.policies]
+    return sorted({policy_type(policy) for policy in select(policies, OtherPolicy)})
+
+
+def find(view: View, kind: Kind, query: str) -> list[Object]:
+    """Return the objects of a kind that match a filter ("" = all).
+
+    The filter is a JSON object with HNS's v1 names (``ID``, ``Name``, ``VirtualNetwork``,
+    ``VirtualNetworkName``, ``State``), or a HostComputeQuery around one; all keys must match. Raises
+    HcnError.
+    """
+    wanted = _parse_filter(query)
+    if "id" in wanted:
+        found = view.get(kind, wanted["id"].upper())
+        candidates = [] if found is None else [found]
+    else:
+        candidates = view.all(kind)
+    return [value for value in candidates if all(_matches(view, value, *item) for item in wanted.items())]
+
+
+def _parse_filter(query: str) -> dict[str, str]:
+    if not query:
+        return {}
+    value = parse_json(query)
+    inner = (
+        next((value[key] for key in value if key.lower() == "filter"), None)
+        if isinstance(value, dict)
+        else None
+    )
+    if inner is not None:
+        value = parse_json(inner) if isinstance(inner, str) and inner else inner or {}
+    if not isinstance(value, dict):
+        raise HcnError(HcnCode.INVALID_JSON, "filter: expected a JSON object")
+    result = {}
+    for key, item in value.items():
+        if key.lower() not in FILTER_KEYS or isinstance(item, dict | list):
+            raise HcnError(HcnCode.E_INVALIDARG, f"filter: {key[:64]!r} is not something to filter by")
+        result[key.lower()] = str(item)
+    return result
+
+
+def _matches(view: View, value: Object, key: str, wanted: str) -> bool:
+    if key == "id":
+        return value.id == wanted.upper()
+    if key == "name":
+        return value.name == wanted
+    if key == "state":
+        return isinstance(value, Endpoint) and str(int(endpoint_state(value))) == wanted
+    network_id = "" if isinstance(value, Network | Namespace) else value.network_id
+    if key == "virtualnetwork":
+        return network_id == wanted.upper()
+    network = view.network(network_id)
+    return network is not None and network.name == wanted

@@ -1,0 +1,71 @@
+"""A switch in memory for tests of the HNS service and of those who use it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from samewire.errors import KernelError, SamewireError
+from samewire.hcn.schema import Endpoint, Kind, Object
+from samewire.hcn.switch import Change, EndpointStats, NodeFacts, StoreView
+
+FACTS = NodeFacts(
+    dr_mac="0E-2A-C0-A8-01-0A", management_ips=("192.168.1.10", "fd00:1::10"), uplink="eth0", mtu=1500
+)
+
+
+class FakeSwitch:
+    """Holds what it was told to make, all or nothing; `fail_next` makes it refuse, `gate` makes it wait."""
+
+    def __init__(self, facts: NodeFacts = FACTS) -> None:
+        self.node = facts
+        self.objects: dict[tuple[Kind, str], Object] = {}
+        self.calls: list[list[Change]] = []
+        self.fail_next: SamewireError | None = None
+        self.gate: asyncio.Event | None = None
+        self.entered = asyncio.Event()
+
+    async def apply(self, changes: Sequence[Change], view: StoreView) -> None:
+        self.entered.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        objects = dict(self.objects)
+        for change in changes:
+            assert objects.get((change.kind, change.id)) == change.before
+            if change.after is None:
+                del objects[change.kind, change.id]
+            else:
+                objects[change.kind, change.id] = change.after
+            _check_view(change, view)
+        self.objects = objects
+        self.calls.append(list(changes))
+
+    def facts(self) -> NodeFacts:
+        return self.node
+
+    async def endpoint_stats(self, endpoint: Endpoint) -> EndpointStats:
+        return EndpointStats(bytes_sent=len(endpoint.id))
+
+    def refuse_next(self) -> None:
+        """Let the next change fail as the kernel would."""
+        self.fail_next = KernelError("create veth", 12)
+
+    def with_facts(self, **changed: object) -> None:
+        """Change what the node knows of itself."""
+        self.node = msgspec.structs.replace(self.node, **changed)
+
+
+def _check_view(change: Change, view: StoreView) -> None:
+    """The view shows the objects as they will be."""
+    look_up = {
+        Kind.NETWORK: view.network,
+        Kind.ENDPOINT: view.endpoint,
+        Kind.NAMESPACE: view.namespace,
+        Kind.ROUTE: view.route,
+    }[change.kind]
+    assert look_up(change.id) == change.after
