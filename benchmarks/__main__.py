@@ -20,8 +20,8 @@ from benchmarks.ours import NAME
 from benchmarks.results import Line, Report
 
 FULL = {"repetitions": 5, "seconds": 1.0, "pods": 200}
-QUICK = {"repetitions": 2, "seconds": 0.3, "pods": 40}
-LOG_WIDTH = 170
+QUICK = {"repetitions": 3, "seconds": 0.3, "pods": 40}
+LOG_WIDTH = 160
 STYLES = {"pass": "green", "stretch": "bold green", "miss": "bold red", "failed": "red"}
 
 
@@ -88,7 +88,8 @@ def _table(case: str, lines: list[Line]) -> Table:
     table = Table(title=case, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for heading in ("what", "metric", "figure", "peer", "peer's figure", "ratio", "goal", ""):
         numeric = heading in ("figure", "peer's figure", "ratio")
-        table.add_column(heading, justify="right" if numeric else "left", no_wrap=True)
+        wraps = heading in ("what", "metric", "peer")
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=not wraps)
     for line in lines:
         row, style = line.row, STYLES.get(line.verdict, "")
         metric = f"{METRICS[row.metric].title}, {row.unit}"

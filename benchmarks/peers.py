@@ -234,7 +234,7 @@ class _TwoKernelNodes(Scenario):
 class KernelVxlan(_TwoKernelNodes):
     """flannel's vxlan backend: a static neighbour, FDB entry and onlink route per remote subnet."""
 
-    name = "kernel VXLAN + masquerade + conntrack"
+    name = "kernel VXLAN + masq + conntrack"
     label = "vxlan"
     pod_mtu = 1500 - VXLAN_OVERHEAD
 
@@ -265,7 +265,7 @@ class KernelVxlan(_TwoKernelNodes):
 class KernelHostGateway(_TwoKernelNodes):
     """flannel's host-gw backend: one plain route per remote subnet."""
 
-    name = "host-gw + masquerade + conntrack"
+    name = "host-gw + masq + conntrack"
     label = "hostgw"
 
     def _join(self, a: str, b: str) -> None:

@@ -19,8 +19,10 @@ COLOURS = {"pass": "#2a9d8f", "stretch": "#1b7f5f", "miss": "#e76f51", "": "#8d9
 
 
 def write(report: Report, directory: Path) -> list[Path]:
-    """Write ``latest-<case>.svg`` for every case that has ratios; returns the paths."""
+    """Write ``latest-<case>.svg`` for every case that has ratios, replacing earlier ones; returns them."""
     directory.mkdir(parents=True, exist_ok=True)
+    for stale in directory.glob("latest-*.svg"):
+        stale.unlink()
     written = []
     for case, all_lines in by_case(report.lines).items():
         lines = [line for line in all_lines if line.row.ratio is not None]
@@ -57,3 +59,4 @@ def _bars(axes: Axes, lines: list[Line]) -> None:
     axes.invert_yaxis()
     axes.axvline(1.0, color="grey", linewidth=0.8, linestyle=":")
     axes.set_xlabel("ratio")
+    axes.margins(x=0.1)

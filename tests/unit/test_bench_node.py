@@ -17,6 +17,8 @@ from scapy.layers.l2 import Ether
 from benchmarks import ours, packet_cost, samewire_node
 from benchmarks.errors import BenchError
 from benchmarks.samewire_node import SamewireNode
+from samewire.hcn import codec, normalise, normalise_policies
+from samewire.hcn.schema import Kind, Network
 
 ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
     ("GET", "/v2/health"): (200, {"Success": True}),
@@ -141,3 +143,33 @@ def test_extra_rules_are_asked_first_and_match_nothing_here() -> None:
     allowed = samewire_node.stateful_acl("Out", "0.0.0.0/0")
     assert len({rule["Settings"]["RemoteAddresses"] for rule in rules}) == 3
     assert all(rule["Settings"]["Priority"] < allowed["Settings"]["Priority"] for rule in rules)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        ours.overlay("bench", "10.244.0.0/22"),
+        samewire_node.network("bench", "L2Bridge", ours.UNDERLAY, "192.168.77.1"),
+    ],
+)
+def test_the_service_accepts_our_networks(wanted: samewire_node.Json) -> None:
+    decoded = codec.decode_object(Kind.NETWORK, wanted)
+    assert isinstance(decoded, Network)
+    assert normalise.check_network(decoded).name == "bench"
+
+
+def test_the_service_accepts_our_policies() -> None:
+    policies = [*packet_cost.extra_rules(2), *ours.pod_policies("10.244.0.0/16")]
+    decoded = [codec.decode_policy(policy) for policy in policies]
+    checked = normalise_policies.check_policies(decoded, normalise_policies.Scope.ENDPOINT, "$")
+    for sent, kept in zip(policies, map(codec.encode_policy, checked), strict=True):
+        assert kept["Type"] == sent["Type"]
+        assert kept["Settings"].items() >= sent["Settings"].items()
+
+
+def test_the_service_accepts_our_modify_requests(node: SamewireNode, server: _Server) -> None:
+    node.add_remote_subnet("N1", "10.244.1.0/24", "192.168.77.12", "02-00-00-00-00-09")
+    node.set_endpoint_policies("E2", ours.pod_policies("10.244.0.0/16"))
+    (_, _, add), (_, _, update) = server.seen
+    assert codec.decode_modify(Kind.NETWORK, add).request_type == "Add"
+    assert codec.decode_modify(Kind.ENDPOINT, update).request_type == "Update"

@@ -129,8 +129,8 @@ def test_the_goals_of_the_specification_are_all_there() -> None:
         ("cni", "del_median", "bridge + ipMasq"): 15.0,
         ("same-node", "crr", "stateless redirect_peer"): 0.85,
         ("same-node", "udp_rr", "bridge + ipMasq + conntrack"): 1.0,
-        ("overlay", "udp_rr", "kernel VXLAN + masquerade + conntrack"): 1.15,
-        ("l2bridge", "stream", "host-gw + masquerade + conntrack"): 1.0,
+        ("overlay", "udp_rr", "kernel VXLAN + masq + conntrack"): 1.15,
+        ("l2bridge", "stream", "host-gw + masq + conntrack"): 1.0,
         ("outside", "crr", "bridge + masquerade"): 1.3,
         ("scale", "memory", "limit"): 1.0,
     }
