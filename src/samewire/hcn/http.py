@@ -120,7 +120,7 @@ class HttpServer:
 
 
 def listen(path: Path) -> socket.socket:
-    """Return a unix socket bound to a path, with mode 0600 from its first moment. Raises Conflict, OSError."""
+    """Return a unix socket bound to a path, of mode 0600 from the first moment. Raises Conflict, OSError."""
     if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(str(path)) == 0:

@@ -17,7 +17,7 @@ import structlog
 from samewire.errors import SamewireError
 from samewire.hcn.errors import HcnCode, HcnError, StoreError
 from samewire.hcn.plan import endpoints, namespaces, networks, routes
-from samewire.hcn.plan.addresses import AddressPool
+from samewire.hcn.plan.addresses import Pool
 from samewire.hcn.plan.context import Context, get_endpoint, get_namespace, get_network, get_route
 from samewire.hcn.plan.namespaces import NamespaceSpec
 from samewire.hcn.schema import (
@@ -45,7 +45,7 @@ class HnsService:
     def __init__(self, store: Store, switch: Switch) -> None:
         self._store = store
         self._switch = switch
-        self._pool = AddressPool()
+        self._pool = Pool()
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
 

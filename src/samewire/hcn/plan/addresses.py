@@ -31,11 +31,24 @@ MAX_PROBES = 2**17
 """Addresses looked at before a subnet counts as full; more than a node can have endpoints."""
 
 
-class AddressPool:
-    """Hands out addresses in rotation, so that one that was just freed is not at once somebody else's."""
+FIRST_COMPARTMENT = 2
+"""Compartment 1 is the node's own."""
+
+
+class Pool:
+    """Hands out addresses and compartment numbers in rotation: what was just freed is not reused at once."""
 
     def __init__(self) -> None:
         self._last: dict[str, int] = {}
+        self._compartment = 0
+
+    def compartment(self, view: View) -> int:
+        """Return a compartment number that no namespace has."""
+        if not self._compartment:
+            used = (namespace.compartment_id for namespace in view.namespaces())
+            self._compartment = max(used, default=FIRST_COMPARTMENT - 1)
+        self._compartment += 1
+        return self._compartment
 
     def pick(self, view: View, network: Network, within: Subnet | IpSubnet, facts: NodeFacts) -> str:
         """Return a free address of a (sub)range of a network's subnet. Raises Exhausted."""
@@ -60,7 +73,7 @@ class AddressPool:
 
 
 def fill_addresses(
-    pool: AddressPool, view: View, network: Network, facts: NodeFacts, endpoint: Endpoint
+    pool: Pool, view: View, network: Network, facts: NodeFacts, endpoint: Endpoint
 ) -> Endpoint:
     """Return an endpoint with checked and complete IpConfigurations. Raises HcnError, Exhausted."""
     if endpoint.is_remote:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from samewire.hcn.errors import HcnCode, HcnError
-from samewire.hcn.plan.addresses import AddressPool
+from samewire.hcn.plan.addresses import Pool
 from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, Object, Route
 from samewire.hcn.state import View
 from samewire.hcn.switch import Change, NodeFacts
@@ -16,7 +16,7 @@ class Context(msgspec.Struct, frozen=True):
 
     view: View
     facts: NodeFacts
-    pool: AddressPool
+    pool: Pool
 
 
 def get_network(view: View, network_id: str) -> Network:

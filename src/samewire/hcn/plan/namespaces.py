@@ -36,8 +36,6 @@ from samewire.hcn.values import guid
 _replace = msgspec.structs.replace
 
 DEFAULTS = frozenset({NamespaceType.HOST_DEFAULT, NamespaceType.GUEST_DEFAULT})
-FIRST_COMPARTMENT = 2
-"""Compartment 1 is the node's own."""
 
 
 class NamespaceSpec(msgspec.Struct, frozen=True):
@@ -51,7 +49,7 @@ def create_namespace(context: Context, namespace: Namespace) -> list[Change]:
     """Plan the creation of a namespace; endpoints among its resources are attached. Raises HcnError."""
     asked = [item.data.resource_id for item in namespace.resources if item.type is ResourceType.ENDPOINT]
     containers = tuple(item for item in namespace.resources if item.type is ResourceType.CONTAINER)
-    namespace = _new_namespace(context.view, _replace(namespace, resources=containers))
+    namespace = _new_namespace(context, _replace(namespace, resources=containers))
     changes = [created(Kind.NAMESPACE, namespace)]
     for endpoint_id in asked:
         changes.extend(_attach(Pending(context.view, changes), namespace, endpoint_id))
@@ -102,7 +100,7 @@ def create_attached_endpoint(
     namespace = context.view.namespace_by_path(spec.netns_path)
     if namespace is None:
         made = Namespace(owner=MADE_FOR_ENDPOINT, netns_path=spec.netns_path)
-        namespace = _new_namespace(context.view, _with_container(made, spec.container_id, True))
+        namespace = _new_namespace(context, _with_container(made, spec.container_id, True))
         changes.append(created(Kind.NAMESPACE, namespace))
     elif namespace.owner == MADE_FOR_ENDPOINT:
         changes.extend(
@@ -113,22 +111,21 @@ def create_attached_endpoint(
     return endpoint, changes
 
 
-def _new_namespace(view: View, namespace: Namespace) -> Namespace:
+def _new_namespace(context: Context, namespace: Namespace) -> Namespace:
     """Return a complete namespace whose id, path and type clash with no other. Raises HcnError."""
+    view = context.view
     namespace = check_namespace(namespace)
     refuse_existing(view, Kind.NAMESPACE, namespace.id)
     if namespace.netns_path and view.namespace_by_path(namespace.netns_path) is not None:
         raise HcnError(
             HcnCode.OBJECT_ALREADY_EXISTS, f"$.NetnsPath: {namespace.netns_path} is that of another namespace"
         )
-    compartments = [FIRST_COMPARTMENT - 1]
-    for other in view.namespaces():
-        compartments.append(other.compartment_id)
-        if namespace.type in DEFAULTS and other.type is namespace.type:
+    for other in view.namespaces() if namespace.type in DEFAULTS else ():
+        if other.type is namespace.type:
             raise HcnError(
                 HcnCode.GCN_DEFAULTNAMESPACE_EXISTS, f"$.Type: namespace {other.id} is the default"
             )
-    return _replace(namespace, compartment_id=max(compartments) + 1)
+    return _replace(namespace, compartment_id=context.pool.compartment(view))
 
 
 def _attach(view: View, namespace: Namespace, endpoint_id: str) -> list[Change]:

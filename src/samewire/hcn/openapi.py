@@ -1,0 +1,226 @@
+"""The OpenAPI 3.1 description of the HTTP API, made from the structs.
+
+``python -m samewire.hcn.openapi`` prints it; docs/api/openapi.json is its output, and a test keeps it so.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, get_args
+
+import msgspec
+
+from samewire.hcn.errors import HcnCode
+from samewire.hcn.policies import KNOWN_POLICIES, OtherPolicy
+from samewire.hcn.schema import STRUCTS, Kind, ModifySettings
+from samewire.hcn.switch import EndpointStats
+
+JsonObject = dict[str, Any]
+
+INTRODUCTION = (
+    "HCN v2 objects of one node, over HTTP on the daemon's unix socket. On input, keys, policy types and "
+    "enumeration values are accepted in any case and numbers as text; output has the spelling given here and "
+    "omits what is empty. Fields and policy types that are not described are stored and returned unchanged. "
+    "See docs/api.md."
+)
+TITLES = {
+    Kind.NETWORK: "HostComputeNetwork",
+    Kind.ENDPOINT: "HostComputeEndpoint",
+    Kind.NAMESPACE: "HostComputeNamespace",
+    Kind.ROUTE: "HostComputeRoute",
+}
+RESOURCE_TYPES = {
+    Kind.NETWORK: ["Policy", "DNS", "Subnet"],
+    Kind.ENDPOINT: ["Policy"],
+    Kind.NAMESPACE: ["Endpoint", "Container"],
+}
+HIDDEN = ("$", "$$")
+
+
+def document() -> JsonObject:
+    """Return the whole description."""
+    paths: JsonObject = {"/v2/version": {"get": _operation("Version of the API", _content(_ref("Version")))}}
+    for kind in Kind:
+        paths.update(_paths(kind))
+    paths["/v2/endpoints/{id}/stats"] = {
+        "get": _operation("Counters of an endpoint", _content(_ref("EndpointStats"))),
+        "parameters": [_ID],
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Samewire HNS", "version": "2.0", "description": INTRODUCTION},
+        "servers": [{"url": "http://localhost", "description": "/run/samewire/samewire.sock"}],
+        "paths": paths,
+        "components": {"schemas": _schemas()},
+    }
+
+
+_ID: JsonObject = {
+    "name": "id",
+    "in": "path",
+    "required": True,
+    "description": "GUID of the object",
+    "schema": {"type": "string", "format": "uuid"},
+}
+_FILTER: JsonObject = {
+    "name": "filter",
+    "in": "query",
+    "description": "JSON object; all keys must match",
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Filter"}}},
+}
+
+
+def _paths(kind: Kind) -> JsonObject:
+    title = TITLES[kind]
+    item: JsonObject = {
+        "parameters": [_ID],
+        "get": _operation(f"One {title}", _content(_ref(title))),
+        "delete": _operation(f"Delete a {title}", None, 204),
+    }
+    if kind in RESOURCE_TYPES:
+        item["post"] = _operation(f"Modify a {title}", _content(_ref(title)), body=_modify_request(kind))
+    collection = {
+        "get": {
+            **_operation(f"All {title} objects", _content({"type": "array", "items": _ref(title)})),
+            "parameters": [_FILTER],
+        },
+        "post": _operation(f"Create a {title}", _content(_ref(title)), 201, _ref(title)),
+    }
+    return {f"/v2/{kind.value}": collection, f"/v2/{kind.value}/{{id}}": item}
+
+
+def _operation(
+    summary: str, content: JsonObject | None, status: int = 200, body: JsonObject | None = None
+) -> JsonObject:
+    success: JsonObject = {"description": summary}
+    if content:
+        success["content"] = content
+    operation: JsonObject = {
+        "summary": summary,
+        "responses": {
+            str(status): success,
+            "default": {"description": "The request failed", "content": _content(_ref("Error"))},
+        },
+    }
+    if body:
+        operation["requestBody"] = {"required": True, "content": _content(body)}
+    return operation
+
+
+def _content(schema: JsonObject) -> JsonObject:
+    return {"application/json": {"schema": schema}}
+
+
+def _ref(name: str) -> JsonObject:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _modify_request(kind: Kind) -> JsonObject:
+    return {
+        "type": "object",
+        "required": ["ResourceType", "RequestType"],
+        "properties": {
+            "ResourceType": {"enum": RESOURCE_TYPES[kind]},
+            "RequestType": {"enum": ["Add", "Remove", "Update"]},
+            "Settings": {"anyOf": [_ref(name) for name in _settings_names(kind)]},
+        },
+    }
+
+
+def _settings_names(kind: Kind) -> list[str]:
+    names = {"Policy": "PolicySettings", "DNS": "Dns", "Subnet": "SubnetSettings"}
+    return [names.get(resource, f"{resource}Settings") for resource in RESOURCE_TYPES[kind]]
+
+
+def _schemas() -> JsonObject:
+    """Return the components: the structs' own schemas, with policies in their ``{Type, Settings}`` shape."""
+    _, components = msgspec.json.schema_components(
+        [*STRUCTS.values(), *get_args(ModifySettings), EndpointStats],
+        ref_template="#/components/schemas/{name}",
+    )
+    for kind, title in TITLES.items():  # nothing refers to these
+        components[title] = components.pop(STRUCTS[kind].__name__)
+    policies = {policy.__name__ for policy in (*KNOWN_POLICIES.values(), OtherPolicy)}
+    schemas = {
+        name: _policy(name, body) if name in policies else _open(body) for name, body in components.items()
+    }
+    for title in (TITLES[Kind.NETWORK], TITLES[Kind.ENDPOINT]):
+        schemas[title]["properties"]["Health"] = {"type": "object", "readOnly": True}
+    schemas[TITLES[Kind.ENDPOINT]]["properties"]["State"] = {"type": "integer", "readOnly": True}
+    return dict(sorted({**schemas, **_FIXED}.items()))
+
+
+def _open(body: JsonObject) -> JsonObject:
+    """Describe what the API does with unknown fields: it takes them."""
+    if "properties" in body:
+        body = {
+            **body,
+            "properties": {key: item for key, item in body["properties"].items() if key not in HIDDEN},
+        }
+        body.pop("additionalProperties", None)
+    return body
+
+
+def _policy(name: str, body: JsonObject) -> JsonObject:
+    if name == OtherPolicy.__name__:
+        return {
+            "type": "object",
+            "description": body["description"],
+            "required": ["Type"],
+            "properties": {"Type": {"type": "string"}, "Settings": {}},
+        }
+    body = _open(body)
+    fields = {key: item for key, item in body["properties"].items() if key != "Type"}
+    required = [key for key in body.get("required", []) if key != "Type"]
+    settings: JsonObject = {"type": "object", "properties": fields}
+    if required:
+        settings["required"] = required
+    return {
+        "type": "object",
+        "description": body.get("description", ""),
+        "required": ["Type", *(["Settings"] if required else [])],
+        "properties": {"Type": {"const": name}, "Settings": settings},
+    }
+
+
+_FIXED: JsonObject = {
+    "Version": {
+        "type": "object",
+        "properties": {"Major": {"type": "integer"}, "Minor": {"type": "integer"}},
+    },
+    "Filter": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "ID": {"type": "string"},
+            "Name": {"type": "string"},
+            "VirtualNetwork": {"type": "string", "description": "GUID of the network"},
+            "VirtualNetworkName": {"type": "string"},
+            "State": {"type": "integer", "description": "of endpoints: 1 created, 3 attached"},
+        },
+    },
+    "Error": {
+        "type": "object",
+        "required": ["Success", "Error", "ErrorCode"],
+        "properties": {
+            "Success": {"const": False},
+            "Error": {
+                "type": "string",
+                "description": "what is wrong, with the path of the field where there is one",
+            },
+            "ErrorCode": {
+                "type": "integer",
+                "description": "HRESULT: " + ", ".join(f"{code.value:#010x} {code.name}" for code in HcnCode),
+            },
+        },
+    },
+}
+
+
+def main() -> None:
+    """Print the description."""
+    print(json.dumps(document(), indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
