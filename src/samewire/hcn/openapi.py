@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, get_args
 
 import msgspec
 
+from samewire.hcn.base import wire_name
 from samewire.hcn.errors import HcnCode
 from samewire.hcn.policies import KNOWN_POLICIES, OtherPolicy
 from samewire.hcn.schema import STRUCTS, Kind, ModifySettings
@@ -138,12 +140,13 @@ def _schemas() -> JsonObject:
         [*STRUCTS.values(), *get_args(ModifySettings), EndpointStats],
         ref_template="#/components/schemas/{name}",
     )
-    for kind, title in TITLES.items():  # nothing refers to these
-        components[title] = components.pop(STRUCTS[kind].__name__)
+    for title in TITLES.values():  # nothing refers to these
+        components[title] = components.pop(title.removeprefix("HostCompute")) | {"title": title}
     policies = {policy.__name__ for policy in (*KNOWN_POLICIES.values(), OtherPolicy)}
     schemas = {
         name: _policy(name, body) if name in policies else _open(body) for name, body in components.items()
     }
+    schemas["Policy"] = {"anyOf": [_ref(name) for name in sorted(policies)]}
     for title in (TITLES[Kind.NETWORK], TITLES[Kind.ENDPOINT]):
         schemas[title]["properties"]["Health"] = {"type": "object", "readOnly": True}
     schemas[TITLES[Kind.ENDPOINT]]["properties"]["State"] = {"type": "integer", "readOnly": True}
@@ -151,21 +154,28 @@ def _schemas() -> JsonObject:
 
 
 def _open(body: JsonObject) -> JsonObject:
-    """Describe what the API does with unknown fields: it takes them."""
+    """Describe a struct as the API takes it: with unknown fields, and without what is Python's own affair."""
+    body = {**body, "description": _first_paragraph(body.get("description", ""))}
     if "properties" in body:
-        body = {
-            **body,
-            "properties": {key: item for key, item in body["properties"].items() if key not in HIDDEN},
-        }
+        body["properties"] = {key: item for key, item in body["properties"].items() if key not in HIDDEN}
         body.pop("additionalProperties", None)
+        if "Policies" in body["properties"]:
+            body["properties"]["Policies"] = {"type": "array", "items": _ref("Policy")}
     return body
+
+
+def _first_paragraph(docstring: str) -> str:
+    """Return the first paragraph of a docstring on one line, with fields by the names they have in JSON."""
+    text = " ".join(docstring.split("\n\n")[0].split())
+    text = re.sub(r"``([a-z_]+)``", lambda match: wire_name(match[1]), text)
+    return text.replace("`", "")
 
 
 def _policy(name: str, body: JsonObject) -> JsonObject:
     if name == OtherPolicy.__name__:
         return {
             "type": "object",
-            "description": body["description"],
+            "description": _first_paragraph(body["description"]),
             "required": ["Type"],
             "properties": {"Type": {"type": "string"}, "Settings": {}},
         }
@@ -177,7 +187,7 @@ def _policy(name: str, body: JsonObject) -> JsonObject:
         settings["required"] = required
     return {
         "type": "object",
-        "description": body.get("description", ""),
+        "description": body["description"],
         "required": ["Type", *(["Settings"] if required else [])],
         "properties": {"Type": {"const": name}, "Settings": settings},
     }
