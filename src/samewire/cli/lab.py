@@ -1,0 +1,197 @@
+"""``samewire lab``: a mixed cluster on this machine, from a YAML file, in seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from samewire.errors import NotFound, SamewireError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_lab_argument = click.argument("lab_name", metavar="[LAB]", required=False)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
+
+
+def _reporting(function: Callable[P, R]) -> Callable[P, R]:
+    """Turn errors raised on purpose into one line and exit status 1."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except SamewireError as error:
+            raise click.ClickException(str(error)) from error
+
+    return wrapper
+
+
+@click.group()
+def lab() -> None:
+    """Mixed clusters in network namespaces of this machine (needs root)."""
+
+
+@lab.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--keep", is_flag=True, help="Leave what was made when it fails, to look at.")
+@_json_option
+@_reporting
+def up(file: Path, keep: bool, as_json: bool) -> None:
+    """Bring up the cluster of FILE: underlay, nodes, pods."""
+    from samewire.lab.report import lab_document, lab_tables
+    from samewire.lab.up import up as bring_up
+
+    began = time.monotonic()
+    console = Console(stderr=as_json)
+
+    def progress(text: str) -> None:
+        console.print(f"[dim]{time.monotonic() - began:5.1f} s[/dim]  {text}")
+
+    state = asyncio.run(bring_up(file, progress, keep))
+    if as_json:
+        _print_json(lab_document(state))
+        return
+    progress("up")
+    console.print(lab_tables(state))
+    pod = state.pods[0].pod.name if state.pods else "POD"
+    console.print(
+        "go on with:\n"
+        "  samewire lab check\n"
+        f"  samewire lab exec {pod} -- ip address\n"
+        f"  samewire lab trace --from {pod} --to ADDRESS:PORT\n"
+        "  samewire lab top\n"
+        f"  samewire lab down {state.cluster.name}",
+        highlight=False,
+    )
+
+
+@lab.command()
+@_lab_argument
+@_json_option
+@_reporting
+def check(lab_name: str | None, as_json: bool) -> None:
+    """Probe every path and compare with what the cluster file asks for; status 1 if any cell is wrong."""
+    from samewire.lab.check import check as run_check
+    from samewire.lab.report import check_document, check_table
+    from samewire.lab.state import load_state
+
+    state = load_state(lab_name)
+    console = Console()
+    columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("check", total=None)
+        report = asyncio.run(
+            run_check(state, lambda done, total: bar.update(task, completed=done, total=total))
+        )
+    if as_json:
+        _print_json(check_document(report))
+    else:
+        console.print(check_table(report))
+    sys.exit(0 if report.ok else 1)
+
+
+@lab.command(name="exec", context_settings={"ignore_unknown_options": True})
+@click.option("--lab", "lab_name", metavar="LAB", help="Which lab, where several are up.")
+@click.option("-c", "--container", default="", help="Which container of the pod; the first by default.")
+@click.argument("target")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@_reporting
+def execute(lab_name: str | None, container: str, target: str, command: tuple[str, ...]) -> None:
+    """Run COMMAND in a pod, in node/NAME, outside/NAME, switch or router."""
+    from samewire.lab import targets
+    from samewire.lab.state import load_state
+
+    targets.execute(targets.resolve(load_state(lab_name), target, container), command)
+
+
+@lab.command()
+@_lab_argument
+@click.option("--interval", "interval_s", default=2.0, show_default=True, help="Seconds between samples.")
+@click.option("--once", is_flag=True, help="One sample after one interval.")
+@_json_option
+@_reporting
+def top(lab_name: str | None, interval_s: float, once: bool, as_json: bool) -> None:
+    """CPU, memory and network use of every pod."""
+    from samewire.lab.report import top_table
+    from samewire.lab.state import load_state
+    from samewire.lab.top import Sampler
+
+    sampler = Sampler(load_state(lab_name))
+    latest = sampler.sample()
+    if as_json or once or not sys.stdout.isatty():
+        time.sleep(interval_s)
+        latest = sampler.sample()
+        if as_json:
+            import msgspec
+
+            _print_json(msgspec.to_builtins(latest))
+        else:
+            Console().print(top_table(latest))
+        return
+    with Live(top_table(latest), auto_refresh=False) as live:
+        try:
+            while True:
+                time.sleep(interval_s)
+                live.update(top_table(sampler.sample()), refresh=True)
+        except KeyboardInterrupt:
+            return
+
+
+@lab.command()
+@_lab_argument
+@_json_option
+@_reporting
+def show(lab_name: str | None, as_json: bool) -> None:
+    """Nodes, pods and addresses of a lab."""
+    from samewire.lab.report import lab_document, lab_tables
+    from samewire.lab.state import load_state
+
+    state = load_state(lab_name)
+    if as_json:
+        _print_json(lab_document(state))
+    else:
+        Console().print(lab_tables(state))
+
+
+@lab.command()
+@_lab_argument
+@_reporting
+def down(lab_name: str | None) -> None:
+    """Remove a lab (all of them where none is named) and everything it made."""
+    from samewire.lab.down import down as remove
+    from samewire.lab.state import labs
+
+    names = [lab_name] if lab_name else labs()
+    if not names:
+        click.echo("no lab is up")
+    for name in names:
+        try:
+            asyncio.run(remove(name))
+        except NotFound:
+            click.echo(f"lab {name} is not up")
+        else:
+            click.echo(f"lab {name} is gone")
+
+
+@lab.command()
+def schema() -> None:
+    """Print the JSON schema of cluster files."""
+    from samewire.lab.cluster import json_schema
+
+    _print_json(json_schema())
+
+
+def _print_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=2, sort_keys=False))

@@ -1,0 +1,137 @@
+"""HNS objects that the lab creates on samewire nodes (pure), and a small client for the daemon's socket."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from samewire.errors import SamewireError, Unavailable
+from samewire.lab.addressing import family_of, on_underlay
+from samewire.lab.cluster import Network, NetworkType
+from samewire.lab.plan import NodePlan, Plan
+from samewire.lab.stack import Vtep
+
+_TIMEOUT_S = 30.0
+
+
+class HnsRefused(SamewireError):
+    """The daemon answered with an error."""
+
+
+def gateway(plan: Plan, node: NodePlan, prefix: str) -> str:
+    """The next hop of a pod prefix's default route: the underlay's router for a range of the underlay, else
+    .1.
+    """
+    family = family_of(prefix)
+    if on_underlay(plan.cluster, prefix) is not None:
+        return next(via for via in node.uplink.gateways if family_of(via) == family)
+    return str(ipaddress.ip_network(prefix).network_address + 1)
+
+
+def network_object(plan: Plan, node: NodePlan, network: Network, uplink: str) -> dict[str, Any]:
+    """The HostComputeNetwork of one network on one node, in the v2 shape."""
+    policies: list[dict[str, Any]] = [
+        {"Type": "NetAdapterName", "Settings": {"NetworkAdapterName": uplink}},
+    ]
+    if network.type is NetworkType.OVERLAY:
+        policies.append({"Type": "VxlanPort", "Settings": {"Port": network.vxlan_port}})
+        if network.host_route:
+            policies.append({"Type": "HostRoute", "Settings": {}})
+    return {
+        "SchemaVersion": {"Major": 2, "Minor": 0},
+        "Name": network.name,
+        "Type": network.type.value,
+        "Ipams": [
+            {"Type": "Static", "Subnets": [_subnet(plan, node, network, prefix) for prefix in node.pod_cidrs]}
+        ],
+        "Policies": policies,
+    }
+
+
+def remote_subnet_routes(network: Network, vteps: list[Vtep]) -> list[dict[str, Any]]:
+    """The RemoteSubnetRoute policies that make other nodes' pods reachable."""
+    return [
+        {
+            "Type": "RemoteSubnetRoute",
+            "Settings": {
+                "DestinationPrefix": prefix,
+                "IsolationId": network.vni,
+                "ProviderAddress": vtep.provider_address,
+                "DistributedRouterMacAddress": vtep.mac.upper().replace(":", "-"),
+            },
+        }
+        for vtep in vteps
+        for prefix in vtep.pod_cidrs
+    ]
+
+
+def dr_mac(network: dict[str, Any]) -> str:
+    """The DrMacAddress that HNS published on a network, in colon form."""
+    for policy in network.get("Policies") or ():
+        if policy["Type"] == "DrMacAddress":
+            return str(policy["Settings"]["Address"]).lower().replace("-", ":")
+    raise HnsRefused(f"network {network.get('Name')!r} carries no DrMacAddress policy")
+
+
+def _subnet(plan: Plan, node: NodePlan, network: Network, prefix: str) -> dict[str, Any]:
+    under = on_underlay(plan.cluster, prefix)
+    default = "0.0.0.0/0" if family_of(prefix) == 4 else "::/0"
+    routes = [{"NextHop": gateway(plan, node, prefix), "DestinationPrefix": default}]
+    policies = []
+    if network.type is NetworkType.OVERLAY:
+        policies.append({"Type": "VSID", "Settings": {"IsolationId": network.vni}})
+    elif under is None:
+        routes += _host_gw_routes(plan, node, family_of(prefix))
+    return {"IpAddressPrefix": str(under or prefix), "Routes": routes, "Policies": policies}
+
+
+def _host_gw_routes(plan: Plan, node: NodePlan, family: int) -> list[dict[str, str]]:
+    routes = []
+    for other in plan.nodes:
+        via, prefix = other.address(family), other.pod_cidr(family)
+        if other.name != node.name and via and prefix:
+            routes.append({"NextHop": via, "DestinationPrefix": prefix})
+    return routes
+
+
+class HnsClient:
+    """HTTP over the daemon's unix socket; use as an async context manager."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> HnsClient:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(path=str(self._socket)),
+            timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def get(self, path: str) -> Any:
+        """GET a JSON document."""
+        return await self._request("GET", path, None)
+
+    async def post(self, path: str, body: Any) -> Any:
+        """POST a JSON document."""
+        return await self._request("POST", path, body)
+
+    async def _request(self, method: str, path: str, body: Any) -> Any:
+        if self._session is None:
+            raise RuntimeError("use the client as a context manager")
+        try:
+            async with self._session.request(method, f"http://samewire{path}", json=body) as response:
+                answer = await response.json(content_type=None)
+                if response.status >= 400:
+                    message = answer.get("Error") if isinstance(answer, dict) else answer
+                    raise HnsRefused(f"{method} {path}: {message}")
+                return answer
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise Unavailable(f"the daemon at {self._socket}", str(error) or type(error).__name__) from error

@@ -1,0 +1,111 @@
+"""Reading a cluster file: YAML to :class:`~samewire.lab.cluster.Cluster`, with errors that name line and
+field.
+
+YAML is composed to a node tree first, so that every field keeps its mark; msgspec then validates the plain
+data and its error path (``$.nodes[1].stack``) is looked up among the marks.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from samewire.errors import Invalid
+from samewire.lab.cluster import Cluster
+from samewire.lab.rules import violations
+
+_UNKNOWN_FIELD = re.compile(r"unknown field `([^`]+)`")
+_MISSING_FIELD = re.compile(r"missing required field `([^`]+)`")
+
+
+class ClusterFileError(Invalid):
+    """A fault in the cluster file: ``file:line: field: message``, one line a fault."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("", "\n".join(faults))
+        self.faults = faults
+
+
+class _Reader:
+    """Turns a YAML node tree into plain data and remembers the line of every path."""
+
+    def __init__(self, loader: yaml.SafeLoader, file: str) -> None:
+        self.loader = loader
+        self.file = file
+        self.lines: dict[str, int] = {}
+
+    def fault(self, path: str, message: str) -> str:
+        """``file:line: field: message`` for a path, by its nearest known ancestor."""
+        known = path
+        while known not in self.lines and known:
+            known = re.sub(r"(\.[^.\[\]]+|\[[^\]]*\])$", "", known) if known != "$" else ""
+        field = path.removeprefix("$").removeprefix(".") or "cluster"
+        return f"{self.file}:{self.lines.get(known, 1)}: {field}: {message}"
+
+    def read(self, node: yaml.Node, path: str = "$") -> Any:
+        """Plain data of ``node``; raises ClusterFileError for keys that are no strings or appear twice."""
+        self.lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.read(child, f"{path}[{index}]") for index, child in enumerate(node.value)]
+        if not isinstance(node, yaml.MappingNode):
+            return self.loader.construct_object(node)
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = self.loader.construct_object(key_node)
+            where = f"{path}.{key}"
+            self.lines[where] = key_node.start_mark.line + 1
+            if not isinstance(key, str) or key in result:
+                problem = "appears twice" if isinstance(key, str) else "is not a string"
+                raise ClusterFileError([self.fault(where, f"the key {problem}")])
+            result[key] = self.read(value_node, where)
+        return result
+
+
+def load_cluster(path: Path) -> Cluster:
+    """Read and validate a cluster file; the name defaults to the file's.
+
+    Raises :class:`ClusterFileError` that lists every fault found, each with file, line and field.
+    """
+    return parse_cluster(path.read_text(encoding="utf-8"), str(path), default_name=path.stem)
+
+
+def parse_cluster(text: str, file: str, default_name: str) -> Cluster:
+    """The pure part of :func:`load_cluster`."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            raise ClusterFileError([f"{file}:1: cluster: the file is empty"])
+        reader = _Reader(loader, file)
+        data = reader.read(node)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ClusterFileError([f"{file}:{line}: cluster: {error.problem}"]) from error
+    finally:
+        loader.dispose()
+    cluster = _convert(data, reader)
+    if not cluster.name:
+        cluster = msgspec.structs.replace(cluster, name=_valid_name(default_name))
+    if faults := violations(cluster):
+        raise ClusterFileError([reader.fault(f"$.{path}", message) for path, message in faults])
+    return cluster
+
+
+def _convert(data: Any, reader: _Reader) -> Cluster:
+    try:
+        return msgspec.convert(data, Cluster)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `")
+        path = path.removesuffix("`") or "$"
+        if named := _UNKNOWN_FIELD.search(message) or _MISSING_FIELD.search(message):
+            path = f"{path}.{named[1]}"
+            message = "no such field" if _UNKNOWN_FIELD.search(message) else "this field is required"
+        raise ClusterFileError([reader.fault(path, message)]) from error
+
+
+def _valid_name(stem: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:24].strip("-") or "lab"

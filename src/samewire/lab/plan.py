@@ -1,0 +1,107 @@
+"""From a cluster file and its manifests to all that is known before touching the kernel (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from samewire.lab.addressing import Attachment, bare, family_of, leg, node_attachments, segments
+from samewire.lab.cluster import Cluster, Network, Stack
+from samewire.lab.manifests import Skipped, parse_manifests
+from samewire.lab.schedule import Pending, Pod, Scheduler
+
+
+class NodePlan(Struct, frozen=True):
+    """A node with its place on the underlay. ``port`` is its port on the underlay's switch."""
+
+    name: str
+    stack: Stack
+    uplink: Attachment
+    port: str
+    pod_cidrs: tuple[str, ...]
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The node's own addresses without prefix length, IPv4 first."""
+        return tuple(bare(address) for address in self.uplink.addresses)
+
+    def address(self, family: int) -> str | None:
+        """The node's address of a family (4 or 6)."""
+        return next((address for address in self.addresses if family_of(address) == family), None)
+
+    def pod_cidr(self, family: int) -> str | None:
+        """The node's pod prefix of a family (4 or 6)."""
+        return next((prefix for prefix in self.pod_cidrs if family_of(prefix) == family), None)
+
+
+class OutsidePlan(Struct, frozen=True):
+    """An outside host; ``legs`` are its interfaces on underlay segments (empty without ``pod_routes``)."""
+
+    name: str
+    addresses: tuple[str, ...]
+    legs: tuple[Attachment, ...]
+
+
+class Plan(Struct, frozen=True):
+    """The whole lab on paper."""
+
+    cluster: Cluster
+    nodes: tuple[NodePlan, ...]
+    outside: tuple[OutsidePlan, ...]
+    pods: tuple[Pod, ...]
+    pending: tuple[Pending, ...]
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def name(self) -> str:
+        """The cluster's name."""
+        return self.cluster.name
+
+
+def make_plan(cluster: Cluster, manifests: Mapping[str, str]) -> Plan:
+    """Plan a lab; ``manifests`` maps every ``manifests[].path`` of the cluster file to its text."""
+    scheduler = Scheduler(cluster.nodes, cluster.overrides)
+    skipped: list[Skipped] = []
+    for manifest in cluster.manifests:
+        parsed = parse_manifests(manifests[manifest.path], manifest.namespace)
+        skipped += parsed.skipped
+        for workload in parsed.workloads:
+            scheduler.place(workload, manifest.network or cluster.networks[0].name)
+    return Plan(
+        cluster,
+        _nodes(cluster),
+        _outside(cluster),
+        tuple(scheduler.pods),
+        tuple(scheduler.pending),
+        tuple(skipped),
+    )
+
+
+def network_named(cluster: Cluster, name: str) -> Network:
+    """The network of that name; the loader made sure that it exists."""
+    return next(network for network in cluster.networks if network.name == name)
+
+
+def nat_exceptions(cluster: Cluster, network: Network) -> tuple[str, ...]:
+    """The destinations that see a pod's own address: the file's list, or all pod CIDRs."""
+    return network.nat_exceptions or tuple(prefix for node in cluster.nodes for prefix in node.pod_cidrs)
+
+
+def _nodes(cluster: Cluster) -> tuple[NodePlan, ...]:
+    return tuple(
+        NodePlan(node.name, node.stack, uplink, f"node{index}", tuple(sorted(node.pod_cidrs, key=family_of)))
+        for index, (node, uplink) in enumerate(zip(cluster.nodes, node_attachments(cluster), strict=True))
+    )
+
+
+def _outside(cluster: Cluster) -> tuple[OutsidePlan, ...]:
+    count = len(segments(cluster))
+    return tuple(
+        OutsidePlan(
+            host.name,
+            tuple(sorted(host.addresses, key=family_of)),
+            tuple(leg(cluster, segment, index) for segment in range(count)) if host.pod_routes else (),
+        )
+        for index, host in enumerate(cluster.outside)
+    )

@@ -1,0 +1,207 @@
+"""What the lab prints: tables of rich, and plain documents for ``--json``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from samewire.lab.check import Fact, Report
+from samewire.lab.matrix import COLUMNS
+from samewire.lab.probes import Cell
+from samewire.lab.state import LabState
+from samewire.lab.top import PodUsage
+
+_FAULTS_SHOWN = 40
+
+
+def check_table(report: Report) -> RenderableType:
+    """The matrix: a row a path, a column a protocol, in every field ``IPv4·IPv6`` counts of cells."""
+    table = Table(title=f"lab {report.cluster}: expected against observed", title_justify="left")
+    table.add_column("path")
+    for column in COLUMNS:
+        table.add_column(column.upper().replace("+", " >MTU"), justify="right")
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in report.cells:
+        groups.setdefault((cell.probe.category, cell.probe.row), []).append(cell)
+    category = ""
+    for (found, row), cells in groups.items():
+        if found != category:
+            category = found
+            table.add_section()
+            table.add_row(Text(category, style="bold"))
+        fields = [_count([cell for cell in cells if cell.probe.column == column]) for column in COLUMNS]
+        table.add_row(Text(f"  {row}"), *fields)
+    parts: list[RenderableType] = [table, *_fact_lines(report.facts)]
+    if faults := _faults(report):
+        parts.append(faults)
+    return Group(*parts, _verdict(report))
+
+
+def check_document(report: Report) -> dict[str, Any]:
+    """The report for ``--json``: every cell with what was expected and what was observed."""
+    cells = [
+        {
+            "category": cell.probe.category,
+            "row": cell.probe.row,
+            "protocol": cell.probe.column,
+            "family": cell.probe.family,
+            "from": cell.probe.source,
+            "to": cell.probe.target,
+            "address": cell.probe.address,
+            "port": cell.probe.port,
+            "expected": msgspec.to_builtins(cell.probe.expected),
+            "observed": msgspec.to_builtins(cell.observed),
+            "ok": cell.ok,
+            "why": cell.why,
+        }
+        for cell in report.cells
+    ]
+    facts = [{**msgspec.to_builtins(fact), "ok": fact.ok} for fact in report.facts]
+    return {
+        "cluster": report.cluster,
+        "ok": report.ok,
+        "seconds": round(report.seconds, 3),
+        "cells": cells,
+        "facts": facts,
+    }
+
+
+def lab_tables(state: LabState) -> RenderableType:
+    """Nodes, pods and what was left out."""
+    nodes = Table(title=f"lab {state.cluster.name}", title_justify="left")
+    for heading in ("node", "stack", "addresses", "pod CIDRs", "pods"):
+        nodes.add_column(heading)
+    for node in state.nodes:
+        count = sum(pod.pod.node == node.plan.name for pod in state.pods)
+        texts = (
+            node.plan.stack.value,
+            " ".join(node.plan.addresses),
+            " ".join(node.plan.pod_cidrs),
+            str(count),
+        )
+        nodes.add_row(node.plan.name, *texts)
+    for host in state.outside:
+        nodes.add_row(host.plan.name, "outside", " ".join(host.plan.addresses), "", "")
+    pods = Table()
+    for heading in ("pod", "node", "network", "addresses", "containers"):
+        pods.add_column(heading)
+    for pod in state.pods:
+        containers = " ".join(
+            item.name if pod.pod.stands_in(item) else f"{item.name} (command)"
+            for item in pod.pod.template.containers
+        )
+        network = "hostNetwork" if pod.pod.template.host_network else pod.pod.network
+        pods.add_row(pod.pod.key, pod.pod.node, network, " ".join(pod.addresses), containers)
+    return Group(nodes, pods, *_left_out(state))
+
+
+def lab_document(state: LabState) -> Any:
+    """The state for ``--json``."""
+    return msgspec.to_builtins(state)
+
+
+def top_table(pods: Iterable[PodUsage]) -> Table:
+    """One sample."""
+    table = Table()
+    for heading in ("pod", "node", "QoS", "oom adj", "running"):
+        table.add_column(heading)
+    for heading in ("CPU %", "CPU s", "memory", "rx/s", "tx/s", "rx", "tx"):
+        table.add_column(heading, justify="right")
+    for pod in pods:
+        table.add_row(
+            pod.pod,
+            pod.node,
+            pod.qos,
+            str(pod.oom_score_adj),
+            f"{pod.running}/{pod.containers}",
+            f"{pod.cpu_percent:.1f}",
+            f"{pod.cpu_s:.2f}",
+            binary(pod.memory_bytes) if pod.memory_bytes >= 0 else "-",
+            binary(pod.rx_bytes_per_s),
+            binary(pod.tx_bytes_per_s),
+            binary(pod.rx_bytes),
+            binary(pod.tx_bytes),
+        )
+    return table
+
+
+def binary(count: float) -> str:
+    """``1536`` -> ``1.5Ki``."""
+    for unit in ("", "Ki", "Mi", "Gi"):
+        if abs(count) < 1024:
+            return f"{count:.0f}{unit}" if not unit or count >= 100 else f"{count:.1f}{unit}"
+        count /= 1024
+    return f"{count:.1f}Ti"
+
+
+def _count(cells: Sequence[Cell]) -> Text:
+    """``6·6``: IPv4 and IPv6 cells that are right; ``5/6·6`` in red where some are not."""
+    if not cells:
+        return Text("")
+    parts = []
+    for family in (4, 6):
+        mine = [cell for cell in cells if cell.probe.family == family]
+        right = sum(cell.ok for cell in mine)
+        parts.append("-" if not mine else str(right) if right == len(mine) else f"{right}/{len(mine)}")
+    return Text("·".join(parts), style="green" if all(cell.ok for cell in cells) else "bold red")
+
+
+def _faults(report: Report) -> Table | None:
+    wrong = [cell for cell in report.cells if not cell.ok]
+    if not wrong:
+        return None
+    table = Table(title=f"{len(wrong)} wrong cells", title_justify="left", title_style="bold red")
+    for heading in ("from", "to", "protocol", "what is wrong"):
+        table.add_column(heading)
+    for cell in wrong[:_FAULTS_SHOWN]:
+        probe = cell.probe
+        port = f" port {probe.port}" if probe.port else ""
+        to = f"{probe.target} ({probe.address}{port})" if probe.target else f"{probe.address}{port}"
+        table.add_row(probe.source, to, probe.column, cell.why)
+    if len(wrong) > _FAULTS_SHOWN:
+        table.add_row("...", f"and {len(wrong) - _FAULTS_SHOWN} more (--json has all)", "", "")
+    return table
+
+
+def _fact_lines(facts: Sequence[Fact]) -> list[Text]:
+    lines = []
+    for category in dict.fromkeys(fact.category for fact in facts):
+        mine = [fact for fact in facts if fact.category == category]
+        right = sum(fact.ok for fact in mine)
+        style = "green" if right == len(mine) else "bold red"
+        lines.append(Text(f"{category}: {right}/{len(mine)} as expected", style=style))
+        lines += [
+            Text(f"  {fact.row}: expected {fact.expected}, found {fact.observed}", style="red")
+            for fact in mine
+            if not fact.ok
+        ]
+    return lines
+
+
+def _verdict(report: Report) -> Text:
+    right = sum(cell.ok for cell in report.cells)
+    retried = sum(
+        cell.observed.tries > 1 for cell in report.cells if cell.ok and cell.probe.expected.reachable
+    )
+    text = f"{right}/{len(report.cells)} cells as expected in {report.seconds:.1f} s"
+    text += f"; {retried} needed another attempt" if retried else ""
+    return Text(text, style="bold green" if report.ok else "bold red")
+
+
+def _left_out(state: LabState) -> list[Text]:
+    lines = [
+        Text(f"pending: {item.namespace}/{item.name}: {item.reason}", style="yellow")
+        for item in state.pending
+    ]
+    reasons: dict[str, list[str]] = {}
+    for item in state.skipped:
+        reasons.setdefault(item.reason, []).append(f"{item.kind}/{item.name}" if item.name else item.kind)
+    lines += [
+        Text(f"skipped ({reason}): {', '.join(names)}", style="dim") for reason, names in reasons.items()
+    ]
+    return lines

@@ -1,0 +1,206 @@
+"""Rules across the fields of a cluster file (pure): what the schema alone cannot say."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+
+from samewire.lab.cluster import NODE_DNS, Cluster, NetworkType, Stack, UnderlayType
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+Fault = tuple[str, str]
+
+#: Names that the lab itself gives to namespaces and directories beside the nodes'.
+RESERVED_NAMES = frozenset({"switch", "router", "pods", "outside"})
+TAINT_EFFECTS = frozenset({"NoSchedule", "PreferNoSchedule", "NoExecute"})
+
+
+def violations(cluster: Cluster) -> list[Fault]:
+    """Every fault as (path, message); an empty list means that the file is sound."""
+    faults = [*_syntax(cluster)]
+    if faults:  # the rules below compare addresses and need them parsed
+        return faults
+    return [
+        *_names(cluster),
+        *_underlay(cluster),
+        *_pod_cidrs(cluster),
+        *_networks(cluster),
+        *_outside(cluster),
+        *_manifests(cluster),
+    ]
+
+
+def overlaps(left: IPNetwork, right: IPNetwork) -> bool:
+    """Do two prefixes of any family share an address?"""
+    return left.version == right.version and left.overlaps(right)
+
+
+def within(inner: IPNetwork, outer: IPNetwork) -> bool:
+    """Is ``inner`` wholly inside ``outer``?"""
+    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
+
+
+def underlay_prefixes(cluster: Cluster) -> list[IPNetwork]:
+    """The underlay's own prefixes, IPv4 first."""
+    texts = [cluster.underlay.ipv4, *([cluster.underlay.ipv6] if cluster.underlay.ipv6 else [])]
+    return [ipaddress.ip_network(text) for text in texts]
+
+
+def _syntax(cluster: Cluster) -> Iterator[Fault]:
+    prefixes = [("underlay.ipv4", cluster.underlay.ipv4)]
+    if cluster.underlay.ipv6 is not None:
+        prefixes.append(("underlay.ipv6", cluster.underlay.ipv6))
+    for index, node in enumerate(cluster.nodes):
+        prefixes += [(f"nodes[{index}].pod_cidrs[{at}]", text) for at, text in enumerate(node.pod_cidrs)]
+    for index, network in enumerate(cluster.networks):
+        where = f"networks[{index}]"
+        prefixes += [(f"{where}.nat_exceptions[{at}]", x) for at, x in enumerate(network.nat_exceptions)]
+        for at, server in enumerate(network.dns.servers):
+            if server != NODE_DNS and not _is_address(server):
+                yield f"{where}.dns.servers[{at}]", f"{server!r} is neither an address nor {NODE_DNS!r}"
+    for path, text in prefixes:
+        try:
+            ipaddress.ip_network(text)
+        except ValueError as error:
+            yield path, f"{error} (an example: 10.244.1.0/24)"
+    for index, host in enumerate(cluster.outside):
+        for at, address in enumerate(host.addresses):
+            if not _is_address(address):
+                yield f"outside[{index}].addresses[{at}]", f"{address!r} is not an IP address"
+
+
+def _names(cluster: Cluster) -> Iterator[Fault]:
+    seen: set[str] = set(RESERVED_NAMES)
+    named = [(f"nodes[{i}].name", node.name) for i, node in enumerate(cluster.nodes)]
+    named += [(f"outside[{i}].name", host.name) for i, host in enumerate(cluster.outside)]
+    for path, name in named:
+        if name in seen:
+            yield path, f"{name!r} is " + ("reserved" if name in RESERVED_NAMES else "already taken")
+        seen.add(name)
+    networks: set[str] = set()
+    for index, network in enumerate(cluster.networks):
+        if network.name in networks:
+            yield f"networks[{index}].name", f"{network.name!r} is already taken"
+        networks.add(network.name)
+    for index, node in enumerate(cluster.nodes):
+        for at, taint in enumerate(node.taints):
+            if taint.rpartition(":")[2] not in TAINT_EFFECTS or not taint.rpartition(":")[0]:
+                yield (
+                    f"nodes[{index}].taints[{at}]",
+                    f"write key[=value]:Effect, Effect one of {sorted(TAINT_EFFECTS)}",
+                )
+
+
+def _underlay(cluster: Cluster) -> Iterator[Fault]:
+    for field, prefix in zip(("ipv4", "ipv6"), underlay_prefixes(cluster), strict=False):
+        expected = 4 if field == "ipv4" else 6
+        if prefix.version != expected:
+            yield f"underlay.{field}", f"{prefix} is not an IPv{expected} prefix"
+        elif prefix.num_addresses < 256:
+            yield f"underlay.{field}", "the prefix is too small: use /24 or larger"
+        elif cluster.underlay.type is UnderlayType.L3 and prefix.num_addresses < 16 * len(cluster.nodes):
+            yield (
+                f"underlay.{field}",
+                f"no room for one subnet of 16 addresses for each of {len(cluster.nodes)} nodes",
+            )
+
+
+def _pod_cidrs(cluster: Cluster) -> Iterator[Fault]:
+    taken: list[tuple[str, IPNetwork]] = []
+    bridged = any(network.type is NetworkType.L2BRIDGE for network in cluster.networks)
+    families = {
+        tuple(sorted(ipaddress.ip_network(c).version for c in node.pod_cidrs)) for node in cluster.nodes
+    }
+    if len(families) > 1:
+        yield "nodes", "all nodes need pod_cidrs of the same address families"
+    for index, node in enumerate(cluster.nodes):
+        versions: set[int] = set()
+        for at, text in enumerate(node.pod_cidrs):
+            path, prefix = f"nodes[{index}].pod_cidrs[{at}]", ipaddress.ip_network(text)
+            if prefix.version in versions:
+                yield path, "give at most one prefix a family"
+            versions.add(prefix.version)
+            if prefix.num_addresses < 8:
+                yield path, "the prefix is too small: leave room for at least 8 addresses"
+            for other, used in taken:
+                if overlaps(prefix, used):
+                    yield path, f"overlaps {used} of node {other}"
+            taken.append((node.name, prefix))
+            for under in underlay_prefixes(cluster):
+                if overlaps(prefix, under) and not (bridged and within(prefix, under)):
+                    yield path, f"overlaps the underlay {under}; only ranges of an L2Bridge network may"
+
+
+def _networks(cluster: Cluster) -> Iterator[Fault]:
+    vnis: dict[int, str] = {}
+    routed_to_host = 0
+    for index, network in enumerate(cluster.networks):
+        where = f"networks[{index}]"
+        if network.type is NetworkType.L2BRIDGE:
+            if cluster.underlay.type is not UnderlayType.L2:
+                yield f"{where}.type", "L2Bridge needs an l2 underlay: an l3 router knows nothing of pods"
+            if len(cluster.networks) > 1:
+                yield f"{where}.type", "an L2Bridge network must be the only one: its pods share the underlay"
+        elif network.vni in vnis:
+            yield f"{where}.vni", f"VNI {network.vni} is already that of {vnis[network.vni]}"
+        vnis[network.vni] = network.name
+        routed_to_host += network.host_route
+        if network.host_route and routed_to_host > 1:
+            yield (
+                f"{where}.host_route",
+                "the networks use the same pod CIDRs, so one at most may reach the host",
+            )
+        if network.vxlan_port != cluster.networks[0].vxlan_port:
+            yield f"{where}.vxlan_port", "all networks share one port"
+        if network.nat_exceptions:
+            yield from _uncovered(cluster, index)
+    if len(cluster.networks) > 1:
+        for index, node in enumerate(cluster.nodes):
+            if node.stack is Stack.KERNEL:
+                yield f"nodes[{index}].stack", "a kernel node carries one network; this cluster has several"
+
+
+def _uncovered(cluster: Cluster, index: int) -> Iterator[Fault]:
+    exceptions = [ipaddress.ip_network(text) for text in cluster.networks[index].nat_exceptions]
+    for node in cluster.nodes:
+        for text in node.pod_cidrs:
+            if not any(within(ipaddress.ip_network(text), prefix) for prefix in exceptions):
+                yield (
+                    f"networks[{index}].nat_exceptions",
+                    f"pod CIDR {text} of {node.name} is missing: pods would be NATed towards one another",
+                )
+
+
+def _outside(cluster: Cluster) -> Iterator[Fault]:
+    taken: set[str] = set()
+    pods = [ipaddress.ip_network(text) for node in cluster.nodes for text in node.pod_cidrs]
+    for index, host in enumerate(cluster.outside):
+        versions: set[int] = set()
+        for at, text in enumerate(host.addresses):
+            path, address = f"outside[{index}].addresses[{at}]", ipaddress.ip_address(text)
+            prefix = ipaddress.ip_network(address)
+            if address.version in versions:
+                yield path, "give at most one address a family"
+            versions.add(address.version)
+            if address.version == 6 and cluster.underlay.ipv6 is None:
+                yield path, "the underlay has no IPv6"
+            if any(overlaps(prefix, other) for other in [*pods, *underlay_prefixes(cluster)]):
+                yield path, "lies inside the underlay or a pod CIDR; the host is to be outside"
+            if str(address) in taken:
+                yield path, "is already taken"
+            taken.add(str(address))
+
+
+def _manifests(cluster: Cluster) -> Iterator[Fault]:
+    names = {network.name for network in cluster.networks}
+    for index, manifest in enumerate(cluster.manifests):
+        if manifest.network is not None and manifest.network not in names:
+            yield f"manifests[{index}].network", f"no network is named {manifest.network!r}"
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,179 @@
+"""A node with its own Samewire daemon: HNS networks over its socket, pods through the static CNI client."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import samewire
+from samewire.errors import SamewireError, Unavailable
+from samewire.lab.addressing import family_of, on_underlay
+from samewire.lab.cluster import Network, NetworkType
+from samewire.lab.cni import DEBIAN_PLUGINS, Runtime, dns_argument, host_local, port_mappings
+from samewire.lab.commands import ip_batch, netns_path
+from samewire.lab.hns import HnsClient, dr_mac, gateway, network_object, remote_subnet_routes
+from samewire.lab.plan import nat_exceptions, network_named
+from samewire.lab.podspec import DnsConfig
+from samewire.lab.processes import READY_TIMEOUT_S, Launch, is_alive, log_tail, poll, start
+from samewire.lab.schedule import Pod
+from samewire.lab.stack import Attached, NodeContext, Vtep
+from samewire.lab.state import read_pid
+from samewire.lab.underlay import UPLINK
+
+_CLIENT = "samewire-cni"
+_BUILT = Path(samewire.__file__).parent / "_build"
+_DAEMON = "from samewire.cli.main import main; main()"
+
+
+class SamewireNode:
+    """NodeStack of a node whose network is the Samewire switch."""
+
+    def __init__(self, context: NodeContext) -> None:
+        self._context = context
+        self._node = context.node
+        self._cluster = context.plan.cluster
+        self._run_dir = context.directory / "run"
+        self.socket = str(self._run_dir / "samewire.sock")
+        self._runtime = Runtime(
+            context.netns,
+            (_BUILT, DEBIAN_PLUGINS),
+            {"SAMEWIRE_CNI_SOCKET": str(self._run_dir / "cni.sock")},
+        )
+
+    async def prepare(self) -> list[Vtep]:
+        """Start the daemon and create every network; returns the DR MACs that HNS published."""
+        await self._start_daemon()
+        vteps = []
+        async with HnsClient(Path(self.socket)) as hns:
+            for network in self._cluster.networks:
+                wanted = network_object(self._context.plan, self._node, network, UPLINK)
+                await hns.post("/v2/networks", wanted)
+                made = await self._network(hns, network.name)
+                mac = dr_mac(made) if network.type is NetworkType.OVERLAY else ""
+                vteps.append(
+                    Vtep(network.name, self._node.name, self._node.addresses[0], mac, self._node.pod_cidrs)
+                )
+        return vteps
+
+    async def connect(self, vteps: Sequence[Vtep]) -> None:
+        """Overlay: RemoteSubnetRoute policies. L2Bridge: host-gw routes for the node's own traffic."""
+        routes: list[str] = []
+        async with HnsClient(Path(self.socket)) as hns:
+            for network in self._cluster.networks:
+                others = [vtep for vtep in vteps if vtep.network == network.name]
+                if network.type is NetworkType.OVERLAY:
+                    made = await self._network(hns, network.name)
+                    settings = {"Policies": remote_subnet_routes(network, others)}
+                    request = {"ResourceType": "Policy", "RequestType": "Add", "Settings": settings}
+                    await hns.post(f"/v2/networks/{made['ID']}", request)
+                else:
+                    routes += self._host_routes(others)
+        await ip_batch(self._context.netns, routes)
+
+    async def add_pod(self, pod: Pod, netns: str, dns: DnsConfig) -> Attached:
+        """ADD through the static client, as a container runtime would."""
+        arguments = {"portMappings": port_mappings(pod), "dns": dns_argument(dns)}
+        return await self._runtime.add(self._conflist(pod.network), pod, netns_path(netns), arguments)
+
+    async def remove_pod(self, pod: Pod, netns: str) -> None:
+        """DEL through the static client."""
+        await self._runtime.delete(self._conflist(pod.network), pod, netns_path(netns), {})
+
+    def host_addresses_in_pod_network(self, network: str) -> tuple[str, ...]:
+        """The gateway addresses that ``samewire0`` holds; none for a network that the host is no part of."""
+        found = network_named(self._cluster, network)
+        if found.type is NetworkType.OVERLAY and not found.host_route:
+            return ()
+        routed = [prefix for prefix in self._node.pod_cidrs if on_underlay(self._cluster, prefix) is None]
+        return tuple(gateway(self._context.plan, self._node, prefix) for prefix in routed)
+
+    async def _start_daemon(self) -> None:
+        for directory in (self._run_dir, self._context.directory / "state"):
+            directory.mkdir(parents=True, exist_ok=True)
+        config = self._context.directory / "daemon.json"
+        config.write_text(json.dumps(self._config(), indent=1) + "\n")
+        launch = Launch(
+            name="daemon",
+            directory=self._context.directory,
+            netns=self._context.netns,
+            hostname=self._node.name,
+            cgroups=(self._context.host_cgroup,),
+            command=(sys.executable, "-c", _DAEMON, "daemon", "--config", str(config)),
+            private_mounts=False,
+        )
+        await start(launch)
+        await self._wait_healthy(launch)
+
+    async def _wait_healthy(self, launch: Launch) -> None:
+        async def healthy() -> bool:
+            if not is_alive(read_pid(launch.directory, launch.name)):
+                raise Unavailable(f"node {self._node.name}", f"its daemon ended: {log_tail(launch.log_file)}")
+            if not Path(self.socket).exists():
+                return False
+            try:
+                async with HnsClient(Path(self.socket)) as hns:
+                    await hns.get("/v2/health")
+            except SamewireError:
+                return False
+            return True
+
+        try:
+            await poll(f"the daemon of {self._node.name}", healthy, READY_TIMEOUT_S)
+        except TimeoutError as error:
+            raise Unavailable(f"node {self._node.name}", f"{error}: {log_tail(launch.log_file)}") from error
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "name": self._node.name,
+            "uplink": UPLINK,
+            "run_dir": str(self._run_dir),
+            "state_dir": str(self._context.directory / "state"),
+            "vxlan_port": self._cluster.networks[0].vxlan_port,
+            "host_cgroup": str(self._context.cgroup),
+        }
+
+    async def _network(self, hns: HnsClient, name: str) -> dict[str, Any]:
+        for network in await hns.get("/v2/networks"):
+            if network["Name"] == name:
+                return dict(network)
+        raise Unavailable(f"network {name}", "HNS does not list it after creating it")
+
+    def _host_routes(self, vteps: Sequence[Vtep]) -> list[str]:
+        lines = []
+        for vtep in vteps:
+            peer = next(node for node in self._context.plan.nodes if node.name == vtep.node)
+            for prefix in vtep.pod_cidrs:
+                if on_underlay(self._cluster, prefix) is None:
+                    family = family_of(prefix)
+                    lines.append(f"route replace {prefix} via {peer.address(family)} dev {UPLINK}")
+        return lines
+
+    def _conflist(self, network_name: str) -> dict[str, Any]:
+        network = network_named(self._cluster, network_name)
+        plugin = {
+            "type": _CLIENT,
+            "capabilities": {"portMappings": True, "dns": True},
+            "ipam": host_local(
+                [self._range(prefix) for prefix in self._node.pod_cidrs], self._context.directory / "ipam"
+            ),
+            "policies": [self._outbound_nat(network)],
+        }
+        return {"cniVersion": "1.1.0", "name": network.name, "plugins": [plugin]}
+
+    def _outbound_nat(self, network: Network) -> dict[str, Any]:
+        settings = {"Exceptions": nat_exceptions(self._cluster, network)}
+        return {"name": "EndpointPolicy", "value": {"Type": "OutBoundNAT", "Settings": settings}}
+
+    def _range(self, prefix: str) -> dict[str, str]:
+        """A host-local range: the pod prefix, or on the underlay that part of the underlay's subnet."""
+        via = gateway(self._context.plan, self._node, prefix)
+        under = on_underlay(self._cluster, prefix)
+        if under is None:
+            return {"subnet": prefix, "gateway": via}
+        part = ipaddress.ip_network(prefix)
+        first, last = part.network_address + 2, part.network_address + part.num_addresses - 2
+        return {"subnet": str(under), "rangeStart": str(first), "rangeEnd": str(last), "gateway": via}

@@ -1,0 +1,205 @@
+"""Placing pods on nodes (pure): the predicates of kube-scheduler that published manifests rely on.
+
+nodeName, nodeSelector, required node affinity, taints and tolerations and host-port clashes are honoured;
+among the eligible nodes a pod goes to the one with the fewest pods of its workload, then the fewest pods,
+then the first in the file.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from msgspec import Struct
+
+from samewire.lab.cluster import Node, Override
+from samewire.lab.manifests import Workload, daemon_pod_name
+from samewire.lab.podspec import Container, PodTemplate, Requirement, Toleration
+
+# What the DaemonSet controller adds to its pods; taints of these keys never keep a daemon pod away.
+_DAEMON_TOLERATIONS = tuple(
+    Toleration(key=f"node.kubernetes.io/{condition}", operator="Exists")
+    for condition in (
+        "not-ready",
+        "unreachable",
+        "disk-pressure",
+        "memory-pressure",
+        "pid-pressure",
+        "unschedulable",
+        "network-unavailable",
+    )
+)
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+class Pod(Struct, frozen=True):
+    """A pod with its place. ``owner`` is ``Kind/name``."""
+
+    namespace: str
+    name: str
+    owner: str
+    network: str
+    node: str
+    template: PodTemplate
+    commands: dict[str, tuple[str, ...]] = {}
+
+    @property
+    def key(self) -> str:
+        """``namespace/name``."""
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def slug(self) -> str:
+        """The key as one path component (a dot cannot be part of a namespace's name)."""
+        return f"{self.namespace}.{self.name}"
+
+    def stands_in(self, container: Container) -> bool:
+        """Is this container an echo server, as opposed to a command that the cluster file asks for?"""
+        return container.name not in self.commands
+
+
+class Pending(Struct, frozen=True):
+    """A pod that fits on no node."""
+
+    namespace: str
+    name: str
+    reason: str
+
+
+class Scheduler:
+    """Places workloads one after another; remembers what is where."""
+
+    def __init__(self, nodes: Sequence[Node], overrides: Sequence[Override] = ()) -> None:
+        self.nodes = nodes
+        self.overrides = overrides
+        self.pods: list[Pod] = []
+        self.pending: list[Pending] = []
+        self._host_ports: dict[str, set[tuple[str, int]]] = {node.name: set() for node in nodes}
+        self._names: set[str] = set()
+
+    def place(self, workload: Workload, network: str) -> None:
+        """Place all pods of a workload; what cannot be placed lands in ``pending``."""
+        if workload.pod_names is None:
+            for node in self.nodes:
+                if self._refusal(workload, node) is None:
+                    self._add(workload, daemon_pod_name(workload, node.name), network, [node])
+            return
+        for name in workload.pod_names:
+            self._add(workload, name, network, self.nodes)
+
+    def _add(self, workload: Workload, name: str, network: str, nodes: Sequence[Node]) -> None:
+        key = f"{workload.namespace}/{name}"
+        refusals = {node.name: self._refusal(workload, node) for node in nodes}
+        eligible = [node for node in nodes if refusals[node.name] is None]
+        if key in self._names:
+            self.pending.append(Pending(workload.namespace, name, "a pod of this name is there already"))
+            return
+        if not eligible:
+            reasons = ", ".join(f"{node}: {reason}" for node, reason in refusals.items())
+            self.pending.append(Pending(workload.namespace, name, reasons or "no such node"))
+            return
+        node = min(eligible, key=lambda node: self._load(workload, node))
+        commands = self._commands(key, workload.template)
+        owner = f"{workload.kind}/{workload.name}"
+        pod = Pod(workload.namespace, name, owner, network, node.name, workload.template, commands)
+        self.pods.append(pod)
+        self._names.add(key)
+        self._host_ports[node.name].update(_claims(workload.template))
+
+    def _load(self, workload: Workload, node: Node) -> tuple[bool, int, int, int]:
+        avoided = any(
+            effect == "PreferNoSchedule" and not _tolerated(key, value, effect, workload.template.tolerations)
+            for key, value, effect in map(parse_taint, node.taints)
+        )
+        here = [pod for pod in self.pods if pod.node == node.name]
+        owner = f"{workload.kind}/{workload.name}"
+        same = sum(pod.owner == owner and pod.namespace == workload.namespace for pod in here)
+        return avoided, same, len(here), self.nodes.index(node)
+
+    def _refusal(self, workload: Workload, node: Node) -> str | None:
+        """Why this node cannot take a pod of the workload, or None."""
+        template = workload.template
+        if template.node_name:
+            return None if template.node_name == node.name else f"the pod names {template.node_name}"
+        labels = node_labels(node)
+        for key, value in template.node_selector.items():
+            if labels.get(key) != value:
+                return f"lacks {key}={value}"
+        if template.affinity and not any(all(_meets(labels, r) for r in term) for term in template.affinity):
+            return "node affinity does not match"
+        extra = _DAEMON_TOLERATIONS if workload.kind == "DaemonSet" else ()
+        for key, value, effect in map(parse_taint, node.taints):
+            if effect != "PreferNoSchedule" and not _tolerated(
+                key, value, effect, (*template.tolerations, *extra)
+            ):
+                return f"taint {key}"
+        if taken := self._host_ports[node.name] & _claims(template):
+            protocol, port = sorted(taken)[0]
+            return f"host port {port}/{protocol} is taken"
+        return None
+
+    def _commands(self, key: str, template: PodTemplate) -> dict[str, tuple[str, ...]]:
+        commands: dict[str, tuple[str, ...]] = {}
+        for override in self.overrides:
+            for container in template.containers:
+                if container.name == override.container and fnmatchcase(key, override.pod):
+                    commands[container.name] = tuple(override.command) or container.command
+        return {name: words for name, words in commands.items() if words}
+
+
+def node_labels(node: Node) -> dict[str, str]:
+    """A node's labels with the well-known ones that every node has."""
+    return {
+        "kubernetes.io/hostname": node.name,
+        "kubernetes.io/os": "linux",
+        "kubernetes.io/arch": _ARCHITECTURES.get(platform.machine(), platform.machine()),
+        "beta.kubernetes.io/os": "linux",
+        **node.labels,
+    }
+
+
+def parse_taint(text: str) -> tuple[str, str, str]:
+    """``key[=value]:Effect`` -> (key, value, effect)."""
+    rest, _, effect = text.rpartition(":")
+    key, _, value = rest.partition("=")
+    return key, value, effect
+
+
+def _claims(template: PodTemplate) -> set[tuple[str, int]]:
+    claims = {(p.protocol, p.host_port) for c in template.containers for p in c.ports if p.host_port}
+    if template.host_network:
+        claims |= {(p.protocol, p.container_port) for c in template.containers for p in c.ports}
+    return claims
+
+
+def _meets(labels: dict[str, str], requirement: Requirement) -> bool:
+    value = labels.get(requirement.key)
+    match requirement.operator:
+        case "In":
+            return value in requirement.values
+        case "NotIn":
+            return value not in requirement.values
+        case "Exists":
+            return value is not None
+        case "DoesNotExist":
+            return value is None
+        case "Gt" | "Lt":
+            try:
+                left, right = int(value or ""), int(requirement.values[0])
+            except (ValueError, IndexError):
+                return False
+            return left > right if requirement.operator == "Gt" else left < right
+    return False
+
+
+def _tolerated(key: str, value: str, effect: str, tolerations: Iterable[Toleration]) -> bool:
+    for toleration in tolerations:
+        if toleration.effect and toleration.effect != effect:
+            continue
+        if toleration.operator == "Exists" and toleration.key in {"", key}:
+            return True
+        if toleration.key == key and toleration.value == value:
+            return True
+    return False

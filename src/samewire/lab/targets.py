@@ -1,0 +1,83 @@
+"""``lab exec``: what a name means and how to get in there (building the command is pure)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from samewire.errors import NotFound
+from samewire.lab.cgroups import enter
+from samewire.lab.commands import netns_path
+from samewire.lab.names import HOST_PROCESS, node_netns
+from samewire.lab.pods import PAUSE
+from samewire.lab.processes import is_alive
+from samewire.lab.state import LabState, PodState
+
+
+class Entry(Struct, frozen=True):
+    """How to run something in a place: the command's beginning, and the cgroups to be in."""
+
+    argv: tuple[str, ...]
+    cgroups: tuple[str, ...] = ()
+
+
+def resolve(state: LabState, target: str, container: str = "") -> Entry:
+    """Find ``POD``, ``node/NAME``, ``outside/NAME``, ``switch`` or ``router``.
+
+    A node's name alone means the node, unless a pod is called so. Raises NotFound or Conflict.
+    """
+    kind, _, name = target.partition("/")
+    if target in {"switch", "router"}:
+        return _namespace(node_netns(state.cluster.name, target))
+    if kind == "node":
+        return _node(state, name)
+    if kind == "outside":
+        for host in state.outside:
+            if host.plan.name == name:
+                return _namespace(host.netns)
+        raise NotFound("outside host", name)
+    try:
+        return _pod(state.find_pod(target), container)
+    except NotFound:
+        if any(node.plan.name == target for node in state.nodes):
+            return _node(state, target)
+        raise
+
+
+def execute(entry: Entry, command: Sequence[str]) -> None:
+    """Replace this process by the command; raises NotFound when the machine has no ``nsenter``."""
+    for cgroup in entry.cgroups:
+        enter(Path(cgroup))
+    try:
+        os.execvp(entry.argv[0], [*entry.argv, *command])
+    except FileNotFoundError as error:
+        raise NotFound("program", entry.argv[0]) from error
+
+
+def _namespace(netns: str) -> Entry:
+    return Entry(("nsenter", f"--net={netns_path(netns)}", "--"))
+
+
+def _node(state: LabState, name: str) -> Entry:
+    node = state.node(name)
+    return Entry((*_namespace(node.netns).argv,), (f"{node.cgroup}/{HOST_PROCESS}",))
+
+
+def _pod(pod: PodState, container: str) -> Entry:
+    """Into the container's own network, mounts and host name; the first one where none is named."""
+    names = [item.name for item in pod.pod.template.containers]
+    if container and container not in names:
+        raise NotFound(f"container of {pod.pod.key}", container)
+    order = [container] if container else [*names, PAUSE]
+    for name in order:
+        try:
+            pid = pod.pid(name)
+        except NotFound:
+            continue
+        if is_alive(pid):
+            inside = ("--net", "--mount", "--uts", "--wd=/")
+            return Entry(("nsenter", f"--target={pid}", *inside, "--"), pod.cgroups)
+    raise NotFound("running container", f"{pod.pod.key} {container}".strip())

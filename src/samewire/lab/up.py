@@ -1,0 +1,193 @@
+"""``lab up``: from a cluster file to a running lab, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from samewire.errors import Invalid
+from samewire.lab.cgroups import Cgroups, Mounts, enter, find_mounts, own_cgroup
+from samewire.lab.cluster import Stack
+from samewire.lab.commands import bounded
+from samewire.lab.down import remove
+from samewire.lab.kernel_node import KernelNode
+from samewire.lab.loader import load_cluster
+from samewire.lab.names import (
+    DNS_PORT,
+    HOST_PROCESS,
+    KUBELET_PORT,
+    OUTSIDE_PORT,
+    OUTSIDE_PROCESS,
+    node_directory,
+    node_netns,
+    outside_directory,
+    pod_netns,
+)
+from samewire.lab.plan import NodePlan, OutsidePlan, Plan, make_plan
+from samewire.lab.pods import PodMaker
+from samewire.lab.processes import Launch, python_script, start
+from samewire.lab.samewire_node import SamewireNode
+from samewire.lab.stack import NodeContext, NodeStack
+from samewire.lab.state import Lab, LabState, NodeState, OutsideState, PodState
+from samewire.lab.underlay import build, create_namespaces, uplink_mac
+
+_PARALLEL = 4
+_STACKS: dict[Stack, Callable[[NodeContext], NodeStack]] = {
+    Stack.SAMEWIRE: SamewireNode,
+    Stack.KERNEL: KernelNode,
+}
+
+Progress = Callable[[str], None]
+
+
+def read_plan(file: Path) -> Plan:
+    """The plan of a cluster file and the manifests it names; Invalid (with line and field) for faults."""
+    cluster = load_cluster(file)
+    texts = {}
+    for index, manifest in enumerate(cluster.manifests):
+        try:
+            texts[manifest.path] = (file.parent / manifest.path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise Invalid(f"manifests[{index}].path", f"{manifest.path}: {error.strerror}") from error
+    return make_plan(cluster, texts)
+
+
+async def up(file: Path, progress: Progress, keep: bool = False) -> LabState:
+    """Bring up the lab of a cluster file and return its state.
+
+    ``progress`` is told what is being done, in a few words. A failure (or a cancellation) removes everything
+    made so far, unless ``keep``; ``lab down`` does the same for a run that was killed.
+    """
+    plan = read_plan(file)
+    mounts = find_mounts()
+    with Lab.create(plan.name) as lab:
+        try:
+            with _tracked(lab, mounts):
+                state = await _Builder(lab, plan, mounts, progress).build(file)
+        except BaseException:
+            if not keep:
+                progress("failed; removing what was made")
+                await remove(lab)
+            raise
+        lab.save(state)
+        return state
+
+
+class _Builder:
+    """One run of ``lab up``."""
+
+    def __init__(self, lab: Lab, plan: Plan, mounts: Mounts, progress: Progress) -> None:
+        self.lab = lab
+        self.plan = plan
+        self.progress = progress
+        self.cgroups = Cgroups(lab, mounts)
+        self.contexts: dict[str, NodeContext] = {}
+        self.stacks: dict[str, NodeStack] = {}
+
+    async def build(self, file: Path) -> LabState:
+        """All steps in order."""
+        self.progress(f"underlay ({self.plan.cluster.underlay.type.value}), {len(self.plan.nodes)} nodes")
+        await build(self.lab, self.plan)
+        await self._servers()
+        self.progress("node stacks")
+        await self._stacks()
+        self.progress(f"{len(self.plan.pods)} pods")
+        pods = await self._pods()
+        return LabState(
+            cluster=self.plan.cluster,
+            file=str(file),
+            nodes=tuple([await self._node_state(node) for node in self.plan.nodes]),
+            outside=tuple(
+                OutsideState(host, node_netns(self.plan.name, host.name)) for host in self.plan.outside
+            ),
+            pods=tuple(pods),
+            pending=self.plan.pending,
+            skipped=self.plan.skipped,
+        )
+
+    async def _servers(self) -> None:
+        """The nodes' own cgroups and servers, and the outside hosts'."""
+        launches = []
+        for node in self.plan.nodes:
+            cgroup = self.cgroups.node(node.name)
+            host, *_ = self.cgroups.host(cgroup, HOST_PROCESS)
+            directory = node_directory(self.plan.name, node.name)
+            netns = node_netns(self.plan.name, node.name)
+            self.contexts[node.name] = NodeContext(self.plan, node, netns, directory, cgroup, host)
+            launches.append(self._host_server(node))
+        launches += [self._outside_server(host) for host in self.plan.outside]
+        await bounded(_PARALLEL, [start(launch) for launch in launches])
+
+    def _host_server(self, node: NodePlan) -> Launch:
+        context = self.contexts[node.name]
+        ports = [str(KUBELET_PORT), *(f"{address}@{DNS_PORT}" for address in node.addresses)]
+        return _server(
+            HOST_PROCESS, context.directory, context.netns, node.name, (context.host_cgroup,), ports
+        )
+
+    def _outside_server(self, host: OutsidePlan) -> Launch:
+        directory = outside_directory(self.plan.name, host.name)
+        netns = node_netns(self.plan.name, host.name)
+        cgroups = self.cgroups.member(f"outside-{host.name}")
+        return _server(OUTSIDE_PROCESS, directory, netns, host.name, cgroups, [str(OUTSIDE_PORT)])
+
+    async def _stacks(self) -> None:
+        """Prepare every node, then tell each of all the others."""
+        names = [node.name for node in self.plan.nodes]
+        for node in self.plan.nodes:
+            self.stacks[node.name] = _STACKS[node.stack](self.contexts[node.name])
+        prepared = await bounded(_PARALLEL, [self.stacks[name].prepare() for name in names])
+        vteps = [vtep for found in prepared for vtep in found]
+        others = {name: [vtep for vtep in vteps if vtep.node != name] for name in names}
+        await bounded(_PARALLEL, [self.stacks[name].connect(others[name]) for name in names])
+
+    async def _pods(self) -> list[PodState]:
+        own = [pod for pod in self.plan.pods if not pod.template.host_network]
+        await create_namespaces(self.lab, [pod_netns(self.plan.name, pod.slug) for pod in own])
+        maker = PodMaker(self.plan, self.cgroups)
+        jobs = [maker.start(pod, self.contexts[pod.node], self.stacks[pod.node]) for pod in self.plan.pods]
+        return await bounded(_PARALLEL, jobs)
+
+    async def _node_state(self, node: NodePlan) -> NodeState:
+        context, stack = self.contexts[node.name], self.stacks[node.name]
+        networks = [network.name for network in self.plan.cluster.networks]
+        return NodeState(
+            plan=node,
+            netns=context.netns,
+            mac=await uplink_mac(context.netns),
+            cgroup=str(context.cgroup),
+            pod_addresses={name: stack.host_addresses_in_pod_network(name) for name in networks},
+            socket=stack.socket,
+        )
+
+
+def _server(
+    name: str, directory: Path, netns: str, hostname: str, cgroups: tuple[Path, ...], ports: list[str]
+) -> Launch:
+    ready = directory / f"{name}.ready"
+    return Launch(
+        name=name,
+        directory=directory,
+        netns=netns,
+        hostname=hostname,
+        cgroups=cgroups,
+        command=python_script("echo.py", str(ready), hostname, *ports),
+        own_ready=True,
+    )
+
+
+@contextmanager
+def _tracked(lab: Lab, mounts: Mounts) -> Iterator[None]:
+    """Run this process, and so every tool it starts, in a cgroup of the lab.
+
+    After a ``kill -9`` of this process ``lab down`` first ends the orphaned tools there; else an ``ip netns
+    add`` in flight could make its namespace after ``down`` looked for it.
+    """
+    before = own_cgroup(mounts)
+    worker, *_ = Cgroups(lab, mounts).member("_up")
+    enter(worker)
+    try:
+        yield
+    finally:
+        enter(before)
