@@ -32,6 +32,9 @@ No I/O and no kernel here: every function maps values to values. The contract fo
     | ``Ownership``: ``replace(owner, entries) -> list[Operation]``, ``remove(owner) -> list[Operation]``,
       ``tables() -> Entries``, ``owners(table, key)``, ``entries(owner)``: shared entries go when their last
       owner goes
-``vfp.layers``
-    ``port_layers(tables, port) -> PortView``: port -> layers -> groups -> rules, as VFP shows them.
+``vfp.layers``, ``vfp.render``
+    ``port_layers(tables, port) -> PortView``, ``all_ports(tables)``: port -> layers -> groups -> rules, as
+    VFP shows them; ``record_json(record, family)``, ``record_text(record, family)`` for any record.
+``vfp.numbers``
+    ``MemoryNumbers()``: a `Numbers` in memory, for dry runs and tests.
 """

@@ -1,10 +1,10 @@
 """Who wants which entry. Several owners may share one (a NAT set, a nexthop, a route): it goes with the last.
 
-Owners that want different values for one key are settled by rank, then by age: a local endpoint beats a
-remote one, and otherwise the owner that claimed the key last wins (a pod that gets the address of one which
-is still being removed). When the winner goes, the next one's value comes back.
+Owners that want different values for one key: a local endpoint beats a remote one; otherwise the owner that
+came last wins (a pod that gets the address of one which is still being removed). When the winner goes, the
+value of the one before it comes back.
 
-The cost of a change is proportional to the entries of the owner that changes.
+The cost of a change is proportional to the entries of the owner that changes, however many share them.
 """
 
 from __future__ import annotations
@@ -12,22 +12,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from typing import Final
 
-import msgspec
-
 from samewire.vfp.diff import Operation, Put, Remove, ordered, rows_of, same
 from samewire.vfp.model import Entries
 from samewire.vfp.record import Record
 from samewire.vfp.tables import Endpoint
 
 _EMPTY: Final[Entries] = {}
-
-
-class _Claim(msgspec.Struct, frozen=True):
-    """One owner's wish for one key; ``age`` grows with every new claim."""
-
-    value: Record
-    rank: int
-    age: int
+_CONTESTED: Final = "sw_endpoints"
 
 
 class Ownership:
@@ -35,9 +26,9 @@ class Ownership:
 
     def __init__(self) -> None:
         self._by_owner: dict[Hashable, Entries] = {}
-        self._claims: dict[tuple[str, Record], dict[Hashable, _Claim]] = {}
+        # Table -> key -> owner -> value, the owners in the order in which they came.
+        self._claims: dict[str, dict[Record, dict[Hashable, Record]]] = {}
         self._wanted: dict[str, dict[Record, Record]] = {}
-        self._age = 0
 
     def tables(self) -> Entries:
         """What all owners together want. A live view: do not change it, do not keep it across changes."""
@@ -48,31 +39,29 @@ class Ownership:
         return self._by_owner.get(owner, _EMPTY)
 
     def all_owners(self) -> Iterable[Hashable]:
-        """Every owner, in order of first claim."""
+        """Every owner that wants anything."""
         return self._by_owner.keys()
 
     def owners(self, table: str, key: Record) -> tuple[Hashable, ...]:
-        """Who wants this entry; the winner first."""
-        claims = self._claims.get((table, key), {})
-        return tuple(sorted(claims, key=lambda owner: _precedence(claims[owner]), reverse=True))
+        """Who wants this entry, in the order in which they came."""
+        return tuple(self._claims.get(table, {}).get(key, ()))
 
     def replace(self, owner: Hashable, entries: Entries) -> list[Operation]:
         """Make ``entries`` what ``owner`` wants; returns the operations that this causes, in order.
 
-        Equal entries keep the value that is there (a port its generation).
+        Entries that mean the same keep the value that is there (a port its generation).
         """
         before = self._by_owner.get(owner, _EMPTY)
         operations: list[Operation] = []
-        for table, key, value in rows_of(entries):
-            operations += self._claim(owner, table, key, value)
+        held: dict[str, dict[Record, Record]] = {}
+        for table, rows in entries.items():
+            if rows:
+                held[table] = kept = {}
+                for key, value in rows.items():
+                    kept[key] = self._claim(owner, table, key, value, operations)
         for table, key, _ in rows_of(before):
-            if key not in entries.get(table, {}):
-                operations += self._release(owner, table, key)
-        held = {
-            table: {key: self._claims[table, key][owner].value for key in rows}
-            for table, rows in entries.items()
-            if rows
-        }
+            if key not in held.get(table, _EMPTY):
+                self._release(owner, table, key, operations)
         if held:
             self._by_owner[owner] = held
         else:
@@ -83,41 +72,48 @@ class Ownership:
         """Forget an owner; returns the operations for the entries that nobody wants any more."""
         return self.replace(owner, _EMPTY)
 
-    def _claim(self, owner: Hashable, table: str, key: Record, value: Record) -> list[Operation]:
-        claims = self._claims.setdefault((table, key), {})
+    def _claim(
+        self, owner: Hashable, table: str, key: Record, value: Record, operations: list[Operation]
+    ) -> Record:
+        """Enter one wish; returns the value that is now held for this owner."""
+        claims = self._claims.setdefault(table, {}).setdefault(key, {})
         known = claims.get(owner)
-        if known is not None and same(known.value, value):
-            return []
-        self._age += 1
-        rank = _rank(value)
-        age = known.age if known is not None and known.rank == rank else self._age
-        claims[owner] = _Claim(value, rank, age)
-        return self._settle(table, key, claims)
+        if known is not None and same(known, value):
+            return known
+        claims[owner] = value
+        self._settle(table, key, claims, operations)
+        return value
 
-    def _release(self, owner: Hashable, table: str, key: Record) -> list[Operation]:
-        claims = self._claims[table, key]
+    def _release(self, owner: Hashable, table: str, key: Record, operations: list[Operation]) -> None:
+        keys = self._claims[table]
+        claims = keys[key]
         del claims[owner]
         if claims:
-            return self._settle(table, key, claims)
-        del self._claims[table, key]
-        rows = self._wanted[table]
-        del rows[key]
-        if not rows:
+            self._settle(table, key, claims, operations)
+            return
+        del keys[key]
+        del self._wanted[table][key]
+        if not keys:
+            del self._claims[table]
             del self._wanted[table]
-        return [Remove(table, key)]
+        operations.append(Remove(table, key))
 
-    def _settle(self, table: str, key: Record, claims: dict[Hashable, _Claim]) -> list[Operation]:
+    def _settle(
+        self, table: str, key: Record, claims: dict[Hashable, Record], operations: list[Operation]
+    ) -> None:
         rows = self._wanted.setdefault(table, {})
-        winner = max(claims.values(), key=_precedence)
-        if same(rows.get(key), winner.value):
-            return []
-        rows[key] = winner.value
-        return [Put(table, key, winner.value)]
+        winner = _winner(table, claims)
+        if not same(rows.get(key), winner):
+            rows[key] = winner
+            operations.append(Put(table, key, winner))
 
 
-def _precedence(claim: _Claim) -> tuple[int, int]:
-    return claim.rank, claim.age
+def _winner(table: str, claims: dict[Hashable, Record]) -> Record:
+    latest = next(reversed(claims.values()))
+    if table == _CONTESTED and not _is_local(latest):
+        return next((value for value in reversed(claims.values()) if _is_local(value)), latest)
+    return latest
 
 
-def _rank(value: Record) -> int:
-    return 1 if type(value) is Endpoint and value.port else 0
+def _is_local(value: Record) -> bool:
+    return isinstance(value, Endpoint) and value.port != 0

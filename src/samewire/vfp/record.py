@@ -15,11 +15,13 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_origin
 import msgspec
 from msgspec.structs import astuple
 
+BE16 = "2s"  # struct has no way to mix byte orders
+
 U8 = Annotated[int, "B"]
 U16 = Annotated[int, "H"]
 U32 = Annotated[int, "I"]
 U64 = Annotated[int, "Q"]
-Be16 = Annotated[int, "2s"]
+Be16 = Annotated[int, BE16]
 Addr = Annotated[bytes, "16s"]
 Mac = Annotated[bytes, "6s"]
 
@@ -29,12 +31,13 @@ class Pad(int):
 
 
 class Field(msgspec.Struct, frozen=True):
-    """Where one member of the C structure lies. ``count`` is 0 for a single value."""
+    """Where one member of the C structure lies. ``count`` is 0 for a single value; ``be`` = network order."""
 
     name: str
     offset: int
     size: int
     count: int
+    be: bool
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -77,7 +80,7 @@ class _Codec:
         self.struct = struct.Struct("=" + wire)
         self.members = [member for member in members if isinstance(member, _Member)]
         self.plain = all(
-            not member.count and member.nested is None and member.code != "2s" for member in self.members
+            not member.count and member.nested is None and member.code != BE16 for member in self.members
         )
 
     def pack(self, values: tuple[Any, ...]) -> bytes:
@@ -88,7 +91,7 @@ class _Codec:
             items = value if member.count else (value,)
             if member.nested is not None:
                 flat += [item.pack() for item in items]
-            elif member.code == "2s":
+            elif member.code == BE16:
                 flat += [item.to_bytes(2, "big") for item in items]
             else:
                 flat += items
@@ -106,7 +109,7 @@ class _Codec:
             position = end
             if member.nested is not None:
                 items = tuple(member.nested.unpack(item) for item in items)
-            elif member.code == "2s":
+            elif member.code == BE16:
                 items = tuple(int.from_bytes(item, "big") for item in items)
             values.append(items if member.count else items[0])
         return tuple(values)
@@ -127,7 +130,8 @@ def record(c_name: str) -> Callable[[R], R]:
                 size, count = int(member), 0 if member == 1 else int(member)
             else:
                 size, count = struct.calcsize("=" + member.code) * (member.count or 1), member.count
-            fields.append(Field(name, offset, size, count))
+            be = isinstance(member, _Member) and member.code == BE16
+            fields.append(Field(name, offset, size, count, be))
             offset += size
         cls.c_name = c_name
         cls.fields = tuple(fields)

@@ -38,8 +38,8 @@ class NatTree(msgspec.Struct, frozen=True):
 class PrefixSet:
     """Prefixes of one family, for "does one of them contain this prefix?"."""
 
-    def __init__(self, prefixes: Iterable[Prefix]) -> None:
-        self.prefixes = frozenset(prefixes)
+    def __init__(self, family: int, prefixes: Iterable[Prefix]) -> None:
+        self.prefixes = frozenset(prefix for prefix in prefixes if prefix.family == family)
         self.lengths = sorted({prefix.bits for prefix in self.prefixes})
 
     def covers(self, prefix: Prefix) -> bool:
@@ -102,25 +102,26 @@ def _policy(item: NumberedPolicy, family: int, node: bytes) -> _Policy | None:
     """The policy as it is in one family; None when it has no part in it, or no address to translate to."""
     number, policy = item
     path = f"$.Policies[{number - 1}].Settings"
+    virtual = parse_address(policy.virtual_ip, f"{path}.VirtualIP") if policy.virtual_ip else None
+    destinations = _prefixes(policy.destinations, f"{path}.Destinations")
+    exceptions = _prefixes(policy.exceptions, f"{path}.Exceptions")
     if family not in nat_families(policy):
         return None
     source = node
-    if policy.virtual_ip:
-        virtual = parse_address(policy.virtual_ip, f"{path}.VirtualIP")
+    if virtual is not None:
         source = virtual.packed if virtual.family == family else ZERO
     if source == ZERO:
         return None
-    flags = NatFlag.EXPLICIT if policy.destinations else 0
-    destinations = _prefixes(policy.destinations, family, f"{path}.Destinations")
+    flags = NatFlag.EXPLICIT if destinations else 0
     return _Policy(
         Nat(NatAction.SNAT, flags, number, source),
-        PrefixSet(destinations) if policy.destinations else None,
-        PrefixSet(_prefixes(policy.exceptions, family, f"{path}.Exceptions")),
+        PrefixSet(family, destinations) if destinations else None,
+        PrefixSet(family, exceptions),
     )
 
 
-def _prefixes(texts: Iterable[str], family: int, path: str) -> list[Prefix]:
-    return [prefix for text in texts if (prefix := parse_prefix(text, path)).family == family]
+def _prefixes(texts: Iterable[str], path: str) -> list[Prefix]:
+    return [parse_prefix(text, path) for text in texts]
 
 
 def _family_tree(family: int, policies: list[_Policy | None]) -> list[tuple[Prefix, Nat]]:

@@ -44,7 +44,7 @@ class RemoteSubnets:
     def __init__(self, subnets: tuple[RemoteSubnet, ...]) -> None:
         self.all = subnets
         self._by_prefix = {subnet.prefix: subnet for subnet in subnets}
-        self._by_provider = {subnet.provider: subnet for subnet in subnets}
+        self._by_provider = {subnet.provider: subnet for subnet in reversed(subnets)}
         self._lengths = {
             family: sorted({s.prefix.bits for s in subnets if s.prefix.family == family}, reverse=True)
             for family in FAMILIES
@@ -59,7 +59,7 @@ class RemoteSubnets:
         return None
 
     def behind(self, provider: Address) -> RemoteSubnet | None:
-        """Any one behind that provider address."""
+        """The first one behind that provider address."""
         return self._by_provider.get(provider)
 
 

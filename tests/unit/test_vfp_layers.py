@@ -1,0 +1,192 @@
+"""The VFP view of a small switch."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from samewire.errors import NotFound
+from samewire.hcn.policies import (
+    ACL,
+    QOS,
+    VSID,
+    AclAction,
+    AclDirection,
+    HostRoute,
+    OutBoundNAT,
+    PortMapping,
+    RemoteSubnetRoute,
+)
+from samewire.hcn.schema import Endpoint, Ipam, IpConfiguration, Network, NetworkType, RouteEntry, Subnet
+from samewire.vfp.address import parse_address, parse_interface
+from samewire.vfp.compile import compile_endpoint, compile_network, compile_node
+from samewire.vfp.constants import PortFlag
+from samewire.vfp.layers import GroupView, PortView, all_ports, port_layers, protocol_text
+from samewire.vfp.model import Entries, NodeFacts
+from samewire.vfp.numbers import MemoryNumbers
+from samewire.vfp.ownership import Ownership
+from samewire.vfp.tables import Id, Port
+
+FACTS = NodeFacts(
+    name="node-1",
+    uplink_ifindex=2,
+    uplink_mac=bytes(6),
+    uplink_mtu=1500,
+    addresses=(parse_interface("192.168.1.10/24"),),
+    gateways=(parse_address("192.168.1.1"),),
+    tunnel_ifindex=5,
+    host_ifindex=6,
+    host_peer_ifindex=7,
+)
+NETWORK = Network(
+    id="NET-1",
+    type=NetworkType.OVERLAY,
+    policies=(
+        HostRoute(),
+        RemoteSubnetRoute(
+            destination_prefix="10.244.2.0/24",
+            isolation_id=4096,
+            provider_address="192.168.1.11",
+            distributed_router_mac_address="02-AA-00-00-00-02",
+        ),
+    ),
+    ipams=(
+        Ipam(
+            subnets=(
+                Subnet(
+                    ip_address_prefix="10.244.1.0/24",
+                    policies=(VSID(isolation_id=4096),),
+                    routes=(RouteEntry(next_hop="10.244.1.1", destination_prefix="0.0.0.0/0"),),
+                ),
+            )
+        ),
+    ),
+)
+POD = Endpoint(
+    id="1A2B3C4D-0000-4000-8000-000000000001",
+    mac_address="0E-2A-0A-F4-01-05",
+    ip_configurations=(IpConfiguration(ip_address="10.244.1.5"),),
+    policies=(
+        OutBoundNAT(exceptions=("10.244.0.0/16",)),
+        ACL(action=AclAction.ALLOW, direction=AclDirection.IN, protocols="6", local_ports="80", priority=100),
+        ACL(
+            action=AclAction.BLOCK,
+            direction=AclDirection.IN,
+            remote_addresses="10.0.0.0/8",
+            remote_ports="1000-2000",
+            priority=200,
+        ),
+        PortMapping(protocol=6, internal_port=80, external_port=8080),
+        QOS(maximum_outgoing_bandwidth_in_bytes=1_000_000, maximum_incoming_bandwidth_in_bytes=1_000_000),
+    ),
+)
+
+
+@pytest.fixture
+def tables() -> Entries:
+    numbers, ownership = MemoryNumbers(), Ownership()
+    ownership.replace("node", compile_node(FACTS, numbers).entries)
+    ownership.replace("network", compile_network(NETWORK, FACTS, numbers).entries)
+    ownership.replace("pod", compile_endpoint(POD, NETWORK, FACTS, numbers, 42, 7).entries)
+    return ownership.tables()
+
+
+def group(view: PortView, name: str) -> GroupView:
+    return next(group for layer in view.layers for group in layer.groups if group.name == name)
+
+
+def rules(view: PortView, name: str) -> list[tuple[int, str, str]]:
+    return [(rule.id, ", ".join(rule.conditions), rule.action) for rule in group(view, name).rules]
+
+
+def test_pod(tables: Entries) -> None:
+    view = port_layers(tables, 42)
+    assert (view.kind, view.scope, view.generation) == ("pod", 1, 7)
+    assert view.flags == ("cap_in", "cap_out")
+    assert (view.mac, view.addresses) == ("0E-2A-0A-F4-01-05", ("10.244.1.5",))
+    names = [layer.name for layer in view.layers]
+    assert names == ["GUARD", "LB", "PORTMAP", "ACL", "ROUTE", "NAT", "QOS", "L2"]
+    assert rules(view, "ACL_IN") == [
+        (2, "protocol tcp, local port 80", "allow"),
+        (3, "protocol any, remote 10.0.0.0/8, remote port 1000-2000", "block"),
+        (0, "any", "block: no rule matched"),
+    ]
+    assert rules(view, "ACL_OUT") == [(0, "any", "allow: no rules")]
+    assert rules(view, "NAT_OUT") == [
+        (0, "destination 10.244.0.0/16", "pass: not translated"),
+        (1, "destination 0.0.0.0/0", "snat to 192.168.1.10 on the uplink"),
+    ]
+    assert rules(view, "PORTMAP_IN") == [
+        (
+            0,
+            "ipv4 tcp, destination any node address port 8080",
+            "rewrite destination to 10.244.1.5 port 80, port 42",
+        )
+    ]
+    assert rules(view, "QOS_OUT") == [(0, "any", "cap 1000000 bytes/s, burst 131072 bytes")]
+    assert rules(view, "L2_IN")[0][2].endswith("deliver through the host end's queue")
+    assert rules(view, "GUARD_OUT")[-1] == (0, "any", "drop: spoofed")
+
+
+def test_routes_longest_first(tables: Entries) -> None:
+    assert [(text, action) for _, text, action in rules(port_layers(tables, 42), "ROUTE_OUT")] == [
+        ("destination 10.244.1.1/32", "host"),
+        ("destination 192.168.1.10/32", "host"),
+        ("destination 10.244.1.0/24", "local endpoint"),
+        (
+            "destination 10.244.2.0/24",
+            "encap vxlan vni 4096 to 192.168.1.11, inner mac 02-AA-00-00-00-02, mtu 1450, ttl - 1",
+        ),
+        ("destination 192.168.1.0/24", "uplink via on-link, mtu 1500, ttl - 1"),
+        ("destination 0.0.0.0/0", "uplink via 192.168.1.1, mtu 1500, ttl - 1"),
+    ]
+
+
+def test_special_ports(tables: Entries) -> None:
+    assert [(view.id, view.kind) for view in all_ports(tables)] == [
+        (42, "pod"),
+        (2, "uplink"),
+        (5, "tunnel"),
+        (7, "host"),
+    ]
+    assert rules(port_layers(tables, 5), "DECAP_IN") == [(4096, "vni 4096", "decap, scope 1")]
+    assert rules(port_layers(tables, 7), "HOST_OUT") == [
+        (0, "destination 10.244.1.0/24", "scope 1"),
+        (0, "destination 10.244.2.0/24", "scope 1"),
+    ]
+    assert len(rules(port_layers(tables, 2), "PORTMAP_IN")) == 1
+
+
+def test_unknown_port(tables: Entries) -> None:
+    with pytest.raises(NotFound):
+        port_layers(tables, 43)
+
+
+def test_a_missing_nexthop_shows(tables: Entries) -> None:
+    broken = {**tables, "sw_nexthops": {}}
+    actions = [action for _, _, action in rules(port_layers(broken, 42), "ROUTE_OUT")]
+    assert sum(action.startswith("drop: nexthop") for action in actions) == 3
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "action"),
+    [
+        (PortFlag.BLOCKED, "GUARD_OUT", "drop: port blocked"),
+        (PortFlag.NO_GUARD, "GUARD_OUT", "pass: guard off"),
+        (PortFlag.TRANSPARENT, "L2_IN", "deliver as it is"),
+    ],
+)
+def test_port_flags(tables: Entries, flag: PortFlag, name: str, action: str) -> None:
+    port = tables["sw_ports"][Id(42)]
+    assert isinstance(port, Port)
+    changed = {**tables, "sw_ports": {Id(42): msgspec.structs.replace(port, flags=int(flag))}}
+    assert rules(port_layers(changed, 42), name) == [(0, "any", action)]
+
+
+def test_views_are_json(tables: Entries) -> None:
+    decoded = msgspec.json.decode(msgspec.json.encode(all_ports(tables)))
+    assert decoded[0]["layers"][0]["name"] == "GUARD"
+
+
+def test_protocol_text() -> None:
+    assert [protocol_text(number) for number in (6, 256, 99)] == ["tcp", "any", "99"]
