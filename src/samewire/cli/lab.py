@@ -18,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from samewire.errors import NotFound, SamewireError
 
+_LOG_WIDTH = 140
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -54,7 +56,7 @@ def up(file: Path, keep: bool, as_json: bool) -> None:
     from samewire.lab.up import up as bring_up
 
     began = time.monotonic()
-    console = Console(stderr=as_json)
+    console = _console(as_json)
 
     def progress(text: str) -> None:
         console.print(f"[dim]{time.monotonic() - began:5.1f} s[/dim]  {text}")
@@ -88,9 +90,9 @@ def check(lab_name: str | None, as_json: bool) -> None:
     from samewire.lab.state import load_state
 
     state = load_state(lab_name)
-    console = Console()
+    console = _console()
     columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=_console(True), transient=True) as bar:
         task = bar.add_task("check", total=None)
         report = asyncio.run(
             run_check(state, lambda done, total: bar.update(task, completed=done, total=total))
@@ -138,7 +140,7 @@ def top(lab_name: str | None, interval_s: float, once: bool, as_json: bool) -> N
 
             _print_json(msgspec.to_builtins(latest))
         else:
-            Console().print(top_table(latest))
+            _console().print(top_table(latest))
         return
     with Live(top_table(latest), auto_refresh=False) as live:
         try:
@@ -162,7 +164,7 @@ def show(lab_name: str | None, as_json: bool) -> None:
     if as_json:
         _print_json(lab_document(state))
     else:
-        Console().print(lab_tables(state))
+        _console().print(lab_tables(state))
 
 
 @lab.command()
@@ -191,6 +193,12 @@ def schema() -> None:
     from samewire.lab.cluster import json_schema
 
     _print_json(json_schema())
+
+
+def _console(stderr: bool = False) -> Console:
+    """A terminal's own width; elsewhere (a log, a pipe) wide enough for the tables."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else _LOG_WIDTH)
 
 
 def _print_json(document: Any) -> None:

@@ -1,24 +1,15 @@
-"""HNS objects that the lab creates on samewire nodes (pure), and a small client for the daemon's socket."""
+"""HNS objects that the lab creates on samewire nodes (pure)."""
 
 from __future__ import annotations
 
 import ipaddress
-from pathlib import Path
 from typing import Any
 
-import aiohttp
-
-from samewire.errors import SamewireError, Unavailable
+from samewire.errors import Unavailable
 from samewire.lab.addressing import family_of, on_underlay
 from samewire.lab.cluster import Network, NetworkType
 from samewire.lab.plan import NodePlan, Plan
 from samewire.lab.stack import Vtep
-
-_TIMEOUT_S = 30.0
-
-
-class HnsRefused(SamewireError):
-    """The daemon answered with an error."""
 
 
 def gateway(plan: Plan, node: NodePlan, prefix: str) -> str:
@@ -73,7 +64,7 @@ def dr_mac(network: dict[str, Any]) -> str:
     for policy in network.get("Policies") or ():
         if policy["Type"] == "DrMacAddress":
             return str(policy["Settings"]["Address"]).lower().replace("-", ":")
-    raise HnsRefused(f"network {network.get('Name')!r} carries no DrMacAddress policy")
+    raise Unavailable(f"network {network.get('Name')}", "HNS published no DrMacAddress policy")
 
 
 def _subnet(plan: Plan, node: NodePlan, network: Network, prefix: str) -> dict[str, Any]:
@@ -95,43 +86,3 @@ def _host_gw_routes(plan: Plan, node: NodePlan, family: int) -> list[dict[str, s
         if other.name != node.name and via and prefix:
             routes.append({"NextHop": via, "DestinationPrefix": prefix})
     return routes
-
-
-class HnsClient:
-    """HTTP over the daemon's unix socket; use as an async context manager."""
-
-    def __init__(self, socket: Path) -> None:
-        self._socket = socket
-        self._session: aiohttp.ClientSession | None = None
-
-    async def __aenter__(self) -> HnsClient:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(path=str(self._socket)),
-            timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
-        )
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
-
-    async def get(self, path: str) -> Any:
-        """GET a JSON document."""
-        return await self._request("GET", path, None)
-
-    async def post(self, path: str, body: Any) -> Any:
-        """POST a JSON document."""
-        return await self._request("POST", path, body)
-
-    async def _request(self, method: str, path: str, body: Any) -> Any:
-        if self._session is None:
-            raise RuntimeError("use the client as a context manager")
-        try:
-            async with self._session.request(method, f"http://samewire{path}", json=body) as response:
-                answer = await response.json(content_type=None)
-                if response.status >= 400:
-                    message = answer.get("Error") if isinstance(answer, dict) else answer
-                    raise HnsRefused(f"{method} {path}: {message}")
-                return answer
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise Unavailable(f"the daemon at {self._socket}", str(error) or type(error).__name__) from error

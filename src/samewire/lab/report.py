@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -21,21 +22,18 @@ _FAULTS_SHOWN = 40
 
 def check_table(report: Report) -> RenderableType:
     """The matrix: a row a path, a column a protocol, in every field ``IPv4·IPv6`` counts of cells."""
-    table = Table(title=f"lab {report.cluster}: expected against observed", title_justify="left")
-    table.add_column("path")
+    table = _table(f"lab {report.cluster}: expected against observed")
+    table.add_column("path", no_wrap=True)
     for column in COLUMNS:
         table.add_column(column.upper().replace("+", " >MTU"), justify="right")
-    groups: dict[tuple[str, str], list[Cell]] = {}
+    categories: dict[str, dict[str, list[Cell]]] = {}
     for cell in report.cells:
-        groups.setdefault((cell.probe.category, cell.probe.row), []).append(cell)
-    category = ""
-    for (found, row), cells in groups.items():
-        if found != category:
-            category = found
-            table.add_section()
-            table.add_row(Text(category, style="bold"))
-        fields = [_count([cell for cell in cells if cell.probe.column == column]) for column in COLUMNS]
-        table.add_row(Text(f"  {row}"), *fields)
+        categories.setdefault(cell.probe.category, {}).setdefault(cell.probe.row, []).append(cell)
+    for category, rows in categories.items():
+        table.add_row(Text(category, style="bold"))
+        for row, cells in rows.items():
+            fields = [_count([cell for cell in cells if cell.probe.column == name]) for name in COLUMNS]
+            table.add_row(Text(f"  {row}"), *fields)
     parts: list[RenderableType] = [table, *_fact_lines(report.facts)]
     if faults := _faults(report):
         parts.append(faults)
@@ -73,7 +71,7 @@ def check_document(report: Report) -> dict[str, Any]:
 
 def lab_tables(state: LabState) -> RenderableType:
     """Nodes, pods and what was left out."""
-    nodes = Table(title=f"lab {state.cluster.name}", title_justify="left")
+    nodes = _table(f"lab {state.cluster.name}")
     for heading in ("node", "stack", "addresses", "pod CIDRs", "pods"):
         nodes.add_column(heading)
     for node in state.nodes:
@@ -87,7 +85,7 @@ def lab_tables(state: LabState) -> RenderableType:
         nodes.add_row(node.plan.name, *texts)
     for host in state.outside:
         nodes.add_row(host.plan.name, "outside", " ".join(host.plan.addresses), "", "")
-    pods = Table()
+    pods = _table()
     for heading in ("pod", "node", "network", "addresses", "containers"):
         pods.add_column(heading)
     for pod in state.pods:
@@ -107,7 +105,7 @@ def lab_document(state: LabState) -> Any:
 
 def top_table(pods: Iterable[PodUsage]) -> Table:
     """One sample."""
-    table = Table()
+    table = _table()
     for heading in ("pod", "node", "QoS", "oom adj", "running"):
         table.add_column(heading)
     for heading in ("CPU %", "CPU s", "memory", "rx/s", "tx/s", "rx", "tx"):
@@ -139,6 +137,11 @@ def binary(count: float) -> str:
     return f"{count:.1f}Ti"
 
 
+def _table(title: str = "", title_style: str = "bold") -> Table:
+    """One look for all: no frames, so that a line can be copied or grepped."""
+    return Table(title=title or None, title_justify="left", title_style=title_style, box=box.SIMPLE_HEAD)
+
+
 def _count(cells: Sequence[Cell]) -> Text:
     """``6·6``: IPv4 and IPv6 cells that are right; ``5/6·6`` in red where some are not."""
     if not cells:
@@ -155,7 +158,7 @@ def _faults(report: Report) -> Table | None:
     wrong = [cell for cell in report.cells if not cell.ok]
     if not wrong:
         return None
-    table = Table(title=f"{len(wrong)} wrong cells", title_justify="left", title_style="bold red")
+    table = _table(f"{len(wrong)} wrong cells", title_style="bold red")
     for heading in ("from", "to", "protocol", "what is wrong"):
         table.add_column(heading)
     for cell in wrong[:_FAULTS_SHOWN]:

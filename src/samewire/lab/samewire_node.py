@@ -11,11 +11,13 @@ from typing import Any
 
 import samewire
 from samewire.errors import SamewireError, Unavailable
+from samewire.hcn.client import AsyncHnsClient
+from samewire.hcn.schema import Kind
 from samewire.lab.addressing import family_of, on_underlay
 from samewire.lab.cluster import Network, NetworkType
 from samewire.lab.cni import DEBIAN_PLUGINS, Runtime, dns_argument, host_local, port_mappings
 from samewire.lab.commands import ip_batch, netns_path
-from samewire.lab.hns import HnsClient, dr_mac, gateway, network_object, remote_subnet_routes
+from samewire.lab.hns import dr_mac, gateway, network_object, remote_subnet_routes
 from samewire.lab.plan import nat_exceptions, network_named
 from samewire.lab.podspec import DnsConfig
 from samewire.lab.processes import READY_TIMEOUT_S, Launch, is_alive, log_tail, poll, start
@@ -38,6 +40,8 @@ class SamewireNode:
         self._cluster = context.plan.cluster
         self._run_dir = context.directory / "run"
         self.socket = str(self._run_dir / "samewire.sock")
+        self._hns = AsyncHnsClient(self.socket)
+        self._ids: dict[str, str] = {}
         self._runtime = Runtime(
             context.netns,
             (_BUILT, DEBIAN_PLUGINS),
@@ -48,30 +52,26 @@ class SamewireNode:
         """Start the daemon and create every network; returns the DR MACs that HNS published."""
         await self._start_daemon()
         vteps = []
-        async with HnsClient(Path(self.socket)) as hns:
-            for network in self._cluster.networks:
-                wanted = network_object(self._context.plan, self._node, network, UPLINK)
-                await hns.post("/v2/networks", wanted)
-                made = await self._network(hns, network.name)
-                mac = dr_mac(made) if network.type is NetworkType.OVERLAY else ""
-                vteps.append(
-                    Vtep(network.name, self._node.name, self._node.addresses[0], mac, self._node.pod_cidrs)
-                )
+        for network in self._cluster.networks:
+            made = await self._hns.create(
+                Kind.NETWORK, network_object(self._context.plan, self._node, network, UPLINK)
+            )
+            self._ids[network.name] = made["ID"]
+            mac = dr_mac(made) if network.type is NetworkType.OVERLAY else ""
+            address = self._node.addresses[0]
+            vteps.append(Vtep(network.name, self._node.name, address, mac, self._node.pod_cidrs))
         return vteps
 
     async def connect(self, vteps: Sequence[Vtep]) -> None:
         """Overlay: RemoteSubnetRoute policies. L2Bridge: host-gw routes for the node's own traffic."""
         routes: list[str] = []
-        async with HnsClient(Path(self.socket)) as hns:
-            for network in self._cluster.networks:
-                others = [vtep for vtep in vteps if vtep.network == network.name]
-                if network.type is NetworkType.OVERLAY:
-                    made = await self._network(hns, network.name)
-                    settings = {"Policies": remote_subnet_routes(network, others)}
-                    request = {"ResourceType": "Policy", "RequestType": "Add", "Settings": settings}
-                    await hns.post(f"/v2/networks/{made['ID']}", request)
-                else:
-                    routes += self._host_routes(others)
+        for network in self._cluster.networks:
+            others = [vtep for vtep in vteps if vtep.network == network.name]
+            if network.type is NetworkType.OVERLAY:
+                policies = {"Policies": remote_subnet_routes(network, others)}
+                await self._hns.modify(Kind.NETWORK, self._ids[network.name], "Policy", "Add", policies)
+            else:
+                routes += self._host_routes(others)
         await ip_batch(self._context.netns, routes)
 
     async def add_pod(self, pod: Pod, netns: str, dns: DnsConfig) -> Attached:
@@ -115,8 +115,7 @@ class SamewireNode:
             if not Path(self.socket).exists():
                 return False
             try:
-                async with HnsClient(Path(self.socket)) as hns:
-                    await hns.get("/v2/health")
+                await self._hns.get_json("/v2/health")
             except SamewireError:
                 return False
             return True
@@ -135,12 +134,6 @@ class SamewireNode:
             "vxlan_port": self._cluster.networks[0].vxlan_port,
             "host_cgroup": str(self._context.cgroup),
         }
-
-    async def _network(self, hns: HnsClient, name: str) -> dict[str, Any]:
-        for network in await hns.get("/v2/networks"):
-            if network["Name"] == name:
-                return dict(network)
-        raise Unavailable(f"network {name}", "HNS does not list it after creating it")
 
     def _host_routes(self, vteps: Sequence[Vtep]) -> list[str]:
         lines = []
