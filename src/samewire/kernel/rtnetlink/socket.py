@@ -1,0 +1,198 @@
+"""The route netlink socket: sends requests, reads answers.
+
+One socket belongs to one thread. The kernel works a request off inside ``send``, so its answer is there when
+``send`` returns and nothing here waits.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket as _socket
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+from samewire.errors import KernelError, NotFound
+from samewire.kernel import faults
+from samewire.kernel.netns import run_in
+from samewire.kernel.rtnetlink import codec
+from samewire.kernel.rtnetlink.codec import Message, Query, Request
+
+T = TypeVar("T")
+
+SOL_NETLINK = 270
+NETLINK_ADD_MEMBERSHIP = 1
+_NETLINK_CAP_ACK = 10
+_NETLINK_EXT_ACK = 11
+_NETLINK_GET_STRICT_CHK = 12
+_SO_RCVBUFFORCE = 33
+
+_BATCH = 100  # acks of more than ~300 requests overran the default receive buffer
+_RECEIVE_BUFFER_BYTES = 4 << 20
+_DATAGRAM_BYTES = 64 << 10
+_DUMP_ATTEMPTS = 10
+
+
+def open_socket(netns_fd: int | None) -> _socket.socket:
+    """A NETLINK_ROUTE socket in a namespace (``None``: the caller's own)."""
+
+    def make() -> _socket.socket:
+        return _socket.socket(
+            _socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _socket.NETLINK_ROUTE
+        )
+
+    operation = "open netlink socket"
+    try:
+        opened = make() if netns_fd is None else run_in(netns_fd, make)
+    except OSError as error:
+        raise KernelError(operation, error.errno or errno.EIO) from error
+    try:
+        opened.setsockopt(_socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
+        for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
+            opened.setsockopt(SOL_NETLINK, option, 1)
+        opened.bind((0, 0))
+    except OSError as error:
+        opened.close()
+        raise KernelError(operation, error.errno or errno.EIO) from error
+    return opened
+
+
+class Netlink:
+    """A connection to route netlink of one network namespace. A context manager; not for two threads at once."""
+
+    def __init__(self, netns_fd: int | None = None) -> None:
+        """Open in the namespace ``netns_fd`` (``None``: the caller's own); the descriptor may be closed after."""
+        self._socket = open_socket(netns_fd)
+        self._buffer = bytearray(_DATAGRAM_BYTES)
+        self._sequence = 0
+
+    def close(self) -> None:
+        """Close the socket; a second call does nothing."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def request(self, request: Request, tolerate: frozenset[int] = frozenset()) -> int:
+        """Make one change. Returns 0, or the error number that was tolerated.
+
+        Raises :class:`KernelError` with the request's words and the kernel's explanation.
+        """
+        faults.check(request.operation)
+        ((code, detail),) = self._exchange([request])
+        if code and code not in request.tolerate | tolerate:
+            raise KernelError(request.operation, code, detail)
+        return code
+
+    def batch(self, requests: Sequence[Request]) -> list[int]:
+        """Make many changes, a hundred per system call. Every one is tried, also after a failure.
+
+        Returns for each 0 or the tolerated error number. Raises :class:`KernelError` for the first failure,
+        after all answers were read.
+        """
+        if faults.inject is not None:
+            return [self.request(request) for request in requests]
+        codes: list[int] = []
+        failure: KernelError | None = None
+        for start in range(0, len(requests), _BATCH):
+            chunk = requests[start : start + _BATCH]
+            for request, (code, detail) in zip(chunk, self._exchange(chunk), strict=True):
+                if code and code not in request.tolerate and failure is None:
+                    failure = KernelError(request.operation, code, detail)
+                codes.append(code)
+        if failure is not None:
+            raise failure
+        return codes
+
+    def get(self, query: Query[T]) -> T:
+        """The one object a query names; :class:`NotFound` when it does not exist."""
+        self._sequence += 1
+        flags = codec.NLM_F_REQUEST | codec.NLM_F_ACK
+        self._send(query.operation, codec.pack(query.type, flags, self._sequence, query.body))
+        value: T | None = None
+        for message in self._answers(query.operation, self._sequence, self._sequence):
+            if message.type != codec.NLMSG_ERROR:
+                value = query.decode(message.body)
+                continue
+            code, detail = codec.error_of(message)
+            if code and code not in (errno.ENODEV, errno.ENOENT):
+                raise KernelError(query.operation, code, detail)
+            break
+        if value is None:
+            raise NotFound("kernel object", query.operation)
+        return value
+
+    def dump(self, query: Query[T]) -> list[T]:
+        """All objects a query selects, as one consistent snapshot.
+
+        A table that changed while it was read is read again; :class:`KernelError` (``EAGAIN``) when it changed
+        ten times in a row.
+        """
+        for _attempt in range(_DUMP_ATTEMPTS):
+            values, consistent = self._dump_once(query)
+            if consistent:
+                return values
+        raise KernelError(query.operation, errno.EAGAIN, "the table changed during every attempt to read it")
+
+    def _dump_once(self, query: Query[T]) -> tuple[list[T], bool]:
+        self._sequence += 1
+        flags = codec.NLM_F_REQUEST | codec.NLM_F_DUMP
+        self._send(query.operation, codec.pack(query.type, flags, self._sequence, query.body))
+        values: list[T] = []
+        consistent = True
+        for message in self._answers(query.operation, self._sequence, self._sequence):
+            consistent = consistent and not message.flags & codec.NLM_F_DUMP_INTR
+            if message.type not in (codec.NLMSG_ERROR, codec.NLMSG_DONE):
+                value = query.decode(message.body)
+                if value is not None:
+                    values.append(value)
+                continue
+            code, detail = codec.error_of(message)
+            if code and code != errno.ENOENT:  # ENOENT: a routing table nobody has used yet is empty
+                raise KernelError(query.operation, code, detail)
+            break
+        return values, consistent
+
+    def _exchange(self, requests: Sequence[Request]) -> list[tuple[int, str]]:
+        first = self._sequence + 1
+        self._sequence += len(requests)
+        parts = [
+            codec.pack(r.type, r.flags | codec.NLM_F_REQUEST | codec.NLM_F_ACK, first + i, r.body)
+            for i, r in enumerate(requests)
+        ]
+        operation = requests[0].operation
+        self._send(operation, b"".join(parts))
+        results: dict[int, tuple[int, str]] = {}
+        for message in self._answers(operation, first, self._sequence):
+            if message.type == codec.NLMSG_ERROR:
+                results[message.sequence] = codec.error_of(message)
+                if len(results) == len(requests):
+                    break
+        return [results[first + i] for i in range(len(requests))]
+
+    def _send(self, operation: str, data: bytes) -> None:
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            raise KernelError(operation, error.errno or errno.EIO, "sending to netlink") from error
+
+    def _answers(self, operation: str, first: int, last: int) -> Iterator[Message]:
+        """Messages that answer sequence numbers first..last; older ones are left-overs of an aborted read."""
+        while True:
+            for message in codec.messages(self._receive(operation)):
+                if first <= message.sequence <= last:
+                    yield message
+
+    def _receive(self, operation: str) -> memoryview:
+        try:
+            length = self._socket.recv_into(self._buffer, 0, _socket.MSG_TRUNC)
+        except OSError as error:
+            raise KernelError(operation, error.errno or errno.EIO, "receiving from netlink") from error
+        if length > len(self._buffer):
+            raise KernelError(operation, errno.EMSGSIZE, f"answer of {length} bytes")
+        return memoryview(self._buffer)[:length]
