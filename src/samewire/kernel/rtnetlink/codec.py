@@ -54,12 +54,16 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Query(msgspec.Struct, Generic[T], frozen=True):
-    """One question; ``decode`` turns the body of each answer into a value, or into ``None`` to drop it."""
+    """One question; ``decode`` turns the body of each answer into a value, or into ``None`` to drop it.
+
+    ``name`` is the interface asked for, where it is one.
+    """
 
     type: int
     body: bytes
     operation: str
     decode: Callable[[memoryview], T | None]
+    name: str = ""
 
 
 class Message(msgspec.Struct, frozen=True):

@@ -110,7 +110,7 @@ class Netlink:
         return codes
 
     def get(self, query: Query[T]) -> T:
-        """The one object a query names; :class:`NotFound` when it does not exist."""
+        """The interface a query names; :class:`NotFound` when it does not exist."""
         self._sequence += 1
         flags = codec.NLM_F_REQUEST | codec.NLM_F_ACK
         self._send(query.operation, codec.pack(query.type, flags, self._sequence, query.body))
@@ -124,7 +124,7 @@ class Netlink:
                 raise KernelError(query.operation, code, detail)
             break
         if value is None:
-            raise NotFound("kernel object", query.operation)
+            raise NotFound("interface", query.name)
         return value
 
     def dump(self, query: Query[T]) -> list[T]:

@@ -1,0 +1,118 @@
+"""Neighbours and the interface's own unicast filter (``linux/neighbour.h``)."""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from samewire.errors import Invalid
+from samewire.kernel.rtnetlink import codec
+from samewire.kernel.rtnetlink.codec import Query, Request
+from samewire.kernel.rtnetlink.families import check_address, kernel_family, show, version_of
+
+_RTM_NEWNEIGH = 28
+_RTM_DELNEIGH = 29
+_RTM_GETNEIGH = 30
+
+_NDA_DST = 1
+_NDA_LLADDR = 2
+_NUD_PERMANENT = 0x80
+_NTF_SELF = 0x02
+_AF_BRIDGE = 7
+
+_NDMSG = struct.Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
+_REPLACE = codec.NLM_F_CREATE | codec.NLM_F_REPLACE
+
+
+class Neighbour(msgspec.Struct, frozen=True):
+    """An ARP or ND entry; ``state`` is a set of NUD bits, 0x80 for permanent."""
+
+    ifindex: int
+    family: int
+    address: bytes
+    mac: bytes
+    state: int
+
+    @property
+    def permanent(self) -> bool:
+        """Set by hand and never aged."""
+        return bool(self.state & _NUD_PERMANENT)
+
+
+class FdbEntry(msgspec.Struct, frozen=True):
+    """A link address that an interface takes in besides its own."""
+
+    ifindex: int
+    mac: bytes
+    state: int
+    flags: int
+
+
+def neighbour_replace(ifindex: int, address: bytes, mac: bytes, *, family: int) -> Request:
+    """A permanent ARP or ND entry, in the place of any other for the address."""
+    body = _neighbour(ifindex, address, family, _NUD_PERMANENT) + _mac(mac)
+    return Request(_RTM_NEWNEIGH, _REPLACE, body, f"set neighbour {show(address)} on interface {ifindex}")
+
+
+def neighbour_del(ifindex: int, address: bytes, *, family: int) -> Request:
+    """Delete an entry; ``ENOENT`` when it is not there."""
+    body = _neighbour(ifindex, address, family, 0)
+    return Request(_RTM_DELNEIGH, 0, body, f"delete neighbour {show(address)} on interface {ifindex}")
+
+
+def neighbour_dump(ifindex: int | None = None) -> Query[Neighbour]:
+    """The entries of both families, of one interface or of all."""
+
+    def decode(body: memoryview) -> Neighbour | None:
+        (family, index, state, _flags, _type), found = codec.fixed(_NDMSG, body)
+        version = version_of(family)
+        if version is None or ifindex not in (None, index):
+            return None
+        mac = codec.get_bytes(found, _NDA_LLADDR)
+        return Neighbour(index, version, codec.get_bytes(found, _NDA_DST), mac, state)
+
+    return Query(_RTM_GETNEIGH, _NDMSG.pack(0, 0, 0, 0, 0), "list neighbours", decode)
+
+
+def fdb_add_self(ifindex: int, mac: bytes) -> Request:
+    """Let an interface take in frames for one more link address; ``EEXIST`` when it does already."""
+    body = _NDMSG.pack(_AF_BRIDGE, ifindex, _NUD_PERMANENT, _NTF_SELF, 0) + _mac(mac)
+    return Request(
+        _RTM_NEWNEIGH, codec.NLM_F_CREATE | codec.NLM_F_EXCL, body, _fdb_words("add", ifindex, mac)
+    )
+
+
+def fdb_del_self(ifindex: int, mac: bytes) -> Request:
+    """Undo :func:`fdb_add_self`; ``ENOENT`` when the address is not there."""
+    body = _NDMSG.pack(_AF_BRIDGE, ifindex, _NUD_PERMANENT, _NTF_SELF, 0) + _mac(mac)
+    return Request(_RTM_DELNEIGH, 0, body, _fdb_words("delete", ifindex, mac))
+
+
+def fdb_dump(ifindex: int | None = None) -> Query[FdbEntry]:
+    """The link addresses taken in, of one interface or of all (multicast groups are among them)."""
+
+    def decode(body: memoryview) -> FdbEntry | None:
+        (_family, index, state, flags, _type), found = codec.fixed(_NDMSG, body)
+        if ifindex not in (None, index):
+            return None
+        return FdbEntry(index, codec.get_bytes(found, _NDA_LLADDR), state, flags)
+
+    body = _NDMSG.pack(_AF_BRIDGE, 0, 0, 0, 0)
+    return Query(_RTM_GETNEIGH, body, "list link addresses", decode)
+
+
+def _neighbour(ifindex: int, address: bytes, family: int, state: int) -> bytes:
+    check_address(address, family)
+    head = _NDMSG.pack(kernel_family(family), ifindex, state, 0, 0)
+    return head + codec.attribute(_NDA_DST, address)
+
+
+def _mac(mac: bytes) -> bytes:
+    if len(mac) != 6:
+        raise Invalid("mac", f"{len(mac)} bytes are no Ethernet address")
+    return codec.attribute(_NDA_LLADDR, mac)
+
+
+def _fdb_words(verb: str, ifindex: int, mac: bytes) -> str:
+    return f"{verb} link address {mac.hex(':')} on interface {ifindex}"
