@@ -18,7 +18,7 @@ import pytest
 
 from samewire.vfp import constants
 from samewire.vfp.diff import PUT_ORDER
-from samewire.vfp.tables import RECORDS, TABLES, Count, Id, Kind, Record
+from samewire.vfp.tables import RECORDS, TABLES, Count, Id, Kind, PortmapKey, Record
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = ROOT / "bpf" / "layout.h"
@@ -251,6 +251,11 @@ def test_maps_of_the_built_switch(built: str) -> None:
         for side, record in (("key_name", table.key), ("value_name", table.value)):
             if record not in (Id, Count):
                 assert attributes[side].name == record.c_name, name
+
+
+def test_bytes_of_a_key() -> None:
+    key = PortmapKey(address=bytes([192, 0, 2, 1, *bytes(12)]), port=0x1F90, protocol=6, family=4)
+    assert key.pack() == bytes([192, 0, 2, 1, *bytes(12), 0x1F, 0x90, 6, 4])
 
 
 def test_compiled_tables_have_a_place_in_the_order() -> None:

@@ -236,6 +236,7 @@ def test_portmap(mapping: PortMapping, key: tuple[bytes, int], address: str) -> 
     ("mapping", "path"),
     [
         (PortMapping(protocol=6, internal_port=0, external_port=80), "$.Policies[0].Settings"),
+        (PortMapping(protocol=256, internal_port=80, external_port=80), "$.Policies[0].Settings.Protocol"),
         (PortMapping(protocol=6, internal_port=80, external_port=80, vip="::"), "$.Policies[0].Settings"),
         (PortMapping(protocol=6, internal_port=80, external_port=80, vip="x"), "$.Policies[0].Settings.VIP"),
     ],

@@ -119,11 +119,13 @@ def _portmaps(
         path = f"$.Policies[{i}].Settings"
         if not policy.internal_port or not policy.external_port:
             raise Invalid(path, "a PortMapping needs InternalPort and ExternalPort, both 1..65535")
+        if not 1 <= policy.protocol <= 255:
+            raise Invalid(f"{path}.Protocol", f"{policy.protocol} is no IP protocol (1..255)")
         vip = parse_address(policy.vip, f"{path}.VIP").packed if policy.vip else ZERO
         family = mapping_family(policy, endpoint.addresses)
         if family not in own:
             raise Invalid(path, f"the endpoint has no IPv{family} address for this PortMapping")
-        key = PortmapKey(vip, policy.external_port, policy.protocol & 0xFF, family)
+        key = PortmapKey(vip, policy.external_port, policy.protocol, family)
         builder.put("sw_portmaps", key, Portmap(port, scope, policy.internal_port, own[family]))
 
 
