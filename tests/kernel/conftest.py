@@ -1,0 +1,65 @@
+"""Fixtures of the tests that need root: fresh network namespaces, a root check that fails instead of skipping."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from samewire.kernel import netns
+from samewire.kernel.netns import NetNamespace
+
+_COUNTER = itertools.count(1)
+_BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
+_BPF_PROG_LOAD = 5
+_BPF_PROG_TYPE_SCHED_CLS = 3
+
+
+@pytest.fixture(autouse=True)
+def root_is_there(request: pytest.FixtureRequest) -> None:
+    """A test marked ``root`` fails without root: a skip would look like success."""
+    if request.node.get_closest_marker("root") is not None and os.geteuid() != 0:
+        pytest.fail("this test needs root")
+
+
+@pytest.fixture
+def netns_factory() -> Iterator[Callable[[], NetNamespace]]:
+    """Makes namespaces ``/run/netns/swt-<pid>-<n>`` (so that ``ip -n`` finds them); all are removed afterwards."""
+    with ExitStack() as stack:
+
+        def make() -> NetNamespace:
+            path = f"/run/netns/swt-{os.getpid()}-{next(_COUNTER)}"
+            namespace = netns.create(path)
+            stack.callback(_remove, path)
+            return stack.enter_context(namespace)
+
+        yield make
+
+
+@pytest.fixture
+def pass_program() -> Iterator[int]:
+    """A loaded tc program that lets every packet pass (``return TC_ACT_OK``); its descriptor."""
+    instructions = bytes.fromhex("b7000000000000009500000000000000")  # r0 = 0; exit
+    code = ctypes.create_string_buffer(instructions, len(instructions))
+    licence = ctypes.create_string_buffer(b"GPL")
+    attr = ctypes.create_string_buffer(128)
+    ctypes.memmove(attr, (ctypes.c_uint32 * 2)(_BPF_PROG_TYPE_SCHED_CLS, 2), 8)
+    pointers = (ctypes.c_uint64 * 2)(ctypes.addressof(code), ctypes.addressof(licence))
+    ctypes.memmove(ctypes.byref(attr, 8), pointers, 16)
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = _BPF_SYSCALL[platform.machine()]
+    fd = libc.syscall(number, _BPF_PROG_LOAD, attr, len(attr))
+    assert fd >= 0, os.strerror(ctypes.get_errno())
+    yield fd
+    os.close(fd)
+
+
+def _remove(path: str) -> None:
+    if Path(path).exists():  # a test may have removed it
+        netns.delete(path)

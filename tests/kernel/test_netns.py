@@ -1,0 +1,200 @@
+"""Network namespaces, settings inside them, and fault injection against the real kernel."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from samewire.errors import Conflict, Invalid, KernelError, NotFound
+from samewire.kernel import faults, netns, sysctl
+from samewire.kernel.cgroup import cgroup2_mount
+from samewire.kernel.netns import NetNamespace
+from samewire.kernel.rtnetlink import Netlink, link_dump, veth_add
+
+pytestmark = pytest.mark.root
+Factory = Callable[[], NetNamespace]
+
+
+def test_create_makes_a_namespace_of_its_own_that_ip_can_use(netns_factory: Factory) -> None:
+    first, second = netns_factory(), netns_factory()
+    with NetNamespace("/proc/self/ns/net") as own, NetNamespace(first.path) as again:
+        assert len({first.identity, second.identity, own.identity}) == 3
+        assert again.identity == first.identity
+    listed = subprocess.run(
+        ["ip", "-n", os.path.basename(first.path), "-o", "link"], check=True, capture_output=True, text=True
+    )
+    assert [line.split(":")[1] for line in listed.stdout.splitlines()] == [" lo"]
+
+
+def test_create_refuses_a_path_in_use(netns_factory: Factory) -> None:
+    namespace = netns_factory()
+    with pytest.raises(Conflict):
+        netns.create(namespace.path)
+    with NetNamespace(namespace.path) as still_there:
+        assert still_there.identity == namespace.identity
+
+
+def test_delete_removes_file_and_mount(netns_factory: Factory) -> None:
+    path = netns_factory().path
+    netns.delete(path)
+    assert not os.path.lexists(path)
+    assert path not in Path("/proc/self/mounts").read_text()
+    with pytest.raises(NotFound):
+        netns.delete(path)
+
+
+def test_vanished_and_stale_files_are_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        NetNamespace(tmp_path / "never")
+    stale = tmp_path / "stale"
+    stale.touch()  # what is left when the mount went away, for example by a restart of the machine
+    with pytest.raises(NotFound):
+        NetNamespace(stale)
+    netns.delete(stale)
+    assert not stale.exists()
+    with pytest.raises(NotFound):
+        NetNamespace.from_pid(2**22 + 1)
+
+
+def test_other_files_are_invalid_and_never_deleted(tmp_path: Path) -> None:
+    file = tmp_path / "data"
+    file.write_text("precious")
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for wrong in (file, fifo, tmp_path, Path("/proc/self/ns/uts"), Path("/proc/self/status")):
+        with pytest.raises(Invalid):
+            NetNamespace(wrong)
+        with pytest.raises(Invalid):
+            netns.delete(wrong)
+    assert file.read_text() == "precious"
+
+
+def test_unreadable_file_is_a_kernel_error(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(KernelError) as caught:
+        NetNamespace(loop)
+    assert caught.value.errno == errno.ELOOP
+
+
+def test_run_in_enters_only_for_the_call(netns_factory: Factory) -> None:
+    namespace = netns_factory()
+
+    def inside() -> tuple[tuple[int, int], int]:
+        with NetNamespace("/proc/thread-self/ns/net") as current:
+            return current.identity, threading.get_ident()
+
+    with NetNamespace("/proc/thread-self/ns/net") as before:
+        identity, thread = namespace.run(inside)
+        assert identity == namespace.identity
+        assert thread != threading.get_ident()
+        with NetNamespace("/proc/thread-self/ns/net") as after:
+            assert after.identity == before.identity
+
+
+def test_run_in_hands_on_exceptions(netns_factory: Factory) -> None:
+    def fail() -> None:
+        raise LookupError("from inside")
+
+    with pytest.raises(LookupError, match="from inside"):
+        netns_factory().run(fail)
+    with open(os.devnull) as file, pytest.raises(KernelError) as caught:
+        netns.run_in(file.fileno(), lambda: None)
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_from_pid_is_the_namespace_of_that_process(netns_factory: Factory) -> None:
+    namespace = netns_factory()
+    child = subprocess.Popen(
+        ["nsenter", f"--net={namespace.path}", "sh", "-c", "echo ready; read _"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        with NetNamespace.from_pid(child.pid) as found:
+            assert found.identity == namespace.identity
+        child.communicate(b"\n")
+
+
+def test_closed_namespace_says_so(netns_factory: Factory) -> None:
+    namespace = netns_factory()
+    with NetNamespace(namespace.path) as opened:
+        pass
+    opened.close()
+    with pytest.raises(ValueError, match="closed"):
+        _ = opened.fd
+
+
+def test_settings_belong_to_the_namespace(netns_factory: Factory) -> None:
+    namespace = netns_factory()
+    forwarding = ("net", "ipv4", "ip_forward")
+    before = sysctl.read(forwarding)
+    namespace.run(lambda: sysctl.write(forwarding, "1"))
+    assert namespace.run(lambda: sysctl.read(forwarding)) == "1"
+    namespace.run(lambda: sysctl.write(forwarding, 0))
+    assert namespace.run(lambda: sysctl.read(forwarding)) == "0"
+    assert sysctl.read(forwarding) == before
+
+
+def test_settings_of_a_dotted_interface(netns_factory: Factory) -> None:
+    namespace = netns_factory()
+    with Netlink(namespace.fd) as netlink:
+        netlink.request(veth_add("a.1", "b"))
+    path = ("net", "ipv4", "conf", "a.1", "rp_filter")
+    namespace.run(lambda: sysctl.write(path, 2))
+    assert namespace.run(lambda: sysctl.read(path)) == "2"
+
+
+def test_setting_failures(netns_factory: Factory) -> None:
+    namespace = netns_factory()
+    with pytest.raises(NotFound):
+        sysctl.read(("net", "ipv4", "no_such_setting"))
+    with pytest.raises(NotFound):
+        namespace.run(lambda: sysctl.write(("net", "ipv4", "no_such_setting"), 1))
+    with pytest.raises(KernelError) as caught:
+        namespace.run(lambda: sysctl.write(("net", "ipv4", "ip_forward"), "words"))
+    assert caught.value.errno == errno.EINVAL
+    with pytest.raises(Invalid):
+        sysctl.read(("net", "..", "kernel", "ostype"))
+
+
+def test_cgroup2_mount_is_what_findmnt_says(tmp_path: Path) -> None:
+    command = ["findmnt", "-n", "-t", "cgroup2", "-o", "TARGET"]
+    found = subprocess.run(command, check=False, capture_output=True, text=True)  # status 1: none
+    targets = found.stdout.split()
+    assert cgroup2_mount() == (Path(targets[0]) if targets else None)
+    mounts = tmp_path / "mounts"
+    mounts.write_text("cgroup /a cgroup rw 0 0\nnone /with\\040blank cgroup2 rw 0 0\n")
+    assert cgroup2_mount(mounts) == Path("/with blank")
+    mounts.write_text("proc /proc proc rw 0 0\n")
+    assert cgroup2_mount(mounts) is None
+
+
+def test_injected_fault_comes_before_the_change(
+    netns_factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    namespace = netns_factory()
+    seen: list[str] = []
+
+    def inject(operation: str) -> None:
+        seen.append(operation)
+        if "sw1" in operation:
+            raise KernelError(operation, errno.ENOMEM, "injected")
+
+    monkeypatch.setattr(faults, "inject", inject)
+    with Netlink(namespace.fd) as netlink:
+        with pytest.raises(KernelError, match="injected"):
+            netlink.batch([veth_add("sw0", "p0"), veth_add("sw1", "p1"), veth_add("sw2", "p2")])
+        assert seen == ["create veth sw0", "create veth sw1"]
+        assert {link.name for link in netlink.dump(link_dump())} == {"lo", "sw0", "p0"}
+    with pytest.raises(KernelError, match="injected"):
+        netns.create("/run/netns/swt-sw1")
+    assert not os.path.lexists("/run/netns/swt-sw1")
