@@ -12,7 +12,8 @@ import ipaddress
 from msgspec import Struct
 
 from samewire.lab.cluster import Cluster, UnderlayType
-from samewire.lab.rules import IPNetwork, underlay_prefixes, within
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _ROUTER = 1
 _L2_FIRST_NODE, _L2_FIRST_LEG = 11, 201
@@ -26,6 +27,22 @@ class Attachment(Struct, frozen=True):
     segment: int
     addresses: tuple[str, ...]
     gateways: tuple[str, ...]
+
+
+def overlaps(left: IPNetwork, right: IPNetwork) -> bool:
+    """Do two prefixes of any family share an address?"""
+    return left.version == right.version and left.overlaps(right)
+
+
+def within(inner: IPNetwork, outer: IPNetwork) -> bool:
+    """Is ``inner`` wholly inside ``outer``?"""
+    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
+
+
+def underlay_prefixes(cluster: Cluster) -> list[IPNetwork]:
+    """The underlay's own prefixes, IPv4 first."""
+    texts = [cluster.underlay.ipv4, *([cluster.underlay.ipv6] if cluster.underlay.ipv6 else [])]
+    return [ipaddress.ip_network(text) for text in texts]
 
 
 def segments(cluster: Cluster) -> list[tuple[IPNetwork, ...]]:

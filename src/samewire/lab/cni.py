@@ -46,8 +46,12 @@ class Runtime(Struct, frozen=True):
                 conf = _merge(conflist, plugin, args, result)
                 result = json.loads(await self._execute("ADD", plugin["type"], conf, pod, netns_file))
         except (SamewireError, ValueError) as error:
-            await self.delete(conflist, pod, netns_file, args)
-            raise CniFailed(f"CNI ADD of {pod.key}: {error}") from error
+            message = f"CNI ADD of {pod.key}: {error}"
+            try:
+                await self.delete(conflist, pod, netns_file, args)
+            except CniFailed as undo:
+                message += f"; then {undo}"
+            raise CniFailed(message) from error
         return _attached(result or {})
 
     async def delete(

@@ -86,10 +86,6 @@ class KernelNode:
             await ip_batch(self._context.netns, entries)
         return attached
 
-    async def remove_pod(self, pod: Pod, netns: str) -> None:
-        """DEL of both plugins."""
-        await self._runtime.delete(self._conflist(DnsConfig()), pod, netns_path(netns), {})
-
     def host_addresses_in_pod_network(self, network: str) -> tuple[str, ...]:
         """The bridge's addresses (towards own pods) and the VXLAN device's (towards others')."""
         if network != self._network.name:

@@ -12,13 +12,12 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
-from samewire.lab.addressing import family_of
+from samewire.lab.addressing import family_of, within
 from samewire.lab.cluster import NetworkType, Stack
 from samewire.lab.names import DNS_PORT, KUBELET_PORT, OUTSIDE_PORT
 from samewire.lab.plan import nat_exceptions, network_named
 from samewire.lab.podspec import served_ports
 from samewire.lab.probes import Expected, Probe
-from samewire.lab.rules import within
 from samewire.lab.state import LabState, NodeState, OutsideState, PodState
 
 #: Columns in the order of the table; ``+`` is the payload larger than the MTU.

@@ -5,9 +5,19 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 
+from samewire.lab.addressing import (
+    IPNetwork,
+    bare,
+    leg,
+    node_attachments,
+    overlaps,
+    router_addresses,
+    segments,
+    underlay_prefixes,
+    within,
+)
 from samewire.lab.cluster import NODE_DNS, Cluster, NetworkType, Stack, UnderlayType
 
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 Fault = tuple[str, str]
 
 #: Names that the lab itself gives to namespaces and directories beside the nodes'.
@@ -20,30 +30,16 @@ def violations(cluster: Cluster) -> list[Fault]:
     faults = [*_syntax(cluster)]
     if faults:  # the rules below compare addresses and need them parsed
         return faults
+    faults = [*_names(cluster), *_underlay(cluster)]
+    if any(path.startswith("underlay") for path, _ in faults):  # nor can addresses be given out on it
+        return faults
     return [
-        *_names(cluster),
-        *_underlay(cluster),
+        *faults,
         *_pod_cidrs(cluster),
         *_networks(cluster),
         *_outside(cluster),
         *_manifests(cluster),
     ]
-
-
-def overlaps(left: IPNetwork, right: IPNetwork) -> bool:
-    """Do two prefixes of any family share an address?"""
-    return left.version == right.version and left.overlaps(right)
-
-
-def within(inner: IPNetwork, outer: IPNetwork) -> bool:
-    """Is ``inner`` wholly inside ``outer``?"""
-    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
-
-
-def underlay_prefixes(cluster: Cluster) -> list[IPNetwork]:
-    """The underlay's own prefixes, IPv4 first."""
-    texts = [cluster.underlay.ipv4, *([cluster.underlay.ipv6] if cluster.underlay.ipv6 else [])]
-    return [ipaddress.ip_network(text) for text in texts]
 
 
 def _syntax(cluster: Cluster) -> Iterator[Fault]:
@@ -129,6 +125,20 @@ def _pod_cidrs(cluster: Cluster) -> Iterator[Fault]:
             for under in underlay_prefixes(cluster):
                 if overlaps(prefix, under) and not (bridged and within(prefix, under)):
                     yield path, f"overlaps the underlay {under}; only ranges of an L2Bridge network may"
+            for own in _own_addresses(cluster):
+                if overlaps(prefix, ipaddress.ip_network(own)):
+                    yield path, f"holds {own}, an address of the router or of a node"
+                    break
+
+
+def _own_addresses(cluster: Cluster) -> list[str]:
+    """What the router, the nodes and the legs of outside hosts have on the underlay."""
+    found = [address for uplink in node_attachments(cluster) for address in uplink.addresses]
+    for segment in range(len(segments(cluster))):
+        found += router_addresses(cluster, segment)
+        for index, host in enumerate(cluster.outside):
+            found += leg(cluster, segment, index).addresses if host.pod_routes else ()
+    return sorted(map(bare, found))
 
 
 def _networks(cluster: Cluster) -> Iterator[Fault]:

@@ -67,10 +67,10 @@ class SamewireNode:
         routes: list[str] = []
         for network in self._cluster.networks:
             others = [vtep for vtep in vteps if vtep.network == network.name]
-            if network.type is NetworkType.OVERLAY:
+            if network.type is NetworkType.OVERLAY and others:
                 policies = {"Policies": remote_subnet_routes(network, others)}
                 await self._hns.modify(Kind.NETWORK, self._ids[network.name], "Policy", "Add", policies)
-            else:
+            elif network.type is NetworkType.L2BRIDGE:
                 routes += self._host_routes(others)
         await ip_batch(self._context.netns, routes)
 
@@ -78,10 +78,6 @@ class SamewireNode:
         """ADD through the static client, as a container runtime would."""
         arguments = {"portMappings": port_mappings(pod), "dns": dns_argument(dns)}
         return await self._runtime.add(self._conflist(pod.network), pod, netns_path(netns), arguments)
-
-    async def remove_pod(self, pod: Pod, netns: str) -> None:
-        """DEL through the static client."""
-        await self._runtime.delete(self._conflist(pod.network), pod, netns_path(netns), {})
 
     def host_addresses_in_pod_network(self, network: str) -> tuple[str, ...]:
         """The gateway addresses that ``samewire0`` holds; none for a network that the host is no part of."""

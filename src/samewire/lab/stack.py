@@ -64,8 +64,5 @@ class NodeStack(Protocol):
     async def add_pod(self, pod: Pod, netns: str, dns: DnsConfig) -> Attached:
         """Attach a pod's namespace; ``dns`` is for its resolv.conf. Undone by itself on failure."""
 
-    async def remove_pod(self, pod: Pod, netns: str) -> None:
-        """Detach a pod's namespace; a pod that is not there is no error."""
-
     def host_addresses_in_pod_network(self, network: str) -> tuple[str, ...]:
         """The node's own addresses in a pod network: what its pods may see as the source of node traffic."""

@@ -1,0 +1,151 @@
+"""The cluster file: examples load, faults name their line and field, the exported schema is current."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from samewire.lab.cluster import Cluster, NetworkType, Stack, UnderlayType, json_schema
+from samewire.lab.loader import ClusterFileError, load_cluster, parse_cluster
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+
+BASE = """\
+underlay:
+  type: l3
+nodes:
+  - name: alpha
+    stack: samewire
+    pod_cidrs: [10.244.1.0/24]
+  - name: beta
+    stack: kernel
+    pod_cidrs: [10.244.2.0/24]
+networks:
+  - name: pods
+    type: Overlay
+outside:
+  - name: internet
+    addresses: [203.0.113.10]
+"""
+
+
+def load(text: str) -> Cluster:
+    return parse_cluster(text, "lab.yaml", default_name="lab")
+
+
+def faults(text: str) -> list[str]:
+    with pytest.raises(ClusterFileError) as caught:
+        load(text)
+    return caught.value.faults
+
+
+def test_minimal_file_has_the_documented_defaults() -> None:
+    cluster = load(BASE)
+    assert cluster.name == "lab"
+    assert cluster.underlay.type is UnderlayType.L3
+    assert [node.stack for node in cluster.nodes] == [Stack.SAMEWIRE, Stack.KERNEL]
+    network = cluster.networks[0]
+    assert (network.type, network.vni, network.vxlan_port) == (NetworkType.OVERLAY, 4096, 4789)
+    assert network.dns.servers == ("node",)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_load_and_satisfy_the_schema(path: Path) -> None:
+    cluster = load_cluster(path)
+    assert cluster.name == path.stem or path.stem.startswith(cluster.name)
+    jsonschema.validate(yaml.safe_load(path.read_text()), json_schema())
+
+
+def test_exported_schema_is_current() -> None:
+    exported = json.loads((ROOT / "docs/api/cluster.schema.json").read_text())
+    assert exported == json.loads(json.dumps(json_schema())), (
+        "run: samewire lab schema > docs/api/cluster.schema.json"
+    )
+
+
+def test_every_field_of_the_schema_is_described() -> None:
+    for name, definition in json_schema()["$defs"].items():
+        for field, body in definition.get("properties", {}).items():
+            described = "description" in body or "$ref" in body or field in {"name", "container"}
+            plain_list = body.get("type") == "array" and "$ref" in body.get("items", {})
+            assert described or plain_list or "anyOf" in body, f"{name}.{field}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("stack: kernel", "stack: kernl", "lab.yaml:8: nodes[1].stack: Invalid enum value 'kernl'"),
+        ("stack: kernel", "stak: kernel", "lab.yaml:8: nodes[1].stak: no such field"),
+        ("    stack: kernel\n", "", "lab.yaml:7: nodes[1].stack: this field is required"),
+        ("name: beta", "name: Beta!", "lab.yaml:7: nodes[1].name: Expected `str` matching regex"),
+        ("name: beta", "name: alpha", "lab.yaml:7: nodes[1].name: 'alpha' is already taken"),
+        ("name: beta", "name: switch", "lab.yaml:7: nodes[1].name: 'switch' is reserved"),
+        (
+            "[10.244.2.0/24]",
+            "[10.244.2.1/24]",
+            "lab.yaml:9: nodes[1].pod_cidrs[0]: 10.244.2.1/24 has host bits",
+        ),
+        ("[10.244.2.0/24]", "[10.244.1.128/25]", "lab.yaml:9: nodes[1].pod_cidrs[0]: overlaps 10.244.1.0/24"),
+        ("[10.244.2.0/24]", "[172.31.9.0/24]", "lab.yaml:9: nodes[1].pod_cidrs[0]: overlaps the underlay"),
+        ("[10.244.2.0/24]", "['fd00::/64']", "lab.yaml:3: nodes: all nodes need pod_cidrs of the same"),
+        ("type: Overlay", "type: L2Bridge", "lab.yaml:12: networks[0].type: L2Bridge needs an l2 underlay"),
+        ("type: Overlay", "type: Overlay\n    vni: 0", "lab.yaml:13: networks[0].vni: Expected `int` >= 1"),
+        ("type: Overlay", "type: [", "expected the node content"),
+        ("type: l3", "type: l3\n  type: l2", "lab.yaml:3: underlay.type: the key appears twice"),
+        ("type: l3", "type: l3\n  ipv4: 10.0.0.0/30", "lab.yaml:3: underlay.ipv4: the prefix is too small"),
+        ("203.0.113.10", "172.31.0.9", "lab.yaml:15: outside[0].addresses[0]: lies inside the underlay"),
+        ("203.0.113.10", "'2001:db8::1'", "lab.yaml:15: outside[0].addresses[0]: the underlay has no IPv6"),
+        ("203.0.113.10", "somewhere", "lab.yaml:15: outside[0].addresses[0]: 'somewhere' is not an IP"),
+    ],
+)
+def test_faults_name_file_line_and_field(old: str, new: str, expected: str) -> None:
+    assert old in BASE
+    assert any(expected in fault for fault in faults(BASE.replace(old, new))), faults(BASE.replace(old, new))
+
+
+def test_all_rule_faults_are_reported_at_once() -> None:
+    text = BASE.replace("name: beta", "name: alpha").replace("203.0.113.10", "172.31.0.9")
+    assert len(faults(text)) == 2
+
+
+def test_nat_exceptions_must_cover_the_pods() -> None:
+    text = BASE.replace("type: Overlay", "type: Overlay\n    nat_exceptions: [10.244.1.0/24]")
+    assert faults(text) == [
+        "lab.yaml:13: networks[0].nat_exceptions: pod CIDR 10.244.2.0/24 of beta is missing: "
+        "pods would be NATed towards one another"
+    ]
+
+
+def test_several_networks_need_samewire_nodes_and_one_host_route() -> None:
+    text = BASE.replace(
+        "  - name: pods\n    type: Overlay\n",
+        "  - name: red\n    type: Overlay\n  - name: blue\n    type: Overlay\n",
+    )
+    found = "\n".join(faults(text))
+    assert "networks[1].vni: VNI 4096 is already that of red" in found
+    assert "networks[1].host_route: the networks use the same pod CIDRs" in found
+    assert "nodes[1].stack: a kernel node carries one network" in found
+
+
+def test_empty_and_non_mapping_files() -> None:
+    assert faults("") == ["lab.yaml:1: cluster: the file is empty"]
+    assert "Expected `object`" in faults("- a\n- b\n")[0]
+
+
+def test_a_range_of_the_underlay_is_allowed_for_l2bridge_only() -> None:
+    text = BASE.replace("type: l3", "type: l2").replace("type: Overlay", "type: L2Bridge")
+    text = text.replace("10.244.1.0/24", "172.31.1.0/24").replace("10.244.2.0/24", "172.31.2.0/24")
+    assert load(text).networks[0].type is NetworkType.L2BRIDGE
+
+
+def test_a_range_of_the_underlay_may_not_hold_nodes_or_router() -> None:
+    text = BASE.replace("type: l3", "type: l2").replace("type: Overlay", "type: L2Bridge")
+    text = text.replace("10.244.1.0/24", "172.31.0.0/24").replace("10.244.2.0/24", "172.31.2.0/24")
+    assert faults(text) == [
+        "lab.yaml:6: nodes[0].pod_cidrs[0]: holds 172.31.0.1, an address of the router or of a node"
+    ]

@@ -1,0 +1,292 @@
+"""Placing pods, giving addresses, writing resolv.conf: everything decided before the kernel is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from samewire.lab.addressing import leg, node_attachments, on_underlay, router_addresses, segments
+from samewire.lab.cluster import Cluster, Dns, Node, Override, Stack
+from samewire.lab.hns import dr_mac, network_object, remote_subnet_routes
+from samewire.lab.loader import parse_cluster
+from samewire.lab.manifests import parse_manifests
+from samewire.lab.plan import Plan, make_plan, nat_exceptions
+from samewire.lab.podfiles import parse_resolv_conf, pod_dns, render_hosts, render_resolv_conf
+from samewire.lab.podspec import DnsConfig
+from samewire.lab.schedule import Pod, Scheduler, node_labels
+from samewire.lab.stack import Vtep
+from samewire.lab.up import read_plan
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+CLUSTER = """\
+underlay: {type: l3, ipv4: 172.31.0.0/16, ipv6: "fd31::/48"}
+nodes:
+  - {name: alpha, stack: samewire, pod_cidrs: [10.244.1.0/24, "fd00:244:0:1::/64"]}
+  - {name: beta, stack: samewire, pod_cidrs: [10.244.2.0/24, "fd00:244:0:2::/64"]}
+networks:
+  - {name: pods, type: Overlay}
+outside:
+  - {name: dc, addresses: [198.51.100.10], pod_routes: true}
+"""
+
+
+def cluster(text: str = CLUSTER) -> Cluster:
+    return parse_cluster(text, "lab.yaml", "lab")
+
+
+def node(name: str, **fields: object) -> Node:
+    return msgspec.convert({"name": name, "stack": "kernel", "pod_cidrs": ["10.0.0.0/24"], **fields}, Node)
+
+
+def placed(text: str, *nodes: Node, overrides: tuple[Override, ...] = ()) -> Scheduler:
+    scheduler = Scheduler(nodes or (node("a"), node("b"), node("c")), overrides)
+    parsed = parse_manifests(text)
+    assert not parsed.skipped
+    for workload in parsed.workloads:
+        scheduler.place(workload, "pods")
+    return scheduler
+
+
+def pods(kind: str, spec: str = "", replicas: int = 1, ports: str = "[]") -> str:
+    template = f"{{spec: {{containers: [{{name: c, ports: {ports}}}]{spec}}}}}"
+    return f"{{kind: {kind}, metadata: {{name: x}}, spec: {{replicas: {replicas}, template: {template}}}}}"
+
+
+def test_replicas_spread_over_the_nodes() -> None:
+    assert [pod.node for pod in placed(pods("StatefulSet", replicas=4)).pods] == ["a", "b", "c", "a"]
+
+
+def test_daemon_sets_run_once_on_every_eligible_node() -> None:
+    assert [pod.node for pod in placed(pods("DaemonSet")).pods] == ["a", "b", "c"]
+    nodes = (node("a"), node("b", labels={"disk": "ssd"}), node("c", taints=["dedicated=db:NoSchedule"]))
+    assert [pod.node for pod in placed(pods("DaemonSet"), *nodes).pods] == ["a", "b"]
+    selected = placed(pods("DaemonSet", ", nodeSelector: {disk: ssd}"), *nodes)
+    assert [pod.node for pod in selected.pods] == ["b"]
+    assert not selected.pending
+    tolerant = placed(pods("DaemonSet", ", tolerations: [{operator: Exists}]"), *nodes)
+    assert [pod.node for pod in tolerant.pods] == ["a", "b", "c"]
+    unready = node("a", taints=["node.kubernetes.io/not-ready:NoExecute"])
+    assert len(placed(pods("DaemonSet"), unready).pods) == 1
+    assert len(placed(pods("Deployment"), unready).pending) == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (", nodeName: b", "b"),
+        (", nodeSelector: {kubernetes.io/hostname: c}", "c"),
+        (", nodeSelector: {kubernetes.io/os: linux}", "a"),
+        (", nodeName: elsewhere", "a: the pod names elsewhere"),
+        (", nodeSelector: {kubernetes.io/os: windows}", "a: lacks kubernetes.io/os=windows"),
+    ],
+)
+def test_node_name_and_selector(spec: str, expected: str) -> None:
+    scheduler = placed(pods("StatefulSet", spec))
+    found = [pod.node for pod in scheduler.pods] or [scheduler.pending[0].reason]
+    assert found[0].startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("{key: tier, operator: In, values: [gold]}", ["b"]),
+        ("{key: tier, operator: NotIn, values: [gold]}", ["a"]),
+        ("{key: tier, operator: Exists}", ["b"]),
+        ("{key: tier, operator: DoesNotExist}", ["a"]),
+        ("{key: cores, operator: Gt, values: ['4']}", ["b"]),
+        ("{key: cores, operator: Lt, values: ['4']}", ["a"]),
+        ("{key: tier, operator: Gt, values: ['4']}", []),
+        ("{key: tier, operator: Whatever}", []),
+    ],
+)
+def test_required_node_affinity(expression: str, expected: list[str]) -> None:
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    terms = f"{{nodeSelectorTerms: [{{matchExpressions: [{expression}]}}]}}"
+    spec = f", affinity: {{nodeAffinity: {{{required}: {terms}}}}}"
+    nodes = (node("a", labels={"cores": "2"}), node("b", labels={"tier": "gold", "cores": "8"}))
+    assert [pod.node for pod in placed(pods("DaemonSet", spec), *nodes).pods] == expected
+
+
+def test_host_ports_are_exclusive_and_a_preference_is_only_that() -> None:
+    clash = placed(pods("StatefulSet", replicas=3, ports="[{containerPort: 80, hostPort: 8080}]"), node("a"))
+    assert len(clash.pods) == 1
+    assert [item.reason for item in clash.pending] == ["a: host port 8080/TCP is taken"] * 2
+    shy = (node("a", taints=["k:PreferNoSchedule"]), node("b"))
+    assert [pod.node for pod in placed(pods("StatefulSet"), *shy).pods] == ["b"]
+    assert [pod.node for pod in placed(pods("StatefulSet"), shy[0]).pods] == ["a"]
+
+
+def test_a_second_pod_of_the_same_name_is_pending() -> None:
+    scheduler = placed(f"{pods('StatefulSet')}\n---\n{pods('StatefulSet')}")
+    assert [item.reason for item in scheduler.pending] == ["a pod of this name is there already"]
+
+
+def test_labels_of_the_file_win_over_the_well_known_ones() -> None:
+    assert node_labels(node("a", labels={"kubernetes.io/os": "windows"}))["kubernetes.io/os"] == "windows"
+    assert node_labels(node("a"))["kubernetes.io/hostname"] == "a"
+
+
+def test_overrides_run_a_command_or_the_manifests_own() -> None:
+    text = "{kind: Pod, metadata: {name: x}, spec: {containers: [{name: c, command: [/bin/own]}, {name: d}]}}"
+    given = Override(pod="default/x", container="c", command=("/bin/other",))
+    own = Override(pod="default/*", container="c")
+    nothing = Override(pod="default/*", container="d")
+    (pod,) = placed(text, overrides=(given,)).pods
+    assert pod.commands == {"c": ("/bin/other",)}
+    (pod,) = placed(text, overrides=(own, nothing)).pods
+    assert pod.commands == {"c": ("/bin/own",)}
+    assert [pod.stands_in(container) for container in pod.template.containers] == [False, True]
+    assert placed(text, overrides=(Override("other/*", "c", ("x",)),)).pods[0].commands == {}
+
+
+def test_l3_gives_every_node_its_own_subnet() -> None:
+    found = cluster()
+    assert [[str(prefix) for prefix in segment] for segment in segments(found)] == [
+        ["172.31.0.0/24", "fd31::/64"],
+        ["172.31.1.0/24", "fd31:0:0:1::/64"],
+    ]
+    alpha, beta = node_attachments(found)
+    assert alpha.addresses == ("172.31.0.2/24", "fd31::2/64")
+    assert beta.gateways == ("172.31.1.1", "fd31:0:0:1::1")
+    assert router_addresses(found, 1) == ("172.31.1.1/24", "fd31:0:0:1::1/64")
+    assert leg(found, 1, 0).addresses == ("172.31.1.3/24", "fd31:0:0:1::3/64")
+
+
+def test_l3_cuts_a_small_prefix_as_large_as_it_can() -> None:
+    text = CLUSTER.replace("172.31.0.0/16", "172.31.0.0/24")
+    assert [str(segment[0]) for segment in segments(cluster(text))] == ["172.31.0.0/25", "172.31.0.128/25"]
+
+
+def test_l2_puts_all_nodes_on_one_segment() -> None:
+    found = cluster(CLUSTER.replace("type: l3", "type: l2"))
+    assert [item.addresses[0] for item in node_attachments(found)] == ["172.31.0.11/16", "172.31.0.12/16"]
+    assert {item.segment for item in node_attachments(found)} == {0}
+    assert str(on_underlay(found, "172.31.7.0/24")) == "172.31.0.0/16"
+    assert on_underlay(found, "10.244.1.0/24") is None
+
+
+def example(name: str) -> Plan:
+    return read_plan(EXAMPLES / f"{name}.yaml")
+
+
+def test_the_mixed_example_has_the_asked_for_shape() -> None:
+    plan = example("mixed-cluster")
+    assert [found.stack for found in plan.nodes] == [Stack.SAMEWIRE, Stack.SAMEWIRE, Stack.KERNEL]
+    assert (plan.cluster.networks[0].vni, plan.cluster.networks[0].vxlan_port) == (4096, 4789)
+    assert not plan.pending
+    assert any(len(pod.template.containers) == 2 for pod in plan.pods)
+    assert all(len(found.pod_cidrs) == 2 for found in plan.nodes)
+
+
+def test_tenants_reuse_the_same_prefixes_under_two_vnis() -> None:
+    plan = example("two-tenants")
+    assert [network.vni for network in plan.cluster.networks] == [5001, 5002]
+    places = [(pod.network, pod.node) for pod in plan.pods]
+    assert places.count(("red", "alpha")) == places.count(("red", "beta")) == 2
+    assert places.count(("blue", "alpha")) == places.count(("blue", "beta")) == 3
+
+
+def test_overlay_network_object_and_remote_routes() -> None:
+    plan = make_plan(cluster(), {})
+    alpha, beta = plan.nodes
+    network = plan.cluster.networks[0]
+    made = network_object(plan, alpha, network, "eth0")
+    assert made["Type"] == "Overlay"
+    (v4, v6) = made["Ipams"][0]["Subnets"]
+    assert v4["Routes"] == [{"NextHop": "10.244.1.1", "DestinationPrefix": "0.0.0.0/0"}]
+    assert v6["Routes"] == [{"NextHop": "fd00:244:0:1::1", "DestinationPrefix": "::/0"}]
+    assert v4["Policies"] == [{"Type": "VSID", "Settings": {"IsolationId": 4096}}]
+    assert [policy["Type"] for policy in made["Policies"]] == ["NetAdapterName", "VxlanPort", "HostRoute"]
+    vtep = Vtep("pods", "beta", "172.31.1.2", "00:15:5d:0a:0b:0c", beta.pod_cidrs)
+    assert remote_subnet_routes(network, [vtep])[0]["Settings"] == {
+        "DestinationPrefix": "10.244.2.0/24",
+        "IsolationId": 4096,
+        "ProviderAddress": "172.31.1.2",
+        "DistributedRouterMacAddress": "00-15-5D-0A-0B-0C",
+    }
+    published = {"Policies": [{"Type": "DrMacAddress", "Settings": {"Address": "00-15-5D-0A-0B-0C"}}]}
+    assert dr_mac(published) == "00:15:5d:0a:0b:0c"
+
+
+def test_l2bridge_network_objects_on_and_behind_the_underlay() -> None:
+    ranged = example("l2bridge")
+    made = network_object(ranged, ranged.nodes[0], ranged.cluster.networks[0], "eth0")
+    (v4, _) = made["Ipams"][0]["Subnets"]
+    assert v4["IpAddressPrefix"] == "172.29.0.0/16"
+    assert v4["Routes"] == [{"NextHop": "172.29.0.1", "DestinationPrefix": "0.0.0.0/0"}]
+    text = CLUSTER.replace("type: l3", "type: l2").replace("type: Overlay", "type: L2Bridge")
+    routed = make_plan(cluster(text), {})
+    made = network_object(routed, routed.nodes[0], routed.cluster.networks[0], "eth0")
+    assert made["Ipams"][0]["Subnets"][0]["Routes"] == [
+        {"NextHop": "10.244.1.1", "DestinationPrefix": "0.0.0.0/0"},
+        {"NextHop": "172.31.0.12", "DestinationPrefix": "10.244.2.0/24"},
+    ]
+
+
+def test_nat_exceptions_default_to_all_pod_prefixes() -> None:
+    found = cluster()
+    assert nat_exceptions(found, found.networks[0]) == (
+        "10.244.1.0/24",
+        "fd00:244:0:1::/64",
+        "10.244.2.0/24",
+        "fd00:244:0:2::/64",
+    )
+
+
+def a_pod(spec: str) -> Pod:
+    text = f"{{kind: Pod, metadata: {{name: x, namespace: shop}}, spec: {{containers: [{{name: c}}]{spec}}}}}"
+    return placed(text).pods[0]
+
+
+NODE_FILE = "# by hand\nsearch corp.example\nnameserver 192.0.2.53\noptions timeout:1 ndots:1\n"
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (
+            "",
+            (
+                ["10.0.0.1"],
+                ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local", "extra.example"],
+                ["ndots:5"],
+            ),
+        ),
+        (", dnsPolicy: Default", (["192.0.2.53"], ["corp.example"], ["timeout:1", "ndots:1"])),
+        (", hostNetwork: true", (["192.0.2.53"], ["corp.example"], ["timeout:1", "ndots:1"])),
+        (", dnsPolicy: None, dnsConfig: {nameservers: [192.0.2.1]}", (["192.0.2.1"], [], [])),
+        (
+            ", dnsPolicy: Default, dnsConfig: {nameservers: [192.0.2.1, 192.0.2.53], searches: [b.example],"
+            " options: [{name: ndots, value: '2'}, {name: edns0}]}",
+            (
+                ["192.0.2.53", "192.0.2.1"],
+                ["corp.example", "b.example"],
+                ["timeout:1", "ndots:2", "edns0"],
+            ),
+        ),
+    ],
+)
+def test_resolv_conf_follows_the_pods_dns_policy(spec: str, expected: tuple[list[str], ...]) -> None:
+    dns = pod_dns(a_pod(spec), Dns(search=("extra.example",)), "10.0.0.1", NODE_FILE)
+    assert [list(dns.servers), list(dns.searches), list(dns.options)] == list(expected)
+    assert parse_resolv_conf(render_resolv_conf(dns)) == dns
+
+
+def test_host_network_with_cluster_first() -> None:
+    pod = a_pod(", hostNetwork: true, dnsPolicy: ClusterFirstWithHostNet")
+    assert pod_dns(pod, Dns(), "10.0.0.1", NODE_FILE).servers == ("10.0.0.1",)
+
+
+def test_empty_resolv_conf_is_empty() -> None:
+    assert render_resolv_conf(DnsConfig()) == ""
+
+
+def test_hosts_has_every_address_the_subdomain_and_aliases() -> None:
+    pod = a_pod(", subdomain: db, hostAliases: [{ip: 192.0.2.9, hostnames: [one, two]}]")
+    text = render_hosts(pod, "x", ("10.244.1.2", "fd00::2"), "cluster.local")
+    assert "10.244.1.2\tx.db.shop.svc.cluster.local\tx\n" in text
+    assert "fd00::2\tx.db.shop.svc.cluster.local\tx\n" in text
+    assert text.endswith("192.0.2.9\tone\ttwo\n")

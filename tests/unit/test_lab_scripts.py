@@ -1,0 +1,140 @@
+"""The two scripts that run in namespaces, run here on loopback: the echo server and the probe runner."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samewire.lab import agent, echo
+from samewire.lab.processes import python_script
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A running echo server."""
+    ready = tmp_path_factory.mktemp("echo") / "ready"
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::", 0))
+        number = taken.getsockname()[1]
+    with subprocess.Popen(
+        python_script("echo.py", str(ready), "web", str(number)), stderr=subprocess.PIPE
+    ) as server:
+        while not ready.exists():
+            assert server.poll() is None
+        yield number
+        server.kill()
+
+
+def probe(protocol: str, address: str, port: int, size: int = 64) -> dict[str, Any]:
+    wire = {"id": 1, "protocol": protocol, "address": address, "port": port, "size": size}
+    return agent.run_probe({**wire, "timeout_s": 5.0, "tries": 1}, NO_PINGER)
+
+
+NO_PINGER: Any = None
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize(
+    ("protocol", "size"), [("tcp", 64), ("tcp", 1_000_000), ("udp", 64), ("udp", 12_000)]
+)
+def test_payloads_come_back_with_a_word_about_who_asked(
+    port: int, protocol: str, size: int, address: str
+) -> None:
+    result = probe(protocol, address, port, size)
+    assert result["error"] == ""
+    reply = result["reply"]
+    assert (reply["hostname"], reply["container"]) == (socket.gethostname(), "web")
+    assert reply["client"]["address"] == address
+    assert reply["server"] == {"address": address, "port": port}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_http_on_the_same_port(port: int, address: str) -> None:
+    reply = probe("http", address, port)["reply"]
+    assert (reply["method"], reply["path"]) == ("GET", "/check")
+    assert str(port) in reply["headers"]["Host"]
+
+
+def test_http_keeps_the_connection_and_skips_bodies(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        post = b"POST /a HTTP/1.1\r\nContent-Length: 5\r\nX-Who: me\r\n\r\nhel"
+        connection.sendall(post[:3])  # the method itself in two pieces
+        connection.sendall(post[3:])
+        connection.sendall(b"loHEAD /b HTTP/1.1\r\nConnection: close\r\n\r\n")
+        answer = b""
+        while data := connection.recv(65536):
+            answer += data
+    first, _, rest = answer.partition(b"\r\n\r\n")
+    assert b"keep-alive" in first
+    body, _, second = rest.partition(b"HTTP/1.1 200")
+    assert json.loads(body)["headers"]["X-Who"] == "me"
+    assert b"Connection: close" in second
+    assert second.endswith(b"\r\n\r\n")  # HEAD has no body
+
+
+def test_nonsense_closes_only_its_own_connection(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nContent-Length: many\r\n\r\n")
+        assert connection.recv(100) == b""
+    assert probe("tcp", "127.0.0.1", port)["ok"]
+
+
+def test_connect_and_refusal(port: int) -> None:
+    assert probe("connect", "127.0.0.1", port)["ok"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        for protocol in ("tcp", "udp"):
+            result = probe(protocol, "127.0.0.1", free.getsockname()[1])
+            assert (result["ok"], result["error"]) == (False, "Connection refused")
+
+
+def test_a_wrong_answer_is_an_error_not_a_crash() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address, number = server.getsockname()
+        server.settimeout(5)
+        import threading
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"{}\nwrong" + bytes(100))
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        result = probe("tcp", address, number)
+        thread.join()
+    assert result["ok"] is False
+    assert result["error"]
+
+
+def test_a_port_that_is_taken_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        command = python_script(
+            "echo.py", str(tmp_path / "ready"), "c", f"127.0.0.1@{taken.getsockname()[1]}"
+        )
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as server:
+            assert server.stderr is not None
+            assert b"Address already in use" in server.stderr.readline()
+            while not (tmp_path / "ready").exists():
+                assert server.poll() is None
+            server.kill()
+
+
+def test_checksum_is_the_internet_checksum() -> None:
+    # RFC 1071, section 3: the example words 0001 f203 f4f5 f6f7 sum to ddf2.
+    assert agent._checksum(bytes.fromhex("0001f203f4f5f6f7")) == 0xFFFF ^ 0xDDF2
+
+
+def test_scripts_import_nothing_of_samewire() -> None:
+    for module in (agent, echo):
+        assert module.__file__ is not None
+        assert "import samewire" not in Path(module.__file__).read_text()
+        assert "from samewire" not in Path(module.__file__).read_text()

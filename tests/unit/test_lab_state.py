@@ -1,0 +1,177 @@
+"""The lab's directory: journal, lock, look-ups; and reading the machine's cgroup layout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from samewire.errors import Conflict, NotFound, Unsupported
+from samewire.lab import cgroups, names, state
+from samewire.lab.cni import dns_section, host_local, port_mappings
+from samewire.lab.down import mounts_below
+from samewire.lab.podspec import Container, DnsConfig, PodTemplate, Port
+from samewire.lab.schedule import Pod
+from samewire.lab.state import CGROUP, NETNS, Lab, PodState, load_state, read_pid, the_lab
+from tests.support.lab import lab_state
+
+
+@pytest.fixture(autouse=True)
+def runtime_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(names, "LABS", tmp_path / "labs")
+    monkeypatch.setattr(state, "LABS", tmp_path / "labs")
+    return tmp_path / "labs"
+
+
+def pod(name: str, owner: str, namespace: str = "shop") -> PodState:
+    template = PodTemplate((Container("c", ports=(Port(80, "UDP", 8080), Port(81))),))
+    placed = Pod(namespace, name, owner, "pods", "alpha", template)
+    return PodState(placed, f"ns-{name}", "/nowhere", (), ("10.0.0.2",), name, DnsConfig())
+
+
+def test_journal_lists_newest_first_and_survives_a_torn_line() -> None:
+    with Lab.create("lab") as lab:
+        lab.note(NETNS, "one")
+        lab.note(CGROUP, "/c")
+        lab.note(NETNS, "two")
+        lab.note(NETNS, "one")
+        with (lab.directory / "journal").open("a") as journal:
+            journal.write("netn")
+        assert lab.noted(NETNS) == ["one", "two"]
+        assert lab.noted(CGROUP) == ["/c"]
+
+
+def test_a_lab_without_a_journal_has_made_nothing() -> None:
+    with Lab.create("lab") as lab:
+        assert lab.noted(NETNS) == []
+        assert not lab.complete
+
+
+def test_creating_twice_says_what_is_there() -> None:
+    with Lab.create("lab"), pytest.raises(Conflict, match="another command is building or removing"):
+        Lab.create("lab")
+    with pytest.raises(Conflict, match="left half built by an earlier run; `samewire lab down lab`"):
+        Lab.create("lab")
+    (names.LABS / "lab" / "lab.json").write_text("{}")
+    with pytest.raises(Conflict, match="is up already; `samewire lab down lab`"):
+        Lab.create("lab")
+
+
+_HOLDER = """
+import sys
+from pathlib import Path
+from samewire.lab import names
+names.LABS = Path(sys.argv[1])
+from samewire.lab.state import Lab
+Lab.open("lab")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_lock_goes_with_the_process_that_held_it(runtime_directory: Path) -> None:
+    Lab.create("lab").close()
+    command = (sys.executable, "-c", _HOLDER, str(runtime_directory))
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(Conflict):
+            Lab.open("lab")
+        holder.kill()
+        holder.wait()
+    Lab.open("lab").close()
+
+
+def test_which_lab() -> None:
+    with pytest.raises(NotFound):
+        the_lab(None)
+    Lab.create("one").close()
+    assert the_lab(None) == "one"
+    Lab.create("two").close()
+    with pytest.raises(Conflict, match="one, two"):
+        the_lab(None)
+    assert the_lab("two") == "two"
+    with pytest.raises(NotFound):
+        the_lab("three")
+    with pytest.raises(Conflict, match="is not up"):
+        load_state("one")
+
+
+def test_state_survives_the_disk() -> None:
+    with Lab.create("lab") as lab:
+        lab.save(lab_state("mixed-cluster"))
+    assert load_state("lab") == lab_state("mixed-cluster")
+
+
+def test_finding_pods() -> None:
+    pods = (pod("web-a", "Deployment/web"), pod("web-b", "Deployment/web"), pod("db-0", "StatefulSet/db"))
+    lab = msgspec.structs.replace(lab_state("mixed-cluster"), pods=pods)
+    assert lab.find_pod("shop/db-0") is pods[2]
+    assert lab.find_pod("db-0") is pods[2]
+    assert lab.find_pod("web-b") is pods[1]
+    assert lab.find_pod("deployment/web") is pods[0]
+    assert lab.find_pod("web") is pods[0]
+    assert lab.find_pod("d") is pods[2]
+    with pytest.raises(Conflict, match="shop/web-a, shop/web-b"):
+        lab.find_pod("web-")
+    with pytest.raises(NotFound):
+        lab.find_pod("nobody")
+
+
+def test_pid_files_count_only_when_complete(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        read_pid(tmp_path, "c")
+    (tmp_path / "c.pid").write_text("12")
+    with pytest.raises(NotFound):
+        read_pid(tmp_path, "c")
+    (tmp_path / "c.pid").write_text("123\n")
+    assert read_pid(tmp_path, "c") == 123
+
+
+def test_cgroup_layouts(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    unified = tmp_path / "unified"
+    unified.mkdir()
+    (unified / "cgroup.controllers").write_text("hugetlb\n")
+    mounts.write_text(
+        f"cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0\ncgroup2 {unified} cgroup2 rw 0 0\n"
+    )
+    assert cgroups.find_mounts(mounts) == cgroups.Mounts(unified, Path("/sys/fs/cgroup/memory"))
+    (unified / "cgroup.controllers").write_text("cpu memory\n")
+    assert cgroups.find_mounts(mounts) == cgroups.Mounts(unified, None)
+    mounts.write_text("proc /proc proc rw 0 0\n")
+    with pytest.raises(Unsupported):
+        cgroups.find_mounts(mounts)
+
+
+def test_usage_reads_both_hierarchies(tmp_path: Path) -> None:
+    v2, v1 = tmp_path / "v2", tmp_path / "v1"
+    v2.mkdir()
+    v1.mkdir()
+    (v2 / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 1\n")
+    assert cgroups.usage((str(v2),)) == cgroups.Usage(2.5, -1)
+    (v1 / "memory.usage_in_bytes").write_text("4096\n")
+    assert cgroups.usage((str(v2), str(v1))) == cgroups.Usage(2.5, 4096)
+
+
+def test_mounts_below_are_deepest_first() -> None:
+    found = mounts_below(Path("/"))
+    assert found[-1].parent == Path("/")
+    assert Path("/") not in found
+    assert mounts_below(Path("/nowhere")) == []
+
+
+def test_cni_arguments() -> None:
+    placed = pod("x", "Pod/x").pod
+    assert port_mappings(placed) == [{"hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": ""}]
+    section = host_local([{"subnet": "10.0.0.0/24"}, {"subnet": "fd00::/64"}], Path("/d"))
+    assert section["ranges"] == [[{"subnet": "10.0.0.0/24"}], [{"subnet": "fd00::/64"}]]
+    assert section["routes"] == [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+    assert dns_section(DnsConfig(("a",), ("b",), ("c",))) == {
+        "nameservers": ["a"],
+        "search": ["b"],
+        "options": ["c"],
+    }
