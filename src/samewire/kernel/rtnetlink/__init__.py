@@ -19,6 +19,11 @@ from samewire.kernel.rtnetlink.links import (
     vxlan_external_add,
 )
 from samewire.kernel.rtnetlink.monitor import (
+    GROUP_IPV4_ADDRESS,
+    GROUP_IPV4_ROUTE,
+    GROUP_IPV6_ADDRESS,
+    GROUP_IPV6_ROUTE,
+    GROUP_LINK,
     AddressChanged,
     Event,
     LinkGone,
@@ -53,6 +58,11 @@ from samewire.kernel.rtnetlink.tc import (
 )
 
 __all__ = [
+    "GROUP_IPV4_ADDRESS",
+    "GROUP_IPV4_ROUTE",
+    "GROUP_IPV6_ADDRESS",
+    "GROUP_IPV6_ROUTE",
+    "GROUP_LINK",
     "Address",
     "AddressChanged",
     "Event",
