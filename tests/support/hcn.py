@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from samewire.errors import KernelError, SamewireError
-from samewire.hcn.schema import Endpoint, Kind, Object
+from samewire.hcn.policies import VSID
+from samewire.hcn.schema import (
+    Endpoint,
+    Ipam,
+    IpConfiguration,
+    Kind,
+    Network,
+    NetworkType,
+    Object,
+    RouteEntry,
+    Subnet,
+)
 from samewire.hcn.switch import Change, EndpointStats, NodeFacts, StoreView
 
 FACTS = NodeFacts(
@@ -55,7 +67,7 @@ class FakeSwitch:
         """Let the next change fail as the kernel would."""
         self.fail_next = KernelError("create veth", 12)
 
-    def with_facts(self, **changed: object) -> None:
+    def with_facts(self, **changed: Any) -> None:
         """Change what the node knows of itself."""
         self.node = msgspec.structs.replace(self.node, **changed)
 
@@ -69,3 +81,25 @@ def _check_view(change: Change, view: StoreView) -> None:
         Kind.ROUTE: view.route,
     }[change.kind]
     assert look_up(change.id) == change.after
+
+
+def overlay(name: str = "vxlan0", prefix: str = "10.244.1.0/24", vni: int = 4096, **fields: Any) -> Network:
+    """Return an overlay network as a client would ask for it."""
+    subnet = Subnet(ip_address_prefix=prefix, policies=(VSID(isolation_id=vni),))
+    return Network(name=name, type=NetworkType.OVERLAY, ipams=(Ipam(subnets=(subnet,)),), **fields)
+
+
+def bridge(
+    name: str = "cbr0", prefix: str = "10.1.0.0/24", gateway: str = "10.1.0.1", **fields: Any
+) -> Network:
+    """Return an L2Bridge network as a client would ask for it."""
+    default = "::/0" if ":" in gateway else "0.0.0.0/0"
+    subnet = Subnet(
+        ip_address_prefix=prefix, routes=(RouteEntry(next_hop=gateway, destination_prefix=default),)
+    )
+    return Network(name=name, type=NetworkType.L2BRIDGE, ipams=(Ipam(subnets=(subnet,)),), **fields)
+
+
+def at(*addresses: str) -> tuple[IpConfiguration, ...]:
+    """Return IP configurations of these addresses."""
+    return tuple(IpConfiguration(ip_address=address) for address in addresses)

@@ -12,14 +12,13 @@ from __future__ import annotations
 import enum
 import types
 import typing
-from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar, cast
 
 import msgspec
 
 from samewire.hcn.base import Wire
-from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.errors import HcnCode, HcnError, fail
 from samewire.hcn.policies import (
     ACL,
     KNOWN_POLICIES,
@@ -30,6 +29,18 @@ from samewire.hcn.policies import (
     PolicyBase,
     PortMapping,
     policy_type,
+)
+from samewire.hcn.readers import (
+    Read,
+    enum_reader,
+    flags_reader,
+    int_reader,
+    list_reader,
+    read_bool,
+    read_list_text,
+    read_protocol,
+    read_text,
+    shape,
 )
 from samewire.hcn.schema import (
     STRUCTS,
@@ -45,7 +56,6 @@ from samewire.hcn.schema import (
     ModifySettings,
     Network,
     NetworkFlags,
-    NetworkType,
     Object,
     PolicySettings,
     RequestType,
@@ -56,7 +66,6 @@ from samewire.hcn.schema import (
 )
 
 W = TypeVar("W", bound=Wire)
-Read = Callable[[Any, str], Any]
 
 ALIASES: dict[type[Wire], dict[str, str]] = {
     Route: {"setting": "Routes"},
@@ -74,15 +83,6 @@ FLAGS: dict[type[Wire], type[enum.IntFlag]] = {
     OutBoundNAT: NatFlags,
     PortMapping: NatFlags,
 }
-NETWORK_MODES = ("NAT", "ICS", "Transparent", "L2Bridge", "L2Tunnel", "Overlay", "Private", "Internal")
-"""Network types by number: the schema's order, some of which are not implemented here."""
-
-PROTOCOLS = {"icmpv4": 1, "igmp": 2, "tcp": 6, "udp": 17, "icmpv6": 58}
-
-
-def fail(path: str, message: str, code: HcnCode = HcnCode.INVALID_JSON) -> typing.NoReturn:
-    """Raise the error of one field."""
-    raise HcnError(code, f"{path}: {message}")
 
 
 def decode_object(kind: Kind, value: Any) -> Object:
@@ -115,7 +115,7 @@ def decode_modify(kind: Kind, value: Any) -> ModifySettingRequest:
             f"{resource!r:.40} of {kind.value} cannot be modified; known: {', '.join(_RESOURCES[kind])}",
             HcnCode.REQUEST_UNSUPPORTED,
         )
-    request_type = _enum_reader(RequestType)(fields.get("requesttype"), "$.RequestType")
+    request_type = enum_reader(RequestType)(fields.get("requesttype"), "$.RequestType")
     settings = fields.get("settings")
     body = _read_struct(wanted, {} if settings is None else settings, "$.Settings")
     return ModifySettingRequest(request_type=request_type, settings=cast(ModifySettings, body))
@@ -132,9 +132,9 @@ _RESOURCES: dict[Kind, dict[str, type[Wire]]] = {
 def encode(value: Wire) -> dict[str, Any]:
     """Return the JSON object of a struct: exact spelling, nothing empty, unknown fields as they came."""
     result: dict[str, Any] = {}
-    for attribute, name in _output_fields(type(value)):
+    for attribute, name, required in _output_fields(type(value)):
         item = _encode_item(getattr(value, attribute))
-        if item is not None and item != "" and item != [] and item != {}:
+        if required or (item is not None and item != "" and item != [] and item != {}):
             result[name] = item
     result.update((name, msgspec.json.decode(text)) for name, text in value.extra)
     return result
@@ -165,9 +165,10 @@ def _encode_item(item: Any) -> Any:
 
 
 @cache
-def _output_fields(cls: type[Wire]) -> list[tuple[str, str]]:
+def _output_fields(cls: type[Wire]) -> list[tuple[str, str, bool]]:
+    """Return attribute, name in JSON, and whether a reader needs it."""
     return [
-        (field.name, field.encode_name)
+        (field.name, field.encode_name, field.required)
         for field in msgspec.structs.fields(cls)
         if field.name not in ("extra", "beside")
     ]
@@ -176,16 +177,11 @@ def _output_fields(cls: type[Wire]) -> list[tuple[str, str]]:
 def _lowered(value: Any, path: str) -> dict[str, Any]:
     """Return the fields of a JSON object by lower-case name."""
     if not isinstance(value, dict):
-        fail(path, f"expected an object, got {_shape(value)}")
+        fail(path, f"expected an object, got {shape(value)}")
     lowered = {key.lower(): item for key, item in value.items()}
     if len(lowered) != len(value):
         fail(path, "two keys differ only in case")
     return lowered
-
-
-def _shape(value: Any) -> str:
-    names = {dict: "an object", list: "an array", str: "text", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
 
 
 class _Input(msgspec.Struct, frozen=True):
@@ -213,9 +209,9 @@ def _input(cls: type[Wire]) -> _Input:
 
 
 def _read_struct(cls: type[W], value: Any, path: str) -> W:
-    """Read a JSON object; fields of policies carry INVALID_POLICY, others INVALID_JSON."""
+    """Read a JSON object, keeping what is unknown. Raises HcnError(INVALID_JSON)."""
     if not isinstance(value, dict):
-        fail(path, f"expected an object, got {_shape(value)}")
+        fail(path, f"expected an object, got {shape(value)}")
     plan = _input(cls)
     arguments: dict[str, Any] = {}
     extra: list[tuple[str, str]] = []
@@ -231,8 +227,7 @@ def _read_struct(cls: type[W], value: Any, path: str) -> W:
             arguments[attribute] = read(item, f"{path}.{name}")
     for attribute, name in plan.required.items():
         if attribute not in arguments:
-            code = HcnCode.INVALID_POLICY if issubclass(cls, PolicyBase) else HcnCode.INVALID_JSON
-            fail(f"{path}.{name}", "is required", code)
+            fail(f"{path}.{name}", "is required")
     return cls(**arguments, extra=tuple(sorted(extra)))
 
 
@@ -243,9 +238,7 @@ def _read_policy(value: Any, path: str) -> Policy | None:
         return None
     name = fields.pop("type", None)
     if not isinstance(name, str) or not name:
-        fail(
-            f"{path}.Type", f"expected the name of a policy type, got {_shape(name)}", HcnCode.INVALID_POLICY
-        )
+        fail(f"{path}.Type", f"expected the name of a policy type, got {shape(name)}", HcnCode.INVALID_POLICY)
     if "settings" in fields and "data" in fields:
         fail(f"{path}.Settings", "given twice (also as 'Data')")
     settings = fields.pop("settings", fields.pop("data", None))
@@ -257,13 +250,16 @@ def _read_policy(value: Any, path: str) -> Policy | None:
         fail(
             path, f"the fields of a {known.__name__} policy belong into its Settings", HcnCode.INVALID_POLICY
         )
-    policy = _read_struct(known, {} if settings is None else settings, f"{path}.Settings")
+    try:
+        policy = _read_struct(known, {} if settings is None else settings, f"{path}.Settings")
+    except HcnError as error:
+        raise HcnError(HcnCode.INVALID_POLICY, error.message) from None
     return cast(Policy, msgspec.structs.replace(policy, beside=beside) if beside else policy)
 
 
 def _read_policies(value: Any, path: str) -> tuple[Policy, ...]:
     if not isinstance(value, list):
-        fail(path, f"expected an array of policies, got {_shape(value)}")
+        fail(path, f"expected an array of policies, got {shape(value)}")
     policies = (_read_policy(item, f"{path}[{index}]") for index, item in enumerate(value))
     return tuple(policy for policy in policies if policy is not None)
 
@@ -271,13 +267,13 @@ def _read_policies(value: Any, path: str) -> tuple[Policy, ...]:
 def _reader(cls: type[Wire], attribute: str, hint: Any) -> Read:
     """Return the function that reads one field."""
     if attribute == "flags":
-        return _flags_reader(FLAGS.get(cls, enum.IntFlag))
+        return flags_reader(FLAGS.get(cls, enum.IntFlag))
     if cls is PortMapping and attribute == "protocol":
-        return _read_protocol
+        return read_protocol
     if attribute == "policies":
         return _read_policies
     if cls is ACL and hint is str:
-        return _read_list_text
+        return read_list_text
     return _type_reader(hint)
 
 
@@ -286,112 +282,11 @@ def _type_reader(hint: Any) -> Read:
     if origin in (types.UnionType, typing.Union):
         return _type_reader(next(part for part in typing.get_args(hint) if part is not types.NoneType))
     if origin is tuple:
-        return _list_reader(_type_reader(typing.get_args(hint)[0]))
+        return list_reader(_type_reader(typing.get_args(hint)[0]))
     if origin is typing.Annotated:
-        return _int_reader(typing.get_args(hint)[1])
+        return int_reader(typing.get_args(hint)[1])
     if isinstance(hint, type) and issubclass(hint, Wire):
         return lambda value, path: _read_struct(hint, value, path)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return _enum_reader(hint)
-    return {str: _read_text, bool: _read_bool}[hint]
-
-
-def _read_text(value: Any, path: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    fail(path, f"expected text, got {_shape(value)}")
-
-
-def _read_list_text(value: Any, path: str) -> str:
-    """Comma-separated text, for which some clients send a JSON array."""
-    if isinstance(value, list):
-        return ",".join(_read_text(item, f"{path}[{index}]") for index, item in enumerate(value))
-    return _read_text(value, path)
-
-
-def _read_bool(value: Any, path: str) -> bool:
-    text = str(value).lower()
-    if isinstance(value, bool | int | str) and text in ("true", "false", "1", "0"):
-        return text in ("true", "1")
-    fail(path, f"expected true or false, got {value!r:.40}")
-
-
-def _int_reader(bounds: msgspec.Meta) -> Read:
-    low, high = cast(int, bounds.ge), cast(int, bounds.le)
-
-    def read(value: Any, path: str) -> int:
-        number = _integer(value)
-        if number is None or not low <= number <= high:
-            fail(path, f"expected a whole number from {low} to {high}, got {value!r:.40}")
-        return number
-
-    return read
-
-
-def _integer(value: Any) -> int | None:
-    """Return a whole number given as one or as decimal digits, else None."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, str) and len(value) <= 20 and value.isascii() and value.isdigit():
-        return int(value)
-    return None
-
-
-def _enum_reader(wanted: type[enum.Enum]) -> Read:
-    members = list(wanted)
-    names = {str(member.value).lower(): member for member in members}
-    numbers = NETWORK_MODES if wanted is NetworkType else [member.value for member in members]
-    names |= {
-        str(number): names[name.lower()] for number, name in enumerate(numbers) if name.lower() in names
-    }
-    code = HcnCode.INVALID_NETWORK_TYPE if wanted is NetworkType else HcnCode.INVALID_JSON
-
-    def read(value: Any, path: str) -> enum.Enum:
-        if isinstance(value, str | int) and str(value).lower() in names:
-            return names[str(value).lower()]
-        fail(
-            path,
-            f"expected one of {', '.join(str(member.value) for member in members)}, got {value!r:.40}",
-            code,
-        )
-
-    return read
-
-
-def _flags_reader(names: type[enum.IntFlag]) -> Read:
-    """Flags as a number, or as the schema's names separated by commas."""
-    bits = {member.name.replace("_", "").lower(): member.value for member in names if member.name}
-
-    def read(value: Any, path: str) -> int:
-        number = _integer(value)
-        if number is None and isinstance(value, str):
-            words = [word.strip().lower() for word in value.split(",")]
-            if all(word in bits or word == "none" for word in words):
-                number = sum({bits.get(word, 0) for word in words})
-        if number is None or not 0 <= number < 2**32:
-            fail(path, f"expected flags as a number or as names ({', '.join(bits)}), got {value!r:.40}")
-        return number
-
-    return read
-
-
-def _read_protocol(value: Any, path: str) -> int:
-    number = PROTOCOLS.get(value.lower()) if isinstance(value, str) else None
-    if number is None:
-        number = _integer(value)
-    if number is None or not 0 <= number < 2**32:
-        fail(path, f"expected a protocol number, got {value!r:.40}", HcnCode.INVALID_POLICY)
-    return number
-
-
-def _list_reader(read: Read) -> Read:
-    def read_list(value: Any, path: str) -> tuple[Any, ...]:
-        if not isinstance(value, list):
-            fail(path, f"expected an array, got {_shape(value)}")
-        return tuple(read(item, f"{path}[{index}]") for index, item in enumerate(value))
-
-    return read_list
+        return enum_reader(hint)
+    return {str: read_text, bool: read_bool}[hint]

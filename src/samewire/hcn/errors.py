@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import NoReturn
 
 from samewire.errors import SamewireError
 
@@ -89,6 +90,11 @@ class HcnError(SamewireError):
         super().__init__(message)
         self.code = code
         self.message = message
+
+
+def fail(path: str, message: str, code: HcnCode = HcnCode.INVALID_JSON) -> NoReturn:
+    """Raise the error of one field."""
+    raise HcnError(code, f"{path}: {message}")
 
 
 class StoreError(SamewireError):

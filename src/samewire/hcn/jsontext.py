@@ -17,10 +17,11 @@ def parse_json(data: bytes | str) -> Any:
     """Return the value of JSON text. Raises HcnError(INVALID_JSON).
 
     Refused: invalid UTF-8 and lone surrogates, a key given twice in an object, nesting deeper than
-    `MAX_DEPTH`, integers beyond 64 bits, infinities and NaN, and anything that follows the value.
+    `MAX_DEPTH`, integers beyond 64 bits, infinities and NaN, and anything that follows the value. A byte
+    order mark is skipped.
     """
     try:
-        text = data.decode("utf-8") if isinstance(data, bytes) else data
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
         value = _DECODER.decode(text)
     except UnicodeDecodeError as error:
         raise HcnError(HcnCode.INVALID_JSON, f"$: not UTF-8 at byte {error.start}") from None

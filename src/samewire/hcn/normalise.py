@@ -10,8 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from samewire.hcn import values
-from samewire.hcn.codec import fail
-from samewire.hcn.errors import HcnCode
+from samewire.hcn.errors import HcnCode, fail
 from samewire.hcn.normalise_policies import Scope, check_policies
 from samewire.hcn.policies import VSID, first, parse_prefix
 from samewire.hcn.schema import (

@@ -142,7 +142,7 @@ def _schemas() -> JsonObject:
     )
     for title in TITLES.values():  # nothing refers to these
         components[title] = components.pop(title.removeprefix("HostCompute")) | {"title": title}
-    policies = {policy.__name__ for policy in (*KNOWN_POLICIES.values(), OtherPolicy)}
+    policies = {policy.__name__ for policy in KNOWN_POLICIES.values()} | {OtherPolicy.__name__}
     schemas = {
         name: _policy(name, body) if name in policies else _open(body) for name, body in components.items()
     }

@@ -211,8 +211,9 @@ class NeighborDiscovery(PolicyBase, frozen=True, kw_only=True):
 
 
 class OtherPolicy(PolicyBase, frozen=True, kw_only=True):
-    """A policy that is stored and returned but not enforced. ``settings_json`` is JSON text with sorted
-    keys.
+    """A policy that is stored and returned but not enforced.
+
+    ``settings_json`` is the JSON text of its settings, with sorted keys.
     """
 
     type_name: str

@@ -7,8 +7,7 @@ import uuid
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
-from samewire.hcn.codec import fail
-from samewire.hcn.errors import HcnCode
+from samewire.hcn.errors import HcnCode, fail
 
 ZERO_GUID = "00000000-0000-0000-0000-000000000000"
 MAX_NAME = 256

@@ -1,0 +1,366 @@
+"""The HTTP API over a real unix socket: every route, every kind of error body, who may ask; and its client."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from samewire.errors import (
+    Conflict,
+    Exhausted,
+    Invalid,
+    KernelError,
+    NotFound,
+    SamewireError,
+    Unavailable,
+    Unsupported,
+)
+from samewire.hcn import http
+from samewire.hcn.client import AsyncHnsClient, HnsClient
+from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.http import MAX_REQUEST_BYTES, HttpServer, classify, make_app
+from samewire.hcn.policies import HostRoute, OutBoundNAT
+from samewire.hcn.schema import Endpoint, Kind, Namespace, PolicySettings
+from samewire.hcn.service import HnsService
+from samewire.hcn.store import Store
+from tests.support.hcn import FakeSwitch, bridge, overlay
+
+MISSING = "0A1B2C3D-0000-0000-0000-00000000000F"
+ERRORS: dict[str, Exception] = {
+    "bug": RuntimeError("secret"),
+    "kernel": KernelError("create veth", 12),
+    "missing": NotFound("table", "x"),
+}
+
+
+async def fail(request: web.Request) -> web.Response:
+    raise ERRORS[request.match_info["how"]]
+
+
+@pytest.fixture
+def switch() -> FakeSwitch:
+    return FakeSwitch()
+
+
+@pytest.fixture
+def service(tmp_path: Path, switch: FakeSwitch) -> Iterator[HnsService]:
+    store = Store(tmp_path / "hns.db")
+    yield HnsService(store, switch)
+    store.close()
+
+
+@pytest.fixture
+async def path(service: HnsService, tmp_path: Path) -> AsyncIterator[Path]:
+    path = tmp_path / "samewire.sock"
+    server = HttpServer(make_app(service, [web.get("/v2/fail/{how}", fail)], {os.getuid()}), path)
+    await server.start()
+    yield path
+    await server.close()
+    assert not path.exists()
+
+
+@pytest.fixture
+def client(path: Path) -> AsyncHnsClient:
+    return AsyncHnsClient(path)
+
+
+async def raw(path: Path, method: str, url: str, data: bytes | None = None) -> tuple[int, Any, str]:
+    """Return status, decoded body and content type of a request made by another library than our client."""
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session,
+        session.request(method, f"http://x{url}", data=io.BytesIO(data) if data else data) as response,
+    ):
+        body = await response.read()
+        return response.status, json.loads(body) if body else None, response.content_type
+
+
+async def test_objects_over_the_wire(client: AsyncHnsClient, path: Path) -> None:
+    network = await client.create(Kind.NETWORK, overlay())
+    assert network["Type"] == "Overlay"
+    assert await client.get(Kind.NETWORK, network["ID"].lower()) == network
+    sent = {
+        "hostcomputenetwork": network["ID"],
+        "policies": [{"type": "OUTBOUNDNAT"}, {"type": "Iov"}],
+        "X": 1,
+    }
+    endpoint = await client.create(Kind.ENDPOINT, sent)
+    assert endpoint["IpConfigurations"][0]["IpAddress"] == "10.244.1.2"
+    assert endpoint["Health"] == {"Extra": {"StoredOnly": ["Iov"]}}
+    assert (endpoint["X"], endpoint["State"]) == (1, 1)
+    namespace = await client.create(Kind.NAMESPACE, Namespace(netns_path="/run/netns/a"))
+    namespace = await client.modify(
+        Kind.NAMESPACE, namespace["ID"], "Endpoint", "Add", {"EndpointId": endpoint["ID"]}
+    )
+    assert namespace["Resources"] == [{"Type": "Endpoint", "Data": {"Id": endpoint["ID"]}}]
+    endpoint = await client.get(Kind.ENDPOINT, endpoint["ID"])
+    assert (endpoint["State"], endpoint["HostComputeNamespace"]) == (3, namespace["ID"])
+    network = await client.modify(
+        Kind.NETWORK, network["ID"], "Policy", "Add", PolicySettings(policies=(HostRoute(),))
+    )
+    assert {"Type": "HostRoute", "Settings": {}} in network["Policies"]
+    assert await client.list(Kind.NETWORK) == [network]
+    assert (await client.get_json(f"/v2/endpoints/{endpoint['ID']}/stats"))["BytesSent"] == 36
+    assert await client.get_json("/v2/version") == {"Major": 15, "Minor": 4}
+    await client.delete(Kind.NETWORK, network["ID"])
+    assert await client.list(Kind.ENDPOINT) == []
+    status, body, _ = await raw(path, "DELETE", f"/v2/namespaces/{namespace['ID']}")
+    assert (status, body) == (204, None)
+
+
+async def test_what_is_returned_can_be_sent_again(client: AsyncHnsClient, service: HnsService) -> None:
+    network = await client.create(Kind.NETWORK, overlay(policies=(HostRoute(),)))
+    endpoint = await client.create(
+        Kind.ENDPOINT, Endpoint(network_id=network["ID"], policies=(OutBoundNAT(),))
+    )
+    await client.delete(Kind.NETWORK, network["ID"])
+    assert await client.create(Kind.NETWORK, network) == network
+    assert await client.create(Kind.ENDPOINT, endpoint) == endpoint
+
+
+async def test_filters(client: AsyncHnsClient, path: Path) -> None:
+    one = await client.create(Kind.NETWORK, overlay())
+    two = await client.create(Kind.NETWORK, bridge())
+    mine = [await client.create(Kind.ENDPOINT, Endpoint(network_id=one["ID"], name=name)) for name in "ab"]
+    other = await client.create(Kind.ENDPOINT, Endpoint(network_id=two["ID"], name="a"))
+    assert await client.list(Kind.NETWORK, Name="cbr0") == [two]
+    assert await client.list(Kind.NETWORK, name="CBR0") == []
+    assert await client.list(Kind.NETWORK, ID=one["ID"].lower()) == [one]
+    assert await client.list(Kind.NETWORK, VirtualNetwork=one["ID"]) == []
+    assert await client.list(Kind.ENDPOINT, VirtualNetwork=one["ID"].lower()) == mine
+    assert await client.list(Kind.ENDPOINT, VirtualNetworkName="cbr0") == [other]
+    assert await client.list(Kind.ENDPOINT, VirtualNetwork=one["ID"], Name="a") == mine[:1]
+    assert await client.list(Kind.ENDPOINT, State=1, Name="a") == [mine[0], other]
+    assert await client.list(Kind.ENDPOINT, State="3") == []
+    assert await client.list(Kind.ENDPOINT, ID=MISSING) == []
+    assert await client.list(Kind.ROUTE, VirtualNetworkName="cbr0") == []
+    query = {"SchemaVersion": {"Major": 2}, "Flags": 0, "Filter": json.dumps({"Name": "vxlan0"})}
+    assert (await raw(path, "GET", f"/v2/networks?filter={json.dumps(query)}"))[1] == [one]
+    assert len((await raw(path, "GET", '/v2/networks?filter={"Filter":""}'))[1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ("{", HcnCode.INVALID_JSON),
+        ("[]", HcnCode.INVALID_JSON),
+        ("7", HcnCode.INVALID_JSON),
+        ('{"Colour":1}', HcnCode.E_INVALIDARG),
+        ('{"Name":{}}', HcnCode.E_INVALIDARG),
+        ('{"Filter":"x"}', HcnCode.INVALID_JSON),
+    ],
+)
+async def test_faulty_filters(path: Path, query: str, code: HcnCode) -> None:
+    status, body, _ = await raw(path, "GET", f"/v2/endpoints?filter={query}")
+    assert (status, body["ErrorCode"]) == (400, int(code))
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "data", "status", "code"),
+    [
+        ("POST", "/v2/networks", b"", 400, HcnCode.INVALID_JSON),
+        ("POST", "/v2/networks", b"{", 400, HcnCode.INVALID_JSON),
+        ("POST", "/v2/networks", b'{"a":1,"a":2}', 400, HcnCode.INVALID_JSON),
+        ("POST", "/v2/networks", b"\xff\xfe", 400, HcnCode.INVALID_JSON),
+        ("POST", "/v2/networks", b"[" * 100_000, 400, HcnCode.INVALID_JSON),
+        ("POST", "/v2/networks", b'{"Flags":' + b"9" * 9999 + b"}", 400, HcnCode.INVALID_JSON),
+        ("POST", "/v2/networks", b'{"Type":"ICS"}', 400, HcnCode.INVALID_NETWORK_TYPE),
+        ("POST", "/v2/networks", b" " * (MAX_REQUEST_BYTES + 1), 413, HcnCode.E_INVALIDARG),
+        ("POST", f"/v2/networks/{MISSING}", b'{"ResourceType":"x"}', 400, HcnCode.REQUEST_UNSUPPORTED),
+        ("POST", f"/v2/routes/{MISSING}", b'{"ResourceType":"x"}', 400, HcnCode.REQUEST_UNSUPPORTED),
+        ("GET", f"/v2/networks/{MISSING}", None, 404, HcnCode.NETWORK_NOT_FOUND),
+        ("GET", f"/v2/endpoints/{MISSING}", None, 404, HcnCode.ENDPOINT_NOT_FOUND),
+        ("GET", f"/v2/namespaces/{MISSING}", None, 404, HcnCode.ERROR_NOT_FOUND),
+        ("GET", "/v2/routes/" + "x" * 5000, None, 404, HcnCode.ERROR_NOT_FOUND),
+        ("GET", f"/v2/endpoints/{MISSING}/stats", None, 404, HcnCode.ENDPOINT_NOT_FOUND),
+        ("GET", "/v2/networks/%00%0a", None, 404, HcnCode.NETWORK_NOT_FOUND),
+        ("GET", "/", None, 404, HcnCode.ERROR_NOT_FOUND),
+        ("GET", "/v1/networks", None, 404, HcnCode.ERROR_NOT_FOUND),
+        ("PUT", "/v2/networks", b"{}", 405, HcnCode.REQUEST_UNSUPPORTED),
+        ("DELETE", "/v2/version", None, 405, HcnCode.REQUEST_UNSUPPORTED),
+        ("PATCH", "/v2/networks", None, 405, HcnCode.REQUEST_UNSUPPORTED),
+        ("GET", "/v2/fail/bug", None, 500, HcnCode.E_FAIL),
+        ("GET", "/v2/fail/kernel", None, 500, HcnCode.E_FAIL),
+        ("GET", "/v2/fail/missing", None, 404, HcnCode.ERROR_NOT_FOUND),
+    ],
+)  # fmt: skip
+async def test_every_failure_has_a_clean_body(
+    path: Path, method: str, url: str, data: bytes | None, status: int, code: HcnCode
+) -> None:
+    got, body, content_type = await raw(path, method, url, data)
+    assert (got, body["ErrorCode"], content_type) == (status, int(code), "application/json")
+    assert body["Success"] is False
+    assert body["Error"]
+    assert len(body["Error"]) < 400
+    assert "secret" not in body["Error"]
+
+
+async def test_wrong_methods_say_which_are_right(path: Path) -> None:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session,
+        session.put("http://x/v2/version") as response,
+    ):
+        assert response.headers["Allow"] == "GET,HEAD"
+
+
+async def test_a_failed_switch_is_a_server_error(client: AsyncHnsClient, switch: FakeSwitch) -> None:
+    switch.refuse_next()
+    with pytest.raises(HcnError, match="create veth") as caught:
+        await client.create(Kind.NETWORK, bridge())
+    assert caught.value.code is HcnCode.E_FAIL
+    assert await client.list(Kind.NETWORK) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (HcnError(HcnCode.PORT_ALREADY_EXISTS, ""), 409),
+        (HcnError(HcnCode.ENDPOINT_ALREADY_ATTACHED, ""), 409),
+        (HcnError(HcnCode.ENTITY_HAS_REFERENCES, ""), 409),
+        (HcnError(HcnCode.POLICY_NOT_FOUND, ""), 404),
+        (HcnError(HcnCode.INVALID_POLICY, ""), 400),
+        (Invalid("$.x", "y"), 400),
+        (Conflict("x"), 409),
+        (Exhausted("x", "y"), 507),
+        (Unsupported("x", "y"), 501),
+        (Unavailable("x", "y"), 503),
+        (SamewireError("x"), 500),
+    ],
+)
+def test_errors_have_fitting_statuses(error: SamewireError, status: int) -> None:
+    assert classify(error)[0] == status
+
+
+async def test_the_socket_is_private(path: Path) -> None:
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("allowed", "uid", "status"),
+    [((), 1234, 403), ((1234,), 1234, 200), ((1234,), 0, 200), ((), 0, 200), ((), -1, 403)],
+)
+async def test_who_may_ask(
+    service: HnsService,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    allowed: tuple[int, ...],
+    uid: int,
+    status: int,
+) -> None:
+    monkeypatch.setattr(http, "_peer_uid", lambda request: uid)
+    path = tmp_path / "other.sock"
+    server = HttpServer(make_app(service, allowed_uids=allowed), path)
+    await server.start()
+    try:
+        got, body, _ = await raw(path, "GET", "/v2/networks")
+    finally:
+        await server.close()
+    assert got == status
+    if status == 403:
+        assert body["ErrorCode"] == int(HcnCode.E_ACCESSDENIED)
+
+
+async def test_the_kernel_says_who_asks(
+    service: HnsService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    real = http._peer_uid
+
+    def spy(request: web.Request) -> int:
+        seen.append(real(request))
+        return 0
+
+    monkeypatch.setattr(http, "_peer_uid", spy)
+    path = tmp_path / "other.sock"
+    server = HttpServer(make_app(service), path)
+    await server.start()
+    try:
+        await raw(path, "GET", "/v2/version")
+    finally:
+        await server.close()
+    assert seen == [os.getuid()]
+
+
+async def test_two_daemons_do_not_share_a_socket(service: HnsService, path: Path) -> None:
+    second = HttpServer(make_app(service), path)
+    with pytest.raises(Conflict, match="another process listens"):
+        await second.start()
+    assert await AsyncHnsClient(path).get_json("/v2/version")
+
+
+async def test_a_dead_socket_is_replaced(service: HnsService, tmp_path: Path) -> None:
+    path = tmp_path / "dead.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    server = HttpServer(make_app(service, allowed_uids={os.getuid()}), path)
+    await server.start()
+    assert await AsyncHnsClient(path).get_json("/v2/version")
+    await server.close()
+
+
+@pytest.mark.parametrize("name", ["a-file", "missing/sock", "x" * 200])
+async def test_a_socket_that_cannot_be_made(service: HnsService, tmp_path: Path, name: str) -> None:
+    (tmp_path / "a-file").touch()
+    with pytest.raises(Unavailable, match=name[:20]):
+        await HttpServer(make_app(service), tmp_path / name).start()
+    assert (tmp_path / "a-file").exists()
+
+
+async def test_noise_does_not_hurt(path: Path) -> None:
+    for noise in (
+        b"\x00" * 100,
+        b"GET\r\n\r\n",
+        b"POST /v2/networks HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+        os.urandom(2000),
+    ):
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(noise)
+        writer.write_eof()
+        await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        await writer.wait_closed()
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    writer.write(b"POST /v2/networks HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+    writer.close()
+    await writer.wait_closed()
+    assert await AsyncHnsClient(path).list(Kind.NETWORK) == []
+
+
+def test_the_client_says_when_nobody_answers(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="No such file"):
+        HnsClient(tmp_path / "nobody.sock").list(Kind.NETWORK)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnope", Unavailable),
+        (b"HTTP/1.1 500 Oops\r\nContent-Length: 2\r\n\r\n[]", Unavailable),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n{", Unavailable),
+        (b"what?\r\n\r\n", Unavailable),
+        (b'HTTP/1.1 418 Tea\r\nContent-Length: 15\r\n\r\n{"ErrorCode":7}', HcnError),
+    ],
+)
+async def test_the_client_copes_with_strange_servers(
+    tmp_path: Path, answer: bytes, error: type[Exception]
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+        await writer.wait_closed()
+
+    path = tmp_path / "strange.sock"
+    server = await asyncio.start_unix_server(serve, str(path))
+    async with server:
+        with pytest.raises(error):
+            await AsyncHnsClient(path, timeout_s=10).get_json("/v2/version")

@@ -1,0 +1,399 @@
+"""Networks through the service: what HNS completes, refuses and takes along."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from samewire.errors import Exhausted
+from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.policies import (
+    VSID,
+    DrMacAddress,
+    HostRoute,
+    NetAdapterName,
+    OutBoundNAT,
+    Policy,
+    ProviderAddress,
+    RemoteSubnetRoute,
+    VxlanPort,
+    first,
+    select,
+)
+from samewire.hcn.schema import (
+    Dns,
+    Endpoint,
+    Ipam,
+    IpSubnet,
+    Kind,
+    MacPool,
+    MacRange,
+    ModifySettingRequest,
+    ModifySettings,
+    Network,
+    NetworkType,
+    PolicySettings,
+    RequestType,
+    Route,
+    RouteEntry,
+    SdnRoute,
+    Subnet,
+    SubnetSettings,
+)
+from samewire.hcn.service import HnsService
+from samewire.hcn.store import Store
+from tests.support.hcn import FACTS, FakeSwitch, at, bridge, overlay
+
+MINE = ProviderAddress(provider_address="192.168.1.10")
+DR_MAC = DrMacAddress(address=FACTS.dr_mac)
+
+
+@pytest.fixture
+def switch() -> FakeSwitch:
+    return FakeSwitch()
+
+
+@pytest.fixture
+def service(tmp_path: Path, switch: FakeSwitch) -> Iterator[HnsService]:
+    store = Store(tmp_path / "hns.db")
+    yield HnsService(store, switch)
+    store.close()
+
+
+def remote(prefix: str = "10.244.3.0/24", **fields: Any) -> RemoteSubnetRoute:
+    values: dict[str, Any] = {
+        "destination_prefix": prefix,
+        "isolation_id": 4096,
+        "provider_address": "192.168.1.3",
+        "distributed_router_mac_address": "00-15-5D-00-00-03",
+    }
+    return RemoteSubnetRoute(**{**values, **fields})
+
+
+async def modify(
+    service: HnsService, network: Network, how: RequestType, settings: ModifySettings
+) -> Network:
+    request = ModifySettingRequest(request_type=how, settings=settings)
+    value = await service.modify(Kind.NETWORK, network.id, request)
+    assert isinstance(value, Network)
+    return value
+
+
+async def add(service: HnsService, network: Network, *policies: Policy) -> Network:
+    return await modify(service, network, RequestType.ADD, PolicySettings(policies=policies))
+
+
+async def refused(service: HnsService, network: Network) -> HcnError:
+    before = service.view.networks()
+    with pytest.raises(HcnError) as caught:
+        await service.create_network(network)
+    assert service.view.networks() == before
+    return caught.value
+
+
+async def test_a_network_gets_what_hns_fills_in(service: HnsService, switch: FakeSwitch) -> None:
+    network = await service.create_network(overlay(id="0a1b2c3d-0000-0000-0000-00000000000f"))
+    assert network.id == "0A1B2C3D-0000-0000-0000-00000000000F"
+    assert network.policies == (DR_MAC, MINE)
+    assert network.subnets[0].id
+    assert network.subnets[0].gateway == "10.244.1.1"
+    assert network.vni == 4096
+    assert service.view.networks() == [network]
+    assert switch.objects == {(Kind.NETWORK, network.id): network}
+
+
+async def test_the_zero_guid_asks_for_an_id(service: HnsService) -> None:
+    network = await service.create_network(overlay(id="00000000-0000-0000-0000-000000000000"))
+    assert network.id != "00000000-0000-0000-0000-000000000000"
+
+
+@pytest.mark.parametrize("wanted", ["x", "0a1b2c3d", "0A1B2C3D-0000-0000-0000-00000000000G"])
+async def test_ids_are_guids(service: HnsService, wanted: str) -> None:
+    assert (await refused(service, overlay(id=wanted))).code is HcnCode.GUID_CONVERSION_FAILURE
+
+
+async def test_names_and_ids_are_unique(service: HnsService) -> None:
+    first_one = await service.create_network(overlay())
+    assert (await refused(service, bridge(name="vxlan0"))).code is HcnCode.NETWORK_ALREADY_EXISTS
+    assert (await refused(service, bridge(id=first_one.id.lower()))).code is HcnCode.NETWORK_ALREADY_EXISTS
+    await service.create_network(bridge(name=""))
+    await service.create_network(bridge(name="", prefix="10.2.0.0/24", gateway="10.2.0.1"))
+
+
+@pytest.mark.parametrize("kind", [NetworkType.L2BRIDGE, NetworkType.L2TUNNEL, NetworkType.TRANSPARENT])
+async def test_external_networks_report_the_management_address(
+    service: HnsService, kind: NetworkType
+) -> None:
+    network = await service.create_network(replace(bridge(), type=kind))
+    assert network.policies == (MINE,)
+
+
+@pytest.mark.parametrize("kind", [NetworkType.INTERNAL, NetworkType.PRIVATE])
+async def test_isolated_networks_do_not(service: HnsService, kind: NetworkType) -> None:
+    assert (await service.create_network(Network(type=kind))).policies == ()
+
+
+async def test_an_address_or_adapter_of_another_node_is_refused(service: HnsService) -> None:
+    foreign = ProviderAddress(provider_address="192.168.1.99")
+    assert (await refused(service, overlay(policies=(foreign,)))).code is HcnCode.ADAPTER_NOT_FOUND
+    other = NetAdapterName(network_adapter_name="eth7")
+    assert (await refused(service, overlay(policies=(other,)))).code is HcnCode.ADAPTER_NOT_FOUND
+    mine = (ProviderAddress(provider_address="fd00:1:0::10"), NetAdapterName(network_adapter_name="eth0"))
+    network = await service.create_network(overlay(policies=mine))
+    assert first(network.policies, ProviderAddress) == ProviderAddress(provider_address="fd00:1::10")
+
+
+async def test_an_overlay_needs_an_address_of_the_node(service: HnsService, switch: FakeSwitch) -> None:
+    switch.with_facts(management_ips=())
+    assert (await refused(service, overlay())).code is HcnCode.ADAPTER_NOT_FOUND
+    await service.create_network(bridge())
+
+
+async def test_a_nat_network_picks_a_free_subnet(service: HnsService, switch: FakeSwitch) -> None:
+    switch.with_facts(local_prefixes=("0.0.0.0/0", "172.16.0.0/20", "172.16.17.1/32", "fd00::/8"))
+    network = await service.create_network(Network(name="nat"))
+    assert [subnet.ip_address_prefix for subnet in network.subnets] == ["172.16.32.0/20"]
+    assert network.subnets[0].gateway == "172.16.32.1"
+    second = await service.create_network(Network(name="nat2"))
+    assert second.subnets[0].ip_address_prefix == "172.16.48.0/20"
+    switch.with_facts(local_prefixes=("172.0.0.0/8",))
+    with pytest.raises(Exhausted):
+        await service.create_network(Network(name="nat3"))
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "code"),
+    [
+        (bridge(), bridge(name="b", prefix="10.1.0.0/16"), HcnCode.INVALID_SUBNET),
+        (bridge(), replace(bridge(name="b"), type=NetworkType.NAT), HcnCode.INVALID_SUBNET),
+        (bridge(prefix="10.244.1.0/24"), overlay(), HcnCode.INVALID_SUBNET),
+        (overlay(), overlay(name="b", prefix="10.9.0.0/16"), HcnCode.INVALID_NETWORK),
+        (overlay(), overlay(name="b", vni=4097), None),
+        (bridge(), bridge(name="b", prefix="10.1.1.0/24", gateway="10.1.1.1"), None),
+        (bridge(), replace(bridge(name="b"), type=NetworkType.PRIVATE), None),
+        (replace(bridge(), type=NetworkType.INTERNAL), bridge(name="b"), None),
+        (bridge(), bridge(name="b", prefix="fd00::/64", gateway="fd00::1"), None),
+    ],
+)
+async def test_subnets_of_two_networks(
+    service: HnsService, one: Network, two: Network, code: HcnCode | None
+) -> None:
+    await service.create_network(one)
+    if code is None:
+        await service.create_network(two)
+    else:
+        assert (await refused(service, two)).code is code
+
+
+def with_subnets(*subnets: Subnet, kind: NetworkType = NetworkType.L2BRIDGE) -> Network:
+    return Network(type=kind, ipams=(Ipam(subnets=subnets),))
+
+
+def subnet(prefix: str, *policies: Policy, **fields: Any) -> Subnet:
+    return Subnet(ip_address_prefix=prefix, policies=policies, **fields)
+
+
+@pytest.mark.parametrize(
+    ("network", "code", "path"),
+    [
+        (with_subnets(subnet("")), HcnCode.INVALID_SUBNET, "$.Ipams[0].Subnets[0].IpAddressPrefix"),
+        (
+            with_subnets(subnet("10.0.0.1/24")),
+            HcnCode.INVALID_PREFIX,
+            "$.Ipams[0].Subnets[0].IpAddressPrefix",
+        ),
+        (with_subnets(subnet("10.0.0.0/24"), subnet("10.0.0.128/25")), HcnCode.INVALID_SUBNET, "$.Ipams"),
+        (
+            with_subnets(subnet("10.0.0.0/24", routes=(RouteEntry(destination_prefix="0.0.0.0/0"),))),
+            HcnCode.INVALID_SUBNET,
+            "$.Ipams[0].Subnets[0].Routes[0]",
+        ),
+        (
+            with_subnets(
+                subnet("10.0.0.0/24", routes=(RouteEntry(next_hop="fd00::1", destination_prefix="::/0"),))
+            ),
+            HcnCode.INVALID_SUBNET,
+            "$.Ipams[0].Subnets[0].Routes",
+        ),
+        (
+            with_subnets(
+                subnet("10.0.0.0/24", routes=(RouteEntry(next_hop="10.0.0.1", destination_prefix="::/0"),))
+            ),
+            HcnCode.INVALID_SUBNET,
+            "$.Ipams[0].Subnets[0].Routes[0].NextHop",
+        ),
+        (
+            with_subnets(subnet("10.0.0.0/24", ip_subnets=(IpSubnet(ip_address_prefix="10.0.1.0/28"),))),
+            HcnCode.INVALID_IP_SUBNET,
+            "$.Ipams[0].Subnets[0].IpSubnets[0].IpAddressPrefix",
+        ),
+        (
+            with_subnets(subnet("10.0.0.0/24"), kind=NetworkType.OVERLAY),
+            HcnCode.INVALID_POLICY,
+            "$.Ipams[0].Subnets[0].Policies",
+        ),
+        (
+            with_subnets(subnet("10.0.0.0/24", VSID(isolation_id=4096))),
+            HcnCode.INVALID_POLICY,
+            "$.Ipams[0].Subnets[0].Policies",
+        ),
+        (
+            with_subnets(
+                subnet("10.0.0.0/24", VSID(isolation_id=4096)),
+                subnet("fd00::/64", VSID(isolation_id=4097)),
+                kind=NetworkType.OVERLAY,
+            ),
+            HcnCode.INVALID_POLICY,
+            "$.Ipams",
+        ),
+        (Network(type=NetworkType.OVERLAY), HcnCode.INVALID_NETWORK, "$.Ipams"),
+        (Network(name="a\nb"), HcnCode.INVALID_NETWORK, "$.Name"),
+        (Network(name="a" * 300), HcnCode.INVALID_NETWORK, "$.Name"),
+        (Network(policies=(OutBoundNAT(),)), HcnCode.INVALID_POLICY_TYPE, "$.Policies[0].Type"),
+        (Network(dns=Dns(server_list=("ns1",))), HcnCode.INVALID_IP, "$.Dns.ServerList[0]"),
+        (Network(dns=Dns(search=("a\nnameserver 1.1.1.1",))), HcnCode.INVALID_JSON, "$.Dns.Search[0]"),
+        (
+            Network(
+                mac_pool=MacPool(
+                    ranges=(
+                        MacRange(start_mac_address="00-15-5D-00-00-02", end_mac_address="00-15-5D-00-00-01"),
+                    )
+                )
+            ),
+            HcnCode.INVALID_NETWORK,
+            "$.MacPool.Ranges[0]",
+        ),
+        (with_subnets(*(subnet(f"10.{n}.0.0/16") for n in range(65))), HcnCode.INVALID_NETWORK, "$.Ipams"),
+    ],
+)
+async def test_refusals_name_the_field(
+    service: HnsService, network: Network, code: HcnCode, path: str
+) -> None:
+    error = await refused(service, network)
+    assert error.code is code
+    assert error.message.startswith(path)
+
+
+async def test_dns_drops_empty_entries(service: HnsService) -> None:
+    dns = Dns(domain="svc.local", search=("", "a.b"), server_list=("", "FD00::0:1"), options=("ndots:5",))
+    network = await service.create_network(bridge(dns=dns))
+    assert network.dns == Dns(
+        domain="svc.local", search=("a.b",), server_list=("fd00::1",), options=("ndots:5",)
+    )
+
+
+async def test_remote_subnets_are_added_and_removed_by_their_settings(service: HnsService) -> None:
+    network = await service.create_network(overlay())
+    network = await add(service, network, remote(), HostRoute(), remote("10.244.4.0/24"))
+    assert [policy.destination_prefix for policy in select(network.policies, RemoteSubnetRoute)] == [
+        "10.244.3.0/24",
+        "10.244.4.0/24",
+    ]
+    spelled_otherwise = remote(distributed_router_mac_address="00:15:5d:00:00:03")
+    gone = PolicySettings(policies=(spelled_otherwise,))
+    network = await modify(service, network, RequestType.REMOVE, gone)
+    assert [policy.destination_prefix for policy in select(network.policies, RemoteSubnetRoute)] == [
+        "10.244.4.0/24"
+    ]
+    with pytest.raises(HcnError) as caught:
+        await modify(service, network, RequestType.REMOVE, gone)
+    assert caught.value.code is HcnCode.POLICY_NOT_FOUND
+    assert service.view.network(network.id) == network
+
+
+async def test_the_same_remote_subnet_twice_is_refused(service: HnsService) -> None:
+    network = await add(service, await service.create_network(overlay()), remote())
+    with pytest.raises(HcnError) as caught:
+        await add(service, network, remote(provider_address="192.168.1.4"))
+    assert caught.value.code is HcnCode.POLICY_ALREADY_EXISTS
+
+
+async def test_a_removed_dr_mac_comes_back(service: HnsService, switch: FakeSwitch) -> None:
+    network = await service.create_network(overlay())
+    calls = len(switch.calls)
+    after = await modify(service, network, RequestType.REMOVE, PolicySettings(policies=(DR_MAC,)))
+    assert set(after.policies) == set(network.policies)
+    assert len(switch.calls) <= calls + 1
+
+
+async def test_network_policies_cannot_be_replaced(service: HnsService) -> None:
+    network = await service.create_network(overlay())
+    with pytest.raises(HcnError) as caught:
+        await modify(service, network, RequestType.UPDATE, PolicySettings(policies=(VxlanPort(port=8472),)))
+    assert caught.value.code is HcnCode.REQUEST_UNSUPPORTED
+
+
+async def test_dns_is_replaced_and_removed(service: HnsService) -> None:
+    network = await service.create_network(bridge())
+    network = await modify(service, network, RequestType.UPDATE, Dns(domain="a.b"))
+    assert network.dns == Dns(domain="a.b")
+    assert (await modify(service, network, RequestType.REMOVE, Dns())).dns is None
+    with pytest.raises(HcnError) as caught:
+        await modify(service, network, RequestType.RESET, Dns())
+    assert caught.value.code is HcnCode.REQUEST_UNSUPPORTED
+
+
+async def test_subnets_come_and_go(service: HnsService) -> None:
+    network = await service.create_network(bridge())
+    more = subnet("10.2.0.0/24")
+    network = await modify(service, network, RequestType.ADD, SubnetSettings(subnets=(more,)))
+    assert [item.ip_address_prefix for item in network.subnets] == ["10.1.0.0/24", "10.2.0.0/24"]
+    endpoint = await service.create_endpoint(
+        Endpoint(network_id=network.id, ip_configurations=at("10.2.0.9"))
+    )
+    for wanted, code in (
+        (more, HcnCode.ENTITY_HAS_REFERENCES),
+        (subnet("10.3.0.0/24"), HcnCode.SUBNET_NOT_FOUND),
+    ):
+        with pytest.raises(HcnError) as caught:
+            await modify(service, network, RequestType.REMOVE, SubnetSettings(subnets=(wanted,)))
+        assert caught.value.code is code
+    with pytest.raises(HcnError, match="overlaps"):
+        await modify(service, network, RequestType.ADD, SubnetSettings(subnets=(subnet("10.2.0.0/25"),)))
+    await service.delete(Kind.ENDPOINT, endpoint.id)
+    by_id = Subnet(id=network.subnets[1].id.lower())
+    network = await modify(service, network, RequestType.REMOVE, SubnetSettings(subnets=(by_id,)))
+    assert [item.ip_address_prefix for item in network.subnets] == ["10.1.0.0/24"]
+
+
+async def test_a_deleted_network_takes_what_is_its_own(service: HnsService, switch: FakeSwitch) -> None:
+    network, other = await service.create_network(overlay()), await service.create_network(bridge())
+    mine = await service.create_endpoint(Endpoint(network_id=network.id))
+    theirs = await service.create_endpoint(Endpoint(network_id=other.id))
+    sdn = SdnRoute(destination_prefix="10.96.0.0/12", need_encap=True)
+    await service.create_route(Route(endpoint_ids=(mine.id,), routes=(sdn,)))
+    await service.delete(Kind.NETWORK, network.id)
+    assert set(switch.objects) == {(Kind.NETWORK, other.id), (Kind.ENDPOINT, theirs.id)}
+    assert (service.view.networks(), service.view.endpoints()) == ([other], [theirs])
+    assert [change.kind for change in switch.calls[-1]] == [Kind.ROUTE, Kind.ENDPOINT, Kind.NETWORK]
+
+
+async def test_what_is_not_there_is_not_found(service: HnsService) -> None:
+    missing = "0A1B2C3D-0000-0000-0000-00000000000F"
+    request = ModifySettingRequest(request_type=RequestType.ADD, settings=Dns())
+    with pytest.raises(HcnError) as one:
+        service.get(Kind.NETWORK, missing)
+    with pytest.raises(HcnError) as two:
+        await service.delete(Kind.NETWORK, missing)
+    with pytest.raises(HcnError) as three:
+        await service.modify(Kind.NETWORK, missing, request)
+    assert {caught.value.code for caught in (one, two, three)} == {HcnCode.NETWORK_NOT_FOUND}
+
+
+async def test_networks_follow_the_addresses_of_the_node(service: HnsService, switch: FakeSwitch) -> None:
+    network = await add(service, await service.create_network(overlay()), HostRoute())
+    calls = len(switch.calls)
+    await service.refresh_facts()
+    assert len(switch.calls) == calls
+    switch.with_facts(dr_mac="0E-2A-00-00-00-01", management_ips=("192.168.1.77",))
+    await service.refresh_facts()
+    assert service.view.networks()[0].policies == (
+        DrMacAddress(address="0E-2A-00-00-00-01"),
+        ProviderAddress(provider_address="192.168.1.77"),
+        HostRoute(),
+    )
+    await service.delete(Kind.NETWORK, network.id)

@@ -1,0 +1,81 @@
+"""The published description of the API is that of the code, and what the API answers fits it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from samewire.hcn.openapi import document, main
+from samewire.hcn.policies import KNOWN_POLICIES
+from samewire.hcn.query import render
+from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, Route, SdnRoute
+from samewire.hcn.service import HnsService
+from samewire.hcn.store import Store
+from tests.support.hcn import FakeSwitch, overlay
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_published_file_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    main()
+    published = (DOCS / "api" / "openapi.json").read_text(encoding="utf-8")
+    assert published == capsys.readouterr().out, "run: python -m samewire.hcn.openapi > docs/api/openapi.json"
+
+
+def references(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        own = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
+        return own.union(*(references(item) for item in value.values()))
+    return set().union(*(references(item) for item in value)) if isinstance(value, list) else set()
+
+
+def test_every_reference_leads_somewhere() -> None:
+    body = document()
+    names = {f"#/components/schemas/{name}" for name in body["components"]["schemas"]}
+    assert references(body) <= names
+    for schema in body["components"]["schemas"].values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+async def test_answers_fit_the_description(tmp_path: Path) -> None:
+    store = Store(tmp_path / "hns.db")
+    service = HnsService(store, FakeSwitch())
+    network = await service.create_network(overlay())
+    endpoint = await service.create_endpoint(Endpoint(network_id=network.id))
+    await service.create_namespace(Namespace(netns_path="/run/netns/a"))
+    await service.create_route(
+        Route(endpoint_ids=(endpoint.id,), routes=(SdnRoute(destination_prefix="::/0"),))
+    )
+    body = document()
+    for kind, name in zip(Kind, ("Network", "Endpoint", "Namespace", "Route"), strict=True):
+        schema = {**body, "$ref": f"#/components/schemas/HostCompute{name}"}
+        for value in service.view.all(kind):
+            shown = render(service.view, value)
+            jsonschema.validate(shown, schema)
+            declared = body["components"]["schemas"][f"HostCompute{name}"]["properties"]
+            assert set(shown) <= set(declared)
+    store.close()
+
+
+def test_the_guide_names_every_policy_and_field() -> None:
+    guide = (DOCS / "api.md").read_text(encoding="utf-8")
+    schemas = document()["components"]["schemas"]
+    for policy in KNOWN_POLICIES.values():
+        name = policy.__name__
+        assert f"`{name}`" in guide, name
+        for field in schemas[name]["properties"]["Settings"]["properties"]:
+            assert f"`{field}`" in guide, (name, field)
+    for title in ("HostComputeNetwork", "HostComputeEndpoint", "HostComputeNamespace", "HostComputeRoute"):
+        for field in schemas[title]["properties"]:
+            assert f"`{field}`" in guide, (title, field)
+
+
+def test_a_network_is_described_without_pythons_affairs() -> None:
+    text = json.dumps(document())
+    assert '"$$"' not in text
+    assert "``" not in text
+    assert Network.__name__ not in document()["components"]["schemas"]

@@ -1,0 +1,311 @@
+"""The file: durable across kill -9, never mistaken for empty, numbers never given twice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from samewire.errors import Exhausted
+from samewire.hcn import store as store_module
+from samewire.hcn.errors import StoreError
+from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, NetworkFlags, Object, Route
+from samewire.hcn.store import MAX_NUMBER, Store, netns_alive, read_boot_id
+from samewire.hcn.switch import Change
+from tests.support.hcn import at
+
+VOLATILE = int(NetworkFlags.ENABLE_NON_PERSISTENT)
+KINDS: dict[type[Object], Kind] = {
+    Network: Kind.NETWORK,
+    Endpoint: Kind.ENDPOINT,
+    Namespace: Kind.NAMESPACE,
+    Route: Kind.ROUTE,
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "hns.db"
+
+
+@contextlib.contextmanager
+def opened(path: Path, boot_id: str = "boot-1") -> Iterator[Store]:
+    store = Store(path, boot_id)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def put(store: Store, *values: Object) -> None:
+    store.commit([Change(KINDS[type(value)], value.id, None, value) for value in values])
+
+
+def everything(store: Store) -> list[Object]:
+    return [value for kind in Kind for value in store.state.all(kind)]
+
+
+def test_a_new_file_is_private_and_empty(path: Path) -> None:
+    with opened(path) as store:
+        assert everything(store) == []
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [entry.name for entry in path.parent.iterdir()] == ["hns.db"]
+
+
+def test_objects_come_back_in_their_order(path: Path) -> None:
+    values: list[Object] = [Network(id=f"{9 - n}", name=f"n{n}") for n in range(5)]
+    changed = Network(id="7", name="changed", extra=(("X", "1"),))
+    with opened(path) as store:
+        put(store, *values)
+        store.commit(
+            [Change(Kind.NETWORK, "7", values[2], changed), Change(Kind.NETWORK, "9", values[0], None)]
+        )
+    with opened(path) as store:
+        assert everything(store) == [values[1], changed, *values[3:]]
+
+
+def test_a_failed_transaction_changes_nothing(path: Path) -> None:
+    with opened(path) as store:
+        store._db.execute(
+            "CREATE TRIGGER t BEFORE INSERT ON objects WHEN NEW.id = 'B' BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+        with pytest.raises(StoreError, match="no"):
+            put(store, Network(id="A"), Network(id="B"))
+        assert everything(store) == []
+        put(store, Network(id="C"))
+    with opened(path) as store:
+        assert everything(store) == [Network(id="C")]
+
+
+def damaged(path: Path, change: str) -> None:
+    with opened(path) as store:
+        put(store, *(Network(id=str(number), name="x" * 500) for number in range(50)))
+    match change:
+        case "truncated to nothing":
+            path.write_bytes(b"")
+        case "cut in half":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        case "overwritten":
+            path.write_bytes(b"this is not a database" * 200)
+        case "pages of noise":
+            data = bytearray(path.read_bytes())
+            data[4096 : len(data)] = os.urandom(len(data) - 4096)
+            path.write_bytes(data)
+        case "gone with its log left":
+            path.rename(path.with_name("hns.db-wal"))
+        case "another application's":
+            path.unlink()
+            with contextlib.closing(sqlite3.connect(path)) as db:
+                db.execute("CREATE TABLE t (x)")
+        case "newer":
+            with contextlib.closing(sqlite3.connect(path)) as db:
+                db.execute("PRAGMA user_version = 99")
+        case "an unreadable row":
+            with contextlib.closing(sqlite3.connect(path)) as db, db:
+                db.execute("UPDATE objects SET json = '{\"Type\":\"ICS\"}' WHERE id = '7'")
+        case "a directory":
+            path.unlink()
+            path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("truncated to nothing", "is empty"),
+        ("cut in half", "cannot be used|damaged"),
+        ("overwritten", "not a database"),
+        ("pages of noise", "cannot be used|damaged"),
+        ("gone with its log left", "write-ahead log"),
+        ("another application's", "no database of Samewire"),
+        ("newer", "newer Samewire"),
+        ("an unreadable row", "networks 7 cannot be read"),
+        ("a directory", "cannot be opened"),
+    ],
+)
+def test_damage_is_an_error_and_never_empty(path: Path, change: str, says: str) -> None:
+    damaged(path, change)
+    with pytest.raises(StoreError, match=says) as caught:
+        Store(path, "boot-1")
+    assert str(path) in str(caught.value)
+
+
+def test_one_process_has_it_open(path: Path) -> None:
+    with opened(path) as store:
+        with pytest.raises(StoreError, match="another process has the database open"):
+            Store(path, "boot-1")
+        put(store, Network(id="A"))
+    with opened(path) as store:
+        assert everything(store) == [Network(id="A")]
+
+
+def test_an_unfinished_creation_is_started_again(path: Path) -> None:
+    path.parent.mkdir()
+    path.with_name("hns.db.new").write_bytes(b"half")
+    with opened(path) as store:
+        put(store, Network(id="A"))
+
+
+def test_old_files_are_brought_up_to_date(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(path) as store:
+        put(store, Network(id="A", name="old"))
+
+    def rename(db: sqlite3.Connection) -> None:
+        db.execute("UPDATE objects SET json = replace(json, 'old', 'new')")
+
+    def fail(db: sqlite3.Connection) -> None:
+        rename(db)
+        db.execute("no such statement")
+
+    monkeypatch.setattr(store_module, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(store_module, "MIGRATIONS", {1: fail})
+    with pytest.raises(StoreError, match="syntax error"):
+        Store(path, "boot-1")
+    monkeypatch.setattr(store_module, "MIGRATIONS", {1: rename})
+    with opened(path) as store:
+        assert everything(store) == [Network(id="A", name="new")]
+    monkeypatch.setattr(store_module, "MIGRATIONS", {1: fail})
+    with opened(path) as store:
+        assert everything(store) == [Network(id="A", name="new")]
+
+
+def test_numbers_are_small_stable_and_never_reused(path: Path) -> None:
+    with opened(path) as store:
+        assert [store.allocate_number("scope", key) for key in "abab"] == [1, 2, 1, 2]
+        assert store.allocate_number("port", "a") == 1
+        store.release_number("scope", "b")
+        store.release_number("scope", "b")
+        assert store.allocate_number("scope", "b") == 3
+        store.release_number("scope", "b")
+    with opened(path) as store:
+        assert store.numbers("scope") == {"a": 1}
+        assert store.allocate_number("scope", "c") == 4
+        assert store.allocate_number("scope", "a") == 1
+
+
+def test_a_number_that_could_not_be_written_is_not_given_again(path: Path) -> None:
+    with opened(path) as store:
+        store._db.execute(
+            "CREATE TRIGGER t BEFORE INSERT ON numbers WHEN NEW.key = 'bad' BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+        with pytest.raises(StoreError):
+            store.allocate_number("scope", "bad")
+        assert store.allocate_number("scope", "good") == 2
+
+
+def test_numbers_run_out_cleanly(path: Path) -> None:
+    with opened(path) as store:
+        store._db.execute("INSERT INTO counters VALUES ('scope', ?)", (MAX_NUMBER - 1,))
+    with opened(path) as store:
+        assert store.allocate_number("scope", "last") == MAX_NUMBER
+        with pytest.raises(Exhausted):
+            store.allocate_number("scope", "one more")
+
+
+def test_a_reboot_takes_what_was_not_to_last(path: Path) -> None:
+    lasting, volatile = Network(id="N1"), Network(id="N2", flags=VOLATILE)
+    alive, dead = (
+        Namespace(id="S1", netns_path="/run/netns/alive"),
+        Namespace(id="S2", netns_path="/run/netns/dead"),
+    )
+    plain = Namespace(id="S3")
+    kept = Endpoint(id="E1", network_id="N1", namespace_id="S1")
+    free = Endpoint(id="E2", network_id="N1", ip_configurations=at("10.0.0.2"))
+    lost = Endpoint(id="E3", network_id="N1", namespace_id="S2")
+    theirs = Endpoint(id="E4", network_id="N2", namespace_id="S1")
+    shared = Route(id="R1", network_id="N1", endpoint_ids=("E1", "E3"))
+    orphan = Route(id="R2", network_id="N1", endpoint_ids=("E3",))
+    of_network = Route(id="R3", network_id="N2")
+    values = (lasting, volatile, alive, dead, plain, kept, free, lost, theirs, shared, orphan, of_network)
+    with opened(path) as store:
+        put(store, *values)
+        assert store.prune_after_reboot(lambda _: False) == []
+    with opened(path, "boot-2") as store:
+        fresh = Network(id="N3", flags=VOLATILE)
+        put(store, fresh)
+        changes = store.prune_after_reboot(lambda path: path == alive.netns_path)
+        assert {change.id for change in changes} == {"N2", "S2", "E3", "E4", "R1", "R2", "R3"}
+        survivors = [
+            lasting,
+            fresh,
+            kept,
+            free,
+            alive,
+            plain,
+            Route(id="R1", network_id="N1", endpoint_ids=("E1",)),
+        ]
+        assert everything(store) == survivors
+    with opened(path, "boot-2") as store:
+        assert everything(store) == survivors
+        assert store.prune_after_reboot(lambda path: path == alive.netns_path) == []
+
+
+def test_what_counts_as_a_living_network_namespace(tmp_path: Path) -> None:
+    plain = tmp_path / "file"
+    plain.touch()
+    assert not netns_alive(str(plain))
+    assert not netns_alive(str(tmp_path / "missing"))
+    assert not netns_alive("/proc/self/ns/net")
+    link = tmp_path / "netns"
+    link.symlink_to("/proc/self/ns/net")
+    assert netns_alive(str(link))
+
+
+def test_the_boot_id_is_the_kernels() -> None:
+    assert read_boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from samewire.hcn.schema import Endpoint, Kind, Network
+from samewire.hcn.store import Store
+from samewire.hcn.switch import Change
+
+store = Store(Path(sys.argv[1]), "boot-1")
+write = store._write
+
+def write_and_tell(changes):
+    for change in changes:
+        write([change])
+        print(f"wrote {change.id}", flush=True)  # between the steps of a transaction
+
+store._write = write_and_tell
+for number in range(100000):
+    network = Network(id=f"N{number}")
+    endpoints = [Endpoint(id=f"E{number}.{part}", network_id=network.id) for part in range(3)]
+    store.allocate_number("scope", network.id)
+    changes = [Change(Kind.NETWORK, network.id, None, network)]
+    store.commit(changes + [Change(Kind.ENDPOINT, value.id, None, value) for value in endpoints])
+    print(f"done {number}", flush=True)
+"""
+
+
+@pytest.mark.parametrize("last", ["wrote N40", "wrote E40.0", "wrote E40.1", "wrote E40.2", "done 40"])
+def test_kill_9_between_the_steps_of_a_transaction(path: Path, last: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        done = -1
+        for line in child.stdout:
+            done = int(line.split()[1]) if line.startswith("done") else done
+            if line.strip() == last:
+                break
+        child.send_signal(signal.SIGKILL)
+        rest = [line for line in child.stdout if line.startswith("done")]
+        done = int(rest[-1].split()[1]) if rest else done
+    with opened(path) as store:
+        networks = store.state.networks()
+        assert len(networks) in (done + 1, done + 2)  # a commit may have been made and not been told
+        for network in networks:
+            assert len(store.state.endpoints_of_network(network.id)) == 3
+        numbers = store.numbers("scope")
+        assert set(numbers) >= {network.id for network in networks}
+        assert store.allocate_number("scope", "next") == max(numbers.values()) + 1
