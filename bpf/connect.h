@@ -275,7 +275,7 @@ __noinline int sw_create(struct __sk_buff *skb)
 	sw_set_action(flow, direction, &p->forward);
 	if (pair) {
 		flow->peer_scope = p->out_scope;
-		p->chosen.fate = SW_TO_NOWHERE;
+		__builtin_memset(&p->chosen, 0, sizeof(p->chosen)); /* SW_TO_NOWHERE */
 		sw_set_action(flow, !direction, &p->chosen);
 	} else {
 		sw_set_action(flow, !direction, &p->reverse);

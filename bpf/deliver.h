@@ -122,15 +122,13 @@ static __noinline int sw_to_host(struct __sk_buff *skb, struct sw_packet *p)
 {
 	struct sw_config *config = sw_config_here();
 
-	if (!config)
+	if (p->arrival == SW_FROM_UPLINK)
+		return SW_PASS;
+	if (!config || sw_set_macs(skb, config->host_mac, config->host_peer_mac))
 		return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
 #ifdef TRACE
 	return sw_final(p, SW_LAYER_L2, SW_TO_HOST, config->host_ifindex);
 #else
-	if (p->arrival == SW_FROM_UPLINK)
-		return SW_PASS;
-	if (sw_set_macs(skb, config->host_mac, config->host_peer_mac))
-		return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
 	return bpf_redirect(config->host_ifindex, BPF_F_INGRESS);
 #endif
 }

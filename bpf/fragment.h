@@ -10,8 +10,10 @@
 
 #include "account.h"
 
+#define SW_UNKNOWN (-103)
 #define SW_FRAGMENT_TICKS 30 /* a little more than a stack keeps the pieces */
 
+/* Returns SW_GO_ON, or SW_UNKNOWN for a later fragment whose first has not been seen. */
 static __noinline int sw_fragment(struct sw_packet *p)
 {
 	struct sw_fragment_key key = {
@@ -38,7 +40,7 @@ static __noinline int sw_fragment(struct sw_packet *p)
 	}
 	seen = bpf_map_lookup_elem(&sw_fragments, &key);
 	if (!seen || sw_now_tick() - seen->seen_tick > SW_FRAGMENT_TICKS)
-		return sw_drop(p, SW_LAYER_FRAGMENT, SW_REASON_FRAGMENT_UNKNOWN);
+		return SW_UNKNOWN;
 	p->tuple.source_port = seen->source_port;
 	p->tuple.destination_port = seen->destination_port;
 	return SW_GO_ON;

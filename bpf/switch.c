@@ -71,8 +71,8 @@ SW_INLINE void sw_arrive(struct sw_packet *p, __u8 arrival, __u16 scope, __u32 d
 /* The part that all arrivals share, once the packet is parsed and its scope known. */
 SW_INLINE int sw_go(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *own)
 {
-	if (p->fragment && sw_fragment(p) != SW_GO_ON)
-		return TC_ACT_SHOT;
+	if (p->fragment && sw_fragment(p) == SW_UNKNOWN)
+		return sw_drop(p, SW_LAYER_FRAGMENT, SW_REASON_FRAGMENT_UNKNOWN);
 	if (p->icmp_error) {
 		int verdict = sw_icmp_error(skb);
 
@@ -143,9 +143,8 @@ SW_INLINE int sw_from_uplink(struct __sk_buff *skb, struct sw_packet *p, __u32 i
 		/* Ours only if its first was; the node reassembles its own. */
 		if (!route || (route->kind != SW_ROUTE_LOCAL && route->kind != SW_ROUTE_HOST))
 			return SW_PASS;
-		if (sw_fragment(p) != SW_GO_ON)
-			return route->kind == SW_ROUTE_HOST ? SW_PASS : TC_ACT_SHOT;
-		return sw_switch(skb, p, 0);
+		if (route->kind == SW_ROUTE_HOST && sw_fragment(p) == SW_UNKNOWN)
+			return SW_PASS;
 	}
 	return sw_go(skb, p, 0);
 }

@@ -1,0 +1,296 @@
+"""Unified flows: keys, insertion, hits and re-decisions (``bpf/flow.h``, ``bpf/connect.h``).
+
+Two states hold both entries of a pair in one dict, as the map does.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from samewire.vfp.address import ZERO
+from samewire.vfp.constants import (
+    NAT_TRIES,
+    Arrival,
+    Fate,
+    FlowFlag,
+    Layer,
+    Reason,
+    RewriteFlag,
+    TcpFlag,
+)
+from samewire.vfp.simulate.packet import TCP, UDP, WITH_PORTS, Tuple
+from samewire.vfp.simulate.state import Dropped, Passed, State, Walk
+from samewire.vfp.simulate.walk import walk_layers
+from samewire.vfp.tables import Action, Flow, FlowKey, Port
+
+_NOWHERE = Action(0, 0, 0, 0, 0, ZERO, ZERO)
+_ENDED = TcpFlag.FIN | TcpFlag.RST
+
+
+def make_key(ends: Tuple, scope: int, family: int, protocol: int) -> tuple[FlowKey, int]:
+    """The canonical key of a tuple, and the tuple's direction under it (0 or 1)."""
+    a = (ends.source, ends.source_port)
+    b = (ends.destination, ends.destination_port)
+    swap = int(a > b)
+    low, high = (b, a) if swap else (a, b)
+    return FlowKey((low[0], high[0]), (low[1], high[1]), scope, family, protocol), swap
+
+
+def tuple_of(key: FlowKey, direction: int) -> Tuple:
+    """The tuple of a key's packets in one direction."""
+    ends = Tuple(key.address[0], key.address[1], key.port[0], key.port[1])
+    return ends.reverse if direction else ends
+
+
+def transpose(ends: Tuple, action: Action) -> Tuple:
+    """The tuple after an action."""
+    if action.flags & RewriteFlag.SOURCE:
+        ends = replace(ends, source=action.source, source_port=action.source_port)
+    if action.flags & RewriteFlag.DESTINATION:
+        ends = replace(ends, destination=action.destination, destination_port=action.destination_port)
+    return ends
+
+
+def partner_key(key: FlowKey, flow: Flow) -> FlowKey:
+    """The key of the other entry of a pair."""
+    initiator = flow.flags & FlowFlag.INITIATOR
+    served = 1 - initiator if flow.flags & FlowFlag.SECOND else initiator
+    after = transpose(tuple_of(key, served), flow.action[served])
+    return make_key(after, flow.peer_scope, key.family, key.protocol)[0]
+
+
+def remove(state: State, key: FlowKey) -> None:
+    """Remove a flow, both entries of a pair."""
+    flow = state.flows.pop(key, None)
+    if flow is not None and flow.flags & FlowFlag.PAIR:
+        state.flows.pop(partner_key(key, flow), None)
+
+
+def hash_tuple(ends: Tuple) -> int:
+    """Where the search for a free SNAT port begins."""
+    words = [int.from_bytes(ends.source[i : i + 4], "big") for i in range(0, 16, 4)]
+    words += [int.from_bytes(ends.destination[i : i + 4], "big") for i in range(0, 16, 4)]
+    words.append(ends.source_port << 16 | ends.destination_port)
+    value = 0
+    for word in words:
+        value = (value ^ word) * 0x9E3779B1 & 0xFFFFFFFF
+        value ^= value >> 15
+    return value
+
+
+def _compose(walk: Walk) -> None:
+    first, out = walk.first, walk.out
+    source = (out.source, out.source_port) != (first.source, first.source_port)
+    destination = (out.destination, out.destination_port) != (first.destination, first.destination_port)
+    there = (RewriteFlag.SOURCE if source else 0) | (RewriteFlag.DESTINATION if destination else 0)
+    back = (RewriteFlag.DESTINATION if source else 0) | (RewriteFlag.SOURCE if destination else 0)
+    walk.forward = _with_rewrite(walk.forward, there, out)
+    walk.reverse = _with_rewrite(walk.reverse, back, first.reverse)
+
+
+def _with_rewrite(action: Action, flags: int, ends: Tuple) -> Action:
+    return replace(
+        action,
+        flags=action.flags & RewriteFlag.DECREMENT | flags,
+        source=ends.source,
+        destination=ends.destination,
+        source_port=ends.source_port,
+        destination_port=ends.destination_port,
+    )
+
+
+def _entry(state: State, walk: Walk, direction: int, actions: tuple[Action, Action], flags: int) -> Flow:
+    second = flags & FlowFlag.SECOND
+    return Flow(
+        action=actions if not direction else actions[::-1],
+        port=walk.port,
+        generation=walk.generation,
+        rule=walk.rule,
+        seen_tick=state.now_tick,
+        slot=0,
+        peer_scope=0,
+        flags=flags | (FlowFlag.INITIATOR if direction else 0),
+        tcp=(0 if second else walk.packet.tcp_flags, 0),
+        arrival=walk.first_arrival,
+    )
+
+
+def _try_second(state: State, walk: Walk) -> bool:
+    """Insert the second entry under the tuple ``walk.out``, if nothing is there."""
+    packet = walk.packet
+    key, direction = make_key(walk.out, walk.out_scope, packet.family, packet.protocol)
+    _compose(walk)
+    if key in state.flows:
+        return False
+    flags = FlowFlag.PAIR | FlowFlag.SECOND
+    flow = _entry(state, walk, direction, (_NOWHERE, walk.reverse), flags)
+    state.flows[key] = replace(flow, peer_scope=walk.first_scope)
+    return True
+
+
+def _clear_orphan(state: State, walk: Walk) -> bool:
+    key, _ = make_key(walk.out, walk.out_scope, walk.packet.family, walk.packet.protocol)
+    held = state.flows.get(key)
+    if held is None or not held.flags & FlowFlag.SECOND or partner_key(key, held) in state.flows:
+        return False
+    del state.flows[key]
+    return True
+
+
+def _insert_second(state: State, walk: Walk) -> bool:
+    packet, config = walk.packet, state.config
+    assert config is not None
+    numbered = packet.protocol in (TCP, UDP) or packet.is_icmp
+    if not walk.wants_snat or not numbered:
+        if _try_second(state, walk):
+            return True
+        if _clear_orphan(state, walk) and _try_second(state, walk):
+            return True
+    if packet.protocol not in (TCP, UDP) and not (packet.is_icmp and walk.first.source_port):
+        return False
+    size = config.nat_port_high - config.nat_port_low + 1
+    start = hash_tuple(walk.first) * size >> 32
+    for index in range(min(size, NAT_TRIES)):
+        walk.out = replace(walk.out, source_port=config.nat_port_low + (start + index) % size)
+        if _try_second(state, walk):
+            return True
+    return False
+
+
+def create(state: State, walk: Walk) -> Action:
+    """Insert what the walk decided; returns the action for the packet in hand. Raises ``Dropped``."""
+    packet = walk.packet
+    if walk.wants_snat and packet.is_icmp and not walk.first.source_port:
+        raise Dropped(Layer.NAT, Reason.NAT_PROTOCOL, walk.first_port)
+    key, direction = make_key(walk.first, walk.first_scope, packet.family, packet.protocol)
+    other, _ = make_key(walk.out, walk.out_scope, packet.family, packet.protocol)
+    pair = walk.wants_snat or key != other
+    if pair and not _insert_second(state, walk):
+        known = packet.protocol in WITH_PORTS or packet.is_icmp
+        reason = Reason.NAT_EXHAUSTED if known else Reason.NAT_PROTOCOL
+        raise Dropped(Layer.NAT, reason, walk.first_port)
+    _compose(walk)
+    back = _NOWHERE if pair else walk.reverse
+    flow = _entry(state, walk, direction, (walk.forward, back), FlowFlag.PAIR if pair else 0)
+    if pair:
+        flow = replace(flow, peer_scope=walk.out_scope)
+    if key in state.flows:  # an error about a connection that has its own flow came this way
+        raise Dropped(Layer.FLOW, Reason.INTERNAL)
+    state.flows[key] = flow
+    return walk.forward
+
+
+def first_packet(state: State, walk: Walk) -> Action:
+    """A packet without a flow: the walk, then a flow if the decision needs one."""
+    walk.first = walk.packet.tuple
+    walk.first_arrival = walk.arrival
+    walk.first_scope = walk.scope
+    walk.first_port = walk.port_id
+    walk_layers(state, walk)
+    return create(state, walk) if walk.needs_flow else walk.forward
+
+
+def _redecide(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: int) -> Action | None:
+    """Judge a stale flow again; None: it is gone, and the packet in hand may open a new one."""
+    first_key, second_key = key, key
+    if flow.flags & FlowFlag.PAIR:
+        other = partner_key(key, flow)
+        first_key, second_key = (other, key) if flow.flags & FlowFlag.SECOND else (key, other)
+    first, second = state.flows.get(first_key), state.flows.get(second_key)
+    if first is not None and second is not None:
+        initiator = first.flags & FlowFlag.INITIATOR
+        walk.first = tuple_of(first_key, initiator)
+        walk.first_arrival = Arrival(first.arrival)
+        walk.first_scope = first_key.scope
+        walk.first_port = first.port[0]
+        try:
+            walk_layers(state, walk)
+        except (Dropped, Passed):
+            remove(state, key)
+            raise
+        after = transpose(walk.first, first.action[initiator])
+        if (after.destination, after.destination_port) == (walk.out.destination, walk.out.destination_port):
+            return _update(state, walk, first_key, second_key, packet_side)
+    remove(state, key)
+    if packet_side:
+        raise Dropped(Layer.FLOW, Reason.NO_ENDPOINT)
+    return None
+
+
+def _update(state: State, walk: Walk, first_key: FlowKey, second_key: FlowKey, packet_side: int) -> Action:
+    first = state.flows[first_key]
+    there = first.flags & FlowFlag.INITIATOR
+    forward = replace(first.action[there], fate=walk.forward.fate, target=walk.forward.target)
+    state.flows[first_key] = replace(_refreshed(first, walk), action=_set(first.action, there, forward))
+    second = state.flows[second_key]
+    back = 1 - (second.flags & FlowFlag.INITIATOR)
+    reverse = replace(second.action[back], fate=walk.reverse.fate, target=walk.reverse.target)
+    state.flows[second_key] = replace(_refreshed(second, walk), action=_set(second.action, back, reverse))
+    return reverse if packet_side else forward
+
+
+def _refreshed(flow: Flow, walk: Walk) -> Flow:
+    return replace(flow, port=(flow.port[0], walk.port[1]), generation=walk.generation, rule=walk.rule)
+
+
+def _set(actions: tuple[Action, Action], index: int, action: Action) -> tuple[Action, Action]:
+    return (actions[0], action) if index else (action, actions[1])
+
+
+def _is_reopened(state: State, walk: Walk, key: FlowKey, flow: Flow) -> bool:
+    """A pure SYN on a connection that has ended: its flow is removed."""
+    if walk.packet.tcp_flags != TcpFlag.SYN:
+        return False
+    seen = flow.tcp[0] | flow.tcp[1]
+    if flow.flags & FlowFlag.PAIR:
+        other = state.flows.get(partner_key(key, flow))
+        if other is not None:
+            seen |= other.tcp[0] | other.tcp[1]
+    if not seen & _ENDED:
+        return False
+    remove(state, key)
+    return True
+
+
+def _is_stale(state: State, flow: Flow, action: Action, packet_side: int, own: Port | None) -> bool:
+    if own is not None and own.generation != flow.generation[packet_side]:
+        return True
+    if action.fate == Fate.PORT:
+        target = state.port(action.target)
+        return target is None or target.generation != flow.generation[1 - packet_side]
+    if action.fate in (Fate.UPLINK, Fate.TUNNEL):
+        return state.nexthop(action.target) is None
+    return False
+
+
+def _touch(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: int) -> None:
+    seen = flow.tcp[packet_side] | walk.packet.tcp_flags
+    state.flows[key] = replace(
+        flow,
+        seen_tick=state.now_tick,
+        tcp=(flow.tcp[0], seen) if packet_side else (seen, flow.tcp[1]),
+        flags=flow.flags | (FlowFlag.REPLIED if packet_side else 0),
+    )
+
+
+def switch(state: State, walk: Walk, own: Port | None) -> Action:
+    """The packet's action: from its flow, from a re-decision, or from the walk. Raises ``Dropped``, ``Passed``."""
+    packet = walk.packet
+    key, direction = make_key(packet.tuple, walk.scope, packet.family, packet.protocol)
+    flow = state.flows.get(key)
+    if flow is None:
+        return first_packet(state, walk)
+    if flow.flags & FlowFlag.HOST:
+        raise Passed
+    if _is_reopened(state, walk, key, flow):
+        return first_packet(state, walk)
+    packet_side = int(direction != flow.flags & FlowFlag.INITIATOR)
+    action = flow.action[direction]
+    if own is not None and own.generation != flow.generation[packet_side]:
+        return _redecide(state, walk, key, flow, packet_side) or first_packet(state, walk)
+    if action.fate == Fate.NOWHERE:
+        raise Dropped(Layer.FLOW, Reason.MARTIAN)
+    if _is_stale(state, flow, action, packet_side, own):
+        return _redecide(state, walk, key, flow, packet_side) or first_packet(state, walk)
+    _touch(state, walk, key, flow, packet_side)
+    return action

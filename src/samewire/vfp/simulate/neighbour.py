@@ -1,0 +1,128 @@
+"""ARP and neighbour discovery, answered from the tables (``bpf/neighbour.h``)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from samewire.vfp.address import NO_MAC, ZERO
+from samewire.vfp.constants import SCOPE_UPLINK, Layer, PortFlag, Reason, RouteKind
+from samewire.vfp.simulate import checksum
+from samewire.vfp.simulate.packet import ICMPV6, L3, Packet, pad
+from samewire.vfp.simulate.state import Dropped, Passed, State
+from samewire.vfp.tables import Port
+
+_ARP_IPV4: Final = b"\x00\x01\x08\x00"
+_REQUEST: Final = b"\x00\x01"
+_SOLICITATION: Final = 135
+_ADVERTISEMENT: Final = 136
+_ND: Final = L3 + 40
+_ALL_NODES: Final = bytes.fromhex("ff020000000000000000000000000001")
+
+
+class Swallowed(Exception):
+    """Nothing to answer and nothing lost: an announcement that nobody needs."""
+
+
+class Forwarded(Exception):
+    """A Transparent pod's question goes out to the wire as it is."""
+
+
+def is_link_local(address: bytes) -> bool:
+    """fe80::/10."""
+    return address[0] == 0xFE and address[1] & 0xC0 == 0x80
+
+
+def _owner_mac(state: State, scope: int, family: int, port: Port | None, target: bytes) -> bytes | None:
+    if port is not None:
+        owner = state.endpoint(scope, family, target)
+        if owner is not None:
+            return owner.mac
+        if port.gateway[family == 6] != target:
+            route = state.route(scope, family, target)
+            if route is None or route.kind in (RouteKind.LOCAL, RouteKind.BLACKHOLE):
+                return None
+        return port.gateway_mac
+    config, here = state.config, state.endpoint(SCOPE_UPLINK, family, target)
+    if here is None or not here.port or config is None:
+        return None
+    owner_port = state.port(here.port)
+    if owner_port is None:
+        return None
+    return owner_port.mac if owner_port.flags & PortFlag.TRANSPARENT else config.uplink_mac
+
+
+def _asks_wire(state: State, scope: int, family: int, port: Port | None, target: bytes, mac: bytes) -> bool:
+    if port is None or not port.flags & PortFlag.TRANSPARENT or mac != port.gateway_mac:
+        return False
+    route = state.route(scope, family, target)
+    config = state.config
+    return route is not None and route.kind == RouteKind.UPLINK and bool(config and config.uplink_ifindex)
+
+
+def answer_arp(state: State, data: bytearray, scope: int, port: Port | None) -> bytes:
+    """The reply to an ARP request. Raises ``Dropped``, ``Passed``, ``Swallowed``, ``Forwarded``."""
+    if len(data) < L3 + 28:
+        raise Dropped(Layer.PARSE, Reason.MALFORMED) if port else Passed
+    if data[L3 : L3 + 4] != _ARP_IPV4:
+        raise Dropped(Layer.PARSE, Reason.NOT_IP) if port else Passed
+    sender_mac, sender = bytes(data[L3 + 8 : L3 + 14]), bytes(data[L3 + 14 : L3 + 18])
+    target = bytes(data[L3 + 24 : L3 + 28])
+    if port is not None and not port.flags & PortFlag.NO_GUARD:
+        own = port.address[0][:4]
+        if sender_mac != port.mac or (sender != bytes(4) and sender != own):
+            raise Dropped(Layer.GUARD, Reason.SPOOFED_ARP)
+        if target == own:
+            raise Swallowed
+    if data[L3 + 6 : L3 + 8] != _REQUEST:
+        raise Swallowed if port else Passed
+    mac = _owner_mac(state, scope, 4, port, pad(target))
+    if mac is None:
+        raise Dropped(Layer.ROUTE, Reason.NO_ENDPOINT) if port else Passed
+    if _asks_wire(state, scope, 4, port, pad(target), mac):
+        raise Forwarded
+    head = sender_mac + mac + bytes(data[12 : L3 + 6]) + b"\x00\x02"
+    return head + mac + target + sender_mac + sender + bytes(data[L3 + 28 :])
+
+
+def answer_neighbour(state: State, packet: Packet, scope: int, port: Port | None) -> bytes:
+    """The advertisement for a solicitation. Raises ``Dropped``, ``Passed``, ``Swallowed``, ``Forwarded``."""
+    data = packet.data
+    if packet.l4 != _ND or len(data) < _ND + 24 or packet.icmp_type not in (_SOLICITATION, _ADVERTISEMENT):
+        raise Dropped(Layer.L2, Reason.MULTICAST) if port else Passed
+    target = bytes(data[_ND + 8 : _ND + 24])
+    if port is not None and not port.flags & PortFlag.NO_GUARD and not _is_own(packet, port, target):
+        raise Dropped(Layer.GUARD, Reason.SPOOFED_ARP)
+    if packet.icmp_type != _SOLICITATION:
+        raise Swallowed if port else Passed
+    if port is not None and (is_link_local(target) or target == port.address[1]):
+        raise Swallowed
+    mac = _owner_mac(state, scope, 6, port, target)
+    if mac is None:
+        raise Dropped(Layer.ROUTE, Reason.NO_ENDPOINT) if port else Passed
+    if _asks_wire(state, scope, 6, port, target, mac):
+        raise Forwarded
+    return _advertisement(packet, target, mac, port is not None and mac == port.gateway_mac)
+
+
+def _is_own(packet: Packet, port: Port, target: bytes) -> bool:
+    data, source = packet.data, packet.tuple.source
+    if source not in (ZERO, port.address[1]) and not is_link_local(source):
+        return False
+    option = bytes(data[_ND + 24 : _ND + 32])
+    if len(option) == 8 and option[1] == 1 and option[0] in (1, 2) and option[2:] != port.mac:
+        return False
+    advertised = packet.icmp_type == _ADVERTISEMENT
+    return not advertised or is_link_local(target) or target == port.address[1]
+
+
+def _advertisement(packet: Packet, target: bytes, mac: bytes, router: bool) -> bytes:
+    data, asker = packet.data, packet.tuple.source
+    everybody = asker == ZERO  # duplicate address detection
+    destination = _ALL_NODES if everybody else asker
+    asker_mac = b"\x33\x33\0\0\0\x01" if everybody else bytes(data[6:12])
+    flags = (0x80 if router else 0) | (0 if everybody else 0x40) | 0x20
+    message = bytes((_ADVERTISEMENT, 0, 0, 0, flags, 0, 0, 0)) + target + b"\x02\x01" + mac
+    pseudo = target + destination + len(message).to_bytes(4, "big") + ICMPV6.to_bytes(4, "big")
+    message = message[:2] + checksum.whole(pseudo + message) + message[4:]
+    ip = bytes(data[L3 : L3 + 4]) + len(message).to_bytes(2, "big") + bytes((data[L3 + 6], 255))
+    return (asker_mac or NO_MAC) + mac + bytes(data[12:14]) + ip + target + destination + message

@@ -1,0 +1,271 @@
+"""The arrivals and the end of a packet's way (``bpf/switch.c``, ``bpf/deliver.h``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec.structs import replace
+
+from samewire.vfp.address import ZERO
+from samewire.vfp.constants import (
+    SCOPE_HOST,
+    SCOPE_UPLINK,
+    Arrival,
+    Fate,
+    Layer,
+    PortFlag,
+    Reason,
+    RewriteFlag,
+    RouteKind,
+)
+from samewire.vfp.record import Record
+from samewire.vfp.simulate import icmp, neighbour
+from samewire.vfp.simulate.flows import first_packet, switch
+from samewire.vfp.simulate.packet import (
+    ETH_ARP,
+    FRAGMENT_FIRST,
+    FRAGMENT_LATER,
+    UDP,
+    Malformed,
+    Packet,
+    decrement_ttl,
+    parse,
+    rewrite_address,
+    rewrite_port,
+    set_macs,
+)
+from samewire.vfp.simulate.state import Dropped, Outcome, Passed, State, Walk
+from samewire.vfp.tables import Action, Flow, FlowKey, Fragment, FragmentKey, Nexthop, Port
+
+_FRAGMENT_TICKS: Final = 30
+
+
+class Answered(Exception):
+    """The frame goes back as an answer. ``drop``: what it answers counts as dropped."""
+
+    def __init__(self, frame: bytes, drop: Dropped | None = None) -> None:
+        super().__init__("answered")
+        self.frame = frame
+        self.drop = drop
+
+
+class Simulator:
+    """A switch. ``tables`` are those of ``vfp.tables.TABLES``; see the package for what is left out."""
+
+    def __init__(self, tables: Mapping[str, Mapping[Record, Record]], now_tick: int = 0) -> None:
+        self.state = State(tables, now_tick)
+
+    @property
+    def flows(self) -> dict[FlowKey, Flow]:
+        """The flow table as it stands now."""
+        return self.state.flows
+
+    def receive(self, frame: bytes, arrival: Arrival, ifindex: int, vni: int = 0) -> Outcome:
+        """What becomes of a frame that arrives on a device (``vni``: of the tunnel key)."""
+        data = bytearray(frame)
+        walk = Walk(Packet(data), arrival, 0, ifindex, ifindex if arrival == Arrival.POD else 0)
+        try:
+            return self._receive(walk, ifindex, vni)
+        except Dropped as drop:
+            return Outcome(bytes(data), drop=self._charge(walk, drop))
+        except Passed:
+            return Outcome(bytes(data))
+        except neighbour.Swallowed:
+            return Outcome(bytes(data), drop=(0, 0, Layer.L2, Reason.NONE))
+        except neighbour.Forwarded:
+            config = self.state.config
+            return Outcome(bytes(data), Fate.UPLINK, config.uplink_ifindex if config else 0)
+        except Answered as answer:
+            drop_key = self._charge(walk, answer.drop) if answer.drop else None
+            return Outcome(answer.frame, answered=True, drop=drop_key)
+
+    @staticmethod
+    def _charge(walk: Walk, drop: Dropped) -> tuple[int, int, Layer, Reason]:
+        return drop.port or walk.port_id or walk.device, drop.rule, drop.layer, drop.reason
+
+    def _receive(self, walk: Walk, ifindex: int, vni: int) -> Outcome:
+        own: Port | None = None
+        if walk.arrival == Arrival.POD:
+            own = self._from_pod(walk, ifindex)
+        elif walk.arrival == Arrival.UPLINK:
+            self._from_uplink(walk)
+        elif walk.arrival == Arrival.TUNNEL:
+            self._from_tunnel(walk, vni)
+        else:
+            self._from_host(walk)
+        packet = walk.packet
+        if packet.fragment:
+            self._fragment(walk)
+        action = icmp.translate_error(self.state, walk) if packet.icmp_error else None
+        if packet.icmp_error and action is None:
+            action = first_packet(self.state, walk)
+        return self._apply(walk, action or switch(self.state, walk, own))
+
+    def _parse(self, walk: Walk) -> None:
+        try:
+            walk.packet = parse(walk.packet.data)
+        except Malformed as malformed:
+            raise Dropped(Layer.PARSE, malformed.reason) from None
+
+    def _from_pod(self, walk: Walk, ifindex: int) -> Port:
+        port = self.state.port(ifindex)
+        if port is None or self.state.config is None:
+            raise Dropped(Layer.PARSE, Reason.UNKNOWN_PORT)
+        walk.scope = port.scope
+        if port.flags & PortFlag.BLOCKED:
+            raise Dropped(Layer.GUARD, Reason.PORT_BLOCKED)
+        data = walk.packet.data
+        if data[12:14] == ETH_ARP:
+            raise Answered(neighbour.answer_arp(self.state, data, walk.scope, port))
+        self._parse(walk)
+        packet = walk.packet
+        if not port.flags & PortFlag.NO_GUARD:
+            if bytes(data[6:12]) != port.mac:
+                raise Dropped(Layer.GUARD, Reason.SPOOFED_MAC)
+            if not packet.neighbour and packet.tuple.source != port.address[packet.family == 6]:
+                raise Dropped(Layer.GUARD, Reason.SPOOFED_IP)
+        if packet.neighbour:
+            raise Answered(neighbour.answer_neighbour(self.state, packet, walk.scope, port))
+        if _is_multicast(packet):
+            raise Dropped(Layer.L2, Reason.MULTICAST)
+        if _is_martian(packet):
+            raise Dropped(Layer.GUARD, Reason.MARTIAN)
+        walk.keep_frame = bool(port.flags & PortFlag.TRANSPARENT) and bytes(data[0:6]) != port.gateway_mac
+        return port
+
+    def _from_uplink(self, walk: Walk) -> None:
+        walk.scope = SCOPE_UPLINK
+        config, data = self.state.config, walk.packet.data
+        if config is None:
+            raise Passed
+        if data[12:14] == ETH_ARP:
+            raise Answered(neighbour.answer_arp(self.state, data, SCOPE_UPLINK, None))
+        try:
+            walk.packet = packet = parse(data)
+        except Malformed:
+            raise Passed from None
+        if packet.neighbour:
+            raise Answered(neighbour.answer_neighbour(self.state, packet, SCOPE_UPLINK, None))
+        outer = packet.protocol == UDP and packet.tuple.destination_port == config.vxlan_port
+        if (outer and not packet.fragment) or _is_multicast(packet):
+            raise Passed
+        if packet.fragment == FRAGMENT_LATER:
+            route = self.state.route(SCOPE_UPLINK, packet.family, packet.tuple.destination)
+            if route is None or route.kind not in (RouteKind.LOCAL, RouteKind.HOST):
+                raise Passed
+
+    def _from_tunnel(self, walk: Walk, vni: int) -> None:
+        found = self.state.vni(vni)
+        if found is None:
+            raise Dropped(Layer.DECAP, Reason.UNKNOWN_VNI)
+        walk.scope = found.scope
+        self._parse(walk)
+        if walk.packet.neighbour or _is_multicast(walk.packet):
+            raise Dropped(Layer.L2, Reason.MULTICAST)
+        if _is_martian(walk.packet):
+            raise Dropped(Layer.DECAP, Reason.MARTIAN)
+
+    def _from_host(self, walk: Walk) -> None:
+        self._parse(walk)
+        packet = walk.packet
+        if packet.neighbour or _is_multicast(packet):
+            raise Dropped(Layer.L2, Reason.MULTICAST)
+        route = self.state.route(SCOPE_HOST, packet.family, packet.tuple.destination)
+        if route is None or route.kind != RouteKind.SCOPE:
+            raise Dropped(Layer.ROUTE, Reason.NO_ROUTE)
+        walk.scope = route.scope
+
+    def _fragment(self, walk: Walk) -> None:
+        packet, state = walk.packet, self.state
+        ends = packet.tuple
+        key = FragmentKey(
+            ends.source, ends.destination, packet.fragment_id, walk.scope, packet.family, packet.protocol
+        )
+        if packet.fragment == FRAGMENT_FIRST:
+            state.fragments[key] = Fragment(ends.source_port, ends.destination_port, state.now_tick)
+            return
+        seen = state.fragments.get(key)
+        if seen is None or state.now_tick - seen.seen_tick > _FRAGMENT_TICKS:
+            if walk.arrival == Arrival.UPLINK and state.is_host_address(
+                SCOPE_UPLINK, packet.family, ends.destination
+            ):
+                raise Passed
+            raise Dropped(Layer.FRAGMENT, Reason.FRAGMENT_UNKNOWN)
+        packet.tuple = replace(ends, source_port=seen.source_port, destination_port=seen.destination_port)
+
+    def _answer_error(self, walk: Walk, kind: tuple[int, int], drop: Dropped, mtu: int = 0) -> None:
+        frame = icmp.error_frame(self.state, walk, kind, mtu)
+        if frame is None:
+            raise drop
+        raise Answered(frame, drop)
+
+    def _apply(self, walk: Walk, action: Action) -> Outcome:
+        packet = walk.packet
+        port, hop = self._target(action)
+        if hop is not None and packet.ip_length > hop.mtu:
+            too_big = Dropped(Layer.MTU, Reason.TOO_BIG)
+            self._answer_error(walk, icmp.TOO_BIG[packet.family], too_big, hop.mtu)
+        if action.flags & RewriteFlag.DECREMENT:
+            if packet.ttl <= 1:
+                exceeded = Dropped(Layer.ROUTE, Reason.TTL)
+                self._answer_error(walk, icmp.TIME_EXCEEDED[packet.family], exceeded)
+            decrement_ttl(packet)
+        if action.flags & RewriteFlag.SOURCE:
+            rewrite_address(packet, packet.tuple.source, action.source, True)
+            rewrite_port(packet, packet.tuple.source_port, action.source_port, True)
+        if action.flags & RewriteFlag.DESTINATION:
+            rewrite_address(packet, packet.tuple.destination, action.destination, False)
+            rewrite_port(packet, packet.tuple.destination_port, action.destination_port, False)
+        return self._deliver(walk, action, port, hop)
+
+    def _target(self, action: Action) -> tuple[Port | None, Nexthop | None]:
+        if action.fate == Fate.PORT:
+            port = self.state.port(action.target)
+            if port is None:
+                raise Dropped(Layer.ROUTE, Reason.NO_ENDPOINT)
+            return port, None
+        if action.fate in (Fate.UPLINK, Fate.TUNNEL):
+            hop = self.state.nexthop(action.target)
+            if hop is None:
+                raise Dropped(Layer.ROUTE, Reason.NO_NEXTHOP)
+            return None, hop
+        if action.fate != Fate.HOST:
+            raise Dropped(Layer.ROUTE, Reason.NO_ROUTE)
+        return None, None
+
+    def _deliver(self, walk: Walk, action: Action, port: Port | None, hop: Nexthop | None) -> Outcome:
+        packet, config = walk.packet, self.state.config
+        target = action.target
+        if port is not None:
+            if port.flags & PortFlag.BLOCKED:
+                raise Dropped(Layer.L2, Reason.PORT_BLOCKED, target)
+            if not port.flags & PortFlag.TRANSPARENT or walk.arrival == Arrival.HOST:
+                set_macs(packet, port.mac, port.gateway_mac)
+        elif hop is not None and action.fate == Fate.TUNNEL and config is not None:
+            set_macs(packet, hop.mac, config.tunnel_mac)
+            target = config.tunnel_ifindex
+        elif hop is not None:
+            target = hop.ifindex
+        elif config is not None:
+            if walk.arrival == Arrival.UPLINK:
+                raise Passed
+            set_macs(packet, config.host_mac, config.host_peer_mac)
+            target = config.host_ifindex
+        return Outcome(bytes(packet.data), Fate(action.fate), target)
+
+
+def _is_multicast(packet: Packet) -> bool:
+    destination = packet.tuple.destination
+    if packet.family == 6:
+        return destination[0] == 0xFF
+    return destination[0] & 0xF0 == 0xE0 or destination[:4] == b"\xff\xff\xff\xff"
+
+
+def _is_martian(packet: Packet) -> bool:
+    destination = packet.tuple.destination
+    if destination == ZERO or destination == packet.tuple.source:
+        return True
+    if packet.family == 6:
+        return neighbour.is_link_local(destination)
+    return destination[0] in (0, 127)

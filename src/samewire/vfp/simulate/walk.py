@@ -1,0 +1,262 @@
+"""The walk of a connection's first packet through the layers (``bpf/first.h``, ``bpf/acl.h``)."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from samewire.vfp.address import ZERO, masked
+from samewire.vfp.constants import (
+    ACL_IN,
+    ACL_OUT,
+    MAX_ACL_PER_SET,
+    PROTOCOL_ANY,
+    SCOPE_UPLINK,
+    AclAction,
+    Arrival,
+    Fate,
+    Layer,
+    NatAction,
+    NatFlag,
+    PortFlag,
+    Reason,
+    RewriteFlag,
+    RouteFlag,
+    RouteKind,
+)
+from samewire.vfp.simulate.packet import WITH_PORTS
+from samewire.vfp.simulate.state import Dropped, Passed, State, Walk
+from samewire.vfp.tables import AclRule, Action, Port
+
+_NOTHING = Action(0, 0, 0, 0, 0, ZERO, ZERO)
+
+
+def side(walk: Walk) -> int:
+    """Index of the packet's family in a port's pairs."""
+    return 1 if walk.packet.family == 6 else 0
+
+
+def walk_layers(state: State, walk: Walk) -> None:
+    """Decide on ``walk.first``. Raises ``Dropped`` or ``Passed``."""
+    walk.out = walk.first
+    walk.out_scope = walk.first_scope
+    walk.forward = walk.reverse = _NOTHING
+    walk.route_flags = 0
+    walk.port = (walk.first_port, 0)
+    walk.generation = walk.rule = (0, 0)
+    walk.needs_flow = walk.wants_snat = False
+    _ROUTING[walk.first_arrival](state, walk)
+    if walk.first_arrival == Arrival.POD:
+        _initiator_layers(state, walk)
+    if walk.forward.fate == Fate.PORT:
+        _target_layers(state, walk)
+    _route_back(state, walk)
+    if walk.out_scope != walk.first_scope:
+        walk.needs_flow = True
+
+
+def _send(walk: Walk, fate: Fate, target: int = 0, flags: int = 0) -> None:
+    walk.forward = replace(walk.forward, fate=fate, target=target, flags=walk.forward.flags | flags)
+
+
+def _portmap(state: State, walk: Walk) -> bool:
+    packet = walk.packet
+    if packet.protocol not in WITH_PORTS:
+        return False
+    found = state.portmap(packet.family, packet.protocol, walk.out.destination, walk.out.destination_port)
+    if found is None:
+        return False
+    walk.out = replace(walk.out, destination=found.address, destination_port=found.internal_port)
+    walk.out_scope = found.scope
+    walk.needs_flow = True
+    _send(walk, Fate.PORT, found.port)
+    return True
+
+
+def _local_target(state: State, walk: Walk) -> None:
+    owner = state.endpoint(walk.first_scope, walk.packet.family, walk.out.destination)
+    if owner is None:
+        raise Dropped(Layer.ROUTE, Reason.NO_ENDPOINT)
+    if owner.port:
+        _send(walk, Fate.PORT, owner.port)
+    else:
+        _send(walk, Fate.TUNNEL, owner.nexthop)
+
+
+def _from_pod(state: State, walk: Walk) -> None:
+    route = state.route(walk.first_scope, walk.packet.family, walk.out.destination)
+    if route is None:
+        raise Dropped(Layer.ROUTE, Reason.NO_ROUTE)
+    if route.kind == RouteKind.HOST:
+        if not _portmap(state, walk):
+            _send(walk, Fate.HOST)
+        return
+    walk.route_flags = route.flags
+    if route.kind == RouteKind.LOCAL:
+        _local_target(state, walk)
+        return
+    if route.kind not in (RouteKind.TUNNEL, RouteKind.UPLINK):
+        raise Dropped(Layer.ROUTE, Reason.NO_ROUTE)
+    if route.kind == RouteKind.UPLINK:
+        walk.out_scope = SCOPE_UPLINK
+    fate = Fate.TUNNEL if route.kind == RouteKind.TUNNEL else Fate.UPLINK
+    _send(walk, fate, route.nexthop, RewriteFlag.DECREMENT if route.flags & RouteFlag.DECREMENT else 0)
+
+
+def _from_uplink(state: State, walk: Walk) -> None:
+    family = walk.packet.family
+    route = state.route(SCOPE_UPLINK, family, walk.out.destination)
+    if route is not None and route.kind == RouteKind.LOCAL:
+        owner = state.endpoint(SCOPE_UPLINK, family, walk.out.destination)
+        if owner is None or not owner.port:
+            raise Passed
+        _send(walk, Fate.PORT, owner.port)
+        return
+    if route is None or route.kind != RouteKind.HOST or not _portmap(state, walk):
+        raise Passed
+    if walk.out_scope != SCOPE_UPLINK:
+        _send(walk, Fate.PORT, walk.forward.target, RewriteFlag.DECREMENT)
+
+
+def _from_tunnel(state: State, walk: Walk) -> None:
+    family = walk.packet.family
+    owner = state.endpoint(walk.first_scope, family, walk.first.source)
+    if owner is not None and owner.port:
+        raise Dropped(Layer.DECAP, Reason.SPOOFED_IP)
+    route = state.route(walk.first_scope, family, walk.out.destination)
+    if route is not None and route.kind == RouteKind.HOST:
+        _send(walk, Fate.HOST)
+        return
+    if route is None or route.kind != RouteKind.LOCAL:
+        raise Dropped(Layer.ROUTE, Reason.NO_ROUTE)
+    _local_target(state, walk)
+    if walk.forward.fate != Fate.PORT:  # no transit from tunnel to tunnel
+        raise Dropped(Layer.ROUTE, Reason.NO_ENDPOINT)
+
+
+def _from_host(state: State, walk: Walk) -> None:
+    route = state.route(walk.first_scope, walk.packet.family, walk.out.destination)
+    if route is not None and route.kind == RouteKind.LOCAL:
+        _local_target(state, walk)
+        return
+    if route is None or route.kind != RouteKind.TUNNEL:
+        raise Dropped(Layer.ROUTE, Reason.NO_ROUTE)
+    _send(walk, Fate.TUNNEL, route.nexthop)
+
+
+_ROUTING = {
+    Arrival.POD: _from_pod,
+    Arrival.UPLINK: _from_uplink,
+    Arrival.TUNNEL: _from_tunnel,
+    Arrival.HOST: _from_host,
+}
+
+
+def _matches(walk: Walk, rule: AclRule, outward: bool) -> bool:
+    packet = walk.packet
+    if rule.protocol not in (PROTOCOL_ANY, packet.protocol) or rule.family not in (0, packet.family):
+        return False
+    ports = (0, 0)
+    if packet.protocol in WITH_PORTS:
+        ports = (walk.first.source_port, walk.out.destination_port)
+    addresses = (walk.first.source, walk.out.destination)
+    if not outward:
+        ports, addresses = ports[::-1], addresses[::-1]
+    return (
+        rule.local_port_low <= ports[0] <= rule.local_port_high
+        and rule.remote_port_low <= ports[1] <= rule.remote_port_high
+        and masked(addresses[0], rule.local_bits) == masked(rule.local, rule.local_bits)
+        and masked(addresses[1], rule.remote_bits) == masked(rule.remote, rule.remote_bits)
+    )
+
+
+def _acl(state: State, walk: Walk, port: Port, ifindex: int, direction: int) -> None:
+    """Judge by one side's list; the first match decides, no match blocks."""
+    count = min(port.acl_count[direction], MAX_ACL_PER_SET)
+    if not count:
+        return
+    outward = direction == ACL_OUT
+    layer = Layer.ACL_OUT if outward else Layer.ACL_IN
+    for index in range(count):
+        rule = state.acl_rule(port.acl_set[direction], index)
+        if rule is None:
+            break
+        if not _matches(walk, rule, outward):
+            continue
+        if rule.action != AclAction.ALLOW:
+            raise Dropped(layer, Reason.BLOCKED, ifindex, rule.rule)
+        walk.rule = (rule.rule, walk.rule[1]) if outward else (walk.rule[0], rule.rule)
+        return
+    raise Dropped(layer, Reason.BLOCKED, ifindex)
+
+
+def _initiator_layers(state: State, walk: Walk) -> None:
+    own = state.port(walk.first_port)
+    if own is None:
+        raise Dropped(Layer.PARSE, Reason.UNKNOWN_PORT)
+    walk.generation = (own.generation, 0)
+    if any(own.acl_count):
+        walk.needs_flow = True
+    _acl(state, walk, own, walk.first_port, ACL_OUT)
+    if not own.nat_set or walk.forward.fate == Fate.HOST:
+        return
+    nat = state.nat(own.nat_set, walk.packet.family, walk.out.destination)
+    if nat is None or nat.action != NatAction.SNAT:
+        return
+    if walk.forward.fate == Fate.UPLINK or nat.flags & NatFlag.EXPLICIT:
+        _snat(walk, nat.address)
+
+
+def _snat(walk: Walk, address: bytes) -> None:
+    walk.out = replace(walk.out, source=address)
+    walk.wants_snat = walk.needs_flow = True
+
+
+def _target_layers(state: State, walk: Walk) -> None:
+    ifindex = walk.forward.target
+    target = state.port(ifindex)
+    if target is None:
+        raise Dropped(Layer.ROUTE, Reason.NO_ENDPOINT)
+    walk.port = (walk.port[0], ifindex)
+    walk.generation = (walk.generation[0], target.generation)
+    if any(target.acl_count):
+        walk.needs_flow = True
+    if target.nat_set and (walk.first_arrival == Arrival.UPLINK or target.flags & PortFlag.NAT_EXPLICIT):
+        walk.needs_flow = True
+    from_node = walk.first_arrival == Arrival.HOST and state.is_host_address(
+        walk.first_scope, walk.packet.family, walk.first.source
+    )
+    if not from_node:
+        _acl(state, walk, target, ifindex, ACL_IN)
+    elsewhere = ifindex == walk.first_port or walk.out_scope != walk.first_scope
+    if walk.first_arrival == Arrival.POD and elsewhere and not walk.wants_snat:
+        _snat(walk, target.gateway[side(walk)])
+
+
+def _route_back(state: State, walk: Walk) -> None:
+    back = _way_back(state, walk)
+    if back is not None:
+        fate, target, flags = back
+        walk.reverse = replace(walk.reverse, fate=fate, target=target, flags=flags)
+
+
+def _way_back(state: State, walk: Walk) -> tuple[Fate, int, int] | None:
+    if walk.first_arrival == Arrival.POD:
+        routed = walk.forward.fate == Fate.UPLINK and walk.route_flags & RouteFlag.DECREMENT
+        return Fate.PORT, walk.first_port, RewriteFlag.DECREMENT if routed else 0
+    if walk.first_arrival == Arrival.HOST:
+        return Fate.HOST, 0, 0
+    route = state.route(walk.first_scope, walk.packet.family, walk.first.source)
+    if route is None:
+        return None
+    if walk.first_arrival == Arrival.UPLINK:
+        if route.kind != RouteKind.UPLINK:
+            return None
+        crossing = walk.out_scope != SCOPE_UPLINK
+        return Fate.UPLINK, route.nexthop, RewriteFlag.DECREMENT if crossing else 0
+    if route.kind == RouteKind.TUNNEL:
+        return Fate.TUNNEL, route.nexthop, RewriteFlag.DECREMENT
+    if route.kind == RouteKind.LOCAL:
+        owner = state.endpoint(walk.first_scope, walk.packet.family, walk.first.source)
+        if owner is not None and owner.nexthop:
+            return Fate.TUNNEL, owner.nexthop, 0
+    return None

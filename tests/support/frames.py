@@ -1,0 +1,165 @@
+"""Random frames about a universe: TCP, UDP, ICMP, errors, fragments, ARP, neighbour discovery, and junk."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from hypothesis import strategies as st
+
+from samewire.vfp.constants import Arrival
+from samewire.vfp.simulate import checksum
+from tests.support.universe import GATEWAY_MAC, PORTS, PROTOCOLS, UPLINK_MAC, Universe, addresses
+
+Played = tuple[Arrival, int, bytes]
+OTHER_MAC: Final = bytes.fromhex("02cccccccc01")
+_TCP_FLAGS: Final = (0x02, 0x12, 0x10, 0x11, 0x04, 0x18)
+_LENGTHS: Final = (0, 1, 8, 40, 120)
+
+
+def _fill(data: bytes, at: int, covered: bytes) -> bytes:
+    return data[:at] + checksum.whole(covered if len(covered) % 2 == 0 else covered + b"\0") + data[at + 2 :]
+
+
+def _pseudo(family: int, source: bytes, destination: bytes, protocol: int, length: int) -> bytes:
+    if family == 4:
+        return source[:4] + destination[:4] + bytes((0, protocol)) + length.to_bytes(2, "big")
+    return source + destination + length.to_bytes(4, "big") + protocol.to_bytes(4, "big")
+
+
+def ip_packet(  # noqa: PLR0913 - a packet has that many fields
+    family: int,
+    source: bytes,
+    destination: bytes,
+    protocol: int,
+    payload: bytes,
+    ttl: int,
+    offset: int,
+    number: int,
+) -> bytes:
+    """An IP packet; ``offset`` is the 16 bits of IPv4's flags and fragment offset (0 = whole)."""
+    if family == 4:
+        head = b"\x45\0" + (20 + len(payload)).to_bytes(2, "big") + number.to_bytes(2, "big")
+        head += offset.to_bytes(2, "big") + bytes((ttl, protocol, 0, 0)) + source[:4] + destination[:4]
+        return _fill(head, 10, head) + payload
+    following = protocol
+    if offset & 0x3FFF:
+        where = (offset & 0x1FFF) << 3 | (1 if offset & 0x2000 else 0)
+        payload = bytes((protocol, 0)) + where.to_bytes(2, "big") + number.to_bytes(4, "big") + payload
+        following = 44
+    return (
+        b"\x60\0\0\0"
+        + len(payload).to_bytes(2, "big")
+        + bytes((following, ttl))
+        + source
+        + destination
+        + payload
+    )
+
+
+@st.composite
+def _l4(draw: st.DrawFn, family: int, protocol: int, source: bytes, destination: bytes) -> bytes:
+    body = bytes(draw(st.sampled_from(_LENGTHS)))
+    ports = b"".join(draw(st.sampled_from(PORTS)).to_bytes(2, "big") for _ in range(2))
+    if protocol == 6:
+        segment = ports + bytes(8) + bytes((0x50, draw(st.sampled_from(_TCP_FLAGS)))) + bytes(6) + body
+        return _fill(segment, 16, _pseudo(family, source, destination, 6, len(segment)) + segment)
+    if protocol == 17:
+        datagram = ports + (8 + len(body)).to_bytes(2, "big") + bytes(2) + body
+        if draw(st.booleans()) and family == 4:
+            return datagram  # no checksum
+        return _fill(datagram, 6, _pseudo(family, source, destination, 17, len(datagram)) + datagram)
+    if protocol in (1, 58):
+        kinds = (8, 0, 13) if protocol == 1 else (128, 129, 150)
+        message = bytes((draw(st.sampled_from(kinds)), 0, 0, 0)) + ports + body
+        covered = (
+            message if protocol == 1 else _pseudo(family, source, destination, 58, len(message)) + message
+        )
+        return _fill(message, 2, covered)
+    return ports + bytes(8) + body
+
+
+@st.composite
+def _packet(draw: st.DrawFn, family: int, source: bytes, destination: bytes) -> bytes:
+    protocol = draw(st.sampled_from(PROTOCOLS))
+    payload = draw(_l4(family, protocol, source, destination))
+    offset = draw(st.sampled_from([0, 0, 0, 0, 0, 0x4000 if family == 4 else 0, 0x2000, 0x2001, 0x0002]))
+    ttl = draw(st.sampled_from([64, 64, 64, 2, 1]))
+    return ip_packet(family, source, destination, protocol, payload, ttl, offset, draw(st.integers(1, 2)))
+
+
+@st.composite
+def _error(draw: st.DrawFn, family: int, source: bytes, destination: bytes) -> bytes:
+    quoted_source, quoted_destination = draw(st.permutations(addresses(family)))[:2]
+    if draw(st.booleans()):
+        quoted_source, quoted_destination = destination, source
+    quote = draw(_packet(family, quoted_source, quoted_destination))[: draw(st.sampled_from([28, 48, 96]))]
+    kinds = (3, 11, 12) if family == 4 else (1, 2, 3)
+    message = bytes((draw(st.sampled_from(kinds)), 0, 0, 0)) + bytes(4) + quote
+    protocol = 1 if family == 4 else 58
+    covered = message if family == 4 else _pseudo(family, source, destination, 58, len(message)) + message
+    return ip_packet(family, source, destination, protocol, _fill(message, 2, covered), 64, 0, 9)
+
+
+@st.composite
+def _arp(draw: st.DrawFn, mac: bytes, own: bytes) -> bytes:
+    everything = [address[:4] for address in addresses(4)]
+    sender = draw(st.sampled_from([own[:4], own[:4], bytes(4), everything[0]]))
+    operation = draw(st.sampled_from([1, 1, 1, 2]))
+    target = draw(st.sampled_from(everything))
+    sender_mac = draw(st.sampled_from([mac, mac, OTHER_MAC]))
+    return (
+        b"\xff" * 6
+        + mac
+        + b"\x08\x06\0\x01\x08\0\x06\x04"
+        + operation.to_bytes(2, "big")
+        + sender_mac
+        + sender
+        + bytes(6)
+        + target
+        + bytes(18)
+    )
+
+
+@st.composite
+def _solicitation(draw: st.DrawFn, mac: bytes, own: bytes) -> bytes:
+    source = draw(st.sampled_from([own, own, bytes(16), bytes.fromhex("fe80" + "00" * 13 + "01")]))
+    target = draw(st.sampled_from([*addresses(6), bytes.fromhex("fe80" + "00" * 13 + "02")]))
+    kind = draw(st.sampled_from([135, 135, 135, 136, 133, 143]))
+    option = draw(st.sampled_from([b"", b"\x01\x01" + mac, b"\x01\x01" + OTHER_MAC, b"\x0e\x01" + bytes(6)]))
+    message = bytes((kind, 0, 0, 0)) + bytes(4) + target + option
+    destination = bytes.fromhex("ff02" + "00" * 9 + "01ff") + target[13:]
+    message = _fill(message, 2, _pseudo(6, source, destination, 58, len(message)) + message)
+    return (
+        b"\x33\x33\xff"
+        + target[13:]
+        + mac
+        + b"\x86\xdd"
+        + ip_packet(6, source, destination, 58, message, 255, 0, 0)
+    )
+
+
+@st.composite
+def frames(draw: st.DrawFn, universe: Universe) -> Played:
+    """One frame, where it arrives and on which device."""
+    arrival = draw(st.sampled_from([Arrival.POD, Arrival.POD, Arrival.POD, Arrival.UPLINK, Arrival.HOST]))
+    family = draw(st.sampled_from([4, 4, 6]))
+    ifindex, mac, own = draw(st.sampled_from(universe.pods))
+    if arrival != Arrival.POD:
+        ifindex = universe.uplink if arrival == Arrival.UPLINK else universe.host_peer
+        mac, own = OTHER_MAC, {f: draw(st.sampled_from(addresses(f))) for f in (4, 6)}
+    kind = draw(st.sampled_from(["packet"] * 8 + ["error", "error", "arp", "neighbour", "junk"]))
+    if kind == "arp":
+        return arrival, ifindex, draw(_arp(mac, own[4]))
+    if kind == "neighbour":
+        return arrival, ifindex, draw(_solicitation(mac, own[6]))
+    source = own[family]
+    if not draw(st.integers(0, 19)):
+        source = draw(st.sampled_from(addresses(family)))
+    destination = draw(st.sampled_from(addresses(family)))
+    body = draw((_error if kind == "error" else _packet)(family, source, destination))
+    to = GATEWAY_MAC if arrival == Arrival.POD else UPLINK_MAC
+    frame = to + mac + (b"\x08\0" if family == 4 else b"\x86\xdd") + body
+    if kind == "junk":
+        cut = draw(st.integers(54, len(frame))) if len(frame) > 54 else len(frame)
+        return arrival, ifindex, frame[:cut] + draw(st.binary(max_size=4))
+    return arrival, ifindex, frame

@@ -1,0 +1,265 @@
+"""A small world for random tables: few addresses, few ports, two networks and the uplink."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Any, Final
+
+import msgspec
+from hypothesis import strategies as st
+
+from samewire.vfp.address import ZERO, masked
+from samewire.vfp.constants import (
+    NAT_KEY_BITS,
+    PROTOCOL_ANY,
+    ROUTE_KEY_BITS,
+    SCOPE_HOST,
+    SCOPE_UPLINK,
+    Fate,
+    RouteKind,
+)
+from samewire.vfp.record import Record
+from samewire.vfp.simulate.packet import pad
+from samewire.vfp.tables import (
+    AclKey,
+    AclRule,
+    Config,
+    Endpoint,
+    EndpointKey,
+    Id,
+    Nat,
+    NatKey,
+    Nexthop,
+    Port,
+    Portmap,
+    PortmapKey,
+    Route,
+    RouteKey,
+)
+
+Tables = dict[str, dict[Record, Record]]
+
+NAT_LOW: Final = 50000
+NAT_HIGH: Final = 50003
+UPLINK_MAC: Final = bytes.fromhex("02aaaaaaaa01")
+TUNNEL_MAC: Final = bytes.fromhex("02aaaaaaaa02")
+HOST_MAC: Final = bytes.fromhex("02aaaaaaaa03")
+HOST_PEER_MAC: Final = bytes.fromhex("02aaaaaaaa04")
+GATEWAY_MAC: Final = bytes.fromhex("025357000001")
+PEER_MAC: Final = bytes.fromhex("02bbbbbbbb01")
+PORTS: Final = (53, 80, 8080, 40000, 50001)
+PROTOCOLS: Final = (1, 6, 17, 58, 132, 47)
+
+
+def packed(text: str) -> bytes:
+    """An address as the tables have it."""
+    return pad(ip_address(text).packed)
+
+
+# Pods, gateways, a remote pod, the node, an outside host, in both families.
+PODS: Final = {4: ("10.1.0.10", "10.1.0.11", "10.1.0.12"), 6: ("fd01::10", "fd01::11", "fd01::12")}
+GATEWAY: Final = {4: "10.1.0.1", 6: "fd01::1"}
+REMOTE: Final = {4: "10.2.0.20", 6: "fd02::20"}
+NODE: Final = {4: "192.168.9.1", 6: "fd09::1"}
+OUTSIDE: Final = {4: ("192.168.9.2", "203.0.113.5"), 6: ("fd09::2", "2001:db8::5")}
+ROUTES: Final = {
+    4: ("10.1.0.0/24", "10.2.0.0/24", "0.0.0.0/0", "192.168.9.1/32", "10.1.0.1/32"),
+    6: ("fd01::/64", "fd02::/64", "::/0", "fd09::1/128", "fd01::1/128"),
+}
+
+
+class Universe(msgspec.Struct):
+    """The tables, and what frames should be made of."""
+
+    tables: Tables
+    pods: list[tuple[int, bytes, dict[int, bytes]]]
+    uplink: int
+    host_peer: int
+
+
+def addresses(family: int) -> list[bytes]:
+    """Every address that a packet may carry."""
+    names = (*PODS[family], GATEWAY[family], REMOTE[family], NODE[family], *OUTSIDE[family])
+    return [packed(name) for name in names]
+
+
+def _route(text: str, scope: int, route: Route) -> tuple[Record, Record]:
+    name, bits = text.split("/")
+    family = ip_address(name).version
+    key = RouteKey(ROUTE_KEY_BITS + int(bits), scope, family, masked(packed(name), int(bits)))
+    return key, route
+
+
+def _acl_rules() -> st.SearchStrategy[list[AclRule]]:
+    prefix = st.sampled_from(
+        [(4, packed("10.1.0.0"), 24), (4, packed("10.1.0.11"), 32), (6, packed("fd01::"), 64)]
+    )
+    anything = st.just((0, ZERO, 0))
+    ranges = st.sampled_from([(0, 65535), (80, 80), (0, 1023), (8080, 50000)])
+
+    def make(draw: tuple[Any, ...]) -> AclRule:
+        rule, protocol, action, local, remote, local_ports, remote_ports = draw
+        family = local[0] or remote[0]
+        if local[0] and remote[0] and local[0] != remote[0]:
+            remote = (0, ZERO, 0)
+        return AclRule(
+            rule,
+            100,
+            protocol,
+            action,
+            family,
+            local[2],
+            remote[2],
+            local[1],
+            remote[1],
+            *local_ports,
+            *remote_ports,
+        )
+
+    one = st.tuples(
+        st.integers(1, 9),
+        st.sampled_from((PROTOCOL_ANY, *PROTOCOLS)),
+        st.sampled_from((0, 1, 1)),
+        anything | prefix,
+        anything | prefix,
+        ranges,
+        ranges,
+    ).map(make)
+    return st.lists(one, max_size=3)
+
+
+def _config(devices: list[int]) -> Config:
+    return Config(
+        layout_version=1,
+        uplink_ifindex=devices[-1],
+        tunnel_ifindex=0,
+        host_ifindex=devices[-2],
+        host_peer_ifindex=devices[-2],
+        flow_slots=8192,
+        uplink_mac=UPLINK_MAC,
+        tunnel_mac=TUNNEL_MAC,
+        host_mac=HOST_MAC,
+        host_peer_mac=HOST_PEER_MAC,
+        nat_port_low=NAT_LOW,
+        nat_port_high=NAT_HIGH,
+        vxlan_port=4789,
+        flags=1,
+        idle_tcp_half_open=120,
+        idle_tcp_established=7200,
+        idle_tcp_closing=30,
+        idle_udp_single=30,
+        idle_udp_stream=180,
+        idle_icmp=30,
+        idle_other=600,
+    )
+
+
+@st.composite
+def tables(draw: st.DrawFn, devices: list[int]) -> Universe:
+    """Random tables: three pods, of which some lie in the uplink's scope, with random policies."""
+    t: Tables = {
+        name: {} for name in ("sw_ports", "sw_endpoints", "sw_routes", "sw_acl", "sw_nat", "sw_portmaps")
+    }
+    t["sw_config"] = {Id(0): _config(devices)}
+    t["sw_nexthops"] = {
+        Id(1): Nexthop(
+            RouteKind.UPLINK, 4, draw(st.sampled_from([1500, 100])), devices[-1], 0, ZERO, ZERO, bytes(6)
+        ),
+        Id(2): Nexthop(
+            RouteKind.TUNNEL,
+            4,
+            draw(st.sampled_from([1450, 90])),
+            0,
+            4096,
+            packed("192.168.9.3"),
+            ZERO,
+            PEER_MAC,
+        ),
+    }
+    scope = draw(st.sampled_from([1, 1, SCOPE_UPLINK]))
+    _draw_routes(draw, t, scope)
+    pods = [_draw_pod(draw, t, scope, i, devices[i]) for i in range(3)]
+    _draw_nat(draw, t)
+    for family in (4, 6):
+        if draw(st.booleans()):
+            t["sw_endpoints"][EndpointKey(packed(REMOTE[family]), scope, family)] = Endpoint(0, 2, PEER_MAC)
+        if draw(st.booleans()):
+            pod = draw(st.sampled_from(pods))
+            address = draw(st.sampled_from([ZERO, packed(NODE[family])]))
+            key = PortmapKey(address, 8080, draw(st.sampled_from([6, 17, 132])), family)
+            t["sw_portmaps"][key] = Portmap(
+                pod[0], draw(st.sampled_from([scope, scope, 2])), 80, pod[2][family]
+            )
+    return Universe(t, pods, devices[-1], devices[-2])
+
+
+def _draw_routes(draw: st.DrawFn, t: Tables, scope: int) -> None:
+    kinds = {
+        0: RouteKind.LOCAL,
+        1: RouteKind.TUNNEL,
+        2: RouteKind.UPLINK,
+        3: RouteKind.HOST,
+        4: RouteKind.HOST,
+    }
+    for family in (4, 6):
+        for i, text in enumerate(ROUTES[family]):
+            kind = kinds[i] if draw(st.integers(0, 9)) else draw(st.sampled_from(list(RouteKind)))
+            nexthop = {RouteKind.TUNNEL: 2, RouteKind.UPLINK: 1}.get(kind, 0)
+            flags = draw(st.sampled_from([0, 1]))
+            for where in {scope, SCOPE_UPLINK}:
+                if draw(st.integers(0, 19)):
+                    key, value = _route(text, where, Route(kind, flags, 0, nexthop))
+                    t["sw_routes"][key] = value
+        for text in ROUTES[family][:2]:
+            key, value = _route(text, SCOPE_HOST, Route(RouteKind.SCOPE, 0, scope, 0))
+            t["sw_routes"][key] = value
+
+
+def _draw_pod(
+    draw: st.DrawFn, t: Tables, scope: int, index: int, ifindex: int
+) -> tuple[int, bytes, dict[int, bytes]]:
+    mac = bytes.fromhex("0e2a0a01000a")[:5] + bytes((index + 10,))
+    own = {family: packed(PODS[family][index]) for family in (4, 6)}
+    sets, counts = [], []
+    for direction in (0, 1):
+        rules = draw(_acl_rules())
+        number = 10 * (index + 1) + direction
+        for place, rule in enumerate(rules):
+            t["sw_acl"][AclKey(number, place)] = rule
+        sets.append(number)
+        counts.append(len(rules))
+    flags = draw(st.sampled_from([0, 0, 0, 0, 1, 2, 4, 16, 32]))
+    t["sw_ports"][Id(ifindex)] = Port(
+        generation=draw(st.integers(1, 2)),
+        scope=scope,
+        flags=flags,
+        mac=mac,
+        gateway_mac=GATEWAY_MAC,
+        address=(own[4], own[6]),
+        gateway=(packed(GATEWAY[4]), packed(GATEWAY[6])),
+        acl_set=(sets[0], sets[1]),
+        acl_count=(counts[0], counts[1]),
+        nat_set=draw(st.sampled_from([0, 7])),
+        mtu=1450,
+    )
+    for family in (4, 6):
+        if draw(st.integers(0, 9)):
+            t["sw_endpoints"][EndpointKey(own[family], scope, family)] = Endpoint(ifindex, 0, mac)
+    return ifindex, mac, own
+
+
+def _draw_nat(draw: st.DrawFn, t: Tables) -> None:
+    for family, node in NODE.items():
+        for text in ROUTES[family][:3]:
+            if draw(st.booleans()):
+                name, bits = text.split("/")
+                answer = draw(
+                    st.sampled_from(
+                        [Nat(0, 0, 1, ZERO), Nat(1, 0, 2, packed(node)), Nat(1, 1, 3, packed(node))]
+                    )
+                )
+                key = NatKey(NAT_KEY_BITS + int(bits), 7, family, masked(packed(name), int(bits)))
+                t["sw_nat"][key] = answer
+
+
+assert Fate.NOWHERE == 0  # a zero action serves nobody
