@@ -109,6 +109,28 @@ def test_run_in_hands_on_exceptions(netns_factory: Factory) -> None:
     assert caught.value.errno == errno.EINVAL
 
 
+def test_briefly_in_comes_back_even_after_a_failure(netns_factory: Factory) -> None:
+    namespace = netns_factory()
+
+    def identity() -> tuple[int, int]:
+        with NetNamespace("/proc/thread-self/ns/net") as current:
+            return current.identity
+
+    def fail() -> None:
+        assert identity() == namespace.identity
+        raise LookupError("from inside")
+
+    before = identity()
+    assert netns.briefly_in(namespace.fd, identity) == namespace.identity
+    assert identity() == before
+    with pytest.raises(LookupError):
+        netns.briefly_in(namespace.fd, fail)
+    assert identity() == before
+    with open(os.devnull) as file, pytest.raises(KernelError):
+        netns.briefly_in(file.fileno(), fail)
+    assert identity() == before
+
+
 def test_from_pid_is_the_namespace_of_that_process(netns_factory: Factory) -> None:
     namespace = netns_factory()
     child = subprocess.Popen(

@@ -14,7 +14,7 @@ from typing import Self, TypeVar
 
 from samewire.errors import KernelError, NotFound
 from samewire.kernel import faults
-from samewire.kernel.netns import run_in
+from samewire.kernel.netns import briefly_in
 from samewire.kernel.rtnetlink import codec
 from samewire.kernel.rtnetlink.codec import Message, Query, Request
 
@@ -43,7 +43,7 @@ def open_socket(netns_fd: int | None) -> _socket.socket:
 
     operation = "open netlink socket"
     try:
-        opened = make() if netns_fd is None else run_in(netns_fd, make)
+        opened = make() if netns_fd is None else briefly_in(netns_fd, make)
     except OSError as error:
         raise KernelError(operation, error.errno or errno.EIO) from error
     try:
