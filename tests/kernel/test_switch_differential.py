@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from samewire.vfp.address import ZERO
-from samewire.vfp.constants import SCOPE_HOST, Arrival, Fate, Reason
+from samewire.vfp.constants import Arrival, Fate, Reason
 from samewire.vfp.record import Record
 from samewire.vfp.simulate import Outcome, Simulator
 from samewire.vfp.tables import Flow, FlowKey
@@ -96,8 +95,3 @@ def test_programs_trace_and_simulator_agree(rig: SwitchRig, data: st.DataObject)
     universe = data.draw(tables(rig.devices))
     played = data.draw(st.lists(frames(universe), min_size=1, max_size=12))
     _play(rig, universe, played)
-
-
-def test_scope_of_the_host_is_no_scope_of_a_network() -> None:
-    assert SCOPE_HOST != 0
-    assert ZERO == bytes(16)

@@ -26,7 +26,7 @@ def _pseudo(family: int, source: bytes, destination: bytes, protocol: int, lengt
     return source + destination + length.to_bytes(4, "big") + protocol.to_bytes(4, "big")
 
 
-def ip_packet(  # noqa: PLR0913 - a packet has that many fields
+def ip_packet(
     family: int,
     source: bytes,
     destination: bytes,
