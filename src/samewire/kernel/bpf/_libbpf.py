@@ -9,6 +9,8 @@ import ctypes as ct
 import errno
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from samewire.errors import KernelError, Unsupported
@@ -16,6 +18,7 @@ from samewire.kernel import faults
 
 c_void_p = ct.c_void_p
 _PrintFn = ct.CFUNCTYPE(ct.c_int, ct.c_int, ct.c_char_p, ct.c_void_p)
+SampleFn = ct.CFUNCTYPE(ct.c_int, ct.c_void_p, ct.c_void_p, ct.c_size_t)
 
 
 class MapInfo(ct.Structure):
@@ -51,8 +54,19 @@ class ProgInfo(ct.Structure):
     )
 
 
+class LinkInfo(ct.Structure):
+    """struct bpf_link_info; the union as tcx and cgroup links fill it."""
+
+    _fields_ = (
+        ("type", ct.c_uint32),
+        ("id", ct.c_uint32),
+        ("prog_id", ct.c_uint32),
+        ("target", ct.c_uint32 * 16),
+    )
+
+
 class SkBuff(ct.Structure):
-    """struct __sk_buff, as far as PROG_TEST_RUN looks at it."""
+    """struct __sk_buff; only what PROG_TEST_RUN looks at has a name."""
 
     _fields_ = (
         ("len", ct.c_uint32),
@@ -66,7 +80,15 @@ class SkBuff(ct.Structure):
         ("priority", ct.c_uint32),
         ("ingress_ifindex", ct.c_uint32),
         ("ifindex", ct.c_uint32),
-        ("rest", ct.c_uint8 * 148),
+        ("tc_index", ct.c_uint32),
+        ("cb", ct.c_uint32 * 5),
+        ("hash_to_tstamp", ct.c_uint8 * 92),
+        ("wire_len", ct.c_uint32),
+        ("gso_segs", ct.c_uint32),
+        ("sk", ct.c_uint64),
+        ("gso_size", ct.c_uint32),
+        ("tstamp_type", ct.c_uint32),
+        ("hwtstamp", ct.c_uint64),
     )
 
 
@@ -92,12 +114,6 @@ class TestRunOpts(ct.Structure):
     )
 
 
-class LinkCreateOpts(ct.Structure):
-    """struct bpf_link_create_opts of libbpf 1.1; sz tells which fields exist."""
-
-    _fields_ = (("sz", ct.c_size_t), ("flags", ct.c_uint32), ("reserved", ct.c_uint8 * 60))
-
-
 class BatchOpts(ct.Structure):
     """struct bpf_map_batch_opts."""
 
@@ -120,10 +136,11 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "bpf_map__value_size": (ct.c_uint32, (c_void_p,)),
     "bpf_map__max_entries": (ct.c_uint32, (c_void_p,)),
     "bpf_map__set_max_entries": (ct.c_int, (c_void_p, ct.c_uint32)),
+    "bpf_map__is_internal": (ct.c_bool, (c_void_p,)),
+    "bpf_map__initial_value": (c_void_p, (c_void_p, ct.POINTER(ct.c_size_t))),
     "bpf_map__reuse_fd": (ct.c_int, (c_void_p, ct.c_int)),
     "bpf_program__name": (ct.c_char_p, (c_void_p,)),
     "bpf_program__fd": (ct.c_int, (c_void_p,)),
-    "bpf_map_create": (ct.c_int, (ct.c_int, ct.c_char_p, ct.c_uint32, ct.c_uint32, ct.c_uint32, c_void_p)),
     "bpf_map_update_elem": (ct.c_int, (ct.c_int, c_void_p, c_void_p, ct.c_uint64)),
     "bpf_map_lookup_elem": (ct.c_int, (ct.c_int, c_void_p, c_void_p)),
     "bpf_map_delete_elem": (ct.c_int, (ct.c_int, c_void_p)),
@@ -140,54 +157,84 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "bpf_obj_get": (ct.c_int, (ct.c_char_p,)),
     "bpf_obj_pin": (ct.c_int, (ct.c_int, ct.c_char_p)),
     "bpf_obj_get_info_by_fd": (ct.c_int, (ct.c_int, c_void_p, ct.POINTER(ct.c_uint32))),
+    "bpf_map_get_fd_by_id": (ct.c_int, (ct.c_uint32,)),
+    "bpf_prog_load": (ct.c_int, (ct.c_int, ct.c_char_p, ct.c_char_p, c_void_p, ct.c_size_t, c_void_p)),
     "bpf_prog_get_fd_by_id": (ct.c_int, (ct.c_uint32,)),
     "bpf_prog_test_run_opts": (ct.c_int, (ct.c_int, ct.POINTER(TestRunOpts))),
     "bpf_link_create": (ct.c_int, (ct.c_int, ct.c_int, ct.c_int, c_void_p)),
     "bpf_link_update": (ct.c_int, (ct.c_int, ct.c_int, c_void_p)),
+    "bpf_link_detach": (ct.c_int, (ct.c_int,)),
+    "ring_buffer__new": (c_void_p, (ct.c_int, SampleFn, c_void_p, c_void_p)),
+    "ring_buffer__consume": (ct.c_int, (c_void_p,)),
+    "ring_buffer__epoll_fd": (ct.c_int, (c_void_p,)),
+    "ring_buffer__free": (None, (c_void_p,)),
 }
 
-_log = threading.local()
-_LOG_LINES: Final = 60
+_LOG_BYTES: Final = 16384
+
+
+class _Log(threading.local):
+    """What libbpf says on this thread while somebody listens; None while nobody does."""
+
+    lines: list[str] | None = None
+
+
+_log = _Log()
+_libc = ct.CDLL(None, use_errno=True)
+_libc.vasprintf.argtypes = (ct.POINTER(c_void_p), ct.c_char_p, c_void_p)
+_libc.free.argtypes = (c_void_p,)
+_libc.free.restype = None
 
 
 def _keep_log(level: int, template: bytes, arguments: int) -> int:
-    """libbpf's print hook: warnings are kept for the error that follows, the rest is dropped."""
-    if level > 0:
+    """libbpf's print hook: warnings (a verifier log comes as one of them) are kept, the rest is dropped."""
+    if level > 0 or _log.lines is None:
         return 0
-    buffer = ct.create_string_buffer(8192)
-    _libc.vsnprintf(buffer, len(buffer), template, ct.c_void_p(arguments))
-    lines: list[str] = getattr(_log, "lines", [])
-    lines.append(buffer.value.decode(errors="replace").rstrip())
-    _log.lines = lines[-_LOG_LINES:]
+    text = c_void_p()
+    if _libc.vasprintf(ct.byref(text), template, arguments) >= 0:
+        _log.lines.append(ct.string_at(text.value or 0).decode(errors="replace").rstrip())
+        _libc.free(text)
     return 0
 
 
 _print_hook: Final = _PrintFn(_keep_log)  # kept alive: libbpf calls it for the life of the process
-_libc = ct.CDLL(None, use_errno=True)
-_libc.vsnprintf.argtypes = (ct.c_char_p, ct.c_size_t, ct.c_char_p, ct.c_void_p)
 
 
-def _load() -> ct.CDLL:
-    try:
-        library = ct.CDLL("libbpf.so.1", use_errno=True)
-    except OSError as error:
-        raise Unsupported("eBPF", f"libbpf.so.1 (Debian package libbpf1): {error}") from error
-    for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.restype = result
-        function.argtypes = arguments
-    library.libbpf_set_print(_print_hook)
-    return library
+class _Library:
+    """libbpf.so.1, opened when first used; afterwards its functions are plain attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _SIGNATURES:
+            raise AttributeError(name)
+        try:
+            library = ct.CDLL("libbpf.so.1", use_errno=True)
+        except OSError as error:
+            raise Unsupported("eBPF", f"libbpf.so.1 (Debian package libbpf1): {error}") from error
+        for function_name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, function_name)
+            function.restype = result
+            function.argtypes = arguments
+            setattr(self, function_name, function)
+        self.libbpf_set_print(_print_hook)
+        return self.__dict__[name]
 
 
-lib: Final = _load()
+lib: Final = _Library()
 
 
-def log_text() -> str:
-    """What libbpf has warned about on this thread since it was last asked."""
-    lines: list[str] = getattr(_log, "lines", [])
+@contextmanager
+def capture_log() -> Iterator[None]:
+    """Within, an error raised by ``check`` carries what libbpf has said since (its end, where the verdict is)."""
     _log.lines = []
-    return "\n".join(lines)
+    try:
+        yield
+    finally:
+        _log.lines = None
+
+
+def _log_text() -> str:
+    text = "\n".join(_log.lines or [])
+    return text if len(text) <= _LOG_BYTES else f"...{text[-_LOG_BYTES:]}"
 
 
 def begin(operation: str) -> None:
@@ -200,14 +247,14 @@ def check(result: int, operation: str) -> int:
     """``result`` if it is no error, else KernelError with libbpf's own words."""
     if result >= 0:
         return result
-    raise KernelError(operation, -result, log_text())
+    raise KernelError(operation, -result, _log_text())
 
 
 def check_pointer(pointer: int | None, operation: str) -> int:
     """The same for functions that return a pointer and leave errno."""
     if pointer:
         return pointer
-    raise KernelError(operation, ct.get_errno() or errno.EINVAL, log_text())
+    raise KernelError(operation, ct.get_errno() or errno.EINVAL, _log_text())
 
 
 def close(fd: int) -> None:

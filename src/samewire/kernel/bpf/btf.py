@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from samewire.errors import Invalid
+from samewire.kernel.bpf.elf import Elf
 
 _KIND_INT, _KIND_PTR, _KIND_ARRAY, _KIND_STRUCT, _KIND_UNION, _KIND_ENUM = 1, 2, 3, 4, 5, 6
 _KIND_TYPEDEF, _KIND_VOLATILE, _KIND_CONST, _KIND_RESTRICT = 8, 9, 10, 11
@@ -53,27 +54,16 @@ class _Type(msgspec.Struct):
 
 def read_btf(path: Path) -> Btf:
     """Read an ELF object's BTF. Raises ``Invalid`` if it has none."""
-    types = _types(_section(path.read_bytes(), ".BTF", str(path)))
+    section = Elf.read(path).section(".BTF")
+    if section is None:
+        raise Invalid(str(path), "has no .BTF section; compile it with -g")
+    types = _types(section)
     structs = {t.name: _struct(t, types) for t in types.values() if t.kind == _KIND_STRUCT and t.name}
     constants: dict[str, int] = {}
     for item in types.values():
         if item.kind == _KIND_ENUM:
             constants.update({name: struct.unpack("<i", row)[0] for name, row in item.members})
     return Btf(structs, constants)
-
-
-def _section(elf: bytes, wanted: str, path: str) -> bytes:
-    if elf[:6] != b"\x7fELF\x02\x01":
-        raise Invalid(path, "not a 64-bit little-endian ELF object")
-    table = struct.unpack_from("<Q", elf, 40)[0]
-    entry_size, count, names_index = struct.unpack_from("<HHH", elf, 58)
-    headers = [struct.unpack_from("<IIQQQQ", elf, table + i * entry_size) for i in range(count)]
-    names_at = headers[names_index][4]
-    for name, _kind, _flags, _address, offset, size in headers:
-        end = elf.index(b"\0", names_at + name)
-        if elf[names_at + name : end].decode() == wanted:
-            return elf[offset : offset + size]
-    raise Invalid(path, f"has no {wanted} section; compile it with -g")
 
 
 def _extra_size(kind: int, count: int) -> int:

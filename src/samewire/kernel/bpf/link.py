@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes as ct
 import errno
 import os
 from enum import IntEnum
 from pathlib import Path
-from typing import Self
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
 
 from samewire.errors import NotFound
 from samewire.kernel.bpf import _libbpf as b
 from samewire.kernel.bpf.program import BpfProgram
+
+_LINK_TYPE_TCX: Final = 11
 
 
 class AttachType(IntEnum):
@@ -28,8 +34,19 @@ class AttachType(IntEnum):
     TCX_EGRESS = 47
 
 
+class LinkInfo(msgspec.Struct, frozen=True):
+    """What the kernel says of a link: the ids of link and program, and for tcx the interface (else 0).
+
+    ``ifindex`` becomes 0 when the interface is gone.
+    """
+
+    id: int
+    program_id: int
+    ifindex: int
+
+
 class BpfLink:
-    """A link by descriptor."""
+    """A link by descriptor. A context manager."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -44,10 +61,12 @@ class BpfLink:
     @classmethod
     def open_pinned(cls, path: Path) -> Self:
         """The link pinned at ``path``. Raises ``NotFound``."""
+        operation = f"open pinned link {path}"
+        b.begin(operation)
         fd = b.lib.bpf_obj_get(os.fsencode(path))
         if fd == -errno.ENOENT:
             raise NotFound("pinned link", str(path))
-        return cls(b.check(fd, f"open pinned link {path}"))
+        return cls(b.check(fd, operation))
 
     def update(self, program: BpfProgram) -> None:
         """Put another program into the link's place, atomically."""
@@ -61,7 +80,30 @@ class BpfLink:
         b.begin(operation)
         b.check(b.lib.bpf_obj_pin(self.fd, os.fsencode(path)), operation)
 
+    def info(self) -> LinkInfo:
+        """Read back what is attached where."""
+        operation = "read link information"
+        b.begin(operation)
+        info = b.LinkInfo()
+        length = ct.c_uint32(ct.sizeof(info))
+        b.check(b.lib.bpf_obj_get_info_by_fd(self.fd, ct.byref(info), ct.byref(length)), operation)
+        return LinkInfo(info.id, info.prog_id, info.target[0] if info.type == _LINK_TYPE_TCX else 0)
+
+    def detach(self) -> None:
+        """Take the program off now, pinned or not; the link stays, attached to nothing."""
+        operation = "detach a link"
+        b.begin(operation)
+        b.check(b.lib.bpf_link_detach(self.fd), operation)
+
     def close(self) -> None:
-        """Close the descriptor; an unpinned link is detached."""
+        """Close the descriptor; an unpinned link is detached. A second call does nothing."""
         b.close(self.fd)
         self.fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

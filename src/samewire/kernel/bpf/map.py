@@ -18,6 +18,9 @@ from samewire.kernel.bpf import _libbpf as b
 _BATCH: Final = 4096
 _PERCPU_TYPES: Final = frozenset({5, 6, 10})  # BPF_MAP_TYPE_PERCPU_HASH, _ARRAY, LRU_PERCPU_HASH
 _LPM_TYPE: Final = 11
+# BPF_MAP_TYPE_HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LRU_PERCPU_HASH, LPM_TRIE
+_BATCH_TYPES: Final = frozenset({1, 2, 5, 6, 9, 10, 11})
+_WALK_ATTEMPTS: Final = 10
 
 
 class UpdateFlag(IntEnum):
@@ -64,6 +67,16 @@ class BpfMap:
             raise NotFound("pinned map", str(path))
         return cls(b.check(fd, operation))
 
+    @classmethod
+    def from_id(cls, map_id: int) -> Self:
+        """The map with that id, whoever made it. Raises ``NotFound``."""
+        operation = f"open map {map_id}"
+        b.begin(operation)
+        fd = b.lib.bpf_map_get_fd_by_id(map_id)
+        if fd == -errno.ENOENT:
+            raise NotFound("map", str(map_id))
+        return cls(b.check(fd, operation))
+
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
         """What must agree for two programs to share the map: type, sizes, entries, flags."""
@@ -76,7 +89,7 @@ class BpfMap:
         b.check(b.lib.bpf_obj_pin(self.fd, os.fsencode(path)), operation)
 
     def close(self) -> None:
-        """Close an owned descriptor."""
+        """Close an owned descriptor; a second call does nothing."""
         if self._owned:
             b.close(self.fd)
         self.fd = -1
@@ -90,18 +103,17 @@ class BpfMap:
         self.close()
 
     def update(self, key: bytes, value: bytes, flag: UpdateFlag = UpdateFlag.ANY) -> None:
-        """Write one element. Per-CPU maps take one value of ``value_size`` for all CPUs."""
+        """Write one element. Per-CPU maps take one value for all CPUs, or all of them as ``lookup`` gives."""
         operation = f"update {self.name}"
         b.begin(operation)
-        self._check_sizes(key, value)
-        if self.per_cpu:
-            value = value.ljust(self._stride, b"\0") * possible_cpus()
+        value = self._checked(key, value)
         b.check(b.lib.bpf_map_update_elem(self.fd, key, value, int(flag)), operation)
 
     def lookup(self, key: bytes) -> bytes | None:
         """The value, or None. Per-CPU maps: all CPUs' values one after the other; see ``per_cpu_values``."""
         operation = f"look up in {self.name}"
         b.begin(operation)
+        self._check_key(key)
         value = ct.create_string_buffer(self._room)
         result = b.lib.bpf_map_lookup_elem(self.fd, key, value)
         if result == -errno.ENOENT:
@@ -117,6 +129,7 @@ class BpfMap:
         """Remove an element; False if it was not there."""
         operation = f"delete from {self.name}"
         b.begin(operation)
+        self._check_key(key)
         result = b.lib.bpf_map_delete_elem(self.fd, key)
         if result == -errno.ENOENT:
             return False
@@ -124,60 +137,84 @@ class BpfMap:
         return True
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """All elements. What is added or removed meanwhile may be missed, but nothing is seen twice."""
-        if self._can_batch:
+        """All elements; per-CPU values as from ``lookup``.
+
+        Hash tables may change meanwhile: what is there all the time is seen, nothing is seen twice. A trie must
+        have no other writer. Types that cannot be read element by element raise KernelError.
+        """
+        if self.type == _LPM_TYPE:
+            # Whole before the first is given out: the walk would begin anew if the caller removed what it got.
+            yield from dict(self._items_by_batch()).items()
+            return
+        if self.type in _BATCH_TYPES:
             yield from self._items_by_batch()
             return
-        seen: set[bytes] = set()
         for key in self._keys():
-            if key in seen:
-                continue  # the element we stood on was removed, and the walk began anew
-            seen.add(key)
             value = self.lookup(key)
             if value is not None:
                 yield key, value
 
-    def update_batch(self, items: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]) -> None:
-        """Write many elements with few system calls."""
+    def update_batch(
+        self, items: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]], flag: UpdateFlag = UpdateFlag.ANY
+    ) -> None:
+        """Write many elements with few system calls; per-CPU values as for ``update``.
+
+        A failure (a full map, an element that ``flag`` forbids) leaves the elements before it written; the
+        KernelError's ``detail`` says how many those are.
+        """
         pairs = list(items.items() if isinstance(items, Mapping) else items)
-        if not self._can_batch:
-            for key, value in pairs:
-                self.update(key, value)
-            return
         operation = f"update {self.name} ({len(pairs)} elements)"
-        options = b.BatchOpts(sz=ct.sizeof(b.BatchOpts))
+        options = b.BatchOpts(sz=ct.sizeof(b.BatchOpts), elem_flags=int(flag))
         for start in range(0, len(pairs), _BATCH):
             b.begin(operation)
             part = pairs[start : start + _BATCH]
-            keys = b"".join(key for key, _ in part)
-            values = b"".join(value for _, value in part)
-            self._check_batch(part, keys, values)
+            values = b"".join([self._checked(key, value) for key, value in part])
+            keys = b"".join([key for key, _ in part])
             count = ct.c_uint32(len(part))
-            b.check(
-                b.lib.bpf_map_update_batch(self.fd, keys, values, ct.byref(count), ct.byref(options)),
-                operation,
-            )
+            result = b.lib.bpf_map_update_batch(self.fd, keys, values, ct.byref(count), ct.byref(options))
+            if result < 0:
+                raise KernelError(operation, -result, f"after {start + count.value} elements")
 
     def delete_batch(self, keys: Iterable[bytes]) -> int:
-        """Remove many elements; returns how many were there."""
-        return sum(self.delete(key) for key in keys)
+        """Remove many elements with few system calls; returns how many were there."""
+        left = list(keys)
+        operation = f"delete from {self.name} ({len(left)} elements)"
+        options = b.BatchOpts(sz=ct.sizeof(b.BatchOpts))
+        removed = at = 0
+        while at < len(left):
+            b.begin(operation)
+            part = left[at : at + _BATCH]
+            joined = b"".join(part)
+            if len(joined) != len(part) * self.key_size:
+                raise KernelError(operation, errno.EINVAL, f"keys have {self.key_size} bytes")
+            count = ct.c_uint32(len(part))
+            result = b.lib.bpf_map_delete_batch(self.fd, joined, ct.byref(count), ct.byref(options))
+            removed += count.value
+            at += count.value
+            if result == -errno.ENOENT:
+                at += 1  # the kernel stops at a key that is not there; that one is done, too
+            else:
+                b.check(result, operation)
+        return removed
 
-    @property
-    def _can_batch(self) -> bool:
-        return not self.per_cpu and self.type != _LPM_TYPE
+    def _checked(self, key: bytes, value: bytes) -> bytes:
+        """The value as the kernel wants it; what has another size would be read past its end."""
+        if len(key) == self.key_size:
+            if len(value) == self._room:
+                return value
+            if self.per_cpu and len(value) == self.value_size:
+                return value.ljust(self._stride, b"\0") * possible_cpus()
+        raise KernelError(
+            f"update {self.name}",
+            errno.EINVAL,
+            f"key of {len(key)} and value of {len(value)} bytes, not {self.key_size} and {self.value_size}",
+        )
 
-    def _check_sizes(self, key: bytes, value: bytes) -> None:
-        if len(key) != self.key_size or len(value) != self.value_size:
+    def _check_key(self, key: bytes) -> None:
+        if len(key) != self.key_size:
             raise KernelError(
-                f"update {self.name}",
-                errno.EINVAL,
-                f"key of {len(key)} and value of {len(value)} bytes, not {self.key_size} and {self.value_size}",
+                f"use {self.name}", errno.EINVAL, f"key of {len(key)} bytes, not {self.key_size}"
             )
-
-    def _check_batch(self, part: list[tuple[bytes, bytes]], keys: bytes, values: bytes) -> None:
-        if len(keys) != len(part) * self.key_size or len(values) != len(part) * self.value_size:
-            for key, value in part:
-                self._check_sizes(key, value)
 
     def _keys(self) -> Iterator[bytes]:
         operation = f"walk {self.name}"
@@ -196,16 +233,17 @@ class BpfMap:
         operation = f"read {self.name}"
         options = b.BatchOpts(sz=ct.sizeof(b.BatchOpts))
         size = min(_BATCH, self.max_entries)
-        position = ct.create_string_buffer(max(self.key_size, 8))
-        first = True
+        position = ct.create_string_buffer(max(self.key_size, 4))
+        started = False
+        attempts = 0
         while True:
             keys = ct.create_string_buffer(size * self.key_size)
-            values = ct.create_string_buffer(size * self.value_size)
+            values = ct.create_string_buffer(size * self._room)
             count = ct.c_uint32(size)
             b.begin(operation)
             result = b.lib.bpf_map_lookup_batch(
                 self.fd,
-                None if first else position,
+                position if started else None,
                 position,
                 keys,
                 values,
@@ -215,14 +253,16 @@ class BpfMap:
             if result == -errno.ENOSPC and size < self.max_entries:
                 size = min(size * 2, self.max_entries)  # one bucket holds more than a batch
                 continue
-            if result not in (0, -errno.ENOENT):
+            if result == -errno.EINTR and attempts < _WALK_ATTEMPTS:
+                attempts += 1  # elements went away under the reader
+            elif result != -errno.ENOENT:
                 b.check(result, operation)
-            first = False
-            raw_keys, raw_values = keys.raw, values.raw
-            for i in range(count.value):
-                yield (
-                    raw_keys[i * self.key_size : (i + 1) * self.key_size],
-                    raw_values[i * self.value_size : (i + 1) * self.value_size],
-                )
+            yield from self._pairs(keys.raw, values.raw, count.value)
             if result == -errno.ENOENT:
                 return
+            started = started or count.value > 0
+
+    def _pairs(self, keys: bytes, values: bytes, count: int) -> Iterator[tuple[bytes, bytes]]:
+        width, room = self.key_size, self._room
+        for i in range(count):
+            yield keys[i * width : (i + 1) * width], values[i * room : (i + 1) * room]

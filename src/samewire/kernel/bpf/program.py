@@ -6,6 +6,7 @@ import ctypes as ct
 import errno
 import os
 from pathlib import Path
+from types import TracebackType
 from typing import Final, Self
 
 import msgspec
@@ -13,27 +14,41 @@ import msgspec
 from samewire.errors import NotFound
 from samewire.kernel.bpf import _libbpf as b
 
+_SCHED_CLS: Final = 3  # BPF_PROG_TYPE_SCHED_CLS
+_INSTRUCTION_BYTES: Final = 8
 _ROOM: Final = 512  # a test run may grow the packet
 
 
 class SkbContext(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields of __sk_buff that a test run may set (net/bpf/test_run.c, convert___skb_to_skb)."""
+    """Fields of __sk_buff that a test run may set (net/bpf/test_run.c, convert___skb_to_skb).
+
+    ``ifindex`` must exist in the calling thread's network namespace; lengths are in bytes. ``gso_size`` makes the
+    frame look like an aggregate of ``gso_segs`` packets.
+    """
 
     ifindex: int = 0
     ingress_ifindex: int = 0
     mark: int = 0
     priority: int = 0
+    cb: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
+    wire_len: int = 0
+    gso_segs: int = 0
+    gso_size: int = 0
 
 
 class TestRun(msgspec.Struct, frozen=True):
-    """Outcome of a test run. ``retval`` is signed; ``duration_ns`` the mean of one repetition."""
+    """Outcome of a test run.
+
+    ``retval`` is signed; ``duration_ns`` the mean of one repetition; ``context`` what the program left in the
+    fields of its context (all zero without one).
+    """
 
     __test__ = False  # not a test class for pytest
 
     retval: int
     data: bytes
     duration_ns: int
-    mark: int
+    context: SkbContext
 
 
 class BpfProgram:
@@ -51,6 +66,15 @@ class BpfProgram:
         self._owned = owned
 
     @classmethod
+    def from_instructions(cls, name: str, instructions: bytes) -> Self:
+        """A tc program of these instructions (``struct bpf_insn``, eight bytes each). Raises KernelError."""
+        operation = f"load {name}"
+        b.begin(operation)
+        count = len(instructions) // _INSTRUCTION_BYTES
+        fd = b.lib.bpf_prog_load(_SCHED_CLS, name.encode(), b"GPL", instructions, count, None)
+        return cls(b.check(fd, operation))
+
+    @classmethod
     def open_pinned(cls, path: Path) -> Self:
         """The program pinned at ``path``. Raises ``NotFound`` if nothing is there."""
         operation = f"open pinned program {path}"
@@ -63,6 +87,7 @@ class BpfProgram:
     @classmethod
     def from_id(cls, program_id: int) -> Self:
         """The program with that id, wherever it came from. Raises ``NotFound``."""
+        b.begin(f"open program {program_id}")
         fd = b.lib.bpf_prog_get_fd_by_id(program_id)
         if fd == -errno.ENOENT:
             raise NotFound("program", str(program_id))
@@ -75,21 +100,25 @@ class BpfProgram:
         b.check(b.lib.bpf_obj_pin(self.fd, os.fsencode(path)), operation)
 
     def close(self) -> None:
-        """Close an owned descriptor."""
+        """Close an owned descriptor; a second call does nothing."""
         if self._owned:
             b.close(self.fd)
         self.fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def test_run(self, data: bytes, context: SkbContext | None = None, repeat: int = 1) -> TestRun:
         """Run a tc program on a frame of at least 14 bytes in the calling thread's network namespace."""
         operation = f"run {self.name}"
         b.begin(operation)
         out = ct.create_string_buffer(len(data) + _ROOM)
-        skb = b.SkBuff()
-        if context is not None:
-            skb.ifindex, skb.ingress_ifindex = context.ifindex, context.ingress_ifindex
-            skb.mark, skb.priority = context.mark, context.priority
-        skb_out = b.SkBuff()
+        skb, skb_out = _to_skb(context or SkbContext()), b.SkBuff()
         options = b.TestRunOpts(
             sz=ct.sizeof(b.TestRunOpts),
             data_in=ct.cast(ct.c_char_p(data), ct.c_void_p),
@@ -104,4 +133,16 @@ class BpfProgram:
         )
         b.check(b.lib.bpf_prog_test_run_opts(self.fd, ct.byref(options)), operation)
         retval = ct.c_int32(options.retval).value
-        return TestRun(retval, out.raw[: options.data_size_out], options.duration, skb_out.mark)
+        return TestRun(retval, out.raw[: options.data_size_out], options.duration, _from_skb(skb_out))
+
+
+def _to_skb(context: SkbContext) -> b.SkBuff:
+    skb = b.SkBuff()
+    for name, value in msgspec.structs.asdict(context).items():
+        setattr(skb, name, value)
+    return skb
+
+
+def _from_skb(skb: b.SkBuff) -> SkbContext:
+    found = {name: getattr(skb, name) for name in SkbContext.__struct_fields__ if name != "cb"}
+    return SkbContext(cb=tuple(skb.cb), **found)

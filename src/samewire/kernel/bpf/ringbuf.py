@@ -1,0 +1,56 @@
+"""Reading a ring buffer map: records that programs send, in order."""
+
+from __future__ import annotations
+
+import ctypes as ct
+from types import TracebackType
+from typing import Any, Self
+
+from samewire.kernel.bpf import _libbpf as b
+from samewire.kernel.bpf.map import BpfMap
+
+
+class RingBuffer:
+    """The one reader of a ring buffer map. A context manager; not for two threads at once."""
+
+    def __init__(self, source: BpfMap) -> None:
+        """Raises KernelError (EINVAL) when the map is of another type. The map may be closed afterwards."""
+        self._records: list[bytes] = []
+        self._callback = b.SampleFn(self._keep)  # kept alive as long as libbpf may call it
+        operation = f"open ring buffer {source.name}"
+        b.begin(operation)
+        with b.capture_log():
+            self._handle: int | None = b.check_pointer(
+                b.lib.ring_buffer__new(source.fd, self._callback, None, None), operation
+            )
+        self._name = source.name
+
+    def fileno(self) -> int:
+        """The descriptor to wait on: readable when there are records."""
+        return int(b.lib.ring_buffer__epoll_fd(self._handle))
+
+    def receive(self) -> list[bytes]:
+        """The records sent since the last call; empty when there are none. Does not wait."""
+        operation = f"read ring buffer {self._name}"
+        b.begin(operation)
+        b.check(b.lib.ring_buffer__consume(self._handle), operation)
+        records, self._records = self._records, []
+        return records
+
+    def close(self) -> None:
+        """End reading; a second call does nothing."""
+        if self._handle is not None:
+            b.lib.ring_buffer__free(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _keep(self, _context: Any, record: int, size: int) -> int:
+        self._records.append(ct.string_at(record, size))
+        return 0
