@@ -201,6 +201,20 @@ def test_down_after_kill_9_of_up_at_any_step(tmp_path: Path, journal_lines: int)
 
 
 @pytest.mark.usefixtures("gone")
+def test_a_killed_down_is_simply_run_again(tmp_path: Path) -> None:
+    name = f"{NAME}b"
+    assert run_lab("up", str(variant("mixed-cluster", name, tmp_path, samewire="kernel"))).returncode == 0
+    inodes = namespace_inodes(name)
+    processes = len(processes_in(inodes))
+    with subprocess.Popen((*COMMAND, "down", name), stdout=subprocess.DEVNULL) as down:
+        while down.poll() is None and len(processes_in(inodes)) == processes:
+            pass
+        down.kill()
+    assert run_lab("down", name).returncode == 0
+    assert not any(footprint(name).values()), footprint(name)
+
+
+@pytest.mark.usefixtures("gone")
 def test_a_failed_up_undoes_itself_and_says_why(tmp_path: Path) -> None:
     name = f"{NAME}c"
     file = variant("mixed-cluster", name, tmp_path, samewire="kernel")

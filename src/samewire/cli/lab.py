@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -28,14 +29,20 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSO
 
 
 def _reporting(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn errors raised on purpose into one line and exit status 1."""
+    """Turn errors raised on purpose, and the two a new user meets first, into one line and exit status 1."""
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        if os.geteuid() != 0:
+            raise click.ClickException("the lab needs root: it makes network namespaces")
         try:
             return function(*args, **kwargs)
         except SamewireError as error:
             raise click.ClickException(str(error)) from error
+        except ModuleNotFoundError as error:
+            if error.name != "yaml":
+                raise
+            raise click.ClickException("the lab needs PyYAML: pip install 'samewire[lab]'") from error
 
     return wrapper
 

@@ -30,7 +30,8 @@ class PodMaker:
         self._plan = plan
         self._cgroups = cgroups
         self._machine_bytes = _machine_memory_bytes()
-        self._resolv_conf = Path("/etc/resolv.conf").read_text()
+        resolv_conf = Path("/etc/resolv.conf")
+        self._resolv_conf = resolv_conf.read_text() if resolv_conf.exists() else ""
 
     async def start(self, pod: Pod, context: NodeContext, stack: NodeStack) -> PodState:
         """Attach the pod's namespace (which exists), write its files and start all its processes."""
