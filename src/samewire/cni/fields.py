@@ -126,12 +126,14 @@ class Fields:
                 found.append(self._parse(f"{name}[{index}]", item, parse))
         return tuple(found)
 
-    def flag(self, name: str, default: bool) -> bool:
-        """Return true or false."""
+    def flag(self, name: str) -> bool:
+        """Return true or false, false when it is not given."""
+        return self.optional_flag(name) or False
+
+    def optional_flag(self, name: str) -> bool | None:
+        """Return true or false, None when it is not given."""
         value = self.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
+        if value is not None and not isinstance(value, bool):
             self.fail(name, f"expected true or false, got {shape(value)}")
         return value
 

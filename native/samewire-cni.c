@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The CNI plugin executable. It forwards its environment and stdin to the samewire daemon and prints the
+ * answer; src/samewire/cni/wire.py has the protocol, src/samewire/cni/twin.py the same in Python.
+ *
+ * Of its own it answers only VERSION, which must work without a daemon, and "try again later" (code 11)
+ * when the daemon does not answer in time. For DEL too: the runtime has to repeat it, or the pod's address
+ * and endpoint would be left for ever.
+ *
+ * SAMEWIRE_CNI_SOCKET		socket of the daemon (default /run/samewire/cni.sock)
+ * SAMEWIRE_CNI_TIMEOUT_S	time for all of it in seconds (default 30)
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define DEFAULT_SOCKET "/run/samewire/cni.sock"
+#define DEFAULT_TIMEOUT_S 30
+#define MAX_TIMEOUT_S 3600
+#define MAX_REQUEST (1 << 20)
+#define MAX_REPLY (1 << 20)
+#define VERSION_WAIT_MS 200
+#define IO_FAILURE 5
+#define TRY_AGAIN 11
+#define NO_ANSWER "the samewire daemon does not answer"
+
+extern char **environ;
+
+/* Oldest first; the same list as SUPPORTED_VERSIONS in cni/result.py. */
+static const char *const versions[] = { "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0" };
+#define VERSIONS (sizeof(versions) / sizeof(versions[0]))
+
+static char request[MAX_REQUEST + 1];
+static char reply[MAX_REPLY + 1];
+
+/* What the alarm prints. Built ahead: its handler may call little more than write(). */
+static char late[512];
+static size_t late_length;
+
+static void print(const char *text, size_t length)
+{
+	while (length) {
+		ssize_t n = write(STDOUT_FILENO, text, length);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			_exit(1);
+		text += n;
+		length -= n;
+	}
+}
+
+static void on_alarm(int signal)
+{
+	(void)signal;
+	print(late, late_length);
+	_exit(1);
+}
+
+/* The version that a configuration names, if it is one we know, else the latest. */
+static const char *version_of(const char *conf)
+{
+	const char *p = strstr(conf, "\"cniVersion\"");
+
+	if (p) {
+		p += strlen("\"cniVersion\"");
+		p += strspn(p, " \t\r\n:");
+		for (size_t i = 0; i < VERSIONS; i++) {
+			size_t n = strlen(versions[i]);
+
+			if (p[0] == '"' && !strncmp(p + 1, versions[i], n) && p[n + 1] == '"')
+				return versions[i];
+		}
+	}
+	return versions[VERSIONS - 1];
+}
+
+static size_t format_error(char *text, size_t size, const char *version, int code, const char *message,
+			   const char *details)
+{
+	return snprintf(text, size, "{\"cniVersion\":\"%s\",\"code\":%d,\"msg\":\"%s\",\"details\":\"%s\"}\n",
+			version, code, message, details);
+}
+
+static int no_answer(const char *version, const char *what, const char *why)
+{
+	char details[160], text[512];
+
+	snprintf(details, sizeof(details), "%s: %s", what, why);
+	print(text, format_error(text, sizeof(text), version, TRY_AGAIN, NO_ANSWER, details));
+	return 1;
+}
+
+static int too_long(const char *what)
+{
+	char text[512];
+
+	print(text, format_error(text, sizeof(text), versions[VERSIONS - 1], IO_FAILURE, "too long", what));
+	return 1;
+}
+
+static void set_alarm(void)
+{
+	const char *wanted = getenv("SAMEWIRE_CNI_TIMEOUT_S");
+	double seconds = wanted ? strtod(wanted, NULL) : DEFAULT_TIMEOUT_S;
+	struct itimerval timer = { 0 };
+
+	if (!(seconds >= 0.001 && seconds <= MAX_TIMEOUT_S))
+		seconds = DEFAULT_TIMEOUT_S;
+	timer.it_value.tv_sec = seconds;
+	timer.it_value.tv_usec = (seconds - timer.it_value.tv_sec) * 1e6;
+	late_length = format_error(late, sizeof(late), versions[VERSIONS - 1], TRY_AGAIN, NO_ANSWER, "not in time");
+	signal(SIGALRM, on_alarm);
+	setitimer(ITIMER_REAL, &timer, NULL);
+}
+
+/* Reads to the end of file, or until nothing comes for wait_ms (-1 = wait). Returns the length, -1 = too long. */
+static ssize_t read_all(int fd, char *buffer, size_t size, int wait_ms)
+{
+	size_t length = 0;
+
+	for (;;) {
+		struct pollfd ready = { .fd = fd, .events = POLLIN };
+		ssize_t n;
+
+		if (wait_ms >= 0 && poll(&ready, 1, wait_ms) <= 0)
+			return length;
+		n = read(fd, buffer + length, size - length);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return length;
+		length += n;
+		if (length == size)
+			return -1;
+	}
+}
+
+static int print_versions(void)
+{
+	char text[256];
+	size_t length;
+
+	read_all(STDIN_FILENO, request, MAX_REQUEST, VERSION_WAIT_MS);
+	length = snprintf(text, sizeof(text), "{\"cniVersion\":\"%s\",\"supportedVersions\":[", version_of(request));
+	for (size_t i = 0; i < VERSIONS; i++)
+		length += snprintf(text + length, sizeof(text) - length, "%s\"%s\"", i ? "," : "", versions[i]);
+	length += snprintf(text + length, sizeof(text) - length, "]}\n");
+	print(text, length);
+	return 0;
+}
+
+/* Puts the CNI_* variables and the end mark into the request. Returns the length, 0 = too long. */
+static size_t put_environment(void)
+{
+	size_t length = 0;
+
+	for (char **variable = environ; *variable; variable++) {
+		size_t n = strlen(*variable) + 1;
+
+		if (strncmp(*variable, "CNI_", 4))
+			continue;
+		if (n >= MAX_REQUEST - length)
+			return 0;
+		memcpy(request + length, *variable, n);
+		length += n;
+	}
+	request[length] = '\0';
+	return length + 1;
+}
+
+static int connect_daemon(void)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	const char *path = getenv("SAMEWIRE_CNI_SOCKET");
+	int fd;
+
+	if (!path || !path[0])
+		path = DEFAULT_SOCKET;
+	if (strlen(path) >= sizeof(address.sun_path)) {
+		errno = ENAMETOOLONG;
+		return -1;
+	}
+	strcpy(address.sun_path, path);
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)))
+		return -1;
+	return fd;
+}
+
+/* A daemon that refuses the request may close before it has all of it; then its answer is there to read. */
+static void send_request(int fd, size_t length)
+{
+	for (size_t sent = 0; sent < length;) {
+		ssize_t n = send(fd, request + sent, length - sent, MSG_NOSIGNAL);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			break;
+		sent += n;
+	}
+	shutdown(fd, SHUT_WR);
+}
+
+int main(void)
+{
+	const char *command = getenv("CNI_COMMAND"), *version;
+	ssize_t conf, length;
+	size_t environment;
+	char *end;
+	long status;
+	int fd;
+
+	set_alarm();
+	if (command && !strcmp(command, "VERSION"))
+		return print_versions();
+	environment = put_environment();
+	if (!environment)
+		return too_long("environment");
+	conf = read_all(STDIN_FILENO, request + environment, MAX_REQUEST - environment, -1);
+	if (conf < 0)
+		return too_long("network configuration");
+	version = version_of(request + environment);
+	fd = connect_daemon();
+	if (fd < 0)
+		return no_answer(version, "connect", strerror(errno));
+	send_request(fd, environment + conf);
+	length = read_all(fd, reply, MAX_REPLY, -1);
+	if (length < 0)
+		return no_answer(version, "answer", "too long");
+	status = strtol(reply, &end, 10);
+	if (end == reply || *end != '\n' || status < 0 || status > 255)
+		return no_answer(version, "answer", length ? "malformed" : "none");
+	setitimer(ITIMER_REAL, &(struct itimerval){ 0 }, NULL);
+	end++;
+	print(end, length - (end - reply));
+	return status;
+}
