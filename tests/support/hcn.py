@@ -41,6 +41,7 @@ class FakeSwitch:
 
     async def apply(self, changes: Sequence[Change], view: StoreView) -> None:
         self.entered.set()
+        await asyncio.sleep(0)  # as the kernel's answers do, let others run
         if self.gate is not None:
             await self.gate.wait()
         if self.fail_next is not None:

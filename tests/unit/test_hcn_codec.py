@@ -226,7 +226,7 @@ def test_errors_name_the_field(kind: Kind, sent: Any, path: str) -> None:
         ({"Type": "VSID", "IsolationId": 5}, HcnCode.INVALID_POLICY, "fields of a VSID policy belong into"),
         (
             {"Type": "ACL", "Settings": {"Action": "Drop"}},
-            HcnCode.INVALID_JSON,
+            HcnCode.INVALID_POLICY,
             "Settings.Action: expected one of",
         ),
         ({"Type": "QOS", "Settings": {}, "Data": {}}, HcnCode.INVALID_JSON, "given twice (also as 'Data')"),

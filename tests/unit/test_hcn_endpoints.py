@@ -230,6 +230,8 @@ async def test_remote_endpoints(service: HnsService) -> None:
     made = await endpoint(service, network, "10.244.9.5", flags=REMOTE)
     assert made.ip_configurations[0].prefix_length == 32
     assert made.mac_address == "02-11-0A-F4-09-05"
+    twice = Endpoint(network_id=network.id, flags=REMOTE, ip_configurations=at("10.244.9.5"))
+    assert (await refused(service, twice)).code is HcnCode.OBJECT_ALREADY_EXISTS
     same_mac = await endpoint(service, network, "10.244.9.6", flags=REMOTE, mac_address="02:11:0a:f4:09:05")
     assert same_mac.mac_address == made.mac_address
     assert (

@@ -354,6 +354,9 @@ async def test_subnets_come_and_go(service: HnsService) -> None:
         assert caught.value.code is code
     with pytest.raises(HcnError, match="overlaps"):
         await modify(service, network, RequestType.ADD, SubnetSettings(subnets=(subnet("10.2.0.0/25"),)))
+    await service.create_network(bridge(name="other", prefix="10.9.0.0/24", gateway="10.9.0.1"))
+    with pytest.raises(HcnError, match="of other"):
+        await modify(service, network, RequestType.ADD, SubnetSettings(subnets=(subnet("10.9.0.0/25"),)))
     await service.delete(Kind.ENDPOINT, endpoint.id)
     by_id = Subnet(id=network.subnets[1].id.lower())
     network = await modify(service, network, RequestType.REMOVE, SubnetSettings(subnets=(by_id,)))

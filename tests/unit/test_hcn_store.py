@@ -104,6 +104,10 @@ def damaged(path: Path, change: str) -> None:
             path.unlink()
             with contextlib.closing(sqlite3.connect(path)) as db:
                 db.execute("CREATE TABLE t (x)")
+        case "inconsistent":
+            data = bytearray(path.read_bytes())
+            data[36:40] = (5).to_bytes(4, "big")  # the number of free pages, in the header
+            path.write_bytes(data)
         case "newer":
             with contextlib.closing(sqlite3.connect(path)) as db:
                 db.execute("PRAGMA user_version = 99")
@@ -124,6 +128,7 @@ def damaged(path: Path, change: str) -> None:
         ("pages of noise", "cannot be used|damaged"),
         ("gone with its log left", "write-ahead log"),
         ("another application's", "no database of Samewire"),
+        ("inconsistent", "the database is damaged"),
         ("newer", "newer Samewire"),
         ("an unreadable row", "networks 7 cannot be read"),
         ("a directory", "cannot be opened"),
@@ -229,6 +234,9 @@ def test_a_reboot_takes_what_was_not_to_last(path: Path) -> None:
     with opened(path, "boot-2") as store:
         fresh = Network(id="N3", flags=VOLATILE)
         put(store, fresh)
+        store.commit(
+            [Change(Kind.NETWORK, "N2", volatile, Network(id="N2", name="changed since", flags=VOLATILE))]
+        )
         changes = store.prune_after_reboot(lambda path: path == alive.netns_path)
         assert {change.id for change in changes} == {"N2", "S2", "E3", "E4", "R1", "R2", "R3"}
         survivors = [

@@ -158,7 +158,6 @@ def _replaced(view: View, endpoint: Endpoint) -> list[Endpoint]:
                 HcnCode.OBJECT_ALREADY_EXISTS,
                 f"$.IpConfigurations[{index}].IpAddress: The object already exists. ({address}: {other.id})",
             )
-        _refuse_referenced(view, other)
         replaced[other.id] = other
     return list(replaced.values())
 
