@@ -90,12 +90,12 @@ async def test_objects_over_the_wire(client: AsyncHnsClient, path: Path) -> None
     assert await client.get(Kind.NETWORK, network["ID"].lower()) == network
     sent = {
         "hostcomputenetwork": network["ID"],
-        "policies": [{"type": "OUTBOUNDNAT"}, {"type": "Iov"}],
+        "policies": [{"type": "OUTBOUNDNAT"}, {"type": "Iov"}, {"type": "VLAN", "settings": {"isolationid": 7}}],
         "X": 1,
     }
     endpoint = await client.create(Kind.ENDPOINT, sent)
     assert endpoint["IpConfigurations"][0]["IpAddress"] == "10.244.1.2"
-    assert endpoint["Health"] == {"Extra": {"StoredOnly": ["Iov"]}}
+    assert endpoint["Health"] == {"Extra": {"StoredOnly": ["Iov", "VLAN"]}}
     assert (endpoint["X"], endpoint["State"]) == (1, 1)
     namespace = await client.create(Kind.NAMESPACE, Namespace(netns_path="/run/netns/a"))
     namespace = await client.modify(

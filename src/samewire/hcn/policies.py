@@ -247,6 +247,12 @@ KNOWN_POLICIES: dict[str, type[PolicyBase]] = {
 }
 
 
+NOT_ENFORCED: frozenset[type[PolicyBase]] = frozenset(
+    {OtherPolicy, VLAN, SourceMacAddress, NeighborDiscovery, PortName}
+)
+"""Policies without effect in the switch, which objects report in their Health. Whoever enforces one takes it out."""
+
+
 def policy_type(policy: Policy) -> str:
     """Return the HCN name of a policy's type."""
     return policy.type_name if isinstance(policy, OtherPolicy) else type(policy).__name__

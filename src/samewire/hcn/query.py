@@ -7,7 +7,7 @@ from typing import Any
 from samewire.hcn.codec import encode
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.jsontext import parse_json
-from samewire.hcn.policies import OtherPolicy, policy_type, select
+from samewire.hcn.policies import NOT_ENFORCED, policy_type
 from samewire.hcn.schema import Endpoint, EndpointState, Kind, Namespace, Network, Object, ResourceType
 from samewire.hcn.state import View
 
@@ -43,7 +43,7 @@ def _stored_only(value: Object) -> list[str]:
     policies = list(value.policies) if isinstance(value, Network | Endpoint) else []
     if isinstance(value, Network):
         policies += [policy for subnet in value.subnets for policy in subnet.policies]
-    return sorted({policy_type(policy) for policy in select(policies, OtherPolicy)})
+    return sorted({policy_type(policy) for policy in policies if type(policy) in NOT_ENFORCED})
 
 
 def find(view: View, kind: Kind, query: str) -> list[Object]:
