@@ -1,0 +1,291 @@
+"""From the traced build's record to an answer that people and programs understand. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Literal, cast
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from samewire.errors import Invalid
+from samewire.trace.context import EndpointInfo, TraceRun
+from samewire.trace.matching import (
+    Packet,
+    acl_text,
+    nat_text,
+    nexthop,
+    nexthop_address,
+    route_text,
+    scope_from_host,
+)
+from samewire.trace.model import (
+    ArrivalName,
+    DropView,
+    StepView,
+    TraceAnswer,
+    TunnelView,
+    TupleView,
+    UplinkView,
+)
+from samewire.trace.names import endpoint_of_port
+from samewire.trace.probe import view_of
+from samewire.trace.reasons import explain
+from samewire.vfp.address import address_text, mac_text
+from samewire.vfp.constants import (
+    SCOPE_UPLINK,
+    Arrival,
+    Fate,
+    Layer,
+    PortFlag,
+    Reason,
+    StepVerdict,
+)
+from samewire.vfp.layers import protocol_text
+from samewire.vfp.model import Entries
+from samewire.vfp.simulate.packet import Malformed, parse
+from samewire.vfp.simulate.packet import Packet as Parsed
+from samewire.vfp.tables import Id, Nexthop, Port, TraceStep, Vni
+
+_BEFORE_THE_WALK: Final = frozenset(
+    {Layer.PARSE, Layer.GUARD, Layer.DECAP, Layer.QOS, Layer.FRAGMENT, Layer.ICMP}
+)
+
+
+class Arrived(Struct, frozen=True, kw_only=True):
+    """The frame that was traced, and where it arrived. ``ifindex`` is that of the device."""
+
+    arrival: Arrival
+    ifindex: int
+    frame: bytes
+    vni: int = 0
+
+
+class Node(Struct, frozen=True, kw_only=True):
+    """What the node offers for names."""
+
+    name: str
+    endpoints: Sequence[EndpointInfo]
+    interface: Callable[[int], str]
+
+
+def parse_frame(frame: bytes) -> Parsed:
+    """The IP packet of a frame. Raises ``Invalid`` for frames that say nothing when traced (ARP, ND, junk)."""
+    try:
+        packet = parse(bytearray(frame))
+    except Malformed as error:
+        raise Invalid("frame", f"is no IP packet ({error.reason.name.lower()})") from None
+    if packet.neighbour:
+        raise Invalid("frame", "is a neighbour discovery message, which the switch answers itself")
+    return packet
+
+
+def make_answer(node: Node, tables: Entries, arrived: Arrived, run: TraceRun) -> TraceAnswer:
+    """Everything but ``disagreement`` and the notes about flows."""
+    received = parse_frame(arrived.frame)
+    packet = Packet(_scope(tables, arrived, received), received.family, received.protocol, received.tuple)
+    sent = view_of(parse_frame(run.frame)) if not run.output.drop_reason else view_of(received)
+    answer = TraceAnswer(
+        node=node.name,
+        arrival=cast(ArrivalName, arrived.arrival.name.lower()),
+        received=view_of(received),
+        steps=tuple(_steps(node, tables, arrived, packet, run)),
+        fate=_fate(run),
+        sent=sent,
+        frame=run.frame.hex(),
+        origin=_origin(node, arrived),
+        established=bool(run.output.flow_hit),
+        notes=tuple(_notes(tables, arrived, run)),
+    )
+    return _with_target(answer, node, tables, packet, run)
+
+
+def _origin(node: Node, arrived: Arrived) -> EndpointInfo | None:
+    return endpoint_of_port(node.endpoints, arrived.ifindex) if arrived.arrival == Arrival.POD else None
+
+
+def _scope(tables: Entries, arrived: Arrived, received: Parsed) -> int:
+    if arrived.arrival == Arrival.POD:
+        port = _port(tables, arrived.ifindex)
+        return port.scope if port else SCOPE_UPLINK
+    if arrived.arrival == Arrival.TUNNEL:
+        vni = tables.get("sw_vnis", {}).get(Id(arrived.vni))
+        return vni.scope if isinstance(vni, Vni) else SCOPE_UPLINK
+    if arrived.arrival == Arrival.HOST:
+        return scope_from_host(tables, received.family, received.tuple.destination)
+    return SCOPE_UPLINK
+
+
+def _fate(run: TraceRun) -> Literal["port", "uplink", "tunnel", "host", "stack", "dropped"]:
+    if run.output.drop_reason:
+        return "dropped"
+    names: dict[int, Literal["port", "uplink", "tunnel", "host"]] = {
+        Fate.PORT: "port",
+        Fate.UPLINK: "uplink",
+        Fate.TUNNEL: "tunnel",
+        Fate.HOST: "host",
+    }
+    return names.get(run.output.fate, "stack")
+
+
+def _with_target(
+    answer: TraceAnswer, node: Node, tables: Entries, packet: Packet, run: TraceRun
+) -> TraceAnswer:
+    steps = run.output.step[: run.output.count]
+    final = steps[-1] if steps else None
+    if final is None:
+        return answer
+    if answer.fate == "dropped":
+        return replace(answer, drop=_drop(run, final))
+    if answer.fate == "port":
+        return replace(answer, endpoint=endpoint_of_port(node.endpoints, final.target))
+    hop = _hop(tables, steps, run.output.fate)
+    if hop is None:
+        return answer
+    if answer.fate == "tunnel":
+        view = TunnelView(
+            provider_address=address_text(hop.family, hop.address),
+            local_address=address_text(hop.family, hop.local),
+            vni=hop.vni,
+            inner_mac=mac_text(hop.mac),
+        )
+        return replace(answer, tunnel=view)
+    towards = nexthop_address(hop, packet.family, final.destination)
+    return replace(answer, uplink=UplinkView(interface=node.interface(hop.ifindex), next_hop=towards))
+
+
+def _hop(tables: Entries, steps: Sequence[TraceStep], fate: int) -> Nexthop | None:
+    """The next hop that ROUTE or FLOW chose, when the packet leaves the node."""
+    if fate not in (Fate.UPLINK, Fate.TUNNEL):
+        return None
+    chosen = [s.target for s in steps if s.layer in (Layer.ROUTE, Layer.FLOW) and s.kind == fate]
+    return nexthop(tables, chosen[-1]) if chosen else None
+
+
+def _drop(run: TraceRun, final: TraceStep) -> DropView:
+    why = explain(run.output.drop_reason)
+    return DropView(
+        layer=_layer_name(run.output.drop_layer),
+        reason=_reason_name(run.output.drop_reason),
+        rule=final.rule,
+        explanation=why.meaning,
+        remedy=why.remedy,
+    )
+
+
+def _notes(tables: Entries, arrived: Arrived, run: TraceRun) -> Iterator[str]:
+    port = _port(tables, arrived.ifindex) if arrived.arrival == Arrival.POD else None
+    if port is not None and port.flags & PortFlag.CAP_OUT:
+        yield "the sender has a bandwidth cap, which a trace does not use up"
+    steps = run.output.step[: run.output.count]
+    target = _port(tables, steps[-1].target) if steps and run.output.fate == Fate.PORT else None
+    if target is not None and target.flags & PortFlag.CAP_IN:
+        yield "the receiver has a bandwidth cap, which a trace does not use up"
+
+
+def _steps(
+    node: Node, tables: Entries, arrived: Arrived, packet: Packet, run: TraceRun
+) -> Iterator[StepView]:
+    steps = run.output.step[: run.output.count]
+    walked = bool(steps) and not (steps[0].verdict == StepVerdict.DROP and steps[0].layer in _BEFORE_THE_WALK)
+    if walked:
+        yield from _passed_before(tables, arrived, packet)
+    judged = packet  # as the rules see it: the sender's own address, the destination behind PORTMAP
+    for step in steps:
+        if step.layer == Layer.PORTMAP:
+            ends = replace(packet.ends, destination=step.destination, destination_port=step.destination_port)
+            judged = replace(packet, ends=ends)
+        # A drop before the walk leaves no tuple of its own; NAT's port is chosen after its step.
+        shown = steps[-1] if step.layer == Layer.NAT and step.verdict == StepVerdict.REWRITE else step
+        yield StepView(
+            layer=_layer_name(step.layer),
+            verdict=_verdict(step),
+            rule=step.rule,
+            matched=_matched(node, tables, arrived, packet if step.layer == Layer.ROUTE else judged, step),
+            ends=_step_tuple(packet, shown) if walked and step.verdict != StepVerdict.DROP else None,
+        )
+
+
+def _passed_before(tables: Entries, arrived: Arrived, packet: Packet) -> Iterator[StepView]:
+    """The checks in front of the walk leave no record when they pass: that it began says that they did."""
+    if arrived.arrival == Arrival.POD:
+        port = _port(tables, arrived.ifindex)
+        off = port is not None and port.flags & PortFlag.NO_GUARD
+        text = "spoof guard is off" if off else "source MAC and address are the endpoint's own"
+        yield StepView(layer="guard", verdict="pass", matched=text)
+    elif arrived.arrival == Arrival.TUNNEL:
+        yield StepView(
+            layer="decap", verdict="pass", matched=f"VNI {arrived.vni} is network {packet.scope}'s"
+        )
+
+
+def _verdict(step: TraceStep) -> str:
+    if step.verdict == StepVerdict.DROP:
+        return "drop"
+    if step.layer == Layer.ROUTE:
+        return f"to {Fate(step.kind).name.lower()}"
+    if step.layer == Layer.FLOW:
+        return "established"
+    return {StepVerdict.PASS: "pass", StepVerdict.REWRITE: "rewrite", StepVerdict.FINAL: "send"}.get(
+        StepVerdict(step.verdict), "pass"
+    )
+
+
+def _matched(node: Node, tables: Entries, arrived: Arrived, packet: Packet, step: TraceStep) -> str:
+    match step.layer:
+        case Layer.ACL_OUT | Layer.ACL_IN:
+            return acl_text(tables, step.target, step.layer == Layer.ACL_OUT, packet, step.rule)
+        case Layer.ROUTE:
+            return _route(tables, packet, step)
+        case Layer.PORTMAP:
+            return f"a port of the node that belongs to {_port_name(node, step.target)}"
+        case Layer.FLOW if step.verdict != StepVerdict.DROP:
+            allowed = f", allowed by rule {step.rule}" if step.rule else ""
+            return f"this connection was decided before{allowed}"
+    if step.verdict == StepVerdict.DROP:
+        return _reason_name(step.reason)
+    if step.layer == Layer.NAT:
+        return nat_text(tables, arrived.ifindex, packet, step.rule)
+    return _delivery(node, tables, step)
+
+
+def _route(tables: Entries, packet: Packet, step: TraceStep) -> str:
+    if step.verdict == StepVerdict.DROP and step.reason not in (Reason.NO_ROUTE, Reason.NO_ENDPOINT):
+        return _reason_name(step.reason)
+    return route_text(tables, packet)
+
+
+def _delivery(node: Node, tables: Entries, step: TraceStep) -> str:
+    if step.kind == Fate.PORT:
+        return f"to {_port_name(node, step.target)}"
+    if step.kind == Fate.TUNNEL:
+        return f"VXLAN {step.target}"
+    return f"{node.interface(step.target)}"
+
+
+def _port_name(node: Node, ifindex: int) -> str:
+    info = endpoint_of_port(node.endpoints, ifindex)
+    interface = node.interface(ifindex) or f"port {ifindex}"
+    return f"{info.label} ({interface})" if info else interface
+
+
+def _step_tuple(packet: Packet, step: TraceStep) -> TupleView:
+    return TupleView(
+        protocol=protocol_text(packet.protocol),
+        source=address_text(packet.family, step.source),
+        source_port=step.source_port,
+        destination=address_text(packet.family, step.destination),
+        destination_port=step.destination_port,
+    )
+
+
+def _port(tables: Entries, ifindex: int) -> Port | None:
+    return cast(Port | None, tables.get("sw_ports", {}).get(Id(ifindex)))
+
+
+def _layer_name(layer: int) -> str:
+    return Layer(layer).name.lower() if layer in Layer._value2member_map_ else str(layer)
+
+
+def _reason_name(reason: int) -> str:
+    return Reason(reason).name.lower() if reason in Reason._value2member_map_ else str(reason)

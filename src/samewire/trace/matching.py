@@ -1,0 +1,173 @@
+"""Which entry of the tables decided a step, in words. Pure; it reads what the programs have read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar, cast
+
+from msgspec import Struct
+
+from samewire.vfp.address import IPV6, ZERO, address_text, masked
+from samewire.vfp.constants import (
+    ACL_IN,
+    ACL_OUT,
+    NAT_KEY_BITS,
+    PROTOCOL_ANY,
+    ROUTE_KEY_BITS,
+    SCOPE_HOST,
+    AclAction,
+    NatFlag,
+    RouteKind,
+)
+from samewire.vfp.layers import protocol_text
+from samewire.vfp.model import Entries
+from samewire.vfp.record import Record
+from samewire.vfp.simulate.packet import WITH_PORTS, Tuple
+from samewire.vfp.tables import (
+    AclKey,
+    AclRule,
+    Id,
+    Nat,
+    NatKey,
+    Nexthop,
+    Port,
+    Route,
+    RouteKey,
+)
+
+K = TypeVar("K", bound=Record)
+V = TypeVar("V", bound=Record)
+
+
+class Packet(Struct, frozen=True):
+    """What the rules are asked about: ``scope`` of the network, IP version and protocol, the ends as received."""
+
+    scope: int
+    family: int
+    protocol: int
+    ends: Tuple
+
+
+def scope_from_host(tables: Entries, family: int, destination: bytes) -> int:
+    """The network that the node itself means by an address; SCOPE_HOST when none."""
+    found = _longest_route(tables, SCOPE_HOST, family, destination)
+    return found[1].scope if found else SCOPE_HOST
+
+
+def route_text(tables: Entries, packet: Packet) -> str:
+    """The route of a packet's destination: its prefix, and where it leads."""
+    found = _longest_route(tables, packet.scope, packet.family, packet.ends.destination)
+    if found is None:
+        return "no route"
+    key, route = found
+    prefix = f"{address_text(key.family, key.address)}/{key.prefix_bits - ROUTE_KEY_BITS}"
+    return f"{prefix} {_leads_to(tables, route)}"
+
+
+def nexthop(tables: Entries, number: int) -> Nexthop | None:
+    """A next hop by its number."""
+    return cast(Nexthop | None, tables.get("sw_nexthops", {}).get(Id(number)))
+
+
+def nexthop_address(hop: Nexthop, family: int, destination: bytes) -> str:
+    """The address that a packet is sent to: the gateway's, or on-link its own destination."""
+    if hop.address == ZERO:
+        return address_text(family, destination)
+    return address_text(hop.family, hop.address)
+
+
+def acl_text(tables: Entries, port: int, outward: bool, packet: Packet, rule: int) -> str:
+    """The entry of a port's list that decided; ``rule`` 0: none did."""
+    own = cast(Port | None, tables.get("sw_ports", {}).get(Id(port)))
+    side = ACL_OUT if outward else ACL_IN
+    if own is None or not own.acl_count[side]:
+        return "no rules: everything passes"
+    if not rule:
+        return f"none of {own.acl_count[side]} entries allows it"
+    rows = tables.get("sw_acl", {})
+    for index in range(own.acl_count[side]):
+        entry = rows.get(AclKey(own.acl_set[side], index))
+        if isinstance(entry, AclRule) and entry.rule == rule and _matches(entry, packet, outward):
+            return f"rule {rule}, priority {entry.priority}: {', '.join(_conditions(entry))}"
+    return f"rule {rule}"
+
+
+def nat_text(tables: Entries, port: int, packet: Packet, rule: int) -> str:
+    """The OutBoundNAT prefix that applied; ``rule`` 0: a pod that reaches itself, or another network."""
+    if not rule:
+        return "hairpin: the gateway stands in for the sender"
+    own = cast(Port | None, tables.get("sw_ports", {}).get(Id(port)))
+    found: tuple[NatKey, Nat] | None = None
+    for key, value in _rows(tables, "sw_nat", NatKey, Nat):
+        bits = key.prefix_bits - NAT_KEY_BITS
+        if (key.set, key.family) != (own.nat_set if own else 0, packet.family):
+            continue
+        longer = found is None or key.prefix_bits > found[0].prefix_bits
+        if longer and masked(packet.ends.destination, bits) == key.address:
+            found = key, value
+    if found is None:
+        return f"rule {rule}"
+    key, value = found
+    where = ", everywhere" if value.flags & NatFlag.EXPLICIT else ""
+    prefix = f"{address_text(key.family, key.address)}/{key.prefix_bits - NAT_KEY_BITS}"
+    return f"rule {rule}: to {prefix}{where} as {address_text(key.family, value.address)}"
+
+
+def _longest_route(tables: Entries, scope: int, family: int, address: bytes) -> tuple[RouteKey, Route] | None:
+    found: tuple[RouteKey, Route] | None = None
+    for key, value in _rows(tables, "sw_routes", RouteKey, Route):
+        if (key.scope, key.family) != (scope, family) or (found and key.prefix_bits < found[0].prefix_bits):
+            continue
+        if masked(address, key.prefix_bits - ROUTE_KEY_BITS) == key.address:
+            found = key, value
+    return found
+
+
+def _leads_to(tables: Entries, route: Route) -> str:
+    if route.kind == RouteKind.LOCAL:
+        return "is this network's own"
+    if route.kind == RouteKind.HOST:
+        return "is the node's own"
+    if route.kind == RouteKind.SCOPE:
+        return f"is network {route.scope}'s"
+    if route.kind == RouteKind.BLACKHOLE:
+        return "leads nowhere (blackhole)"
+    hop = nexthop(tables, route.nexthop)
+    if hop is None:
+        return f"leads to next hop {route.nexthop}, which is missing"
+    via = "on-link" if hop.address == ZERO else f"via {address_text(hop.family, hop.address)}"
+    if route.kind == RouteKind.TUNNEL:
+        return f"{via} in VXLAN {hop.vni}, MTU {hop.mtu}"
+    return f"{via} on the uplink, MTU {hop.mtu}"
+
+
+def _matches(rule: AclRule, packet: Packet, outward: bool) -> bool:
+    ends = packet.ends if outward else packet.ends.reverse
+    if rule.protocol not in (PROTOCOL_ANY, packet.protocol) or rule.family not in (0, packet.family):
+        return False
+    ports = (ends.source_port, ends.destination_port) if packet.protocol in WITH_PORTS else (0, 0)
+    if not rule.local_port_low <= ports[0] <= rule.local_port_high:
+        return False
+    if not rule.remote_port_low <= ports[1] <= rule.remote_port_high:
+        return False
+    local = masked(ends.source, rule.local_bits) == masked(rule.local, rule.local_bits)
+    return local and masked(ends.destination, rule.remote_bits) == masked(rule.remote, rule.remote_bits)
+
+
+def _conditions(rule: AclRule) -> Iterator[str]:
+    yield "allow" if rule.action == AclAction.ALLOW else "block"
+    yield "any protocol" if rule.protocol == PROTOCOL_ANY else protocol_text(rule.protocol)
+    for name, packed, bits, low, high in (
+        ("local", rule.local, rule.local_bits, rule.local_port_low, rule.local_port_high),
+        ("remote", rule.remote, rule.remote_bits, rule.remote_port_low, rule.remote_port_high),
+    ):
+        if bits:
+            yield f"{name} {address_text(rule.family or IPV6, packed)}/{bits}"
+        if (low, high) != (0, 65535):
+            yield f"{name} port {low}" if low == high else f"{name} ports {low}-{high}"
+
+
+def _rows(tables: Entries, table: str, key: type[K], value: type[V]) -> Iterator[tuple[K, V]]:
+    for k, v in tables.get(table, {}).items():
+        if isinstance(k, key) and isinstance(v, value):
+            yield k, v

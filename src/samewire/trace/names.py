@@ -1,0 +1,55 @@
+"""From whatever people call a pod to its endpoint, and from table numbers to names. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Sequence
+
+from samewire.errors import Conflict, NotFound
+from samewire.trace.context import EndpointInfo
+
+_PREFIX_LENGTH = 6
+
+
+def find_endpoint(endpoints: Sequence[EndpointInfo], query: str) -> EndpointInfo:
+    """The one endpoint meant by its name (``namespace/pod``), ID, an address, container id, interface or index.
+
+    The pod's name without its namespace and the beginning of an ID or container id (6 characters and more) do as
+    well when they are unique. Raises NotFound, Conflict (naming the candidates).
+    """
+    word = _canonical(query)
+    tests: tuple[Callable[[EndpointInfo], bool], ...] = (
+        lambda info: word == info.id.lower(),
+        lambda info: word == info.name.lower(),
+        lambda info: word in info.addresses,
+        lambda info: info.port != 0 and word in (info.host_interface, str(info.port)),
+        lambda info: word == info.name.lower().rpartition("/")[2],
+        lambda info: word == info.container_id.lower(),
+        lambda info: (
+            len(word) >= _PREFIX_LENGTH
+            and (info.id.lower().startswith(word) or info.container_id.lower().startswith(word))
+        ),
+    )
+    for test in tests:
+        found = [info for info in endpoints if word and test(info)]
+        if len(found) > 1:
+            found = [info for info in found if not info.remote] or found
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(f"{info.label} ({info.network} {info.id})" for info in found)
+            raise Conflict(f"{query!r} could be any of {names}; use the ID")
+    raise NotFound("endpoint", query)
+
+
+def endpoint_of_port(endpoints: Sequence[EndpointInfo], ifindex: int) -> EndpointInfo | None:
+    """The endpoint behind a port, None for the uplink and others that belong to the node."""
+    return next((info for info in endpoints if info.port and info.port == ifindex), None)
+
+
+def _canonical(query: str) -> str:
+    word = query.strip().lower()
+    try:
+        return str(ipaddress.ip_address(word))
+    except ValueError:
+        return word

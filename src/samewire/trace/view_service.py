@@ -1,0 +1,150 @@
+"""GET /v2/switch/endpoints|ports|layers|flows|drops|tables: the switch as it is now."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from samewire.errors import Conflict, Invalid, NotFound
+from samewire.hcn.http import json_response
+from samewire.trace.context import TraceContext
+from samewire.trace.names import find_endpoint
+from samewire.trace.views import Names, drop_event, drop_rows, flow_rows, flow_summary, layer_row, port_rows
+from samewire.vfp.constants import TICK_SHIFT
+from samewire.vfp.model import Entries
+from samewire.vfp.render import entry_json
+from samewire.vfp.tables import TABLES, DropEvent
+
+_SPECIAL = ("uplink", "tunnel", "host")
+_HANG_UP_S = 2.0  # how long a hung-up client may go unnoticed
+
+
+def routes(context: TraceContext) -> list[web.RouteDef]:
+    """The views' endpoints, for the daemon's application."""
+    views = _Views(context)
+    return [
+        web.get("/v2/switch/endpoints", views.endpoints),
+        web.get("/v2/switch/ports", views.ports),
+        web.get("/v2/switch/layers", views.layers),
+        web.get("/v2/switch/flows", views.flows),
+        web.get("/v2/switch/drops", views.drops),
+        web.get("/v2/switch/tables", views.tables),
+    ]
+
+
+class _Views:
+    """All take ``?endpoint=`` with any name of an endpoint where one port is meant. Raise NotFound, Conflict."""
+
+    def __init__(self, context: TraceContext) -> None:
+        self._context = context
+
+    async def endpoints(self, request: web.Request) -> web.Response:
+        query = request.query.get("endpoint", "")
+        found = self._context.endpoints()
+        return json_response([find_endpoint(found, query)] if query else found)
+
+    async def ports(self, request: web.Request) -> web.Response:
+        rows = port_rows(await self._read("sw_config", "sw_ports"), self._names())
+        if request.query.get("endpoint"):
+            port = self._port(request)
+            rows = [row for row in rows if row.id == port]
+        return json_response(rows)
+
+    async def layers(self, request: web.Request) -> web.Response:
+        compiled = [table.name for table in TABLES.values() if table.compiled]
+        tables = await self._read(*compiled)
+        names = self._names()
+        query = request.query.get("endpoint", "")
+        if query in _SPECIAL:
+            found = [row.id for row in port_rows(tables, names) if row.kind == query]
+            if not found:
+                raise NotFound("port", query)
+            return json_response(layer_row(tables, names, found[0]))
+        if not query:
+            raise Invalid(
+                "endpoint", f"layers of which port? an endpoint's name, or one of {', '.join(_SPECIAL)}"
+            )
+        return json_response(layer_row(tables, names, self._port(request)))
+
+    async def flows(self, request: web.Request) -> web.Response:
+        if request.query.get("summary"):
+            return json_response(flow_summary(await self._read("sw_counters")))
+        port = self._port(request) if request.query.get("endpoint") else 0
+        tables = await self._read("sw_flows")
+        now_tick = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> TICK_SHIFT
+        return json_response(await asyncio.to_thread(flow_rows, tables, self._names(), now_tick, port))
+
+    async def drops(self, request: web.Request) -> web.StreamResponse:
+        port = self._port(request) if request.query.get("endpoint") else 0
+        if request.query.get("watch"):
+            return await self._watch(request, port)
+        return json_response(drop_rows(await self._read("sw_drops"), self._names(), port))
+
+    async def tables(self, request: web.Request) -> web.Response:
+        name = request.query.get("name", "")
+        if name and name not in TABLES:
+            raise NotFound("table", name)
+        compiled = [table.name for table in TABLES.values() if table.compiled]
+        tables = await self._read(*([name] if name else compiled))
+        return json_response(await asyncio.to_thread(_tables_json, tables))
+
+    async def _watch(self, request: web.Request, port: int) -> web.StreamResponse:
+        """One JSON line a dropped packet, until the client hangs up."""
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        async with aclosing(_while_connected(request, self._context.drop_events())) as events:
+            async for event in events:
+                if port and event.drop.port != port:
+                    continue
+                try:
+                    await response.write(msgspec.json.encode(drop_event(self._names(), event)) + b"\n")
+                except ConnectionError:
+                    break
+        return response
+
+    async def _read(self, *names: str) -> Entries:
+        return await asyncio.to_thread(self._context.tables, names)
+
+    def _names(self) -> Names:
+        return Names(self._context.endpoints(), self._context.name_of_port)
+
+    def _port(self, request: web.Request) -> int:
+        found = find_endpoint(self._context.endpoints(), request.query["endpoint"])
+        if not found.port:
+            what = "is on another node" if found.remote else "is not attached to a pod"
+            raise Conflict(f"endpoint {found.label} {what}: it has no port here")
+        return found.port
+
+
+async def _while_connected(
+    request: web.Request, events: AsyncGenerator[DropEvent, None]
+) -> AsyncGenerator[DropEvent, None]:
+    """The events until the client hangs up: nobody tells the handler, and there may be no event to write."""
+    async with aclosing(events):
+        following: asyncio.Future[DropEvent] | None = None
+        try:
+            while request.transport is not None and not request.transport.is_closing():
+                following = following or asyncio.ensure_future(anext(events))
+                done, _ = await asyncio.wait({following}, timeout=_HANG_UP_S)
+                if done:
+                    following = None
+                    try:
+                        yield done.pop().result()
+                    except StopAsyncIteration:
+                        return
+        finally:
+            if following is not None:
+                following.cancel()
+                await asyncio.wait({following})
+
+
+def _tables_json(tables: Entries) -> dict[str, list[dict[str, Any]]]:
+    return {
+        name: [dict(entry_json(key, value)) for key, value in rows.items()] for name, rows in tables.items()
+    }

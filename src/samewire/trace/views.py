@@ -1,0 +1,204 @@
+"""Ports, flows and drops of the tables as rows for people, joined with the endpoints they belong to. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, TypeVar
+
+from samewire.trace.context import EndpointInfo
+from samewire.trace.model import DropEventView, DropRow, FlowEnd, FlowRow, FlowSummary, PortRow, TupleView
+from samewire.trace.reasons import explain
+from samewire.vfp.address import address_text
+from samewire.vfp.constants import TICK_S, Arrival, Counter, Fate, FlowFlag, Layer, Reason, TcpFlag
+from samewire.vfp.layers import PortView, all_ports, port_layers, protocol_text
+from samewire.vfp.model import Entries
+from samewire.vfp.record import Record
+from samewire.vfp.simulate.flows import partner_key, transpose, tuple_of
+from samewire.vfp.simulate.packet import TCP, Tuple
+from samewire.vfp.tables import Count, DropEvent, DropKey, Flow, FlowKey, Id
+
+K = TypeVar("K", bound=Record)
+V = TypeVar("V", bound=Record)
+
+_PLACES: Final = {Arrival.UPLINK: "uplink", Arrival.TUNNEL: "tunnel", Arrival.HOST: "node"}
+_FATES: Final = {Fate.UPLINK: "uplink", Fate.TUNNEL: "tunnel", Fate.HOST: "node"}
+
+
+class Names:
+    """What turns numbers into names: the endpoints by their ports, and the names of devices."""
+
+    def __init__(self, endpoints: Iterable[EndpointInfo], interface: Callable[[int], str]) -> None:
+        self._by_port = {info.port: info for info in endpoints if info.port}
+        self.interface = interface
+
+    def endpoint(self, ifindex: int) -> EndpointInfo | None:
+        """The endpoint behind a port."""
+        return self._by_port.get(ifindex)
+
+    def label(self, ifindex: int) -> str:
+        """Its name, "" where there is none."""
+        info = self._by_port.get(ifindex)
+        return info.label if info else ""
+
+    def port(self, ifindex: int) -> str:
+        """The endpoint's name, else the device's."""
+        return self.label(ifindex) or self.interface(ifindex)
+
+
+def port_rows(tables: Entries, names: Names) -> list[PortRow]:
+    """Every port, without its layers."""
+    return [_port_row(view, names, layers=False) for view in all_ports(tables)]
+
+
+def layer_row(tables: Entries, names: Names, ifindex: int) -> PortRow:
+    """One port with its layers, groups and rules. Raises NotFound."""
+    return _port_row(port_layers(tables, ifindex), names, layers=True)
+
+
+def flow_rows(tables: Entries, names: Names, now_tick: int, port: int = 0) -> list[FlowRow]:
+    """Every connection, or those of one port, the most recently seen first."""
+    flows = dict(_rows(tables, "sw_flows", FlowKey, Flow))
+    rows = []
+    for key, flow in flows.items():
+        if port and port not in flow.port:
+            continue
+        if flow.flags & FlowFlag.SECOND:
+            if partner_key(key, flow) not in flows:
+                rows.append(_flow_row(names, now_tick, key, flow, None))
+            continue
+        other = flows.get(partner_key(key, flow)) if flow.flags & FlowFlag.PAIR else None
+        rows.append(_flow_row(names, now_tick, key, flow, other))
+    return sorted(rows, key=lambda row: row.idle_s)
+
+
+def flow_summary(tables: Entries) -> FlowSummary:
+    """The counters of the flow table."""
+    counts = {key.value: value.value for key, value in _rows(tables, "sw_counters", Id, Count)}
+
+    def count(counter: Counter) -> int:
+        return counts.get(counter, 0)
+
+    return FlowSummary(
+        flow_inserts=count(Counter.FLOW_INSERTS),
+        flow_hits=count(Counter.FLOW_HITS),
+        first_packets=count(Counter.FIRST_PACKETS),
+        stateless=count(Counter.STATELESS),
+        redecided=count(Counter.FLOW_REDECIDED),
+        recycled=count(Counter.FLOW_RECYCLED),
+        aged=count(Counter.FLOW_AGED),
+        entries=max(0, count(Counter.FLOW_INSERTS) - count(Counter.FLOWS_REMOVED)),
+    )
+
+
+def drop_rows(tables: Entries, names: Names, port: int = 0) -> list[DropRow]:
+    """Every kind of drop, or those charged to one port, the most frequent first."""
+    rows = [
+        drop_row(names, key, count.value)
+        for key, count in _rows(tables, "sw_drops", DropKey, Count)
+        if not port or key.port == port
+    ]
+    return sorted(rows, key=lambda row: (-row.packets, row.port, row.layer, row.reason, row.rule))
+
+
+def drop_row(names: Names, key: DropKey, packets: int) -> DropRow:
+    """One kind of drop."""
+    why = explain(key.reason)
+    return DropRow(
+        packets=packets,
+        port=key.port,
+        interface=names.interface(key.port),
+        endpoint=names.label(key.port),
+        layer=_name(Layer, key.layer),
+        reason=_name(Reason, key.reason),
+        rule=key.rule,
+        arrival=_name(Arrival, key.arrival),
+        explanation=why.meaning,
+        remedy=why.remedy,
+    )
+
+
+def drop_event(names: Names, event: DropEvent) -> DropEventView:
+    """One dropped packet."""
+    ends = Tuple(event.source, event.destination, event.source_port, event.destination_port)
+    view = _tuple(event.family, event.protocol, ends)
+    return DropEventView(time_ns=event.time_ns, ends=view, drop=drop_row(names, event.drop, 1))
+
+
+def _port_row(view: PortView, names: Names, layers: bool) -> PortRow:
+    return PortRow(
+        id=view.id,
+        kind=view.kind,
+        interface=names.interface(view.id),
+        scope=view.scope,
+        generation=view.generation,
+        flags=view.flags,
+        mac=view.mac,
+        addresses=view.addresses,
+        endpoint=names.endpoint(view.id),
+        layers=view.layers if layers else (),
+    )
+
+
+def _flow_row(names: Names, now_tick: int, key: FlowKey, flow: Flow, other: Flow | None) -> FlowRow:
+    """``flow`` under ``key`` is the initiator's entry; or, when that is gone, the target's alone."""
+    initiator = flow.flags & FlowFlag.INITIATOR
+    ends = tuple_of(key, initiator)
+    after = ends if flow.flags & FlowFlag.SECOND else transpose(ends, flow.action[initiator])
+    seen = max(flow.seen_tick, other.seen_tick if other else 0)
+    return FlowRow(
+        ends=_tuple(key.family, key.protocol, ends),
+        translated=_tuple(key.family, key.protocol, after) if after != ends else None,
+        scope=key.scope,
+        arrival=_name(Arrival, flow.arrival),
+        initiator=_initiator(names, flow),
+        target=_target(names, flow, flow.action[initiator].fate),
+        state=_state(key, flow, other),
+        idle_s=round(max(0, now_tick - seen) * TICK_S, 1),
+        rules=flow.rule,
+        entries=2 if other else 1,
+    )
+
+
+def _initiator(names: Names, flow: Flow) -> FlowEnd:
+    if flow.port[0]:
+        return FlowEnd(port=flow.port[0], name=names.port(flow.port[0]))
+    return FlowEnd(port=0, name=_PLACES.get(Arrival(flow.arrival), ""))
+
+
+def _target(names: Names, flow: Flow, fate: int) -> FlowEnd:
+    if flow.port[1]:
+        return FlowEnd(port=flow.port[1], name=names.port(flow.port[1]))
+    return FlowEnd(port=0, name=_FATES.get(Fate(fate), ""))
+
+
+def _state(key: FlowKey, flow: Flow, other: Flow | None) -> str:
+    flags = flow.flags | (other.flags if other else 0)
+    if flags & FlowFlag.HOST:
+        return "host"
+    replied = bool(flags & FlowFlag.REPLIED)
+    if key.protocol != TCP:
+        return "replied" if replied else "single"
+    sides = [flow.tcp[side] | (other.tcp[side] if other else 0) for side in (0, 1)]
+    if (sides[0] | sides[1]) & TcpFlag.RST or sides[0] & sides[1] & TcpFlag.FIN:
+        return "closing"
+    return "established" if replied else "half-open"
+
+
+def _tuple(family: int, protocol: int, ends: Tuple) -> TupleView:
+    return TupleView(
+        protocol=protocol_text(protocol),
+        source=address_text(family, ends.source),
+        source_port=ends.source_port,
+        destination=address_text(family, ends.destination),
+        destination_port=ends.destination_port,
+    )
+
+
+def _name(kind: type[Layer] | type[Reason] | type[Arrival], value: int) -> str:
+    return kind(value).name.lower() if value in kind._value2member_map_ else str(value)
+
+
+def _rows(tables: Entries, table: str, key: type[K], value: type[V]) -> Iterator[tuple[K, V]]:
+    for k, v in tables.get(table, {}).items():
+        if isinstance(k, key) and isinstance(v, value):
+            yield k, v
