@@ -99,6 +99,7 @@ SW_INLINE void sw_compose(struct sw_packet *p)
 	p->reverse.destination_port = p->first.source_port;
 }
 
+#ifndef TRACE
 /* Fills the common part of p->flow. */
 SW_INLINE void sw_start_flow(struct sw_packet *p, __u8 direction, __u8 flags)
 {
@@ -128,23 +129,18 @@ SW_INLINE void sw_set_action(struct sw_flow *flow, __u8 direction, const struct 
 	else
 		sw_copy_action(&flow->action[0], action);
 }
-
-#ifdef TRACE
-SW_INLINE int sw_try(struct sw_packet *p, const struct sw_flow_key *key)
-{
-	return bpf_map_lookup_elem(&sw_flows, key) ? SW_EEXIST : 0;
-}
-#else
-SW_INLINE int sw_try(struct sw_packet *p, const struct sw_flow_key *key)
-{
-	return sw_insert(key);
-}
 #endif
 
 /* Inserts the second entry (the target's side) under the tuple p->out. */
 __noinline int sw_try_second(void)
 {
 	struct sw_packet *p = sw_packet_here();
+#ifdef TRACE
+	if (!p)
+		return -22;
+	sw_key_of(&p->other, &p->out, p->out_scope, p->family, p->protocol);
+	return bpf_map_lookup_elem(&sw_flows, &p->other) ? SW_EEXIST : 0;
+#else
 	struct sw_flow *flow;
 
 	if (!p)
@@ -156,7 +152,8 @@ __noinline int sw_try_second(void)
 	flow->peer_scope = p->first_scope;
 	__builtin_memset(flow->action, 0, sizeof(flow->action));
 	sw_set_action(flow, !p->other_direction, &p->reverse);
-	return sw_try(p, &p->other);
+	return sw_insert(1);
+#endif
 }
 
 /* A second entry is in our way. If its first one is gone it is a leftover: remove it. Returns 1 if it was. */
@@ -233,6 +230,7 @@ SW_INLINE int sw_insert_failed(struct sw_packet *p, int error)
 	return sw_drop_at(p, p->first_port, SW_LAYER_NAT, SW_REASON_NAT_PROTOCOL, 0);
 }
 
+#ifndef TRACE
 /* Another CPU (or a crossing first packet) has inserted this very flow: its decision is the flow's. */
 SW_INLINE int sw_adopt(struct sw_packet *p)
 {
@@ -245,49 +243,55 @@ SW_INLINE int sw_adopt(struct sw_packet *p)
 	return SW_GO_ON;
 }
 
-/* Inserts what the walk decided, for the first packet in hand. Leaves its action in p->chosen. May return SW_FULL. */
-__noinline int sw_create(struct __sk_buff *skb)
+/* The first entry, under p->flow_key (or the only one). */
+SW_INLINE int sw_insert_first(struct sw_packet *p, __u8 direction, int pair)
 {
-	struct sw_packet *p = sw_packet_here();
-	struct sw_flow *flow;
-	__u8 direction, pair;
+	struct sw_flow *flow = &p->flow;
 	int error;
 
-	SW_USE_CONTEXT(skb);
-	if (!p)
-		return TC_ACT_SHOT;
-	flow = &p->flow;
-	/* Only a request may open an ICMP flow that is to be translated: other types have no identifier. */
-	if (p->wants_snat && sw_is_icmp(p) && !p->first.source_port)
-		return sw_drop_at(p, p->first_port, SW_LAYER_NAT, SW_REASON_NAT_PROTOCOL, 0);
-	direction = sw_key_of(&p->flow_key, &p->first, p->first_scope, p->family, p->protocol) & 1;
-	p->other_direction = sw_key_of(&p->other, &p->out, p->out_scope, p->family, p->protocol);
-	pair = p->wants_snat || !sw_same_key(&p->flow_key, &p->other);
-	if (pair) {
-		error = sw_insert_second();
-		if (error)
-			return sw_insert_failed(p, error);
-		/* sw_clear_orphan() may have used the room for our own key. */
-		direction = sw_key_of(&p->flow_key, &p->first, p->first_scope, p->family, p->protocol) & 1;
-	}
-	sw_compose(p);
 	sw_start_flow(p, direction, pair ? SW_FLOW_PAIR : 0);
+	__builtin_memset(flow->action, 0, sizeof(flow->action));
 	sw_set_action(flow, direction, &p->forward);
-	if (pair) {
+	if (pair)
 		flow->peer_scope = p->out_scope;
-		__builtin_memset(&p->chosen, 0, sizeof(p->chosen)); /* SW_TO_NOWHERE */
-		sw_set_action(flow, !direction, &p->chosen);
-	} else {
+	else
 		sw_set_action(flow, !direction, &p->reverse);
-	}
-#ifndef TRACE
-	error = sw_try(p, &p->flow_key);
+	error = sw_insert(0);
 	if (error && pair) {
 		struct sw_flow *second = bpf_map_lookup_elem(&sw_flows, &p->other);
 
 		if (second)
 			sw_remove_entry(&p->other, second->slot);
 	}
+	return error;
+}
+#endif
+
+/* Inserts what the walk decided, for the first packet in hand. Leaves its action in p->chosen. May return SW_FULL. */
+__noinline int sw_create(struct __sk_buff *skb)
+{
+	struct sw_packet *p = sw_packet_here();
+	int error, pair;
+
+	SW_USE_CONTEXT(skb);
+	if (!p)
+		return TC_ACT_SHOT;
+	/* Only a request may open an ICMP flow that is to be translated: other types have no identifier. */
+	if (p->wants_snat && sw_is_icmp(p) && !p->first.source_port)
+		return sw_drop_at(p, p->first_port, SW_LAYER_NAT, SW_REASON_NAT_PROTOCOL, 0);
+	sw_key_of(&p->flow_key, &p->first, p->first_scope, p->family, p->protocol);
+	sw_key_of(&p->other, &p->out, p->out_scope, p->family, p->protocol);
+	pair = p->wants_snat || !sw_same_key(&p->flow_key, &p->other);
+	if (pair) {
+		error = sw_insert_second();
+		if (error)
+			return sw_insert_failed(p, error);
+	}
+	sw_compose(p);
+#ifndef TRACE
+	/* Again: sw_clear_orphan() may have used the room for our own key. */
+	error = sw_insert_first(
+		p, sw_key_of(&p->flow_key, &p->first, p->first_scope, p->family, p->protocol) & 1, pair);
 	if (error == SW_EEXIST)
 		return sw_adopt(p);
 	if (error)
@@ -366,7 +370,8 @@ __noinline int sw_redecide(struct __sk_buff *skb)
 		}
 	}
 	if (!first || !second) {
-		sw_remove_flow(&p->key, flow, &p->other);
+		sw_copy_key(&p->flow_key, &p->key);
+		sw_remove_flow();
 		return side ? sw_drop(p, SW_LAYER_FLOW, SW_REASON_NO_ENDPOINT) : SW_GO_ON;
 	}
 
@@ -404,7 +409,8 @@ __noinline int sw_redecide(struct __sk_buff *skb)
 			return sw_finish(skb);
 		}
 	}
-	sw_remove_flow(&p->key, flow, &p->other);
+	sw_copy_key(&p->flow_key, &p->key);
+	sw_remove_flow();
 	if (verdict != SW_GO_ON)
 		return verdict;
 	return side ? sw_drop(p, SW_LAYER_FLOW, SW_REASON_NO_ENDPOINT) : SW_GO_ON;
@@ -429,7 +435,8 @@ static __noinline int sw_is_reopened(struct sw_packet *p, struct sw_flow *flow)
 	}
 	if (!((initiator | target) & (SW_TCP_FIN | SW_TCP_RST)))
 		return 0;
-	sw_remove_flow(&p->key, flow, &p->other);
+	sw_copy_key(&p->flow_key, &p->key);
+	sw_remove_flow();
 #endif
 	return 1;
 }

@@ -102,37 +102,40 @@ SW_INLINE void sw_release_slot(__u32 slot, const struct sw_flow_key *key)
 		held->family = 0;
 }
 
-__noinline int sw_remove_entry(const struct sw_flow_key *key, __u32 slot)
+/* key: in a map's memory (kernel 6.1 takes no other as a key from a global function's argument). */
+static __noinline int sw_remove_entry(const struct sw_flow_key *key, __u32 slot)
 {
-	if (!key)
-		return 0;
 	sw_release_slot(slot, key);
 	if (bpf_map_delete_elem(&sw_flows, key) == 0)
 		sw_count(SW_COUNTER_FLOWS_REMOVED);
 	return 0;
 }
 
-/* Removes a flow, both entries of a pair: the first one first. partner is room for the other key. */
-__noinline int sw_remove_flow(const struct sw_flow_key *key, struct sw_flow *flow, struct sw_flow_key *partner)
+/* Removes the flow under p->flow_key, both entries of a pair: the first one first. Uses p->other. */
+__noinline int sw_remove_flow(void)
 {
-	struct sw_flow *other;
+	struct sw_packet *p = sw_packet_here();
+	struct sw_flow *flow, *other;
 	__u32 slot;
 
-	if (!key || !flow || !partner)
+	if (!p)
+		return 0;
+	flow = bpf_map_lookup_elem(&sw_flows, &p->flow_key);
+	if (!flow)
 		return 0;
 	slot = flow->slot;
 	if (!(flow->flags & SW_FLOW_PAIR))
-		return sw_remove_entry(key, slot);
-	sw_partner_key(key, flow, partner);
-	other = bpf_map_lookup_elem(&sw_flows, partner);
+		return sw_remove_entry(&p->flow_key, slot);
+	sw_partner_key(&p->flow_key, flow, &p->other);
+	other = bpf_map_lookup_elem(&sw_flows, &p->other);
 	if (flow->flags & SW_FLOW_SECOND) {
 		if (other)
-			sw_remove_entry(partner, other->slot);
-		return sw_remove_entry(key, slot);
+			sw_remove_entry(&p->other, other->slot);
+		return sw_remove_entry(&p->flow_key, slot);
 	}
-	sw_remove_entry(key, slot);
+	sw_remove_entry(&p->flow_key, slot);
 	if (other)
-		sw_remove_entry(partner, other->slot);
+		sw_remove_entry(&p->other, other->slot);
 	return 0;
 }
 
@@ -220,7 +223,7 @@ static long sw_look_at_slot(__u32 index, void *context)
 			return 0;
 		sw_count(SW_COUNTER_FLOW_AGED);
 	}
-	sw_remove_flow(&p->flow_key, flow, &p->other);
+	sw_remove_flow();
 	if (!slice->wanted)
 		return 0;
 	slice->removed++;
@@ -263,19 +266,21 @@ SW_INLINE int sw_find_slot(void)
 }
 
 /*
- * Inserts p->flow under key if nothing is there. Returns 0, SW_EEXIST, or another negative number when the table is
- * full.
+ * Inserts p->flow, if nothing is there, under p->other (second) or p->flow_key. Returns 0, SW_EEXIST, or another
+ * negative number when the table is full.
  */
-__noinline int sw_insert(const struct sw_flow_key *key)
+__noinline int sw_insert(__u32 second)
 {
 	struct sw_packet *p = sw_packet_here();
+	const struct sw_flow_key *key;
 	struct sw_flow_key *held;
 	int slot = sw_find_slot();
 	__u32 index;
 	int error;
 
-	if (!p || !key || slot < 0)
+	if (!p || slot < 0)
 		return -7;
+	key = second ? &p->other : &p->flow_key;
 	index = slot;
 	p->flow.slot = index;
 	error = bpf_map_update_elem(&sw_flows, key, &p->flow, BPF_NOEXIST);

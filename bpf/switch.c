@@ -76,7 +76,8 @@ SW_INLINE int sw_go(struct __sk_buff *skb, struct sw_packet *p, const struct sw_
 	if (p->icmp_error) {
 		int verdict = sw_icmp_error(skb);
 
-		return verdict == SW_GO_ON ? sw_first_packet(skb) : verdict;
+		if (verdict != SW_GO_ON)
+			return verdict;
 	}
 	return sw_switch(skb, p, own);
 }
@@ -259,7 +260,8 @@ SW_INLINE int sw_watch_host(struct __sk_buff *skb, struct sw_packet *p)
 	p->flow.tcp[0] = p->tcp_flags;
 	p->flow.seen_tick = sw_now_tick();
 	p->flow.arrival = SW_FROM_HOST;
-	if (!sw_insert(&p->key))
+	sw_copy_key(&p->flow_key, &p->key);
+	if (!sw_insert(0))
 		sw_count(SW_COUNTER_HOST_FLOWS);
 	return SW_PASS;
 }

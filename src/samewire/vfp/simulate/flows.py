@@ -174,8 +174,6 @@ def create(state: State, walk: Walk) -> Action:
     flow = _entry(state, walk, direction, (walk.forward, back), FlowFlag.PAIR if pair else 0)
     if pair:
         flow = replace(flow, peer_scope=walk.out_scope)
-    if key in state.flows:  # an error about a connection that has its own flow came this way
-        raise Dropped(Layer.FLOW, Reason.INTERNAL)
     state.flows[key] = flow
     return walk.forward
 

@@ -21,7 +21,7 @@ from samewire.vfp.constants import (
 )
 from samewire.vfp.record import Record
 from samewire.vfp.simulate import icmp, neighbour
-from samewire.vfp.simulate.flows import first_packet, switch
+from samewire.vfp.simulate.flows import switch
 from samewire.vfp.simulate.packet import (
     ETH_ARP,
     FRAGMENT_FIRST,
@@ -98,8 +98,6 @@ class Simulator:
         if packet.fragment:
             self._fragment(walk)
         action = icmp.translate_error(self.state, walk) if packet.icmp_error else None
-        if packet.icmp_error and action is None:
-            action = first_packet(self.state, walk)
         return self._apply(walk, action or switch(self.state, walk, own))
 
     def _parse(self, walk: Walk) -> None:
