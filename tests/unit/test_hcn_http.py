@@ -90,7 +90,11 @@ async def test_objects_over_the_wire(client: AsyncHnsClient, path: Path) -> None
     assert await client.get(Kind.NETWORK, network["ID"].lower()) == network
     sent = {
         "hostcomputenetwork": network["ID"],
-        "policies": [{"type": "OUTBOUNDNAT"}, {"type": "Iov"}, {"type": "VLAN", "settings": {"isolationid": 7}}],
+        "policies": [
+            {"type": "OUTBOUNDNAT"},
+            {"type": "Iov"},
+            {"type": "VLAN", "settings": {"isolationid": 7}},
+        ],
         "X": 1,
     }
     endpoint = await client.create(Kind.ENDPOINT, sent)
