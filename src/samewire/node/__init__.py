@@ -1,0 +1,1 @@
+"""The node daemon: everything with effects is wired together here."""

@@ -1,0 +1,348 @@
+"""The switch of this node: makes changes of HNS objects true in the kernel, all of them or none.
+
+A change is planned (`samewire.node.planning`), its links are made but kept down, everything it touches is compiled,
+and then the kernel is brought there in an order in which every moment is safe: new entries, links up, old entries
+away, links away. Each step knows its way back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Final, TypeVar
+
+import msgspec
+import structlog
+
+from samewire.errors import Invalid, KernelError, NotFound, SamewireError
+from samewire.hcn.errors import StoreError
+from samewire.hcn.schema import Endpoint
+from samewire.hcn.switch import Change, EndpointStats, StoreView
+from samewire.hcn.switch import NodeFacts as HcnFacts
+from samewire.kernel.netns import NetNamespace
+from samewire.kernel.rtnetlink import Netlink
+from samewire.node import links
+from samewire.node.bindings import BindingChange, HostBindings
+from samewire.node.flowsweep import FlowSweeper
+from samewire.node.hooks import Hooks
+from samewire.node.hostnet import HostNet
+from samewire.node.numbers import Key, StoreNumbers
+from samewire.node.planning import Owner, Steps, endpoint_owner, netns_path, plan_changes, plan_everything
+from samewire.node.ports import Ports, PortState
+from samewire.node.reaper import LinkReaper
+from samewire.node.stats import read_stats
+from samewire.node.tables import KernelTables
+from samewire.node.undo import UndoStack
+from samewire.vfp.compile import (
+    compile_endpoint,
+    compile_link,
+    compile_network,
+    compile_node,
+    compile_route,
+)
+from samewire.vfp.diff import Operation, Put, ordered
+from samewire.vfp.model import Compiled, NodeFacts, PortLink
+from samewire.vfp.ownership import Ownership
+from samewire.vfp.record import Record
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+_NOTHING: Final = Compiled({})
+
+
+class Kernel(msgspec.Struct, frozen=True):
+    """The parts of the kernel that the switch is made of."""
+
+    netlink: Netlink
+    tables: KernelTables
+    hooks: Hooks
+    hostnet: HostNet
+    reaper: LinkReaper
+
+
+class Wanted:
+    """What all objects together want: table entries and the node's own stack, with their owners."""
+
+    def __init__(self) -> None:
+        self.entries = Ownership()
+        self.bindings = HostBindings()
+
+    def replace(self, owner: Owner, compiled: Compiled) -> tuple[list[Operation], list[BindingChange]]:
+        """Make ``compiled`` what ``owner`` wants; returns what has to be done for it."""
+        return (
+            self.entries.replace(owner, compiled.entries),
+            self.bindings.replace(owner, compiled.binding),
+        )
+
+    def held(self, owner: Owner) -> Compiled:
+        """What an owner wants now."""
+        return Compiled(self.entries.entries(owner), self.bindings.held(owner))
+
+
+class NodeSwitch:
+    """Implements `samewire.hcn.switch.Switch`. Use from one event loop."""
+
+    def __init__(self, kernel: Kernel, numbers: StoreNumbers, facts: NodeFacts, hcn_facts: HcnFacts) -> None:
+        self.kernel = kernel
+        self.numbers = numbers
+        self.node_facts = facts
+        self.wanted = Wanted()
+        self.ports = Ports()
+        self.lock = asyncio.Lock()
+        self.sweeper = FlowSweeper(kernel.tables.maps["sw_flows"])
+        self.version = 0
+        """Grows with every change; a reader that saw two values has not seen one state."""
+        self.suspect = asyncio.Event()
+        """Set when the kernel may differ from what is wanted: the audit should look."""
+        self._hcn_facts = hcn_facts
+        self._generation = kernel.tables.generation()
+        with NetNamespace("/proc/thread-self/ns/net") as own:
+            self._own_netns = own.identity
+
+    def facts(self) -> HcnFacts:
+        """What the node knows of itself."""
+        return self._hcn_facts
+
+    async def endpoint_stats(self, endpoint: Endpoint) -> EndpointStats:
+        """The endpoint's counters; zeros while it has no port. Raises SamewireError."""
+        state = self.ports.get(endpoint.id)
+        if state is None:
+            return EndpointStats()
+        return read_stats(state, self.kernel.netlink, self.kernel.tables.maps["sw_drops"])
+
+    async def apply(self, changes: Sequence[Change], view: StoreView) -> None:
+        """Make the changes true, all or none. Raises SamewireError."""
+        async with self.lock:
+            steps = plan_changes(changes, view, self.node_facts, self.ports.__contains__)
+            await self._carry_out(steps, view)
+
+    async def set_facts(self, facts: NodeFacts, hcn_facts: HcnFacts, view: StoreView) -> None:
+        """Take over new facts about the node: everything is compiled anew. Raises SamewireError."""
+        async with self.lock:
+            before = self.node_facts, self._hcn_facts, self.kernel.hostnet.uplink
+            self.node_facts, self._hcn_facts = facts, hcn_facts
+            self.kernel.hostnet.uplink = facts.uplink_ifindex
+            try:
+                await self._carry_out(plan_everything(view, self.ports.__contains__), view)
+            except BaseException:
+                self.node_facts, self._hcn_facts, self.kernel.hostnet.uplink = before
+                raise
+
+    def restore(self, view: StoreView, adopted: Iterable[tuple[str, PortState]]) -> None:
+        """At start: take over the links that are there and work out what is wanted, without touching the
+        kernel. Objects that no longer compile are logged and left out. Raises StoreError.
+        """
+        for endpoint_id, state in adopted:
+            self.ports.set(endpoint_id, state)
+        for owner in plan_everything(view, self.ports.__contains__).owners:
+            self.numbers.begin()
+            try:
+                compiled = self._compile(owner, view)
+            except SamewireError as error:
+                log.error("an object cannot be compiled", kind=owner[0], id=owner[1], error=str(error))
+                continue
+            self.wanted.replace(owner, compiled)
+            self.numbers.hold(owner, self.numbers.asked())
+
+    async def reattach(self, endpoint: Endpoint, view: StoreView) -> None:
+        """Make the link of an endpoint again whose link is gone; call with the lock held. Raises
+        SamewireError.
+        """
+        self.ports.remove(endpoint.id)
+        steps = Steps(owners={endpoint_owner(endpoint.id): True}, attach={endpoint.id: endpoint})
+        await self._carry_out(steps, view)
+
+    async def forget_port(self, endpoint_id: str, view: StoreView) -> None:
+        """Remove the entries of a port whose link is gone for good; call with the lock held."""
+        state = self.ports.remove(endpoint_id)
+        if state is not None:
+            self.sweeper.add(state.ifindex)
+            await self._carry_out(Steps(owners={endpoint_owner(endpoint_id): False}), view)
+
+    async def _carry_out(self, steps: Steps, view: StoreView) -> None:
+        self.version += 1
+        undo = UndoStack()
+        asked: dict[Owner, dict[Key, None]] = {}
+        try:
+            await self._run(steps, view, undo, asked)
+        except BaseException:
+            if not await undo.run():
+                self.suspect.set()
+            for keys in asked.values():
+                self.numbers.forget_unused(keys)
+            raise
+        try:
+            for owner, keys in asked.items():
+                self.numbers.hold(owner, keys)
+        except StoreError as error:
+            # The change is made; numbers that stay allocated are released by the next start.
+            log.warning("numbers could not be released", error=str(error))
+
+    async def _run(
+        self, steps: Steps, view: StoreView, undo: UndoStack, asked: dict[Owner, dict[Key, None]]
+    ) -> None:
+        kernel = self.kernel
+        opened: dict[str, NetNamespace] = {}
+        undo_netns = partial(_close_all, opened)
+        try:
+            old = {endpoint_id: self.ports.get(endpoint_id) for endpoint_id in steps.detach}
+            for endpoint_id, endpoint in steps.attach.items():
+                self._create_link(endpoint_id, endpoint, view, undo, opened)
+            puts, removals, binds, unbinds = self._compile_all(steps, view, undo, asked)
+            kernel.tables.write(puts)
+            kernel.hostnet.apply(binds)
+            for endpoint_id in steps.attach:
+                state = self._state(endpoint_id)
+                links.activate(kernel.netlink, kernel.hooks, state.link, state.ifindex, opened[endpoint_id])
+            for endpoint in steps.relink.values():
+                self._change_link(endpoint, view, undo)
+            kernel.hostnet.apply(unbinds)
+            kernel.tables.write(removals)
+            await self._delete_links(steps, [state for state in old.values() if state is not None], undo)
+        finally:
+            undo_netns()
+
+    def _create_link(
+        self,
+        endpoint_id: str,
+        endpoint: Endpoint,
+        view: StoreView,
+        undo: UndoStack,
+        opened: dict[str, NetNamespace],
+    ) -> None:
+        link = self._link(endpoint, view)
+        netns = opened[endpoint_id] = NetNamespace(link.netns_path)
+        if netns.identity == self._own_netns:
+            raise Invalid("$.NetnsPath", f"{link.netns_path} is the node's own network namespace")
+        before = self.ports.get(endpoint_id)
+        ifindex = links.create(self.kernel.netlink, link, netns)
+        undo.push(f"create {link.host_name}", partial(self._delete_link, ifindex))
+        self.ports.set(endpoint_id, PortState(ifindex, link, netns.identity))
+        undo.push("port", partial(self._put_port_back, endpoint_id, before))
+
+    def _put_port_back(self, endpoint_id: str, state: PortState | None) -> None:
+        if state is None:
+            self.ports.remove(endpoint_id)
+        else:
+            self.ports.set(endpoint_id, state)
+
+    async def _delete_link(self, ifindex: int) -> None:
+        """With one more try: a link must not stay because of a passing fault."""
+        try:
+            await self.kernel.reaper.delete(ifindex)
+        except KernelError:
+            await self.kernel.reaper.delete(ifindex)
+
+    def _compile_all(
+        self, steps: Steps, view: StoreView, undo: UndoStack, asked: dict[Owner, dict[Key, None]]
+    ) -> tuple[list[Operation], list[Operation], list[BindingChange], list[BindingChange]]:
+        """Compile what has to be, and return the operations: puts, removals, and the same of the host's
+        stack.
+        """
+        operations: dict[tuple[str, Record], Operation] = {}
+        bindings: list[BindingChange] = []
+        before: list[tuple[Owner, Compiled]] = []
+        undo.push("entries", lambda: self._restore_entries(before))
+        for endpoint_id in steps.detach:
+            if endpoint_id not in steps.attach:
+                undo.push("port", partial(self._put_port_back, endpoint_id, self.ports.remove(endpoint_id)))
+        for owner, compile_it in steps.owners.items():
+            self.numbers.begin()
+            asked[owner] = self.numbers.asked()
+            compiled = self._compile(owner, view) if compile_it else _NOTHING
+            before.append((owner, self.wanted.held(owner)))
+            entries, binding = self.wanted.replace(owner, compiled)
+            operations.update({(operation.table, operation.key): operation for operation in entries})
+            bindings += binding
+        all_operations = ordered(operations.values())
+        return (
+            [operation for operation in all_operations if isinstance(operation, Put)],
+            [operation for operation in all_operations if not isinstance(operation, Put)],
+            [step for step in bindings if step.add],
+            [step for step in bindings if not step.add and not self.wanted.bindings.wants(step.wish)],
+        )
+
+    def _restore_entries(self, before: list[tuple[Owner, Compiled]]) -> None:
+        """Give the owners back what they had, here and in the kernel."""
+        operations: dict[tuple[str, Record], Operation] = {}
+        bindings: list[BindingChange] = []
+        for owner, compiled in reversed(before):
+            entries, binding = self.wanted.replace(owner, compiled)
+            operations.update({(operation.table, operation.key): operation for operation in entries})
+            bindings += binding
+        self.kernel.tables.write(ordered(operations.values()))
+        self.kernel.hostnet.apply(bindings)
+
+    def _compile(self, owner: Owner, view: StoreView) -> Compiled:
+        kind, object_id = owner
+        if kind == "node":
+            return compile_node(self.node_facts, self.numbers)
+        if kind == "network":
+            network = _there(view.network(object_id), "network", object_id)
+            return compile_network(network, self.node_facts, self.numbers)
+        if kind == "route":
+            route = _there(view.route(object_id), "route", object_id)
+            network = _there(view.network(route.network_id), "network", route.network_id)
+            return compile_route(route, network, self.node_facts, self.numbers)
+        endpoint = _there(view.endpoint(object_id), "endpoint", object_id)
+        network = _there(view.network(endpoint.network_id), "network", endpoint.network_id)
+        self._generation += 1
+        state = self.ports.get(object_id)
+        port = state.ifindex if state is not None and not endpoint.is_remote else 0
+        return compile_endpoint(endpoint, network, self.node_facts, self.numbers, port, self._generation)
+
+    def _link(self, endpoint: Endpoint, view: StoreView) -> PortLink:
+        network = _there(view.network(endpoint.network_id), "network", endpoint.network_id)
+        return compile_link(endpoint, network, self.node_facts, netns_path(endpoint, view))
+
+    def _state(self, endpoint_id: str) -> PortState:
+        return _there(self.ports.get(endpoint_id), "port of endpoint", endpoint_id)
+
+    def _change_link(self, endpoint: Endpoint, view: StoreView, undo: UndoStack) -> None:
+        state, after = self._state(endpoint.id), self._link(endpoint, view)
+        before = state.link
+        if before == after:
+            return
+        try:
+            netns = NetNamespace(after.netns_path)
+        except NotFound:
+            return  # a pod that has died; its DEL is on the way
+        with netns:
+            undo.push(f"change {after.host_name}", partial(self._change_back, state, after, endpoint.id))
+            links.change(self.kernel.netlink, before, after, state.ifindex, netns)
+        self.ports.set(endpoint.id, msgspec.structs.replace(state, link=after))
+
+    def _change_back(self, state: PortState, after: PortLink, endpoint_id: str) -> None:
+        self.ports.set(endpoint_id, state)
+        with NetNamespace(state.link.netns_path) as netns:
+            links.change(self.kernel.netlink, after, state.link, state.ifindex, netns)
+
+    async def _delete_links(self, steps: Steps, old: list[PortState], undo: UndoStack) -> None:
+        """The last step. After the first link is gone there is no way back, and none is needed: a link that
+        stays has no entries, is dead, and goes with the next audit.
+        """
+        results = await asyncio.gather(
+            *(self._delete_link(state.ifindex) for state in old), return_exceptions=True
+        )
+        failures = [result for result in results if isinstance(result, BaseException)]
+        if failures and len(failures) == len(old):
+            raise failures[0]
+        for failure in failures:
+            log.error("a link could not be removed", error=str(failure))
+            self.suspect.set()
+        for state in old:
+            self.sweeper.add(state.ifindex)
+
+
+def _there(value: T | None, what: str, name: str) -> T:
+    if value is None:
+        raise NotFound(what, name)
+    return value
+
+
+def _close_all(opened: dict[str, NetNamespace]) -> None:
+    for netns in opened.values():
+        netns.close()

@@ -1,0 +1,299 @@
+"""Wanted against actual: reads the kernel back, says what differs, and repairs it.
+
+Nothing is inferred from a read that failed: then the audit fails, and nothing is touched. What carries our mark and
+belongs to no object is removed. A link whose network namespace has died cannot be repaired: its endpoint is reported
+as degraded until the runtime's DEL or GC removes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import structlog
+
+from samewire.errors import KernelError, NotFound, SamewireError
+from samewire.hcn.schema import Endpoint
+from samewire.hcn.switch import StoreView
+from samewire.kernel.netns import NetNamespace
+from samewire.kernel.rtnetlink import Link, Netlink, link_dump
+from samewire.node import links
+from samewire.node.apply import NodeSwitch
+from samewire.node.bindings import WantedAddress, WantedFilter, Wish
+from samewire.node.devices import OWN_DEVICES, reserved_ports, wrong_settings
+from samewire.node.planning import netns_path
+from samewire.node.portranges import parse_ports
+from samewire.node.ports import PortState
+from samewire.vfp.diff import diff
+from samewire.vfp.model import LINK_GROUP, PortLink
+
+log = structlog.get_logger(__name__)
+
+_TURN: Final = 8  # pods looked into before others have their turn
+
+
+class Difference(msgspec.Struct, frozen=True, order=True):
+    """One thing that is not as it should be. ``kind``: table, link, pod, hook, host, device or endpoint."""
+
+    kind: str
+    subject: str
+    text: str
+
+
+class AuditReport(msgspec.Struct, frozen=True):
+    """Outcome of one audit. ``failed``: what could not be repaired, or not be read, in words."""
+
+    differences: tuple[Difference, ...] = ()
+    repaired: int = 0
+    failed: tuple[str, ...] = ()
+    at_unix_s: float = 0.0
+    duration_s: float = 0.0
+
+
+class Auditor:
+    """Compares one switch with the kernel. ``degraded`` maps endpoint ids to what is wrong with them."""
+
+    def __init__(self, switch: NodeSwitch, view: StoreView) -> None:
+        self._switch = switch
+        self._view = view
+        self._known: set[Difference] = set()
+        self.degraded: dict[str, str] = {}
+        self.last = AuditReport()
+        self.totals: Counter[str] = Counter()
+
+    async def compare(self) -> list[Difference]:
+        """What differs now; nothing is changed. Raises KernelError when the kernel cannot be read."""
+        async with self._switch.lock:
+            return await _Pass(self._switch, self._view, {}, repair=False).run()
+
+    async def audit(self) -> AuditReport:
+        """Compare and repair. Never raises for what it finds; see the report's ``failed``."""
+        started = time.monotonic()
+        at = time.time()
+        degraded: dict[str, str] = {}
+        async with self._switch.lock:
+            self._switch.suspect.clear()
+            one = _Pass(self._switch, self._view, degraded, repair=True)
+            try:
+                found = await one.run()
+            except SamewireError as error:
+                found, one.failed = one.found, [*one.failed, str(error)]
+        self.degraded = degraded
+        repaired = len(found) - len(one.failed) - len(degraded)
+        self.last = AuditReport(
+            tuple(found), max(repaired, 0), tuple(one.failed), at, time.monotonic() - started
+        )
+        self._tell(found, one.failed)
+        return self.last
+
+    def _tell(self, found: list[Difference], failed: list[str]) -> None:
+        """Log each distinct problem once, as long as it lasts."""
+        self.totals.update(difference.kind for difference in found)
+        for difference in found:
+            if difference not in self._known:
+                log.warning(
+                    "the kernel was not as wanted",
+                    kind=difference.kind,
+                    subject=difference.subject,
+                    what=difference.text,
+                )
+        self._known = set(found)
+        for text in failed:
+            log.error("the audit could not set something right", error=text)
+
+
+class _Pass:
+    """One run over everything; the switch's lock is held."""
+
+    def __init__(
+        self, switch: NodeSwitch, view: StoreView, degraded: dict[str, str], *, repair: bool
+    ) -> None:
+        self._switch = switch
+        self._kernel = switch.kernel
+        self._view = view
+        self._repair = repair
+        self._degraded = degraded
+        self.found: list[Difference] = []
+        self.failed: list[str] = []
+
+    async def run(self) -> list[Difference]:
+        """Raises KernelError when something cannot be read."""
+        present = {link.ifindex: link for link in self._kernel.netlink.dump(link_dump())}
+        self._own_devices(present)
+        await self._links(present)
+        await self._pods(present)
+        self._tables()
+        self._host()
+        return self.found
+
+    def _report(self, kind: str, subject: str, text: str, repair: Callable[[], object] | None = None) -> None:
+        """Note a difference, and set it right if that is wanted and can be done at once."""
+        self.found.append(Difference(kind, subject, text))
+        if self._repair and repair is not None:
+            try:
+                repair()
+            except SamewireError as error:
+                self.failed.append(f"{kind} {subject}: {text}: {error}")
+
+    def _own_devices(self, present: dict[int, Link]) -> None:
+        facts, hooks = self._switch.node_facts, self._kernel.hooks
+        for ifindex, name in zip(
+            (facts.host_ifindex, facts.host_peer_ifindex, facts.tunnel_ifindex), OWN_DEVICES, strict=True
+        ):
+            link = present.get(ifindex)
+            if link is None or not link.up:
+                self._report("device", name, "is gone" if link is None else "is down")
+                continue
+            for setting in wrong_settings(name):
+                self._report("device", name, f"{setting} is not as it should be")
+        for ifindex, program in (
+            (facts.tunnel_ifindex, "sw_tunnel"),
+            (facts.host_peer_ifindex, "sw_host"),
+        ):
+            if ifindex in present and hooks.wrong(ifindex, program) is not None:
+                self._report(
+                    "hook",
+                    present[ifindex].name,
+                    f"{program} does not run",
+                    lambda: hooks.attach_own(facts.tunnel_ifindex, facts.host_peer_ifindex),
+                )
+        if facts.uplink_ifindex in present and not hooks.on_uplink(facts.uplink_ifindex):
+            self._report(
+                "hook",
+                present[facts.uplink_ifindex].name,
+                "the uplink's programs do not run",
+                lambda: hooks.attach_uplink(facts.uplink_ifindex),
+            )
+
+    async def _links(self, present: dict[int, Link]) -> None:
+        """Links that are missing, and those that belong to nobody."""
+        for endpoint in list(self._view.endpoints()):
+            path = netns_path(endpoint, self._view)
+            state = self._switch.ports.get(endpoint.id)
+            if path and (state is None or state.ifindex not in present):
+                await self._missing(endpoint, path, state)
+        known = {state.ifindex for _, state in self._switch.ports}
+        for link in present.values():
+            if is_leftover(link) and link.ifindex not in known:
+                self.found.append(Difference("link", link.name, "belongs to no endpoint"))
+                if self._repair:
+                    await self._remove(link)
+
+    async def _remove(self, link: Link) -> None:
+        try:
+            await self._kernel.reaper.delete(link.ifindex)
+        except KernelError as error:
+            self.failed.append(f"link {link.name}: {error}")
+
+    async def _missing(self, endpoint: Endpoint, path: str, state: PortState | None) -> None:
+        """A link is gone: make it again if its namespace is still the one it was in."""
+        reason = _dead(path, state)
+        self.found.append(Difference("endpoint", endpoint.id, reason or "its interface is gone"))
+        if not self._repair:
+            return
+        try:
+            if reason:
+                self._degraded[endpoint.id] = reason
+                await self._switch.forget_port(endpoint.id, self._view)
+            else:
+                await self._switch.reattach(endpoint, self._view)
+        except SamewireError as error:
+            self._degraded[endpoint.id] = str(error)
+
+    async def _pods(self, present: dict[int, Link]) -> None:
+        for number, (endpoint_id, state) in enumerate(self._switch.ports):
+            link = present.get(state.ifindex)
+            if link is None:
+                continue  # dealt with above
+            self._host_end(state, link)
+            self._inside(endpoint_id, state)
+            if number % _TURN == _TURN - 1:
+                await asyncio.sleep(0)
+
+    def _host_end(self, state: PortState, link: Link) -> None:
+        kernel = self._kernel
+        wrong = links.host_differences(kernel.netlink, state.link, link)
+        for number, text in enumerate(wrong):
+            repair = None if number else _repair_host(kernel.netlink, state)
+            self._report("link", link.name, text, repair)
+        if kernel.hooks.wrong(state.ifindex, "sw_pod") is not None:
+            self._report(
+                "hook", link.name, "sw_pod does not run", lambda: kernel.hooks.attach_pod(state.ifindex)
+            )
+
+    def _inside(self, endpoint_id: str, state: PortState) -> None:
+        try:
+            netns = NetNamespace(state.link.netns_path)
+        except NotFound:
+            # The namespace lives on (its link does) without its file: a pod that is being removed.
+            self._degraded[endpoint_id] = f"{state.link.netns_path} is gone"
+            self.found.append(Difference("endpoint", endpoint_id, self._degraded[endpoint_id]))
+            return
+        with netns:
+            wrong = links.inside_differences(state.link, netns)
+            for number, text in enumerate(wrong):
+                repair = None if number else _repair_inside(state.link, netns)
+                self._report("pod", endpoint_id, text, repair)
+
+    def _tables(self) -> None:
+        tables = self._kernel.tables
+        operations = diff(self._switch.wanted.entries.tables(), tables.read())
+        for number, operation in enumerate(operations):
+            self._report(
+                "table",
+                operation.table,
+                operation.describe(),
+                None if number else lambda: tables.write(operations),
+            )
+
+    def _host(self) -> None:
+        hostnet, wanted = self._kernel.hostnet, self._switch.wanted.bindings.wanted()
+        steps = hostnet.missing(wanted)
+        for number, step in enumerate(steps):
+            verb = "is missing" if step.add else "should not be there"
+            repair = None if number else lambda: hostnet.apply(steps)
+            self._report("host", "stack", f"{_words(step.wish)} {verb}", repair)
+        facts = self._switch.node_facts
+        ours = range(facts.nat_port_low, facts.nat_port_high + 1)
+        if not parse_ports(reserved_ports()).issuperset(ours):
+            self._report("host", "ip_local_reserved_ports", "lacks ports of the NAT pool")
+
+
+def is_leftover(link: Link) -> bool:
+    """Whether a link is one of ours that must belong to an endpoint."""
+    marked = link.group == LINK_GROUP or link.group >> 16 == LINK_GROUP
+    return marked and link.kind == "veth" and link.name not in OWN_DEVICES
+
+
+def _dead(path: str, state: PortState | None) -> str:
+    """Why a missing link cannot be made again; empty when it can."""
+    try:
+        with NetNamespace(path) as netns:
+            identity = netns.identity
+    except SamewireError as error:
+        return str(error)
+    if state is not None and state.identity is not None:
+        return "" if identity == state.identity else f"{path} is another namespace now"
+    # Not seen by this process: a path that names a process may name another one's namespace by now.
+    return f"{path} may be another process's namespace" if path.startswith("/proc/") else ""
+
+
+def _repair_host(netlink: Netlink, state: PortState) -> Callable[[], object]:
+    return lambda: links.repair_host(netlink, state.link, state.ifindex)
+
+
+def _repair_inside(link: PortLink, netns: NetNamespace) -> Callable[[], object]:
+    return lambda: links.repair_inside(link, netns)
+
+
+def _words(wish: Wish) -> str:
+    match wish:
+        case WantedAddress(prefix):
+            return f"address {prefix}"
+        case WantedFilter(mac):
+            return f"link address {mac.hex(':')}"
+    return f"route {wish.destination} from {wish.source or 'any'}"

@@ -1,0 +1,229 @@
+"""The node's side of CNI: endpoints made, compared and removed through the HNS service."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from samewire.cni.backend import (
+    Address,
+    Attached,
+    AttachRequest,
+    CheckRequest,
+    NetworkInfo,
+    bad_netns,
+)
+from samewire.cni.errors import CniCode, CniError
+from samewire.cni.result import Dns, Route
+from samewire.errors import Conflict, NotFound, SamewireError
+from samewire.hcn.codec import decode_object, decode_policy
+from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.plan.namespaces import NamespaceSpec
+from samewire.hcn.policies import InterfaceParameters, Policy
+from samewire.hcn.schema import Dns as HcnDns
+from samewire.hcn.schema import Endpoint, IpConfiguration, Kind, Network, RouteEntry
+from samewire.kernel.netns import NetNamespace
+from samewire.node.check import check_attachment
+from samewire.node.node import Node
+from samewire.node.ports import PortState
+from samewire.vfp.address import ZERO, address_text
+from samewire.vfp.compile.plan import plan_network
+from samewire.vfp.model import PortLink
+
+_DEFAULTS: Final = {4: ("0.0.0.0/0", "0.0.0.0"), 6: ("::/0", "::")}
+
+
+class NodeBackend:
+    """Implements `samewire.cni.backend.CniBackend`."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._service = node.service
+        self._view = node.store.state
+        with NetNamespace("/proc/thread-self/ns/net") as own:
+            self._own_netns = own.identity
+
+    async def ensure_network(self, name: str, network: dict[str, Any] | None) -> NetworkInfo:
+        """Return what is known of a network, made from ``network`` if need be."""
+        found = self._view.network_by_name(name)
+        if found is None and network is not None:
+            found = await self._create_network(name, network)
+        if found is None:
+            raise NotFound("network", name)
+        return self._info(found)
+
+    async def attach(self, request: AttachRequest) -> Attached:
+        """Make the interface with its endpoint, all or nothing."""
+        network = self._view.network_by_name(request.network)
+        if network is None:
+            raise NotFound("network", request.network)
+        self._check_netns(request.netns_path)
+        for endpoint in self._attachments(request.container_id, request.interface_name):
+            if self._node.switch.ports.get(endpoint.id) is not None:
+                raise Conflict(
+                    f"container {request.container_id} has an interface {request.interface_name} already"
+                )
+            await self._service.delete_attached_endpoint(endpoint.id)
+        made = await self._service.create_attached_endpoint(
+            network.id,
+            _endpoint(request),
+            NamespaceSpec(request.netns_path, request.container_id),
+            request.interface_name,
+        )
+        state = self._node.switch.ports.get(made.id)
+        if state is None:
+            raise NotFound("port of endpoint", made.id)
+        return _attached(state.link)
+
+    async def detach(self, container_id: str, interface_name: str, network: str, netns_path: str) -> None:
+        """Remove an attachment; none is fine."""
+        for endpoint in self._attachments(container_id, interface_name):
+            try:
+                await self._service.delete_attached_endpoint(endpoint.id)
+            except HcnError as error:
+                if error.code is not HcnCode.ENDPOINT_NOT_FOUND:
+                    raise
+
+    async def check(self, request: CheckRequest) -> None:
+        """Compare an attachment with the kernel."""
+        found = self._attachments(request.container_id, request.interface_name)
+        endpoint = found[0] if found else None
+        state: PortState | None = self._node.switch.ports.get(endpoint.id) if endpoint else None
+        async with self._node.switch.lock:
+            check_attachment(request, endpoint, state, self._node.switch)
+
+    async def list_attachments(self, network: str) -> list[tuple[str, str]]:
+        """Return the attachments that CNI made in a network."""
+        found = self._view.network_by_name(network)
+        if found is None:
+            return []
+        return [
+            (endpoint.container_id, endpoint.interface_name)
+            for endpoint in self._view.endpoints_of_network(found.id)
+            if endpoint.container_id and endpoint.namespace_id
+        ]
+
+    async def status(self) -> None:
+        """Return when attachments can be made."""
+        if not self._node.uplink.ifindex:
+            name = self._node.config.uplink or "of the default route"
+            raise CniError(CniCode.LIMITED_CONNECTIVITY, f"the uplink {name} is missing")
+
+    async def _create_network(self, name: str, network: dict[str, Any]) -> Network:
+        wanted = decode_object(Kind.NETWORK, network)
+        assert isinstance(wanted, Network)
+        try:
+            return await self._service.create_network(msgspec.structs.replace(wanted, name=name))
+        except HcnError as error:
+            found = self._view.network_by_name(name)
+            if error.code is not HcnCode.NETWORK_ALREADY_EXISTS or found is None:
+                raise
+            return found  # another ADD was faster
+
+    def _info(self, network: Network) -> NetworkInfo:
+        subnets = [subnet for subnet in network.subnets if subnet.ip_address_prefix]
+        return NetworkInfo(
+            subnets=tuple(subnet.ip_address_prefix for subnet in subnets),
+            gateways=tuple(subnet.gateway for subnet in subnets),
+            mtu=plan_network(network, self._node.switch.node_facts).mtu,
+            dns=_cni_dns(network.dns),
+            type=network.type.value,
+        )
+
+    def _attachments(self, container_id: str, interface_name: str) -> list[Endpoint]:
+        return [
+            endpoint
+            for endpoint in self._view.endpoints_of_container(container_id)
+            if endpoint.interface_name == interface_name
+        ]
+
+    def _check_netns(self, path: str) -> None:
+        try:
+            with NetNamespace(path) as netns:
+                identity = netns.identity
+        except SamewireError as error:
+            raise bad_netns(path, str(error)) from error
+        if identity == self._own_netns:
+            raise bad_netns(path, "it is the node's own")
+
+
+def _endpoint(request: AttachRequest) -> Endpoint:
+    policies: list[Policy] = [
+        decode_policy(value, f"policies[{index}]") for index, value in enumerate(request.policies)
+    ]
+    if request.mtu:
+        policies.append(InterfaceParameters(mtu=request.mtu))
+    name = f"{request.pod_namespace}/{request.pod_name}" if request.pod_name else ""
+    return Endpoint(
+        name=name.lstrip("/"),
+        ip_configurations=tuple(
+            IpConfiguration(ip_address=item.ip, prefix_length=item.prefix_length)
+            for item in request.addresses
+        ),
+        routes=_routes(request),
+        mac_address=request.mac,
+        policies=tuple(policies),
+        dns=HcnDns(
+            domain=request.dns.domain,
+            search=request.dns.search,
+            server_list=request.dns.nameservers,
+            options=request.dns.options,
+        )
+        if request.dns
+        else None,
+    )
+
+
+def _routes(request: AttachRequest) -> tuple[RouteEntry, ...]:
+    """The routes asked for. Where no default route is, that too must be said: HNS would add one."""
+    gateways = {_family(item.ip): item.gateway for item in request.addresses if item.gateway}
+    routes = [
+        RouteEntry(
+            destination_prefix=route.dst,
+            next_hop=route.gw or gateways.get(_family(route.dst), ""),
+            metric=route.priority or 0,
+        )
+        for route in request.routes
+    ]
+    defaults = {_family(route.dst) for route in request.routes if route.dst.endswith("/0")}
+    for family in sorted({_family(item.ip) for item in request.addresses} - defaults):
+        prefix, none = _DEFAULTS[family]
+        routes.append(RouteEntry(destination_prefix=prefix, next_hop=none))
+    return tuple(routes)
+
+
+def _attached(link: PortLink) -> Attached:
+    gateways = {
+        route.gateway.family: str(route.gateway)
+        for route in link.routes
+        if route.gateway is not None and not route.destination.bits
+    }
+    return Attached(
+        host_interface=link.host_name,
+        host_mac=link.host_mac.hex(":"),
+        mac=link.mac.hex(":"),
+        mtu=link.mtu,
+        addresses=tuple(
+            Address(address_text(prefix.family, prefix.packed), prefix.bits, gateways.get(prefix.family, ""))
+            for prefix in link.addresses
+        ),
+        routes=tuple(
+            Route(
+                dst=str(route.destination),
+                gw=str(route.gateway) if route.gateway is not None and route.gateway.packed != ZERO else "",
+                priority=route.metric or None,
+            )
+            for route in link.routes
+        ),
+    )
+
+
+def _cni_dns(dns: HcnDns | None) -> Dns:
+    if dns is None:
+        return Dns()
+    return Dns(dns.server_list, dns.domain, dns.search, dns.options)
+
+
+def _family(text: str) -> int:
+    return 6 if ":" in text else 4

@@ -1,0 +1,125 @@
+"""The daemon's configuration: one JSON or TOML file, read once at start."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from samewire.errors import Invalid
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+
+_LINK_NAME_BYTES: Final = 15
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
+_LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]*):([0-9]{1,5})")
+_FAULT = re.compile(r"(?P<message>.*?)(?: - at `\$\.?(?P<path>.*)`)?", re.DOTALL)
+
+
+class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Configuration of one node. Only ``name`` has no default.
+
+    ``uplink``: the node's NIC; empty = the interface of the default route. ``vxlan_port``: UDP. ``nat_ports``:
+    the SNAT pool, inclusive. ``flow_entries``: size of the flow table. ``host_cgroup``: cgroup-v2 directory whose
+    processes reach host ports at the socket; empty = no hooks. ``metrics_listen``: "host:port" for Prometheus;
+    empty = only on the unix socket. ``audit_interval_s``: time between comparisons with the kernel.
+    ``allowed_uids``: who, besides root, may use the HTTP socket.
+    """
+
+    name: str
+    uplink: str = ""
+    run_dir: Path = Path("/run/samewire")
+    state_dir: Path = Path("/var/lib/samewire")
+    vxlan_port: Port = 4789
+    nat_ports: tuple[Port, Port] = (49152, 65535)
+    flow_entries: Annotated[int, msgspec.Meta(ge=1024, le=8_388_608)] = 131072
+    host_cgroup: str = ""
+    metrics_listen: str = ""
+    audit_interval_s: Annotated[float, msgspec.Meta(ge=1, le=86400)] = 60.0
+    allowed_uids: tuple[int, ...] = ()
+
+    @property
+    def http_socket(self) -> Path:
+        """Where the HTTP API listens."""
+        return self.run_dir / "samewire.sock"
+
+    @property
+    def cni_socket(self) -> Path:
+        """Where the CNI client connects."""
+        return self.run_dir / "cni.sock"
+
+    @property
+    def bpf_dir(self) -> Path:
+        """Mount point of the daemon's own bpffs."""
+        return self.run_dir / "bpf"
+
+    @property
+    def flow_slots(self) -> int:
+        """Entries of sw_flow_slots: the power of two from twice the flows."""
+        return 1 << (2 * self.flow_entries - 1).bit_length()
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """Host and port to serve metrics on, or None."""
+        if not self.metrics_listen:
+            return None
+        host, _, port = self.metrics_listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+def load_config(path: Path) -> NodeConfig:
+    """Read a configuration file. Raises ``Invalid``, naming the file and the key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(str(path), f"cannot be read: {error}") from error
+    try:
+        values = msgspec.json.decode(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except (msgspec.DecodeError, tomllib.TOMLDecodeError) as error:
+        raise Invalid(str(path), f"is neither JSON nor TOML: {error}") from error
+    try:
+        return make_config(values)
+    except Invalid as error:
+        raise Invalid(f"{path}: {error.path}", error.message) from None
+
+
+def make_config(values: Any) -> NodeConfig:
+    """The configuration in a mapping. Raises ``Invalid``, naming the key."""
+    try:
+        config = msgspec.convert(values, NodeConfig, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        found = _FAULT.fullmatch(str(error))
+        assert found is not None
+        raise Invalid(found["path"] or "configuration", found["message"]) from None
+    _check(config)
+    return config
+
+
+def _path(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise TypeError(f"Expected `str`, got `{type(value).__name__}`")
+
+
+def _check(config: NodeConfig) -> None:
+    if not _NAME.fullmatch(config.name):
+        raise Invalid("name", f"{config.name!r} is no host name")
+    if len(config.uplink.encode()) > _LINK_NAME_BYTES:
+        raise Invalid("uplink", f"an interface name has at most {_LINK_NAME_BYTES} bytes")
+    for key in ("run_dir", "state_dir"):
+        if not getattr(config, key).is_absolute():
+            raise Invalid(key, "must be an absolute path")
+    if config.host_cgroup and not config.host_cgroup.startswith("/"):
+        raise Invalid("host_cgroup", "must be an absolute path")
+    low, high = config.nat_ports
+    if low >= high:
+        raise Invalid("nat_ports", f"{low}-{high} is no range; give the lowest and the highest port")
+    if low <= config.vxlan_port <= high:
+        raise Invalid("nat_ports", f"holds the VXLAN port {config.vxlan_port}")
+    if config.metrics_listen:
+        found = _LISTEN.fullmatch(config.metrics_listen)
+        if found is None or not 1 <= int(found[2]) <= 65535:
+            raise Invalid("metrics_listen", f"{config.metrics_listen!r} is not host:port")

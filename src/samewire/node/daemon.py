@@ -1,0 +1,159 @@
+"""The daemon: one node and its sockets, from start to SIGTERM. The data path outlives it."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from samewire.cni.server import CniServer
+from samewire.cni.verbs import CniPlugin
+from samewire.errors import Conflict, Unavailable
+from samewire.hcn.http import HttpServer, make_app
+from samewire.kernel.rtnetlink import LinkMonitor
+from samewire.node.cni_backend import NodeBackend
+from samewire.node.config import NodeConfig
+from samewire.node.metrics import CONTENT_TYPE, make_registry, render
+from samewire.node.node import Node
+from samewire.node.testhooks import from_environment
+from samewire.node.tools import node_routes
+from samewire.node.watch import Watcher
+
+log = structlog.get_logger(__name__)
+
+Closer = Callable[[], Awaitable[None]]
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+class Daemon:
+    """The servers of one node. Use `run_daemon`; tests may start and close it themselves."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self._lock_fd = -1
+        self._closers: list[tuple[str, Closer]] = []
+        self.node: Node | None = None
+
+    async def start(self, object_path: Path | None = None) -> None:
+        """Bring everything up; returns when requests are served. Raises SamewireError."""
+        try:
+            await self._start(object_path)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Close in reverse order of the start. What fails is logged."""
+        while self._closers:
+            name, closer = self._closers.pop()
+            try:
+                await closer()
+            except Exception:
+                log.exception("closing failed", part=name)
+        self.node = None
+
+    async def _start(self, object_path: Path | None) -> None:
+        config = self.config
+        config.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._lock_fd = _lock(config.run_dir / "daemon.lock")
+        self._closers.append(("lock", self._unlock))
+        watcher = Watcher(LinkMonitor())
+        self._closers.append(("monitor", _async(watcher.stop_listening)))
+        node = self.node = await Node.start(config, watcher.listen, object_path)
+        self._closers.append(("node", node.close))
+        registry = make_registry(node)
+        app = make_app(node.service, node_routes(node, registry), config.allowed_uids)
+        http = HttpServer(app, config.http_socket)
+        await http.start()
+        self._closers.append(("http", http.close))
+        cni = CniServer(CniPlugin(NodeBackend(node)), config.cni_socket, allowed_uids=config.allowed_uids)
+        await cni.start()
+        self._closers.append(("cni", cni.close))
+        if config.metrics_address is not None:
+            runner = await _serve_metrics(config.metrics_address, lambda: render(registry))
+            self._closers.append(("metrics", runner.cleanup))
+        watcher.run()
+        self._closers.append(("watcher", watcher.close))
+        log.info("serving", http=str(config.http_socket), cni=str(config.cni_socket))
+
+    async def _unlock(self) -> None:
+        os.close(self._lock_fd)
+
+
+async def run_daemon(config: NodeConfig) -> None:
+    """Run until SIGTERM or SIGINT. Raises SamewireError when the start fails."""
+    daemon = Daemon(config)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    await daemon.start(from_environment())
+    try:
+        await stop.wait()
+        log.info("stopping; the data path stays")
+    finally:
+        await daemon.close()
+
+
+def configure_logging() -> None:
+    """One JSON object a line on stderr."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+async def _serve_metrics(address: tuple[str, int], text: Callable[[], bytes]) -> web.AppRunner:
+    async def handler(_: web.Request) -> web.Response:
+        return web.Response(body=text(), headers={"Content-Type": CONTENT_TYPE})
+
+    app = web.Application()
+    app.router.add_get("/metrics", handler)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    host, port = address
+    try:
+        await web.TCPSite(runner, host or None, port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise Unavailable(f"metrics_listen {host}:{port}", str(error)) from error
+    return runner
+
+
+def _lock(path: Path) -> int:
+    """Hold the run directory. Raises Conflict when another daemon does."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise Conflict(f"{path.parent} is in use by the daemon with process id {holder or '?'}") from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+def _async(function: Callable[[], None]) -> Closer:
+    async def call() -> None:
+        function()
+
+    return call

@@ -1,0 +1,70 @@
+"""Removes the flows of ports that are gone. They are stale anyway; this frees their places in the table."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Final
+
+import structlog
+
+from samewire.errors import KernelError
+from samewire.kernel.bpf import BpfMap
+from samewire.vfp.tables import Flow
+
+log = structlog.get_logger(__name__)
+
+_DELAY_S: Final = 5.0  # many ports go together
+_SLICE: Final = 512  # flows looked at before others have their turn
+_PORTS: Final = struct.Struct("=II")
+_PORTS_AT: Final = next(field for field in Flow.fields if field.name == "port").offset
+
+
+class FlowSweeper:
+    """Collects ports, and sweeps once for all of them."""
+
+    def __init__(self, flows: BpfMap) -> None:
+        self._flows = flows
+        self._ports: set[int] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, ifindex: int) -> None:
+        """Have the flows of a removed port swept soon."""
+        self._ports.add(ifindex)
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._later())
+
+    async def close(self) -> None:
+        """Give up a sweep that has not begun or is under way."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    async def sweep(self, ports: set[int]) -> int:
+        """Remove all flows of these ports, a slice at a time; returns how many. Raises KernelError."""
+        removed = 0
+        doomed: list[bytes] = []
+        for number, (key, value) in enumerate(self._flows.items()):
+            if not ports.isdisjoint(_PORTS.unpack_from(value, _PORTS_AT)):
+                doomed.append(key)
+            if number % _SLICE == _SLICE - 1:
+                await asyncio.sleep(0)
+        for number, key in enumerate(doomed):
+            removed += self._flows.delete(key)
+            if number % _SLICE == _SLICE - 1:
+                await asyncio.sleep(0)
+        return removed
+
+    async def _later(self) -> None:
+        try:
+            while self._ports:
+                await asyncio.sleep(_DELAY_S)
+                ports, self._ports = self._ports, set()
+                removed = await self.sweep(ports)
+                if removed:
+                    log.info("flows of removed ports swept", ports=len(ports), flows=removed)
+        except KernelError as error:
+            log.warning("flows of removed ports could not be swept", error=str(error))
+        finally:
+            self._task = None

@@ -1,0 +1,205 @@
+"""Where the programs are attached, and how: replaced in place, so that no packet passes without one.
+
+The uplink is the node's: tcx links where the kernel has them (order and ownership are kept apart from others'), else
+a clsact filter of our own priority and handle. Our own devices and the pods' host ends: clsact filters.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from samewire.errors import KernelError, NotFound
+from samewire.kernel.bpf import BpfLink, BpfProgram
+from samewire.kernel.bpf.link import AttachType
+from samewire.kernel.features import has_tcx
+from samewire.kernel.rtnetlink import (
+    Netlink,
+    Request,
+    bpf_filter_del,
+    bpf_filter_replace,
+    clsact_add,
+    clsact_del,
+    filter_dump,
+    qdisc_dump,
+)
+from samewire.kernel.rtnetlink.tc import Direction
+
+UPLINK_PRIORITY: Final = 0x5377
+_UPLINK: Final[tuple[tuple[str, Direction, AttachType], ...]] = (
+    ("sw_uplink_in", "ingress", AttachType.TCX_INGRESS),
+    ("sw_uplink_out", "egress", AttachType.TCX_EGRESS),
+)
+_SOCKETS: Final[dict[str, AttachType]] = {
+    "sw_connect4": AttachType.CGROUP_INET4_CONNECT,
+    "sw_connect6": AttachType.CGROUP_INET6_CONNECT,
+    "sw_sendmsg4": AttachType.CGROUP_UDP4_SENDMSG,
+    "sw_sendmsg6": AttachType.CGROUP_UDP6_SENDMSG,
+    "sw_recvmsg4": AttachType.CGROUP_UDP4_RECVMSG,
+    "sw_recvmsg6": AttachType.CGROUP_UDP6_RECVMSG,
+    "sw_getpeername4": AttachType.CGROUP_INET4_GETPEERNAME,
+    "sw_getpeername6": AttachType.CGROUP_INET6_GETPEERNAME,
+}
+# The target of a link is gone (device, cgroup): it can only be removed.
+_DEFUNCT: Final = frozenset({errno.ENOLINK, errno.ENODEV, errno.EINVAL, errno.ENOENT})
+
+
+class WrongHook(msgspec.Struct, frozen=True):
+    """A place where the program that should run does not."""
+
+    ifindex: int
+    program: str
+    found: int
+
+
+class Hooks:
+    """Attaches the programs of one switchboard."""
+
+    def __init__(self, netlink: Netlink, bpf_dir: Path, programs: Mapping[str, BpfProgram]) -> None:
+        self._netlink = netlink
+        self._links = bpf_dir / "links"
+        self._programs = programs
+
+    def attach_own(self, tunnel_ifindex: int, host_peer_ifindex: int) -> None:
+        """Attach to swvxlan0 and samewire1. Raises KernelError."""
+        for ifindex, name in ((tunnel_ifindex, "sw_tunnel"), (host_peer_ifindex, "sw_host")):
+            if self.attached(ifindex) != self._programs[name].id:
+                self._netlink.batch(self._requests(ifindex, name))
+
+    def attach_pod(self, ifindex: int) -> None:
+        """Attach to the host end of a pod that is there already, unless it is. Raises KernelError."""
+        if self.attached(ifindex) != self._programs["sw_pod"].id:
+            self._netlink.batch(self.pod_requests(ifindex))
+
+    def pod_requests(self, ifindex: int) -> list[Request]:
+        """What attaches to a new host end."""
+        return self._requests(ifindex, "sw_pod")
+
+    def attached(self, ifindex: int) -> int:
+        """The id of our program on a device's ingress, 0 when there is none. Raises KernelError."""
+        found = self._netlink.dump(filter_dump(ifindex, "ingress"))
+        return next((item.program_id for item in found if (item.priority, item.handle) == (1, 1)), 0)
+
+    def wrong(self, ifindex: int, program: str) -> WrongHook | None:
+        """The difference at a device's ingress, None when the right program is there. Raises KernelError."""
+        found = self.attached(ifindex)
+        return None if found == self._programs[program].id else WrongHook(ifindex, program, found)
+
+    def attach_uplink(self, ifindex: int) -> None:
+        """Attach to the uplink, and leave any other that we were attached to. Raises KernelError."""
+        keep = set()
+        for name, direction, kind in _UPLINK:
+            if not ifindex:
+                break
+            if has_tcx():
+                pin = self._links / f"{name}_{ifindex}"
+                self._attach_link(pin, self._programs[name], ifindex, kind)
+                keep.add(pin.name)
+            else:
+                self._attach_filter(ifindex, direction, name)
+        self._unpin_others("sw_uplink_", keep)
+
+    def on_uplink(self, ifindex: int) -> bool:
+        """Whether both programs are on the uplink. Raises KernelError."""
+        if has_tcx():
+            return all((self._links / f"{name}_{ifindex}").exists() for name, _, _ in _UPLINK)
+        return all(
+            any(
+                item.priority == UPLINK_PRIORITY and item.program_id == self._programs[name].id
+                for item in self._netlink.dump(filter_dump(ifindex, direction))
+            )
+            for name, direction, _ in _UPLINK
+        )
+
+    def attach_sockets(self, cgroup: Path | None) -> None:
+        """Attach the socket programs to a cgroup, and leave any other. Raises KernelError, NotFound."""
+        keep = set()
+        if cgroup is not None:
+            try:
+                directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError as error:
+                raise NotFound("cgroup", str(cgroup)) from error
+            try:
+                inode = os.fstat(directory).st_ino
+                for name, kind in _SOCKETS.items():
+                    if name in self._programs:
+                        pin = self._links / f"{name}_{inode}"
+                        self._attach_link(pin, self._programs[name], directory, kind)
+                        keep.add(pin.name)
+            finally:
+                os.close(directory)
+        for name in _SOCKETS:
+            self._unpin_others(f"{name}_", keep)
+
+    def _requests(self, ifindex: int, name: str) -> list[Request]:
+        program = self._programs[name]
+        return [clsact_add(ifindex), bpf_filter_replace(ifindex, "ingress", program.fd, name)]
+
+    def _attach_filter(self, ifindex: int, direction: Direction, name: str) -> None:
+        """On a device that is not ours: our own priority, whatever others have there."""
+        program = self._programs[name]
+        found = self._netlink.dump(filter_dump(ifindex, direction))
+        if any(item.priority == UPLINK_PRIORITY and item.program_id == program.id for item in found):
+            return
+        request = bpf_filter_replace(
+            ifindex, direction, program.fd, name, priority=UPLINK_PRIORITY, handle=UPLINK_PRIORITY
+        )
+        self._netlink.batch([clsact_add(ifindex), request])
+
+    def _attach_link(self, pin: Path, program: BpfProgram, target: int, kind: AttachType) -> None:
+        """Put the program into the place of the pinned link, or make the link."""
+        try:
+            link = BpfLink.open_pinned(pin)
+        except NotFound:
+            pass
+        else:
+            try:
+                link.update(program)
+                return
+            except KernelError as error:
+                if error.errno not in _DEFUNCT:
+                    raise
+                pin.unlink()
+            finally:
+                link.close()
+        link = BpfLink.attach(program, target, kind)
+        try:
+            link.pin(pin)
+        finally:
+            link.close()
+
+    def _unpin_others(self, prefix: str, keep: set[str]) -> None:
+        for pin in pins(self._links, prefix):
+            if pin.name not in keep:
+                pin.unlink()
+
+
+def pins(links: Path, prefix: str = "") -> Iterator[Path]:
+    """The pinned links whose names begin with ``prefix``."""
+    yield from (path for path in sorted(links.iterdir()) if path.name.startswith(prefix))
+
+
+def detach_uplink(netlink: Netlink, ifindex: int) -> None:
+    """Remove our filters from a device that is not ours; the clsact hook too if nothing else is on it.
+
+    Raises KernelError.
+    """
+    gone = (errno.ENOENT, errno.EINVAL, errno.ENODEV)
+    removed = False
+    for _, direction, _ in _UPLINK:
+        found = netlink.dump(filter_dump(ifindex, direction))
+        if any(item.priority == UPLINK_PRIORITY for item in found):
+            removed = True
+            netlink.request(
+                bpf_filter_del(
+                    ifindex, direction, priority=UPLINK_PRIORITY, handle=UPLINK_PRIORITY
+                ).tolerating(*gone)
+            )
+    left = [item for _, direction, _ in _UPLINK for item in netlink.dump(filter_dump(ifindex, direction))]
+    if removed and not left and any(item.kind == "clsact" for item in netlink.dump(qdisc_dump(ifindex))):
+        netlink.request(clsact_del(ifindex).tolerating(*gone))

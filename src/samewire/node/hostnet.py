@@ -1,0 +1,112 @@
+"""The node's own stack, as the objects want it: addresses and routes on samewire0, filters of the uplink."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+
+from samewire.kernel.rtnetlink import (
+    Netlink,
+    Request,
+    address_add,
+    address_del,
+    address_dump,
+    fdb_add_self,
+    fdb_del_self,
+    fdb_dump,
+    route_del,
+    route_dump,
+    route_replace,
+)
+from samewire.node.bindings import BindingChange, WantedAddress, WantedFilter, Wish
+from samewire.node.facts import short
+from samewire.vfp.address import ZERO, Address, Prefix
+from samewire.vfp.model import FAMILIES, HostRoute
+
+_TABLE_MAIN = 254
+_PROTOCOL_KERNEL = 2
+_SCOPE_GLOBAL = 0
+
+
+class HostNet:
+    """Applies and reads back what `samewire.node.bindings` wants."""
+
+    def __init__(self, netlink: Netlink, host_ifindex: int) -> None:
+        self._netlink = netlink
+        self.host = host_ifindex
+        self.uplink = 0
+
+    def apply(self, changes: Iterable[BindingChange]) -> None:
+        """Make the steps in order; what is there (or gone) already is fine. Raises KernelError."""
+        requests = [request for change in changes for request in self._requests(change)]
+        if requests:
+            self._netlink.batch(requests)
+
+    def missing(self, wanted: Iterable[Wish]) -> list[BindingChange]:
+        """The steps from what is there to what is wanted. Raises KernelError.
+
+        Filters that are there and not wanted are left alone: they carry no mark, and may be anybody's.
+        """
+        present = self._present()
+        wished = set(wanted)
+        steps = [BindingChange(True, wish) for wish in wished - present if not self._has_filter(wish)]
+        surplus = {wish for wish in present - wished if not isinstance(wish, WantedFilter)}
+        replaced = {step.wish.destination for step in steps if isinstance(step.wish, HostRoute)}
+        steps.sort(key=lambda step: not isinstance(step.wish, WantedAddress))
+        gone = [w for w in surplus if not (isinstance(w, HostRoute) and w.destination in replaced)]
+        gone.sort(key=lambda wish: isinstance(wish, WantedAddress))
+        return [*steps, *(BindingChange(False, wish) for wish in gone)]
+
+    def _has_filter(self, wish: Wish) -> bool:
+        """Without an uplink there is nothing to filter."""
+        return isinstance(wish, WantedFilter) and not self.uplink
+
+    def _present(self) -> set[Wish]:
+        found: set[Wish] = set()
+        for address in self._netlink.dump(address_dump(self.host)):
+            if address.scope == _SCOPE_GLOBAL:
+                found.add(WantedAddress(_prefix(address.family, address.address, address.bits)))
+        for family in FAMILIES:
+            for route in self._netlink.dump(route_dump(family, _TABLE_MAIN)):
+                if route.oif == self.host and route.protocol != _PROTOCOL_KERNEL:
+                    source = Address(family, route.source.ljust(len(ZERO), b"\0")) if route.source else None
+                    found.add(HostRoute(_prefix(family, route.destination, route.bits), source))
+        if self.uplink:
+            found.update(WantedFilter(entry.mac) for entry in self._netlink.dump(fdb_dump(self.uplink)))
+        return found
+
+    def _requests(self, change: BindingChange) -> list[Request]:
+        match change.wish:
+            case WantedAddress(prefix):
+                return [self._address(prefix, change.add)]
+            case HostRoute() as route:
+                return [self._route(route, change.add)]
+            case WantedFilter(mac) if self.uplink:
+                if change.add:
+                    return [fdb_add_self(self.uplink, mac).tolerating(errno.EEXIST)]
+                return [fdb_del_self(self.uplink, mac).tolerating(errno.ENOENT)]
+        return []
+
+    def _address(self, prefix: Prefix, add: bool) -> Request:
+        packed = short(prefix.packed, prefix.family)
+        if add:
+            return address_add(self.host, packed, prefix.bits, family=prefix.family, noprefixroute=True)
+        return address_del(self.host, packed, prefix.bits, family=prefix.family).tolerating(
+            errno.EADDRNOTAVAIL
+        )
+
+    def _route(self, route: HostRoute, add: bool) -> Request:
+        destination = route.destination
+        packed = short(destination.packed, destination.family)
+        if add:
+            source = short(route.source.packed, destination.family) if route.source is not None else None
+            return route_replace(
+                packed, destination.bits, family=destination.family, oif=self.host, source=source
+            )
+        return route_del(packed, destination.bits, family=destination.family, oif=self.host).tolerating(
+            errno.ESRCH
+        )
+
+
+def _prefix(family: int, packed: bytes, bits: int) -> Prefix:
+    return Prefix(family, packed.ljust(len(ZERO), b"\0"), bits)

@@ -1,0 +1,265 @@
+"""The veth pair of one endpoint: made straight into the pod's namespace, configured, compared, changed.
+
+The order keeps a pod closed until its policies are in the kernel: `create` leaves both ends down; when the tables
+are written `activate` attaches the program and sets the host end up, then the pod's end with addresses and routes.
+The pod's end comes last because the end that is opened second can send at once.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from samewire.errors import Conflict, KernelError, NotFound
+from samewire.kernel import sysctl
+from samewire.kernel.netns import NetNamespace
+from samewire.kernel.rtnetlink import (
+    Link,
+    Netlink,
+    Request,
+    address_add,
+    address_del,
+    address_dump,
+    link_del,
+    link_get,
+    link_set,
+    neighbour_replace,
+    qdisc_del_root,
+    qdisc_dump,
+    route_del,
+    route_dump,
+    route_replace,
+    tbf_replace,
+    veth_add,
+)
+from samewire.node.devices import find_link
+from samewire.node.facts import short
+from samewire.node.hooks import Hooks
+from samewire.vfp.address import Prefix
+from samewire.vfp.model import LINK_GROUP, LinkRoute, PortLink
+
+_TABLE_MAIN: Final = 254
+_QUEUE_S: Final = 0.05  # what the shaper's queue holds beyond its bucket
+_IPV6_OFF: Final = frozenset({errno.EACCES, errno.EPERM, errno.EOPNOTSUPP})
+
+
+def create(netlink: Netlink, link: PortLink, netns: NetNamespace) -> int:
+    """Make the pair, both ends down; returns the host end's ifindex.
+
+    Raises Conflict when the pod has an interface of that name, KernelError.
+    """
+    request = veth_add(
+        link.host_name,
+        link.interface_name,
+        peer_netns_fd=netns.fd,
+        mac=link.host_mac,
+        peer_mac=link.mac,
+        mtu=link.mtu,
+        peer_mtu=link.mtu,
+        group=LINK_GROUP,
+    )
+    try:
+        netlink.request(request)
+    except KernelError as error:
+        if error.errno != errno.EEXIST:
+            raise
+        if not _remove_leftover(netlink, link.host_name):
+            raise Conflict(f"{netns.path} has an interface {link.interface_name} already") from error
+        netlink.request(request)
+    return netlink.get(link_get(link.host_name)).ifindex
+
+
+def activate(netlink: Netlink, hooks: Hooks, link: PortLink, ifindex: int, netns: NetNamespace) -> None:
+    """Open the port: the tables must hold its policies by now. Raises KernelError."""
+    quiet(link.host_name)
+    requests = hooks.pod_requests(ifindex)
+    if link.rate_bytes_per_s:
+        requests.append(shaper(ifindex, link))
+    requests.append(link_set(ifindex, up=True, alias=link.alias))
+    netlink.batch(requests)
+    with Netlink(netns.fd) as inside:
+        peer = inside.get(link_get(link.interface_name)).ifindex
+        requests = pod_requests(link, peer)
+        try:
+            inside.batch(requests)
+        except KernelError as error:
+            if error.errno not in _IPV6_OFF or not any(prefix.family == 6 for prefix in link.addresses):
+                raise
+            # Container runtimes switch IPv6 off in new namespaces; an endpoint with an IPv6 address wants it.
+            setting = ("net", "ipv6", "conf", link.interface_name, "disable_ipv6")
+            netns.run(lambda: sysctl.write(setting, 0))
+            inside.batch(requests)
+
+
+def pod_requests(link: PortLink, peer: int) -> list[Request]:
+    """What configures the pod's end, in order."""
+    requests = [link_set(peer, up=True)]
+    requests += [
+        address_add(peer, short(prefix.packed, prefix.family), prefix.bits, family=prefix.family)
+        for prefix in link.addresses
+    ]
+    requests += [_route_request(link, route, peer) for route in link.routes]
+    requests += [
+        neighbour_replace(
+            peer, short(item.address.packed, item.address.family), item.mac, family=item.address.family
+        )
+        for item in link.neighbours
+    ]
+    return requests
+
+
+def change(netlink: Netlink, before: PortLink, after: PortLink, ifindex: int, netns: NetNamespace) -> None:
+    """Bring an active pair from one state to another. Raises KernelError."""
+    if (before.rate_bytes_per_s, before.burst_bytes) != (after.rate_bytes_per_s, after.burst_bytes):
+        if after.rate_bytes_per_s:
+            netlink.request(shaper(ifindex, after))
+        else:
+            netlink.request(qdisc_del_root(ifindex).tolerating(errno.ENOENT, errno.EINVAL))
+    if before.mtu != after.mtu:
+        netlink.request(link_set(ifindex, mtu=after.mtu))
+    inside_before = (before.mtu, before.mac, before.addresses, before.routes, before.neighbours)
+    if inside_before == (after.mtu, after.mac, after.addresses, after.routes, after.neighbours):
+        return
+    with Netlink(netns.fd) as inside:
+        peer = inside.get(link_get(after.interface_name)).ifindex
+        inside.request(link_set(peer, mtu=after.mtu, mac=after.mac))
+        inside.batch(_removals(before, after, peer))
+        inside.batch(pod_requests(after, peer))
+
+
+def inside_differences(link: PortLink, netns: NetNamespace) -> list[str]:
+    """What the pod's end lacks, in words; empty when all is there. More than wanted is the pod's own affair.
+
+    Raises KernelError.
+    """
+    with Netlink(netns.fd) as inside:
+        found = find_link(inside, link.interface_name)
+        if found is None:
+            return [f"interface {link.interface_name} is gone"]
+        wrong = []
+        if not found.up:
+            wrong.append(f"interface {link.interface_name} is down")
+        if found.mac != link.mac:
+            wrong.append(f"MAC is {found.mac.hex(':')}, not {link.mac.hex(':')}")
+        if found.mtu != link.mtu:
+            wrong.append(f"MTU is {found.mtu}, not {link.mtu}")
+        present = {(a.family, a.address, a.bits) for a in inside.dump(address_dump(found.ifindex))}
+        for prefix in link.addresses:
+            if (prefix.family, short(prefix.packed, prefix.family), prefix.bits) not in present:
+                wrong.append(f"address {prefix} is missing")
+        for family in sorted({route.destination.family for route in link.routes}):
+            routes = {
+                (route.destination, route.bits, route.gateway)
+                for route in inside.dump(route_dump(family, _TABLE_MAIN))
+                if route.oif == found.ifindex
+            }
+            wrong += [
+                f"route to {route.destination} is missing"
+                for route in link.routes
+                if route.destination.family == family and _route_key(route) not in routes
+            ]
+        return wrong
+
+
+def host_differences(netlink: Netlink, link: PortLink, found: Link) -> list[str]:
+    """What is not right with the host end, in words. Raises KernelError."""
+    wrong = []
+    if not found.up:
+        wrong.append("host end is down")
+    if found.mtu != link.mtu:
+        wrong.append(f"host end's MTU is {found.mtu}, not {link.mtu}")
+    if found.group != LINK_GROUP or found.alias != link.alias:
+        wrong.append("host end has lost its mark")
+    roots = [item for item in netlink.dump(qdisc_dump(found.ifindex)) if item.root]
+    rate = next((item.rate_bytes_per_s for item in roots if item.kind == "tbf"), 0)
+    if rate != link.rate_bytes_per_s:
+        wrong.append(f"host end is shaped to {rate} bytes/s, not {link.rate_bytes_per_s}")
+    return wrong
+
+
+def repair_host(netlink: Netlink, link: PortLink, ifindex: int) -> None:
+    """Bring the host end of an active pair to what it should be. Raises KernelError."""
+    request = (
+        shaper(ifindex, link)
+        if link.rate_bytes_per_s
+        else qdisc_del_root(ifindex).tolerating(errno.ENOENT, errno.EINVAL)
+    )
+    netlink.batch([request, link_set(ifindex, up=True, mtu=link.mtu, group=LINK_GROUP, alias=link.alias)])
+
+
+def repair_inside(link: PortLink, netns: NetNamespace) -> None:
+    """Give the pod's end again what it has lost. Raises KernelError, NotFound."""
+    with Netlink(netns.fd) as inside:
+        peer = inside.get(link_get(link.interface_name)).ifindex
+        inside.request(link_set(peer, mtu=link.mtu, mac=link.mac))
+        inside.batch(pod_requests(link, peer))
+
+
+def shaper(ifindex: int, link: PortLink) -> Request:
+    """The token bucket towards the pod, on the host end."""
+    rate, burst = link.rate_bytes_per_s, link.burst_bytes
+    return tbf_replace(ifindex, rate, burst, burst + round(rate * _QUEUE_S))
+
+
+def quiet(host_name: str) -> None:
+    """Keep the host's own IPv6 off the host end: it would announce itself to the pod. Raises KernelError."""
+    try:
+        sysctl.write(("net", "ipv6", "conf", host_name, "disable_ipv6"), 1)
+    except NotFound:
+        pass  # a kernel without IPv6
+
+
+def _remove_leftover(netlink: Netlink, host_name: str) -> bool:
+    """Remove a host end of that name if it is ours; whether it was there."""
+    found = find_link(netlink, host_name)
+    if found is None or found.group != LINK_GROUP:
+        return False
+    netlink.request(link_del(found.ifindex).tolerating(errno.ENODEV))
+    return True
+
+
+def _removals(before: PortLink, after: PortLink, peer: int) -> list[Request]:
+    requests = [
+        route_del(
+            _destination(route.destination),
+            route.destination.bits,
+            family=route.destination.family,
+            oif=peer,
+            metric=route.metric,
+        ).tolerating(errno.ESRCH)
+        for route in before.routes
+        if route not in after.routes
+    ]
+    requests += [
+        address_del(peer, short(prefix.packed, prefix.family), prefix.bits, family=prefix.family).tolerating(
+            errno.EADDRNOTAVAIL
+        )
+        for prefix in before.addresses
+        if prefix not in after.addresses
+    ]
+    return requests
+
+
+def _route_request(link: PortLink, route: LinkRoute, peer: int) -> Request:
+    family = route.destination.family
+    gateway = route.gateway
+    reachable = gateway is None or any(gateway in prefix.network for prefix in link.addresses)
+    return route_replace(
+        _destination(route.destination),
+        route.destination.bits,
+        family=family,
+        oif=peer,
+        gateway=short(gateway.packed, gateway.family) if gateway is not None else None,
+        onlink=not reachable,
+        metric=route.metric,
+    )
+
+
+def _route_key(route: LinkRoute) -> tuple[bytes, int, bytes]:
+    family = route.destination.family
+    gateway = short(route.gateway.packed, family) if route.gateway is not None else b""
+    return short(route.destination.packed, family), route.destination.bits, gateway
+
+
+def _destination(prefix: Prefix) -> bytes | None:
+    return short(prefix.packed, prefix.family) if prefix.bits else None

@@ -1,0 +1,192 @@
+"""The node: everything between the store and the kernel, put together and brought up.
+
+Order of a start: nothing that carries packets is touched before what it needs is in place, and what is right
+already is not touched at all. After a crash the same steps find the half of a change that the crash left, and
+finish or remove it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+import samewire
+from samewire.errors import KernelError, NotFound
+from samewire.hcn.schema import Endpoint
+from samewire.hcn.service import HnsService
+from samewire.hcn.store import Store
+from samewire.kernel.bpf import SkbContext, mount_bpffs
+from samewire.kernel.features import require_floor
+from samewire.kernel.netns import NetNamespace
+from samewire.kernel.rtnetlink import Link, Netlink, link_dump
+from samewire.node.apply import Kernel, NodeSwitch
+from samewire.node.audit import Auditor, is_leftover
+from samewire.node.config import NodeConfig
+from samewire.node.devices import ensure_devices, reserve_ports
+from samewire.node.facts import Uplink, hcn_facts, node_facts, read_uplink
+from samewire.node.hooks import Hooks
+from samewire.node.hostnet import HostNet
+from samewire.node.migrate import Migration
+from samewire.node.numbers import StoreNumbers
+from samewire.node.planning import netns_path
+from samewire.node.ports import PortState
+from samewire.node.reaper import LinkReaper
+from samewire.node.switchboard import Switchboard
+from samewire.node.tables import KernelTables
+from samewire.vfp.compile import compile_link
+from samewire.vfp.compile.link import host_name
+from samewire.vfp.diff import Put, diff
+
+log = structlog.get_logger(__name__)
+
+_FRAME = bytes(64)
+
+
+def switch_object() -> Path:
+    """The compiled switch of this installation."""
+    return Path(samewire.__file__).parent / "_build" / "switch.o"
+
+
+class Node:
+    """One node. Make it with `Node.start`, end it with `close`; the data path goes on without it."""
+
+    def __init__(self, config: NodeConfig, store: Store, netlink: Netlink, board: Switchboard) -> None:
+        self.config = config
+        self.store = store
+        self.netlink = netlink
+        self.board = board
+        self.uplink = read_uplink(netlink, config.uplink)
+        self.devices = ensure_devices(
+            netlink, config.state_dir, vxlan_port=config.vxlan_port, mtu=self.uplink.mtu
+        )
+        self.hooks = Hooks(netlink, config.bpf_dir, board.programs)
+        self.reaper = LinkReaper()
+        hostnet = HostNet(netlink, self.devices.host_ifindex)
+        hostnet.uplink = self.uplink.ifindex
+        self.switch = NodeSwitch(
+            Kernel(netlink, KernelTables(board.maps), self.hooks, hostnet, self.reaper),
+            StoreNumbers(store),
+            node_facts(config, self.uplink, self.devices),
+            hcn_facts(self.uplink, self.devices),
+        )
+        self.service = HnsService(store, self.switch)
+        self.auditor = Auditor(self.switch, store.state)
+
+    @classmethod
+    async def start(
+        cls, config: NodeConfig, listen: Callable[[Node], None], object_path: Path | None = None
+    ) -> Node:
+        """Bring the node up. Raises SamewireError.
+
+        ``listen`` is called before anything is changed: from then on the node is told what the kernel announces.
+        """
+        require_floor()
+        mount_bpffs(config.bpf_dir)
+        store = Store(config.state_dir / "samewire.db")
+        try:
+            for change in store.prune_after_reboot():
+                log.info("gone with the reboot", kind=change.kind.value, id=change.id)
+            netlink = Netlink()
+            entries = {"sw_flows": config.flow_entries, "sw_flow_slots": config.flow_slots}
+            board = Switchboard(config.bpf_dir, object_path or switch_object(), entries)
+            try:
+                node = cls(config, store, netlink, board)
+                listen(node)
+                await node._bring_up()
+            except BaseException:
+                board.close()
+                netlink.close()
+                raise
+        except BaseException:
+            store.close()
+            raise
+        return node
+
+    async def close(self) -> None:
+        """End what this process does; the data path stays."""
+        await self.service.close()
+        await self.switch.sweeper.close()
+        await self.reaper.close()
+        self.board.close()
+        self.netlink.close()
+        self.store.close()
+
+    async def refresh(self) -> bool:
+        """Read the node's own state again; whether anything has changed. Raises SamewireError."""
+        uplink = read_uplink(self.netlink, self.config.uplink)
+        devices = ensure_devices(
+            self.netlink, self.config.state_dir, vxlan_port=self.config.vxlan_port, mtu=uplink.mtu
+        )
+        if (uplink, devices) == (self.uplink, self.devices):
+            return False
+        log.info("the node has changed", uplink=uplink.name, addresses=[str(a) for a in uplink.addresses])
+        self._attach(uplink)
+        self.hooks.attach_own(devices.tunnel_ifindex, devices.host_peer_ifindex)
+        self.switch.kernel.hostnet.host = devices.host_ifindex
+        self.uplink, self.devices = uplink, devices
+        await self.switch.set_facts(
+            node_facts(self.config, uplink, devices), hcn_facts(uplink, devices), self.store.state
+        )
+        await self.service.refresh_facts()
+        self.switch.suspect.set()
+        return True
+
+    async def _bring_up(self) -> None:
+        reserve_ports(self.config.state_dir, "-".join(map(str, self.config.nat_ports)))
+        self.switch.restore(self.store.state, self._adopt())
+        tables = self.switch.kernel.tables
+        operations = diff(self.switch.wanted.entries.tables(), tables.read())
+        tables.write([operation for operation in operations if isinstance(operation, Put)])
+        migration = Migration(self.board)
+        migration.copy()
+        self.hooks.attach_own(self.devices.tunnel_ifindex, self.devices.host_peer_ifindex)
+        self._attach(self.uplink)
+        for _, state in self.switch.ports:
+            self.hooks.attach_pod(state.ifindex)
+        self._attach_sockets()
+        if self.board.upgrading:
+            copied = migration.copy()
+            self.board.commit()
+            log.info("switch loaded", copied=copied)
+        self._start_ageing()
+        report = await self.auditor.audit()
+        self.switch.numbers.sweep()
+        log.info("node is up", ports=len(self.switch.ports), repaired=report.repaired)
+
+    def _adopt(self) -> list[tuple[str, PortState]]:
+        """The links of endpoints that are there already."""
+        present = {link.name: link for link in self.netlink.dump(link_dump()) if is_leftover(link)}
+        return [
+            (endpoint.id, state)
+            for endpoint in self.store.state.endpoints()
+            if (link := present.get(host_name(endpoint.id))) is not None
+            and (state := self._adopted(endpoint, link)) is not None
+        ]
+
+    def _adopted(self, endpoint: Endpoint, link: Link) -> PortState | None:
+        path = netns_path(endpoint, self.store.state)
+        network = self.store.state.network(endpoint.network_id)
+        if not path or network is None:
+            return None
+        try:
+            with NetNamespace(path) as netns:
+                identity = netns.identity
+        except NotFound:
+            identity = None
+        wanted = compile_link(endpoint, network, self.switch.node_facts, path)
+        return PortState(link.ifindex, wanted, identity)
+
+    def _attach(self, uplink: Uplink) -> None:
+        self.hooks.attach_uplink(uplink.ifindex)
+
+    def _attach_sockets(self) -> None:
+        cgroup = Path(self.config.host_cgroup) if self.config.host_cgroup else None
+        self.hooks.attach_sockets(cgroup)
+
+    def _start_ageing(self) -> None:
+        outcome = self.board.programs["sw_start_ageing"].test_run(_FRAME, SkbContext())
+        if outcome.retval:
+            raise KernelError("start the ageing of flows", errno.EIO, f"step {outcome.retval} failed")

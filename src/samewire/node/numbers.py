@@ -1,0 +1,64 @@
+"""Numbers of the compilers, kept in the store as long as something compiled uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from samewire.hcn.store import Store
+
+Key = tuple[str, str]
+
+
+class StoreNumbers:
+    """A `samewire.vfp.model.Numbers` on the store, which knows who uses a number.
+
+    Between ``begin`` and ``keep`` (or ``drop``) it notes which numbers one owner's compilation asks for; those
+    that an owner no longer asks for, and nobody else does, are released.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._asked: dict[Key, None] = {}
+        self._held: dict[Hashable, dict[Key, None]] = {}
+        self._users: dict[Key, int] = {}
+
+    def number(self, kind: str, key: str) -> int:
+        """The number of ``key``, allocated at the first call. Raises Exhausted, StoreError."""
+        self._asked[kind, key] = None
+        return self._store.allocate_number(kind, key)
+
+    def begin(self) -> None:
+        """Start noting for one owner."""
+        self._asked = {}
+
+    def asked(self) -> dict[Key, None]:
+        """What has been asked for since ``begin``."""
+        return self._asked
+
+    def hold(self, owner: Hashable, keys: dict[Key, None]) -> None:
+        """Make ``keys`` what an owner uses; an empty set forgets it. Raises StoreError."""
+        for key in keys:
+            self._users[key] = self._users.get(key, 0) + 1
+        for key in self._held.pop(owner, {}):
+            self._users[key] -= 1
+            if not self._users[key]:
+                del self._users[key]
+                self._store.release_number(*key)
+        if keys:
+            self._held[owner] = keys
+
+    def forget_unused(self, keys: dict[Key, None]) -> None:
+        """Release those of ``keys`` that nobody uses: after a change that failed. Raises StoreError."""
+        for key in keys:
+            if key not in self._users:
+                self._store.release_number(*key)
+
+    def sweep(self, kinds: tuple[str, ...] = ("scope", "nexthop", "acl", "nat")) -> int:
+        """Release every number that nobody uses: after a start, when all owners hold theirs. Returns how
+        many.
+        """
+        unused = [(kind, key) for kind in kinds for key in self._store.numbers(kind)]
+        unused = [key for key in unused if key not in self._users]
+        for kind, key in unused:
+            self._store.release_number(kind, key)
+        return len(unused)

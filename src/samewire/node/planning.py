@@ -1,0 +1,148 @@
+"""Which compiled objects and links a change of HNS objects touches. Pure.
+
+An owner is what compiles on its own: the node, a network, an endpoint with a port (or a remote one), a route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+import msgspec
+
+from samewire.errors import Invalid
+from samewire.hcn.policies import SDNRoute, VxlanPort, first
+from samewire.hcn.schema import Endpoint, Kind, Network, Object
+from samewire.hcn.switch import Change, StoreView
+from samewire.vfp.compile.plan import NetworkPlan, RemoteSubnets, plan_network
+from samewire.vfp.model import NodeFacts
+
+Owner: TypeAlias = tuple[str, str]
+
+NODE: Final[Owner] = ("node", "")
+_NO_REMOTE: Final = RemoteSubnets(())
+
+
+class Steps(msgspec.Struct):
+    """What has to be done for a set of changes.
+
+    ``owners``: to compile anew (True) or to forget (False), in order. ``attach``: endpoints that get a link,
+    ``detach``: ids of endpoints that lose theirs, ``relink``: those whose link may have to be changed.
+    """
+
+    owners: dict[Owner, bool] = msgspec.field(default_factory=dict)
+    attach: dict[str, Endpoint] = msgspec.field(default_factory=dict)
+    detach: dict[str, None] = msgspec.field(default_factory=dict)
+    relink: dict[str, Endpoint] = msgspec.field(default_factory=dict)
+
+    def recompile(self, endpoint: Endpoint, has_port: bool) -> None:
+        """Compile an endpoint again, if there is anything to compile."""
+        if endpoint.id in self.attach or endpoint.id in self.detach:
+            return
+        if endpoint.is_remote or has_port:
+            self.owners[endpoint_owner(endpoint.id)] = True
+        if has_port:
+            self.relink[endpoint.id] = endpoint
+
+
+def network_owner(network_id: str) -> Owner:
+    """The owner of a network's own entries."""
+    return "network", network_id
+
+
+def endpoint_owner(endpoint_id: str) -> Owner:
+    """The owner of an endpoint's entries."""
+    return "endpoint", endpoint_id
+
+
+def route_owner(route_id: str) -> Owner:
+    """The owner of a route object's entries."""
+    return "route", route_id
+
+
+def netns_path(endpoint: Endpoint, view: StoreView) -> str:
+    """Where the endpoint's interface belongs; empty when it is not attached to a network namespace."""
+    if endpoint.is_remote or not endpoint.namespace_id:
+        return ""
+    namespace = view.namespace(endpoint.namespace_id)
+    return namespace.netns_path if namespace is not None else ""
+
+
+def plan_changes(
+    changes: Sequence[Change], view: StoreView, facts: NodeFacts, has_port: Callable[[str], bool]
+) -> Steps:
+    """What the changes mean; ``view`` shows the objects as they will be. Raises Invalid."""
+    steps = Steps()
+    for change in changes:
+        if change.kind is Kind.ENDPOINT:
+            _endpoint(steps, change, view, has_port(change.id))
+    for change in changes:
+        if change.kind is Kind.NETWORK:
+            _network(steps, change, view, facts, has_port)
+        elif change.kind is Kind.ROUTE:
+            steps.owners[route_owner(change.id)] = change.after is not None
+    return steps
+
+
+def plan_everything(view: StoreView, has_port: Callable[[str], bool]) -> Steps:
+    """Compile every object again: at start, and when the node's own addresses have changed."""
+    steps = Steps(owners={NODE: True})
+    for network in view.networks():
+        steps.owners[network_owner(network.id)] = True
+    for endpoint in view.endpoints():
+        steps.recompile(endpoint, has_port(endpoint.id))
+    for route in view.routes():
+        steps.owners[route_owner(route.id)] = True
+    return steps
+
+
+def _endpoint(steps: Steps, change: Change, view: StoreView, has_port: bool) -> None:
+    before, after = _as_endpoint(change.before), _as_endpoint(change.after)
+    owner = endpoint_owner(change.id)
+    place = netns_path(after, view) if after is not None else ""
+    moved = before is not None and after is not None and _place_key(before) != _place_key(after)
+    if has_port and (not place or moved):
+        steps.detach[change.id] = None
+    if after is None or not (after.is_remote or place):
+        steps.owners[owner] = False
+        return
+    steps.owners[owner] = True
+    if place and (not has_port or moved):
+        steps.attach[change.id] = after
+    elif place:
+        steps.relink[change.id] = after
+
+
+def _place_key(endpoint: Endpoint) -> tuple[str, str]:
+    return endpoint.namespace_id, endpoint.interface_name
+
+
+def _network(
+    steps: Steps, change: Change, view: StoreView, facts: NodeFacts, has_port: Callable[[str], bool]
+) -> None:
+    before, after = change.before, change.after
+    steps.owners[network_owner(change.id)] = after is not None
+    if not isinstance(after, Network):
+        return
+    port = first(after.policies, VxlanPort)
+    if port is not None and port.port != facts.vxlan_port:
+        raise Invalid(
+            "$.Policies", f"VxlanPort {port.port}: this node's tunnels use UDP port {facts.vxlan_port}"
+        )
+    if not isinstance(before, Network):
+        return
+    whole = _without_remote(before, facts) != _without_remote(after, facts)
+    for endpoint in view.endpoints_of_network(change.id):
+        if whole or endpoint.is_remote or first(endpoint.policies, SDNRoute) is not None:
+            steps.recompile(endpoint, has_port(endpoint.id))
+    for route in view.routes_of_network(change.id):
+        steps.owners[route_owner(route.id)] = True
+
+
+def _without_remote(network: Network, facts: NodeFacts) -> NetworkPlan:
+    """What a network means for its own endpoints: other nodes' subnets do not matter to them."""
+    return msgspec.structs.replace(plan_network(network, facts), remote=_NO_REMOTE)
+
+
+def _as_endpoint(value: Object | None) -> Endpoint | None:
+    return value if isinstance(value, Endpoint) else None

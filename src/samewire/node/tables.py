@@ -1,0 +1,58 @@
+"""The compiled tables in the kernel: operations are written to maps, maps are read back as entries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from typing import Final
+
+from samewire.kernel.bpf import BpfMap
+from samewire.vfp.diff import Operation, Put
+from samewire.vfp.model import Entries
+from samewire.vfp.record import Record
+from samewire.vfp.tables import TABLES, Port, Table
+
+_MANY: Final = 32  # from here on a batch is cheaper than single updates
+
+
+class KernelTables:
+    """Maps by name, seen as tables."""
+
+    def __init__(self, maps: Mapping[str, BpfMap]) -> None:
+        self.maps = maps
+
+    def write(self, operations: Iterable[Operation]) -> None:
+        """Carry out operations in their order; a run of puts into one table may go as a batch.
+
+        Raises KernelError; what was written by then stays.
+        """
+        for (table, is_put), run in groupby(operations, key=lambda op: (op.table, isinstance(op, Put))):
+            found = self.maps[table]
+            items = list(run)
+            if not is_put:
+                for item in items:
+                    found.delete(item.key.pack())
+                continue
+            pairs = [(item.key.pack(), item.value.pack()) for item in items if isinstance(item, Put)]
+            if len(pairs) >= _MANY:
+                found.update_batch(pairs)
+            else:
+                for key, value in pairs:
+                    found.update(key, value)
+
+    def read(self, names: Iterable[str] | None = None) -> Entries:
+        """The content of the compiled tables, or of those named. Raises KernelError."""
+        wanted = [table for table in TABLES.values() if table.compiled] if names is None else None
+        tables = wanted if wanted is not None else [TABLES[name] for name in names or ()]
+        return {table.name: self._rows(table) for table in tables}
+
+    def generation(self) -> int:
+        """The highest generation of any port; a new one must be above it. Raises KernelError."""
+        rows = self._rows(TABLES["sw_ports"])
+        return max((port.generation for port in rows.values() if isinstance(port, Port)), default=0)
+
+    def _rows(self, table: Table) -> dict[Record, Record]:
+        rows: dict[Record, Record] = {}
+        for key, value in self.maps[table.name].items():
+            rows[table.key.unpack(key)] = table.value.unpack(value)
+        return rows

@@ -1,0 +1,36 @@
+"""What takes a half-made change back."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from samewire.errors import SamewireError
+
+log = structlog.get_logger(__name__)
+
+
+class UndoStack:
+    """Steps back, run in reverse order. One that fails does not stop the others."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[str, Callable[[], object | Awaitable[object]]]] = []
+
+    def push(self, what: str, step: Callable[[], object | Awaitable[object]]) -> None:
+        """Remember how to undo something that is about to be done."""
+        self._steps.append((what, step))
+
+    async def run(self) -> bool:
+        """Take everything back; False when something could not be (it has been logged)."""
+        clean = True
+        while self._steps:
+            what, step = self._steps.pop()
+            try:
+                result = step()
+                if isinstance(result, Awaitable):
+                    await result
+            except SamewireError as error:
+                clean = False
+                log.error("a step could not be taken back", step=what, error=str(error))
+        return clean

@@ -1,0 +1,128 @@
+"""Watches the kernel: links that vanish, and the node's own addresses, routes and MTU."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from samewire.errors import SamewireError
+from samewire.kernel.rtnetlink import (
+    AddressChanged,
+    Event,
+    LinkGone,
+    LinkMonitor,
+    LinkNew,
+    Overrun,
+    RouteChanged,
+)
+from samewire.node.node import Node
+from samewire.vfp.address import ZERO, Prefix
+
+log = structlog.get_logger(__name__)
+
+_SETTLE_S: Final = 0.05  # changes of a node's network come in bursts
+_RETRY_S: Final = 2.0
+
+
+class Watcher:
+    """Turns what the kernel announces into refreshes and audits. Make the monitor before the node is read."""
+
+    def __init__(self, monitor: LinkMonitor) -> None:
+        self._monitor = monitor
+        self._changed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._node: Node | None = None
+
+    def listen(self, node: Node) -> None:
+        """Begin to read, early enough for the deletions of links during the start."""
+        self._node = node
+        asyncio.get_running_loop().add_reader(self._monitor.fileno(), self._readable)
+
+    def run(self) -> None:
+        """Begin to act on what is read, and to audit at intervals."""
+        self._tasks = [asyncio.ensure_future(self._refresh()), asyncio.ensure_future(self._audit())]
+
+    async def close(self) -> None:
+        """Stop watching."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def stop_listening(self) -> None:
+        """Stop reading. Links that are being deleted by then still end, without the announcement."""
+        asyncio.get_running_loop().remove_reader(self._monitor.fileno())
+        self._monitor.close()
+
+    @property
+    def node(self) -> Node:
+        """The node that is watched."""
+        assert self._node is not None
+        return self._node
+
+    def _readable(self) -> None:
+        for event in self._monitor.receive():
+            self._look(event)
+
+    def _look(self, event: Event) -> None:
+        node = self.node
+        match event:
+            case LinkGone(ifindex):
+                node.reaper.gone(ifindex)
+                if node.switch.ports.endpoint_of(ifindex):
+                    node.switch.suspect.set()
+                elif ifindex in (*self._own(), node.uplink.ifindex):
+                    self._changed.set()
+            case LinkNew(link):
+                if link.ifindex in (*self._own(), node.uplink.ifindex) or not node.uplink.ifindex:
+                    self._changed.set()
+                elif node.switch.ports.endpoint_of(link.ifindex) and not link.up:
+                    node.switch.suspect.set()
+            case AddressChanged() | RouteChanged():
+                self._addressing(event)
+            case Overrun():
+                log.warning("announcements of the kernel were lost")
+                self._changed.set()
+                node.switch.suspect.set()
+
+    def _addressing(self, event: AddressChanged | RouteChanged) -> None:
+        """On our own devices only a loss matters, and only of something that is wanted."""
+        bindings = self.node.switch.wanted.bindings
+        if isinstance(event, AddressChanged):
+            address = event.address
+            ifindex, family, packed, bits = address.ifindex, address.family, address.address, address.bits
+        else:
+            route = event.route
+            ifindex, family, packed, bits = route.oif, route.family, route.destination, route.bits
+        if ifindex not in self._own():
+            self._changed.set()
+        elif not event.present and bindings.mentions(Prefix(family, packed.ljust(len(ZERO), b"\0"), bits)):
+            self.node.switch.suspect.set()
+
+    def _own(self) -> tuple[int, int, int]:
+        devices = self.node.devices
+        return devices.host_ifindex, devices.host_peer_ifindex, devices.tunnel_ifindex
+
+    async def _refresh(self) -> None:
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(_SETTLE_S)
+            self._changed.clear()
+            try:
+                await self.node.refresh()
+            except SamewireError as error:
+                log.error("the node's own state could not be taken over", error=str(error))
+                await asyncio.sleep(_RETRY_S)
+                self._changed.set()
+
+    async def _audit(self) -> None:
+        node = self.node
+        while True:
+            try:
+                async with asyncio.timeout(node.config.audit_interval_s):
+                    await node.switch.suspect.wait()
+                await asyncio.sleep(_SETTLE_S)
+            except TimeoutError:
+                pass  # the regular one
+            await node.auditor.audit()
