@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import os
 import platform
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from samewire.kernel import netns
+from samewire.kernel.bpf import mount_bpffs, unmount_bpffs
 from samewire.kernel.netns import NetNamespace
 
 _COUNTER = itertools.count(1)
@@ -58,6 +60,35 @@ def pass_program() -> Iterator[int]:
     assert fd >= 0, os.strerror(ctypes.get_errno())
     yield fd
     os.close(fd)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Compiles ``tests/kernel/programs/<name>.c``, once, the way the switch is compiled; gives the object."""
+    directory = tmp_path_factory.mktemp("programs")
+
+    def compile_one(name: str) -> Path:
+        built = directory / f"{name}.o"
+        if not built.exists():
+            source = Path(__file__).parent / "programs" / f"{name}.c"
+            include = f"-I/usr/include/{platform.machine()}-linux-gnu"
+            flags = ["-O2", "-g", "-Wall", "-Werror", "--target=bpf", "-mcpu=v3", include]
+            subprocess.run(["clang", *flags, "-c", str(source), "-o", str(built)], check=True)
+            subprocess.run(["llvm-strip", "-g", str(built)], check=True)
+        return built
+
+    return compile_one
+
+
+@pytest.fixture
+def bpffs(tmp_path: Path) -> Iterator[Path]:
+    """A bpffs of the test's own; some kernels put maps.debug and progs.debug there."""
+    path = tmp_path / "bpf"
+    mount_bpffs(path)
+    try:
+        yield path
+    finally:
+        unmount_bpffs(path)
 
 
 def _remove(path: str) -> None:

@@ -11,9 +11,10 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Literal
 
-from samewire.errors import KernelError, Unsupported
+from samewire.errors import KernelError, NotFound, Unsupported
 from samewire.kernel import faults
 
 c_void_p = ct.c_void_p
@@ -61,6 +62,7 @@ class LinkInfo(ct.Structure):
         ("type", ct.c_uint32),
         ("id", ct.c_uint32),
         ("prog_id", ct.c_uint32),
+        ("padding", ct.c_uint32),  # the union holds pointers
         ("target", ct.c_uint32 * 16),
     )
 
@@ -255,6 +257,24 @@ def check_pointer(pointer: int | None, operation: str) -> int:
     if pointer:
         return pointer
     raise KernelError(operation, ct.get_errno() or errno.EINVAL, _log_text())
+
+
+_INODES: Final = {"map": "map", "program": "prog", "link": "link"}
+
+
+def open_pin(path: Path, what: Literal["map", "program", "link"]) -> int:
+    """Open a pin that must be of this kind; the caller owns the descriptor. Raises NotFound, KernelError."""
+    operation = f"open pinned {what} {path}"
+    begin(operation)
+    fd = lib.bpf_obj_get(os.fsencode(path))
+    if fd == -errno.ENOENT:
+        raise NotFound(f"pinned {what}", str(path))
+    check(fd, operation)
+    found = os.readlink(f"/proc/self/fd/{fd}").replace("_", "-")
+    if found != f"anon-inode:bpf-{_INODES[what]}":
+        os.close(fd)
+        raise KernelError(operation, errno.EINVAL, f"that is an {found}")
+    return int(fd)
 
 
 def close(fd: int) -> None:

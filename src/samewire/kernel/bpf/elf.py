@@ -33,7 +33,7 @@ class Elf:
         self._name = name
         try:
             self._sections = _sections(data)
-        except (struct.error, IndexError, ValueError) as error:
+        except (struct.error, IndexError, ValueError, OverflowError) as error:
             raise Invalid(name, f"damaged ELF object: {error}") from error
 
     @classmethod

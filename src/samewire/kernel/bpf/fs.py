@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as ct
+import errno
 import os
 from pathlib import Path
 from typing import Final
@@ -29,17 +30,21 @@ def is_bpffs(path: Path) -> bool:
 
 def mount_bpffs(path: Path) -> None:
     """Mount a bpffs on ``path`` (made if missing), unless one is there already."""
-    if faults.inject is not None:
-        faults.check(f"mount bpffs on {path}")
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    operation = f"mount bpffs on {path}"
+    faults.check(operation)
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise KernelError(operation, error.errno or errno.EIO) from error
     if is_bpffs(path):
         return
     if _libc.mount(b"bpf", os.fsencode(path), b"bpf", 0, b"mode=0700"):
-        raise KernelError(f"mount bpffs on {path}", ct.get_errno())
+        raise KernelError(operation, ct.get_errno())
 
 
 def unmount_bpffs(path: Path) -> None:
     """Unmount it, with all that is pinned in it; nothing happens if it is not there."""
+    faults.check(f"unmount {path}")
     while path.is_dir() and is_bpffs(path):
         if _libc.umount2(os.fsencode(path), _MNT_DETACH):
             raise KernelError(f"unmount {path}", ct.get_errno())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes as ct
-import errno
 import os
 from enum import IntEnum
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Final, Self
 
 import msgspec
 
-from samewire.errors import NotFound
 from samewire.kernel.bpf import _libbpf as b
 from samewire.kernel.bpf.program import BpfProgram
 
@@ -60,13 +58,8 @@ class BpfLink:
 
     @classmethod
     def open_pinned(cls, path: Path) -> Self:
-        """The link pinned at ``path``. Raises ``NotFound``."""
-        operation = f"open pinned link {path}"
-        b.begin(operation)
-        fd = b.lib.bpf_obj_get(os.fsencode(path))
-        if fd == -errno.ENOENT:
-            raise NotFound("pinned link", str(path))
-        return cls(b.check(fd, operation))
+        """The link pinned at ``path``. Raises NotFound, and KernelError (EINVAL) when it is no link."""
+        return cls(b.open_pin(path, "link"))
 
     def update(self, program: BpfProgram) -> None:
         """Put another program into the link's place, atomically."""

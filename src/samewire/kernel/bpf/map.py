@@ -59,13 +59,8 @@ class BpfMap:
 
     @classmethod
     def open_pinned(cls, path: Path) -> Self:
-        """The map pinned at ``path``. Raises ``NotFound`` if nothing is there."""
-        operation = f"open pinned map {path}"
-        b.begin(operation)
-        fd = b.lib.bpf_obj_get(os.fsencode(path))
-        if fd == -errno.ENOENT:
-            raise NotFound("pinned map", str(path))
-        return cls(b.check(fd, operation))
+        """The map pinned at ``path``. Raises NotFound, and KernelError (EINVAL) when it is no map."""
+        return cls(b.open_pin(path, "map"))
 
     @classmethod
     def from_id(cls, map_id: int) -> Self:
@@ -154,17 +149,15 @@ class BpfMap:
             if value is not None:
                 yield key, value
 
-    def update_batch(
-        self, items: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]], flag: UpdateFlag = UpdateFlag.ANY
-    ) -> None:
+    def update_batch(self, items: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]) -> None:
         """Write many elements with few system calls; per-CPU values as for ``update``.
 
-        A failure (a full map, an element that ``flag`` forbids) leaves the elements before it written; the
-        KernelError's ``detail`` says how many those are.
+        A failure (the map is full) leaves the elements before it written; the KernelError's ``detail`` says how
+        many those are.
         """
         pairs = list(items.items() if isinstance(items, Mapping) else items)
         operation = f"update {self.name} ({len(pairs)} elements)"
-        options = b.BatchOpts(sz=ct.sizeof(b.BatchOpts), elem_flags=int(flag))
+        options = b.BatchOpts(sz=ct.sizeof(b.BatchOpts))
         for start in range(0, len(pairs), _BATCH):
             b.begin(operation)
             part = pairs[start : start + _BATCH]

@@ -76,13 +76,8 @@ class BpfProgram:
 
     @classmethod
     def open_pinned(cls, path: Path) -> Self:
-        """The program pinned at ``path``. Raises ``NotFound`` if nothing is there."""
-        operation = f"open pinned program {path}"
-        b.begin(operation)
-        fd = b.lib.bpf_obj_get(os.fsencode(path))
-        if fd == -errno.ENOENT:
-            raise NotFound("pinned program", str(path))
-        return cls(b.check(fd, operation))
+        """The program pinned at ``path``. Raises NotFound, and KernelError (EINVAL) when it is no program."""
+        return cls(b.open_pin(path, "program"))
 
     @classmethod
     def from_id(cls, program_id: int) -> Self:
