@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar, cast
+from typing import cast
 
 from msgspec import Struct
 
+from samewire.trace.rows import typed_rows
 from samewire.vfp.address import IPV6, ZERO, address_text, masked
 from samewire.vfp.constants import (
     ACL_IN,
@@ -21,7 +22,6 @@ from samewire.vfp.constants import (
 )
 from samewire.vfp.layers import protocol_text
 from samewire.vfp.model import Entries
-from samewire.vfp.record import Record
 from samewire.vfp.simulate.packet import WITH_PORTS, Tuple
 from samewire.vfp.tables import (
     AclKey,
@@ -34,9 +34,6 @@ from samewire.vfp.tables import (
     Route,
     RouteKey,
 )
-
-K = TypeVar("K", bound=Record)
-V = TypeVar("V", bound=Record)
 
 
 class Packet(Struct, frozen=True):
@@ -98,7 +95,7 @@ def nat_text(tables: Entries, port: int, packet: Packet, rule: int) -> str:
         return "hairpin: the gateway stands in for the sender"
     own = cast(Port | None, tables.get("sw_ports", {}).get(Id(port)))
     found: tuple[NatKey, Nat] | None = None
-    for key, value in _rows(tables, "sw_nat", NatKey, Nat):
+    for key, value in typed_rows(tables, "sw_nat", NatKey, Nat):
         bits = key.prefix_bits - NAT_KEY_BITS
         if (key.set, key.family) != (own.nat_set if own else 0, packet.family):
             continue
@@ -115,7 +112,7 @@ def nat_text(tables: Entries, port: int, packet: Packet, rule: int) -> str:
 
 def _longest_route(tables: Entries, scope: int, family: int, address: bytes) -> tuple[RouteKey, Route] | None:
     found: tuple[RouteKey, Route] | None = None
-    for key, value in _rows(tables, "sw_routes", RouteKey, Route):
+    for key, value in typed_rows(tables, "sw_routes", RouteKey, Route):
         if (key.scope, key.family) != (scope, family) or (found and key.prefix_bits < found[0].prefix_bits):
             continue
         if masked(address, key.prefix_bits - ROUTE_KEY_BITS) == key.address:
@@ -165,9 +162,3 @@ def _conditions(rule: AclRule) -> Iterator[str]:
             yield f"{name} {address_text(rule.family or IPV6, packed)}/{bits}"
         if (low, high) != (0, 65535):
             yield f"{name} port {low}" if low == high else f"{name} ports {low}-{high}"
-
-
-def _rows(tables: Entries, table: str, key: type[K], value: type[V]) -> Iterator[tuple[K, V]]:
-    for k, v in tables.get(table, {}).items():
-        if isinstance(k, key) and isinstance(v, value):
-            yield k, v

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Final
 
 from samewire.trace.context import EndpointInfo
 from samewire.trace.model import DropEventView, DropRow, FlowEnd, FlowRow, FlowSummary, PortRow, TupleView
 from samewire.trace.reasons import explain
+from samewire.trace.rows import typed_rows
 from samewire.vfp.address import address_text
 from samewire.vfp.constants import TICK_S, Arrival, Counter, Fate, FlowFlag, Layer, Reason, TcpFlag
 from samewire.vfp.layers import PortView, all_ports, port_layers, protocol_text
 from samewire.vfp.model import Entries
-from samewire.vfp.record import Record
 from samewire.vfp.simulate.flows import partner_key, transpose, tuple_of
 from samewire.vfp.simulate.packet import TCP, Tuple
 from samewire.vfp.tables import Count, DropEvent, DropKey, Flow, FlowKey, Id
-
-K = TypeVar("K", bound=Record)
-V = TypeVar("V", bound=Record)
 
 _PLACES: Final = {Arrival.UPLINK: "uplink", Arrival.TUNNEL: "tunnel", Arrival.HOST: "node"}
 _FATES: Final = {Fate.UPLINK: "uplink", Fate.TUNNEL: "tunnel", Fate.HOST: "node"}
@@ -57,7 +54,7 @@ def layer_row(tables: Entries, names: Names, ifindex: int) -> PortRow:
 
 def flow_rows(tables: Entries, names: Names, now_tick: int, port: int = 0) -> list[FlowRow]:
     """Every connection, or those of one port, the most recently seen first."""
-    flows = dict(_rows(tables, "sw_flows", FlowKey, Flow))
+    flows = dict(typed_rows(tables, "sw_flows", FlowKey, Flow))
     rows = []
     for key, flow in flows.items():
         if port and port not in flow.port:
@@ -73,7 +70,7 @@ def flow_rows(tables: Entries, names: Names, now_tick: int, port: int = 0) -> li
 
 def flow_summary(tables: Entries) -> FlowSummary:
     """The counters of the flow table."""
-    counts = {key.value: value.value for key, value in _rows(tables, "sw_counters", Id, Count)}
+    counts = {key.value: value.value for key, value in typed_rows(tables, "sw_counters", Id, Count)}
 
     def count(counter: Counter) -> int:
         return counts.get(counter, 0)
@@ -94,7 +91,7 @@ def drop_rows(tables: Entries, names: Names, port: int = 0) -> list[DropRow]:
     """Every kind of drop, or those charged to one port, the most frequent first."""
     rows = [
         drop_row(names, key, count.value)
-        for key, count in _rows(tables, "sw_drops", DropKey, Count)
+        for key, count in typed_rows(tables, "sw_drops", DropKey, Count)
         if not port or key.port == port
     ]
     return sorted(rows, key=lambda row: (-row.packets, row.port, row.layer, row.reason, row.rule))
@@ -196,9 +193,3 @@ def _tuple(family: int, protocol: int, ends: Tuple) -> TupleView:
 
 def _name(kind: type[Layer] | type[Reason] | type[Arrival], value: int) -> str:
     return kind(value).name.lower() if value in kind._value2member_map_ else str(value)
-
-
-def _rows(tables: Entries, table: str, key: type[K], value: type[V]) -> Iterator[tuple[K, V]]:
-    for k, v in tables.get(table, {}).items():
-        if isinstance(k, key) and isinstance(v, value):
-            yield k, v

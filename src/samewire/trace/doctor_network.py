@@ -1,0 +1,243 @@
+"""Health checks of the node's own network and of the networks' settings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+from samewire.hcn.policies import RemoteSubnetRoute, select
+from samewire.hcn.schema import Network, NetworkType
+from samewire.trace.snapshot import Finding, Level, LinkInfo, Snapshot
+from samewire.vfp.address import IPV4, IPV6, ZERO, mac_text, parse_mac, parse_prefix
+
+_APIPA: Final = "169.254.0.0/16"
+_NODE_PORTS: Final = range(30000, 32768)
+_STRICT: Final = 1
+_ISOLATED: Final = frozenset({NetworkType.INTERNAL, NetworkType.PRIVATE})
+
+
+def uplink(snapshot: Snapshot) -> Iterator[Finding]:
+    """The node has a NIC, and it is up."""
+    facts = snapshot.facts
+    link = _link(snapshot, facts.uplink_ifindex)
+    if not facts.uplink_ifindex:
+        yield Finding(
+            Level.ERROR,
+            "uplink",
+            facts.name,
+            "the node has no uplink: pods reach only each other on this node",
+            "Set `uplink` in the daemon's configuration, or give the node a default route.",
+        )
+    elif snapshot.links is not None and (link is None or not link.up):
+        name = link.name if link else f"interface {facts.uplink_ifindex}"
+        yield Finding(Level.ERROR, "uplink", name, "the uplink is down", f"ip link set {name} up")
+
+
+def management_address(snapshot: Snapshot) -> Iterator[Finding]:
+    """The address that peers and outside hosts see is a real one."""
+    facts = snapshot.facts
+    if facts.uplink_ifindex and not facts.addresses:
+        yield Finding(
+            Level.ERROR,
+            "management-address",
+            facts.name,
+            "the node has no address: nothing can be translated or encapsulated",
+            "Give the uplink an address (DHCP has not answered?).",
+        )
+    for prefix in facts.addresses:
+        if prefix.family == IPV4 and prefix.address in parse_prefix(_APIPA):
+            yield Finding(
+                Level.ERROR,
+                "management-address",
+                str(prefix),
+                "the address is an automatic private one (APIPA): no DHCP server has answered",
+                "Repair DHCP or set the address; other nodes cannot reach this one.",
+            )
+
+
+def default_route(snapshot: Snapshot) -> Iterator[Finding]:
+    """There is a way out, for the families that the node speaks."""
+    facts = snapshot.facts
+    if not facts.uplink_ifindex:
+        return
+    for family in sorted({prefix.family for prefix in facts.addresses}):
+        if facts.gateway(family) == ZERO:
+            yield Finding(
+                Level.WARNING,
+                "default-route",
+                f"IPv{family}",
+                f"the node has an IPv{family} address and no IPv{family} default route through the uplink: its pods "
+                "reach nothing beyond the node's own subnet",
+                "Add a default route, if anything beyond is to be reached.",
+            )
+
+
+def families(snapshot: Snapshot) -> Iterator[Finding]:
+    """The node speaks the IP versions that its pods have."""
+    facts = snapshot.facts
+    if not facts.addresses:
+        return
+    routed = {network.id for network in snapshot.networks if network.type not in _ISOLATED}
+    for family, mark in ((IPV4, "."), (IPV6, ":")):
+        pods = [
+            info
+            for info in snapshot.endpoints
+            if info.port and info.network_id in routed and any(mark in text for text in info.addresses)
+        ]
+        if pods and facts.address(family) == ZERO:
+            yield Finding(
+                Level.WARNING,
+                "families",
+                f"IPv{family}",
+                f"{len(pods)} endpoints have IPv{family} addresses and the node has none: they cannot get out by it",
+                f"Give the uplink an IPv{family} address, or take the family out of the network's subnets.",
+            )
+
+
+def vnis(snapshot: Snapshot) -> Iterator[Finding]:
+    """A VNI means one network, and its routes agree with it."""
+    used = Counter(network.vni for network in snapshot.networks if network.vni)
+    for network in snapshot.networks:
+        if used[network.vni] > 1:
+            yield Finding(
+                Level.ERROR,
+                "vni",
+                network.name,
+                f"VNI {network.vni} belongs to {used[network.vni]} networks; frames from the tunnel reach only one",
+                "Give each overlay network a VSID of its own, the same one on every node.",
+            )
+        for route in select(network.policies, RemoteSubnetRoute):
+            if route.isolation_id != network.vni:
+                yield Finding(
+                    Level.WARNING,
+                    "vni",
+                    f"{network.name} {route.destination_prefix}",
+                    f"the route says VNI {route.isolation_id}, the network's subnets {network.vni}: the other node "
+                    "answers with a VNI that is not expected here",
+                    "Make the RemoteSubnetRoute's IsolationId that of the network's VSID policy.",
+                )
+
+
+def remote_subnets(snapshot: Snapshot) -> Iterator[Finding]:
+    """What lives behind other nodes is not here as well."""
+    own = {prefix.address for prefix in snapshot.facts.addresses}
+    for network in snapshot.networks:
+        subnets = [parse_prefix(subnet.ip_address_prefix) for subnet in network.subnets]
+        for route in select(network.policies, RemoteSubnetRoute):
+            prefix, name = (
+                parse_prefix(route.destination_prefix),
+                f"{network.name} {route.destination_prefix}",
+            )
+            if any(subnet in prefix for subnet in subnets):
+                yield Finding(
+                    Level.ERROR,
+                    "remote-subnet",
+                    name,
+                    "the route covers the network's own subnet on this node",
+                    "Two nodes have been given overlapping pod subnets; remove the route or renumber one of them.",
+                )
+            if parse_prefix(route.provider_address).address in own:
+                yield Finding(
+                    Level.ERROR,
+                    "remote-subnet",
+                    name,
+                    f"the route leads to this node itself ({route.provider_address})",
+                    "Remove the stale RemoteSubnetRoute: the subnet's node has changed its address.",
+                )
+
+
+def router_macs(snapshot: Snapshot) -> Iterator[Finding]:
+    """Every node's router MAC is its own: kernels drop VXLAN frames whose inner source is their own MAC."""
+    own = snapshot.facts.tunnel_mac
+    for network in snapshot.networks:
+        owners: dict[bytes, set[str]] = {}
+        for route in select(network.policies, RemoteSubnetRoute):
+            mac = parse_mac(route.distributed_router_mac_address)
+            owners.setdefault(mac, set()).add(route.provider_address)
+        for mac, nodes in owners.items():
+            if mac == own or len(nodes) > 1:
+                who = "this node" if mac == own else "another node"
+                yield Finding(
+                    Level.ERROR,
+                    "router-mac",
+                    f"{network.name} {mac_text(mac)}",
+                    f"the router MAC of {', '.join(sorted(nodes))} is also that of {who}; its frames are dropped as "
+                    "the receiver's own",
+                    "Use the DrMacAddress that each node publishes in its RemoteSubnetRoutes.",
+                )
+
+
+def tunnel_device(snapshot: Snapshot) -> Iterator[Finding]:
+    """Overlay networks have their VXLAN device, and nobody else has its UDP port."""
+    overlays = [network for network in snapshot.networks if network.type is NetworkType.OVERLAY]
+    if not overlays or snapshot.links is None:
+        return
+    facts = snapshot.facts
+    link = _link(snapshot, facts.tunnel_ifindex)
+    if link is not None and link.up:
+        return
+    others = [found.name for found in snapshot.links if found.kind == "vxlan" and not found.ours]
+    taken = f"; {', '.join(others)} may hold UDP port {facts.vxlan_port}" if others else ""
+    unreachable = (snapshot.kernel_stats or {}).get("Udp.NoPorts", 0)
+    lost = f"; {unreachable} UDP datagrams came to ports that nobody listens on" if unreachable else ""
+    yield Finding(
+        Level.ERROR,
+        "tunnel",
+        link.name if link else "swvxlan0",
+        f"the VXLAN device is {'down' if link else 'missing'}: {_names(overlays)} cannot reach other nodes"
+        f"{taken}{lost}",
+        "Remove the other VXLAN device (did flannel, Cilium or Calico leave one?), or choose another `vxlan_port` on "
+        "all nodes.",
+    )
+
+
+def reverse_path_filter(snapshot: Snapshot) -> Iterator[Finding]:
+    """Strict reverse path filtering does not eat what the switch hands to the node."""
+    host = _link(snapshot, snapshot.facts.host_ifindex)
+    nic = _link(snapshot, snapshot.facts.uplink_ifindex)
+    if host is not None and _rp_filter(snapshot, host.name) == _STRICT:
+        yield Finding(
+            Level.ERROR,
+            "rp-filter",
+            host.name,
+            "reverse path filtering is strict: packets of pods whose network the node has no route for are dropped",
+            f"sysctl -w net.ipv4.conf.{host.name}.rp_filter=2",
+        )
+    eaten = (snapshot.kernel_stats or {}).get("TcpExt.IPReversePathFilter", 0)
+    if nic is not None and eaten and _rp_filter(snapshot, nic.name) == _STRICT:
+        yield Finding(
+            Level.WARNING,
+            "rp-filter",
+            nic.name,
+            f"reverse path filtering is strict and has dropped {eaten} packets: answers that come back another way "
+            "(several uplinks, direct server return) are lost",
+            f"sysctl -w net.ipv4.conf.{nic.name}.rp_filter=2, if the way back is meant to differ",
+        )
+
+
+def node_ports(snapshot: Snapshot) -> Iterator[Finding]:
+    """The NAT pool leaves Kubernetes' NodePort range alone."""
+    low, high = snapshot.facts.nat_port_low, snapshot.facts.nat_port_high
+    if low <= _NODE_PORTS[-1] and high >= _NODE_PORTS[0]:
+        yield Finding(
+            Level.WARNING,
+            "nat-range",
+            f"{low}-{high}",
+            "the NAT pool overlaps the NodePort range 30000-32767: a translated connection may hold a service's port",
+            "Choose `nat_ports` outside of it (default 49152-65535).",
+        )
+
+
+def _link(snapshot: Snapshot, ifindex: int) -> LinkInfo | None:
+    return next((link for link in snapshot.links or () if ifindex and link.ifindex == ifindex), None)
+
+
+def _rp_filter(snapshot: Snapshot, interface: str) -> int:
+    """What is in force: the higher of the device's own setting and the one for all."""
+    values = [snapshot.sysctls.get(f"net/ipv4/conf/{name}/rp_filter", "0") for name in ("all", interface)]
+    return max(int(value) if value.isdigit() else 0 for value in values)
+
+
+def _names(networks: list[Network]) -> str:
+    return ", ".join(network.name or network.id for network in networks)

@@ -1,0 +1,74 @@
+"""What the health checks look at: one node at one moment, and what they say about it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Protocol
+
+from msgspec import Struct
+
+from samewire.hcn.schema import Network
+from samewire.trace.context import EndpointInfo
+from samewire.vfp.model import Entries, NodeFacts
+
+
+class Level(enum.StrEnum):
+    """``error``: something does not work. ``warning``: it will not, or works by luck."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+class Finding(Struct, frozen=True):
+    """What one check has to say. ``object`` is what it is about, in the user's words."""
+
+    level: Level
+    check: str
+    object: str
+    message: str
+    remedy: str
+
+
+class LinkInfo(Struct, frozen=True):
+    """A network device of the node. ``ours``: carries Samewire's group mark."""
+
+    name: str
+    ifindex: int
+    kind: str
+    mtu: int
+    up: bool
+    ours: bool
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """A node. None = could not be read (which is a finding, not an empty answer).
+
+    ``tables``: all of them, per-CPU values summed. ``differences``: wanted against kernel, a line each.
+    ``degraded``: endpoint id -> what is wrong with it. ``live_namespaces``: files of network namespaces that are
+    alive. ``sysctls``: text by path below /proc/sys (``net/ipv4/conf/eth0/rp_filter``), those that exist.
+    ``kernel_stats``: counters of /proc/net/snmp and netstat (``Udp.NoPorts``, ``TcpExt.IPReversePathFilter``).
+    ``flow_capacity``: entries that fit into sw_flows. ``ageing_ticks``: AGEING_TICKS, read twice at least 0.2 s
+    apart.
+    """
+
+    facts: NodeFacts
+    networks: tuple[Network, ...]
+    endpoints: tuple[EndpointInfo, ...]
+    tables: Entries | None
+    differences: tuple[str, ...] | None
+    degraded: Mapping[str, str]
+    live_namespaces: frozenset[str] | None
+    links: tuple[LinkInfo, ...] | None
+    sysctls: Mapping[str, str]
+    kernel_stats: Mapping[str, int] | None
+    flow_capacity: int
+    ageing_ticks: tuple[int, int] | None
+
+
+class SnapshotProvider(Protocol):
+    """The node, for GET /v2/doctor."""
+
+    async def snapshot(self) -> Snapshot:
+        """Look at everything. What cannot be read becomes None; raises only when the daemon itself is broken."""
+        ...
