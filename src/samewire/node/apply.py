@@ -63,6 +63,14 @@ class Kernel(msgspec.Struct, frozen=True):
     reaper: LinkReaper
 
 
+class _Opened(msgspec.Struct, frozen=True):
+    """A link in the making."""
+
+    netns: NetNamespace
+    link: PortLink
+    pair: links.Pair
+
+
 class Wanted:
     """What all objects together want: table entries and the node's own stack, with their owners."""
 
@@ -185,8 +193,7 @@ class NodeSwitch:
         self, steps: Steps, view: StoreView, undo: UndoStack, asked: dict[Owner, dict[Key, None]]
     ) -> None:
         kernel = self.kernel
-        opened: dict[str, NetNamespace] = {}
-        undo_netns = partial(_close_all, opened)
+        opened: dict[str, _Opened] = {}
         try:
             old = {endpoint_id: self.ports.get(endpoint_id) for endpoint_id in steps.detach}
             for endpoint_id, endpoint in steps.attach.items():
@@ -195,15 +202,16 @@ class NodeSwitch:
             kernel.tables.write(puts)
             kernel.hostnet.apply(binds)
             for endpoint_id in steps.attach:
-                state = self._state(endpoint_id)
-                links.activate(kernel.netlink, kernel.hooks, state.link, state.ifindex, opened[endpoint_id])
+                made = opened[endpoint_id]
+                links.activate(kernel.netlink, kernel.hooks, made.link, made.pair, made.netns)
             for endpoint in steps.relink.values():
                 self._change_link(endpoint, view, undo)
             kernel.hostnet.apply(unbinds)
             kernel.tables.write(removals)
             await self._delete_links(steps, [state for state in old.values() if state is not None], undo)
         finally:
-            undo_netns()
+            for made in opened.values():
+                made.netns.close()
 
     def _create_link(
         self,
@@ -211,16 +219,21 @@ class NodeSwitch:
         endpoint: Endpoint,
         view: StoreView,
         undo: UndoStack,
-        opened: dict[str, NetNamespace],
+        opened: dict[str, _Opened],
     ) -> None:
         link = self._link(endpoint, view)
-        netns = opened[endpoint_id] = NetNamespace(link.netns_path)
-        if netns.identity == self._own_netns:
-            raise Invalid("$.NetnsPath", f"{link.netns_path} is the node's own network namespace")
-        before = self.ports.get(endpoint_id)
-        ifindex = links.create(self.kernel.netlink, link, netns)
-        undo.push(f"create {link.host_name}", partial(self._delete_link, ifindex))
-        self.ports.set(endpoint_id, PortState(ifindex, link, netns.identity))
+        netns = NetNamespace(link.netns_path)
+        try:
+            if netns.identity == self._own_netns:
+                raise Invalid("$.NetnsPath", f"{link.netns_path} is the node's own network namespace")
+            before = self.ports.get(endpoint_id)
+            pair = links.create(self.kernel.netlink, link, netns)
+        except BaseException:
+            netns.close()
+            raise
+        opened[endpoint_id] = _Opened(netns, link, pair)
+        undo.push(f"create {link.host_name}", partial(self._delete_link, pair.host))
+        self.ports.set(endpoint_id, PortState(pair.host, link, netns.identity))
         undo.push("port", partial(self._put_port_back, endpoint_id, before))
 
     def _put_port_back(self, endpoint_id: str, state: PortState | None) -> None:
@@ -341,8 +354,3 @@ def _there(value: T | None, what: str, name: str) -> T:
     if value is None:
         raise NotFound(what, name)
     return value
-
-
-def _close_all(opened: dict[str, NetNamespace]) -> None:
-    for netns in opened.values():
-        netns.close()

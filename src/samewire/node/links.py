@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from samewire.errors import Conflict, KernelError, NotFound
+import msgspec
+
+from samewire.errors import Conflict, KernelError
 from samewire.kernel import sysctl
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import (
@@ -20,6 +22,7 @@ from samewire.kernel.rtnetlink import (
     address_add,
     address_del,
     address_dump,
+    codec,
     link_del,
     link_get,
     link_set,
@@ -39,12 +42,23 @@ from samewire.vfp.address import Prefix
 from samewire.vfp.model import LINK_GROUP, LinkRoute, PortLink
 
 _TABLE_MAIN: Final = 254
+_IFLA_AF_SPEC: Final = 26
+_AF_INET6: Final = 10
+_ADDR_GEN_MODE: Final = 8
+_MODE_NONE: Final = 1
 _QUEUE_S: Final = 0.05  # what the shaper's queue holds beyond its bucket
 _IPV6_OFF: Final = frozenset({errno.EACCES, errno.EPERM, errno.EOPNOTSUPP})
 
 
-def create(netlink: Netlink, link: PortLink, netns: NetNamespace) -> int:
-    """Make the pair, both ends down; returns the host end's ifindex.
+class Pair(msgspec.Struct, frozen=True):
+    """Indexes of the two ends, each in its own namespace."""
+
+    host: int
+    peer: int
+
+
+def create(netlink: Netlink, link: PortLink, netns: NetNamespace) -> Pair:
+    """Make the pair, both ends down.
 
     Raises Conflict when the pod has an interface of that name, KernelError.
     """
@@ -66,20 +80,19 @@ def create(netlink: Netlink, link: PortLink, netns: NetNamespace) -> int:
         if not _remove_leftover(netlink, link.host_name):
             raise Conflict(f"{netns.path} has an interface {link.interface_name} already") from error
         netlink.request(request)
-    return netlink.get(link_get(link.host_name)).ifindex
+    made = netlink.get(link_get(link.host_name))
+    return Pair(made.ifindex, made.peer_ifindex)
 
 
-def activate(netlink: Netlink, hooks: Hooks, link: PortLink, ifindex: int, netns: NetNamespace) -> None:
+def activate(netlink: Netlink, hooks: Hooks, link: PortLink, pair: Pair, netns: NetNamespace) -> None:
     """Open the port: the tables must hold its policies by now. Raises KernelError."""
-    quiet(link.host_name)
-    requests = hooks.pod_requests(ifindex)
+    requests = hooks.pod_requests(pair.host)
     if link.rate_bytes_per_s:
-        requests.append(shaper(ifindex, link))
-    requests.append(link_set(ifindex, up=True, alias=link.alias))
+        requests.append(shaper(pair.host, link))
+    requests.append(_quiet(link_set(pair.host, up=True, alias=link.alias)))
     netlink.batch(requests)
     with Netlink(netns.fd) as inside:
-        peer = inside.get(link_get(link.interface_name)).ifindex
-        requests = pod_requests(link, peer)
+        requests = pod_requests(link, pair.peer)
         try:
             inside.batch(requests)
         except KernelError as error:
@@ -201,12 +214,10 @@ def shaper(ifindex: int, link: PortLink) -> Request:
     return tbf_replace(ifindex, rate, burst, burst + round(rate * _QUEUE_S))
 
 
-def quiet(host_name: str) -> None:
-    """Keep the host's own IPv6 off the host end: it would announce itself to the pod. Raises KernelError."""
-    try:
-        sysctl.write(("net", "ipv6", "conf", host_name, "disable_ipv6"), 1)
-    except NotFound:
-        pass  # a kernel without IPv6
+def _quiet(request: Request) -> Request:
+    """Without an IPv6 address of its own a host end does not announce itself to the pod."""
+    none = codec.nested(_IFLA_AF_SPEC, codec.nested(_AF_INET6, codec.u8(_ADDR_GEN_MODE, _MODE_NONE)))
+    return msgspec.structs.replace(request, body=request.body + none)
 
 
 def _remove_leftover(netlink: Netlink, host_name: str) -> bool:

@@ -62,8 +62,12 @@ class Watcher:
         return self._node
 
     def _readable(self) -> None:
-        for event in self._monitor.receive():
-            self._look(event)
+        events = self._monitor.receive()
+        # Of a link only the latest state counts: it is announced while it is still being set up, too.
+        latest = {event.link.ifindex: event for event in events if isinstance(event, LinkNew)}
+        for event in events:
+            if not isinstance(event, LinkNew) or latest[event.link.ifindex] is event:
+                self._look(event)
 
     def _look(self, event: Event) -> None:
         node = self.node
