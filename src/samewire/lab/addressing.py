@@ -81,6 +81,11 @@ def on_underlay(cluster: Cluster, pod_cidr: str) -> IPNetwork | None:
     return next((outer for outer in underlay_prefixes(cluster) if within(inner, outer)), None)
 
 
+def first_host(prefix: str) -> str:
+    """``10.244.1.0/24`` -> ``10.244.1.1``."""
+    return str(ipaddress.ip_network(prefix).network_address + 1)
+
+
 def bare(interface: str) -> str:
     """``10.0.0.1/24`` -> ``10.0.0.1``."""
     return interface.partition("/")[0]

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Any
 
 from samewire.errors import Unavailable
 from samewire.lab.addressing import family_of, on_underlay
 from samewire.lab.cluster import Network, NetworkType
-from samewire.lab.plan import NodePlan, Plan
+from samewire.lab.plan import NodePlan, Plan, gateway
 from samewire.lab.stack import Vtep
-
-
-def gateway(plan: Plan, node: NodePlan, prefix: str) -> str:
-    """The next hop of a pod prefix's default route: the underlay's router for a range of the underlay, else
-    .1.
-    """
-    family = family_of(prefix)
-    if on_underlay(plan.cluster, prefix) is not None:
-        return next(via for via in node.uplink.gateways if family_of(via) == family)
-    return str(ipaddress.ip_network(prefix).network_address + 1)
 
 
 def network_object(plan: Plan, node: NodePlan, network: Network, uplink: str) -> dict[str, Any]:
@@ -70,7 +59,7 @@ def dr_mac(network: dict[str, Any]) -> str:
 def _subnet(plan: Plan, node: NodePlan, network: Network, prefix: str) -> dict[str, Any]:
     under = on_underlay(plan.cluster, prefix)
     default = "0.0.0.0/0" if family_of(prefix) == 4 else "::/0"
-    routes = [{"NextHop": gateway(plan, node, prefix), "DestinationPrefix": default}]
+    routes = [{"NextHop": gateway(plan.cluster, node, prefix), "DestinationPrefix": default}]
     policies = []
     if network.type is NetworkType.OVERLAY:
         policies.append({"Type": "VSID", "Settings": {"IsolationId": network.vni}})

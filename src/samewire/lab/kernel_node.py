@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from samewire.lab.addressing import family_of, on_underlay
+from samewire.lab.addressing import family_of, first_host, on_underlay
 from samewire.lab.cluster import Network, NetworkType
 from samewire.lab.cni import DEBIAN_PLUGINS, Runtime, dns_section, host_local, port_mappings
 from samewire.lab.commands import bridge_batch, in_netns, ip_batch, netns_path, run, sysctls
@@ -92,7 +92,7 @@ class KernelNode:
             return ()
         overlay = self._network.type is NetworkType.OVERLAY
         bases = [_base(prefix) for prefix in self._node.pod_cidrs] if overlay else []
-        return (*(_gateway(prefix) for prefix in self._node.pod_cidrs), *bases)
+        return (*(first_host(prefix) for prefix in self._node.pod_cidrs), *bases)
 
     async def _vxlan_device(self) -> str:
         """The VXLAN device with the base address of each pod prefix; returns its MAC address."""
@@ -163,7 +163,3 @@ class KernelNode:
 def _base(prefix: str) -> str:
     """The first address of a prefix: what flannel gives to the VXLAN device."""
     return str(ipaddress.ip_network(prefix).network_address)
-
-
-def _gateway(prefix: str) -> str:
-    return str(ipaddress.ip_network(prefix).network_address + 1)

@@ -15,7 +15,7 @@ from msgspec import Struct
 from samewire.lab.addressing import family_of, within
 from samewire.lab.cluster import NetworkType, Stack
 from samewire.lab.names import DNS_PORT, KUBELET_PORT, OUTSIDE_PORT
-from samewire.lab.plan import nat_exceptions, network_named
+from samewire.lab.plan import gateway, nat_exceptions, network_named
 from samewire.lab.podspec import served_ports
 from samewire.lab.probes import Expected, Probe
 from samewire.lab.state import LabState, NodeState, OutsideState, PodState
@@ -184,7 +184,9 @@ class Matrix:
             yield from _probes(
                 "node to own hostPort by 127.0.0.1", row, node, loopback, (*own, "127.0.0.1"), columns
             )
-        itself = (*own, *_of_family(pod.addresses, target.address))
+        # What a pod sees of a connection to itself is NATed, to its gateway or to an address of the node.
+        gateways = [gateway(self._state.cluster, node.plan, prefix) for prefix in node.plan.pod_cidrs]
+        itself = _of_family((*own, *gateways, *pod.addresses), target.address)
         yield from _probes("pod to its own hostPort", row, pod, target, itself, columns)
         for other in self.chosen:
             if other is pod or other.pod.network != pod.pod.network:

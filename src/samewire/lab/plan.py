@@ -6,7 +6,16 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from samewire.lab.addressing import Attachment, bare, family_of, leg, node_attachments, segments
+from samewire.lab.addressing import (
+    Attachment,
+    bare,
+    family_of,
+    first_host,
+    leg,
+    node_attachments,
+    on_underlay,
+    segments,
+)
 from samewire.lab.cluster import Cluster, Network, Stack
 from samewire.lab.manifests import Skipped, parse_manifests
 from samewire.lab.schedule import Pending, Pod, Scheduler
@@ -81,6 +90,13 @@ def make_plan(cluster: Cluster, manifests: Mapping[str, str]) -> Plan:
 def network_named(cluster: Cluster, name: str) -> Network:
     """The network of that name; the loader made sure that it exists."""
     return next(network for network in cluster.networks if network.name == name)
+
+
+def gateway(cluster: Cluster, node: NodePlan, prefix: str) -> str:
+    """The next hop of a pod prefix's default route: the router for a range of the underlay, else ``.1``."""
+    if on_underlay(cluster, prefix) is not None:
+        return next(via for via in node.uplink.gateways if family_of(via) == family_of(prefix))
+    return first_host(prefix)
 
 
 def nat_exceptions(cluster: Cluster, network: Network) -> tuple[str, ...]:

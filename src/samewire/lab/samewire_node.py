@@ -17,8 +17,8 @@ from samewire.lab.addressing import family_of, on_underlay
 from samewire.lab.cluster import Network, NetworkType
 from samewire.lab.cni import DEBIAN_PLUGINS, Runtime, dns_argument, host_local, port_mappings
 from samewire.lab.commands import ip_batch, netns_path
-from samewire.lab.hns import dr_mac, gateway, network_object, remote_subnet_routes
-from samewire.lab.plan import nat_exceptions, network_named
+from samewire.lab.hns import dr_mac, network_object, remote_subnet_routes
+from samewire.lab.plan import gateway, nat_exceptions, network_named
 from samewire.lab.podspec import DnsConfig
 from samewire.lab.processes import READY_TIMEOUT_S, Launch, is_alive, log_tail, poll, start
 from samewire.lab.schedule import Pod
@@ -28,7 +28,7 @@ from samewire.lab.underlay import UPLINK
 
 _CLIENT = "samewire-cni"
 _BUILT = Path(samewire.__file__).parent / "_build"
-_DAEMON = "from samewire.cli.main import main; main()"
+_DAEMON = "samewire.cli.daemon"
 
 
 class SamewireNode:
@@ -85,7 +85,7 @@ class SamewireNode:
         if found.type is NetworkType.OVERLAY and not found.host_route:
             return ()
         routed = [prefix for prefix in self._node.pod_cidrs if on_underlay(self._cluster, prefix) is None]
-        return tuple(gateway(self._context.plan, self._node, prefix) for prefix in routed)
+        return tuple(gateway(self._cluster, self._node, prefix) for prefix in routed)
 
     async def _start_daemon(self) -> None:
         for directory in (self._run_dir, self._context.directory / "state"):
@@ -98,7 +98,7 @@ class SamewireNode:
             netns=self._context.netns,
             hostname=self._node.name,
             cgroups=(self._context.host_cgroup,),
-            command=(sys.executable, "-c", _DAEMON, "daemon", "--config", str(config)),
+            command=(sys.executable, "-m", _DAEMON, "--config", str(config)),
             private_mounts=False,
         )
         await start(launch)
@@ -159,7 +159,7 @@ class SamewireNode:
 
     def _range(self, prefix: str) -> dict[str, str]:
         """A host-local range: the pod prefix, or on the underlay that part of the underlay's subnet."""
-        via = gateway(self._context.plan, self._node, prefix)
+        via = gateway(self._cluster, self._node, prefix)
         under = on_underlay(self._cluster, prefix)
         if under is None:
             return {"subnet": prefix, "gateway": via}

@@ -1,0 +1,89 @@
+"""The shipped examples, as they are: Samewire nodes beside stock ones, every cell as expected, nothing left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.lab import (
+    COMMAND,
+    footprint,
+    lab_json,
+    namespace_inodes,
+    processes_in,
+    run_lab,
+    variant,
+    wrong_cells,
+)
+
+pytestmark = pytest.mark.root
+
+NAME = f"te{os.getpid()}"
+
+
+@pytest.fixture(autouse=True)
+def gone() -> Iterator[None]:
+    """Whatever a test does, nothing of its lab stays."""
+    yield
+    run_lab("down", NAME)
+
+
+def up(example: str, directory: Path) -> None:
+    done = run_lab("up", str(variant(example, NAME, directory)))
+    assert done.returncode == 0, done.stderr + done.stdout
+
+
+def assert_gone(inodes: set[int]) -> None:
+    left = footprint(NAME)
+    assert not any(left.values()), left
+    assert processes_in(inodes) == []
+
+
+@pytest.mark.parametrize("example", ["mixed-cluster", "l2bridge", "two-tenants"])
+def test_every_cell_of_an_example_and_nothing_left(example: str, tmp_path: Path) -> None:
+    up(example, tmp_path)
+    inodes = namespace_inodes(NAME)
+    assert wrong_cells(lab_json("check", NAME)) == []
+    assert run_lab("down", NAME).returncode == 0
+    assert_gone(inodes)
+
+
+def test_tenants_have_the_same_addresses_and_do_not_meet(tmp_path: Path) -> None:
+    up("two-tenants", tmp_path)
+    addresses: dict[str, set[str]] = {"red": set(), "blue": set()}
+    for pod in lab_json("show", NAME)["pods"]:
+        addresses[pod["pod"]["network"]] |= set(pod["addresses"])
+    assert addresses["red"] < addresses["blue"]
+    report = lab_json("check", NAME)
+    silent = [cell for cell in report["cells"] if cell["category"] == "other tenant's address"]
+    assert {cell["address"] for cell in silent} == addresses["blue"] - addresses["red"]
+    assert wrong_cells(report) == []
+
+
+def test_l2bridge_with_routed_pod_prefixes(tmp_path: Path) -> None:
+    file = variant("l2bridge", NAME, tmp_path)
+    text = file.read_text().replace('172.29.0.0/16, "fd29::/64", ', '10.244.0.0/16, "fd00:244::/48", ')
+    for number in (1, 2, 3):
+        text = text.replace(f"172.29.{number}.0/24", f"10.244.{number}.0/24")
+        text = text.replace(f"fd29::{number}:0/112", f"fd00:244:0:{number}::/64")
+    file.write_text(text.replace('"2001:db8:100::10"]', '"2001:db8:100::10"]\n    pod_routes: true'))
+    assert run_lab("up", str(file)).returncode == 0
+    assert wrong_cells(lab_json("check", NAME)) == []
+
+
+@pytest.mark.parametrize("journal_lines", [14, 20, 30])
+def test_down_after_kill_9_of_up_with_daemons(tmp_path: Path, journal_lines: int) -> None:
+    file = variant("mixed-cluster", NAME, tmp_path)
+    journal = Path(f"/run/samewire-lab/{NAME}/journal")
+    with subprocess.Popen((*COMMAND, "up", str(file)), stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            if journal.exists() and len(journal.read_text().splitlines()) >= journal_lines:
+                break
+        process.kill()
+    inodes = namespace_inodes(NAME)
+    assert run_lab("down", NAME).returncode == 0
+    assert_gone(inodes)
