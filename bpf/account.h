@@ -122,6 +122,18 @@ __noinline int sw_count_drop(__u32 port, __u32 layer, __u32 reason, __u32 rule)
 	return TC_ACT_SHOT;
 }
 
+#ifdef TRACE
+SW_INLINE int sw_final(struct sw_packet *p, __u8 layer, __u8 fate, __u32 target)
+{
+	struct sw_trace_output *out = sw_trace_here();
+
+	sw_step_record(p, layer | SW_STEP_FINAL << 8, fate, 0, target);
+	if (out)
+		out->fate = fate;
+	return TC_ACT_OK;
+}
+#endif
+
 SW_INLINE int sw_drop_at(struct sw_packet *p, __u32 port, __u8 layer, __u8 reason, __u32 rule)
 {
 	sw_count_drop(port, layer, reason, rule);

@@ -27,18 +27,6 @@ SW_INLINE __u32 sw_wire_length(struct __sk_buff *skb, const struct sw_packet *p)
 	return gso ? gso + p->payload_offset - SW_L3 : skb->len - SW_L3;
 }
 
-#ifdef TRACE
-SW_INLINE int sw_final(struct sw_packet *p, __u8 layer, __u8 fate, __u32 target)
-{
-	struct sw_trace_output *out = sw_trace_here();
-
-	sw_step_record(p, layer | SW_STEP_FINAL << 8, fate, 0, target);
-	if (out)
-		out->fate = fate;
-	return TC_ACT_OK;
-}
-#endif
-
 SW_INLINE int sw_to_port(struct __sk_buff *skb, struct sw_packet *p, __u32 id, const struct sw_port *port)
 {
 	if (port->flags & SW_PORT_BLOCKED)

@@ -120,7 +120,7 @@ SW_INLINE int sw_arp(struct __sk_buff *skb, struct sw_packet *p, const struct sw
 
 		if (route && route->kind == SW_ROUTE_UPLINK && uplink) {
 #ifdef TRACE
-			return TC_ACT_OK;
+			return sw_final(p, SW_LAYER_L2, SW_TO_UPLINK, uplink);
 #else
 			skb->mark = SW_MARK;
 			return bpf_redirect(uplink, 0);
@@ -248,7 +248,7 @@ SW_INLINE int sw_neighbour(struct __sk_buff *skb, struct sw_packet *p, const str
 
 		if (route && route->kind == SW_ROUTE_UPLINK && uplink) {
 #ifdef TRACE
-			return TC_ACT_OK;
+			return sw_final(p, SW_LAYER_L2, SW_TO_UPLINK, uplink);
 #else
 			skb->mark = SW_MARK;
 			return bpf_redirect(uplink, 0);

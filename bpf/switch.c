@@ -138,15 +138,10 @@ SW_INLINE int sw_from_uplink(struct __sk_buff *skb, struct sw_packet *p, __u32 i
 		return SW_PASS;
 	if (sw_is_multicast(p))
 		return SW_PASS;
-	if (p->fragment == SW_FRAGMENT_LATER) {
-		struct sw_route *route = sw_find_route(SW_SCOPE_UPLINK, p->family, &p->tuple.destination);
-
-		/* Ours only if its first was; the node reassembles its own. */
-		if (!route || (route->kind != SW_ROUTE_LOCAL && route->kind != SW_ROUTE_HOST))
-			return SW_PASS;
-		if (route->kind == SW_ROUTE_HOST && sw_fragment(p) == SW_UNKNOWN)
-			return SW_PASS;
-	}
+	/* Ours only if its first was; the node reassembles its own. */
+	if (p->fragment == SW_FRAGMENT_LATER && sw_fragment(p) == SW_UNKNOWN &&
+	    !sw_is_local_address(SW_SCOPE_UPLINK, p->family, &p->tuple.destination))
+		return SW_PASS;
 	return sw_go(skb, p, 0);
 }
 

@@ -44,6 +44,14 @@ SW_INLINE int sw_is_host_address(__u16 scope, __u8 family, const struct sw_addr 
 	return route && route->kind == SW_ROUTE_HOST;
 }
 
+/* Whether an address of the scope is an endpoint's, here or behind another node. */
+SW_INLINE int sw_is_local_address(__u16 scope, __u8 family, const struct sw_addr *address)
+{
+	struct sw_route *route = sw_find_route(scope, family, address);
+
+	return route && route->kind == SW_ROUTE_LOCAL;
+}
+
 /* A host port: for this very address, else for every address of the node (any_address says it is one). */
 SW_INLINE struct sw_portmap *sw_find_portmap(__u8 family, __u8 protocol, const struct sw_addr *address, __be16 port,
 					     int any_address)

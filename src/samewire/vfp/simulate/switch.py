@@ -25,7 +25,6 @@ from samewire.vfp.simulate.flows import switch
 from samewire.vfp.simulate.packet import (
     ETH_ARP,
     FRAGMENT_FIRST,
-    FRAGMENT_LATER,
     UDP,
     Malformed,
     Packet,
@@ -148,10 +147,6 @@ class Simulator:
         outer = packet.protocol == UDP and packet.tuple.destination_port == config.vxlan_port
         if (outer and not packet.fragment) or _is_multicast(packet):
             raise Passed
-        if packet.fragment == FRAGMENT_LATER:
-            route = self.state.route(SCOPE_UPLINK, packet.family, packet.tuple.destination)
-            if route is None or route.kind not in (RouteKind.LOCAL, RouteKind.HOST):
-                raise Passed
 
     def _from_tunnel(self, walk: Walk, vni: int) -> None:
         found = self.state.vni(vni)
@@ -185,10 +180,9 @@ class Simulator:
             return
         seen = state.fragments.get(key)
         if seen is None or state.now_tick - seen.seen_tick > _FRAGMENT_TICKS:
-            if walk.arrival == Arrival.UPLINK and state.is_host_address(
-                SCOPE_UPLINK, packet.family, ends.destination
-            ):
-                raise Passed
+            route = state.route(SCOPE_UPLINK, packet.family, ends.destination)
+            if walk.arrival == Arrival.UPLINK and (route is None or route.kind != RouteKind.LOCAL):
+                raise Passed  # ours only if its first was; the node reassembles its own
             raise Dropped(Layer.FRAGMENT, Reason.FRAGMENT_UNKNOWN)
         packet.tuple = replace(ends, source_port=seen.source_port, destination_port=seen.destination_port)
 
