@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from samewire.errors import NotFound, SamewireError
+from samewire.errors import SamewireError
 
 _LOG_WIDTH = 140
 
@@ -176,22 +176,23 @@ def show(lab_name: str | None, as_json: bool) -> None:
 
 @lab.command()
 @_lab_argument
+@click.option("--all", "every", is_flag=True, help="Remove all labs of this machine.")
 @_reporting
-def down(lab_name: str | None) -> None:
-    """Remove a lab (all of them where none is named) and everything it made."""
+def down(lab_name: str | None, every: bool) -> None:
+    """Remove a lab (the only one, where none is named) and everything it made."""
     from samewire.lab.down import down as remove
-    from samewire.lab.state import labs
+    from samewire.lab.state import labs, the_lab
 
-    names = [lab_name] if lab_name else labs()
-    if not names:
+    found = labs()
+    if lab_name is not None and lab_name not in found:
+        click.echo(f"lab {lab_name} is not up")
+        return
+    if lab_name is None and not found:
         click.echo("no lab is up")
-    for name in names:
-        try:
-            asyncio.run(remove(name))
-        except NotFound:
-            click.echo(f"lab {name} is not up")
-        else:
-            click.echo(f"lab {name} is gone")
+        return
+    for name in found if every else [the_lab(lab_name)]:
+        asyncio.run(remove(name))
+        click.echo(f"lab {name} is gone")
 
 
 @lab.command()
