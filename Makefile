@@ -66,10 +66,10 @@ setup-test: build/.apt-RUN build/.apt-TEST build/.installed native
 .PHONY: lab lab-down
 lab: setup ## bring up examples/mixed-cluster.yaml, check every path, print the table
 	$(VENV)/bin/samewire lab up examples/mixed-cluster.yaml
-	$(VENV)/bin/samewire lab check
+	$(VENV)/bin/samewire lab check mixed
 
 lab-down: ## remove the lab and everything it made
-	$(VENV)/bin/samewire lab down
+	$(VENV)/bin/samewire lab down mixed
 
 .PHONY: test lint test-fast test-kernels
 lint: build/.installed
