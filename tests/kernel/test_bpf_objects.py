@@ -129,6 +129,7 @@ def test_close_closes_everything_once(compiled: Compiled) -> None:
     opened.close()
     opened.close()
     assert open_descriptors() == before
+    assert (table.fd, program.fd) == (-1, -1)  # not the numbers of files to come
     with pytest.raises(KernelError, match="EBADF"):
         table.lookup(ZERO)
     with pytest.raises(KernelError, match="EBADF"):

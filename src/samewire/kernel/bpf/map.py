@@ -20,7 +20,6 @@ _PERCPU_TYPES: Final = frozenset({5, 6, 10})  # BPF_MAP_TYPE_PERCPU_HASH, _ARRAY
 _LPM_TYPE: Final = 11
 # BPF_MAP_TYPE_HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LRU_PERCPU_HASH, LPM_TRIE
 _BATCH_TYPES: Final = frozenset({1, 2, 5, 6, 9, 10, 11})
-_WALK_ATTEMPTS: Final = 10
 
 
 class UpdateFlag(IntEnum):
@@ -134,8 +133,8 @@ class BpfMap:
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All elements; per-CPU values as from ``lookup``.
 
-        Hash tables may change meanwhile: what is there all the time is seen, nothing is seen twice. A trie must
-        have no other writer. Types that cannot be read element by element raise KernelError.
+        Hash tables may change meanwhile: what is there all the time is seen, nothing is seen twice. A trie may
+        be changed by the caller as it goes, and by nobody else. Types without elements raise KernelError.
         """
         if self.type == _LPM_TYPE:
             # Whole before the first is given out: the walk would begin anew if the caller removed what it got.
@@ -225,35 +224,23 @@ class BpfMap:
     def _items_by_batch(self) -> Iterator[tuple[bytes, bytes]]:
         operation = f"read {self.name}"
         options = b.BatchOpts(sz=ct.sizeof(b.BatchOpts))
-        size = min(_BATCH, self.max_entries)
+        size = min(_BATCH, self.max_entries)  # more than any bucket of a hash table holds
         position = ct.create_string_buffer(max(self.key_size, 4))
-        started = False
-        attempts = 0
-        while True:
+        start = None
+        more = True
+        while more:
             keys = ct.create_string_buffer(size * self.key_size)
             values = ct.create_string_buffer(size * self._room)
             count = ct.c_uint32(size)
             b.begin(operation)
             result = b.lib.bpf_map_lookup_batch(
-                self.fd,
-                position if started else None,
-                position,
-                keys,
-                values,
-                ct.byref(count),
-                ct.byref(options),
+                self.fd, start, position, keys, values, ct.byref(count), ct.byref(options)
             )
-            if result == -errno.ENOSPC and size < self.max_entries:
-                size = min(size * 2, self.max_entries)  # one bucket holds more than a batch
-                continue
-            if result == -errno.EINTR and attempts < _WALK_ATTEMPTS:
-                attempts += 1  # elements went away under the reader
-            elif result != -errno.ENOENT:
+            more = result != -errno.ENOENT
+            if more:
                 b.check(result, operation)
             yield from self._pairs(keys.raw, values.raw, count.value)
-            if result == -errno.ENOENT:
-                return
-            started = started or count.value > 0
+            start = position
 
     def _pairs(self, keys: bytes, values: bytes, count: int) -> Iterator[tuple[bytes, bytes]]:
         width, room = self.key_size, self._room
