@@ -24,14 +24,22 @@ from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import Netlink
 from samewire.node import links
 from samewire.node.bindings import BindingChange, HostBindings
-from samewire.node.flowsweep import FlowSweeper
 from samewire.node.hooks import Hooks
 from samewire.node.hostnet import HostNet
 from samewire.node.numbers import Key, StoreNumbers
-from samewire.node.planning import Owner, Steps, endpoint_owner, netns_path, plan_changes, plan_everything
+from samewire.node.planning import (
+    NODE,
+    Owner,
+    Steps,
+    endpoint_owner,
+    netns_path,
+    plan_changes,
+    plan_everything,
+)
 from samewire.node.ports import Ports, PortState
 from samewire.node.reaper import LinkReaper
 from samewire.node.stats import read_stats
+from samewire.node.sweep import PortSweeper
 from samewire.node.tables import KernelTables
 from samewire.node.undo import UndoStack
 from samewire.vfp.compile import (
@@ -100,7 +108,7 @@ class NodeSwitch:
         self.wanted = Wanted()
         self.ports = Ports()
         self.lock = asyncio.Lock()
-        self.sweeper = FlowSweeper(kernel.tables.maps["sw_flows"])
+        self.sweeper = PortSweeper(kernel.tables.maps["sw_flows"], kernel.tables.maps["sw_drops"])
         self.version = 0
         """Grows with every change; a reader that saw two values has not seen one state."""
         self.suspect = asyncio.Event()
@@ -137,6 +145,16 @@ class NodeSwitch:
                 await self._carry_out(plan_everything(view, self.ports.__contains__), view)
             except BaseException:
                 self.node_facts, self._hcn_facts, self.kernel.hostnet.uplink = before
+                raise
+
+    async def set_config(self, facts: NodeFacts, view: StoreView) -> None:
+        """Take over facts that matter to the programs alone. Raises SamewireError."""
+        async with self.lock:
+            before, self.node_facts = self.node_facts, facts
+            try:
+                await self._carry_out(Steps(owners={NODE: True}), view)
+            except BaseException:
+                self.node_facts = before
                 raise
 
     def restore(self, view: StoreView, adopted: Iterable[tuple[str, PortState]]) -> None:

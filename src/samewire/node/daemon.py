@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -17,16 +16,20 @@ from aiohttp import web
 
 from samewire.cni.server import CniServer
 from samewire.cni.verbs import CniPlugin
-from samewire.errors import Conflict, Unavailable
+from samewire.errors import Unavailable
 from samewire.hcn.http import HttpServer, make_app
 from samewire.kernel.rtnetlink import LinkMonitor
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
 from samewire.node.metrics import CONTENT_TYPE, make_registry, render
 from samewire.node.node import Node
+from samewire.node.runlock import lock_run_dir
 from samewire.node.testhooks import from_environment
 from samewire.node.tools import node_routes
+from samewire.node.toolview import ToolView
 from samewire.node.watch import Watcher
+from samewire.trace import doctor_service, view_service
+from samewire.trace import service as trace_service
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +43,6 @@ class Daemon:
 
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
-        self._lock_fd = -1
         self._closers: list[tuple[str, Closer]] = []
         self.node: Node | None = None
 
@@ -65,14 +67,23 @@ class Daemon:
     async def _start(self, object_path: Path | None) -> None:
         config = self.config
         config.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self._lock_fd = _lock(config.run_dir / "daemon.lock")
-        self._closers.append(("lock", self._unlock))
+        lock = ExitStack()
+        lock.enter_context(lock_run_dir(config.run_dir))
+        self._closers.append(("lock", _async(lock.close)))
         watcher = Watcher(LinkMonitor())
         self._closers.append(("monitor", _async(watcher.stop_listening)))
         node = self.node = await Node.start(config, watcher.listen, object_path)
         self._closers.append(("node", node.close))
         registry = make_registry(node)
-        app = make_app(node.service, node_routes(node, registry), config.allowed_uids)
+        tools = ToolView(node)
+        self._closers.append(("tools", _async(tools.close)))
+        routes = [
+            *node_routes(node, registry),
+            *trace_service.routes(tools),
+            *view_service.routes(tools),
+            *doctor_service.routes(tools),
+        ]
+        app = make_app(node.service, routes, config.allowed_uids)
         http = HttpServer(app, config.http_socket)
         await http.start()
         self._closers.append(("http", http.close))
@@ -85,9 +96,6 @@ class Daemon:
         watcher.run()
         self._closers.append(("watcher", watcher.close))
         log.info("serving", http=str(config.http_socket), cni=str(config.cni_socket))
-
-    async def _unlock(self) -> None:
-        os.close(self._lock_fd)
 
 
 async def run_daemon(config: NodeConfig) -> None:
@@ -136,20 +144,6 @@ async def _serve_metrics(address: tuple[str, int], text: Callable[[], bytes]) ->
         await runner.cleanup()
         raise Unavailable(f"metrics_listen {host}:{port}", str(error)) from error
     return runner
-
-
-def _lock(path: Path) -> int:
-    """Hold the run directory. Raises Conflict when another daemon does."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.read(descriptor, 32).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise Conflict(f"{path.parent} is in use by the daemon with process id {holder or '?'}") from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
 
 
 def _async(function: Callable[[], None]) -> Closer:

@@ -26,7 +26,6 @@ from samewire.kernel.rtnetlink import (
     clsact_add,
     clsact_del,
     filter_dump,
-    qdisc_dump,
 )
 from samewire.kernel.rtnetlink.tc import Direction
 
@@ -107,7 +106,9 @@ class Hooks:
     def on_uplink(self, ifindex: int) -> bool:
         """Whether both programs are on the uplink. Raises KernelError."""
         if has_tcx():
-            return all((self._links / f"{name}_{ifindex}").exists() for name, _, _ in _UPLINK)
+            return all(
+                self._linked(f"{name}_{ifindex}", self._programs[name], ifindex) for name, _, _ in _UPLINK
+            )
         return all(
             any(
                 item.priority == UPLINK_PRIORITY and item.program_id == self._programs[name].id
@@ -159,8 +160,13 @@ class Hooks:
             pass
         else:
             try:
-                link.update(program)
-                return
+                if (
+                    kind not in (AttachType.TCX_INGRESS, AttachType.TCX_EGRESS)
+                    or link.info().ifindex == target
+                ):
+                    link.update(program)
+                    return
+                pin.unlink()
             except KernelError as error:
                 if error.errno not in _DEFUNCT:
                     raise
@@ -173,6 +179,14 @@ class Hooks:
         finally:
             link.close()
 
+    def _linked(self, name: str, program: BpfProgram, ifindex: int) -> bool:
+        try:
+            with BpfLink.open_pinned(self._links / name) as link:
+                info = link.info()
+        except NotFound:
+            return False
+        return (info.program_id, info.ifindex) == (program.id, ifindex)
+
     def _unpin_others(self, prefix: str, keep: set[str]) -> None:
         for pin in pins(self._links, prefix):
             if pin.name not in keep:
@@ -184,10 +198,10 @@ def pins(links: Path, prefix: str = "") -> Iterator[Path]:
     yield from (path for path in sorted(links.iterdir()) if path.name.startswith(prefix))
 
 
-def detach_uplink(netlink: Netlink, ifindex: int) -> None:
+def detach_uplink(netlink: Netlink, ifindex: int) -> bool:
     """Remove our filters from a device that is not ours; the clsact hook too if nothing else is on it.
 
-    Raises KernelError.
+    Returns whether there were any. Raises KernelError.
     """
     gone = (errno.ENOENT, errno.EINVAL, errno.ENODEV)
     removed = False
@@ -195,11 +209,9 @@ def detach_uplink(netlink: Netlink, ifindex: int) -> None:
         found = netlink.dump(filter_dump(ifindex, direction))
         if any(item.priority == UPLINK_PRIORITY for item in found):
             removed = True
-            netlink.request(
-                bpf_filter_del(
-                    ifindex, direction, priority=UPLINK_PRIORITY, handle=UPLINK_PRIORITY
-                ).tolerating(*gone)
-            )
+            request = bpf_filter_del(ifindex, direction, priority=UPLINK_PRIORITY, handle=UPLINK_PRIORITY)
+            netlink.request(request.tolerating(*gone))
     left = [item for _, direction, _ in _UPLINK for item in netlink.dump(filter_dump(ifindex, direction))]
-    if removed and not left and any(item.kind == "clsact" for item in netlink.dump(qdisc_dump(ifindex))):
+    if removed and not left:
         netlink.request(clsact_del(ifindex).tolerating(*gone))
+    return removed

@@ -11,6 +11,7 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import structlog
 
 import samewire
@@ -39,6 +40,7 @@ from samewire.node.tables import KernelTables
 from samewire.vfp.compile import compile_link
 from samewire.vfp.compile.link import host_name
 from samewire.vfp.diff import Put, diff
+from samewire.vfp.model import NodeFacts
 
 log = structlog.get_logger(__name__)
 
@@ -66,10 +68,11 @@ class Node:
         self.reaper = LinkReaper()
         hostnet = HostNet(netlink, self.devices.host_ifindex)
         hostnet.uplink = self.uplink.ifindex
+        self._reporting = False
         self.switch = NodeSwitch(
             Kernel(netlink, KernelTables(board.maps), self.hooks, hostnet, self.reaper),
             StoreNumbers(store),
-            node_facts(config, self.uplink, self.devices),
+            self._facts(),
             hcn_facts(self.uplink, self.devices),
         )
         self.service = HnsService(store, self.switch)
@@ -127,12 +130,19 @@ class Node:
         self.hooks.attach_own(devices.tunnel_ifindex, devices.host_peer_ifindex)
         self.switch.kernel.hostnet.host = devices.host_ifindex
         self.uplink, self.devices = uplink, devices
-        await self.switch.set_facts(
-            node_facts(self.config, uplink, devices), hcn_facts(uplink, devices), self.store.state
-        )
+        await self.switch.set_facts(self._facts(), hcn_facts(uplink, devices), self.store.state)
         await self.service.refresh_facts()
         self.switch.suspect.set()
         return True
+
+    async def report_drops(self, on: bool) -> None:
+        """Have the programs send a record of each drop, or not. Raises SamewireError."""
+        self._reporting = on
+        await self.switch.set_config(self._facts(), self.store.state)
+
+    def _facts(self) -> NodeFacts:
+        facts = node_facts(self.config, self.uplink, self.devices)
+        return msgspec.structs.replace(facts, events=self._reporting)
 
     async def _bring_up(self) -> None:
         reserve_ports(self.config.state_dir, "-".join(map(str, self.config.nat_ports)))

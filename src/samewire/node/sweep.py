@@ -1,4 +1,7 @@
-"""Removes the flows of ports that are gone. They are stale anyway; this frees their places in the table."""
+"""Removes what the programs have noted about ports that are gone: their flows and their drops.
+
+The flows are stale anyway; this frees their places in the table.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import structlog
 
 from samewire.errors import KernelError
 from samewire.kernel.bpf import BpfMap
-from samewire.vfp.tables import Flow
+from samewire.vfp.tables import DropKey, Flow
 
 log = structlog.get_logger(__name__)
 
@@ -20,11 +23,12 @@ _PORTS: Final = struct.Struct("=II")
 _PORTS_AT: Final = next(field for field in Flow.fields if field.name == "port").offset
 
 
-class FlowSweeper:
+class PortSweeper:
     """Collects ports, and sweeps once for all of them."""
 
-    def __init__(self, flows: BpfMap) -> None:
+    def __init__(self, flows: BpfMap, drops: BpfMap) -> None:
         self._flows = flows
+        self._drops = drops
         self._ports: set[int] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -42,9 +46,13 @@ class FlowSweeper:
             self._task = None
 
     async def sweep(self, ports: set[int]) -> int:
-        """Remove all flows of these ports, a slice at a time; returns how many. Raises KernelError."""
+        """Remove all flows and drops of these ports, a slice at a time; returns how many flows. Raises
+        KernelError.
+        """
         removed = 0
-        doomed: list[bytes] = []
+        doomed = [key for key, _ in self._drops.items() if DropKey.unpack(key).port in ports]
+        self._drops.delete_batch(doomed)
+        doomed = []
         for number, (key, value) in enumerate(self._flows.items()):
             if not ports.isdisjoint(_PORTS.unpack_from(value, _PORTS_AT)):
                 doomed.append(key)

@@ -1,0 +1,67 @@
+"""``samewire install-cni`` and ``samewire uninstall``: putting Samewire on a node and taking it off."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from samewire.errors import SamewireError
+
+_CLIENT = "samewire-cni"
+
+
+@click.command("install-cni")
+@click.option(
+    "--bin-dir",
+    default="/opt/cni/bin",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the container runtime looks for CNI plugins.",
+)
+def install_cni(bin_dir: Path) -> None:
+    """Copy the CNI client to where the container runtime finds it."""
+    import samewire
+
+    source = Path(samewire.__file__).parent / "_build" / _CLIENT
+    if not source.exists():
+        raise click.ClickException(f"{source} is missing: this installation was built without the CNI client")
+    target, new = bin_dir / _CLIENT, bin_dir / f".{_CLIENT}.new"
+    try:
+        bin_dir.mkdir(parents=True, exist_ok=True)
+        new.write_bytes(source.read_bytes())
+        new.chmod(0o755)
+        new.rename(target)  # a runtime that starts it now gets the old one or the new one, whole
+    except OSError as error:
+        raise click.ClickException(f"{target}: {error}") from error
+    click.echo(f"installed {target}")
+
+
+@click.command("uninstall")
+@click.option(
+    "--config",
+    "config_file",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The daemon's configuration file.",
+)
+@click.option("--purge", is_flag=True, help="Forget the networks and endpoints as well.")
+def uninstall(config_file: Path, purge: bool) -> None:
+    """Remove every interface, program and setting of Samewire from this node.
+
+    Pods lose their network. The daemon must have been stopped. Does not touch what others have made.
+    """
+    from samewire.node.config import load_config
+    from samewire.node.uninstall import uninstall as remove_everything
+
+    if os.geteuid() != 0:
+        raise click.ClickException("uninstall needs root")
+    try:
+        removed = remove_everything(load_config(config_file), purge=purge)
+    except SamewireError as error:
+        raise click.ClickException(str(error)) from error
+    for line in removed:
+        click.echo(f"removed {line}")
+    if not removed:
+        click.echo("there was nothing to remove")

@@ -1,0 +1,228 @@
+"""The node as the tools see it: implements the contracts of `samewire.trace` (traces, views, doctor)."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from pathlib import Path
+from typing import Final, TypeVar
+
+import structlog
+
+from samewire.errors import NotFound, SamewireError
+from samewire.kernel import sysctl
+from samewire.kernel.bpf import BpfObject, SkbContext
+from samewire.kernel.netns import NetNamespace
+from samewire.kernel.rtnetlink import Netlink, link_dump
+from samewire.node.events import DropEvents
+from samewire.node.node import Node, switch_object
+from samewire.node.stats import all_counters
+from samewire.trace.context import EndpointInfo, PortInfo, TraceRun, describe_endpoints
+from samewire.trace.snapshot import LinkInfo, Snapshot
+from samewire.vfp.constants import Arrival, Counter
+from samewire.vfp.model import LINK_GROUP, Entries
+from samewire.vfp.record import Record
+from samewire.vfp.tables import TABLES, Count, DropEvent, Id, Table, TraceInput, TraceOutput
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+_TRACE_ONLY: Final = frozenset({"sw_trace_input", "sw_trace_output"})
+_POSITIONS: Final = "sw_flow_slots"  # tells nothing that sw_flows does not, and is large
+_AGEING_LOOK_S: Final = 0.2
+_SYSCTLS: Final = ("rp_filter", "forwarding", "accept_local")
+
+
+class ToolView:
+    """One node for the tools. `close` it."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._trace: BpfObject | None = None
+        self._trace_lock = threading.Lock()
+        self._names: dict[int, str] = {}
+        self._events = DropEvents(node.board.maps["sw_events"], node.report_drops)
+
+    @property
+    def node(self) -> str:
+        """The node's name."""
+        return self._node.config.name
+
+    def close(self) -> None:
+        """Unload the traced build."""
+        if self._trace is not None:
+            self._trace.close()
+            self._trace = None
+
+    def endpoints(self) -> list[EndpointInfo]:
+        """Every endpoint, local and remote."""
+        ports = {
+            endpoint_id: PortInfo(state.ifindex, state.link.host_name)
+            for endpoint_id, state in self._node.switch.ports
+        }
+        return describe_endpoints(self._node.store.state, ports)
+
+    def name_of_port(self, ifindex: int) -> str:
+        """The interface name of a port or device, "" when there is none."""
+        state = self._node.switch.ports.get(self._node.switch.ports.endpoint_of(ifindex))
+        if state is not None:
+            return state.link.host_name
+        if ifindex not in self._names:
+            self._names = {link.ifindex: link.name for link in self._node.netlink.dump(link_dump())}
+        return self._names.get(ifindex, "")
+
+    def tables(self, names: Collection[str] = ()) -> Entries:
+        """The content of tables as the kernel has them now. Raises KernelError, NotFound."""
+        wanted = names or [name for name in TABLES if name not in _TRACE_ONLY and name != _POSITIONS]
+        for name in wanted:
+            if name not in self._node.board.maps or name not in TABLES:
+                raise NotFound("table", name)
+        return {name: self._rows(TABLES[name]) for name in wanted}
+
+    def run_traced(
+        self, frame: bytes, arrival: Arrival, ifindex: int, vni: int, family: int, tunnel_source: bytes
+    ) -> TraceRun:
+        """Run the traced build on a frame, on the live maps. Raises KernelError."""
+        with self._trace_lock:
+            loaded = self._traced_build()
+            key = Id(0).pack()
+            wanted = TraceInput(
+                ifindex=ifindex, vni=vni, tunnel_source=tunnel_source, arrival=arrival, family=family
+            )
+            loaded.maps["sw_trace_input"].update(key, wanted.pack())
+            run = loaded.programs["sw_trace"].test_run(frame, SkbContext())
+            output = loaded.maps["sw_trace_output"].lookup(key)
+        if output is None:
+            raise NotFound("record", "sw_trace_output")
+        return TraceRun(TraceOutput.unpack(output), run.data)
+
+    def drop_events(self) -> AsyncGenerator[DropEvent, None]:
+        """Every drop from now on, until it is closed."""
+        return self._events.listen()
+
+    async def snapshot(self) -> Snapshot:
+        """Look at everything the doctor wants to see."""
+        node = self._node
+        ticks = await self._ageing()
+        differences = await _read_async(node.auditor.compare)
+        return Snapshot(
+            facts=node.switch.node_facts,
+            networks=tuple(node.store.state.networks()),
+            endpoints=tuple(self.endpoints()),
+            tables=await asyncio.to_thread(_read, self.tables),
+            differences=None
+            if differences is None
+            else tuple(f"{item.kind} {item.subject}: {item.text}" for item in differences),
+            degraded=dict(node.auditor.degraded),
+            live_namespaces=_read(self._live_namespaces),
+            links=_read(self._links),
+            sysctls=_read(self._sysctls) or {},
+            kernel_stats=_read(kernel_stats),
+            flow_capacity=node.board.maps["sw_flows"].max_entries,
+            ageing_ticks=ticks,
+        )
+
+    def _rows(self, table: Table) -> dict[Record, Record]:
+        found = self._node.board.maps[table.name]
+        rows: dict[Record, Record] = {}
+        for key, value in found.items():
+            if found.per_cpu:
+                parts = found.per_cpu_values(value)
+                rows[table.key.unpack(key)] = Count(sum(int.from_bytes(part, "little") for part in parts))
+            else:
+                rows[table.key.unpack(key)] = table.value.unpack(value)
+        return rows
+
+    def _traced_build(self) -> BpfObject:
+        """The traced build on the live tables; its scratch and records are its own."""
+        if self._trace is None:
+            loaded = BpfObject(switch_object().with_name("switch_trace.o"))
+            try:
+                declared = set(loaded.map_names())
+                live = {
+                    name: found
+                    for name, found in self._node.board.maps.items()
+                    if name in declared and name in TABLES and name not in _TRACE_ONLY
+                }
+                loaded.reuse(live)
+                loaded.load()
+            except BaseException:
+                loaded.close()
+                raise
+            self._trace = loaded
+        return self._trace
+
+    async def _ageing(self) -> tuple[int, int] | None:
+        first = _read(self._tick)
+        await asyncio.sleep(_AGEING_LOOK_S)
+        second = _read(self._tick)
+        return None if first is None or second is None else (first, second)
+
+    def _tick(self) -> int:
+        return all_counters(self._node.board.maps["sw_counters"])[Counter.AGEING_TICKS]
+
+    def _live_namespaces(self) -> frozenset[str]:
+        paths = {item.netns_path for item in self._node.store.state.namespaces() if item.netns_path}
+        alive = set()
+        for path in paths:
+            try:
+                NetNamespace(path).close()
+                alive.add(path)
+            except NotFound:
+                pass
+        return frozenset(alive)
+
+    def _links(self) -> tuple[LinkInfo, ...]:
+        with Netlink() as netlink:
+            return tuple(
+                LinkInfo(link.name, link.ifindex, link.kind, link.mtu, link.up, link.group == LINK_GROUP)
+                for link in netlink.dump(link_dump())
+            )
+
+    def _sysctls(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        names = ("all", "default", self._node.uplink.name, "samewire0", "samewire1", "swvxlan0")
+        paths: list[tuple[str, ...]] = [
+            ("net", "ipv4", "conf", name, key) for name in names if name for key in _SYSCTLS
+        ]
+        paths += [("net", "ipv4", key) for key in ("ip_forward", "ip_local_port_range")]
+        paths += [("net", "ipv4", "ip_local_reserved_ports"), ("net", "ipv6", "conf", "all", "forwarding")]
+        for path in paths:
+            try:
+                found["/".join(path)] = sysctl.read(path)
+            except NotFound:
+                pass
+        return found
+
+
+def kernel_stats() -> dict[str, int]:
+    """The counters of /proc/net/snmp and netstat, as ``Group.Name``. Raises OSError."""
+    found: dict[str, int] = {}
+    for file in ("snmp", "netstat"):
+        lines = Path("/proc/net", file).read_text(encoding="ascii").splitlines()
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            group, *fields = names.split()
+            found.update(
+                (f"{group.rstrip(':')}.{name}", int(value))
+                for name, value in zip(fields, values.split()[1:], strict=True)
+            )
+    return found
+
+
+def _read(function: Callable[[], T]) -> T | None:
+    """What cannot be read is None, and in the log."""
+    try:
+        return function()
+    except (SamewireError, OSError, ValueError) as error:
+        log.warning("the doctor could not read", what=getattr(function, "__name__", ""), error=str(error))
+        return None
+
+
+async def _read_async(function: Callable[[], Awaitable[T]]) -> T | None:
+    try:
+        return await function()
+    except SamewireError as error:
+        log.warning("the doctor could not read", what=getattr(function, "__name__", ""), error=str(error))
+        return None

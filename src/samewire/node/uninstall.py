@@ -1,0 +1,146 @@
+"""Takes everything of Samewire off a node: the opposite of the daemon's start, and of every attachment since.
+
+Others' things stay: their filters beside ours on the uplink, the administrator's reserved ports, the uplink itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+
+from samewire.errors import SamewireError
+from samewire.hcn.store import Store
+from samewire.kernel.bpf import unmount_bpffs
+from samewire.kernel.rtnetlink import (
+    Netlink,
+    fdb_del_self,
+    link_del_group,
+    link_dump,
+    route_del,
+    route_dump,
+)
+from samewire.kernel.rtnetlink.routes import PROTOCOL
+from samewire.node.config import NodeConfig
+from samewire.node.devices import OWN_DEVICES, give_ports_back
+from samewire.node.facts import read_uplink
+from samewire.node.hooks import detach_uplink, pins
+from samewire.node.keepsakes import FILE_NAME, find_keepsakes
+from samewire.node.runlock import lock_run_dir
+from samewire.vfp.compile import compile_endpoint
+from samewire.vfp.model import FAMILIES, LINK_GROUP, NodeFacts
+from samewire.vfp.numbers import MemoryNumbers
+
+_TABLE_MAIN = 254
+
+
+def uninstall(config: NodeConfig, *, purge: bool = False) -> list[str]:
+    """Remove everything; returns what was removed, in words. ``purge``: the objects in the state directory too.
+
+    Goes on after a step that fails, and raises the first failure at the end. Raises Conflict when a daemon runs.
+    """
+    done: list[str] = []
+    failures: list[SamewireError] = []
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    with lock_run_dir(config.run_dir), Netlink() as netlink:
+        for step in (_filters, _uplink, _links, _routes, _ports, _pins, _files):
+            try:
+                done += step(config, netlink)
+            except SamewireError as error:
+                failures.append(error)
+    if failures:
+        raise failures[0]
+    shutil.rmtree(config.run_dir, ignore_errors=True)
+    if purge:
+        done += list(_purge(config))
+    return done
+
+
+def _filters(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
+    """Link addresses that the uplink lets in for endpoints on the underlay."""
+    path = config.state_dir / "samewire.db"
+    uplink = read_uplink(netlink, config.uplink)
+    if not path.exists() or not uplink.ifindex:
+        return
+    facts = NodeFacts(
+        name=config.name,
+        uplink_ifindex=uplink.ifindex,
+        uplink_mac=uplink.mac,
+        uplink_mtu=uplink.mtu,
+        addresses=uplink.addresses,
+        gateways=uplink.gateways,
+    )
+    store = Store(path)
+    try:
+        macs: set[bytes] = set()
+        for endpoint in store.state.endpoints():
+            network = store.state.network(endpoint.network_id)
+            if network is not None and endpoint.namespace_id:
+                compiled = compile_endpoint(endpoint, network, facts, MemoryNumbers(), 1, 1)
+                macs.update(compiled.binding.nic_filters)
+    finally:
+        store.close()
+    for mac in sorted(macs):
+        if not netlink.request(fdb_del_self(uplink.ifindex, mac).tolerating(errno.ENOENT)):
+            yield f"link address {mac.hex(':')} on {uplink.name}"
+
+
+def _uplink(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
+    """Programs on devices that are not ours, by link or by filter."""
+    directory = config.bpf_dir / "links"
+    if directory.exists():
+        for pin in pins(directory):
+            pin.unlink()
+            yield f"attachment {pin.name}"
+    for link in netlink.dump(link_dump()):
+        if link.group != LINK_GROUP and detach_uplink(netlink, link.ifindex):
+            yield f"filters on {link.name}"
+
+
+def _links(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
+    names = [link.name for link in netlink.dump(link_dump()) if link.group == LINK_GROUP]
+    # The end of the own pair that carries no mark, if it was made by a daemon that died right then, goes along.
+    if not netlink.request(link_del_group(LINK_GROUP).tolerating(errno.ENODEV)):
+        yield from (f"interface {name}" for name in sorted(names, key=lambda name: name not in OWN_DEVICES))
+
+
+def _routes(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
+    for family in FAMILIES:
+        for route in netlink.dump(route_dump(family, _TABLE_MAIN)):
+            if route.protocol == PROTOCOL:
+                destination = route.destination if route.bits else None
+                netlink.request(
+                    route_del(
+                        destination, route.bits, family=family, oif=route.oif or None, metric=route.metric
+                    ).tolerating(errno.ESRCH)
+                )
+                yield f"a route of {route.bits} bits"
+
+
+def _ports(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
+    keepsakes = find_keepsakes(config.state_dir)
+    if keepsakes is not None and keepsakes.reserved_ports_added:
+        give_ports_back(keepsakes)
+        yield f"reserved ports {keepsakes.reserved_ports_added}"
+
+
+def _pins(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
+    if config.bpf_dir.exists():
+        unmount_bpffs(config.bpf_dir)
+        yield f"programs and maps in {config.bpf_dir}"
+
+
+def _files(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
+    for path in (config.http_socket, config.cni_socket, config.run_dir / "switch.o"):
+        if path.exists():
+            path.unlink()
+            yield str(path)
+
+
+def _purge(config: NodeConfig) -> Iterator[str]:
+    names: list[str] = [FILE_NAME, "samewire.db", "samewire.db-wal", "samewire.db-shm"]
+    for name in names:
+        path = config.state_dir / name
+        if path.exists():
+            path.unlink()
+            yield str(path)
