@@ -125,8 +125,10 @@ def encode_result(result: Result, version: str) -> dict[str, Any]:
 def encode_dns(dns: Dns) -> dict[str, Any]:
     """Return the JSON object of resolver settings; what is not set is left out."""
     value: dict[str, Any] = {}
-    for name in ("nameservers", "domain", "search", "options"):
-        _put(value, name, getattr(dns, name))
+    _put(value, "nameservers", list(dns.nameservers))
+    _put(value, "domain", dns.domain)
+    _put(value, "search", list(dns.search))
+    _put(value, "options", list(dns.options))
     return value
 
 

@@ -33,8 +33,8 @@ def main() -> int:
     signal.setitimer(signal.ITIMER_REAL, _timeout_s())
     variables = {name: value for name, value in os.environb.items() if name.startswith(b"CNI_")}
     if variables.get(b"CNI_COMMAND") == b"VERSION":
-        conf = _read(0, MAX_REQUEST, VERSION_WAIT_S) or b""
-        _print({"cniVersion": version_of(conf), "supportedVersions": VERSIONS})
+        question = _read(0, MAX_REQUEST, VERSION_WAIT_S) or b""
+        _print({"cniVersion": version_of(question), "supportedVersions": VERSIONS})
         return 0
     environment = b"".join(b"%b=%b\0" % item for item in variables.items()) + b"\0"
     if len(environment) > MAX_REQUEST:

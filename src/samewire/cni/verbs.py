@@ -176,19 +176,21 @@ class CniPlugin:
         failures: list[SamewireError] = []
         async with self._locks.network(request.conf.name):
             for key in await self._backend.list_attachments(request.conf.name):
-                if key not in valid:
-                    await _gather(failures, self._remove(_of_attachment(request, key), ipam))
+                if key not in valid and not await _succeeds(failures, self._remove(request, key, ipam)):
+                    valid |= {key}  # it still is there, and so its addresses are in use
             if ipam:
-                await _gather(failures, ipam.collect(request, valid))
+                await _succeeds(failures, ipam.collect(request, valid))
         if failures:
             code = to_cni_error(failures[0]).code
             details = "; ".join(str(failure) for failure in failures)
             raise CniError(code, "some attachments could not be removed", details)
 
-    async def _remove(self, request: IpamRequest, ipam: Ipam | None) -> None:
-        await self._detach(request)
+    async def _remove(self, request: IpamRequest, key: tuple[str, str], ipam: Ipam | None) -> None:
+        """Remove another attachment of the same network."""
+        other = _of_attachment(request, key)
+        await self._detach(other)
         if ipam:
-            await ipam.delete(request)
+            await ipam.delete(other)
 
     async def _status(self, request: IpamRequest, ipam: Ipam | None) -> None:
         try:
@@ -238,11 +240,13 @@ class _Call:
         )
 
 
-async def _gather(failures: list[SamewireError], work: Awaitable[None]) -> None:
+async def _succeeds(failures: list[SamewireError], work: Awaitable[None]) -> bool:
     try:
         await work
     except SamewireError as error:
         failures.append(error)
+        return False
+    return True
 
 
 def _of_attachment(request: IpamRequest, key: tuple[str, str]) -> IpamRequest:

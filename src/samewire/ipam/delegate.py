@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from samewire.cni.conf import NetConf, as_version
+from samewire.cni.conf import ATTACHMENT_KEYS, NetConf, as_version
 from samewire.cni.environment import Environment, Verb
 from samewire.cni.errors import CniCode, CniError
 from samewire.cni.result import LATEST, SUPPORTED_VERSIONS, Result, at_least, decode_result
@@ -60,8 +60,11 @@ class Delegate:
             await self._run(path, Verb.CHECK, request.environment, conf)
 
     async def collect(self, request: IpamRequest, valid: frozenset[tuple[str, str]]) -> None:
-        """Run GC, which plugins have from CNI 1.1.0; ``valid`` is in the configuration. Raises CniError."""
-        await self._if_1_1(Verb.GC, request)
+        """Run GC, which plugins have from CNI 1.1.0. Raises CniError, Unavailable."""
+        listed = [{"containerID": container, "ifname": name} for container, name in sorted(valid)]
+        keys = dict.fromkeys(ATTACHMENT_KEYS, listed)
+        conf = msgspec.structs.replace(request.conf, value={**request.conf.value, **keys})
+        await self._if_1_1(Verb.GC, msgspec.structs.replace(request, conf=conf))
 
     async def status(self, request: IpamRequest) -> None:
         """Run STATUS, which plugins have from CNI 1.1.0; of an older one only the file is looked for."""
