@@ -7,6 +7,8 @@ import os
 import time
 from pathlib import Path
 
+from samewire.kernel.cgroup import cgroup2_mount
+
 REMOVE_TIMEOUT_S = 10.0
 
 
@@ -14,6 +16,14 @@ def hierarchies() -> list[Path]:
     """Where control group trees are mounted: one on a unified system, a dozen on a version 1 or hybrid one."""
     mounts = (line.split(" ") for line in Path("/proc/mounts").read_text().splitlines())
     return [Path(fields[1]) for fields in mounts if fields[2] in ("cgroup", "cgroup2")]
+
+
+def create(name: str) -> Path:
+    """Make the group ``name`` in the version 2 hierarchy."""
+    mount = cgroup2_mount()
+    assert mount is not None, "no cgroup2 file system is mounted"
+    (mount / name).mkdir(parents=True)
+    return mount / name
 
 
 def remove(name: str) -> None:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.e2e.runtimes import cgroups, holder
@@ -70,11 +70,16 @@ class Background:
 
 
 class Node:
-    """A running node. ``directory`` is the same path inside and outside of it."""
+    """A running node. ``directory`` is the same path inside and outside of it.
 
-    def __init__(self, directory: Path, first: subprocess.Popen[bytes]) -> None:
+    ``cgroup`` is the name of the control group that holds those of its containers, in every hierarchy;
+    ``host_cgroup`` the version 2 group of the node's own client processes.
+    """
+
+    def __init__(self, directory: Path, host_cgroup: Path, first: subprocess.Popen[bytes]) -> None:
         self.directory = directory
         self.cgroup = directory.name
+        self.host_cgroup = host_cgroup
         self.backgrounds: list[Background] = []
         self._first = first
 
@@ -126,31 +131,32 @@ class Node:
 
     def fetch(self, host: str, port: int, outside: bool = False) -> str:
         """What the HTTP server at ``host`` says its name is, asked from the node or from outside; "" = no answer."""
-        ask = (sys.executable, "-I", "-S", "-c", FETCH, f"http://{host}:{port}/name")
+        ask = [sys.executable, "-I", "-S", "-c", FETCH, f"http://{host}:{port}/name"]
+        if not outside:
+            join = f"echo 0 >{self.host_cgroup}/cgroup.procs"
+            ask = ["sh", "-c", f'{join} && exec "$@"', "sh", *ask]
         return self.run(*ask, outside=outside, check=False).stdout.strip()
 
 
 @contextmanager
 def running_node() -> Iterator[Node]:
     """Make a node, and remove all of it again. Its directory's name is unique and short (unix sockets)."""
-    directory = Path(tempfile.mkdtemp(prefix=f"swrt-{os.getpid()}-", dir="/tmp"))
-    try:
+    with ExitStack() as stack:
+        directory = Path(tempfile.mkdtemp(prefix=f"swrt-{os.getpid()}-", dir="/tmp"))
+        stack.callback(shutil.rmtree, directory)
+        stack.callback(cgroups.remove, directory.name)
+        host_cgroup = cgroups.create(f"{directory.name}/host")
         first = subprocess.Popen(
             ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
              "--propagation", "private", sys.executable, holder.__file__],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
-        node = Node(directory, first)
-        try:
-            assert first.stdout is not None
-            assert first.stdout.readline() == b"ready\n", "the node's first process failed"
-            _connect(node)
-            yield node
-        finally:
-            _stop(node, first)
-            cgroups.remove(node.cgroup)
-    finally:
-        shutil.rmtree(directory)
+        node = Node(directory, host_cgroup, first)
+        stack.callback(_stop, node, first)
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"ready\n", "the node's first process failed"
+        _connect(node)
+        yield node
 
 
 def _connect(node: Node) -> None:

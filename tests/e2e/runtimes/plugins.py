@@ -102,8 +102,14 @@ class Samewire(Plugin):
         for directory in (run_dir, state_dir):
             directory.mkdir()
         config = self.node.directory / "daemon.json"
-        config.write_text(json.dumps({"name": "node", "uplink": "eth0", "run_dir": str(run_dir),
-                                      "state_dir": str(state_dir)}))  # fmt: skip
+        values = {
+            "name": "node",
+            "uplink": "eth0",
+            "run_dir": str(run_dir),
+            "state_dir": str(state_dir),
+            "host_cgroup": str(self.node.host_cgroup),
+        }
+        config.write_text(json.dumps(values))
         self._hns = HnsClient(run_dir / "samewire.sock")
         self.environment["SAMEWIRE_CNI_SOCKET"] = str(run_dir / "cni.sock")
         program = "from samewire.cli.main import main; main()"
