@@ -86,6 +86,9 @@ def test_veth_into_another_namespace(node: NetNamespace, netns_factory: Factory,
     assert (far["address"], far["mtu"], far["group"]) == (PEER_MAC.hex(":"), 1300, "default")
     assert "UP" in near["flags"]
     assert "UP" not in far["flags"]
+    for space, name in ((node, "sw0"), (pod, "eth0")):
+        (details,) = ip(space, "-d", "link", "show", name)
+        assert (details["num_tx_queues"], details["num_rx_queues"]) == (1, 1)
     link = netlink.get(rt.link_get("sw0"))
     assert (link.kind, link.group, link.up, link.mtu, link.mac) == ("veth", GROUP, True, 1400, MAC)
     assert (link.peer_ifindex, link.peer_netnsid) == (far["ifindex"], near["link_netnsid"])

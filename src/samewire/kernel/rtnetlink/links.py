@@ -27,6 +27,8 @@ _IFLA_IFALIAS = 20
 _IFLA_STATS64 = 23
 _IFLA_GROUP = 27
 _IFLA_NET_NS_FD = 28
+_IFLA_NUM_TX_QUEUES = 31
+_IFLA_NUM_RX_QUEUES = 32
 _IFLA_LINK_NETNSID = 37
 _IFLA_INFO_KIND = 1
 _IFLA_INFO_DATA = 2
@@ -39,6 +41,7 @@ _IFLA_VXLAN_COLLECT_METADATA = 25
 _IFINFO = struct.Struct("=BxHiII")  # family, device type, index, flags, change mask
 _STATS64 = struct.Struct("=8Q")  # rx/tx packets, rx/tx bytes, rx/tx errors, rx/tx dropped
 _CREATE = codec.NLM_F_CREATE | codec.NLM_F_EXCL
+_ONE_QUEUE = (codec.u32(_IFLA_NUM_TX_QUEUES, 1), codec.u32(_IFLA_NUM_RX_QUEUES, 1))
 
 
 class LinkStats(msgspec.Struct, frozen=True):
@@ -84,14 +87,17 @@ def veth_add(
 ) -> Request:
     """A pair of interfaces; the group marks the near end only. Fails with ``EEXIST`` when a name is taken.
 
+    Each end has one queue: by default it would have one a CPU, which a veth without XDP has no use for, and the
+    pair would take 1.6 times as long to make on two CPUs.
+
     Two things need a :func:`link_set` afterwards: the alias, which the kernel ignores at creation, and setting
     the peer up, which it refuses (``ENOTCONN``: it configures the peer before it joins the two).
     """
-    peer = _properties(peer_name, peer_mac, peer_mtu, 0)
+    peer = [*_properties(peer_name, peer_mac, peer_mtu, 0), *_ONE_QUEUE]
     if peer_netns_fd is not None:
         peer.append(codec.u32(_IFLA_NET_NS_FD, peer_netns_fd))
     data = codec.nested(_VETH_INFO_PEER, _ifinfo(), *peer)
-    return _add("veth", name, _properties(name, mac, mtu, group), data, up)
+    return _add("veth", name, [*_properties(name, mac, mtu, group), *_ONE_QUEUE], data, up)
 
 
 def vxlan_external_add(
