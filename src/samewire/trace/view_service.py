@@ -51,7 +51,10 @@ class _Views:
 
     async def ports(self, request: web.Request) -> web.Response:
         rows = port_rows(await self._read("sw_config", "sw_ports"), self._names())
-        if request.query.get("endpoint"):
+        query = request.query.get("endpoint", "")
+        if query in _SPECIAL:
+            rows = [row for row in rows if row.kind == query]
+        elif query:
             port = self._port(request)
             rows = [row for row in rows if row.id == port]
         return json_response(rows)

@@ -1,0 +1,136 @@
+"""``samewire capture``: a pod's packets in both directions."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final
+
+import click
+
+from samewire.errors import Conflict, Invalid, NotFound
+from samewire.trace import pcapng
+
+if TYPE_CHECKING:
+    from samewire.kernel.packet_socket import CapturedPacket, PacketSocket
+    from samewire.trace.context import EndpointInfo
+
+_DEFAULT_INTERFACE: Final = "eth0"
+
+Sink = Callable[["CapturedPacket"], None]
+
+
+@click.command()
+@click.argument("pod")
+@click.option("-w", "--write", "file", metavar="FILE", help="Write pcapng; `-` is standard output.")
+@click.option("--count", type=click.IntRange(1), help="End after so many packets.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="End after this time.")
+@click.pass_obj
+def capture(socket: str, pod: str, file: str | None, count: int | None, seconds: float | None) -> None:
+    """Record what POD sends and receives, until interrupted.
+
+    tcpdump on the host's end of the pod's link sees one direction only, because the switch delivers into the pod
+    directly; this looks at the pod's own interface. Needs root on the node. Without -w every packet is one line.
+    """
+    from samewire.kernel.netns import NetNamespace
+    from samewire.kernel.packet_socket import PacketSocket
+
+    info = _find(socket, pod)
+    interface = info.interface or _DEFAULT_INTERFACE
+    if file == "-" and sys.stdout.isatty():
+        raise click.UsageError("pcapng is not for terminals: name a file, or pipe it on")
+    with NetNamespace(info.netns_path) as netns, PacketSocket(interface, netns.fd) as source:
+        with _destination(file, interface, info, source) as sink:
+            taken = _run(source, sink, count, seconds)
+        _, lost = source.statistics()
+    click.echo(f"{taken} packets of {info.label} ({interface}){f', {lost} lost' if lost else ''}", err=True)
+
+
+def _find(socket: str, pod: str) -> EndpointInfo:
+    """The endpoint, attached to a live namespace. Raises NotFound, Conflict."""
+    import msgspec
+
+    from samewire.hcn.client import HnsClient
+    from samewire.trace.context import EndpointInfo
+    from samewire.trace.names import find_endpoint
+
+    found = HnsClient(socket).get_json("/v2/switch/endpoints")
+    info = find_endpoint(msgspec.convert(found, list[EndpointInfo]), pod)
+    if not info.netns_path:
+        what = "is on another node" if info.remote else "is in no network namespace"
+        raise Conflict(f"endpoint {info.label} {what}: there is nothing to capture here")
+    return info
+
+
+@contextlib.contextmanager
+def _destination(
+    file: str | None, interface: str, info: EndpointInfo, source: PacketSocket
+) -> Iterator[Sink]:
+    """Where packets go. Raises Invalid when the file cannot be written."""
+    if file is None:
+        yield _print
+        return
+    try:
+        target = sys.stdout.buffer if file == "-" else Path(file).open("wb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise Invalid(file, error.strerror or str(error)) from error
+    try:
+        yield _writer(target, interface, info)
+        target.write(pcapng.statistics(time.time_ns(), *source.statistics()))
+        target.flush()
+    finally:
+        if file != "-":
+            target.close()
+
+
+def _writer(target: IO[bytes], interface: str, info: EndpointInfo) -> Sink:
+    target.write(pcapng.header(interface, f"{info.label} in {info.network}", f"endpoint {info.id}"))
+
+    def write(packet: CapturedPacket) -> None:
+        direction = pcapng.Direction.OUTBOUND if packet.outgoing else pcapng.Direction.INBOUND
+        target.write(pcapng.packet(packet.time_ns, packet.data, direction))
+        target.flush()
+
+    return write
+
+
+def _print(packet: CapturedPacket) -> None:
+    from samewire.trace.summary import summary
+
+    at = time.strftime("%H:%M:%S", time.localtime(packet.time_ns // 1_000_000_000))
+    fraction = packet.time_ns % 1_000_000_000 // 1000
+    click.echo(f"{at}.{fraction:06d} {'out' if packet.outgoing else 'in '} {summary(packet.data)}")
+
+
+def _run(source: PacketSocket, sink: Sink, count: int | None, seconds: float | None) -> int:
+    """Take packets until enough, too late, interrupted or the pod is gone; returns how many."""
+    taken = 0
+    deadline = time.monotonic() + seconds if seconds else None
+    with _terminates_too():
+        try:
+            while count is None or taken < count:
+                left = max(0.0, deadline - time.monotonic()) if deadline is not None else None
+                packet = source.receive(left)
+                if packet is None:
+                    break
+                sink(packet)
+                taken += 1
+        except KeyboardInterrupt:
+            pass
+        except NotFound as error:
+            click.echo(f"the pod is gone: {error}", err=True)
+    return taken
+
+
+@contextlib.contextmanager
+def _terminates_too() -> Iterator[None]:
+    """SIGTERM ends a capture as Ctrl-C does, with a complete file."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,130 @@
+"""``samewire trace``: what becomes of a packet, layer by layer, on every node that can be asked."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from samewire.cli.output import as_json
+from samewire.errors import Invalid
+
+if TYPE_CHECKING:
+    from samewire.trace.follow import Trail
+
+_PIPE_WIDTH: Final = 160
+
+
+@click.command()
+@click.option(
+    "--from", "origin", metavar="POD", required=True, help="Name, ID or address of the sending pod."
+)
+@click.option(
+    "--to", "target", metavar="ADDR[:PORT]", required=True, help="An IPv6 address with a port: [ADDR]:PORT."
+)
+@click.option(
+    "--proto", type=click.Choice(["tcp", "udp", "icmp"]), help="Default: tcp with a port, icmp without."
+)
+@click.option(
+    "--source-port", type=click.IntRange(1, 65535), help="Of a connection that exists, to see how it fares."
+)
+@click.option(
+    "--peers",
+    "peers_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="JSON object: address of a node -> socket of its daemon. The trace goes on there.",
+)
+@click.option("--json", "as_document", is_flag=True, help="Print a JSON document.")
+@click.pass_obj
+def trace(
+    socket: str,
+    origin: str,
+    target: str,
+    proto: str | None,
+    source_port: int | None,
+    peers_file: Path | None,
+    as_document: bool,
+) -> None:
+    """Send a packet through the switch without sending it.
+
+    It runs through the very programs that carry packets, on their live tables, but changes nothing; a simulator
+    checks the answer. Status 0 when it arrives, 1 when it is dropped.
+    """
+    from samewire.trace.follow import follow
+    from samewire.trace.model import TraceRequest
+
+    address, port = _target(target)
+    proto = proto or ("tcp" if port else "icmp")
+    if proto != "icmp" and not port:
+        raise click.BadParameter(f"{proto} needs a port: {target}:PORT", param_hint="--to")
+    request = TraceRequest(
+        origin=origin,
+        destination=address,
+        port=0 if proto == "icmp" else port,
+        protocol=proto,  # type: ignore[arg-type]  # click has checked it
+        source_port=source_port or 0,
+    )
+    show(follow(socket, request, load_peers(peers_file) if peers_file else {}), as_document)
+
+
+def show(trail: Trail, as_document: bool) -> None:
+    """Print a trail and end the process: status 0 when the packet arrives, 1 when it does not."""
+    if as_document:
+        click.echo(as_json(document(trail)))
+    else:
+        from rich.console import Console
+
+        from samewire.trace.render import render
+
+        console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+        console.print(render(trail))
+    sys.exit(0 if trail.arrived else 1)
+
+
+def document(trail: Trail) -> dict[str, Any]:
+    """A trail as JSON."""
+    import msgspec
+
+    return {"arrived": trail.arrived, **msgspec.to_builtins(trail)}
+
+
+def load_peers(path: Path) -> Mapping[str, str]:
+    """Sockets by node address. Raises Invalid."""
+    try:
+        peers = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Invalid(str(path), str(error)) from error
+    if not isinstance(peers, dict) or not all(isinstance(value, str) for value in peers.values()):
+        raise Invalid(str(path), "expected a JSON object of node address -> socket")
+    return {_canonical(address, path): socket for address, socket in peers.items()}
+
+
+def _canonical(address: str, path: Path) -> str:
+    try:
+        return str(ipaddress.ip_address(address))
+    except ValueError as error:
+        raise Invalid(str(path), str(error)) from error
+
+
+def _target(text: str) -> tuple[str, int]:
+    """Address and port (0 = none) of ``ADDR``, ``ADDR:PORT``, ``[ADDR]`` and ``[ADDR]:PORT``."""
+    if text.startswith("["):
+        address, _, port = text[1:].partition("]")
+        port = port.removeprefix(":")
+    elif text.count(":") == 1:
+        address, _, port = text.partition(":")
+    else:
+        address, port = text, ""
+    try:
+        parsed = str(ipaddress.ip_address(address))
+        number = int(port) if port else 0
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not ADDR[:PORT]", param_hint="--to") from None
+    if port and not 1 <= number <= 65535:
+        raise click.BadParameter(f"{port} is no port", param_hint="--to")
+    return parsed, number

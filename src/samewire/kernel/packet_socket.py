@@ -1,0 +1,123 @@
+"""Packets of one interface in both directions, by an AF_PACKET socket (packet(7)).
+
+A pod's host end shows one direction only, because the switch delivers into the pod's namespace directly: open the
+socket on the pod's own interface, inside its namespace.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import struct
+import time
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+
+from samewire.errors import KernelError, NotFound
+from samewire.kernel import faults
+from samewire.kernel.netns import run_in
+
+_ETH_P_ALL: Final = 0x0003
+_SOL_PACKET: Final = 263
+_PACKET_STATISTICS: Final = 6
+_PACKET_OUTGOING: Final = 4
+_SO_TIMESTAMPNS: Final = 35  # of the generic ABI; the socket module has no name for these two
+_SO_RCVBUFFORCE: Final = 33
+_BUFFER_BYTES: Final = 16 << 20
+_LARGEST_FRAME: Final = 1 << 19  # above the largest segment that an interface can be told to build (BIG TCP)
+_CONTROL_BYTES: Final = 128
+_TIMESPEC: Final = struct.Struct("@ll")
+
+
+class CapturedPacket(msgspec.Struct, frozen=True):
+    """A frame with its time (ns since 1970) and direction, as seen from the interface."""
+
+    time_ns: int
+    data: bytes
+    outgoing: bool
+
+
+class PacketSocket:
+    """Sees every frame that the interface sends and receives, from its opening on. A context manager."""
+
+    def __init__(self, interface: str, netns_fd: int | None = None) -> None:
+        """Open on ``interface`` of the namespace (None: the caller's own).
+
+        Raises NotFound when there is no such interface, KernelError when it may not be opened.
+        """
+        operation = f"capture on {interface}"
+        faults.check(operation)
+        try:
+            self._socket = (
+                _open(interface) if netns_fd is None else run_in(netns_fd, lambda: _open(interface))
+            )
+        except OSError as error:
+            if error.errno in (errno.ENODEV, errno.ENXIO):
+                raise NotFound("interface", interface) from error
+            raise KernelError(operation, error.errno or errno.EIO) from error
+        self._interface = interface
+        self._received = self._dropped = 0
+
+    def fileno(self) -> int:
+        """The descriptor to wait on."""
+        return self._socket.fileno()
+
+    def receive(self, timeout_s: float | None = None) -> CapturedPacket | None:
+        """The next frame; None when none came in time (``timeout_s`` None: wait for ever).
+
+        Raises NotFound when the interface has been removed or set down, KernelError.
+        """
+        ready, _, _ = select.select([self._socket], [], [], timeout_s)
+        if not ready:
+            return None
+        try:
+            data, control, _, address = self._socket.recvmsg(_LARGEST_FRAME, _CONTROL_BYTES)
+        except OSError as error:
+            if error.errno == errno.ENETDOWN:
+                raise NotFound("interface", self._interface) from error
+            raise KernelError(f"capture on {self._interface}", error.errno or errno.EIO) from error
+        return CapturedPacket(_time_ns(control), data, address[2] == _PACKET_OUTGOING)
+
+    def statistics(self) -> tuple[int, int]:
+        """Frames seen since the opening, and how many of them were lost because nobody read them in time."""
+        raw = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
+        seen, dropped = struct.unpack("@II", raw)  # the kernel starts at zero again with each call
+        self._received += seen
+        self._dropped += dropped
+        return self._received, self._dropped
+
+    def close(self) -> None:
+        """Close; a second call does nothing."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _open(interface: str) -> socket.socket:
+    # Protocol 0 first: else frames of every interface queue up between socket() and bind().
+    opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+        opened.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        opened.bind((interface, _ETH_P_ALL))
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def _time_ns(control: list[tuple[int, int, bytes]]) -> int:
+    for level, kind, value in control:
+        if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
+            seconds, nanoseconds = _TIMESPEC.unpack_from(value)
+            return int(seconds) * 1_000_000_000 + int(nanoseconds)
+    return time.time_ns()

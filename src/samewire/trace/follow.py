@@ -1,0 +1,94 @@
+"""One packet over several nodes: when a node sends it to another one that is known, that node's daemon goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Protocol, cast
+
+import msgspec
+from msgspec import Struct
+
+from samewire.errors import SamewireError
+from samewire.hcn.client import HnsClient
+from samewire.trace.model import TraceAnswer, TraceRequest
+
+_LONGEST_WAY: Final = 4
+
+
+class Trail(Struct, frozen=True):
+    """A packet's way. ``end``: why it is not followed beyond the last node, "" when it ends there."""
+
+    hops: tuple[TraceAnswer, ...]
+    end: str = ""
+
+    @property
+    def arrived(self) -> bool:
+        """It was dropped nowhere, and no node's simulator disagrees."""
+        return all(hop.fate != "dropped" and not hop.disagreement for hop in self.hops)
+
+
+class Nodes(Protocol):
+    """Daemons by their sockets. Methods raise SamewireError."""
+
+    def trace(self, socket: str, request: TraceRequest) -> TraceAnswer:
+        """Run one node's part."""
+        ...
+
+    def has_endpoint(self, socket: str, address: str) -> bool:
+        """Whether a pod of that node has the address."""
+        ...
+
+
+class Daemons:
+    """The real ones."""
+
+    def trace(self, socket: str, request: TraceRequest) -> TraceAnswer:
+        """POST /v2/switch/trace."""
+        body = cast(dict[str, Any], msgspec.to_builtins(request))
+        return msgspec.convert(HnsClient(socket).post_json("/v2/switch/trace", body), TraceAnswer)
+
+    def has_endpoint(self, socket: str, address: str) -> bool:
+        """Look through its endpoints."""
+        found = HnsClient(socket).get_json("/v2/switch/endpoints")
+        return any(address in info["addresses"] and not info["remote"] for info in found)
+
+
+def follow(socket: str, request: TraceRequest, peers: Mapping[str, str], nodes: Nodes | None = None) -> Trail:
+    """Trace from the node at ``socket`` on; ``peers`` are the sockets of nodes by their addresses.
+
+    Raises SamewireError when the first node cannot answer; a later one that cannot ends the trail.
+    """
+    nodes = nodes or Daemons()
+    hops = [nodes.trace(socket, request)]
+    while len(hops) < _LONGEST_WAY:
+        try:
+            following = _onward(hops[-1], peers, nodes)
+            if isinstance(following, str):
+                return Trail(tuple(hops), following)
+            hops.append(nodes.trace(*following))
+        except SamewireError as error:
+            return Trail(tuple(hops), f"the far node did not answer: {error}")
+    return Trail(tuple(hops), f"more than {_LONGEST_WAY} nodes: a loop?")
+
+
+def _onward(hop: TraceAnswer, peers: Mapping[str, str], nodes: Nodes) -> tuple[str, TraceRequest] | str:
+    """Who is asked next and what; or why nobody is."""
+    if hop.fate == "tunnel" and hop.tunnel is not None:
+        tunnel = hop.tunnel
+        socket = peers.get(tunnel.provider_address)
+        if socket is None:
+            return f"{tunnel.provider_address} is not among the nodes that can be asked"
+        source = tunnel.local_address
+        return socket, TraceRequest(arrival="tunnel", vni=tunnel.vni, tunnel_source=source, frame=hop.frame)
+    if hop.fate == "uplink" and hop.uplink is not None:
+        found = _behind(hop.uplink.next_hop, peers, nodes)
+        return (found, TraceRequest(arrival="uplink", frame=hop.frame)) if found else ""
+    return ""
+
+
+def _behind(address: str, peers: Mapping[str, str], nodes: Nodes) -> str:
+    """The node that has an address of the underlay: its own, or an L2Bridge pod's."""
+    if address in peers:
+        return peers[address]
+    sockets = dict.fromkeys(peers.values())
+    return next((socket for socket in sockets if nodes.has_endpoint(socket, address)), "")
