@@ -13,7 +13,7 @@ from samewire.lab.state import LabState, NodeState, OutsideState, PodState
 from samewire.lab.up import read_plan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-COMMAND = (sys.executable, "-c", "from samewire.cli.lab import lab; lab()")
+COMMAND = (sys.executable, "-m", "samewire.cli.main", "lab")
 
 
 def lab_state(name: str) -> LabState:

@@ -66,6 +66,9 @@ def test_daemon_sets_run_once_on_every_eligible_node() -> None:
     selected = placed(pods("DaemonSet", ", nodeSelector: {disk: ssd}"), *nodes)
     assert [pod.node for pod in selected.pods] == ["b"]
     assert not selected.pending
+    nowhere = placed(pods("DaemonSet", ", nodeSelector: {beta.kubernetes.io/arch: s390x}"), *nodes)
+    assert [item.name for item in nowhere.pending] == ["x"]
+    assert "a: lacks beta.kubernetes.io/arch=s390x" in nowhere.pending[0].reason
     tolerant = placed(pods("DaemonSet", ", tolerations: [{operator: Exists}]"), *nodes)
     assert [pod.node for pod in tolerant.pods] == ["a", "b", "c"]
     unready = node("a", taints=["node.kubernetes.io/not-ready:NoExecute"])
@@ -114,6 +117,8 @@ def test_host_ports_are_exclusive_and_a_preference_is_only_that() -> None:
     clash = placed(pods("StatefulSet", replicas=3, ports="[{containerPort: 80, hostPort: 8080}]"), node("a"))
     assert len(clash.pods) == 1
     assert [item.reason for item in clash.pending] == ["a: host port 8080/TCP is taken"] * 2
+    own = placed(pods("StatefulSet", ports="[{containerPort: 1, hostPort: 53, protocol: UDP}]"), node("a"))
+    assert own.pending[0].reason == "a: host port 53/UDP is taken"  # by the node's own DNS stand-in
     shy = (node("a", taints=["k:PreferNoSchedule"]), node("b"))
     assert [pod.node for pod in placed(pods("StatefulSet"), *shy).pods] == ["b"]
     assert [pod.node for pod in placed(pods("StatefulSet"), shy[0]).pods] == ["a"]

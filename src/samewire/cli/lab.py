@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from samewire.cli.errors import Failure, exit_status
 from samewire.errors import SamewireError
 
 _LOG_WIDTH = 140
@@ -29,7 +30,10 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSO
 
 
 def _reporting(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn errors raised on purpose, and the two a new user meets first, into one line and exit status 1."""
+    """Turn errors raised on purpose, and the two a new user meets first, into their words and exit status.
+
+    Faults of a cluster file keep their lines, one a fault.
+    """
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -38,7 +42,7 @@ def _reporting(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except SamewireError as error:
-            raise click.ClickException(str(error)) from error
+            raise Failure(str(error), exit_status(error)) from error
         except ModuleNotFoundError as error:
             if error.name != "yaml":
                 raise

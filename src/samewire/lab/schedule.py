@@ -8,13 +8,14 @@ then the first in the file.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from msgspec import Struct
 
 from samewire.lab.cluster import Node, Override
 from samewire.lab.manifests import Workload, daemon_pod_name
+from samewire.lab.names import DNS_PORT, KUBELET_PORT
 from samewire.lab.podspec import Container, PodTemplate, Requirement, Toleration
 
 # What the DaemonSet controller adds to its pods; taints of these keys never keep a daemon pod away.
@@ -31,6 +32,8 @@ _DAEMON_TOLERATIONS = tuple(
     )
 )
 
+# What every node serves itself (see names.py).
+_LAB_PORTS = frozenset((protocol, port) for protocol in ("TCP", "UDP") for port in (KUBELET_PORT, DNS_PORT))
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -76,15 +79,18 @@ class Scheduler:
         self.overrides = overrides
         self.pods: list[Pod] = []
         self.pending: list[Pending] = []
-        self._host_ports: dict[str, set[tuple[str, int]]] = {node.name: set() for node in nodes}
+        self._host_ports = {node.name: set(_LAB_PORTS) for node in nodes}
         self._names: set[str] = set()
 
     def place(self, workload: Workload, network: str) -> None:
         """Place all pods of a workload; what cannot be placed lands in ``pending``."""
         if workload.pod_names is None:
+            refusals = {node.name: self._refusal(workload, node) for node in self.nodes}
             for node in self.nodes:
-                if self._refusal(workload, node) is None:
+                if refusals[node.name] is None:
                     self._add(workload, daemon_pod_name(workload, node.name), network, [node])
+            if None not in refusals.values():
+                self.pending.append(Pending(workload.namespace, workload.name, _listed(refusals)))
             return
         for name in workload.pod_names:
             self._add(workload, name, network, self.nodes)
@@ -97,8 +103,7 @@ class Scheduler:
             self.pending.append(Pending(workload.namespace, name, "a pod of this name is there already"))
             return
         if not eligible:
-            reasons = ", ".join(f"{node}: {reason}" for node, reason in refusals.items())
-            self.pending.append(Pending(workload.namespace, name, reasons or "no such node"))
+            self.pending.append(Pending(workload.namespace, name, _listed(refusals)))
             return
         node = min(eligible, key=lambda node: self._load(workload, node))
         commands = self._commands(key, workload.template)
@@ -151,11 +156,13 @@ class Scheduler:
 
 def node_labels(node: Node) -> dict[str, str]:
     """A node's labels with the well-known ones that every node has."""
+    architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
     return {
         "kubernetes.io/hostname": node.name,
         "kubernetes.io/os": "linux",
-        "kubernetes.io/arch": _ARCHITECTURES.get(platform.machine(), platform.machine()),
+        "kubernetes.io/arch": architecture,
         "beta.kubernetes.io/os": "linux",
+        "beta.kubernetes.io/arch": architecture,
         **node.labels,
     }
 
@@ -165,6 +172,10 @@ def parse_taint(text: str) -> tuple[str, str, str]:
     rest, _, effect = text.rpartition(":")
     key, _, value = rest.partition("=")
     return key, value, effect
+
+
+def _listed(refusals: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{node}: {reason}" for node, reason in refusals.items())
 
 
 def _claims(template: PodTemplate) -> set[tuple[str, int]]:
