@@ -83,12 +83,17 @@ class CniServer:
 
 
 class _Connection(asyncio.Protocol):
-    """One client: reads to its end of file, runs the call, answers, closes."""
+    """One client: reads to its end of file, runs the call, answers, closes.
+
+    A request that is refused is read to its end too: closing with bytes unread would reset the connection, and
+    the client might lose the answer.
+    """
 
     def __init__(self, server: CniServer) -> None:
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._received = bytearray()
+        self._fault: CniError | None = None
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -98,17 +103,20 @@ class _Connection(asyncio.Protocol):
         self._server.connections.add(self)
         uid = _peer_uid(transport)
         if uid not in self._server.allowed_uids:
-            self._refuse(CniError(CniCode.IO_FAILURE, f"user id {uid} may not use this socket"))
-            return
+            self._fault = CniError(CniCode.IO_FAILURE, f"user id {uid} may not use this socket")
         self._limit(self._server.read_timeout_s, "the request did not come to its end")
 
     def data_received(self, data: bytes) -> None:
-        self._received += data
+        if self._fault is None:
+            self._received += data
         if len(self._received) > MAX_REQUEST:
-            self._refuse(CniError(CniCode.IO_FAILURE, f"the request is longer than {MAX_REQUEST} bytes"))
+            self._fault = CniError(CniCode.IO_FAILURE, f"the request is longer than {MAX_REQUEST} bytes")
+            self._received.clear()
 
     def eof_received(self) -> bool:
-        if self._transport is not None:
+        if self._fault is not None:
+            self._refuse(self._fault)
+        elif self._transport is not None:
             self._limit(self._server.request_timeout_s, "the call takes too long; it goes on to its end")
             task = self._loop.create_task(self._serve(bytes(self._received)))
             self._server.running.add(task)

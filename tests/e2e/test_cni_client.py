@@ -1,0 +1,291 @@
+"""The CNI client as runtimes execute it: the static binary and its Python twin, the same tests for both."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samewire.cni import twin
+from samewire.cni.result import SUPPORTED_VERSIONS
+from samewire.cni.server import CniServer
+from samewire.cni.verbs import CniPlugin
+from samewire.cni.wire import MAX_REQUEST
+from tests.support.cni import FakeBackend, variables
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARY = "src/samewire/_build/samewire-cni"
+CONF = b'{"cniVersion": "1.0.0", "name": "net"}'
+BOUND_S = 20
+"""Far more than anything takes, so that a hang is a failure."""
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@pytest.fixture(scope="session")
+def binary() -> str:
+    subprocess.run(["make", "--no-print-directory", "-C", str(ROOT), BINARY], check=True, capture_output=True)
+    return str(ROOT / BINARY)
+
+
+@pytest.fixture(params=["binary", "twin"])
+def command(request: pytest.FixtureRequest, binary: str) -> Sequence[str]:
+    return [binary] if request.param == "binary" else [sys.executable, "-m", "samewire.cni.twin"]
+
+
+class Client:
+    """Executes a client against one socket."""
+
+    def __init__(self, command: Sequence[str], socket: Path) -> None:
+        self.command = command
+        self.socket = socket
+
+    async def start(self, env: dict[str, str], **more: str) -> asyncio.subprocess.Process:
+        variables = {"PATH": os.environ["PATH"], "SAMEWIRE_CNI_SOCKET": str(self.socket), **env, **more}
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(
+            *self.command, stdin=pipe, stdout=pipe, stderr=pipe, env=variables
+        )
+
+    async def raw(self, env: dict[str, str], stdin: bytes = CONF, **more: str) -> tuple[int, bytes]:
+        """Run to the end; returns exit status and stdout. Nothing may be on stderr."""
+        process = await self.start(env, **more)
+        async with asyncio.timeout(BOUND_S):
+            out, err = await process.communicate(stdin)
+        assert err == b""
+        assert process.returncode is not None
+        return process.returncode, out
+
+    async def run(self, env: dict[str, str], stdin: bytes = CONF, **more: str) -> tuple[int, Any]:
+        """Run to the end; returns exit status and decoded stdout, None for none."""
+        status, out = await self.raw(env, stdin, **more)
+        return status, json.loads(out) if out else None
+
+
+@pytest.fixture
+def client(command: Sequence[str], tmp_path: Path) -> Client:
+    return Client(command, tmp_path / "cni.sock")
+
+
+@asynccontextmanager
+async def answering(path: Path, handler: Handler) -> AsyncIterator[None]:
+    """A daemon that does with each connection what a test says."""
+    server = await asyncio.start_unix_server(handler, path)
+    try:
+        yield
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+class Recorder:
+    """Answers every request with the same bytes, and keeps what it was asked."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.answer = answer
+        self.request = b""
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.request = await reader.read()
+        writer.write(self.answer)
+        try:
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+        except ConnectionError:
+            pass  # a client that had enough
+
+
+def no_answer(version: str, details: str) -> tuple[int, dict[str, Any]]:
+    message = "the samewire daemon does not answer"
+    return 1, {"cniVersion": version, "code": 11, "msg": message, "details": details}
+
+
+async def test_through_the_real_server(client: Client) -> None:
+    backend = FakeBackend()
+    server = CniServer(CniPlugin(backend), client.socket, allowed_uids={os.getuid()})
+    await server.start()
+    try:
+        status, result = await client.run(variables("ADD"))
+        assert (status, result["cniVersion"], result["interfaces"][1]["name"]) == (0, "1.0.0", "eth0")
+        assert list(backend.attachments) == [("pod1", "eth0")]
+        status, error = await client.run(variables("ADD"))
+        assert (status, error["code"], error["cniVersion"]) == (1, 102, "1.0.0")
+        check = json.dumps({**json.loads(CONF), "prevResult": result}).encode()
+        assert await client.run(variables("CHECK"), check) == (0, None)
+        assert await client.run(variables("DEL")) == (0, None)
+        status, error = await client.run(variables("ADD", interface="a/b"))
+        assert (status, error["code"]) == (1, 4)
+        status, error = await client.run({}, b"")
+        assert (status, error["code"]) == (1, 4)
+        new = CONF.replace(b"1.0.0", b"1.1.0")
+        assert await client.run({"CNI_COMMAND": "STATUS"}, new) == (0, None)
+        gc = json.dumps({**json.loads(new), "cni.dev/valid-attachments": []}).encode()
+        assert await client.run({"CNI_COMMAND": "GC"}, gc) == (0, None)
+    finally:
+        await server.close()
+    assert backend.attachments == {}
+
+
+async def test_what_is_sent(client: Client) -> None:
+    recorder = Recorder(b"0\n")
+    env = {"CNI_COMMAND": "ADD", "CNI_ARGS": "A=B;C=D\nE", "CNI_EMPTY": "", "XCNI_NO": "1", "CN": "2"}
+    stdin = b'{"a":\0"b"}\n\xff'
+    async with answering(client.socket, recorder):
+        assert await client.run(env, stdin) == (0, None)
+    head, mark, body = recorder.request.partition(b"\0\0")
+    assert set(head.split(b"\0")) == {b"CNI_COMMAND=ADD", b"CNI_ARGS=A=B;C=D\nE", b"CNI_EMPTY="}
+    assert (mark, body) == (b"\0\0", stdin)
+
+
+async def test_no_variables_and_no_stdin(client: Client) -> None:
+    recorder = Recorder(b"0\n")
+    async with answering(client.socket, recorder):
+        assert await client.run({}, b"") == (0, None)
+    assert recorder.request == b"\0"
+
+
+@pytest.mark.parametrize("answer", [b"0\n", b'0\n{"a":1}', b"7\nplain\0text\n\n", b"255\n"])
+async def test_the_answer_is_printed_as_it_is(client: Client, answer: bytes) -> None:
+    async with answering(client.socket, Recorder(answer)):
+        status, out = await client.raw(variables("ADD"))
+    assert b"%d\n%b" % (status, out) == answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "details"),
+    [
+        (b"", "answer: none"),
+        (b"0", "answer: malformed"),
+        (b"\n{}", "answer: malformed"),
+        (b"{}", "answer: malformed"),
+        (b"-1\n{}", "answer: malformed"),
+        (b"256\n{}", "answer: malformed"),
+        (b"99999999999999999999\n{}", "answer: malformed"),
+        (b"0 \n{}", "answer: malformed"),
+        (b"0\n" + b"x" * (1 << 20), "answer: too long"),
+    ],
+)
+async def test_bad_answers(client: Client, answer: bytes, details: str) -> None:
+    async with answering(client.socket, Recorder(answer)):
+        assert await client.run(variables("ADD")) == no_answer("1.0.0", details)
+
+
+@pytest.mark.parametrize("verb", ["ADD", "DEL", "CHECK", "GC", "STATUS"])
+async def test_no_daemon(client: Client, verb: str) -> None:
+    """DEL fails too: the runtime must come again, or pod and address would stay for ever."""
+    assert await client.run(variables(verb)) == no_answer("1.0.0", "connect: No such file or directory")
+
+
+async def test_no_daemon_any_more(client: Client) -> None:
+    async with answering(client.socket, Recorder(b"")):
+        pass
+    assert await client.run(variables("DEL"), b"") == no_answer("1.1.0", "connect: Connection refused")
+
+
+async def test_a_socket_that_cannot_be(client: Client) -> None:
+    status, error = await client.run(variables("ADD"), SAMEWIRE_CNI_SOCKET="/" + "x" * 200)
+    assert (status, error["code"]) == (1, 11)
+    status, error = await client.run(variables("ADD"), SAMEWIRE_CNI_SOCKET="")
+    assert (status, error["code"]) == (1, 11)
+
+
+async def test_a_daemon_that_does_not_answer(client: Client) -> None:
+    done = asyncio.Event()
+
+    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await done.wait()
+        writer.close()
+
+    async with answering(client.socket, silent):
+        answer = await client.run(variables("ADD"), SAMEWIRE_CNI_TIMEOUT_S="0.2")
+        done.set()
+    assert answer == no_answer("1.1.0", "not in time")
+
+
+async def test_a_runtime_that_never_ends_its_configuration(client: Client) -> None:
+    process = await client.start(variables("ADD"), SAMEWIRE_CNI_TIMEOUT_S="0.2")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(CONF)
+    async with asyncio.timeout(BOUND_S):
+        out = await process.stdout.read()
+        status = await process.wait()
+    process.stdin.close()
+    assert (status, json.loads(out)) == no_answer("1.1.0", "not in time")
+
+
+@pytest.mark.parametrize("limit", ["", "nonsense", "-1", "0", "nan", "1e99"])
+async def test_a_nonsensical_timeout_is_the_default(client: Client, limit: str) -> None:
+    async with answering(client.socket, Recorder(b"0\n")):
+        assert await client.run(variables("ADD"), SAMEWIRE_CNI_TIMEOUT_S=limit) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("stdin", "version"),
+    [
+        (b'{"cniVersion":"0.4.0"}', "0.4.0"),
+        (b'{ "cniVersion" : "1.0.0" }', "1.0.0"),
+        (b'{"cniVersion":"9.9.9"}', "1.1.0"),
+        (b'{"cniVersion":"1.0.0', "1.1.0"),
+        (b'{"cniVersion"', "1.1.0"),
+        (b"", "1.1.0"),
+        (b"\0\xff", "1.1.0"),
+    ],
+)
+async def test_version_without_a_daemon(client: Client, stdin: bytes, version: str) -> None:
+    expected = {"cniVersion": version, "supportedVersions": list(SUPPORTED_VERSIONS)}
+    assert await client.run({"CNI_COMMAND": "VERSION"}, stdin) == (0, expected)
+
+
+async def test_version_does_not_wait_for_stdin(client: Client) -> None:
+    process = await client.start({"CNI_COMMAND": "VERSION"})
+    assert process.stdin is not None
+    assert process.stdout is not None
+    async with asyncio.timeout(BOUND_S):
+        out = await process.stdout.read()
+        assert await process.wait() == 0
+    process.stdin.close()
+    assert json.loads(out)["cniVersion"] == "1.1.0"
+
+
+async def test_long_and_too_long_configurations(client: Client) -> None:
+    recorder = Recorder(b"0\n")
+    async with answering(client.socket, recorder):
+        long = CONF + b" " * 900_000
+        assert await client.run(variables("ADD"), long) == (0, None)
+        assert recorder.request.endswith(b"\0\0" + long)
+        process = await client.start(variables("ADD"))
+        async with asyncio.timeout(BOUND_S):
+            out, _ = await process.communicate(b" " * (MAX_REQUEST + 1))
+    error = {"cniVersion": "1.1.0", "code": 5, "msg": "too long", "details": "network configuration"}
+    assert (process.returncode, json.loads(out)) == (1, error)
+
+
+async def test_the_answer_of_a_daemon_that_does_not_read(client: Client) -> None:
+    async def hasty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10)
+        writer.write(b'1\n{"code":5}')
+        writer.close()
+
+    async with answering(client.socket, hasty):
+        assert await client.run(variables("ADD"), b" " * 900_000) == (1, {"code": 5})
+
+
+def test_one_list_of_versions() -> None:
+    assert twin.VERSIONS == SUPPORTED_VERSIONS
+    source = (ROOT / "native" / "samewire-cni.c").read_text()
+    assert ", ".join(f'"{version}"' for version in SUPPORTED_VERSIONS) in source
+
+
+def test_the_binary_needs_nothing(binary: str) -> None:
+    found = subprocess.run(["ldd", binary], capture_output=True, text=True, check=False)
+    assert "not a dynamic executable" in found.stderr + found.stdout
