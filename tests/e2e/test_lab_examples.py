@@ -52,6 +52,19 @@ def test_every_cell_of_an_example_and_nothing_left(example: str, tmp_path: Path)
     assert_gone(inodes)
 
 
+def test_a_trace_goes_on_where_the_packet_goes(tmp_path: Path) -> None:
+    up("mixed-cluster", tmp_path)
+    pods = {pod["pod"]["name"]: pod for pod in lab_json("show", NAME)["pods"]}
+    target = f"{pods['db-1']['addresses'][0]}:5432"
+    trail = lab_json("trace", "--lab", NAME, "--from", "db-0", "--to", target)
+    assert trail["arrived"] is True
+    assert [(hop["node"], hop["fate"]) for hop in trail["hops"]] == [("alpha", "tunnel"), ("beta", "port")]
+    assert trail["hops"][1]["endpoint"]["name"] == "shop/db-1"
+    refused = run_lab("trace", "--lab", NAME, "--from", "migrate", "--to", target)
+    assert refused.returncode == 1
+    assert "on kernel node gamma" in refused.stderr
+
+
 def test_tenants_have_the_same_addresses_and_do_not_meet(tmp_path: Path) -> None:
     up("two-tenants", tmp_path)
     addresses: dict[str, set[str]] = {"red": set(), "blue": set()}

@@ -10,7 +10,7 @@ from samewire.lab.addressing import family_of
 from samewire.lab.check import Fact, Report
 from samewire.lab.matrix import Matrix
 from samewire.lab.probes import Expected, Observed, Probe, judge, observe
-from samewire.lab.report import binary, check_document, check_table
+from samewire.lab.report import binary, check_document, check_table, next_steps
 from samewire.lab.top import parse_net_dev
 from tests.support.lab import lab_state
 
@@ -181,6 +181,16 @@ def test_a_report_shows_every_wrong_cell() -> None:
     assert [cell["ok"] for cell in document["cells"]] == [True, False]
     assert document["cells"][1]["observed"]["source"] == "9.9.9.9"
     assert document["facts"][0]["ok"] is False
+
+
+def test_next_steps_work_as_they_stand() -> None:
+    state = lab_state("mixed-cluster")
+    assert not any("trace" in step for step in next_steps(state))  # nobody has a daemon in this state
+    nodes = tuple(msgspec.structs.replace(node, socket="/s") for node in state.nodes)
+    steps = next_steps(msgspec.structs.replace(state, nodes=nodes))
+    assert "samewire lab trace --from web-mkmpvm6kb-wprw4 --to 10.244.2.2:80" in steps
+    assert steps[-1] == "samewire lab down mixed"
+    assert next_steps(msgspec.structs.replace(state, pods=()))[0] == "samewire lab check"
 
 
 def test_units_and_counters() -> None:

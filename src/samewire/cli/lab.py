@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,7 @@ def lab() -> None:
 @_reporting
 def up(file: Path, keep: bool, as_json: bool) -> None:
     """Bring up the cluster of FILE: underlay, nodes, pods."""
-    from samewire.lab.report import lab_document, lab_tables
+    from samewire.lab.report import lab_document, lab_tables, next_steps
     from samewire.lab.up import up as bring_up
 
     began = time.monotonic()
@@ -78,16 +79,7 @@ def up(file: Path, keep: bool, as_json: bool) -> None:
         return
     progress("up")
     console.print(lab_tables(state))
-    pod = state.pods[0].pod.name if state.pods else "POD"
-    console.print(
-        "go on with:\n"
-        "  samewire lab check\n"
-        f"  samewire lab exec {pod} -- ip address\n"
-        f"  samewire lab trace --from {pod} --to ADDRESS:PORT\n"
-        "  samewire lab top\n"
-        f"  samewire lab down {state.cluster.name}",
-        highlight=False,
-    )
+    console.print("go on with:", *next_steps(state), sep="\n  ", highlight=False)
 
 
 @lab.command()
@@ -127,6 +119,42 @@ def execute(lab_name: str | None, container: str, target: str, command: tuple[st
     from samewire.lab.state import load_state
 
     targets.execute(targets.resolve(load_state(lab_name), target, container), command)
+
+
+@lab.command()
+@click.option("--lab", "lab_name", metavar="LAB", help="Which lab, where several are up.")
+@click.option("--from", "origin", metavar="POD", required=True, help="The sending pod.")
+@click.option(
+    "--to", "target", metavar="ADDR[:PORT]", required=True, help="An IPv6 address with a port: [ADDR]:PORT."
+)
+@click.option(
+    "--proto", type=click.Choice(["tcp", "udp", "icmp"]), help="Default: tcp with a port, icmp without."
+)
+@_json_option
+@click.pass_context
+@_reporting
+def trace(
+    ctx: click.Context, lab_name: str | None, origin: str, target: str, proto: str | None, as_json: bool
+) -> None:
+    """What becomes of a packet, layer by layer, here and on the far node."""
+    from samewire.cli.trace import trace as trace_command
+    from samewire.lab.state import load_state
+    from samewire.lab.targets import peers, trace_origin
+
+    state = load_state(lab_name)
+    ctx.obj, name = trace_origin(state, origin)
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(peers(state), file)
+        file.flush()
+        ctx.invoke(
+            trace_command,
+            origin=name,
+            target=target,
+            proto=proto,
+            source_port=None,
+            peers_file=Path(file.name),
+            as_document=as_json,
+        )
 
 
 @lab.command()

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from samewire.lab.check import Fact, Report
 from samewire.lab.matrix import COLUMNS
+from samewire.lab.podspec import served_ports
 from samewire.lab.probes import Cell
 from samewire.lab.state import LabState
 from samewire.lab.top import PodUsage
@@ -96,6 +97,25 @@ def lab_tables(state: LabState) -> RenderableType:
         network = "hostNetwork" if pod.pod.template.host_network else pod.pod.network
         pods.add_row(pod.pod.key, pod.pod.node, network, " ".join(pod.addresses), containers)
     return Group(nodes, pods, *_left_out(state))
+
+
+def next_steps(state: LabState) -> list[str]:
+    """Commands to go on with, that work as they stand."""
+    steps = ["samewire lab check"]
+    own = [pod for pod in state.pods if not pod.pod.template.host_network]
+    if own:
+        steps.append(f"samewire lab exec {own[0].pod.name} -- ip address")
+    traced = next((pod for pod in own if state.node(pod.pod.node).socket), None)
+    targets = (
+        f"{pod.addresses[0]}:{ports[0]}"
+        for pod in own
+        if traced and pod.pod.node != traced.pod.node and pod.pod.network == traced.pod.network
+        for container in pod.pod.template.containers
+        if (ports := served_ports(container))
+    )
+    if traced and (target := next(targets, None)):
+        steps.append(f"samewire lab trace --from {traced.pod.name} --to {target}")
+    return [*steps, "samewire lab top", f"samewire lab down {state.cluster.name}"]
 
 
 def lab_document(state: LabState) -> Any:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from samewire.errors import NotFound
+from samewire.errors import NotFound, Unsupported
 from samewire.lab.cgroups import enter
+from samewire.lab.cni import container_id
 from samewire.lab.commands import netns_path
 from samewire.lab.names import HOST_PROCESS, node_netns
 from samewire.lab.pods import PAUSE
@@ -45,6 +46,25 @@ def resolve(state: LabState, target: str, container: str = "") -> Entry:
         if any(node.plan.name == target for node in state.nodes):
             return _node(state, target)
         raise
+
+
+def trace_origin(state: LabState, query: str) -> tuple[str, str]:
+    """The socket of the daemon that a pod's traffic goes through, and the pod's name there.
+
+    Raises Unsupported for pods that no switch carries: those of kernel nodes, and hostNetwork pods.
+    """
+    pod = state.find_pod(query)
+    node = state.node(pod.pod.node)
+    if not node.socket:
+        raise Unsupported(f"tracing {pod.pod.key} on kernel node {pod.pod.node}", "a Samewire node")
+    if pod.pod.template.host_network:
+        raise Unsupported(f"tracing {pod.pod.key}, which uses its node's network", "a pod of its own network")
+    return node.socket, container_id(pod.pod)
+
+
+def peers(state: LabState) -> dict[str, str]:
+    """Address of every Samewire node -> its daemon's socket, for a trace to go on where the packet goes."""
+    return {address: node.socket for node in state.nodes if node.socket for address in node.plan.addresses}
 
 
 def execute(entry: Entry, command: Sequence[str]) -> None:

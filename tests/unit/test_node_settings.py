@@ -1,0 +1,112 @@
+"""Reserved ports and keepsakes: the administrator's settings survive."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from samewire.errors import Invalid, Unavailable
+from samewire.node.keepsakes import (
+    FILE_NAME,
+    Keepsakes,
+    find_keepsakes,
+    load_keepsakes,
+    mac_bytes,
+    save_keepsakes,
+)
+from samewire.node.portranges import merged, parse_ports, ports_text, restored
+
+ports = st.frozensets(st.integers(0, 65535), max_size=40)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", set()),
+        ("8080", {8080}),
+        ("1-3,5", {1, 2, 3, 5}),
+        (" 7 , 9-9 ", {7, 9}),
+        ("3-5,4-6", {3, 4, 5, 6}),
+    ],
+)
+def test_parse(text: str, found: set[int]) -> None:
+    assert parse_ports(text) == found
+
+
+@pytest.mark.parametrize("text", ["x", "5-", "5-3", "70000", "-1", "1-2-3"])
+def test_parse_refuses(text: str) -> None:
+    with pytest.raises(Invalid):
+        parse_ports(text)
+
+
+@given(ports)
+def test_text_is_read_back(some: frozenset[int]) -> None:
+    assert parse_ports(ports_text(some)) == some
+
+
+@given(ports, ports)
+def test_what_is_added_can_be_taken_away(admins: frozenset[int], ours: frozenset[int]) -> None:
+    wanted, added = merged(ports_text(admins), ports_text(ours), "")
+    assert parse_ports(wanted) == admins | ours
+    assert parse_ports(restored(wanted, added)) == admins
+
+
+@given(ports, ports, ports)
+def test_another_pool_replaces_ours_and_not_the_admins(
+    admins: frozenset[int], first: frozenset[int], second: frozenset[int]
+) -> None:
+    wanted, added = merged(ports_text(admins), ports_text(first), "")
+    wanted, added = merged(wanted, ports_text(second), added)
+    assert parse_ports(wanted) == admins | second
+    assert parse_ports(restored(wanted, added)) == admins
+
+
+@given(ports, ports)
+def test_doing_it_twice_changes_nothing(admins: frozenset[int], ours: frozenset[int]) -> None:
+    once = merged(ports_text(admins), ports_text(ours), "")
+    assert merged(once[0], ports_text(ours), once[1]) == once
+
+
+def test_an_admin_port_added_later_survives() -> None:
+    _, added = merged("8080", "50000-50010", "")
+    wanted, added = merged("8080,9090,50000-50010", "50000-50010", added)
+    assert restored(wanted, added) == "8080,9090"
+
+
+def test_keepsakes_stay_the_same(tmp_path: Path) -> None:
+    first = load_keepsakes(tmp_path / "state")
+    assert load_keepsakes(tmp_path / "state") == first
+    assert os.stat(tmp_path / "state").st_mode & 0o777 == 0o700
+
+
+def test_macs_are_local_unicast_and_differ(tmp_path: Path) -> None:
+    found = load_keepsakes(tmp_path)
+    macs = [mac_bytes(text) for text in (found.tunnel_mac, found.host_mac, found.host_peer_mac)]
+    assert len(set(macs)) == 3
+    assert all(mac[0] & 3 == 2 and len(mac) == 6 for mac in macs)
+    assert load_keepsakes(tmp_path / "other").tunnel_mac != found.tunnel_mac
+
+
+def test_saving_replaces_the_whole_file(tmp_path: Path) -> None:
+    found = load_keepsakes(tmp_path)
+    save_keepsakes(tmp_path, msgspec.structs.replace(found, reserved_ports_added="1-2"))
+    assert load_keepsakes(tmp_path).reserved_ports_added == "1-2"
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"tunnel_mac": 5}'])
+def test_a_damaged_file_is_an_error_and_not_a_new_identity(tmp_path: Path, content: str) -> None:
+    (tmp_path / FILE_NAME).write_text(content)
+    with pytest.raises(Unavailable, match="cannot be read"):
+        load_keepsakes(tmp_path)
+    assert (tmp_path / FILE_NAME).read_text() == content
+
+
+def test_none_yet(tmp_path: Path) -> None:
+    assert find_keepsakes(tmp_path) is None
+    assert isinstance(load_keepsakes(tmp_path), Keepsakes)
