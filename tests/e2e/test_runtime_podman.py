@@ -53,3 +53,9 @@ def test_published_port(podman: Podman) -> None:
         assert podman.node.fetch(ADDRESS, 8088) == "web"
     assert podman.node.fetch(ADDRESS, 8088, outside=True) == ""
     assert podman.plugin.addresses_in_use() == set()
+
+
+def test_a_container_that_ends_gives_its_address_back(podman: Podman) -> None:
+    """podman then calls DEL from a process of its own, before anybody removes the container."""
+    with podman.container("short", "sleep", "0"):
+        wait_for(lambda: podman.plugin.addresses_in_use() == set(), "the address is free again")

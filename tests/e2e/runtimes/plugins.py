@@ -97,7 +97,7 @@ class Samewire(Plugin):
     def start(self) -> None:
         shutil.copy(BUILT / CLIENT, self.bin_dir / CLIENT)
         shutil.copy(DEBIAN_PLUGINS / "loopback", self.bin_dir)  # the runtimes' own, for "lo"
-        run_dir = self.node.directory / "sw"
+        run_dir = self.run_dir
         state_dir = self.node.directory / "sw-state"
         for directory in (run_dir, state_dir):
             directory.mkdir()
@@ -116,6 +116,11 @@ class Samewire(Plugin):
         daemon = self.node.start("daemon", sys.executable, "-c", program, "daemon", "--config", str(config))
         daemon.wait_for(self._is_healthy, "the daemon is healthy")
         self._hns.create(Kind.NETWORK, self._network())
+
+    @property
+    def run_dir(self) -> Path:
+        """The daemon's, where the test can reach it."""
+        return self.node.directory / "sw"
 
     def _is_healthy(self) -> bool:
         try:
@@ -154,6 +159,15 @@ class Samewire(Plugin):
 
 
 class SamewireNat(Samewire):
-    """The same on a NAT network."""
+    """The same on a NAT network, with the CNI socket at its default place.
+
+    podman gives its clean-up process (which calls DEL when a container has ended by itself or was killed) an empty
+    environment, so a socket named there is found by ADD only.
+    """
 
     network_type = "NAT"
+
+    def start(self) -> None:
+        super().start()
+        self.environment.clear()
+        self.node.run("ln", "-s", str(self.run_dir), "/run/samewire")
