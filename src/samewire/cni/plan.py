@@ -104,8 +104,8 @@ def plan_check(environment: Environment, conf: NetConf, previous: Result) -> Che
 
 
 def _address(ip: IpConfig) -> Address:
-    parsed = ip_interface(ip.address)
-    return Address(str(parsed.ip), parsed.network.prefixlen, ip.gateway)
+    text, _, length = ip.address.partition("/")
+    return Address(text, int(length), ip.gateway)
 
 
 def _allocated(ip: IpConfig, network: NetworkInfo) -> Address:

@@ -182,10 +182,10 @@ class DataDir:
         return True
 
     def _write(self, name: str, content: str) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        handle = os.open(f"{self._path}/{name}", flags, 0o644)
+        """Replace a file's text in place: ext4 writes a file that was cut to nothing to the disk at once."""
+        handle = os.open(f"{self._path}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            os.write(handle, content.encode())
+            os.ftruncate(handle, os.write(handle, content.encode()))
         finally:
             os.close(handle)
 

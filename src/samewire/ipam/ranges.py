@@ -8,9 +8,11 @@ Addresses are whole numbers here.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from itertools import combinations
 
+import msgspec
 from msgspec import Struct
 
 from samewire.cni.conf import NetConf
@@ -100,13 +102,22 @@ def decode_directory(conf: NetConf) -> str:
 
 def decode_host_local(conf: NetConf) -> HostLocalConf:
     """Return the configuration of host-local. Raises CniError(INVALID_CONFIG)."""
+    runtime = conf.fields.child("runtimeConfig")
+    relevant = {"ipam": conf.fields.get("ipam"), "runtimeConfig": {"ipRanges": runtime.get("ipRanges")}}
+    return _decode(conf.cni_version, conf.name, msgspec.json.encode(relevant))
+
+
+# The pods of a node have one configuration; reading it takes longer than giving out an address.
+@lru_cache(maxsize=64)
+def _decode(version: str, name: str, relevant: bytes) -> HostLocalConf:
+    conf = NetConf(version, name, "host-local", msgspec.json.decode(relevant))
     ipam = conf.fields.child("ipam")
     sets = _decode_sets(conf)
     if not sets:
         ipam.fail("ranges", "no IP ranges specified")
     families = [item.family for item in sets]
-    if len(set(families)) < len(families) and not at_least(conf.cni_version, "0.3.0"):
-        ipam.fail("ranges", f"CNI {conf.cni_version} does not support more than 1 address per family")
+    if len(set(families)) < len(families) and not at_least(version, "0.3.0"):
+        ipam.fail("ranges", f"CNI {version} does not support more than 1 address per family")
     for one, two in combinations(range(len(sets)), 2):
         if any(overlap(a, b) for a in sets[one].ranges for b in sets[two].ranges):
             ipam.fail("ranges", f"range set {one} overlaps with {two}")
