@@ -147,6 +147,28 @@ def test_cgroup_layouts(tmp_path: Path) -> None:
         cgroups.find_mounts(mounts)
 
 
+@pytest.mark.parametrize("separate", [True, False])
+def test_cgroups_of_a_lab_are_noted_and_metered(tmp_path: Path, separate: bool) -> None:
+    v2, v1 = tmp_path / "v2", tmp_path / "v1"
+    v2.mkdir()
+    mounts = cgroups.Mounts(v2, v1 if separate else None)
+    with Lab.create("lab") as lab:
+        made = cgroups.Cgroups(lab, mounts)
+        node = made.node("alpha")
+        host, *_ = made.host(node, "host")
+        pod_groups = made.member("shop.db-0")
+        with pytest.raises(Conflict):
+            made.node("alpha")
+        noted = lab.noted(CGROUP)
+    assert host == v2 / "samewire-lab-lab-alpha/host"
+    assert pod_groups[0] == v2 / "samewire-lab/lab/shop.db-0"
+    assert len(pod_groups) == (2 if separate else 1)
+    assert {str(node), *(str(path) for path in pod_groups)} <= set(noted)
+    controls = {str(path.parent.relative_to(v2)) for path in v2.rglob("cgroup.subtree_control")}
+    metered = {".", "samewire-lab-lab-alpha", "samewire-lab", "samewire-lab/lab"}
+    assert controls == (set() if separate else metered)
+
+
 def test_usage_reads_both_hierarchies(tmp_path: Path) -> None:
     v2, v1 = tmp_path / "v2", tmp_path / "v1"
     v2.mkdir()

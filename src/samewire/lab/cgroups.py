@@ -67,6 +67,7 @@ class Cgroups:
         if path.exists():
             raise Conflict(f"the cgroup {path} exists already and is not this lab's")
         self._make(path)
+        self._meter(self._mounts.v2, path)
         return path
 
     def host(self, node_cgroup: Path, name: str) -> tuple[Path, ...]:
@@ -79,10 +80,14 @@ class Cgroups:
         """The cgroups that a pod's processes enter: v2 first, then v1 memory where that is separate."""
         parent = self._mounts.v2 / "samewire-lab" / self._lab.name
         self._make(parent / name)
-        if self._mounts.v1_memory is None:
-            for above in (self._mounts.v2, parent.parent, parent):
-                _write(above / "cgroup.subtree_control", "+memory")
+        self._meter(self._mounts.v2, parent.parent, parent)
         return (parent / name, *self._memory(name))
+
+    def _meter(self, *parents: Path) -> None:
+        """Have the children of these cgroups metered, where v2 does it."""
+        if self._mounts.v1_memory is None:
+            for parent in parents:
+                _write(parent / "cgroup.subtree_control", "+memory")
 
     def _memory(self, name: str) -> tuple[Path, ...]:
         if self._mounts.v1_memory is None:
@@ -93,7 +98,10 @@ class Cgroups:
 
     def _make(self, path: Path) -> None:
         self._lab.note(CGROUP, str(path))
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise KernelError(f"make cgroup {path}", error.errno or 0) from error
 
 
 def enter(path: Path) -> None:
