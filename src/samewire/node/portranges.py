@@ -11,9 +11,9 @@ def parse_ports(text: str) -> frozenset[int]:
     """The ports in a list of ports and ranges. Raises ``Invalid``."""
     ports: set[int] = set()
     for item in filter(None, (part.strip() for part in text.split(","))):
-        low, _, high = item.partition("-")
+        low, dash, high = item.partition("-")
         try:
-            first, last = int(low), int(high or low)
+            first, last = int(low), int(high if dash else low)
         except ValueError:
             raise Invalid("ports", f"{item!r} is neither a port nor a range") from None
         if not 0 <= first <= last <= 65535:

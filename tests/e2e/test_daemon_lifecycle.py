@@ -1,0 +1,337 @@
+"""The daemon as a process: start, pods, restart, crashes, what others do behind its back, uninstall."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.node import (
+    NODE_IP,
+    ROUTER_IP,
+    DaemonProcess,
+    Json,
+    NodeNet,
+    can_ping,
+    daemon,
+    in_namespace,
+    ip,
+    ip_json,
+    node_net,
+    overlay,
+    path_of,
+    poll,
+    remove_namespace,
+)
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def net() -> Iterator[NodeNet]:
+    with node_net() as made:
+        yield made
+
+
+@pytest.fixture
+def node(net: NodeNet, tmp_path: Path) -> Iterator[DaemonProcess]:
+    with daemon(net, tmp_path) as process:
+        yield process
+
+
+@pytest.fixture
+def pods(net: NodeNet, node: DaemonProcess) -> tuple[str, str]:
+    """A running daemon with an overlay network and two pods, at 10.244.0.2 and .3."""
+    node.start()
+    node.request("POST", "/v2/networks", overlay())
+    names = net.pod(), net.pod()
+    for number, name in enumerate(names):
+        node.add(f"pod{number}", name, node.conf())
+    return names
+
+
+def host_ends(net: NodeNet) -> dict[str, Json]:
+    """The pods' host ends by name."""
+    links = ip_json("link", "show", "type", "veth", netns_name=net.node)
+    return {
+        link["ifname"]: link for link in links if link["ifname"].startswith("sw") and link["group"] == "21367"
+    }
+
+
+def switch_identity(node: DaemonProcess) -> dict[str, list[int]]:
+    """Ids of the pinned maps and programs, from the kernel's own listing of the pins."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom samewire.kernel.bpf import BpfMap, BpfProgram\n"
+        "root = Path(sys.argv[1])\n"
+        "print([BpfMap.open_pinned(p).id for p in sorted((root / 'maps').iterdir())])\n"
+        "print([BpfProgram.open_pinned(p).id for p in sorted((root / 'programs').iterdir())])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(node.run_dir / "bpf")], check=True, capture_output=True, text=True
+    )
+    maps, programs = (json.loads(line) for line in done.stdout.splitlines())
+    return {"maps": maps, "programs": programs}
+
+
+def test_pods_can_talk(net: NodeNet, node: DaemonProcess, pods: tuple[str, str]) -> None:
+    first, second = pods
+    assert can_ping(first, "10.244.0.3")
+    assert can_ping(second, NODE_IP)
+    assert can_ping(first, ROUTER_IP)
+    assert can_ping(net.node, "10.244.0.2")
+    assert node.differences() == []
+    assert node.request("GET", "/v2/health")["status"] == "ok"
+
+
+def test_what_a_pod_gets(net: NodeNet, node: DaemonProcess, pods: tuple[str, str]) -> None:
+    (link,) = ip_json("address", "show", "eth0", netns_name=pods[0])
+    assert (link["mtu"], link["operstate"]) == (1450, "UP")
+    assert [a["local"] for a in link["addr_info"] if a["family"] == "inet"] == ["10.244.0.2"]
+    (default,) = ip_json("route", "show", "default", netns_name=pods[0])
+    assert default["gateway"] == "10.244.0.1"
+    assert [n["state"] for n in ip_json("neigh", "show", "10.244.0.1", netns_name=pods[0])] == [["PERMANENT"]]
+    for end in host_ends(net).values():
+        assert (end["operstate"], end.get("ifalias")) == ("UP", "samewire")
+    # a host end has no address and says nothing of its own
+    assert not any(
+        link["addr_info"]
+        for link in ip_json("address", "show", "group", "21367", netns_name=net.node)
+        if link["ifname"] in host_ends(net)
+    )
+
+
+def test_sigterm_leaves_the_data_path(net: NodeNet, node: DaemonProcess, pods: tuple[str, str]) -> None:
+    assert node.stop() == 0
+    assert can_ping(pods[0], "10.244.0.3")
+    assert can_ping(pods[0], ROUTER_IP)
+    assert not (node.run_dir / "samewire.sock").exists()
+
+
+def test_a_restart_changes_nothing(net: NodeNet, node: DaemonProcess, pods: tuple[str, str]) -> None:
+    before = switch_identity(node), host_ends(net), ip_json("link", netns_name=net.node)
+    with subprocess.Popen(
+        ["nsenter", f"--net={path_of(pods[0])}", "ping", "-n", "-i", "0.02", "-c", "150", "10.244.0.3"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as ping:
+        node.stop(signal.SIGKILL)
+        node.start()
+        out, _ = ping.communicate(timeout=30)
+    assert "150 received" in out, out
+    assert (switch_identity(node), host_ends(net), ip_json("link", netns_name=net.node)) == before
+    assert node.differences() == []
+    assert "changed" not in node.tail()
+
+
+def test_two_daemons_cannot_share_a_run_directory(net: NodeNet, node: DaemonProcess) -> None:
+    node.start()
+    other = DaemonProcess(net, node.directory)
+    other.spawn()
+    assert other.wait_dead() == 1
+    assert f"in use by the process {node.pid}" in node.tail()
+    assert node.request("GET", "/v2/health")["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["create veth|kill|1", "IPv4 default route|kill|1", "attach sw_pod|kill|1", "update sw_ports|kill|1"],
+)
+def test_killed_during_add(net: NodeNet, node: DaemonProcess, fault: str) -> None:
+    node.start()
+    node.request("POST", "/v2/networks", overlay())
+    node.stop()
+    node.start({"SAMEWIRE_TEST_FAULT": fault})
+    pod = net.pod()
+    with pytest.raises((ConnectionError, AssertionError)):
+        node.add("pod", pod, node.conf())
+    assert node.wait_dead() == -signal.SIGKILL
+    node.start()
+    assert node.differences() == []
+    assert node.endpoints() == []
+    assert host_ends(net) == {}
+    node.add("pod", pod, node.conf())
+    assert can_ping(pod, NODE_IP)
+
+
+@pytest.mark.parametrize("fault", ["delete from sw_ports|kill|1", "delete interface|kill|1"])
+def test_killed_during_del(net: NodeNet, node: DaemonProcess, fault: str) -> None:
+    node.start()
+    node.request("POST", "/v2/networks", overlay())
+    pod = net.pod()
+    node.add("pod", pod, node.conf())
+    node.stop()
+    node.start({"SAMEWIRE_TEST_FAULT": fault})
+    with pytest.raises((ConnectionError, AssertionError)):
+        node.delete("pod", pod, node.conf())
+    assert node.wait_dead() == -signal.SIGKILL
+    node.start()
+    assert node.differences() == []
+    node.delete("pod", pod, node.conf())
+    assert node.endpoints() == []
+    assert ip_json("link", "show", "type", "veth", netns_name=pod) == []
+    assert node.differences() == []
+
+
+@pytest.mark.parametrize("fault", ["update sw_routes|kill|3", "add address|kill|1", "set route|kill|1"])
+def test_killed_during_network_create(net: NodeNet, node: DaemonProcess, fault: str) -> None:
+    node.start()
+    node.stop()
+    node.start({"SAMEWIRE_TEST_FAULT": fault})
+    with pytest.raises((ConnectionError, AssertionError, IndexError)):
+        node.request("POST", "/v2/networks", overlay())
+    assert node.wait_dead() == -signal.SIGKILL
+    node.start()
+    assert node.differences() == []
+    assert node.request("GET", "/v2/networks") == []
+    node.request("POST", "/v2/networks", overlay())
+    assert node.differences() == []
+
+
+def test_a_veth_deleted_behind_our_back_is_made_again(
+    net: NodeNet, node: DaemonProcess, pods: tuple[str, str]
+) -> None:
+    ip("link", "delete", "eth0", netns_name=pods[0])
+    poll("the link is back", lambda: can_ping(pods[0], "10.244.0.3"))
+    poll("nothing differs", lambda: node.differences() == [])
+
+
+def test_what_is_lost_inside_a_pod_is_given_back(net: NodeNet, tmp_path: Path) -> None:
+    pod = net.pod()
+    with daemon(net, tmp_path, audit_interval_s=1) as process:
+        process.start()
+        process.request("POST", "/v2/networks", overlay())
+        process.add("pod", pod, process.conf())
+        ip("address", "flush", "dev", "eth0", netns_name=pod)
+        ip("link", "set", "eth0", "mtu", "1300", netns_name=pod)
+        poll("the pod is whole again", lambda: can_ping(pod, NODE_IP) and process.differences() == [])
+
+
+def test_a_pod_whose_namespace_died_is_degraded_until_del(
+    net: NodeNet, node: DaemonProcess, pods: tuple[str, str]
+) -> None:
+    remove_namespace(pods[0])
+    poll("it is reported", lambda: node.request("GET", "/v2/health")["status"] == "degraded")
+    assert len(node.request("GET", "/v2/health")["degraded_endpoints"]) == 1
+    assert can_ping(pods[1], ROUTER_IP)
+    node.delete("pod0", pods[0], node.conf())
+    poll("it is healthy again", lambda: node.differences() == [])
+    assert len(node.endpoints()) == 1
+
+
+def test_leftovers_with_our_mark_are_removed(net: NodeNet, node: DaemonProcess) -> None:
+    ip("link", "add", "swdeadbeef", "type", "veth", "peer", "x1", netns_name=net.node)
+    ip("link", "set", "swdeadbeef", "group", "21367", netns_name=net.node)
+    ip("link", "add", "other", "type", "veth", "peer", "x2", netns_name=net.node)
+    node.start()
+    names = {link["ifname"] for link in ip_json("link", netns_name=net.node)}
+    assert "swdeadbeef" not in names
+    assert {"other", "x2"} <= names
+
+
+def test_our_own_devices_come_back(net: NodeNet, node: DaemonProcess, pods: tuple[str, str]) -> None:
+    for name in ("samewire0", "swvxlan0"):
+        ip("link", "delete", name, netns_name=net.node)
+    poll("the node reaches its pods", lambda: can_ping(net.node, "10.244.0.2"))
+    poll("nothing differs", lambda: node.differences() == [])
+
+
+def test_a_new_node_address_is_taken_over(net: NodeNet, node: DaemonProcess, pods: tuple[str, str]) -> None:
+    ip("address", "delete", f"{NODE_IP}/24", "dev", "eth0", netns_name=net.node)
+    ip("address", "add", "192.168.77.50/24", "dev", "eth0", netns_name=net.node)
+    ip("route", "replace", "default", "via", ROUTER_IP, netns_name=net.node)
+    poll("SNAT has the new address", lambda: can_ping(pods[0], ROUTER_IP))
+    (network,) = node.request("GET", "/v2/networks")
+    provider = [p["Settings"] for p in network["Policies"] if p["Type"] == "ProviderAddress"]
+    assert provider == [{"ProviderAddress": "192.168.77.50"}]
+    assert node.differences() == []
+
+
+def test_the_uplink_is_left_as_it_was(net: NodeNet, node: DaemonProcess) -> None:
+    def looks() -> tuple[str, str, str]:
+        links = ip("address", "show", "dev", "eth0", netns_name=net.node)
+        routes = ip("route", netns_name=net.node) + ip("-6", "route", netns_name=net.node)
+        return links, routes, in_namespace(net.node, "sysctl", "net.ipv4.ip_local_reserved_ports").stdout
+
+    in_namespace(net.node, "sysctl", "-w", "net.ipv4.ip_local_reserved_ports=8080,60000")
+    poll("the uplink's own address is settled", lambda: "tentative" not in looks()[0])
+    before = looks()
+    node.start()
+    node.request("POST", "/v2/networks", overlay())
+    node.add("pod", net.pod(), node.conf())
+    assert looks()[0] == before[0]
+    assert "8080,49152-65535" in looks()[2]
+    node.stop()
+    in_namespace(
+        net.node, sys.executable, "-c", "from samewire.cli.node import uninstall; uninstall()",
+        "--config", str(node.config), "--purge",
+    )  # fmt: skip
+    assert looks() == before
+    assert {link["ifname"] for link in ip_json("link", netns_name=net.node)} == {"lo", "eth0"}
+    assert not node.run_dir.exists()
+    assert list(node.state_dir.iterdir()) == []
+    assert "clsact" not in in_namespace(net.node, "tc", "qdisc").stdout
+
+
+def test_uninstall_refuses_while_a_daemon_runs(net: NodeNet, node: DaemonProcess) -> None:
+    node.start()
+    done = in_namespace(
+        net.node, sys.executable, "-c", "from samewire.cli.node import uninstall; uninstall()",
+        "--config", str(node.config), check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "in use by the process" in done.stderr
+    assert node.request("GET", "/v2/health")["status"] == "ok"
+
+
+def test_the_same_interface_right_after_its_del(net: NodeNet, node: DaemonProcess) -> None:
+    node.start()
+    node.request("POST", "/v2/networks", overlay())
+    pod = net.pod()
+    for number in range(20):
+        node.add(f"pod{number}", pod, node.conf())
+        node.delete(f"pod{number}", pod, node.conf())
+        assert ip_json("link", "show", "type", "veth", netns_name=pod) == []
+    assert node.differences() == []
+
+
+def descriptors(node: DaemonProcess) -> int:
+    return len(os.listdir(f"/proc/{node.pid}/fd"))
+
+
+@pytest.mark.slow
+def test_two_thousand_cycles_leak_nothing(net: NodeNet, node: DaemonProcess) -> None:
+    node.start()
+    node.request("POST", "/v2/networks", overlay())
+    conf, names = node.conf(), [net.pod() for _ in range(4)]
+    acl = {
+        "Type": "ACL",
+        "Settings": {"Action": "Allow", "Direction": "In", "Protocols": "6", "Priority": 100},
+    }
+    conf["policies"].append({"name": "EndpointPolicy", "value": acl})
+    tables = ("sw_ports", "sw_endpoints", "sw_routes", "sw_nexthops", "sw_acl", "sw_nat", "sw_buckets")
+
+    def cycle(count: int) -> None:
+        for number in range(count):
+            pod = names[number % len(names)]
+            node.add(f"c{number}", pod, conf)
+            node.delete(f"c{number}", pod, conf)
+
+    def counts() -> tuple[dict[str, int], int]:
+        entries = {name: len(node.table(name)) for name in tables}
+        poll("freed links are freed", lambda: not host_ends(net))
+        return entries, len(list((node.directory / "ipam").rglob("10.244.*")))
+
+    cycle(20)
+    before = counts(), descriptors(node)
+    cycle(2000)
+    assert counts() == before[0]
+    poll("descriptors are closed", lambda: descriptors(node) <= before[1])
+    assert node.differences() == []
+    poll("drops of ports that are gone are forgotten", lambda: len(node.table("sw_drops")) <= len(names))
+    assert node.endpoints() == []
