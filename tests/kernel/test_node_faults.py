@@ -1,0 +1,286 @@
+"""Every kernel call of a change fails once: the change is made or it is not, and nothing stays behind."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from samewire.cni.backend import Address, AttachRequest
+from samewire.cni.result import Route
+from samewire.errors import KernelError, SamewireError
+from samewire.hcn.codec import decode_modify, decode_object
+from samewire.hcn.schema import Endpoint, Kind, Network
+from samewire.kernel import faults
+from samewire.kernel.bpf import unmount_bpffs
+from samewire.kernel.netns import NetNamespace
+from samewire.kernel.rtnetlink import Link, Netlink, link_dump
+from samewire.node.audit import is_leftover
+from samewire.node.cni_backend import NodeBackend
+from samewire.node.config import NodeConfig
+from samewire.node.node import Node
+from tests.support.node import NodeNet, node_net, overlay, path_of
+
+pytestmark = pytest.mark.root
+
+Action = Callable[[], Awaitable[object]]
+
+
+@pytest.fixture
+def net() -> Iterator[NodeNet]:
+    with node_net() as made, made.inside():
+        yield made
+
+
+@pytest_asyncio.fixture
+async def node(net: NodeNet, tmp_path: Path) -> AsyncIterator[Node]:
+    config = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
+    config.run_dir.mkdir()
+    try:
+        made = await Node.start(config, lambda _: None)
+        try:
+            yield made
+        finally:
+            faults.inject = None
+            await made.close()
+    finally:
+        unmount_bpffs(config.bpf_dir)
+
+
+def request(pod: str, *, container: str = "c", shaped: bool = False) -> AttachRequest:
+    acl = {
+        "Type": "ACL",
+        "Settings": {"Action": "Allow", "Direction": "In", "Protocols": "6", "Priority": 100},
+    }
+    qos = {"Type": "QOS", "Settings": {"MaximumIncomingBandwidthInBytes": 10**6}}
+    mapping = {"Type": "PortMapping", "Settings": {"Protocol": 6, "InternalPort": 80, "ExternalPort": 8080}}
+    return AttachRequest(
+        network="pods",
+        container_id=container,
+        interface_name="eth0",
+        netns_path=path_of(pod),
+        addresses=(Address("10.244.0.9", 24, "10.244.0.1"), Address("fd00:244::9", 64, "fd00:244::1")),
+        routes=(Route("0.0.0.0/0", "10.244.0.1"), Route("::/0", "fd00:244::1")),
+        policies=(acl, mapping, {"Type": "OutBoundNAT", "Settings": {}}, *((qos,) if shaped else ())),
+    )
+
+
+async def create_network(node: Node, **more: str) -> Network:
+    wanted = decode_object(Kind.NETWORK, overlay(subnet6="fd00:244::/64", **more))
+    assert isinstance(wanted, Network)
+    return await node.service.create_network(wanted)
+
+
+async def operations(action: Action) -> list[str]:
+    """The words of every kernel operation of an action."""
+    seen: list[str] = []
+    faults.inject = seen.append
+    try:
+        await action()
+    finally:
+        faults.inject = None
+    return seen
+
+
+async def failing_at(number: int, action: Action) -> bool:
+    """Run an action whose n-th operation fails, once. Whether it succeeded all the same."""
+    left = number
+
+    def inject(operation: str) -> None:
+        nonlocal left
+        if left == 0:
+            left -= 1
+            raise KernelError(operation, 5, "injected")
+        left -= 1
+
+    faults.inject = inject
+    try:
+        await action()
+    except SamewireError as error:
+        if "injected" not in str(error):
+            raise
+        return False
+    else:
+        return True
+    finally:
+        faults.inject = None
+
+
+def host_ends(node: Node) -> list[Link]:
+    return [link for link in node.netlink.dump(link_dump()) if is_leftover(link)]
+
+
+def names_in(pod: str) -> list[str]:
+    with NetNamespace(path_of(pod)) as netns, Netlink(netns.fd) as inside:
+        return [link.name for link in inside.dump(link_dump())]
+
+
+def numbers(node: Node) -> dict[str, dict[str, int]]:
+    return {kind: node.store.numbers(kind) for kind in ("scope", "nexthop", "acl", "nat")}
+
+
+async def test_add(net: NodeNet, node: Node) -> None:
+    await create_network(node)
+    backend, pod = NodeBackend(node), net.pod()
+    before = {kind: set(keys) for kind, keys in numbers(node).items()}
+    wanted = request(pod, shaped=True)
+    steps = await operations(lambda: backend.attach(wanted))
+    assert await node.auditor.compare() == []
+    await backend.detach("c", "eth0", "pods", wanted.netns_path)
+    assert len(steps) > 15, steps
+    for number, step in enumerate(steps):
+        if await failing_at(number, lambda: backend.attach(wanted)):
+            assert [endpoint.container_id for endpoint in node.store.state.endpoints()] == ["c"], step
+            assert await node.auditor.compare() == [], step
+            await backend.detach("c", "eth0", "pods", wanted.netns_path)
+        assert await node.auditor.compare() == [], step
+        assert node.store.state.endpoints() == [], step
+        assert node.store.state.namespaces() == [], step
+        assert host_ends(node) == [], step
+        assert names_in(pod) == ["lo"], step
+        assert {kind: set(keys) for kind, keys in numbers(node).items()} == before, step
+    await backend.attach(wanted)
+
+
+async def test_del(net: NodeNet, node: Node) -> None:
+    await create_network(node)
+    backend, pod = NodeBackend(node), net.pod()
+    wanted = request(pod)
+
+    async def delete() -> None:
+        await backend.detach("c", "eth0", "pods", wanted.netns_path)
+
+    await backend.attach(wanted)
+    steps = await operations(delete)
+    for number, step in enumerate(steps):
+        await backend.attach(wanted)
+        if not await failing_at(number, delete):
+            assert [endpoint.container_id for endpoint in node.store.state.endpoints()] == ["c"], step
+            assert await node.auditor.compare() == [], step
+            await delete()
+        assert node.store.state.endpoints() == [], step
+        assert host_ends(node) == [], step
+        assert await node.auditor.compare() == [], step
+
+
+async def test_network_create_and_delete(node: Node) -> None:
+    async def delete(network: Network) -> None:
+        await node.service.delete(Kind.NETWORK, network.id)
+
+    steps = await operations(lambda: create_network(node))
+    (made,) = node.store.state.networks()
+    back = await operations(lambda: delete(made))
+    for number, step in enumerate(steps):
+        if await failing_at(number, lambda: create_network(node)):
+            await delete(node.store.state.networks()[0])
+        assert node.store.state.networks() == [], step
+        assert await node.auditor.compare() == [], step
+    for number, step in enumerate(back):
+        network = await create_network(node)
+        if not await failing_at(number, lambda network=network: delete(network)):
+            assert node.store.state.networks() == [network], step
+            assert await node.auditor.compare() == [], step
+            await delete(network)
+        assert await node.auditor.compare() == [], step
+
+
+async def test_new_policies(net: NodeNet, node: Node) -> None:
+    await create_network(node)
+    backend, pod = NodeBackend(node), net.pod()
+    await backend.attach(request(pod))
+    (endpoint,) = node.store.state.endpoints()
+    qos = {"Type": "QOS", "Settings": {"MaximumIncomingBandwidthInBytes": 10**6}}
+    mtu = {"Type": "InterfaceParameters", "Settings": {"Mtu": 1300}}
+    texts = [{"Policies": [qos, mtu]}, {"Policies": []}]
+    changes = [
+        decode_modify(
+            Kind.ENDPOINT, {"ResourceType": "Policy", "RequestType": "Update", "Settings": settings}
+        )
+        for settings in texts
+    ]
+
+    async def modify(which: int) -> None:
+        await node.service.modify(Kind.ENDPOINT, endpoint.id, changes[which])
+
+    for which in (0, 1):
+        await modify(1 - which)
+        steps = await operations(lambda which=which: modify(which))
+        assert steps
+        for number, step in enumerate(steps):
+            await modify(1 - which)
+            before = node.store.state.endpoint(endpoint.id)
+            if not await failing_at(number, lambda which=which: modify(which)):
+                assert node.store.state.endpoint(endpoint.id) == before, step
+            assert await node.auditor.compare() == [], (which, step)
+
+
+async def test_a_store_that_cannot_be_written_leaves_no_pod(
+    net: NodeNet, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from samewire.hcn.errors import StoreError
+
+    await create_network(node)
+    backend, pod = NodeBackend(node), net.pod()
+
+    def refuse(changes: object) -> None:
+        raise StoreError("samewire.db", "disk full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(node.store, "commit", refuse)
+        with pytest.raises(StoreError):
+            await backend.attach(request(pod))
+    assert names_in(pod) == ["lo"]
+    assert host_ends(node) == []
+    assert await node.auditor.compare() == []
+
+
+async def test_the_audit_repairs_what_tables_lost(net: NodeNet, node: Node) -> None:
+    await create_network(node)
+    backend, pod = NodeBackend(node), net.pod()
+    await backend.attach(request(pod))
+    for name in ("sw_ports", "sw_endpoints", "sw_routes", "sw_acl", "sw_nat", "sw_portmaps", "sw_vnis"):
+        found = node.board.maps[name]
+        found.delete_batch([key for key, _ in found.items()])
+        assert {item.subject for item in await node.auditor.compare()} == {name}
+        report = await node.auditor.audit()
+        assert report.failed == ()
+        assert await node.auditor.compare() == []
+
+
+async def test_a_read_that_fails_is_not_an_empty_table(net: NodeNet, node: Node) -> None:
+    await create_network(node)
+    await NodeBackend(node).attach(request(net.pod()))
+    ends = host_ends(node)
+
+    def inject(operation: str) -> None:
+        if operation.startswith(("read sw_", "walk sw_", "update", "delete")):
+            raise KernelError(operation, 5, "injected")
+
+    faults.inject = inject
+    report = await node.auditor.audit()
+    faults.inject = None
+    assert report.failed
+    assert host_ends(node) == ends
+    assert await node.auditor.compare() == []
+
+
+async def test_an_attached_endpoint_cannot_be_attached_twice(net: NodeNet, node: Node) -> None:
+    await create_network(node)
+    backend, pod = NodeBackend(node), net.pod()
+    await backend.attach(request(pod))
+    with pytest.raises(SamewireError, match="already"):
+        await backend.attach(request(pod))
+    with pytest.raises(SamewireError, match="own"):
+        await backend.attach(
+            AttachRequest(
+                network="pods",
+                container_id="d",
+                interface_name="eth1",
+                netns_path=path_of(net.node),
+                addresses=(Address("10.244.0.10", 24, "10.244.0.1"),),
+            )
+        )
+    assert len(node.store.state.endpoints()) == 1
+    assert isinstance(node.store.state.endpoints()[0], Endpoint)
