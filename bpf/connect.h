@@ -139,6 +139,8 @@ __noinline int sw_try_second(void)
 	if (!p)
 		return -22;
 	sw_key_of(&p->other, &p->out, p->out_scope, p->family, p->protocol);
+	if (sw_same_key(&p->other, &p->gone[0]) || sw_same_key(&p->other, &p->gone[1]))
+		return 0;
 	return bpf_map_lookup_elem(&sw_flows, &p->other) ? SW_EEXIST : 0;
 #else
 	struct sw_flow *flow;
@@ -156,13 +158,16 @@ __noinline int sw_try_second(void)
 #endif
 }
 
-/* A second entry is in our way. If its first one is gone it is a leftover: remove it. Returns 1 if it was. */
+/*
+ * A second entry is in our way. If its first one is gone it is a leftover: remove it. Returns 1 if it was. A young one
+ * without a first is no leftover: another CPU is just about to insert the first.
+ */
 SW_INLINE int sw_clear_orphan(struct sw_packet *p)
 {
 #ifndef TRACE
 	struct sw_flow *held = bpf_map_lookup_elem(&sw_flows, &p->other);
 
-	if (!held || !(held->flags & SW_FLOW_SECOND))
+	if (!held || !(held->flags & SW_FLOW_SECOND) || sw_idle_ticks(held, sw_now_tick()) < SW_ORPHAN_TICKS)
 		return 0;
 	sw_partner_key(&p->other, held, &p->flow_key);
 	if (bpf_map_lookup_elem(&sw_flows, &p->flow_key))
@@ -334,6 +339,68 @@ __noinline int sw_first_packet(struct __sk_buff *skb)
 	return sw_finish(skb);
 }
 
+/* Removes the flow under p->key, both entries of a pair; the traced build only remembers which those are. */
+SW_INLINE void sw_forget(struct sw_packet *p, const struct sw_flow *flow)
+{
+#ifdef TRACE
+	sw_copy_key(&p->gone[0], &p->key);
+	if (flow->flags & SW_FLOW_PAIR)
+		sw_partner_key(&p->key, flow, &p->gone[1]);
+#else
+	sw_copy_key(&p->flow_key, &p->key);
+	sw_remove_flow();
+#endif
+}
+
+SW_INLINE void sw_touch(struct sw_packet *p, struct sw_flow *flow, __u8 side)
+{
+#ifndef TRACE
+	__u32 now = sw_now_tick();
+	__u8 *seen = side ? &flow->tcp[1] : &flow->tcp[0];
+
+	if (flow->seen_tick != now)
+		flow->seen_tick = now;
+	if (p->tcp_flags & ~*seen)
+		*seen |= p->tcp_flags;
+	if (side && !(flow->flags & SW_FLOW_REPLIED))
+		flow->flags |= SW_FLOW_REPLIED;
+#endif
+}
+
+/* Whether a walk came to what a flow was made for: the same target in the same scope, and translated if it must be. */
+SW_INLINE int sw_still_true(struct sw_packet *p, const struct sw_flow *first, const struct sw_action *forward)
+{
+	const struct sw_addr *destination = &p->first.destination;
+	__be16 port = p->first.destination_port;
+	__u16 scope = first->flags & SW_FLOW_PAIR ? first->peer_scope : p->first_scope;
+
+	if (forward->flags & SW_REWRITE_DESTINATION) {
+		destination = &forward->destination;
+		port = forward->destination_port;
+	}
+	if (p->wants_snat && !(forward->flags & SW_REWRITE_SOURCE))
+		return 0;
+	return scope == p->out_scope && port == p->out.destination_port &&
+	       sw_same_address(destination, &p->out.destination);
+}
+
+/* Brings an action to what the walk found; its rewriting part stays. */
+SW_INLINE void sw_refresh(struct sw_action *action, const struct sw_action *found)
+{
+	action->fate = found->fate;
+	action->target = found->target;
+	action->flags = (action->flags & ~SW_DECREMENT) | (found->flags & SW_DECREMENT);
+}
+
+SW_INLINE void sw_refresh_entry(struct sw_packet *p, struct sw_flow *flow)
+{
+	flow->port[1] = p->port[1];
+	flow->rule[0] = p->rule[0];
+	flow->rule[1] = p->rule[1];
+	flow->generation[0] = p->generation[0];
+	flow->generation[1] = p->generation[1];
+}
+
 /*
  * A flow's port or next hop has changed since it was decided. The initiator's tuple walks the layers again: if it is
  * still allowed to the same target, both entries are brought up to date in place (an established NAT mapping stays);
@@ -341,14 +408,10 @@ __noinline int sw_first_packet(struct __sk_buff *skb)
  */
 __noinline int sw_redecide(struct __sk_buff *skb)
 {
-#ifdef TRACE
-	SW_USE_CONTEXT(skb);
-	return SW_GO_ON;
-#else
 	struct sw_packet *p = sw_packet_here();
 	struct sw_flow *flow, *first, *second;
 	__u8 initiator, side;
-	int verdict;
+	int verdict = SW_GO_ON;
 
 	if (!p)
 		return TC_ACT_SHOT;
@@ -369,58 +432,43 @@ __noinline int sw_redecide(struct __sk_buff *skb)
 			second = bpf_map_lookup_elem(&sw_flows, &p->other);
 		}
 	}
-	if (!first || !second) {
-		sw_copy_key(&p->flow_key, &p->key);
-		sw_remove_flow();
-		return side ? sw_drop(p, SW_LAYER_FLOW, SW_REASON_NO_ENDPOINT) : SW_GO_ON;
-	}
+	if (first && second) {
+		initiator = first->flags & SW_FLOW_INITIATOR;
+		sw_tuple_of_key(&p->first, &p->flow_key, initiator);
+		p->first_arrival = first->arrival;
+		p->first_scope = p->flow_key.scope;
+		p->first_port = first->port[0];
+		verdict = sw_walk(skb);
+		if (verdict == SW_GO_ON) {
+			struct sw_action *forward = initiator ? &first->action[1] : &first->action[0];
+			/* A second entry serves !initiator of its own key; a single one the same of its only key. */
+			__u8 back = !(second->flags & SW_FLOW_INITIATOR);
+			struct sw_action *reverse = back ? &second->action[1] : &second->action[0];
 
-	initiator = first->flags & SW_FLOW_INITIATOR;
-	sw_tuple_of_key(&p->first, &p->flow_key, initiator);
-	p->first_arrival = first->arrival;
-	p->first_scope = p->flow_key.scope;
-	p->first_port = first->port[0];
-	verdict = sw_walk(skb);
-	if (verdict == SW_GO_ON) {
-		struct sw_action *forward = initiator ? &first->action[1] : &first->action[0];
-		/* A second entry serves !initiator of its own key; a single one the same of its only key. */
-		__u8 back = !(second->flags & SW_FLOW_INITIATOR);
-		struct sw_action *reverse = back ? &second->action[1] : &second->action[0];
-		int same = forward->flags & SW_REWRITE_DESTINATION ?
-				   sw_same_address(&forward->destination, &p->out.destination) &&
-					   forward->destination_port == p->out.destination_port :
-				   sw_same_address(&p->first.destination, &p->out.destination) &&
-					   p->first.destination_port == p->out.destination_port;
-
-		if (same) {
-			forward->fate = p->forward.fate;
-			forward->target = p->forward.target;
-			reverse->fate = p->reverse.fate;
-			reverse->target = p->reverse.target;
-			first->port[1] = p->port[1];
-			second->port[1] = p->port[1];
-			first->rule[0] = p->rule[0];
-			first->rule[1] = p->rule[1];
-			first->generation[0] = p->generation[0];
-			first->generation[1] = p->generation[1];
-			second->generation[0] = p->generation[0];
-			second->generation[1] = p->generation[1];
-			sw_copy_action(&p->chosen, side ? reverse : forward);
-			return sw_finish(skb);
+			if (sw_still_true(p, first, forward)) {
+				sw_copy_action(&p->chosen, side ? reverse : forward);
+				sw_refresh(&p->chosen, side ? &p->reverse : &p->forward);
+#ifndef TRACE
+				sw_refresh(forward, &p->forward);
+				sw_refresh(reverse, &p->reverse);
+				sw_refresh_entry(p, first);
+				sw_refresh_entry(p, second);
+				sw_touch(p, flow, side);
+#endif
+				return sw_finish(skb);
+			}
 		}
 	}
-	sw_copy_key(&p->flow_key, &p->key);
-	sw_remove_flow();
-	if (verdict != SW_GO_ON)
+	sw_forget(p, flow);
+	/* What is not the switch's any more may go to the node's stack, but only as it came from the wire. */
+	if (verdict != SW_GO_ON && !(side && verdict == SW_PASS))
 		return verdict;
 	return side ? sw_drop(p, SW_LAYER_FLOW, SW_REASON_NO_ENDPOINT) : SW_GO_ON;
-#endif
 }
 
 /* A pure SYN on a flow: has the old connection ended? Then it is removed, and the SYN walks as a first packet. */
 static __noinline int sw_is_reopened(struct sw_packet *p, struct sw_flow *flow)
 {
-#ifndef TRACE
 	__u8 initiator = flow->tcp[0], target = flow->tcp[1];
 
 	if (flow->flags & SW_FLOW_PAIR) {
@@ -435,25 +483,8 @@ static __noinline int sw_is_reopened(struct sw_packet *p, struct sw_flow *flow)
 	}
 	if (!((initiator | target) & (SW_TCP_FIN | SW_TCP_RST)))
 		return 0;
-	sw_copy_key(&p->flow_key, &p->key);
-	sw_remove_flow();
-#endif
+	sw_forget(p, flow);
 	return 1;
-}
-
-SW_INLINE void sw_touch(struct sw_packet *p, struct sw_flow *flow, __u8 side)
-{
-#ifndef TRACE
-	__u32 now = sw_now_tick();
-	__u8 *seen = side ? &flow->tcp[1] : &flow->tcp[0];
-
-	if (flow->seen_tick != now)
-		flow->seen_tick = now;
-	if (p->tcp_flags & ~*seen)
-		*seen |= p->tcp_flags;
-	if (side && !(flow->flags & SW_FLOW_REPLIED))
-		flow->flags |= SW_FLOW_REPLIED;
-#endif
 }
 
 /* A hit: check that it is still true, then apply it. Returns a verdict, SW_STALE, or SW_GO_ON for "no flow". */
@@ -464,10 +495,15 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 	struct sw_nexthop *hop = 0;
 	struct sw_port *target = 0;
 
-	if (flow->flags & SW_FLOW_HOST)
+	if (flow->flags & SW_FLOW_HOST) {
+		sw_touch(p, flow, side); /* its answers: an idle connection of the node keeps its port */
 		return SW_PASS;
+	}
 	if (p->tcp_flags == SW_TCP_SYN && sw_is_reopened(p, flow))
 		return SW_GO_ON;
+	/* This entry does not serve that direction: nobody who may would send this here. */
+	if (action->fate == SW_TO_NOWHERE)
+		return sw_drop(p, SW_LAYER_FLOW, SW_REASON_MARTIAN);
 	if (own && own->generation != (side ? flow->generation[1] : flow->generation[0]))
 		return SW_STALE;
 	switch (action->fate) {
@@ -482,10 +518,8 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 		if (!hop)
 			return SW_STALE;
 		break;
-	case SW_TO_HOST:
+	default:
 		break;
-	default: /* this entry does not serve that direction: nobody who may would send this here */
-		return sw_drop(p, SW_LAYER_FLOW, SW_REASON_MARTIAN);
 	}
 	sw_touch(p, flow, side);
 #ifdef TRACE

@@ -12,6 +12,7 @@
 #include "tables.h"
 
 #define SW_SLOT_TRIES 16
+#define SW_SLOT_CLAIMED 0xff /* family of a slot whose flow is being inserted */
 #define SW_RECYCLE_SLICE 64  /* slots looked at when the table is full */
 #define SW_AGE_SLICE 4096    /* slots looked at per tick of the timer */
 #define SW_AGE_PERIOD_NS 50000000ULL
@@ -42,6 +43,25 @@ SW_INLINE int sw_same_key(const struct sw_flow_key *a, const struct sw_flow_key 
 	return sw_same_address(&a->address[0], &b->address[0]) && sw_same_address(&a->address[1], &b->address[1]) &&
 	       a->port[0] == b->port[0] && a->port[1] == b->port[1] && a->scope == b->scope &&
 	       a->family == b->family && a->protocol == b->protocol;
+}
+
+/* The last word of a key in a slot (scope, family, protocol): 0 = free. Written in one go, and after the rest. */
+SW_INLINE __u32 *sw_slot_word(struct sw_flow_key *held)
+{
+	return (__u32 *)&held->scope;
+}
+
+SW_INLINE __u32 sw_key_word(const struct sw_flow_key *key)
+{
+	return *(const __u32 *)&key->scope;
+}
+
+/* Ticks since a flow was seen. Another CPU may have seen it a tick after `now` was read. */
+SW_INLINE __u32 sw_idle_ticks(const struct sw_flow *flow, __u32 now)
+{
+	__s32 idle = now - flow->seen_tick;
+
+	return idle > 0 ? idle : 0;
 }
 
 /* The direction that an entry serves (a single entry serves both; then the initiator's). */
@@ -79,7 +99,6 @@ SW_INLINE void sw_transpose_tuple(struct sw_tuple *t, const struct sw_action *ac
 	}
 }
 
-#ifndef TRACE
 /* The key of the other entry of a pair: what this entry's packets look like after their transposition. */
 __noinline int sw_partner_key(const struct sw_flow_key *key, const struct sw_flow *flow, struct sw_flow_key *partner)
 {
@@ -94,12 +113,13 @@ __noinline int sw_partner_key(const struct sw_flow_key *key, const struct sw_flo
 	return sw_key_of(partner, &t, flow->peer_scope, key->family, key->protocol);
 }
 
+#ifndef TRACE
 SW_INLINE void sw_release_slot(__u32 slot, const struct sw_flow_key *key)
 {
 	struct sw_flow_key *held = bpf_map_lookup_elem(&sw_flow_slots, &slot);
 
 	if (held && sw_same_key(held, key))
-		held->family = 0;
+		__sync_val_compare_and_swap(sw_slot_word(held), sw_key_word(key), 0);
 }
 
 /* key: in a map's memory (kernel 6.1 takes no other as a key from a global function's argument). */
@@ -183,25 +203,25 @@ static long sw_look_at_slot(__u32 index, void *context)
 
 	if (!held || !p || !config)
 		return 1;
-	if (!held->family)
+	if (!held->family || held->family == SW_SLOT_CLAIMED)
 		return 0;
 	sw_copy_key(&p->flow_key, held);
 	flow = bpf_map_lookup_elem(&sw_flows, &p->flow_key);
 	if (!flow || flow->slot != slot) {
 		/* The entry is written before its slot, so this slot's entry is gone: removed, or made anew elsewhere. */
 		if (!slice->wanted)
-			held->family = 0;
+			__sync_val_compare_and_swap(sw_slot_word(held), sw_key_word(&p->flow_key), 0);
 		return 0;
 	}
 	initiator = flow->tcp[0];
 	target = flow->tcp[1];
 	flags = flow->flags;
-	idle = slice->now - flow->seen_tick;
+	idle = sw_idle_ticks(flow, slice->now);
 	if (flags & SW_FLOW_PAIR) {
 		sw_partner_key(&p->flow_key, flow, &p->other);
 		other = bpf_map_lookup_elem(&sw_flows, &p->other);
 		if (other) {
-			__u32 other_idle = slice->now - other->seen_tick;
+			__u32 other_idle = sw_idle_ticks(other, slice->now);
 
 			initiator |= other->tcp[0];
 			target |= other->tcp[1];
@@ -214,8 +234,7 @@ static long sw_look_at_slot(__u32 index, void *context)
 	}
 	limit = sw_idle_limit(config, p->flow_key.family, p->flow_key.protocol, initiator, target, flags);
 	if (slice->wanted) {
-		if (p->flow_key.protocol != IPPROTO_TCP ||
-		    !(sw_is_closing(initiator, target) || !(flags & SW_FLOW_REPLIED)) || idle < 1)
+		if (idle < 1 || (flags & SW_FLOW_REPLIED && !sw_is_closing(initiator, target)))
 			return 0;
 		sw_count(SW_COUNTER_FLOW_RECYCLED);
 	} else {
@@ -246,20 +265,24 @@ __noinline int sw_recycle(void)
 	return slice.removed;
 }
 
-/* A free slot, or -1. The cursor is shared, so no two CPUs get the same one before it has gone round. */
-SW_INLINE int sw_find_slot(void)
+/*
+ * A free slot, claimed for the caller, or -1. Looked for in random places: after a cursor that goes round, flows that
+ * were made together and live long would stand in one block, and every search that meets the block would fail.
+ */
+SW_INLINE int sw_claim_slot(void)
 {
-	struct sw_cursors *cursors = sw_cursors_here();
 	struct sw_config *config = sw_config_here();
+	struct sw_flow_key claimed = { .family = SW_SLOT_CLAIMED };
 	int i;
 
-	if (!cursors || !config)
+	if (!config)
 		return -1;
 	for (i = 0; i < SW_SLOT_TRIES; i++) {
-		__u32 slot = __sync_fetch_and_add(&cursors->insert, 1) & (config->flow_slots - 1);
+		__u32 slot = bpf_get_prandom_u32() & (config->flow_slots - 1);
 		struct sw_flow_key *held = bpf_map_lookup_elem(&sw_flow_slots, &slot);
 
-		if (held && !held->family)
+		if (held && !held->family &&
+		    !__sync_val_compare_and_swap(sw_slot_word(held), 0, sw_key_word(&claimed)))
 			return slot;
 	}
 	return -1;
@@ -274,21 +297,27 @@ __noinline int sw_insert(__u32 second)
 	struct sw_packet *p = sw_packet_here();
 	const struct sw_flow_key *key;
 	struct sw_flow_key *held;
-	int slot = sw_find_slot();
-	__u32 index;
+	int slot = sw_claim_slot();
+	__u32 index = slot;
 	int error;
 
 	if (!p || slot < 0)
 		return -7;
+	held = bpf_map_lookup_elem(&sw_flow_slots, &index);
+	if (!held)
+		return -7;
 	key = second ? &p->other : &p->flow_key;
-	index = slot;
 	p->flow.slot = index;
 	error = bpf_map_update_elem(&sw_flows, key, &p->flow, BPF_NOEXIST);
-	if (error)
+	if (error) {
+		__sync_lock_test_and_set(sw_slot_word(held), 0);
 		return error;
-	held = bpf_map_lookup_elem(&sw_flow_slots, &index);
-	if (held)
-		sw_copy_key(held, key);
+	}
+	sw_copy_address(&held->address[0], &key->address[0]);
+	sw_copy_address(&held->address[1], &key->address[1]);
+	held->port[0] = key->port[0];
+	held->port[1] = key->port[1];
+	__sync_lock_test_and_set(sw_slot_word(held), sw_key_word(key));
 	sw_count(SW_COUNTER_FLOW_INSERTS);
 	return 0;
 }

@@ -363,7 +363,8 @@ struct sw_flow {
 #define SW_TCP_DATA 8 /* anything without SYN */
 
 /* ---- sw_flow_slots: array[power of two >= 2 * flows] ---------------------------------------------------------
- * Where flows are found by position: ageing and recycling look at a bounded slice. family 0 = free.
+ * Where flows are found by position: ageing and recycling look at a bounded slice. The word of scope, family and
+ * protocol is 0 when the slot is free, family 0xff while a flow is being inserted.
  */
 /* value: struct sw_flow_key */
 
@@ -476,10 +477,9 @@ struct sw_trace_input {
 };
 
 /* ---- sw_cursors: array[1] -----------------------------------------------------------------------------------
- * Writers: all programs (insert, recycle), ageing timer (age).
+ * Writers: all programs (recycle), ageing timer (age).
  */
 struct sw_cursors {
-	__u64 insert;
 	__u64 recycle;
 	__u64 age;
 };

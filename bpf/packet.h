@@ -97,7 +97,9 @@ struct sw_packet {
 	__u8 other_direction;
 	__u8 keep_frame; /* from a Transparent port: L2 as the pod wrote it */
 	__u8 reserved[6];
-	__u8 buffer[64];
+#ifdef TRACE
+	struct sw_flow_key gone[2]; /* of the flow that the untraced programs would have removed by now */
+#endif
 };
 
 SW_MAP(sw_scratch, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct sw_packet, 1, 0);

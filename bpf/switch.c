@@ -335,6 +335,8 @@ int sw_trace(struct __sk_buff *skb)
 	out->drop_layer = 0;
 	out->drop_reason = 0;
 	out->flow_hit = 0;
+	p->gone[0].family = 0;
+	p->gone[1].family = 0;
 	switch (in->arrival) {
 	case SW_FROM_POD:
 		return sw_from_pod(skb, p, in->ifindex);

@@ -8,11 +8,23 @@ from hypothesis import strategies as st
 
 from samewire.vfp.constants import Arrival
 from samewire.vfp.simulate import checksum
-from tests.support.universe import GATEWAY_MAC, PORTS, PROTOCOLS, UPLINK_MAC, Universe, addresses
+from tests.support.universe import (
+    GATEWAY_MAC,
+    PEER_MAC,
+    PORTS,
+    PROTOCOLS,
+    REMOTE,
+    TUNNEL_MAC,
+    UPLINK_MAC,
+    Universe,
+    addresses,
+    packed,
+)
 
 Played = tuple[Arrival, int, bytes]
 OTHER_MAC: Final = bytes.fromhex("02cccccccc01")
 _TCP_FLAGS: Final = (0x02, 0x12, 0x10, 0x11, 0x04, 0x18)
+_MOSTLY: Final = st.sampled_from([True] * 9 + [False])
 _LENGTHS: Final = (0, 1, 8, 40, 120)
 
 
@@ -82,8 +94,8 @@ def _l4(draw: st.DrawFn, family: int, protocol: int, source: bytes, destination:
 def _packet(draw: st.DrawFn, family: int, source: bytes, destination: bytes) -> bytes:
     protocol = draw(st.sampled_from(PROTOCOLS))
     payload = draw(_l4(family, protocol, source, destination))
-    offset = draw(st.sampled_from([0, 0, 0, 0, 0, 0x4000 if family == 4 else 0, 0x2000, 0x2001, 0x0002]))
-    ttl = draw(st.sampled_from([64, 64, 64, 2, 1]))
+    offset = draw(st.sampled_from([0] * 12 + [0x4000 if family == 4 else 0, 0x2000, 0x2001, 0x0002]))
+    ttl = draw(st.sampled_from([64] * 8 + [2, 1]))
     return ip_packet(family, source, destination, protocol, payload, ttl, offset, draw(st.integers(1, 2)))
 
 
@@ -155,7 +167,8 @@ def frames(draw: st.DrawFn, universe: Universe) -> Played:
     source = own[family]
     if not draw(st.integers(0, 19)):
         source = draw(st.sampled_from(addresses(family)))
-    destination = draw(st.sampled_from(addresses(family)))
+    everybody = addresses(family)
+    destination = draw(st.sampled_from([a for a in everybody if a != source] if draw(_MOSTLY) else everybody))
     body = draw((_error if kind == "error" else _packet)(family, source, destination))
     to = GATEWAY_MAC if arrival == Arrival.POD else UPLINK_MAC
     frame = to + mac + (b"\x08\0" if family == 4 else b"\x86\xdd") + body
@@ -163,3 +176,16 @@ def frames(draw: st.DrawFn, universe: Universe) -> Played:
         cut = draw(st.integers(54, len(frame))) if len(frame) > 54 else len(frame)
         return arrival, ifindex, frame[:cut] + draw(st.binary(max_size=4))
     return arrival, ifindex, frame
+
+
+@st.composite
+def tunnel_frames(draw: st.DrawFn, universe: Universe) -> bytes:
+    """One decapsulated frame, mostly from the remote pod to one of the pods here."""
+    family = draw(st.sampled_from([4, 4, 6]))
+    source = packed(REMOTE[family])
+    destination = draw(st.sampled_from(universe.pods))[2][family]
+    if not draw(st.integers(0, 9)):
+        source, destination = draw(st.permutations(addresses(family)))[:2]
+    kind = draw(st.sampled_from([_packet, _packet, _packet, _error]))
+    body = draw(kind(family, source, destination))
+    return TUNNEL_MAC + PEER_MAC + (b"\x08\0" if family == 4 else b"\x86\xdd") + body

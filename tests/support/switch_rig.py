@@ -16,18 +16,32 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from samewire.kernel.bpf import BpfMap, BpfObject, SkbContext
 from samewire.vfp.address import ZERO
 from samewire.vfp.constants import Arrival, Counter
 from samewire.vfp.record import Record
-from samewire.vfp.tables import TABLES, Count, Cursors, DropKey, FlowKey, Id, TraceInput, TraceOutput
+from samewire.vfp.tables import (
+    TABLES,
+    Count,
+    Cursors,
+    DropKey,
+    Flow,
+    FlowKey,
+    Fragment,
+    FragmentKey,
+    Id,
+    TraceInput,
+    TraceOutput,
+)
 
 BUILT = Path(__file__).parents[2] / "src" / "samewire" / "_build"
 DEVICES = 6
 FLOWS = 4096
 SLOTS = 8192
 PROGRAMS = {Arrival.POD: "sw_pod", Arrival.UPLINK: "sw_uplink_in", Arrival.HOST: "sw_host"}
+FREE = FlowKey((ZERO, ZERO), (0, 0), 0, 0, 0)
 _CLONE_NEWNET = 0x40000000
 
 T = TypeVar("T")
@@ -103,9 +117,38 @@ class SwitchRig:
         for key, value in list(slots.items()):
             if any(value):
                 slots.update(key, bytes(FlowKey.size))
-        self.map("sw_cursors").update(Id(0).pack(), Cursors(0, 0, 0).pack())
+        self.map("sw_cursors").update(Id(0).pack(), Cursors(0, 0).pack())
         for key_record, value in tables.get("sw_config", {}).items():
             self.map("sw_config").update(key_record.pack(), value.pack())
+
+    def put(self, name: str, key: Record, value: Record) -> None:
+        """Write one entry."""
+        self.call(lambda: self.map(name).update(key.pack(), value.pack()))
+
+    def remove(self, name: str, key: Record) -> None:
+        """Remove one entry."""
+        self.call(lambda: self.map(name).delete(key.pack()))
+
+    def adopt(self, flows: Mapping[FlowKey, Flow], fragments: Mapping[FragmentKey, Fragment]) -> None:
+        """Bring flows and fragments to these: what a program would have done that cannot be run here."""
+        present = self.table("sw_flows")
+        for key, flow in present.items():
+            assert isinstance(key, FlowKey)
+            assert isinstance(flow, Flow)
+            if key not in flows:
+                self.remove("sw_flows", key)
+                self.put("sw_flow_slots", Id(flow.slot), FREE)
+        for key, flow in flows.items():
+            slot = present[key].slot if key in present else self._free_slot()  # type: ignore[attr-defined]
+            self.put("sw_flows", key, replace(flow, slot=slot))
+            self.put("sw_flow_slots", Id(slot), key)
+        for name, fragment in fragments.items():
+            self.put("sw_fragments", name, fragment)
+
+    def _free_slot(self) -> int:
+        slots = self.map("sw_flow_slots")
+        free = bytes(FlowKey.size)
+        return next(slot for slot in range(SLOTS) if slots.lookup(Id(slot).pack()) == free)
 
     def run(self, frame: bytes, arrival: Arrival, ifindex: int) -> Run:
         """Run the program of an arrival on a frame."""

@@ -126,9 +126,8 @@ class DropEvent(Record, frozen=True, gc=False):
 
 @record("sw_cursors")
 class Cursors(Record, frozen=True, gc=False):
-    """Where inserting, recycling and ageing have got to in sw_flow_slots."""
+    """Where recycling and ageing have got to in sw_flow_slots."""
 
-    insert: U64
     recycle: U64
     age: U64
 

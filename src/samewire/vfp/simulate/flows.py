@@ -25,6 +25,7 @@ from samewire.vfp.tables import Action, Flow, FlowKey, Port
 
 _NOWHERE = Action(0, 0, 0, 0, 0, ZERO, ZERO)
 _ENDED = TcpFlag.FIN | TcpFlag.RST
+_ORPHAN_TICKS = 4
 
 
 def make_key(ends: Tuple, scope: int, family: int, protocol: int) -> tuple[FlowKey, int]:
@@ -133,6 +134,8 @@ def _clear_orphan(state: State, walk: Walk) -> bool:
     held = state.flows.get(key)
     if held is None or not held.flags & FlowFlag.SECOND or partner_key(key, held) in state.flows:
         return False
+    if state.now_tick - held.seen_tick < _ORPHAN_TICKS:
+        return False
     del state.flows[key]
     return True
 
@@ -203,11 +206,15 @@ def _redecide(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: i
         walk.first_port = first.port[0]
         try:
             walk_layers(state, walk)
-        except (Dropped, Passed):
+        except Passed:
+            remove(state, key)
+            if not packet_side:
+                raise
+            raise Dropped(Layer.FLOW, Reason.NO_ENDPOINT) from None
+        except Dropped:
             remove(state, key)
             raise
-        after = transpose(walk.first, first.action[initiator])
-        if (after.destination, after.destination_port) == (walk.out.destination, walk.out.destination_port):
+        if _is_still_true(walk, first, first.action[initiator]):
             return _update(state, walk, first_key, second_key, packet_side)
     remove(state, key)
     if packet_side:
@@ -215,16 +222,33 @@ def _redecide(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: i
     return None
 
 
+def _is_still_true(walk: Walk, first: Flow, forward: Action) -> bool:
+    """Whether a walk came to what the flow was made for: target, scope, and translated if it must be."""
+    scope = first.peer_scope if first.flags & FlowFlag.PAIR else walk.first_scope
+    if scope != walk.out_scope or (walk.wants_snat and not forward.flags & RewriteFlag.SOURCE):
+        return False
+    after = transpose(walk.first, forward)
+    return (after.destination, after.destination_port) == (walk.out.destination, walk.out.destination_port)
+
+
 def _update(state: State, walk: Walk, first_key: FlowKey, second_key: FlowKey, packet_side: int) -> Action:
     first = state.flows[first_key]
     there = first.flags & FlowFlag.INITIATOR
-    forward = replace(first.action[there], fate=walk.forward.fate, target=walk.forward.target)
+    forward = _refreshed_action(first.action[there], walk.forward)
     state.flows[first_key] = replace(_refreshed(first, walk), action=_set(first.action, there, forward))
     second = state.flows[second_key]
     back = 1 - (second.flags & FlowFlag.INITIATOR)
-    reverse = replace(second.action[back], fate=walk.reverse.fate, target=walk.reverse.target)
+    reverse = _refreshed_action(second.action[back], walk.reverse)
     state.flows[second_key] = replace(_refreshed(second, walk), action=_set(second.action, back, reverse))
+    hit = second_key if packet_side else first_key
+    _touch(state, walk, hit, state.flows[hit], packet_side)
     return reverse if packet_side else forward
+
+
+def _refreshed_action(action: Action, found: Action) -> Action:
+    """Brought to what the walk found; the rewriting part stays."""
+    flags = action.flags & ~RewriteFlag.DECREMENT | found.flags & RewriteFlag.DECREMENT
+    return replace(action, fate=found.fate, target=found.target, flags=flags)
 
 
 def _refreshed(flow: Flow, walk: Walk) -> Flow:
@@ -284,8 +308,6 @@ def switch(state: State, walk: Walk, own: Port | None) -> Action:
         return first_packet(state, walk)
     packet_side = int(direction != flow.flags & FlowFlag.INITIATOR)
     action = flow.action[direction]
-    if own is not None and own.generation != flow.generation[packet_side]:
-        return _redecide(state, walk, key, flow, packet_side) or first_packet(state, walk)
     if action.fate == Fate.NOWHERE:
         raise Dropped(Layer.FLOW, Reason.MARTIAN)
     if _is_stale(state, flow, action, packet_side, own):
