@@ -8,6 +8,7 @@ finish or remove it.
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,16 +152,16 @@ class Node:
         operations = diff(self.switch.wanted.entries.tables(), tables.read())
         tables.write([operation for operation in operations if isinstance(operation, Put)])
         migration = Migration(self.board)
-        migration.copy()
+        copied = Counter(migration.copy())
         self.hooks.attach_own(self.devices.tunnel_ifindex, self.devices.host_peer_ifindex)
         self._attach(self.uplink)
         for _, state in self.switch.ports:
             self.hooks.attach_pod(state.ifindex)
         self._attach_sockets()
         if self.board.upgrading:
-            copied = migration.copy()
+            copied.update(migration.copy())
             self.board.commit()
-            log.info("switch loaded", copied=copied)
+            log.info("switch loaded", copied=dict(copied))
         self._start_ageing()
         report = await self.auditor.audit()
         self.switch.numbers.sweep()
