@@ -21,13 +21,14 @@ from samewire.kernel.rtnetlink import (
     link_dump,
     route_dump,
 )
+from samewire.kernel.rtnetlink.routes import TABLE_MAIN
 from samewire.node.config import NodeConfig
 from samewire.node.devices import Devices
 from samewire.vfp.address import ZERO, Address, Prefix, address_text, mac_text
 from samewire.vfp.model import FAMILIES, LINK_GROUP, NodeFacts
 
 DEFAULT_MTU: Final = 1500
-_TABLE_MAIN: Final = 254
+
 _SCOPE_GLOBAL: Final = 0
 _IFA_SECONDARY: Final = 0x01  # IPv4: not the main address of its subnet; IPv6: temporary (RFC 8981)
 _IFA_DADFAILED: Final = 0x08
@@ -61,7 +62,7 @@ def read_uplink(netlink: Netlink, name: str) -> Uplink:
     """Read the uplink called ``name``, or that of the default route when it is empty. Raises KernelError."""
     links = {link.ifindex: link for link in netlink.dump(link_dump())}
     addresses = netlink.dump(address_dump())
-    routes = [route for family in FAMILIES for route in netlink.dump(route_dump(family, _TABLE_MAIN))]
+    routes = [route for family in FAMILIES for route in netlink.dump(route_dump(family, TABLE_MAIN))]
     return choose_uplink(name, links.values(), addresses, routes)
 
 

@@ -18,12 +18,12 @@ from samewire.kernel.rtnetlink import (
     route_dump,
     route_replace,
 )
+from samewire.kernel.rtnetlink.routes import TABLE_MAIN
 from samewire.node.bindings import BindingChange, WantedAddress, WantedFilter, Wish
 from samewire.node.facts import short
 from samewire.vfp.address import ZERO, Address, Prefix
 from samewire.vfp.model import FAMILIES, HostRoute
 
-_TABLE_MAIN = 254
 _PROTOCOL_KERNEL = 2
 _SCOPE_GLOBAL = 0
 
@@ -67,7 +67,7 @@ class HostNet:
             if address.scope == _SCOPE_GLOBAL:
                 found.add(WantedAddress(_prefix(address.family, address.address, address.bits)))
         for family in FAMILIES:
-            for route in self._netlink.dump(route_dump(family, _TABLE_MAIN)):
+            for route in self._netlink.dump(route_dump(family, TABLE_MAIN)):
                 if route.oif == self.host and route.protocol != _PROTOCOL_KERNEL:
                     source = Address(family, route.source.ljust(len(ZERO), b"\0")) if route.source else None
                     found.add(HostRoute(_prefix(family, route.destination, route.bits), source))

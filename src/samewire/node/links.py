@@ -35,13 +35,13 @@ from samewire.kernel.rtnetlink import (
     tbf_replace,
     veth_add,
 )
+from samewire.kernel.rtnetlink.routes import TABLE_MAIN
 from samewire.node.devices import find_link
 from samewire.node.facts import short
 from samewire.node.hooks import Hooks
 from samewire.vfp.address import Prefix
 from samewire.vfp.model import LINK_GROUP, LinkRoute, PortLink
 
-_TABLE_MAIN: Final = 254
 _IFLA_AF_SPEC: Final = 26
 _AF_INET6: Final = 10
 _ADDR_GEN_MODE: Final = 8
@@ -163,7 +163,7 @@ def inside_differences(link: PortLink, netns: NetNamespace) -> list[str]:
         for family in sorted({route.destination.family for route in link.routes}):
             routes = {
                 (route.destination, route.bits, route.gateway)
-                for route in inside.dump(route_dump(family, _TABLE_MAIN))
+                for route in inside.dump(route_dump(family, TABLE_MAIN))
                 if route.oif == found.ifindex
             }
             wrong += [

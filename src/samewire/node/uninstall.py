@@ -20,7 +20,7 @@ from samewire.kernel.rtnetlink import (
     route_del,
     route_dump,
 )
-from samewire.kernel.rtnetlink.routes import PROTOCOL
+from samewire.kernel.rtnetlink.routes import PROTOCOL, TABLE_MAIN
 from samewire.node.config import NodeConfig
 from samewire.node.devices import OWN_DEVICES, give_ports_back
 from samewire.node.facts import read_uplink
@@ -30,8 +30,6 @@ from samewire.node.runlock import lock_run_dir
 from samewire.vfp.compile import compile_endpoint
 from samewire.vfp.model import FAMILIES, LINK_GROUP, NodeFacts
 from samewire.vfp.numbers import MemoryNumbers
-
-_TABLE_MAIN = 254
 
 
 def uninstall(config: NodeConfig, *, purge: bool = False) -> list[str]:
@@ -106,7 +104,7 @@ def _links(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
 
 def _routes(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
     for family in FAMILIES:
-        for route in netlink.dump(route_dump(family, _TABLE_MAIN)):
+        for route in netlink.dump(route_dump(family, TABLE_MAIN)):
             if route.protocol == PROTOCOL:
                 destination = route.destination if route.bits else None
                 netlink.request(

@@ -17,6 +17,7 @@ from samewire.kernel.rtnetlink import (
     Overrun,
     RouteChanged,
 )
+from samewire.kernel.rtnetlink.routes import TABLE_MAIN
 from samewire.node.node import Node
 from samewire.vfp.address import ZERO, Prefix
 
@@ -91,17 +92,24 @@ class Watcher:
                 node.switch.suspect.set()
 
     def _addressing(self, event: AddressChanged | RouteChanged) -> None:
-        """On our own devices only a loss matters, and only of something that is wanted."""
-        bindings = self.node.switch.wanted.bindings
+        """On our own devices only a loss matters, and only of something that is wanted.
+
+        Every link that comes up brings entries of the kernel's own tables along, which say nothing about the node.
+        """
         if isinstance(event, AddressChanged):
             address = event.address
             ifindex, family, packed, bits = address.ifindex, address.family, address.address, address.bits
         else:
             route = event.route
             ifindex, family, packed, bits = route.oif, route.family, route.destination, route.bits
+            if route.table != TABLE_MAIN:
+                return
         if ifindex not in self._own():
-            self._changed.set()
-        elif not event.present and bindings.mentions(Prefix(family, packed.ljust(len(ZERO), b"\0"), bits)):
+            if not self.node.switch.ports.endpoint_of(ifindex):
+                self._changed.set()
+            return
+        wanted = self.node.switch.wanted.bindings
+        if not event.present and wanted.mentions(Prefix(family, packed.ljust(len(ZERO), b"\0"), bits)):
             self.node.switch.suspect.set()
 
     def _own(self) -> tuple[int, int, int]:
