@@ -29,6 +29,10 @@ _COMMANDS: Final[Mapping[str, _Command]] = {
     "diff": _Command("samewire.cli.health", "diff", "Compare what is wanted with what the kernel has."),
     "doctor": _Command("samewire.cli.health", "doctor", "Check the invariants of a healthy node."),
     "daemon": _Command("samewire.cli.daemon", "daemon", "Run the node's service until it is told to stop."),
+    "install-cni": _Command(
+        "samewire.cli.node", "install_cni", "Put the CNI client where runtimes look for it."
+    ),
+    "uninstall": _Command("samewire.cli.node", "uninstall", "Remove everything of Samewire from this node."),
     "lab": _Command("samewire.cli.lab", "lab", "Mixed clusters in network namespaces of this machine."),
 }
 

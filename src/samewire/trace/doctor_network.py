@@ -9,7 +9,7 @@ from typing import Final
 from samewire.hcn.policies import RemoteSubnetRoute, select
 from samewire.hcn.schema import Network, NetworkType
 from samewire.trace.snapshot import Finding, Level, LinkInfo, Snapshot
-from samewire.vfp.address import IPV4, IPV6, ZERO, mac_text, parse_mac, parse_prefix
+from samewire.vfp.address import IPV4, IPV6, ZERO, mac_text, parse_address, parse_mac, parse_prefix
 
 _APIPA: Final = "169.254.0.0/16"
 _NODE_PORTS: Final = range(30000, 32768)
@@ -151,11 +151,15 @@ def router_macs(snapshot: Snapshot) -> Iterator[Finding]:
     """Every node's router MAC is its own: kernels drop VXLAN frames whose inner source is their own MAC."""
     own = snapshot.facts.tunnel_mac
     for network in snapshot.networks:
-        owners: dict[bytes, set[str]] = {}
+        # A node may have one provider address of each family.
+        owners: dict[tuple[bytes, int], set[str]] = {}
         for route in select(network.policies, RemoteSubnetRoute):
-            mac = parse_mac(route.distributed_router_mac_address)
-            owners.setdefault(mac, set()).add(route.provider_address)
-        for mac, nodes in owners.items():
+            mac, address = (
+                parse_mac(route.distributed_router_mac_address),
+                parse_address(route.provider_address),
+            )
+            owners.setdefault((mac, address.family), set()).add(str(address))
+        for (mac, _), nodes in owners.items():
             if mac == own or len(nodes) > 1:
                 who = "this node" if mac == own else "another node"
                 yield Finding(

@@ -13,7 +13,9 @@ from rich.text import Text
 from samewire.trace.context import EndpointInfo
 from samewire.trace.follow import Trail
 from samewire.trace.model import StepView, TraceAnswer, TupleView
+from samewire.trace.reasons import LAYERS
 from samewire.trace.summary import ends_text
+from samewire.vfp.constants import Layer
 
 _STYLES: Final = {"drop": "bold red", "rewrite": "yellow", "send": "green", "established": "cyan"}
 _FROM: Final = {
@@ -74,7 +76,7 @@ def _verdict(trail: Trail) -> RenderableType:
         drop = last.drop
         rule = f", rule {drop.rule}" if drop.rule else ""
         reason = drop.reason.replace("_", " ")
-        head = f"✗ dropped on {last.node} by {drop.layer.replace('_', ' ').upper()}: {reason}{rule}"
+        head = f"✗ dropped on {last.node} by {_layer(drop.layer)}: {reason}{rule}"
         return Group(
             Text(head, style="bold red"),
             Padding(Text(drop.explanation), (0, 0, 0, 2)),
@@ -84,6 +86,13 @@ def _verdict(trail: Trail) -> RenderableType:
     if trail.end:
         text += f"; not followed: {trail.end}"
     return Text(text, style="bold green")
+
+
+def _layer(name: str) -> str:
+    """A layer with what it is there for."""
+    shown = name.replace("_", " ").upper()
+    known = Layer.__members__.get(name.upper())
+    return f"{shown}, which {LAYERS[known]}" if known else shown
 
 
 def _end(hop: TraceAnswer) -> str:

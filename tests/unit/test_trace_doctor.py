@@ -1,0 +1,396 @@
+"""A healthy node has no findings, and every ailment has one of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from samewire.hcn.client import AsyncHnsClient
+from samewire.hcn.http import HttpServer, make_app
+from samewire.hcn.policies import RemoteSubnetRoute
+from samewire.hcn.schema import EndpointState, Network, NetworkType
+from samewire.hcn.service import HnsService
+from samewire.hcn.store import Store
+from samewire.trace import doctor_service
+from samewire.trace.doctor import examine
+from samewire.trace.snapshot import Finding, Level, LinkInfo, Snapshot
+from samewire.vfp.address import parse_address, parse_interface
+from samewire.vfp.constants import SCOPE_UPLINK, FlowFlag, PortFlag, Reason
+from samewire.vfp.simulate.flows import make_key
+from samewire.vfp.simulate.packet import Tuple
+from samewire.vfp.tables import (
+    Action,
+    Count,
+    DropKey,
+    Endpoint,
+    EndpointKey,
+    Flow,
+    Id,
+    Nexthop,
+    Port,
+)
+from tests.support.hcn import FakeSwitch
+from tests.support.tools import (
+    CLIENT_ID,
+    FACTS,
+    HOST,
+    INFOS,
+    NETWORK,
+    TUNNEL,
+    UPLINK,
+    WEB_PORT,
+    compiled,
+    remote_subnet,
+)
+
+LINKS = (
+    LinkInfo("eth0", UPLINK, "veth", 1500, True, False),
+    LinkInfo("swvxlan0", TUNNEL, "vxlan", 65485, True, True),
+    LinkInfo("samewire0", HOST, "veth", 1500, True, True),
+)
+HEALTHY = Snapshot(
+    facts=FACTS,
+    networks=(NETWORK,),
+    endpoints=INFOS,
+    tables=compiled(),
+    differences=(),
+    degraded={},
+    live_namespaces=frozenset({"/run/netns/web", "/run/netns/client"}),
+    links=LINKS,
+    sysctls={"net/ipv4/conf/all/rp_filter": "0", "net/ipv4/conf/samewire0/rp_filter": "2"},
+    kernel_stats={"Udp.NoPorts": 3, "TcpExt.IPReversePathFilter": 0},
+    flow_capacity=1000,
+    ageing_ticks=(10, 14),
+)
+NOTHING = Action(0, 0, 0, 0, 0, bytes(16), bytes(16))
+
+
+def facts(**changed: Any) -> Snapshot:
+    return replace(HEALTHY, facts=replace(FACTS, **changed))
+
+
+def network(*routes: RemoteSubnetRoute) -> Snapshot:
+    return replace(HEALTHY, networks=(replace(NETWORK, policies=routes),))
+
+
+def links(*changed: LinkInfo) -> Snapshot:
+    names = {link.name for link in changed}
+    return replace(HEALTHY, links=(*changed, *(link for link in LINKS if link.name not in names)))
+
+
+def tables(table: str, rows: dict[Any, Any]) -> Snapshot:
+    assert HEALTHY.tables is not None
+    return replace(HEALTHY, tables={**HEALTHY.tables, table: {**HEALTHY.tables.get(table, {}), **rows}})
+
+
+def port(**changed: Any) -> Snapshot:
+    assert HEALTHY.tables is not None
+    found = HEALTHY.tables["sw_ports"][Id(WEB_PORT)]
+    assert isinstance(found, Port)
+    return tables("sw_ports", {Id(WEB_PORT): replace(found, **changed)})
+
+
+def drops(reason: Reason) -> Snapshot:
+    return tables("sw_drops", {DropKey(1, 0, 1, reason, 1): Count(2), DropKey(2, 0, 1, reason, 1): Count(3)})
+
+
+def flows(count: int, flags: int = FlowFlag.SECOND | FlowFlag.PAIR, low: int = 49152) -> Snapshot:
+    """So many ports of the pool in use towards one service; the pool has 100."""
+    rows = {}
+    for number in range(count):
+        source, remote = parse_address("192.168.1.10").packed, parse_address("8.8.8.8").packed
+        key, direction = make_key(Tuple(source, remote, low + number, 53), SCOPE_UPLINK, 4, 17)
+        initiator = FlowFlag.INITIATOR if direction else 0
+        rows[key] = Flow((NOTHING, NOTHING), (0, 0), (0, 0), (0, 0), 1, 0, 0, flags | initiator, (0, 0), 1)
+    full = tables("sw_flows", rows)
+    return replace(full, facts=replace(FACTS, nat_port_low=49152, nat_port_high=49251))
+
+
+def remote(address: str, provider: str) -> Snapshot:
+    hop = Nexthop(
+        2, 4, 1450, 0, 4096, parse_address(provider).packed, parse_address("192.168.1.10").packed, bytes(6)
+    )
+    key = EndpointKey(parse_address(address).packed, 1, 4)
+    with_hop = tables("sw_nexthops", {Id(77): hop})
+    assert with_hop.tables is not None
+    rows = {**with_hop.tables["sw_endpoints"], key: Endpoint(0, 77, bytes(6))}
+    return replace(with_hop, tables={**with_hop.tables, "sw_endpoints": rows})
+
+
+def test_healthy() -> None:
+    assert examine(HEALTHY) == []
+
+
+ERROR, WARNING = Level.ERROR, Level.WARNING
+ISOLATED = replace(NETWORK, type=NetworkType.PRIVATE)
+AILMENTS: list[tuple[str, Snapshot, Level, str, str]] = [
+    ("no uplink", facts(uplink_ifindex=0), ERROR, "uplink", "no uplink"),
+    ("uplink down", links(replace(LINKS[0], up=False)), ERROR, "uplink", "the uplink is down"),
+    ("uplink gone", replace(HEALTHY, links=LINKS[1:]), ERROR, "uplink", "the uplink is down"),
+    (
+        "APIPA",
+        facts(addresses=(parse_interface("169.254.3.4/16"), *FACTS.addresses[1:])),
+        ERROR,
+        "management-address",
+        "APIPA",
+    ),
+    (
+        "no default route",
+        facts(gateways=FACTS.gateways[:1]),
+        WARNING,
+        "default-route",
+        "no IPv6 default route",
+    ),
+    ("no IPv6", facts(addresses=FACTS.addresses[:1]), WARNING, "families", "2 endpoints have IPv6 addresses"),
+    (
+        "one VNI for two networks",
+        replace(HEALTHY, networks=(NETWORK, replace(NETWORK, id="2", name="other", policies=()))),
+        ERROR,
+        "vni",
+        "VNI 4096 belongs to 2 networks",
+    ),
+    (
+        "another VNI over there",
+        network(remote_subnet("10.244.2.0/24", vni=4097)),
+        WARNING,
+        "vni",
+        "the route says VNI 4097, the network's subnets 4096",
+    ),
+    (
+        "overlapping pod subnets",
+        network(remote_subnet("10.244.0.0/16")),
+        ERROR,
+        "remote-subnet",
+        "covers the network's own subnet",
+    ),
+    (
+        "a route to oneself",
+        network(remote_subnet("10.244.2.0/24", "192.168.1.10")),
+        ERROR,
+        "remote-subnet",
+        "leads to this node itself",
+    ),
+    (
+        "two nodes with one router MAC",
+        network(remote_subnet("10.244.2.0/24"), remote_subnet("10.244.3.0/24", "192.168.1.12")),
+        ERROR,
+        "router-mac",
+        "192.168.1.11, 192.168.1.12 is also that of another node",
+    ),
+    (
+        "our own router MAC",
+        facts(tunnel_mac=bytes.fromhex("02bb00000002")),
+        ERROR,
+        "router-mac",
+        "is also that of this node",
+    ),
+    ("tunnel gone", replace(HEALTHY, links=(LINKS[0], LINKS[2])), ERROR, "tunnel", "missing: pods cannot"),
+    (
+        "tunnel's port taken",
+        links(replace(LINKS[1], up=False), LinkInfo("flannel.1", 30, "vxlan", 1450, True, False)),
+        ERROR,
+        "tunnel",
+        "flannel.1 may hold UDP port 4789; 3 UDP datagrams came",
+    ),
+    (
+        "strict rp_filter towards the node",
+        replace(HEALTHY, sysctls={"net/ipv4/conf/all/rp_filter": "1"}),
+        ERROR,
+        "rp-filter",
+        "strict",
+    ),
+    (
+        "strict rp_filter that bites",
+        replace(
+            HEALTHY,
+            sysctls={**HEALTHY.sysctls, "net/ipv4/conf/eth0/rp_filter": "1"},
+            kernel_stats={"TcpExt.IPReversePathFilter": 12},
+        ),
+        WARNING,
+        "rp-filter",
+        "has dropped 12 packets",
+    ),
+    ("NodePorts", facts(nat_port_low=32000), WARNING, "nat-range", "overlaps the NodePort range"),
+    ("drift", replace(HEALTHY, differences=("table sw_ports: x",)), ERROR, "diff", "does not hold"),
+    (
+        "degraded endpoint",
+        replace(HEALTHY, degraded={CLIENT_ID: "its veth cannot be made again"}),
+        ERROR,
+        "endpoint",
+        "its veth cannot be made again",
+    ),
+    (
+        "bad state",
+        replace(HEALTHY, endpoints=(replace(INFOS[0], state=EndpointState.DEGRADED), *INFOS[1:])),
+        ERROR,
+        "endpoint",
+        "its state is degraded",
+    ),
+    (
+        "attached without port",
+        replace(HEALTHY, endpoints=(replace(INFOS[0], port=0), *INFOS[1:])),
+        ERROR,
+        "endpoint",
+        "attached and has no port",
+    ),
+    (
+        "dead namespace",
+        replace(HEALTHY, live_namespaces=frozenset({"/run/netns/web"})),
+        WARNING,
+        "namespace",
+        "/run/netns/client is gone",
+    ),
+    ("blocked port", port(flags=int(PortFlag.BLOCKED)), ERROR, "port", "blocked"),
+    (
+        "unknown port",
+        replace(HEALTHY, endpoints=(replace(INFOS[0], port=50), *INFOS[1:])),
+        ERROR,
+        "port",
+        "does not know its port",
+    ),
+    (
+        "remote endpoint elsewhere",
+        remote("10.244.2.9", "192.168.1.12"),
+        WARNING,
+        "remote-endpoint",
+        "behind 192.168.1.12, its subnet behind 192.168.1.11",
+    ),
+    (
+        "remote endpoint here",
+        remote("10.244.2.9", "192.168.1.10"),
+        WARNING,
+        "remote-endpoint",
+        "behind this node itself",
+    ),
+    (
+        "MTU above the tunnel's",
+        port(mtu=1500),
+        WARNING,
+        "mtu",
+        "MTU 1500, the way to other nodes carries 1450",
+    ),
+    ("MTU below IPv6's", port(mtu=1200), ERROR, "mtu", "IPv6 needs 1280"),
+    ("NAT pool filling", flows(85), WARNING, "nat-pool", "85 of 100 ports"),
+    ("NAT pool full", flows(96), ERROR, "nat-pool", "96 of 100 ports"),
+    ("NAT pool full of the node's", flows(96, FlowFlag.HOST), ERROR, "nat-pool", "96 of 100 ports"),
+    ("flow table filling", replace(flows(85, 0), flow_capacity=100), WARNING, "flow-table", "nearly full"),
+    ("flow table full", replace(flows(96, 0), flow_capacity=100), ERROR, "flow-table", "nearly full"),
+    ("ageing stands", replace(HEALTHY, ageing_ticks=(7, 7)), ERROR, "ageing", "stands still"),
+    ("internal drops", drops(Reason.INTERNAL), ERROR, "drops", "5 packets dropped"),
+    ("unknown VNI", drops(Reason.UNKNOWN_VNI), WARNING, "drops", "5 packets dropped"),
+    ("pool exhausted once", drops(Reason.NAT_EXHAUSTED), WARNING, "drops", "5 packets dropped"),
+]
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "level", "check", "text"),
+    [ailment[1:] for ailment in AILMENTS],
+    ids=[ailment[0] for ailment in AILMENTS],
+)
+def test_ailments(snapshot: Snapshot, level: Level, check: str, text: str) -> None:
+    found = examine(snapshot)
+    assert {(finding.level, finding.check) for finding in found} == {(level, check)}, found
+    assert any(text in finding.message for finding in found), found
+    for finding in found:
+        assert finding.object
+        assert finding.remedy.strip()
+
+
+@pytest.mark.parametrize(
+    "snapshot",
+    [
+        drops(Reason.BLOCKED),
+        drops(Reason.MULTICAST),
+        flows(79),
+        flows(96, FlowFlag.PAIR),
+        flows(96, low=10000),
+        port(mtu=1450),
+        remote("10.244.2.9", "192.168.1.11"),
+        remote("10.99.0.1", "192.168.1.12"),
+        network(remote_subnet("10.244.2.0/24"), remote_subnet("fd00:244:2::/64", "fd00:1::11")),
+        replace(HEALTHY, networks=(), links=LINKS[:1]),
+        replace(HEALTHY, sysctls={**HEALTHY.sysctls, "net/ipv4/conf/eth0/rp_filter": "1"}),
+        replace(HEALTHY, sysctls={**HEALTHY.sysctls, "net/ipv4/conf/samewire0/rp_filter": "?"}),
+    ],
+)
+def test_what_is_no_ailment(snapshot: Snapshot) -> None:
+    assert examine(snapshot) == []
+
+
+def test_isolated_networks_need_no_way_out() -> None:
+    lone = replace(facts(addresses=FACTS.addresses[:1]), networks=(ISOLATED,))
+    assert not [finding for finding in examine(lone) if finding.check == "families"]
+
+
+def test_a_node_without_addresses() -> None:
+    checks = [finding.check for finding in examine(facts(addresses=(), gateways=()))]
+    assert checks == ["management-address"]
+
+
+@pytest.mark.parametrize(
+    ("field", "what"),
+    [
+        ("tables", "the switch's tables"),
+        ("differences", "the difference between wanted and kernel"),
+        ("live_namespaces", "network namespaces"),
+        ("links", "network devices"),
+        ("kernel_stats", "the kernel's counters"),
+        ("ageing_ticks", "the ageing timer"),
+    ],
+)
+def test_what_could_not_be_read_is_a_finding(field: str, what: str) -> None:
+    (finding,) = examine(replace(HEALTHY, **{field: None}))
+    assert (finding.level, finding.check, finding.object) == (ERROR, "readable", what)
+
+
+def test_errors_come_first() -> None:
+    both = replace(drops(Reason.UNKNOWN_VNI), ageing_ticks=(7, 7), live_namespaces=frozenset())
+    assert [finding.level for finding in examine(both)] == [ERROR, WARNING, WARNING, WARNING]
+
+
+# --- over HTTP ------------------------------------------------------------------------------------
+
+
+class Provider:
+    """Hands out a snapshot."""
+
+    def __init__(self) -> None:
+        self.current = HEALTHY
+
+    async def snapshot(self) -> Snapshot:
+        return self.current
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[tuple[Provider, Callable[[], Any]]]:
+    store, provider = Store(tmp_path / "hns.db"), Provider()
+    path = tmp_path / "s.sock"
+    server = HttpServer(make_app(HnsService(store, FakeSwitch()), doctor_service.routes(provider)), path)
+    await server.start()
+    client = AsyncHnsClient(path)
+    yield provider, lambda: client.get_json("/v2/doctor")
+    await server.close()
+    store.close()
+
+
+async def test_over_http(served: tuple[Provider, Callable[[], Any]]) -> None:
+    provider, ask = served
+    assert await ask() == {"healthy": True, "findings": []}
+    provider.current = drops(Reason.UNKNOWN_VNI)
+    warned = await ask()
+    assert warned["healthy"] is True
+    assert warned["findings"][0]["level"] == "warning"
+    provider.current = replace(HEALTHY, ageing_ticks=(7, 7))
+    sick = await ask()
+    assert sick["healthy"] is False
+    assert set(sick["findings"][0]) == set(Finding.__struct_fields__)
+
+
+def test_networks_by_id_when_they_have_no_name() -> None:
+    nameless: Network = replace(NETWORK, name="")
+    (finding,) = examine(replace(HEALTHY, networks=(nameless,), links=(LINKS[0], LINKS[2])))
+    assert NETWORK.id in finding.message

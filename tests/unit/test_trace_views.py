@@ -1,0 +1,311 @@
+"""Ports, flows and drops as rows, and the endpoints that serve them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from msgspec.structs import replace
+
+from samewire.hcn.client import AsyncHnsClient
+from samewire.hcn.errors import HcnError
+from samewire.hcn.http import HttpServer, make_app
+from samewire.hcn.service import HnsService
+from samewire.hcn.store import Store
+from samewire.trace import view_service
+from samewire.trace.model import FlowRow
+from samewire.trace.views import Names, drop_rows, flow_rows, flow_summary, port_rows
+from samewire.vfp.address import parse_address
+from samewire.vfp.constants import Arrival, Counter, Layer, Reason
+from samewire.vfp.model import Entries
+from samewire.vfp.simulate import Simulator
+from samewire.vfp.simulate.flows import make_key
+from samewire.vfp.simulate.packet import Tuple
+from samewire.vfp.tables import Action, Count, DropEvent, DropKey, Flow, FlowKey, Id
+from tests.support.hcn import FakeSwitch
+from tests.support.tools import CLIENT_PORT, INFOS, INTERFACES, UPLINK, WEB_ID, WEB_PORT, FakeNode, compiled
+from tests.unit.test_trace_answer import probe
+
+NAMES = Names(INFOS, lambda ifindex: INTERFACES.get(ifindex, ""))
+DROPS = {
+    DropKey(WEB_PORT, 0, Layer.ACL_IN, Reason.BLOCKED, Arrival.POD): Count(7),
+    DropKey(UPLINK, 0, Layer.FRAGMENT, Reason.FRAGMENT_UNKNOWN, Arrival.UPLINK): Count(9),
+    DropKey(99, 4, 77, 88, 66): Count(7),
+}
+EVENT = DropEvent(
+    123,
+    DropKey(WEB_PORT, 2, Layer.ACL_IN, Reason.BLOCKED, Arrival.POD),
+    parse_address("10.244.1.6").packed,
+    parse_address("10.244.1.5").packed,
+    40000,
+    81,
+    1,
+    4,
+    6,
+)
+
+
+@pytest.fixture
+def tables() -> Entries:
+    return compiled()
+
+
+def play(tables: Entries, *frames: tuple[bytes, int]) -> Entries:
+    simulator = Simulator(tables, 100)
+    port_macs = {
+        key.value: port.mac  # type: ignore[attr-defined]
+        for key, port in tables["sw_ports"].items()
+    }
+    for frame, ifindex in frames:
+        arrival = Arrival.POD if ifindex in port_macs else Arrival.UPLINK
+        source = port_macs.get(ifindex, bytes(6))
+        simulator.receive(frame[:6] + source + frame[12:], arrival, ifindex)
+    return {**tables, "sw_flows": dict(simulator.flows)}
+
+
+def rows(tables: Entries, port: int = 0) -> list[FlowRow]:
+    return flow_rows(tables, NAMES, 110, port)
+
+
+def test_ports(tables: Entries) -> None:
+    found = port_rows(tables, NAMES)
+    assert [(row.id, row.kind, row.interface) for row in found] == [
+        (42, "pod", "sw00000000042"),
+        (43, "pod", "sw00000000043"),
+        (2, "uplink", "eth0"),
+        (5, "tunnel", "swvxlan0"),
+        (7, "host", "samewire1"),
+    ]
+    assert [row.endpoint.name if row.endpoint else "" for row in found[:3]] == [
+        "shop/web-0",
+        "shop/client",
+        "",
+    ]
+    assert not any(row.layers for row in found)
+
+
+def test_a_connection_within_the_network(tables: Entries) -> None:
+    (row,) = rows(play(tables, (probe("10.244.1.6", "10.244.1.5"), CLIENT_PORT)))
+    assert (row.ends.source, row.ends.source_port) == ("10.244.1.6", 40000)
+    assert (row.ends.destination, row.ends.destination_port) == ("10.244.1.5", 80)
+    assert row.translated is None
+    assert (row.initiator.name, row.target.name) == ("shop/client", "shop/web-0")
+    assert (row.state, row.entries, row.rules, row.arrival) == ("half-open", 1, (0, 1), "pod")
+    assert row.idle_s == 10.7
+
+
+def test_a_translated_connection_is_one_row(tables: Entries) -> None:
+    there = play(tables, (probe("10.244.1.6", "93.184.216.34"), CLIENT_PORT))
+    assert len(there["sw_flows"]) == 2
+    (row,) = rows(there)
+    assert row.translated is not None
+    assert (row.translated.source, row.translated.destination) == ("192.168.1.10", "93.184.216.34")
+    assert 49152 <= row.translated.source_port <= 65535
+    assert (row.target.port, row.target.name, row.entries) == (0, "uplink", 2)
+
+
+def test_a_host_port_from_outside(tables: Entries) -> None:
+    (row,) = rows(play(tables, (probe("93.184.216.34", "192.168.1.10", 8080), UPLINK)))
+    assert (row.initiator.name, row.target.name) == ("uplink", "shop/web-0")
+    assert row.translated is not None
+    assert (row.translated.destination, row.translated.destination_port) == ("10.244.1.5", 80)
+
+
+def test_of_one_port(tables: Entries) -> None:
+    both = play(
+        tables,
+        (probe("10.244.1.6", "93.184.216.34"), CLIENT_PORT),
+        (probe("93.184.216.34", "192.168.1.10", 8080), UPLINK),
+    )
+    assert len(rows(both)) == 2
+    assert [row.target.name for row in rows(both, WEB_PORT)] == ["shop/web-0"]
+    assert rows(both, 999) == []
+
+
+def test_a_leftover_second_entry_shows(tables: Entries) -> None:
+    there = play(tables, (probe("10.244.1.6", "93.184.216.34"), CLIENT_PORT))
+    second = {key: flow for key, flow in there["sw_flows"].items() if flow.flags & 4}  # type: ignore[attr-defined]
+    (row,) = rows({"sw_flows": second})
+    assert (row.ends.source, row.translated) == ("192.168.1.10", None)
+
+
+def state_of(protocol: int, flags: int, tcp: tuple[int, int]) -> str:
+    ends = Tuple(parse_address("10.0.0.1").packed, parse_address("10.0.0.2").packed, 1, 2)
+    key, _ = make_key(ends, 1, 4, protocol)
+    nothing = Action(2, 0, 0, 0, 0, bytes(16), bytes(16))
+    flow = Flow((nothing, nothing), (0, 0), (0, 0), (0, 0), 100, 0, 0, flags, tcp, 1)
+    return rows({"sw_flows": {key: flow}})[0].state
+
+
+@pytest.mark.parametrize(
+    ("protocol", "flags", "tcp", "state"),
+    [
+        (6, 0, (1, 0), "half-open"),
+        (6, 8, (9, 8), "established"),
+        (6, 8, (10, 8), "established"),
+        (6, 8, (10, 10), "closing"),
+        (6, 8, (12, 0), "closing"),
+        (17, 0, (0, 0), "single"),
+        (17, 8, (0, 0), "replied"),
+        (6, 16, (1, 0), "host"),
+    ],
+)
+def test_states(protocol: int, flags: int, tcp: tuple[int, int], state: str) -> None:
+    assert state_of(protocol, flags, tcp) == state
+
+
+def test_a_flow_seen_after_the_clock_was_read() -> None:
+    key = FlowKey((bytes(16), bytes(16)), (1, 2), 0, 4, 17)
+    nothing = Action(0, 0, 0, 0, 0, bytes(16), bytes(16))
+    flow = Flow((nothing, nothing), (0, 0), (0, 0), (0, 0), 111, 0, 0, 0, (0, 0), 1)
+    assert rows({"sw_flows": {key: flow}})[0].idle_s == 0
+
+
+def test_summary() -> None:
+    counters = {Counter.FLOW_INSERTS: 10, Counter.FLOWS_REMOVED: 4, Counter.FLOW_AGED: 3}
+    tables: Entries = {"sw_counters": {Id(number): Count(value) for number, value in counters.items()}}
+    found = flow_summary(tables)
+    assert (found.flow_inserts, found.entries, found.aged, found.recycled) == (10, 6, 3, 0)
+    assert flow_summary({}).entries == 0
+
+
+def test_drops() -> None:
+    first, second, third = drop_rows({"sw_drops": DROPS}, NAMES)
+    assert (first.packets, first.interface, first.endpoint) == (9, "eth0", "")
+    assert (second.endpoint, second.layer, second.reason, second.arrival) == (
+        "shop/web-0",
+        "acl_in",
+        "blocked",
+        "pod",
+    )
+    assert "ACL rule" in second.explanation
+    assert (third.layer, third.reason, third.arrival, third.rule) == ("77", "88", "66", 4)
+    assert [row.packets for row in drop_rows({"sw_drops": DROPS}, NAMES, WEB_PORT)] == [7]
+
+
+# --- over HTTP ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def node(tables: Entries) -> FakeNode:
+    with_flow = play(tables, (probe("10.244.1.6", "93.184.216.34"), CLIENT_PORT))
+    counters = {Id(Counter.FLOW_INSERTS): Count(2)}
+    return FakeNode({**with_flow, "sw_drops": DROPS, "sw_counters": counters})
+
+
+@pytest.fixture
+async def server(node: FakeNode, tmp_path: Path) -> AsyncIterator[Path]:
+    store = Store(tmp_path / "hns.db")
+    path = tmp_path / "s.sock"
+    server = HttpServer(make_app(HnsService(store, FakeSwitch()), view_service.routes(node)), path)
+    await server.start()
+    yield path
+    await server.close()
+    store.close()
+
+
+async def fetch(server: Path, path: str) -> Any:
+    return await AsyncHnsClient(server).get_json(f"/v2/switch/{path}")
+
+
+async def test_endpoints_of_the_api(server: Path) -> None:
+    assert [info["name"] for info in await fetch(server, "endpoints")] == ["shop/web-0", "shop/client", "far"]
+    assert [info["id"] for info in await fetch(server, "endpoints?endpoint=web-0")] == [WEB_ID]
+    assert [row["id"] for row in await fetch(server, "ports")] == [42, 43, 2, 5, 7]
+    assert [row["id"] for row in await fetch(server, "ports?endpoint=10.244.1.6")] == [43]
+    assert [row["id"] for row in await fetch(server, "ports?endpoint=tunnel")] == [5]
+    assert len(await fetch(server, "flows")) == 1
+    assert len(await fetch(server, "flows?endpoint=client")) == 1
+    assert await fetch(server, "flows?endpoint=web-0") == []
+    assert (await fetch(server, "flows?summary=1"))["flow_inserts"] == 2
+    assert [row["packets"] for row in await fetch(server, "drops")] == [9, 7, 7]
+    assert [row["packets"] for row in await fetch(server, "drops?endpoint=web-0")] == [7]
+
+
+async def test_layers_of_the_api(server: Path) -> None:
+    row = await fetch(server, "layers?endpoint=shop/web-0")
+    assert (row["id"], row["endpoint"]["id"]) == (42, WEB_ID)
+    assert [layer["name"] for layer in row["layers"]][:3] == ["GUARD", "LB", "PORTMAP"]
+    assert [layer["name"] for layer in (await fetch(server, "layers?endpoint=tunnel"))["layers"]] == ["DECAP"]
+
+
+async def test_tables_of_the_api(server: Path) -> None:
+    found = await fetch(server, "tables")
+    assert "sw_flows" not in found
+    assert found["sw_ports"][0]["key"] == {"value": 42}
+    assert list(await fetch(server, "tables?name=sw_flows")) == ["sw_flows"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("layers", "layers of which port"),
+        ("layers?endpoint=nobody", "endpoint 'nobody' not found"),
+        ("layers?endpoint=far", "far is on another node"),
+        ("ports?endpoint=nobody", "not found"),
+        ("flows?endpoint=nobody", "not found"),
+        ("drops?endpoint=nobody", "not found"),
+        ("endpoints?endpoint=nobody", "not found"),
+        ("tables?name=sw_nothing", "table 'sw_nothing' not found"),
+    ],
+)
+async def test_refusals(server: Path, path: str, message: str) -> None:
+    with pytest.raises(HcnError, match=message):
+        await fetch(server, path)
+
+
+async def test_a_node_without_a_tunnel(server: Path, node: FakeNode) -> None:
+    (key, config) = next(iter(node.content["sw_config"].items()))
+    node.content["sw_config"] = {key: replace(config, tunnel_ifindex=0)}
+    with pytest.raises(HcnError, match="port 'tunnel' not found"):
+        await fetch(server, "layers?endpoint=tunnel")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("it did not come")
+
+
+async def test_watching_drops(server: Path, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view_service, "_HANG_UP_S", 0.02)
+    url = "http://x/v2/switch/drops?watch=1&endpoint=web-0"
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(server))) as session,
+        session.get(url) as response,
+    ):
+        await until(lambda: node.listeners == 1)
+        node.events.put_nowait(replace(EVENT, drop=replace(EVENT.drop, port=UPLINK)))
+        node.events.put_nowait(EVENT)
+        line = json.loads(await response.content.readline())
+    assert line["time_ns"] == 123
+    assert line["ends"] == {
+        "protocol": "tcp",
+        "source": "10.244.1.6",
+        "source_port": 40000,
+        "destination": "10.244.1.5",
+        "destination_port": 81,
+    }
+    assert (line["drop"]["endpoint"], line["drop"]["rule"], line["drop"]["packets"]) == ("shop/web-0", 2, 1)
+    await until(lambda: node.listeners == 0)  # it hung up, and nobody listens for it any more
+
+
+async def test_a_watch_ends_with_the_daemon(
+    server: Path, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ends() -> AsyncIterator[DropEvent]:
+        yield EVENT
+
+    monkeypatch.setattr(node, "drop_events", ends)
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(server))) as session,
+        session.get("http://x/v2/switch/drops?watch=1") as response,
+    ):
+        assert len((await response.read()).splitlines()) == 1
