@@ -137,7 +137,7 @@ async def test_through_the_real_server(client: Client) -> None:
 
 async def test_what_is_sent(client: Client) -> None:
     recorder = Recorder(b"0\n")
-    env = {"CNI_COMMAND": "ADD", "CNI_ARGS": "A=B;C=D\nE", "CNI_EMPTY": "", "XCNI_NO": "1", "CN": "2"}
+    env = {"CNI_COMMAND": "ADD", "CNI_ARGS": "A=B;C=D\nE", "CNI_EMPTY": "", "XCNI_NO": "1", "CNINO": "2"}
     stdin = b'{"a":\0"b"}\n\xff'
     async with answering(client.socket, recorder):
         assert await client.run(env, stdin) == (0, None)

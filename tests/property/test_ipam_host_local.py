@@ -128,10 +128,12 @@ def content(directory: str) -> dict[str, bytes]:
     return {item.name: item.read_bytes() for item in path.iterdir()} if path.exists() else {}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(ranges(), OPS, st.booleans())
 def test_same_answers_same_files(sets: Any, ops: Sequence[Op], old: bool) -> None:
     assume(accepted(sets))
+    # The reference plugin releases once for each set, and so takes an old file and new ones with several.
+    old = old and len(sets) == 1
     with (
         tempfile.TemporaryDirectory() as theirs,
         tempfile.TemporaryDirectory() as ours,

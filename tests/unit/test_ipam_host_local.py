@@ -87,6 +87,13 @@ async def test_exhausted(manager: Manager) -> None:
     assert await manager.add("f") == ["10.1.0.4/29"]
 
 
+async def test_an_address_that_another_process_freed(manager: Manager) -> None:
+    for name in "abcde":
+        await manager.add(name)
+    await HostLocal().delete(manager.request("c"))
+    assert await manager.add("f") == ["10.1.0.4/29"]
+
+
 async def test_duplicate(manager: Manager) -> None:
     await manager.add("a")
     before = manager.files()
@@ -128,6 +135,20 @@ async def test_files_of_old_versions(manager: Manager) -> None:
         await manager.add("old")
     await manager.delete("old")
     assert set(manager.files()) == {"10.1.0.3", "last_reserved_ip.0"}
+
+
+async def test_an_old_file_and_a_new_one(manager: Manager) -> None:
+    """Both count against a second address; a release takes the old one when the new ones are gone."""
+    manager.ipam = {"ranges": [[{"subnet": "10.2.0.0/29"}], [{"subnet": "10.1.0.0/29"}]]}
+    manager.path.mkdir()
+    (manager.path / "10.1.0.2").write_text("a")
+    with pytest.raises(DuplicateAllocation, match="failed to allocate for range 1"):
+        await manager.add("a")
+    (manager.path / "10.2.0.5").write_bytes(b"a\r\neth0")
+    await manager.delete("a")
+    assert set(manager.files()) == {"10.1.0.2", "last_reserved_ip.0"}
+    await manager.delete("a")
+    assert set(manager.files()) == {"last_reserved_ip.0"}
 
 
 async def test_what_others_do_is_seen(manager: Manager) -> None:

@@ -64,14 +64,21 @@ class DataDir:
             raise KernelError(f"keep addresses in {self._path}", error.errno or errno.EIO) from error
 
     def addresses_of(self, key: Key) -> list[str]:
-        """Return the addresses that an attachment holds, read from their files."""
-        if not self._names_of(key):
+        """Return the addresses that an attachment holds, read from their files.
+
+        Files written by host-local before 0.8.2 hold the container id alone; they count where there are no others.
+        """
+        if not self.known_addresses_of(key):
             self._scan()
-        return [name for name in self.known_addresses_of(key) if self._read(name) in _contents(key)]
+        for content in _contents(key):
+            found = [name for name in sorted(self._names.get(content, ())) if self._read(name) == content]
+            if found:
+                return found
+        return []
 
     def known_addresses_of(self, key: Key) -> list[str]:
         """Return the addresses that an attachment is known to hold, without a look at the disk."""
-        return sorted(self._names_of(key))
+        return sorted(name for content in _contents(key) for name in self._names.get(content, ()))
 
     def last(self, number: int) -> str:
         """Return the address given last from a range set, "" for none."""
@@ -125,11 +132,6 @@ class DataDir:
                 pass
             self._disown(name)
         self._seen_ns = os.stat(self._path).st_mtime_ns
-
-    def _names_of(self, key: Key) -> set[str]:
-        """Files written by host-local before 0.8.2 hold the container id alone; they count without others."""
-        content, old = _contents(key)
-        return self._names.get(content) or self._names.get(old) or set()
 
     def _own(self, name: str, content: str) -> None:
         self._owners[name] = content
