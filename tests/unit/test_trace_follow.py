@@ -99,10 +99,23 @@ def test_out_into_the_world() -> None:
     assert (trail.hops, trail.end) == ((LEAVING,), "")
 
 
-@pytest.mark.parametrize("next_hop", ["192.168.1.11", "192.168.1.77"])
-def test_over_the_underlay(next_hop: str) -> None:
-    """To a node's own address (a host port), or to an L2Bridge pod that a node has."""
-    leaving = replace(LEAVING, uplink=UplinkView(interface="eth0", next_hop=next_hop))
+@pytest.mark.parametrize(
+    ("next_hop", "destination"),
+    [
+        ("192.168.1.11", "192.168.1.11"),
+        ("192.168.1.1", "192.168.1.11"),
+        ("192.168.1.11", "10.9.9.9"),
+        ("192.168.1.77", "192.168.1.77"),
+        ("192.168.1.1", "192.168.1.77"),
+    ],
+)
+def test_over_the_underlay(next_hop: str, destination: str) -> None:
+    """To a node's own address (a host port) or an L2Bridge pod that a node has, on-link or behind a router."""
+    leaving = replace(
+        LEAVING,
+        uplink=UplinkView(interface="eth0", next_hop=next_hop),
+        sent=replace(ENDS, destination=destination),
+    )
     nodes = Nodes(n1=[leaving], n2=[DELIVERED])
     nodes.pods["192.168.1.77"] = "n2"
     trail = follow("n1", REQUEST, PEERS, nodes)
@@ -125,6 +138,9 @@ def test_real_daemons(tmp_path: Path) -> None:
         assert nodes.trace(daemon.socket, REQUEST) == TUNNELLED
         asked = {"from": "client", "to": "10.244.2.9", "port": 80}
         assert daemon.requests == [("POST /v2/switch/trace", asked)]
+        assert not nodes.has_endpoint(daemon.socket, "10.244.1.5")  # on an overlay
+        bridged = [replace(info, network_type="L2Bridge") for info in INFOS]
+        daemon.answers["GET /v2/switch/endpoints"] = (200, msgspec.to_builtins(bridged))
         assert nodes.has_endpoint(daemon.socket, "10.244.1.5")
         assert not nodes.has_endpoint(daemon.socket, "10.244.2.9")  # it only knows it as remote
         assert not nodes.has_endpoint(daemon.socket, "8.8.8.8")

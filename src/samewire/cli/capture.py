@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from types import FrameType, TracebackType
+from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 import click
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from samewire.trace.context import EndpointInfo
 
 _DEFAULT_INTERFACE: Final = "eth0"
+_LOOK_UP_S: Final = 0.2  # how long a signal may wait for a pod that is silent
 
 Sink = Callable[["CapturedPacket"], None]
 
@@ -107,30 +109,49 @@ def _print(packet: CapturedPacket) -> None:
 
 
 def _run(source: PacketSocket, sink: Sink, count: int | None, seconds: float | None) -> int:
-    """Take packets until enough, too late, interrupted or the pod is gone; returns how many."""
+    """Take packets until enough, too late, interrupted or the pod is gone; returns how many.
+
+    What came before the end is taken even if it has not been read by then.
+    """
     taken = 0
-    deadline = time.monotonic() + seconds if seconds else None
-    with _terminates_too():
+    with _Limit(seconds) as limit:
         try:
             while count is None or taken < count:
-                left = max(0.0, deadline - time.monotonic()) if deadline is not None else None
-                packet = source.receive(left)
-                if packet is None:
+                packet = source.receive(_LOOK_UP_S)
+                if limit.passed_at(packet.time_ns if packet else time.time_ns()):
                     break
-                sink(packet)
-                taken += 1
-        except KeyboardInterrupt:
-            pass
+                if packet is not None:
+                    sink(packet)
+                    taken += 1
         except NotFound as error:
             click.echo(f"the pod is gone: {error}", err=True)
     return taken
 
 
-@contextlib.contextmanager
-def _terminates_too() -> Iterator[None]:
-    """SIGTERM ends a capture as Ctrl-C does, with a complete file."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+class _Limit:
+    """The time at which a capture ends: after some seconds, or when SIGINT or SIGTERM comes.
+
+    The signals do not interrupt anything, so that the file is whole.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._at_ns = time.time_ns() + round(seconds * 1e9) if seconds else None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def passed_at(self, time_ns: int) -> bool:
+        """Whether a time (ns since 1970) is beyond the end."""
+        return self._at_ns is not None and time_ns >= self._at_ns
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._interrupt)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._at_ns = time.time_ns()

@@ -71,7 +71,7 @@ class TraceContext(Protocol):
         ...
 
     def name_of_port(self, ifindex: int) -> str:
-        """The interface name of a port or device, "" when there is none. Called from any thread."""
+        """The interface name of a port or device, "" when there is none. Called on the event loop."""
         ...
 
     def tables(self, names: Collection[str] = ()) -> Entries:

@@ -13,6 +13,7 @@ from samewire.hcn.client import HnsClient
 from samewire.trace.model import TraceAnswer, TraceRequest
 
 _LONGEST_WAY: Final = 4
+_ON_THE_UNDERLAY: Final = frozenset({"L2Bridge", "L2Tunnel", "Transparent"})
 
 
 class Trail(Struct, frozen=True):
@@ -35,7 +36,7 @@ class Nodes(Protocol):
         ...
 
     def has_endpoint(self, socket: str, address: str) -> bool:
-        """Whether a pod of that node has the address."""
+        """Whether a pod of that node has the address on the underlay (L2Bridge, Transparent)."""
         ...
 
 
@@ -50,7 +51,10 @@ class Daemons:
     def has_endpoint(self, socket: str, address: str) -> bool:
         """Look through its endpoints."""
         found = HnsClient(socket).get_json("/v2/switch/endpoints")
-        return any(address in info["addresses"] and not info["remote"] for info in found)
+        return any(
+            address in info["addresses"] and info["network_type"] in _ON_THE_UNDERLAY and not info["remote"]
+            for info in found
+        )
 
 
 def follow(socket: str, request: TraceRequest, peers: Mapping[str, str], nodes: Nodes | None = None) -> Trail:
@@ -81,14 +85,17 @@ def _onward(hop: TraceAnswer, peers: Mapping[str, str], nodes: Nodes) -> tuple[s
         source = tunnel.local_address
         return socket, TraceRequest(arrival="tunnel", vni=tunnel.vni, tunnel_source=source, frame=hop.frame)
     if hop.fate == "uplink" and hop.uplink is not None:
-        found = _behind(hop.uplink.next_hop, peers, nodes)
+        found = _behind(hop.uplink.next_hop, hop.sent.destination, peers, nodes)
         return (found, TraceRequest(arrival="uplink", frame=hop.frame)) if found else ""
     return ""
 
 
-def _behind(address: str, peers: Mapping[str, str], nodes: Nodes) -> str:
-    """The node that has an address of the underlay: its own, or an L2Bridge pod's."""
-    if address in peers:
-        return peers[address]
+def _behind(next_hop: str, destination: str, peers: Mapping[str, str], nodes: Nodes) -> str:
+    """The node that a packet on the underlay comes to: the next hop, or behind routers the one that has the
+    destination, itself or as an L2Bridge pod.
+    """
+    for address in (next_hop, destination):
+        if address in peers:
+            return peers[address]
     sockets = dict.fromkeys(peers.values())
-    return next((socket for socket in sockets if nodes.has_endpoint(socket, address)), "")
+    return next((socket for socket in sockets if nodes.has_endpoint(socket, destination)), "")

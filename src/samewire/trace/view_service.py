@@ -80,8 +80,10 @@ class _Views:
             return json_response(flow_summary(await self._read("sw_counters")))
         port = self._port(request) if request.query.get("endpoint") else 0
         tables = await self._read("sw_flows")
+        # Many rows are work for a thread, which must not ask for the names of devices; pods have theirs.
+        names = Names(self._context.endpoints(), lambda ifindex: "")
         now_tick = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> TICK_SHIFT
-        return json_response(await asyncio.to_thread(flow_rows, tables, self._names(), now_tick, port))
+        return json_response(await asyncio.to_thread(flow_rows, tables, names, now_tick, port))
 
     async def drops(self, request: web.Request) -> web.StreamResponse:
         port = self._port(request) if request.query.get("endpoint") else 0
