@@ -396,6 +396,19 @@ def test_shaping(node: NetNamespace, netlink: rt.Netlink, ifindex: int, rate: in
     assert netlink.request(rt.qdisc_del_root(ifindex).tolerating(errno.ENOENT)) == errno.ENOENT
 
 
+def test_what_is_made_is_described(node: NetNamespace, netns_factory: Factory, netlink: rt.Netlink) -> None:
+    pod = netns_factory()
+    request = rt.veth_add("sw0", "eth0", peer_netns_fd=pod.fd)
+    made = netlink.make(request, rt.decode_ends)
+    (near,), (far,) = ip(node, "link", "show", "sw0"), ip(pod, "link", "show", "eth0")
+    assert made in (None, (near["ifindex"], far["ifindex"]))  # Linux 6.1 does not say
+    with pytest.raises(KernelError) as caught:
+        netlink.make(request, rt.decode_ends)
+    assert caught.value.errno == errno.EEXIST
+    assert netlink.make(rt.link_set("sw0", mtu=1300), rt.decode_ends) is None
+    assert netlink.get(rt.link_get("sw0")).mtu == 1300
+
+
 def test_batch_tries_all_and_names_the_first_failure(netlink: rt.Netlink, ifindex: int) -> None:
     good = [rt.route_replace(packed(f"10.1.{i}.0"), 24, family=4, oif=ifindex) for i in range(250)]
     bad = rt.route_replace(packed("10.2.0.0"), 24, family=4, gateway=packed("203.0.113.1"), oif=ifindex)
@@ -490,6 +503,41 @@ def test_monitor_hears_only_its_groups_and_its_namespace(
         events = _events(monitor, lambda event: isinstance(event, rt.RouteChanged))
     assert [e.route.destination for e in events if isinstance(e, rt.RouteChanged)] == [packed("10.5.0.0")]
     assert len(events) == 1
+
+
+@pytest.mark.parametrize("quiet", [None, rt.Names("sw", 13)])
+def test_monitor_hears_of_quiet_interfaces_only_the_end(
+    node: NetNamespace, netlink: rt.Netlink, quiet: rt.Names | None
+) -> None:
+    pods = ["sw0123456789a", "sw0123456789b"]
+    others = ["sw0", "sw0123456789ab", "xw0123456789a"]
+    with rt.LinkMonitor(node.fd, quiet=quiet) as monitor:
+        netlink.batch([rt.veth_add(name, f"p{i}") for i, name in enumerate([*pods, *others])])
+        netlink.batch([rt.link_set(name, up=True, alias="a") for name in [*pods, *others]])
+        netlink.batch([rt.link_set(pods[0], up=False), rt.link_set(pods[0], mtu=1300)])
+        netlink.request(rt.link_del(pods[1]))
+        events = _events(monitor, lambda e: isinstance(e, rt.LinkGone) and e.name == pods[1])
+    states = {
+        name: [event.link.up for event in events if isinstance(event, rt.LinkNew) and event.link.name == name]
+        for name in [*pods, *others]
+    }
+    assert all(True in states[name] and False in states[name] for name in others)
+    if quiet is None:
+        assert True in states[pods[0]]
+    else:
+        assert [states[name] for name in pods] == [[False], [False]]
+
+
+def test_monitor_tells_routes_of_the_main_table(
+    node: NetNamespace, netlink: rt.Netlink, ifindex: int
+) -> None:
+    with rt.LinkMonitor(node.fd, groups=[rt.GROUP_IPV4_ROUTE, rt.GROUP_IPV6_ROUTE]) as monitor:
+        netlink.request(rt.route_replace(packed("10.6.0.0"), 16, family=4, oif=ifindex, table=100))
+        netlink.request(rt.route_replace(packed("fd00:6::"), 48, family=6, oif=ifindex, table=1000))
+        netlink.request(rt.route_replace(packed("10.7.0.0"), 16, family=4, oif=ifindex))
+        netlink.request(rt.route_del(packed("10.7.0.0"), 16, family=4, oif=ifindex))
+        events = _events(monitor, lambda event: isinstance(event, rt.RouteChanged) and not event.present)
+    assert [e.route.destination for e in events if isinstance(e, rt.RouteChanged)] == [packed("10.7.0.0")] * 2
 
 
 def test_monitor_reports_lost_announcements(

@@ -167,12 +167,15 @@ def briefly_in(netns_fd: int, function: Callable[[], T]) -> T:
     thread does this names the other namespace. Saves the hand-over to a thread of :func:`run_in`, which on a
     busy machine is milliseconds. Raises :class:`KernelError` when the namespace cannot be entered.
     """
-    with NetNamespace("/proc/thread-self/ns/net") as own:
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
         try:
             _call(f"enter {_WHAT}", _libc.setns(netns_fd, _CLONE_NEWNET))
             return function()
         finally:
-            _call(f"return to own {_WHAT}", _libc.setns(own.fd, _CLONE_NEWNET))
+            _call(f"return to own {_WHAT}", _libc.setns(own, _CLONE_NEWNET))
+    finally:
+        os.close(own)
 
 
 def _in_thread(function: Callable[[], T]) -> T:

@@ -27,7 +27,7 @@ from samewire.node.runlock import lock_run_dir
 from samewire.node.testhooks import from_environment
 from samewire.node.tools import node_routes
 from samewire.node.toolview import ToolView
-from samewire.node.watch import Watcher
+from samewire.node.watch import QUIET, Watcher
 from samewire.trace import doctor_service, view_service
 from samewire.trace import service as trace_service
 
@@ -70,7 +70,7 @@ class Daemon:
         lock = ExitStack()
         lock.enter_context(lock_run_dir(config.run_dir))
         self._closers.append(("lock", _async(lock.close)))
-        watcher = Watcher(LinkMonitor())
+        watcher = Watcher(LinkMonitor(quiet=QUIET))
         self._closers.append(("monitor", _async(watcher.stop_listening)))
         node = self.node = await Node.start(config, watcher.listen, object_path)
         self._closers.append(("node", node.close))

@@ -23,6 +23,7 @@ from samewire.kernel.rtnetlink import (
     address_del,
     address_dump,
     codec,
+    decode_ends,
     link_del,
     link_get,
     link_set,
@@ -73,15 +74,17 @@ def create(netlink: Netlink, link: PortLink, netns: NetNamespace) -> Pair:
         group=LINK_GROUP,
     )
     try:
-        netlink.request(request)
+        made = netlink.make(request, decode_ends)
     except KernelError as error:
         if error.errno != errno.EEXIST:
             raise
         if not _remove_leftover(netlink, link.host_name):
             raise Conflict(f"{netns.path} has an interface {link.interface_name} already") from error
-        netlink.request(request)
-    made = netlink.get(link_get(link.host_name))
-    return Pair(made.ifindex, made.peer_ifindex)
+        made = netlink.make(request, decode_ends)
+    if made is None:
+        found = netlink.get(link_get(link.host_name))
+        made = found.ifindex, found.peer_ifindex
+    return Pair(*made)
 
 
 def activate(netlink: Netlink, hooks: Hooks, link: PortLink, pair: Pair, netns: NetNamespace) -> None:

@@ -14,14 +14,20 @@ from samewire.kernel.rtnetlink import (
     LinkGone,
     LinkMonitor,
     LinkNew,
+    Names,
     Overrun,
     RouteChanged,
 )
 from samewire.kernel.rtnetlink.routes import TABLE_MAIN
 from samewire.node.node import Node
 from samewire.vfp.address import ZERO, Prefix
+from samewire.vfp.compile.link import host_name
 
 log = structlog.get_logger(__name__)
+
+_POD_ENDS: Final = host_name("0" * 32)
+QUIET: Final = Names(_POD_ENDS[:2], len(_POD_ENDS))
+"""Interfaces whose making concerns nobody: the pods' host ends."""
 
 _SETTLE_S: Final = 0.05  # changes of a node's network come in bursts
 _RETRY_S: Final = 2.0

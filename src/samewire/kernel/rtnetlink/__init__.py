@@ -10,6 +10,7 @@ from samewire.kernel.rtnetlink.codec import Query, Request
 from samewire.kernel.rtnetlink.links import (
     Link,
     LinkStats,
+    decode_ends,
     link_del,
     link_del_group,
     link_dump,
@@ -43,6 +44,7 @@ from samewire.kernel.rtnetlink.neighbours import (
     neighbour_replace,
 )
 from samewire.kernel.rtnetlink.routes import Route, route_del, route_dump, route_replace
+from samewire.kernel.rtnetlink.sieve import Names
 from samewire.kernel.rtnetlink.socket import Netlink
 from samewire.kernel.rtnetlink.tc import (
     Filter,
@@ -73,6 +75,7 @@ __all__ = [
     "LinkMonitor",
     "LinkNew",
     "LinkStats",
+    "Names",
     "Neighbour",
     "Netlink",
     "Overrun",
@@ -88,6 +91,7 @@ __all__ = [
     "bpf_filter_replace",
     "clsact_add",
     "clsact_del",
+    "decode_ends",
     "fdb_add_self",
     "fdb_del_self",
     "fdb_dump",

@@ -23,6 +23,7 @@ _ERROR = struct.Struct("=i")
 
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
+NLM_F_ECHO = 0x8
 NLM_F_DUMP_INTR = 0x10
 NLM_F_REPLACE = 0x100
 NLM_F_EXCL = 0x200
@@ -138,13 +139,14 @@ def interface_name(kind: int, name: str) -> bytes:
 def attributes(data: memoryview) -> dict[int, memoryview]:
     """All attributes, by type; the last wins when a type repeats, as it does in the kernel's own parser."""
     found: dict[int, memoryview] = {}
-    offset = 0
-    while len(data) - offset >= _ATTRIBUTE.size:
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < _ATTRIBUTE.size or offset + length > len(data):
-            raise malformed(f"attribute of {length} bytes in {len(data) - offset}")
-        found[kind & _TYPE_MASK] = data[offset + _ATTRIBUTE.size : offset + length]
-        offset += (length + 3) & ~3
+    unpack, offset, end = _ATTRIBUTE.unpack_from, 0, len(data)
+    while end - offset >= _ATTRIBUTE.size:
+        length, kind = unpack(data, offset)
+        stop = offset + length
+        if length < _ATTRIBUTE.size or stop > end:
+            raise malformed(f"attribute of {length} bytes in {end - offset}")
+        found[kind & _TYPE_MASK] = data[offset + _ATTRIBUTE.size : stop]
+        offset = (stop + 3) & ~3
     return found
 
 

@@ -206,6 +206,12 @@ def decode_link(body: memoryview) -> Link:
     )
 
 
+def decode_ends(body: memoryview) -> tuple[int, int]:
+    """The indexes of a veth and of its other end, in an RTM_NEWLINK body."""
+    (_family, _type, ifindex, _flags, _change), found = codec.fixed(_IFINFO, body)
+    return ifindex, codec.get_u32(found, _IFLA_LINK, 0)
+
+
 def _add(kind: str, name: str, properties: list[bytes], data: bytes, up: bool) -> Request:
     info = codec.nested(
         _IFLA_LINKINFO, codec.text(_IFLA_INFO_KIND, kind), codec.nested(_IFLA_INFO_DATA, data)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import socket
+import struct
 from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Self
@@ -11,6 +14,7 @@ import msgspec
 
 from samewire.errors import KernelError
 from samewire.kernel.rtnetlink import addresses, codec, links, routes
+from samewire.kernel.rtnetlink.sieve import Names, sieve
 from samewire.kernel.rtnetlink.socket import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, open_socket
 
 GROUP_LINK = 1
@@ -21,6 +25,8 @@ GROUP_IPV6_ROUTE = 11
 ALL_GROUPS = (GROUP_LINK, GROUP_IPV4_ADDRESS, GROUP_IPV4_ROUTE, GROUP_IPV6_ADDRESS, GROUP_IPV6_ROUTE)
 
 _DATAGRAM_BYTES = 64 << 10
+_SO_ATTACH_FILTER = 26
+_INSTRUCTION_BYTES = 8
 
 
 class LinkNew(msgspec.Struct, frozen=True):
@@ -58,13 +64,26 @@ Event = LinkNew | LinkGone | AddressChanged | RouteChanged | Overrun
 
 
 class LinkMonitor:
-    """A subscription; give :meth:`fileno` to the event loop and call :meth:`receive` when it is readable."""
+    """A subscription; give :meth:`fileno` to the event loop and call :meth:`receive` when it is readable.
 
-    def __init__(self, netns_fd: int | None = None, groups: Collection[int] = ALL_GROUPS) -> None:
-        """Subscribe in the namespace ``netns_fd`` (``None``: the caller's own) to these ``GROUP_*``."""
+    Of routes those in the main table are told.
+    """
+
+    def __init__(
+        self,
+        netns_fd: int | None = None,
+        groups: Collection[int] = ALL_GROUPS,
+        *,
+        quiet: Names | None = None,
+    ) -> None:
+        """Subscribe in the namespace ``netns_fd`` (``None``: the caller's own) to these ``GROUP_*``.
+
+        Of interfaces with ``quiet`` names only two things are told: that one is set down, and that one is gone.
+        """
         self._socket = open_socket(netns_fd)
         try:
             self._socket.setblocking(False)
+            self._attach(sieve(quiet))
             for group in groups:
                 self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
         except OSError as error:
@@ -92,6 +111,13 @@ class LinkMonitor:
                 event = _event(message)
                 if event is not None:
                     events.append(event)
+
+    def _attach(self, program: bytes) -> None:
+        text = ctypes.create_string_buffer(program)
+        count = len(program) // _INSTRUCTION_BYTES
+        self._socket.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", count, ctypes.addressof(text))
+        )
 
     def close(self) -> None:
         """End the subscription; a second call does nothing."""

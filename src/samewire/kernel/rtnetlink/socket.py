@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket as _socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -27,8 +27,9 @@ _NETLINK_EXT_ACK = 11
 _NETLINK_GET_STRICT_CHK = 12
 _SO_RCVBUFFORCE = 33
 
-_BATCH = 100  # acks of more than ~300 requests overran the default receive buffer
+_BATCH = 100  # failures of more than ~300 requests overran the default receive buffer
 _RECEIVE_BUFFER_BYTES = 4 << 20
+_ANSWER_BYTES = 8 << 10
 _DATAGRAM_BYTES = 64 << 10
 _DUMP_ATTEMPTS = 10
 
@@ -63,7 +64,7 @@ class Netlink:
     def __init__(self, netns_fd: int | None = None) -> None:
         """Open in the namespace ``netns_fd`` (``None``: the caller's own); the descriptor may be closed after."""
         self._socket = open_socket(netns_fd)
-        self._buffer = bytearray(_DATAGRAM_BYTES)
+        self._buffer = bytearray(_ANSWER_BYTES)
         self._sequence = 0
 
     def close(self) -> None:
@@ -88,6 +89,25 @@ class Netlink:
         if code and code not in request.tolerate | tolerate:
             raise KernelError(request.operation, code, detail)
         return code
+
+    def make(self, request: Request, decode: Callable[[memoryview], T]) -> T | None:
+        """Make something and return it as the kernel describes it; None when it does not (Linux before 6.2 does
+        not describe links). Raises :class:`KernelError` as :meth:`request` does.
+        """
+        faults.check(request.operation)
+        self._sequence += 1
+        flags = request.flags | codec.NLM_F_REQUEST | codec.NLM_F_ACK | codec.NLM_F_ECHO
+        self._send(request.operation, codec.pack(request.type, flags, self._sequence, request.body))
+        made: T | None = None
+        for message in self._answers(request.operation, self._sequence, self._sequence):
+            if message.type != codec.NLMSG_ERROR:
+                made = decode(message.body)
+                continue
+            code, detail = codec.error_of(message)
+            if code:
+                raise KernelError(request.operation, code, detail)
+            break
+        return made
 
     def batch(self, requests: Sequence[Request]) -> list[int]:
         """Make many changes, a hundred per system call. Every one is tried, also after a failure.
@@ -140,6 +160,8 @@ class Netlink:
         raise KernelError(query.operation, errno.EAGAIN, "the table changed during every attempt to read it")
 
     def _dump_once(self, query: Query[T]) -> tuple[list[T], bool]:
+        if len(self._buffer) < _DATAGRAM_BYTES:
+            self._buffer = bytearray(_DATAGRAM_BYTES)  # many objects come in one datagram
         self._sequence += 1
         flags = codec.NLM_F_REQUEST | codec.NLM_F_DUMP
         self._send(query.operation, codec.pack(query.type, flags, self._sequence, query.body))
@@ -159,21 +181,27 @@ class Netlink:
         return values, consistent
 
     def _exchange(self, requests: Sequence[Request]) -> list[tuple[int, str]]:
+        """Only the last is acknowledged: the kernel works in order, and of the others it answers what failed."""
         first = self._sequence + 1
-        self._sequence += len(requests)
+        last = self._sequence = self._sequence + len(requests)
         parts = [
-            codec.pack(r.type, r.flags | codec.NLM_F_REQUEST | codec.NLM_F_ACK, first + i, r.body)
-            for i, r in enumerate(requests)
+            codec.pack(
+                request.type,
+                request.flags | codec.NLM_F_REQUEST | (codec.NLM_F_ACK if sequence == last else 0),
+                sequence,
+                request.body,
+            )
+            for sequence, request in enumerate(requests, first)
         ]
         operation = requests[0].operation
         self._send(operation, b"".join(parts))
-        results: dict[int, tuple[int, str]] = {}
-        for message in self._answers(operation, first, self._sequence):
+        results = [(0, "")] * len(requests)
+        for message in self._answers(operation, first, last):
             if message.type == codec.NLMSG_ERROR:
-                results[message.sequence] = codec.error_of(message)
-                if len(results) == len(requests):
+                results[message.sequence - first] = codec.error_of(message)
+                if message.sequence == last:
                     break
-        return [results[first + i] for i in range(len(requests))]
+        return results
 
     def _send(self, operation: str, data: bytes) -> None:
         try:
