@@ -1,0 +1,426 @@
+"""What the daemon makes of HNS objects and CNI calls, seen from outside: ip, tc, ping, sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samewire.kernel.bpf import BpfMap
+from samewire.kernel.cgroup import cgroup2_mount
+from tests.support.node import (
+    NODE_IP,
+    NODE_IP6,
+    PREFIX,
+    ROUTER_IP,
+    ROUTER_IP6,
+    DaemonProcess,
+    Json,
+    NodeNet,
+    can_ping,
+    daemon,
+    in_namespace,
+    ip,
+    ip_json,
+    node_net,
+    overlay,
+    path_of,
+    poll,
+)
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def net() -> Iterator[NodeNet]:
+    with node_net() as made:
+        yield made
+
+
+@pytest.fixture
+def node(net: NodeNet, tmp_path: Path) -> Iterator[DaemonProcess]:
+    with daemon(net, tmp_path) as process:
+        yield process.start()
+
+
+def policy(kind: str, **settings: Any) -> Json:
+    """An endpoint policy as a CNI configuration has it."""
+    return {"name": "EndpointPolicy", "value": {"Type": kind, "Settings": settings}}
+
+
+def network(kind: str, subnet: str, gateway: str, *more: tuple[str, str]) -> Json:
+    """A network without VNI; its name is its type."""
+    subnets = [
+        {
+            "IpAddressPrefix": prefix,
+            "Routes": [{"NextHop": via, "DestinationPrefix": "::/0" if ":" in via else "0.0.0.0/0"}],
+        }
+        for prefix, via in ((subnet, gateway), *more)
+    ]
+    return {"Name": kind, "Type": kind, "SchemaVersion": {"Major": 2}, "Ipams": [{"Subnets": subnets}]}
+
+
+def mac_of(namespace: str, name: str = "eth0") -> str:
+    (link,) = ip_json("link", "show", name, netns_name=namespace)
+    return str(link["address"])
+
+
+@contextmanager
+def echo_server(namespace: str, port: int) -> Iterator[None]:
+    """A TCP server inside a namespace that sends back what it gets."""
+    code = (
+        "import socket\nlistener = socket.create_server(('::', int(__import__('sys').argv[1])), "
+        "family=socket.AF_INET6, dualstack_ipv6=True)\nprint('ready', flush=True)\n"
+        "while True:\n peer = listener.accept()[0]\n peer.sendall(peer.recv(100))\n peer.close()\n"
+    )
+    command = ["nsenter", f"--net={path_of(namespace)}", sys.executable, "-c", code, str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield
+        finally:
+            process.kill()
+
+
+_ASK = (
+    "import os, socket, sys\n"
+    "if len(sys.argv) > 3: open(sys.argv[3], 'w').write(str(os.getpid()))\n"
+    "with socket.create_connection((sys.argv[1], int(sys.argv[2])), 3) as peer:\n"
+    "    peer.sendall(b'hello'); print(peer.recv(100).decode(), peer.getpeername()[:2])\n"
+)
+
+
+def ask(namespace: str, host: str, port: int, cgroup: Path | None = None) -> str:
+    """Connect from a namespace (and cgroup); the answer with the peer's name, empty when it fails."""
+    extra = [str(cgroup / "cgroup.procs")] if cgroup else []
+    done = in_namespace(namespace, sys.executable, "-c", _ASK, host, str(port), *extra, check=False)
+    return done.stdout.strip()
+
+
+def test_l2bridge(net: NodeNet, node: DaemonProcess) -> None:
+    node.request(
+        "POST", "/v2/networks", network("L2Bridge", "192.168.77.0/24", ROUTER_IP, ("fd77::/64", ROUTER_IP6))
+    )
+    pod = net.pod()
+    conf = node.conf("L2Bridge", policies=[])
+    conf["ipam"] = {
+        "type": "host-local",
+        "dataDir": str(node.directory / "ipam"),
+        "ranges": [
+            [{"subnet": "192.168.77.0/24", "rangeStart": "192.168.77.100", "gateway": ROUTER_IP}],
+            [{"subnet": "fd77::/64", "rangeStart": "fd77::100", "gateway": ROUTER_IP6}],
+        ],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+    }
+    node.add("pod", pod, conf)
+    assert can_ping(net.router, "192.168.77.100")
+    assert can_ping(net.router, "fd77::100")
+    assert can_ping(pod, ROUTER_IP)
+    assert can_ping(net.node, "192.168.77.100")
+    assert can_ping(pod, NODE_IP)
+    seen = ip_json("neigh", "show", "192.168.77.100", netns_name=net.router)
+    assert [entry["lladdr"] for entry in seen] == [mac_of(net.node)], "one MAC a node"
+    assert "33:33:ff:00:01:00" in in_namespace(net.node, "bridge", "fdb", "show", "dev", "eth0").stdout
+    assert node.differences() == []
+    node.delete("pod", pod, conf)
+    assert "33:33:ff:00:01:00" not in in_namespace(net.node, "bridge", "fdb", "show", "dev", "eth0").stdout
+    assert ip_json("route", "show", "192.168.77.100", netns_name=net.node) == []
+    assert node.differences() == []
+
+
+@pytest.mark.parametrize("kind", ["NAT", "Internal", "Private"])
+def test_other_networks(net: NodeNet, node: DaemonProcess, kind: str) -> None:
+    node.request("POST", "/v2/networks", network(kind, "10.50.0.0/24", "10.50.0.1"))
+    pods = net.pod(), net.pod()
+    conf = node.conf(kind, "10.50.0.0/24", policies=[])
+    for number, pod in enumerate(pods):
+        node.add(f"pod{number}", pod, conf)
+    assert can_ping(pods[0], "10.50.0.3")
+    assert can_ping(pods[0], ROUTER_IP) is (kind == "NAT")
+    assert can_ping(pods[0], NODE_IP) is (kind != "Private")
+    assert can_ping(net.node, "10.50.0.2") is (kind != "Private")
+    assert node.differences() == []
+
+
+def test_dual_stack_where_the_runtime_switched_ipv6_off(net: NodeNet, node: DaemonProcess) -> None:
+    node.request("POST", "/v2/networks", overlay(subnet6="fd00:244::/64"))
+    pod = net.pod()
+    in_namespace(pod, "sysctl", "-w", "net.ipv6.conf.default.disable_ipv6=1")
+    node.add("pod", pod, node.conf("pods", "10.244.0.0/24", "fd00:244::/64"))
+    assert can_ping(pod, NODE_IP)
+    assert can_ping(pod, NODE_IP6)
+    assert can_ping(net.node, "fd00:244::2")
+
+
+def test_a_bandwidth_cap_is_a_shaper_and_a_bucket(net: NodeNet, node: DaemonProcess) -> None:
+    node.request("POST", "/v2/networks", overlay())
+    pod = net.pod()
+    caps = policy("QOS", MaximumIncomingBandwidthInBytes=10**6, MaximumOutgoingBandwidthInBytes=2 * 10**6)
+    result = node.add("pod", pod, node.conf(policies=[caps]))
+    host = result["interfaces"][0]["name"]
+    shown = in_namespace(net.node, "tc", "-j", "qdisc", "show", "dev", host, "root").stdout
+    (shaper,) = json.loads(shown)
+    assert (shaper["kind"], shaper["options"]["rate"]) == ("tbf", 10**6)
+    assert [entry["value"]["rate_bytes_per_s"] for entry in node.table("sw_buckets")] == [2 * 10**6]
+    (endpoint,) = node.endpoints()
+    update = {"ResourceType": "Policy", "RequestType": "Update", "Settings": {"Policies": []}}
+    node.request("POST", f"/v2/endpoints/{endpoint['ID']}", update)
+    assert "tbf" not in in_namespace(net.node, "tc", "qdisc", "show", "dev", host).stdout
+    assert node.table("sw_buckets") == []
+    assert node.differences() == []
+
+
+def test_hns_objects_without_cni(net: NodeNet, node: DaemonProcess) -> None:
+    made = node.request("POST", "/v2/networks", overlay())
+    endpoint = node.request("POST", "/v2/endpoints", {"HostComputeNetwork": made["ID"], "Name": "web"})
+    assert (endpoint["State"], node.table("sw_ports")) == (1, [])
+    pod = net.pod()
+    space = node.request("POST", "/v2/namespaces", {"NetnsPath": path_of(pod)})
+    settings = {"EndpointId": endpoint["ID"]}
+    request = {"ResourceType": "Endpoint", "RequestType": "Add", "Settings": settings}
+    node.request("POST", f"/v2/namespaces/{space['ID']}", request)
+    assert can_ping(pod, NODE_IP)
+    assert node.request("GET", f"/v2/endpoints/{endpoint['ID']}")["State"] == 3
+    stats = node.request("GET", f"/v2/endpoints/{endpoint['ID']}/stats")
+    assert stats["PacketsSent"] > 0
+    assert stats["PacketsReceived"] > 0
+    node.request("POST", f"/v2/namespaces/{space['ID']}", {**request, "RequestType": "Remove"})
+    assert ip_json("link", "show", "type", "veth", netns_name=pod) == []
+    assert node.differences() == []
+    node.request("DELETE", f"/v2/namespaces/{space['ID']}")
+    node.request("DELETE", f"/v2/networks/{made['ID']}")
+    assert node.endpoints() == []
+    assert node.table("sw_endpoints") == []
+    assert [a for a in ip_json("address", "show", "samewire0", netns_name=net.node) if a["addr_info"]] == []
+
+
+def test_remote_subnets_are_routes_of_the_host_too(net: NodeNet, node: DaemonProcess) -> None:
+    made = node.request("POST", "/v2/networks", overlay())
+    settings = {
+        "DestinationPrefix": "10.244.9.0/24",
+        "IsolationId": 4096,
+        "ProviderAddress": "192.168.77.9",
+        "DistributedRouterMacAddress": "0E-2A-00-00-00-09",
+    }
+    policies = {"Policies": [{"Type": "RemoteSubnetRoute", "Settings": settings}]}
+    request = {"ResourceType": "Policy", "RequestType": "Add", "Settings": policies}
+    node.request("POST", f"/v2/networks/{made['ID']}", request)
+    (route,) = ip_json("route", "show", "10.244.9.0/24", netns_name=net.node)
+    assert (route["dev"], route["prefsrc"], route["protocol"]) == ("samewire0", "10.244.0.1", "83")
+    assert node.differences() == []
+    node.request("POST", f"/v2/networks/{made['ID']}", {**request, "RequestType": "Remove"})
+    assert ip_json("route", "show", "10.244.9.0/24", netns_name=net.node) == []
+    assert node.differences() == []
+
+
+def test_a_route_that_was_removed_comes_back(net: NodeNet, node: DaemonProcess) -> None:
+    node.request("POST", "/v2/networks", overlay())
+    ip("route", "delete", "10.244.0.0/24", netns_name=net.node)
+    ip("address", "delete", "10.244.0.1/32", "dev", "samewire0", netns_name=net.node)
+    poll("they are back", lambda: node.differences() == [])
+    assert ip_json("route", "show", "10.244.0.0/24", netns_name=net.node)
+
+
+def test_the_uplinks_mtu_reaches_the_pods(net: NodeNet, node: DaemonProcess) -> None:
+    node.request("POST", "/v2/networks", overlay())
+    pod = net.pod()
+    node.add("pod", pod, node.conf())
+    ip("link", "set", "eth0", "mtu", "1400", netns_name=net.node)
+    poll("the pod has it", lambda: ip_json("link", "show", "eth0", netns_name=pod)[0]["mtu"] == 1350)
+    poll("nothing differs", lambda: node.differences() == [])
+
+
+def test_a_new_nic_takes_the_place_of_the_old(net: NodeNet, node: DaemonProcess) -> None:
+    node.request("POST", "/v2/networks", overlay())
+    pod = net.pod()
+    node.add("pod", pod, node.conf())
+    ip("link", "delete", "eth0", netns_name=net.node)
+    poll("its absence is seen", lambda: node.request("GET", "/v2/health")["status"] == "degraded")
+    assert can_ping(net.node, "10.244.0.2")
+    ip("link", "add", "eth0", "netns", net.node, "type", "veth", "peer", "eth0", "netns", net.router)
+    for name, address in ((net.node, NODE_IP), (net.router, ROUTER_IP)):
+        ip("address", "add", f"{address}/24", "dev", "eth0", netns_name=name)
+        ip("link", "set", "eth0", "up", netns_name=name)
+    ip("route", "add", "default", "via", ROUTER_IP, netns_name=net.node)
+    poll("the pod reaches the router", lambda: can_ping(pod, ROUTER_IP))
+    poll("it is healthy", lambda: node.request("GET", "/v2/health")["status"] == "ok")
+    assert node.differences() == []
+    pins = [path.name for path in (node.run_dir / "bpf" / "links").iterdir()]
+    assert len(pins) in (0, 2), pins
+
+
+def test_other_filters_on_the_uplink_stay(net: NodeNet, node: DaemonProcess) -> None:
+    in_namespace(net.node, "tc", "qdisc", "add", "dev", "eth0", "clsact")
+    other = ("dev", "eth0", "ingress", "prio", "7", "bpf", "bytecode", "1,6 0 0 0")
+    in_namespace(net.node, "tc", "filter", "add", *other)
+    node.request("POST", "/v2/networks", overlay())
+    pod = net.pod()
+    node.add("pod", pod, node.conf())
+    assert can_ping(pod, ROUTER_IP)
+    node.stop()
+    in_namespace(
+        net.node, sys.executable, "-c", "from samewire.cli.node import uninstall; uninstall()",
+        "--config", str(node.config),
+    )  # fmt: skip
+    assert "pref 7" in in_namespace(net.node, "tc", "filter", "show", "dev", "eth0", "ingress").stdout
+
+
+def test_check_compares_the_kernel(net: NodeNet, node: DaemonProcess) -> None:
+    node.request("POST", "/v2/networks", overlay())
+    pod = net.pod()
+    conf = node.conf()
+    result = node.add("pod", pod, conf)
+    checked = {**conf, "prevResult": result}
+    host = result["interfaces"][0]["name"]
+
+    def complaint() -> str:
+        status, answer = node.cni("CHECK", "pod", pod, checked)
+        return str(answer["msg"]) if status else ""
+
+    assert complaint() == ""
+    (port,) = (entry["key"]["value"] for entry in node.table("sw_ports"))
+    with BpfMap.open_pinned(node.run_dir / "bpf" / "maps" / "sw_ports") as ports:
+        key = int(port).to_bytes(4, "little")
+        value = ports.lookup(key)
+        assert value is not None
+        ports.delete(key)
+        assert "sw_ports" in complaint()
+        ports.update(key, value)
+    assert complaint() == ""
+    broken = [
+        (net.node, ("link", "set", host, "mtu", "1200"), ("link", "set", host, "mtu", "1450"), "MTU"),
+        (pod, ("link", "set", "eth0", "mtu", "1200"), ("link", "set", "eth0", "mtu", "1450"), "MTU"),
+        (
+            pod,
+            ("route", "delete", "default"),
+            ("route", "add", "default", "via", "10.244.0.1"),
+            "route",
+        ),
+        (pod, ("address", "add", "10.244.0.77/24", "dev", "eth0"), (), ""),
+        (pod, ("address", "delete", "10.244.0.2/24", "dev", "eth0"), (), "10.244.0.2"),
+    ]
+    for where, breaks, mends, words in broken:
+        ip(*breaks, netns_name=where)
+        assert words in complaint(), breaks
+        assert bool(complaint()) is bool(words), breaks
+        if mends:
+            ip(*mends, netns_name=where)
+            assert complaint() == ""
+    ip("link", "delete", "eth0", netns_name=pod)
+    assert complaint() != ""
+
+
+def test_host_ports_from_the_nodes_own_sockets(net: NodeNet, tmp_path: Path) -> None:
+    mount = cgroup2_mount()
+    assert mount is not None, "no cgroup2 file system is mounted"
+    cgroup = mount / PREFIX
+    cgroup.mkdir()
+    try:
+        with daemon(net, tmp_path, host_cgroup=str(cgroup)) as node:
+            node.start()
+            node.request("POST", "/v2/networks", overlay())
+            pod = net.pod()
+            mapping = policy("PortMapping", Protocol=6, InternalPort=7000, ExternalPort=8080)
+            node.add("pod", pod, node.conf(policies=[mapping]))
+            with echo_server(pod, 7000):
+                assert ask(net.router, NODE_IP, 8080).startswith("hello")
+                assert ask(net.node, NODE_IP, 8080, cgroup) == f"hello ('{NODE_IP}', 8080)"
+                assert ask(net.node, "127.0.0.1", 8080, cgroup) == "hello ('127.0.0.1', 8080)"
+                assert ask(net.node, "127.0.0.1", 8080) == "", "only inside the cgroup"
+                node.stop()
+                assert ask(net.node, "127.0.0.1", 8080, cgroup) == "hello ('127.0.0.1', 8080)"
+                node.start()
+                assert ask(net.node, "127.0.0.1", 8080, cgroup) == "hello ('127.0.0.1', 8080)"
+    finally:
+        cgroup.rmdir()
+
+
+def test_drops_can_be_watched(net: NodeNet, node: DaemonProcess) -> None:
+    node.request("POST", "/v2/networks", overlay())
+    pod = net.pod()
+    node.add("pod", pod, node.conf())
+    with socket.socket(socket.AF_UNIX) as watch:
+        watch.settimeout(10)
+        watch.connect(str(node.run_dir / "samewire.sock"))
+        watch.sendall(b"GET /v2/switch/drops?watch=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += watch.recv(4096)
+        in_namespace(pod, "ping", "-c", "1", "-W", "1", "10.244.0.99", check=False)
+        while b'"no_endpoint"' not in received:
+            received += watch.recv(4096)
+    drops = node.request("GET", "/v2/switch/drops?endpoint=10.244.0.2")
+    assert "no_endpoint" in {row["reason"] for row in drops}
+    flags = node.table("sw_config")[0]["value"]["flags"]
+    assert "events" in flags
+    poll(
+        "it costs nothing when nobody looks",
+        lambda: "events" not in node.table("sw_config")[0]["value"]["flags"],
+    )
+
+
+def test_metrics(net: NodeNet, tmp_path: Path) -> None:
+    with daemon(net, tmp_path, metrics_listen=f"{NODE_IP}:9100") as node:
+        node.start()
+        node.request("POST", "/v2/networks", overlay())
+        pod = net.pod()
+        node.add("pod", pod, node.conf())
+        in_namespace(pod, "ping", "-c", "1", "-W", "1", "10.244.0.99", check=False)
+        (endpoint,) = node.endpoints()
+        text = str(node.request("GET", "/v2/metrics"))
+        code = (
+            f"import urllib.request as u; print(u.urlopen('http://{NODE_IP}:9100/metrics').read().decode())"
+        )
+        served = in_namespace(net.router, sys.executable, "-c", code).stdout
+        for found in (text, served):
+            assert 'samewire_objects{kind="endpoints"} 1.0' in found
+            assert "samewire_ports 1.0" in found
+            assert f'samewire_drops_total{{arrival="pod",layer="route",port="{endpoint["ID"]}"' in found
+            assert "samewire_flow_inserts_total" in found
+            assert "process_resident_memory_bytes" in found
+
+
+def test_many_at_once(net: NodeNet, node: DaemonProcess) -> None:
+    node.request("POST", "/v2/networks", overlay())
+    conf = node.conf()
+    pods = [net.pod() for _ in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(2):
+            results = list(pool.map(lambda item: node.add(f"pod{item[0]}", item[1], conf), enumerate(pods)))
+            assert len({result["ips"][0]["address"] for result in results}) == len(pods)
+            assert node.differences() == []
+            list(pool.map(lambda item: node.delete(f"pod{item[0]}", item[1], conf), enumerate(pods)))
+            assert all(ip_json("link", "show", "type", "veth", netns_name=pod) == [] for pod in pods)
+            assert node.differences() == []
+    assert os.listdir(node.directory / "ipam" / "pods")
+
+
+def test_gc_removes_what_the_runtime_forgot(net: NodeNet, node: DaemonProcess) -> None:
+    node.request("POST", "/v2/networks", overlay())
+    conf = node.conf()
+    pods = net.pod(), net.pod()
+    for number, pod in enumerate(pods):
+        node.add(f"pod{number}", pod, conf)
+    valid = [{"containerID": "pod1", "ifname": "eth0"}]
+    status, answer = node.cni("GC", "", "", {**conf, "cni.dev/valid-attachments": valid})
+    assert status == 0, answer
+    assert [endpoint["ContainerId"] for endpoint in node.endpoints()] == ["pod1"]
+    assert ip_json("link", "show", "type", "veth", netns_name=pods[0]) == []
+    assert can_ping(pods[1], NODE_IP)
+
+
+def test_doctor_finds_a_healthy_node_healthy(net: NodeNet, node: DaemonProcess) -> None:
+    node.request("POST", "/v2/networks", overlay())
+    node.add("pod", net.pod(), node.conf())
+    answer = node.request("GET", "/v2/doctor")
+    assert answer == {"healthy": True, "findings": []}

@@ -1,0 +1,312 @@
+"""Parts of the node, each on a real kernel: devices, hooks, deletion of links, sweeping, watching."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from samewire.errors import Conflict, KernelError
+from samewire.hcn.codec import decode_object
+from samewire.hcn.schema import Kind, Network
+from samewire.kernel import faults, sysctl
+from samewire.kernel.bpf import unmount_bpffs
+from samewire.kernel.rtnetlink import (
+    LinkMonitor,
+    Netlink,
+    Overrun,
+    filter_dump,
+    link_del,
+    link_dump,
+    link_get,
+    link_set,
+    veth_add,
+)
+from samewire.node import hooks as hooks_module
+from samewire.node.config import NodeConfig
+from samewire.node.devices import (
+    OWN_DEVICES,
+    Devices,
+    ensure_devices,
+    give_ports_back,
+    remove_devices,
+    reserve_ports,
+    wrong_settings,
+)
+from samewire.node.hooks import UPLINK_PRIORITY, detach_uplink
+from samewire.node.keepsakes import load_keepsakes
+from samewire.node.node import Node
+from samewire.node.reaper import LinkReaper
+from samewire.node.watch import Watcher
+from samewire.vfp.tables import DropKey, Flow, FlowKey
+from tests.support.node import NodeNet, in_namespace, ip, node_net, overlay
+
+pytestmark = pytest.mark.root
+
+PORTS = ("net", "ipv4", "ip_local_reserved_ports")
+
+
+@pytest.fixture
+def net() -> Iterator[NodeNet]:
+    with node_net() as made, made.inside():
+        yield made
+
+
+@pytest.fixture
+def netlink(net: NodeNet) -> Iterator[Netlink]:
+    with Netlink() as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture
+async def start(net: NodeNet, tmp_path: Path) -> AsyncIterator[Callable[[], Awaitable[Node]]]:
+    config = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
+    config.run_dir.mkdir()
+    running: list[Node] = []
+
+    async def begin() -> Node:
+        running.append(await Node.start(config, lambda _: None))
+        return running[-1]
+
+    try:
+        yield begin
+        for node in running:
+            await node.close()
+    finally:
+        unmount_bpffs(config.bpf_dir)
+
+
+def make(netlink: Netlink, state_dir: Path, *, port: int = 4789, mtu: int = 1500) -> Devices:
+    return ensure_devices(netlink, state_dir, vxlan_port=port, mtu=mtu)
+
+
+def links(netlink: Netlink) -> dict[str, int]:
+    return {link.name: link.ifindex for link in netlink.dump(link_dump())}
+
+
+# --- devices ------------------------------------------------------------------------------------
+
+
+def test_devices_are_made_once(netlink: Netlink, tmp_path: Path) -> None:
+    first = make(netlink, tmp_path)
+    before = netlink.dump(link_dump())
+    assert make(netlink, tmp_path) == first
+    assert [(item.ifindex, item.mac, item.flags) for item in netlink.dump(link_dump())] == [
+        (item.ifindex, item.mac, item.flags) for item in before
+    ]
+    assert [name for name in OWN_DEVICES if wrong_settings(name)] == []
+    for name in OWN_DEVICES:
+        link = netlink.get(link_get(name))
+        assert (link.up, link.group, link.alias) == (True, 21367, "samewire")
+    assert not netlink.get(link_get("samewire1")).flags & 0x80
+    assert netlink.get(link_get("samewire0")).flags & 0x80, "no ARP towards the switch"
+
+
+def test_their_macs_outlive_them(netlink: Netlink, tmp_path: Path) -> None:
+    first = make(netlink, tmp_path)
+    assert sorted(remove_devices(netlink)) == ["samewire0", "swvxlan0"]
+    assert not set(OWN_DEVICES) & set(links(netlink))
+    again = make(netlink, tmp_path)
+    assert (again.tunnel_mac, again.host_mac, again.host_peer_mac) == (
+        first.tunnel_mac,
+        first.host_mac,
+        first.host_peer_mac,
+    )
+    assert again.tunnel_ifindex != first.tunnel_ifindex
+
+
+def test_another_port_makes_another_tunnel(netlink: Netlink, tmp_path: Path) -> None:
+    first = make(netlink, tmp_path)
+    second = make(netlink, tmp_path, port=8472)
+    assert second.tunnel_ifindex != first.tunnel_ifindex
+    assert second.host_ifindex == first.host_ifindex
+    assert "dstport 8472" in ip("-d", "link", "show", "swvxlan0")
+
+
+def test_what_somebody_changed_is_set_right(netlink: Netlink, tmp_path: Path) -> None:
+    first = make(netlink, tmp_path)
+    netlink.batch(
+        [
+            link_set("samewire0", up=False, mtu=1280, arp=True),
+            link_set("samewire1", mac=b"\2\0\0\0\0\1", alias="mine"),
+            link_set("swvxlan0", mtu=1450, group=0),
+        ]
+    )
+    netlink.request(link_set("swvxlan0", group=21367))
+    sysctl.write(("net", "ipv4", "conf", "samewire0", "rp_filter"), 1)
+    assert wrong_settings("samewire0") == ["ipv4.rp_filter"]
+    assert make(netlink, tmp_path) == first
+    test_devices_are_made_once(netlink, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["samewire0", "samewire1", "swvxlan0"])
+def test_a_device_of_somebody_else_is_left_alone(netlink: Netlink, tmp_path: Path, name: str) -> None:
+    netlink.request(veth_add(name, "theirs"))
+    with pytest.raises(Conflict, match=name):
+        make(netlink, tmp_path)
+    assert {name, "theirs"} <= set(links(netlink))
+
+
+def test_reserved_ports_are_kept_and_given_back(net: NodeNet, tmp_path: Path) -> None:
+    sysctl.write(PORTS, "8080,50000")
+    reserve_ports(tmp_path, "49152-65535")
+    assert sysctl.read(PORTS) == "8080,49152-65535"
+    sysctl.write(PORTS, "8080,9090,49152-65535")  # the administrator adds one meanwhile
+    reserve_ports(tmp_path, "60000-61000")
+    assert sysctl.read(PORTS) == "8080,9090,50000,60000-61000"
+    give_ports_back(load_keepsakes(tmp_path))
+    assert sysctl.read(PORTS) == "8080,9090,50000"
+
+
+def test_no_reserved_ports_at_all_can_be_given_back(net: NodeNet, tmp_path: Path) -> None:
+    reserve_ports(tmp_path, "49152-65535")
+    give_ports_back(load_keepsakes(tmp_path))
+    assert sysctl.read(PORTS) == ""
+
+
+# --- hooks --------------------------------------------------------------------------------------
+
+
+async def test_without_tcx_our_filter_stands_beside_others(
+    net: NodeNet,
+    netlink: Netlink,
+    start: Callable[[], Awaitable[Node]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hooks_module, "has_tcx", lambda: False)
+    in_namespace(net.node, "tc", "qdisc", "add", "dev", "eth0", "clsact")
+    in_namespace(
+        net.node, "tc", "filter", "add", "dev", "eth0", "ingress", "prio", "7", "bpf", "bytecode", "1,6 0 0 0"
+    )
+    node = await start()
+    uplink = node.uplink.ifindex
+    for direction, program in (("ingress", "sw_uplink_in"), ("egress", "sw_uplink_out")):
+        found = {item.priority: item for item in netlink.dump(filter_dump(uplink, direction))}  # type: ignore[arg-type]
+        assert found[UPLINK_PRIORITY].program_id == node.board.programs[program].id
+    assert await node.auditor.compare() == []
+    in_namespace(net.node, "tc", "filter", "del", "dev", "eth0", "egress")
+    assert [item.kind for item in await node.auditor.compare()] == ["hook"]
+    await node.auditor.audit()
+    assert await node.auditor.compare() == []
+    assert detach_uplink(netlink, uplink)
+    assert [item.priority for item in netlink.dump(filter_dump(uplink, "ingress"))] == [7]
+    in_namespace(net.node, "tc", "filter", "del", "dev", "eth0", "ingress")
+    await node.auditor.audit()
+    assert detach_uplink(netlink, uplink)
+    assert "clsact" not in in_namespace(net.node, "tc", "qdisc", "show", "dev", "eth0").stdout
+    assert not detach_uplink(netlink, uplink)
+
+
+async def test_a_link_that_was_unpinned_is_made_again(start: Callable[[], Awaitable[Node]]) -> None:
+    node = await start()
+    for pin in (node.config.bpf_dir / "links").iterdir():
+        pin.unlink()
+    assert [item.kind for item in await node.auditor.compare()] == ["hook"]
+    report = await node.auditor.audit()
+    assert (len(report.differences), report.repaired, report.failed) == (1, 1, ())
+    assert await node.auditor.compare() == []
+
+
+# --- deletion of links --------------------------------------------------------------------------
+
+
+async def test_links_are_gone_when_delete_returns(netlink: Netlink) -> None:
+    reaper = LinkReaper()
+    names = [f"v{number}" for number in range(20)]
+    for name in names:
+        netlink.request(veth_add(name, f"{name}p"))
+    present = links(netlink)
+    monitor = LinkMonitor()
+    loop = asyncio.get_running_loop()
+
+    def readable() -> None:
+        for event in monitor.receive():
+            if hasattr(event, "ifindex"):
+                reaper.gone(event.ifindex)
+
+    loop.add_reader(monitor.fileno(), readable)
+    try:
+        await asyncio.gather(*(reaper.delete(present[name]) for name in names))
+        assert not set(names) & set(links(netlink))
+    finally:
+        loop.remove_reader(monitor.fileno())
+        monitor.close()
+        await reaper.close()
+
+
+async def test_without_announcements_it_works_too(netlink: Netlink) -> None:
+    reaper = LinkReaper()
+    for name in ("a0", "b0"):
+        netlink.request(veth_add(name, f"{name}p"))
+    present = links(netlink)
+    await asyncio.gather(*(reaper.delete(present[name]) for name in ("a0", "b0", "a0")))
+    assert not {"a0", "b0"} & set(links(netlink))
+    await reaper.delete(present["a0"])  # gone already
+    await reaper.close()
+
+
+async def test_a_deletion_that_fails_says_so(netlink: Netlink) -> None:
+    reaper = LinkReaper()
+    netlink.request(veth_add("a0", "a0p"))
+
+    def inject(operation: str) -> None:
+        if operation.startswith("delete interface"):
+            raise KernelError(operation, errno.EIO)
+
+    faults.inject = inject
+    try:
+        with pytest.raises(KernelError):
+            await reaper.delete(links(netlink)["a0"])
+    finally:
+        faults.inject = None
+    assert "a0" in links(netlink)
+    await reaper.delete(links(netlink)["a0"])
+    assert "a0" not in links(netlink)
+    await reaper.close()
+
+
+# --- sweeping and watching ------------------------------------------------------------------------
+
+
+async def test_flows_and_drops_of_a_removed_port_are_swept(start: Callable[[], Awaitable[Node]]) -> None:
+    node = await start()
+    flows, drops = node.board.maps["sw_flows"], node.board.maps["sw_drops"]
+    at = next(field.offset for field in Flow.fields if field.name == "port")
+    seen = next(field.offset for field in Flow.fields if field.name == "seen_tick")
+    for number, ports in enumerate([(70, 0), (0, 70), (71, 72), (73, 70)]):
+        value = bytearray(Flow.size)
+        value[at : at + 8] = b"".join(port.to_bytes(4, "little") for port in ports)
+        value[seen : seen + 4] = b"\xff\xff\xff\x7f"
+        flows.update(bytes([number]) * (FlowKey.size - 2) + b"\x04\x06", bytes(value))
+    for port in (70, 71):
+        drops.update(DropKey(port, 0, 8, 9, 1).pack(), (5).to_bytes(8, "little"))
+    assert await node.switch.sweeper.sweep({70, 99}) == 3
+    assert [Flow.unpack(value).port for _, value in flows.items()] == [(71, 72)]
+    assert [DropKey.unpack(key).port for key, _ in drops.items()] == [71]
+
+
+async def test_lost_announcements_lead_to_an_audit(
+    netlink: Netlink, start: Callable[[], Awaitable[Node]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await start()
+    network = decode_object(Kind.NETWORK, overlay())
+    assert isinstance(network, Network)
+    await node.service.create_network(network)
+    monitor = LinkMonitor()
+    watcher = Watcher(monitor)
+    watcher.listen(node)
+    watcher.run()
+    try:
+        # What was announced is swallowed, and the kernel says so.
+        monkeypatch.setattr(monitor, "receive", lambda: [Overrun()])
+        netlink.request(link_del("swvxlan0"))
+        async with asyncio.timeout(20):
+            while "swvxlan0" not in links(netlink) or await node.auditor.compare():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    finally:
+        await watcher.close()
+        watcher.stop_listening()
