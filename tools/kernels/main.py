@@ -7,6 +7,7 @@ Exit status 0: every test passed on every kernel.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -39,6 +40,8 @@ def main(wanted: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # A run that is told to stop takes its virtual machine with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sys.exit(main(sys.argv[1:]))
     except debian.NoKernel as error:
