@@ -26,6 +26,7 @@ from samewire.hcn.policies import (
 )
 from samewire.hcn.schema import Endpoint, Ipam, IpConfiguration, Network, NetworkType, RouteEntry, Subnet
 from samewire.trace.context import EndpointInfo, TraceRun
+from samewire.trace.probe import PROTOCOLS, Probe, build
 from samewire.vfp.address import ZERO, parse_address, parse_interface
 from samewire.vfp.compile import compile_endpoint, compile_network, compile_node
 from samewire.vfp.constants import Arrival, Fate
@@ -180,6 +181,24 @@ def output(
     """A record of the traced build."""
     padded = (*steps, *([NO_STEP] * (24 - len(steps))))
     return TraceOutput(len(steps), fate, drop[0], drop[1], flow_hit, padded)
+
+
+def probe(
+    source: str, destination: str, port: int = 80, protocol: str = "tcp", source_port: int = 40000
+) -> bytes:
+    """A frame with a probe; its MACs are zero."""
+    ends = parse_address(source), parse_address(destination)
+    return build(
+        Probe(
+            source_mac=bytes(6),
+            destination_mac=bytes(6),
+            source=ends[0],
+            destination=ends[1],
+            protocol=PROTOCOLS[protocol][ends[0].family],
+            source_port=source_port,
+            destination_port=port,
+        )
+    )
 
 
 class FakeNode:

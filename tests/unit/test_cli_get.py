@@ -29,8 +29,8 @@ from tests.support.tools import (
     WEB_PORT,
     StubDaemon,
     compiled,
+    probe,
 )
-from tests.unit.test_trace_answer import probe
 from tests.unit.test_trace_views import DROPS, EVENT, play
 
 NAMES = Names(INFOS, lambda ifindex: INTERFACES.get(ifindex, ""))

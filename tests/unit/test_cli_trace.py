@@ -79,7 +79,9 @@ def test_wrong_usage(daemon: StubDaemon, arguments: list[str]) -> None:
 
 
 def test_what_is_printed(daemon: StubDaemon) -> None:
-    lines = trace(daemon, "--to", "10.244.2.9:80").stdout.splitlines()
+    printed = trace(daemon, "--to", "10.244.2.9:80").stdout
+    assert not any(line.endswith(" ") for line in printed.splitlines())
+    lines = printed.splitlines()
     assert lines[0].startswith("n    tcp 10.244.1.6:40000 > 10.244.2.9:80")
     assert lines[-1] == "→ delivered on n to shop/web-0 (10.244.1.5, fd00:244:1::5)"
 

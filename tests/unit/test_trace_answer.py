@@ -13,7 +13,6 @@ from samewire.trace.answer import Arrived, Node, make_answer, parse_frame
 from samewire.trace.context import TraceRun
 from samewire.trace.follow import Trail
 from samewire.trace.model import TraceAnswer
-from samewire.trace.probe import PROTOCOLS, Probe, build
 from samewire.trace.render import render
 from samewire.vfp.address import ZERO, parse_address
 from samewire.vfp.constants import Arrival, Fate, Layer, PortFlag, Reason, RouteKind, StepVerdict
@@ -29,6 +28,7 @@ from tests.support.tools import (
     WEB_PORT,
     compiled,
     output,
+    probe,
 )
 
 NODE = Node(name="node-1", endpoints=INFOS, interface=lambda ifindex: INTERFACES.get(ifindex, ""))
@@ -48,23 +48,6 @@ def tables() -> Entries:
 
 def packed(text: str) -> bytes:
     return parse_address(text).packed
-
-
-def probe(
-    source: str, destination: str, port: int = 80, protocol: str = "tcp", source_port: int = 40000
-) -> bytes:
-    ends = parse_address(source), parse_address(destination)
-    return build(
-        Probe(
-            source_mac=bytes(6),
-            destination_mac=bytes(6),
-            source=ends[0],
-            destination=ends[1],
-            protocol=PROTOCOLS[protocol][ends[0].family],
-            source_port=source_port,
-            destination_port=port,
-        )
-    )
 
 
 def step(

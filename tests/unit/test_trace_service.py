@@ -36,8 +36,8 @@ from tests.support.tools import (
     compiled,
     flows_of,
     output,
+    probe,
 )
-from tests.unit.test_trace_answer import probe
 
 PATH = "/v2/switch/trace"
 TO_WEB = {"from": "shop/client", "to": "10.244.1.5", "port": 80}

@@ -28,8 +28,17 @@ from samewire.vfp.simulate.flows import make_key
 from samewire.vfp.simulate.packet import Tuple
 from samewire.vfp.tables import Action, Count, DropEvent, DropKey, Flow, FlowKey, Id
 from tests.support.hcn import FakeSwitch
-from tests.support.tools import CLIENT_PORT, INFOS, INTERFACES, UPLINK, WEB_ID, WEB_PORT, FakeNode, compiled
-from tests.unit.test_trace_answer import probe
+from tests.support.tools import (
+    CLIENT_PORT,
+    INFOS,
+    INTERFACES,
+    UPLINK,
+    WEB_ID,
+    WEB_PORT,
+    FakeNode,
+    compiled,
+    probe,
+)
 
 NAMES = Names(INFOS, lambda ifindex: INTERFACES.get(ifindex, ""))
 DROPS = {

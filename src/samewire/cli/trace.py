@@ -82,7 +82,9 @@ def show(trail: Trail, as_document: bool) -> None:
         from samewire.trace.render import render
 
         console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
-        console.print(render(trail))
+        with console.capture() as captured:
+            console.print(render(trail))
+        click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
     sys.exit(0 if trail.arrived else 1)
 
 

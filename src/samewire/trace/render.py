@@ -37,7 +37,7 @@ def render(trail: Trail) -> RenderableType:
 def _hop(hop: TraceAnswer) -> Iterator[RenderableType]:
     where = f"from {_who(hop.origin)}" if hop.origin else _FROM.get(hop.arrival, "")
     yield Text.assemble((hop.node, "bold"), f"  {where}  ", (ends_text(hop.received), "cyan"))
-    yield Padding(_steps(hop), (0, 0, 0, 2))
+    yield Padding.indent(_steps(hop), 2)
     for note in hop.notes:
         yield Text(f"  note: {note}", style="dim")
     if hop.disagreement:
@@ -79,8 +79,8 @@ def _verdict(trail: Trail) -> RenderableType:
         head = f"✗ dropped on {last.node} by {_layer(drop.layer)}: {reason}{rule}"
         return Group(
             Text(head, style="bold red"),
-            Padding(Text(drop.explanation), (0, 0, 0, 2)),
-            Padding(Text(f"What to do: {drop.remedy}", style="italic"), (0, 0, 0, 2)),
+            Padding.indent(Text(drop.explanation), 2),
+            Padding.indent(Text(f"What to do: {drop.remedy}", style="italic"), 2),
         )
     text = f"→ {_end(last)}"
     if trail.end:
