@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 import structlog
@@ -37,7 +37,7 @@ _TURN: Final = 8  # pods looked into before others have their turn
 
 
 class Difference(msgspec.Struct, frozen=True, order=True):
-    """One thing that is not as it should be. ``kind``: table, link, pod, hook, host, device or endpoint."""
+    """One thing that is not as it should be. ``kind``: table, link, pod, hook, host, device, pin or endpoint."""
 
     kind: str
     subject: str
@@ -54,21 +54,40 @@ class AuditReport(msgspec.Struct, frozen=True):
     duration_s: float = 0.0
 
 
+class Holder(Protocol):
+    """The node's part in repairs: what is its own and no object's. All may raise KernelError."""
+
+    def unpinned(self) -> list[str]:
+        """Names of maps and programs that would end with this process."""
+
+    def pin_again(self) -> None:
+        """Give them their pins back."""
+
+    def attach_sockets(self) -> None:
+        """Attach the socket programs to the host's cgroup."""
+
+    def reserve_ports(self) -> None:
+        """Take the NAT pool out of what the kernel hands to sockets."""
+
+
 class Auditor:
     """Compares one switch with the kernel. ``degraded`` maps endpoint ids to what is wrong with them."""
 
-    def __init__(self, switch: NodeSwitch, view: StoreView) -> None:
+    def __init__(self, switch: NodeSwitch, view: StoreView, holder: Holder) -> None:
         self._switch = switch
+        self._holder = holder
         self._view = view
         self._known: set[Difference] = set()
         self.degraded: dict[str, str] = {}
         self.last = AuditReport()
         self.totals: Counter[str] = Counter()
+        self.devices_wrong = asyncio.Event()
+        """Set when the node's own devices are not as they should be: somebody has to read them again."""
 
     async def compare(self) -> list[Difference]:
         """What differs now; nothing is changed. Raises KernelError when the kernel cannot be read."""
         async with self._switch.lock:
-            return await _Pass(self._switch, self._view, {}, repair=False).run()
+            return await _Pass(self._switch, self._view, self._holder, {}, repair=False).run()
 
     async def audit(self) -> AuditReport:
         """Compare and repair. Never raises for what it finds; see the report's ``failed``."""
@@ -77,11 +96,13 @@ class Auditor:
         degraded: dict[str, str] = {}
         async with self._switch.lock:
             self._switch.suspect.clear()
-            one = _Pass(self._switch, self._view, degraded, repair=True)
+            one = _Pass(self._switch, self._view, self._holder, degraded, repair=True)
             try:
                 found = await one.run()
             except SamewireError as error:
                 found, one.failed = one.found, [*one.failed, str(error)]
+        if any(difference.kind == "device" for difference in found):
+            self.devices_wrong.set()
         self.degraded = degraded
         repaired = len(found) - len(one.failed) - len(degraded)
         self.last = AuditReport(
@@ -110,9 +131,16 @@ class _Pass:
     """One run over everything; the switch's lock is held."""
 
     def __init__(
-        self, switch: NodeSwitch, view: StoreView, degraded: dict[str, str], *, repair: bool
+        self,
+        switch: NodeSwitch,
+        view: StoreView,
+        holder: Holder,
+        degraded: dict[str, str],
+        *,
+        repair: bool,
     ) -> None:
         self._switch = switch
+        self._holder = holder
         self._kernel = switch.kernel
         self._view = view
         self._repair = repair
@@ -123,6 +151,7 @@ class _Pass:
     async def run(self) -> list[Difference]:
         """Raises KernelError when something cannot be read."""
         present = {link.ifindex: link for link in self._kernel.netlink.dump(link_dump())}
+        self._pins()
         self._own_devices(present)
         await self._links(present)
         await self._pods(present)
@@ -139,6 +168,14 @@ class _Pass:
             except SamewireError as error:
                 self.failed.append(f"{kind} {subject}: {text}: {error}")
 
+    def _pins(self) -> None:
+        """First of all: what is attached below is pinned beside them."""
+        holder = self._holder
+        for number, name in enumerate(holder.unpinned()):
+            self._report("pin", name, "is gone", None if number else holder.pin_again)
+        if not self._kernel.hooks.on_sockets():
+            self._report("hook", "host_cgroup", "the socket programs do not run", holder.attach_sockets)
+
     def _own_devices(self, present: dict[int, Link]) -> None:
         facts, hooks = self._switch.node_facts, self._kernel.hooks
         for ifindex, name in zip(
@@ -148,6 +185,8 @@ class _Pass:
             if link is None or not link.up:
                 self._report("device", name, "is gone" if link is None else "is down")
                 continue
+            if link.name != name:
+                self._report("device", name, f"is called {link.name}")
             for setting in wrong_settings(name):
                 self._report("device", name, f"{setting} is not as it should be")
         for ifindex, program in (
@@ -260,7 +299,8 @@ class _Pass:
         facts = self._switch.node_facts
         ours = range(facts.nat_port_low, facts.nat_port_high + 1)
         if not parse_ports(reserved_ports()).issuperset(ours):
-            self._report("host", "ip_local_reserved_ports", "lacks ports of the NAT pool")
+            text = "lacks ports of the NAT pool"
+            self._report("host", "ip_local_reserved_ports", text, self._holder.reserve_ports)
 
 
 def is_leftover(link: Link) -> bool:

@@ -7,6 +7,7 @@ left alone.
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from samewire.kernel.rtnetlink import (
     Link,
     Netlink,
     link_del,
+    link_dump,
     link_get,
     link_set,
     veth_add,
@@ -132,19 +134,22 @@ def find_link(netlink: Netlink, name: str | int) -> Link | None:
 
 def wrong_settings(name: str) -> list[str]:
     """The settings of one of our devices that are not as they should be. Raises KernelError."""
-    return [f"{family}.{key}" for family, key, value in _SETTINGS[name] if _read(name, family, key) != value]
+    return [
+        f"{family}.{key}"
+        for family, key, value in _SETTINGS[name]
+        if _read(name, family, key) not in (value, None)
+    ]
 
 
 def _ensure_pair(netlink: Netlink, keepsakes: Keepsakes, mtu: int) -> tuple[Link, Link]:
-    host = _own_link(netlink, HOST)
-    if host is None:
-        if find_link(netlink, HOST_PEER) is not None:
-            raise Conflict(f"an interface {HOST_PEER} is there that is not the other end of {HOST}")
+    host, peer = _own_link(netlink, HOST), _own_link(netlink, HOST_PEER)
+    if host is None or peer is None or host.peer_ifindex != peer.ifindex:
+        # Renamed or moved away, one end or both: what is left has our mark, and goes with its other end.
+        for link in (host, peer):
+            if link is not None:
+                netlink.request(link_del(link.ifindex).tolerating(errno.ENODEV))
         netlink.request(veth_add(HOST, HOST_PEER, group=LINK_GROUP))
-        host = netlink.get(link_get(HOST))
-    peer = netlink.get(link_get(host.peer_ifindex))
-    if peer.name != HOST_PEER:
-        raise Conflict(f"the other end of {HOST} is {peer.name}, not {HOST_PEER}")
+        host, peer = netlink.get(link_get(HOST)), netlink.get(link_get(HOST_PEER))
     host_mac, peer_mac = mac_bytes(keepsakes.host_mac), mac_bytes(keepsakes.host_peer_mac)
     # Without ARP: whatever is sent towards the switch needs no address resolution.
     return _bring(netlink, host, host_mac, mtu, arp=False), _bring(netlink, peer, peer_mac, mtu)
@@ -157,6 +162,9 @@ def _ensure_tunnel(netlink: Netlink, keepsakes: Keepsakes, port: int) -> Link:
         netlink.request(link_del(tunnel.ifindex))
         tunnel = None
     if tunnel is None:
+        for link in netlink.dump(link_dump()):
+            if link.kind == "vxlan" and link.group == LINK_GROUP:  # renamed: it has our port
+                netlink.request(link_del(link.ifindex))
         netlink.request(vxlan_external_add(TUNNEL, port=port, mac=mac, mtu=_TUNNEL_MTU, group=LINK_GROUP))
         tunnel = netlink.get(link_get(TUNNEL))
     return _bring(netlink, tunnel, mac, _TUNNEL_MTU)

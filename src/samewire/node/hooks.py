@@ -63,6 +63,7 @@ class Hooks:
         self._netlink = netlink
         self._links = bpf_dir / "links"
         self._programs = programs
+        self._socket_pins: set[Path] = set()
 
     def attach_own(self, tunnel_ifindex: int, host_peer_ifindex: int) -> None:
         """Attach to swvxlan0 and samewire1. Raises KernelError."""
@@ -117,6 +118,10 @@ class Hooks:
             for name, direction, _ in _UPLINK
         )
 
+    def on_sockets(self) -> bool:
+        """Whether every socket program is attached where it was asked for."""
+        return all(path.exists() for path in self._socket_pins)
+
     def attach_sockets(self, cgroup: Path | None) -> None:
         """Attach the socket programs to a cgroup, and leave any other. Raises KernelError, NotFound."""
         keep = set()
@@ -136,6 +141,7 @@ class Hooks:
                 os.close(directory)
         for name in _SOCKETS:
             self._unpin_others(f"{name}_", keep)
+        self._socket_pins = {self._links / name for name in keep}
 
     def _requests(self, ifindex: int, name: str) -> list[Request]:
         program = self._programs[name]

@@ -70,6 +70,8 @@ class Node:
         hostnet = HostNet(netlink, self.devices.host_ifindex)
         hostnet.uplink = self.uplink.ifindex
         self._reporting = False
+        self.trouble = ""
+        """Why the node's own state could not be taken over, empty when it was."""
         self.switch = NodeSwitch(
             Kernel(netlink, KernelTables(board.maps), self.hooks, hostnet, self.reaper),
             StoreNumbers(store),
@@ -77,7 +79,7 @@ class Node:
             hcn_facts(self.uplink, self.devices),
         )
         self.service = HnsService(store, self.switch)
-        self.auditor = Auditor(self.switch, store.state)
+        self.auditor = Auditor(self.switch, store.state, self)
 
     @classmethod
     async def start(
@@ -136,6 +138,18 @@ class Node:
         self.switch.suspect.set()
         return True
 
+    def unpinned(self) -> list[str]:
+        """Names of maps and programs that would end with this process."""
+        return self.board.unpinned()
+
+    def pin_again(self) -> None:
+        """Give them their pins back. Raises KernelError."""
+        self.board.pin_again()
+
+    def reserve_ports(self) -> None:
+        """Take the NAT pool out of what the kernel hands to sockets. Raises KernelError, Unavailable."""
+        reserve_ports(self.config.state_dir, "-".join(map(str, self.config.nat_ports)))
+
     async def report_drops(self, on: bool) -> None:
         """Have the programs send a record of each drop, or not. Raises SamewireError."""
         self._reporting = on
@@ -146,7 +160,7 @@ class Node:
         return msgspec.structs.replace(facts, events=self._reporting)
 
     async def _bring_up(self) -> None:
-        reserve_ports(self.config.state_dir, "-".join(map(str, self.config.nat_ports)))
+        self.reserve_ports()
         self.switch.restore(self.store.state, self._adopt())
         tables = self.switch.kernel.tables
         operations = diff(self.switch.wanted.entries.tables(), tables.read())
@@ -157,7 +171,7 @@ class Node:
         self._attach(self.uplink)
         for _, state in self.switch.ports:
             self.hooks.attach_pod(state.ifindex)
-        self._attach_sockets()
+        self.attach_sockets()
         if self.board.upgrading:
             copied.update(migration.copy())
             self.board.commit()
@@ -193,7 +207,8 @@ class Node:
     def _attach(self, uplink: Uplink) -> None:
         self.hooks.attach_uplink(uplink.ifindex)
 
-    def _attach_sockets(self) -> None:
+    def attach_sockets(self) -> None:
+        """Attach the socket programs to the host's cgroup, if there is one. Raises KernelError, NotFound."""
         cgroup = Path(self.config.host_cgroup) if self.config.host_cgroup else None
         self.hooks.attach_sockets(cgroup)
 

@@ -16,9 +16,10 @@ copied again. Every step can be interrupted and is taken up by the next start.
 
 from __future__ import annotations
 
+import errno
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -26,8 +27,8 @@ from typing import Final, Self
 import msgspec
 import structlog
 
-from samewire.errors import NotFound, Unsupported
-from samewire.kernel.bpf import BpfMap, BpfObject, BpfProgram
+from samewire.errors import KernelError, NotFound, Unsupported
+from samewire.kernel.bpf import BpfMap, BpfObject, BpfProgram, mount_bpffs
 from samewire.vfp.constants import LAYOUT_VERSION
 
 log = structlog.get_logger(__name__)
@@ -35,6 +36,7 @@ log = structlog.get_logger(__name__)
 PROGRAMS: Final = ("sw_pod", "sw_uplink_in", "sw_uplink_out", "sw_tunnel", "sw_host", "sw_start_ageing")
 """What every build of the object has; the socket programs come on top."""
 
+_DIRECTORIES: Final = ("maps", "programs", "links")
 _PREFIX: Final = "sw_"
 _ZERO: Final = bytes(4)
 # A flow knows its place in sw_flow_slots: these make sense together only.
@@ -65,7 +67,7 @@ class Switchboard:
         self._fresh: list[str] = []
         self._object = BpfObject(object_path)
         try:
-            for name in ("maps", "programs", "links"):
+            for name in _DIRECTORIES:
                 (bpf_dir / name).mkdir(mode=0o700, exist_ok=True)
             self._object.set_max_entries(entries)
             if not self._open_pinned():
@@ -108,6 +110,22 @@ class Switchboard:
         self._unchanged = True
         self._close_sources()
 
+    def unpinned(self) -> list[str]:
+        """Maps and programs whose pin is gone: somebody removed it, or unmounted the bpffs."""
+        return [name for path, name, _ in self._pins() if not path.exists()]
+
+    def pin_again(self) -> None:
+        """Give back the pins that are gone, with the bpffs if need be. Raises KernelError."""
+        mount_bpffs(self._dir)
+        try:
+            for name in _DIRECTORIES:
+                (self._dir / name).mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise KernelError(f"make directories in {self._dir}", error.errno or errno.EIO) from error
+        for path, _, pinned in self._pins():
+            if not path.exists():
+                pinned.pin(path)
+
     def close(self) -> None:
         """Close every descriptor; what is pinned or attached stays."""
         self._close_sources()
@@ -121,6 +139,10 @@ class Switchboard:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _pins(self) -> Iterator[tuple[Path, str, BpfMap | BpfProgram]]:
+        yield from ((self._dir / "maps" / name, name, found) for name, found in self.maps.items())
+        yield from ((self._dir / "programs" / name, name, found) for name, found in self.programs.items())
 
     def _open_pinned(self) -> bool:
         """Open everything by its pin if it all came from this very object and nothing is missing."""

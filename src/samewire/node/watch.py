@@ -40,6 +40,7 @@ class Watcher:
         self._monitor = monitor
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._was_down = False
         self._node: Node | None = None
 
     def listen(self, node: Node) -> None:
@@ -87,6 +88,7 @@ class Watcher:
                     self._changed.set()
             case LinkNew(link):
                 if link.ifindex in (*self._own(), node.uplink.ifindex) or not node.uplink.ifindex:
+                    self._was_down |= link.ifindex in self._own() and not link.up
                     self._changed.set()
                 elif node.switch.ports.endpoint_of(link.ifindex) and not link.up:
                     node.switch.suspect.set()
@@ -129,10 +131,23 @@ class Watcher:
             self._changed.clear()
             try:
                 await self.node.refresh()
-            except SamewireError as error:
-                log.error("the node's own state could not be taken over", error=str(error))
+            except Exception as error:
+                self._trouble(error)
                 await asyncio.sleep(_RETRY_S)
                 self._changed.set()
+                continue
+            self.node.trouble = ""
+            if self._was_down:  # its routes went with it, and the kernel does not say so
+                self._was_down = False
+                self.node.switch.suspect.set()
+
+    def _trouble(self, error: Exception) -> None:
+        """Log what is wrong once, as long as it lasts; a bug with its traceback."""
+        text = str(error) or type(error).__name__
+        if text != self.node.trouble:
+            bug = None if isinstance(error, SamewireError) else error
+            log.error("the node's own state could not be taken over", error=text, exc_info=bug)
+        self.node.trouble = text
 
     async def _audit(self) -> None:
         node = self.node
@@ -143,4 +158,11 @@ class Watcher:
                 await asyncio.sleep(_SETTLE_S)
             except TimeoutError:
                 pass  # the regular one
-            await node.auditor.audit()
+            try:
+                await node.auditor.audit()
+            except Exception:  # a bug must not end all audits
+                log.exception("an audit failed by a bug")
+                await asyncio.sleep(_RETRY_S)
+            if node.auditor.devices_wrong.is_set():
+                node.auditor.devices_wrong.clear()
+                self._changed.set()

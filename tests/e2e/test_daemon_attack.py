@@ -1,0 +1,146 @@
+"""What others do to a running node, on purpose or not: it notices, repairs itself, and keeps its connections."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from samewire.kernel.bpf import unmount_bpffs
+from tests.support.node import (
+    ROUTER_IP,
+    DaemonProcess,
+    NodeNet,
+    can_ping,
+    daemon,
+    in_namespace,
+    ip,
+    ip_json,
+    node_net,
+    overlay,
+    poll,
+)
+
+pytestmark = pytest.mark.root
+
+POD_IP = "10.244.0.2"
+
+
+@pytest.fixture
+def net() -> Iterator[NodeNet]:
+    with node_net() as made:
+        yield made
+
+
+@pytest.fixture
+def node(net: NodeNet, tmp_path: Path) -> Iterator[DaemonProcess]:
+    """A running daemon that audits each second, with an overlay network."""
+    with daemon(net, tmp_path, audit_interval_s=1) as process:
+        process.start()
+        process.request("POST", "/v2/networks", overlay())
+        yield process
+
+
+@pytest.fixture
+def pod(net: NodeNet, node: DaemonProcess) -> str:
+    """A pod at POD_IP."""
+    name = net.pod()
+    node.add("pod", name, node.conf())
+    return name
+
+
+def whole(net: NodeNet, node: DaemonProcess, pod: str) -> None:
+    """Wait until nothing differs and packets pass every way."""
+    poll("the node is as wanted", lambda: node.differences() == [])
+    poll("the node reaches the pod", lambda: can_ping(net.node, POD_IP))
+    poll("the pod reaches the outside", lambda: can_ping(pod, ROUTER_IP))
+    assert node.request("GET", "/v2/health")["status"] == "ok"
+
+
+def rename(net: NodeNet, old: str, new: str) -> None:
+    ip("link", "set", old, "down", netns_name=net.node)
+    ip("link", "set", old, "name", new, netns_name=net.node)
+
+
+@pytest.mark.parametrize("name", ["samewire0", "samewire1", "swvxlan0"])
+def test_a_renamed_device_is_replaced(net: NodeNet, node: DaemonProcess, pod: str, name: str) -> None:
+    rename(net, name, "renamed")
+    whole(net, node, pod)
+    names = {link["ifname"] for link in ip_json("link", netns_name=net.node)}
+    assert "renamed" not in names
+    assert {"samewire0", "samewire1", "swvxlan0"} <= names
+
+
+@pytest.mark.parametrize("name", ["samewire0", "swvxlan0"])
+def test_a_device_renamed_while_the_daemon_is_away_is_replaced(
+    net: NodeNet, node: DaemonProcess, pod: str, name: str
+) -> None:
+    node.stop()
+    rename(net, name, "renamed")
+    node.start()
+    whole(net, node, pod)
+
+
+def test_a_device_moved_away_is_replaced(net: NodeNet, node: DaemonProcess, pod: str) -> None:
+    ip("link", "set", "samewire1", "netns", net.router, netns_name=net.node)
+    whole(net, node, pod)
+
+
+def test_a_device_that_is_not_ours_is_left_alone(net: NodeNet, node: DaemonProcess, pod: str) -> None:
+    rename(net, "samewire0", "renamed")
+    ip("link", "add", "samewire0", "type", "veth", "peer", "other", netns_name=net.node)
+    poll("it is said", lambda: "did not make" in str(node.request("GET", "/v2/health")["problems"]))
+    assert node.request("GET", "/v2/health")["status"] == "degraded"
+    ip("link", "delete", "samewire0", netns_name=net.node)
+    whole(net, node, pod)
+    assert node.log.read_text().count("did not make") == 1
+
+
+def test_a_device_set_down_comes_back_with_its_routes(net: NodeNet, tmp_path: Path) -> None:
+    with daemon(net, tmp_path) as node:  # no audit of its own accord within the time of this test
+        node.start()
+        node.request("POST", "/v2/networks", overlay())
+        pod = net.pod()
+        node.add("pod", pod, node.conf())
+        ip("link", "set", "samewire0", "down", netns_name=net.node)
+        whole(net, node, pod)
+
+
+def test_a_changed_setting_of_a_device_is_set_right(net: NodeNet, node: DaemonProcess, pod: str) -> None:
+    in_namespace(net.node, "sysctl", "-w", "net.ipv4.conf.samewire0.rp_filter=1")
+    poll("it is noticed", lambda: "rp_filter" in node.log.read_text())
+    whole(net, node, pod)
+
+
+def test_the_nat_pool_stays_reserved(net: NodeNet, node: DaemonProcess) -> None:
+    key = "net.ipv4.ip_local_reserved_ports"
+    in_namespace(net.node, "sysctl", "-w", f"{key}=8080")
+    poll("it is reserved again", lambda: "49152-65535" in in_namespace(net.node, "sysctl", key).stdout)
+    assert "8080," in in_namespace(net.node, "sysctl", key).stdout
+    poll("nothing differs", lambda: node.differences() == [])
+
+
+def pins(node: DaemonProcess) -> set[str]:
+    return {str(path) for path in (node.run_dir / "bpf").rglob("*")}
+
+
+@pytest.mark.parametrize("how", ["unlink", "unmount"])
+def test_lost_pins_are_given_back(net: NodeNet, node: DaemonProcess, pod: str, how: str) -> None:
+    before = pins(node)
+    if how == "unmount":
+        unmount_bpffs(node.run_dir / "bpf")
+    else:
+        for directory in ("maps", "programs", "links"):
+            for path in (node.run_dir / "bpf" / directory).iterdir():
+                path.unlink()
+    poll("they are back", lambda: pins(node) == before)
+    whole(net, node, pod)
+    flows = len(node.table("sw_flows"))
+    node.stop(signal.SIGKILL)
+    assert can_ping(pod, ROUTER_IP)
+    node.start()
+    assert node.differences() == []
+    assert "switch loaded" not in node.tail().rpartition("serving")[2]
+    assert len(node.table("sw_flows")) >= flows > 0
