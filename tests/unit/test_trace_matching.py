@@ -50,6 +50,15 @@ def test_routes(tables: Entries, destination: str, text: str) -> None:
     assert route_text(tables, packet(destination)) == text
 
 
+def test_the_longest_prefix_wins_whatever_the_order(tables: Entries) -> None:
+    for rows in (tables["sw_routes"], dict(reversed(tables["sw_routes"].items()))):
+        found = route_text({**tables, "sw_routes": rows}, packet("10.244.1.1"))
+        assert found == "10.244.1.1/32 is the node's own"
+    for rows in (tables["sw_nat"], dict(reversed(tables["sw_nat"].items()))):
+        text = nat_text({**tables, "sw_nat": rows}, CLIENT_PORT, packet("10.244.9.9"), 1)
+        assert text.startswith("rule 1: to 10.244.0.0/16")
+
+
 def test_other_routes(tables: Entries) -> None:
     key = RouteKey(32 + 8, 1, 4, packed("11.0.0.0"))
     for route, text in (

@@ -22,6 +22,7 @@ from samewire.vfp.render import entry_json
 from samewire.vfp.tables import TABLES, DropEvent
 
 _SPECIAL = ("uplink", "tunnel", "host")
+_NAMES_S = 1.0  # drops come in floods; reading the names for each one would cost more than the rest
 _HANG_UP_S = 2.0  # how long a hung-up client may go unnoticed
 
 
@@ -103,12 +104,16 @@ class _Views:
         """One JSON line a dropped packet, until the client hangs up."""
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
+        loop = asyncio.get_running_loop()
+        names, read_at = self._names(), loop.time()
         async with aclosing(_while_connected(request, self._context.drop_events())) as events:
             async for event in events:
                 if port and event.drop.port != port:
                     continue
+                if loop.time() > read_at + _NAMES_S:
+                    names, read_at = self._names(), loop.time()
                 try:
-                    await response.write(msgspec.json.encode(drop_event(self._names(), event)) + b"\n")
+                    await response.write(msgspec.json.encode(drop_event(names, event)) + b"\n")
                 except ConnectionError:
                     break
         return response
