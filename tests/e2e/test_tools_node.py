@@ -10,40 +10,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
-from click.testing import CliRunner, Result
-from scapy.layers.inet import ICMP, IP
-from scapy.utils import PcapNgReader
 
-from samewire.cli.main import cli
-from samewire.kernel.netns import NetNamespace
-from tests.support.node import (
-    NODE_IP,
-    ROUTER_IP,
-    DaemonProcess,
-    Json,
-    NodeNet,
-    can_ping,
-    daemon,
-    in_namespace,
-    ip,
-    node_net,
-    overlay,
-    path_of,
-    poll,
-)
+from tests.support.node import NODE_IP, ROUTER_IP, DaemonProcess, Json, can_ping, in_namespace, path_of, poll
+from tests.support.two_nodes import CLIENT, FAR, FAR6, FAR_IP, WEB, WEB6, World, in_pod, modify, run
 
 pytestmark = pytest.mark.root
 
-FAR_IP, FAR_ROUTER_IP = "192.168.78.2", "192.168.78.1"
-CLIENT, WEB, FAR = "10.244.0.2", "10.244.0.3", "10.244.1.2"
-WEB6, FAR6 = "fd00:244::3", "fd00:244:1::2"
-NEAR_SUBNETS = ("10.244.0.0/24", "fd00:244::/64")
-FAR_SUBNETS = ("10.244.1.0/24", "fd00:244:1::/64")
 PORT = 8080
 ONLY_HTTP = {
     "Type": "ACL",
@@ -51,118 +26,10 @@ ONLY_HTTP = {
 }
 
 
-class FarNet(msgspec.Struct):
-    """The second node, in a subnet of its own behind the router."""
-
-    node: str
-
-
-class World:
-    """Two nodes with an overlay network: two pods on the first, one on the second."""
-
-    def __init__(self, stack: ExitStack, directory: Path) -> None:
-        self.net = stack.enter_context(node_net())
-        self.far_net = FarNet(self._second_node())
-        for name in ("near", "far"):
-            (directory / name).mkdir()
-        self.near = stack.enter_context(daemon(self.net, directory / "near", name="near"))
-        far_net: Any = self.far_net
-        self.far = stack.enter_context(daemon(far_net, directory / "far", name="far"))
-        for process in (self.near, self.far):
-            process.start()
-        self._networks()
-        self.client, self.web = self._pod(self.near, "shop/client"), self._pod(self.near, "shop/web")
-        self.remote = self._pod(self.far, "shop/remote", FAR_SUBNETS)
-        self.peers = directory / "peers.json"
-        self.peers.write_text(json.dumps({NODE_IP: self.socket(self.near), FAR_IP: self.socket(self.far)}))
-
-    @staticmethod
-    def socket(process: DaemonProcess) -> str:
-        return str(process.run_dir / "samewire.sock")
-
-    def _second_node(self) -> str:
-        name, router = self.net.namespace("f"), self.net.router
-        ip("link", "add", "eth0", "netns", name, "type", "veth", "peer", "eth1", "netns", router)
-        for where, device, address in (
-            (name, "eth0", f"{FAR_IP}/24"),
-            (router, "eth1", f"{FAR_ROUTER_IP}/24"),
-        ):
-            ip("address", "add", address, "dev", device, netns_name=where)
-            ip("link", "set", device, "up", netns_name=where)
-        ip("link", "set", "lo", "up", netns_name=name)
-        ip("route", "add", "default", "via", FAR_ROUTER_IP, netns_name=name)
-        in_namespace(router, "sysctl", "-qw", "net.ipv4.ip_forward=1")
-        return name
-
-    def _networks(self) -> None:
-        near, far = (
-            process.request("POST", "/v2/networks", overlay(subnet=subnet, subnet6=subnet6))
-            for process, (subnet, subnet6) in ((self.near, NEAR_SUBNETS), (self.far, FAR_SUBNETS))
-        )
-        for process, own, other, prefixes, address in (
-            (self.near, near, far, FAR_SUBNETS, FAR_IP),
-            (self.far, far, near, NEAR_SUBNETS, NODE_IP),
-        ):
-            mac = next(p["Settings"]["Address"] for p in other["Policies"] if p["Type"] == "DrMacAddress")
-            routes = [
-                {
-                    "DestinationPrefix": prefix,
-                    "IsolationId": 4096,
-                    "ProviderAddress": address,
-                    "DistributedRouterMacAddress": mac,
-                }
-                for prefix in prefixes
-            ]
-            policies = [{"Type": "RemoteSubnetRoute", "Settings": settings} for settings in routes]
-            modify(process, "networks", own["ID"], policies)
-
-    def _pod(self, process: DaemonProcess, name: str, subnets: tuple[str, str] = NEAR_SUBNETS) -> str:
-        pod = self.net.pod()
-        space, _, short = name.partition("/")
-        conf = process.conf("pods", *subnets)
-        environment = f"IgnoreUnknown=1;K8S_POD_NAMESPACE={space};K8S_POD_NAME={short}"
-        add(process, f"c-{short}", pod, conf, environment)
-        return pod
-
-    def endpoint_id(self, name: str) -> str:
-        return next(e["ID"] for e in self.near.endpoints() if e["Name"] == name)
-
-
-def modify(process: DaemonProcess, kind: str, number: str, policies: list[Json], how: str = "Add") -> None:
-    body = {"ResourceType": "Policy", "RequestType": how, "Settings": {"Policies": policies}}
-    process.request("POST", f"/v2/{kind}/{number}", body)
-
-
-def add(process: DaemonProcess, container: str, pod: str, conf: Json, arguments: str) -> None:
-    """ADD as a kubelet's runtime does it, with the pod's name."""
-    variables = {
-        "CNI_COMMAND": "ADD",
-        "CNI_CONTAINERID": container,
-        "CNI_NETNS": path_of(pod),
-        "CNI_IFNAME": "eth0",
-        "CNI_ARGS": arguments,
-        "CNI_PATH": "/usr/lib/cni",
-    }
-    head = b"".join(f"{key}={value}\0".encode() for key, value in variables.items()) + b"\0"
-    with socket.socket(socket.AF_UNIX) as peer:
-        peer.settimeout(20)
-        peer.connect(str(process.run_dir / "cni.sock"))
-        peer.sendall(head + json.dumps(conf).encode())
-        peer.shutdown(socket.SHUT_WR)
-        answer = bytearray()
-        while piece := peer.recv(65536):
-            answer += piece
-    assert answer.startswith(b"0\n"), answer
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with ExitStack() as stack:
         yield World(stack, tmp_path_factory.mktemp("world"))
-
-
-def run(process: DaemonProcess, *arguments: str) -> Result:
-    return CliRunner().invoke(cli, ["--socket", World.socket(process), *arguments])
 
 
 def values(process: DaemonProcess, *arguments: str) -> Any:
@@ -180,11 +47,6 @@ def trace(world: World, *arguments: str, origin: str = "shop/client") -> Json:
     for hop in found["hops"]:
         assert hop["disagreement"] == ""
     return found
-
-
-def in_pod(pod: str, function: Any) -> Any:
-    with NetNamespace(path_of(pod)) as netns:
-        return netns.run(function)
 
 
 def listener(pod: str, port: int) -> socket.socket:
@@ -457,103 +319,3 @@ def test_a_filter_that_somebody_removed(world: World) -> None:
     world.far.start()
     assert run(world.far, "diff").exit_code == 0
     assert can_ping(world.client, FAR)
-
-
-# --- capture --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def capturing(world: World, pod: str, *arguments: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    command = [
-        sys.executable,
-        "-m",
-        "samewire.cli.main",
-        "--socket",
-        World.socket(world.near),
-        "capture",
-        pod,
-    ]
-    with subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, **options) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-
-
-def wait_for_socket(pod: str) -> None:
-    """Wait until somebody has a packet socket in the pod."""
-
-    def open_sockets() -> bool:
-        lines = in_pod(pod, lambda: Path("/proc/thread-self/net/packet").read_text().splitlines())
-        return len(lines) > 1
-
-    poll("the capture runs", open_sockets)
-
-
-def test_both_directions(world: World, tmp_path: Path) -> None:
-    file = tmp_path / "web.pcapng"
-    with capturing(world, "shop/web", "-w", str(file)) as process:
-        wait_for_socket(world.web)
-        assert can_ping(world.client, WEB, count=3)
-        process.send_signal(signal.SIGINT)
-        _, message = process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert b"packets of shop/web (eth0)" in message
-    with PcapNgReader(str(file)) as reader:
-        packets = [(str(p.direction), p[IP].src, p[IP].dst, p[ICMP].type) for p in reader if ICMP in p]
-    assert packets == [("1", CLIENT, WEB, 8), ("2", WEB, CLIENT, 0)] * 3
-
-
-def test_into_a_pipe_and_so_many(world: World) -> None:
-    with capturing(world, WEB, "-w", "-", "--count", "2", stdout=subprocess.PIPE) as process:
-        wait_for_socket(world.web)
-        assert can_ping(world.client, WEB)
-        data, _ = process.communicate(timeout=20)
-    assert process.returncode == 0
-    done = subprocess.run(["tcpdump", "-nn", "-r", "-"], input=data, capture_output=True, check=True)
-    assert len(done.stdout.splitlines()) == 2
-
-
-def test_as_text_for_some_time(world: World) -> None:
-    with capturing(world, "web", "--seconds", "2", stdout=subprocess.PIPE) as process:
-        wait_for_socket(world.web)
-        assert can_ping(world.client, WEB)
-        text, _ = process.communicate(timeout=20)
-    lines = [line.split(maxsplit=1)[1] for line in text.decode().splitlines() if "icmp " in line]
-    assert len(lines) == 2
-    assert lines[0].startswith(f"in  icmp {CLIENT} > {WEB} id ")
-    assert lines[1].startswith(f"out icmp {WEB} > {CLIENT} id ")
-
-
-def test_termination_leaves_a_whole_file(world: World, tmp_path: Path) -> None:
-    file = tmp_path / "web.pcapng"
-    with capturing(world, "web", "-w", str(file)) as process:
-        wait_for_socket(world.web)
-        process.terminate()
-        process.communicate(timeout=20)
-    assert process.returncode == 0
-    subprocess.run(["tcpdump", "-r", str(file)], capture_output=True, check=True)
-
-
-def test_a_pod_that_goes_ends_its_capture(world: World, tmp_path: Path) -> None:
-    pod = world._pod(world.near, "shop/short")
-    file = tmp_path / "short.pcapng"
-    with capturing(world, "shop/short", "-w", str(file)) as process:
-        wait_for_socket(pod)
-        world.near.delete("c-short", pod, world.near.conf("pods", *NEAR_SUBNETS))
-        _, message = process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert b"the pod is gone" in message
-    subprocess.run(["tcpdump", "-r", str(file)], capture_output=True, check=True)
-
-
-def test_a_file_that_cannot_be_written(world: World, tmp_path: Path) -> None:
-    result = run(world.near, "capture", "web", "-w", str(tmp_path / "none" / "x"))
-    assert result.exit_code == 1
-    assert "No such file or directory" in result.stderr
-
-
-def test_the_net_is_what_the_tests_think(world: World) -> None:
-    assert isinstance(world.net, NodeNet)
-    assert {e["IpConfigurations"][0]["IpAddress"] for e in world.near.endpoints()} >= {CLIENT, WEB}
