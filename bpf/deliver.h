@@ -31,8 +31,10 @@ SW_INLINE int sw_to_port(struct __sk_buff *skb, struct sw_packet *p, __u32 id, c
 {
 	if (port->flags & SW_PORT_BLOCKED)
 		return sw_drop_at(p, id, SW_LAYER_L2, SW_REASON_PORT_BLOCKED, 0);
+	if (sw_set_mac(skb, 0, port->mac))
+		return sw_drop_at(p, id, SW_LAYER_L2, SW_REASON_INTERNAL, 0);
 	if ((!(port->flags & SW_PORT_TRANSPARENT) || p->arrival == SW_FROM_HOST) &&
-	    sw_set_macs(skb, port->mac, port->gateway_mac))
+	    sw_set_mac(skb, 6, port->gateway_mac))
 		return sw_drop_at(p, id, SW_LAYER_L2, SW_REASON_INTERNAL, 0);
 	if (skb->pkt_type != 0 /* PACKET_HOST */)
 		bpf_skb_change_type(skb, 0);
@@ -132,6 +134,11 @@ SW_INLINE int sw_apply(struct __sk_buff *skb, struct sw_packet *p, const struct 
 
 	if (hop && sw_wire_length(skb, p) > hop->mtu) {
 		p->limit_mtu = hop->mtu;
+		return sw_answer_too_big(skb);
+	}
+	/* What leaves through the host end's queue must fit its device; redirect_peer does not ask. */
+	if (port && port->flags & SW_PORT_CAP_IN && !skb->gso_size && skb->len - SW_L3 > port->mtu) {
+		p->limit_mtu = port->mtu;
 		return sw_answer_too_big(skb);
 	}
 	if (action->flags & SW_DECREMENT) {

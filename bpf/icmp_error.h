@@ -3,20 +3,37 @@
  * icmp_error.h - ICMP errors belong to the connection they quote.
  *
  * An error about a packet a->b travels like a packet b->a of the same flow: that direction's transposition is applied
- * to the outer addresses and, mirrored, to the quoted header. The quoted IPv4 header's own checksum is kept right, so
- * address changes in it cancel out of the ICMP checksum; ports do not.
+ * to the outer addresses and, mirrored, to the quoted header, so that the initiator finds what it has sent, checksums
+ * included. The quoted IPv4 header's own checksum is kept right, so address changes in it cancel out of the ICMP
+ * checksum; ports do not.
  */
 #ifndef SAMEWIRE_ICMP_ERROR_H
 #define SAMEWIRE_ICMP_ERROR_H
 
 #include "connect.h"
 
+/* Offset of a protocol's checksum in its header, 0 if it has none that covers ports. */
+SW_INLINE __u32 sw_checksum_place(__u8 protocol)
+{
+	switch (protocol) {
+	case IPPROTO_TCP:
+		return 16;
+	case IPPROTO_UDP:
+		return 6;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return 2;
+	default:
+		return 0;
+	}
+}
+
 /* Where the quoted L4 header starts; 0 if it is not quoted or not something that has a flow. */
 SW_INLINE __u32 sw_parse_quoted(struct __sk_buff *skb, struct sw_packet *p, __u8 *protocol)
 {
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
-	__u32 offset = p->l4_offset + 8;
+	__u32 offset = p->l4_offset + 8, place;
 	__u8 type;
 	__u8 *l4;
 
@@ -40,12 +57,22 @@ SW_INLINE __u32 sw_parse_quoted(struct __sk_buff *skb, struct sw_packet *p, __u8
 		__builtin_memcpy(p->first.destination.b, &ip->daddr, 16);
 		*protocol = ip->nexthdr;
 		offset += sizeof(*ip);
+		if (*protocol == IPPROTO_FRAGMENT) {
+			__u8 *fragment = data + offset;
+
+			if ((void *)(fragment + 8) > end || *(__be16 *)(fragment + 2) & bpf_htons(0xfff8))
+				return 0;
+			*protocol = fragment[0];
+			offset += 8;
+		}
 	}
 	if (offset > 400)
 		return 0;
 	l4 = data + offset;
 	if ((void *)(l4 + 8) > end)
 		return 0;
+	place = sw_checksum_place(*protocol);
+	p->quoted_checksum = place && (void *)(l4 + place + 2) <= end ? offset + place : 0;
 	p->first.source_port = 0;
 	p->first.destination_port = 0;
 	if (sw_has_ports(*protocol)) {
@@ -61,42 +88,63 @@ SW_INLINE __u32 sw_parse_quoted(struct __sk_buff *skb, struct sw_packet *p, __u8
 	return offset;
 }
 
-/* Replaces one address of the quoted header. where: its offset. */
+/* What the quoted L4 checksum covers has changed. size: 2, 4, or 0 for a difference in to. UDP may have none (0). */
+static __noinline int sw_adjust_quoted(struct __sk_buff *skb, struct sw_packet *p, __u32 from, __u32 to, __u64 flags)
+{
+	__u32 at = p->quoted_checksum;
+	__be16 before = 0, after = 0;
+
+	if (!at)
+		return 0;
+	if (bpf_skb_load_bytes(skb, at, &before, 2) || bpf_l4_csum_replace(skb, at, from, to, flags) ||
+	    bpf_skb_load_bytes(skb, at, &after, 2))
+		return 1;
+	return bpf_l4_csum_replace(skb, p->l4_offset + 2, before, after, 2);
+}
+
+/* Replaces one address of the quoted header. where: its offset; flags: of the quoted checksum. */
 static __noinline int sw_rewrite_quoted_address(struct __sk_buff *skb, struct sw_packet *p, __u32 where,
 						const struct sw_addr *from, const struct sw_addr *to)
 {
-	__u32 check = p->l4_offset + 2;
+	__u64 flags = p->quoted_protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 
 	if (p->family == 4) {
 		__be32 old = *(__be32 *)from->b;
 		__be32 new = *(__be32 *)to->b;
 
-		return bpf_l3_csum_replace(skb, p->l4_offset + 8 + 10, old, new, 4) ||
-		       bpf_skb_store_bytes(skb, where, &new, 4, 0);
+		if (bpf_l3_csum_replace(skb, p->l4_offset + 8 + 10, old, new, 4) ||
+		    bpf_skb_store_bytes(skb, where, &new, 4, 0))
+			return 1;
+		return p->quoted_protocol == IPPROTO_ICMP ? 0 : sw_adjust_quoted(skb, p, old, new, flags | 4);
 	} else {
 		__s64 difference = bpf_csum_diff((__be32 *)from->b, 16, (__be32 *)to->b, 16, 0);
 
-		return difference < 0 || bpf_l4_csum_replace(skb, check, 0, difference, 0) ||
-		       bpf_skb_store_bytes(skb, where, to->b, 16, 0);
+		if (difference < 0 || bpf_l4_csum_replace(skb, p->l4_offset + 2, 0, difference, 0) ||
+		    bpf_skb_store_bytes(skb, where, to->b, 16, 0))
+			return 1;
+		return sw_adjust_quoted(skb, p, 0, difference, flags);
 	}
 }
 
 static __noinline int sw_rewrite_quoted_port(struct __sk_buff *skb, struct sw_packet *p, __u32 where, __be16 from,
 					     __be16 to)
 {
+	__u64 flags = p->quoted_protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 | 2 : 2;
+
 	if (from == to)
 		return 0;
-	return bpf_l4_csum_replace(skb, p->l4_offset + 2, from, to, 2) || bpf_skb_store_bytes(skb, where, &to, 2, 0);
+	return bpf_l4_csum_replace(skb, p->l4_offset + 2, from, to, 2) || bpf_skb_store_bytes(skb, where, &to, 2, 0) ||
+	       sw_adjust_quoted(skb, p, from, to, flags);
 }
 
 /* Mirrors p->chosen (of packets destination -> source) into the quoted header source -> destination. */
-SW_INLINE int sw_rewrite_quoted(struct __sk_buff *skb, struct sw_packet *p, __u32 l4, __u8 protocol)
+SW_INLINE int sw_rewrite_quoted(struct __sk_buff *skb, struct sw_packet *p, __u32 l4)
 {
 	const struct sw_action *action = &p->chosen;
 	__u32 l3 = p->l4_offset + 8;
 	__u32 source = l3 + (p->family == 4 ? 12 : 8);
 	__u32 destination = l3 + (p->family == 4 ? 16 : 24);
-	int ports = sw_has_ports(protocol);
+	int ports = sw_has_ports(p->quoted_protocol);
 	int failed = 0;
 
 	if (action->flags & SW_REWRITE_DESTINATION) {
@@ -128,6 +176,11 @@ __noinline int sw_icmp_error(struct __sk_buff *skb)
 	l4 = sw_parse_quoted(skb, p, &protocol);
 	if (!l4)
 		return p->arrival == SW_FROM_UPLINK ? SW_PASS : sw_drop(p, SW_LAYER_ICMP, SW_REASON_MALFORMED);
+	/* A pod is no router: it has something to say only about what came to it. */
+	if (p->arrival == SW_FROM_POD && !(p->port_flags & SW_PORT_NO_GUARD) &&
+	    !sw_same_address(&p->tuple.source, &p->first.destination))
+		return sw_drop(p, SW_LAYER_ICMP, SW_REASON_ICMP_UNRELATED);
+	p->quoted_protocol = protocol;
 	back = &p->out;
 	sw_reverse_tuple(back, &p->first);
 	direction = sw_key_of(&p->key, back, p->scope, p->family, protocol);
@@ -143,7 +196,7 @@ __noinline int sw_icmp_error(struct __sk_buff *skb)
 	sw_copy_action(&p->chosen, direction ? &flow->action[1] : &flow->action[0]);
 	if (p->chosen.fate == SW_TO_NOWHERE)
 		return sw_drop(p, SW_LAYER_ICMP, SW_REASON_ICMP_UNRELATED);
-	if (sw_rewrite_quoted(skb, p, l4, protocol))
+	if (sw_rewrite_quoted(skb, p, l4))
 		return sw_drop(p, SW_LAYER_ICMP, SW_REASON_INTERNAL);
 	/* A router in between speaks for itself: only an end's own address is translated. */
 	if (!sw_same_address(&p->tuple.source, &back->source))

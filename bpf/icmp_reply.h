@@ -11,9 +11,12 @@
 #include "account.h"
 #include "tables.h"
 
+/* A packet cannot be cut before its checksum while that is left to the NIC: a small TCP segment keeps its header. */
 #define SW_QUOTE4_LONG 64
+#define SW_QUOTE4_TCP 40
 #define SW_QUOTE4_SHORT 28 /* header + 8 bytes, the least RFC 792 asks for */
 #define SW_QUOTE6_LONG 96
+#define SW_QUOTE6_TCP 60
 #define SW_QUOTE6_SHORT 48
 
 struct sw_icmp4_header {
@@ -92,6 +95,10 @@ static __noinline int sw_build_error4(struct __sk_buff *skb, struct sw_packet *p
 		if (data + SW_L3 + sizeof(header->ip) + 8 + SW_QUOTE4_LONG > end)
 			return -1;
 		sum = bpf_csum_diff(0, 0, (__be32 *)&header->icmp, 8 + SW_QUOTE4_LONG, 0);
+	} else if (quote == SW_QUOTE4_TCP) {
+		if (data + SW_L3 + sizeof(header->ip) + 8 + SW_QUOTE4_TCP > end)
+			return -1;
+		sum = bpf_csum_diff(0, 0, (__be32 *)&header->icmp, 8 + SW_QUOTE4_TCP, 0);
 	} else {
 		if (data + SW_L3 + sizeof(header->ip) + 8 + SW_QUOTE4_SHORT > end)
 			return -1;
@@ -138,6 +145,10 @@ static __noinline int sw_build_error6(struct __sk_buff *skb, struct sw_packet *p
 		if (data + SW_L3 + sizeof(header->ip) + 8 + SW_QUOTE6_LONG > end)
 			return -1;
 		sum = bpf_csum_diff(0, 0, (__be32 *)&header->icmp, 8 + SW_QUOTE6_LONG, sum);
+	} else if (quote == SW_QUOTE6_TCP) {
+		if (data + SW_L3 + sizeof(header->ip) + 8 + SW_QUOTE6_TCP > end)
+			return -1;
+		sum = bpf_csum_diff(0, 0, (__be32 *)&header->icmp, 8 + SW_QUOTE6_TCP, sum);
 	} else {
 		if (data + SW_L3 + sizeof(header->ip) + 8 + SW_QUOTE6_SHORT > end)
 			return -1;
@@ -160,25 +171,29 @@ SW_INLINE int sw_send_back(struct __sk_buff *skb, struct sw_packet *p)
 }
 #endif /* !TRACE */
 
+/* How much of the packet is quoted; 0: it is too short for an answer. */
+SW_INLINE __u32 sw_quote_length(const struct sw_packet *p, __u32 length)
+{
+	int v4 = p->family == 4;
+
+	if (length >= (v4 ? SW_QUOTE4_LONG : SW_QUOTE6_LONG))
+		return v4 ? SW_QUOTE4_LONG : SW_QUOTE6_LONG;
+	if (p->protocol == IPPROTO_TCP && length >= (v4 ? SW_QUOTE4_TCP : SW_QUOTE6_TCP))
+		return v4 ? SW_QUOTE4_TCP : SW_QUOTE6_TCP;
+	if (length >= (v4 ? SW_QUOTE4_SHORT : SW_QUOTE6_SHORT))
+		return v4 ? SW_QUOTE4_SHORT : SW_QUOTE6_SHORT;
+	return 0;
+}
+
 static __noinline int sw_answer_error(struct __sk_buff *skb, struct sw_packet *p, __u32 type_code)
 {
 #ifndef TRACE
-	__u32 length = skb->len - SW_L3;
-	int failed;
+	__u32 quote = sw_quote_length(p, skb->len - SW_L3);
 
 	/* Never about an error, a later fragment, or a packet whose sender is elsewhere. */
-	if (p->icmp_error || p->fragment == SW_FRAGMENT_LATER || p->arrival == SW_FROM_TUNNEL)
+	if (!quote || p->icmp_error || p->fragment == SW_FRAGMENT_LATER || p->arrival == SW_FROM_TUNNEL)
 		return TC_ACT_SHOT;
-	if (p->family == 4) {
-		if (length < SW_QUOTE4_SHORT)
-			return TC_ACT_SHOT;
-		failed = sw_build_error4(skb, p, type_code, length >= SW_QUOTE4_LONG ? SW_QUOTE4_LONG : SW_QUOTE4_SHORT);
-	} else {
-		if (length < SW_QUOTE6_SHORT)
-			return TC_ACT_SHOT;
-		failed = sw_build_error6(skb, p, type_code, length >= SW_QUOTE6_LONG ? SW_QUOTE6_LONG : SW_QUOTE6_SHORT);
-	}
-	if (!failed)
+	if (!(p->family == 4 ? sw_build_error4(skb, p, type_code, quote) : sw_build_error6(skb, p, type_code, quote)))
 		return sw_send_back(skb, p);
 #endif
 	return TC_ACT_SHOT;

@@ -4,14 +4,13 @@
  *
  * A pod asks: an endpoint's address is answered with that endpoint's MAC, everything else that has a route with the
  * gateway MAC, so that the switch sees the packets that follow. The wire asks: addresses of L2Bridge pods are answered
- * with the uplink's MAC (one MAC a node upstream), of Transparent pods with their own.
+ * with the uplink's MAC (one MAC a node upstream), of Transparent pods with their own. What a Transparent pod asks the
+ * wire, and the wire's answer, pass as they are.
  */
 #ifndef SAMEWIRE_NEIGHBOUR_H
 #define SAMEWIRE_NEIGHBOUR_H
 
-#include "account.h"
-#include "icmp_reply.h"
-#include "tables.h"
+#include "deliver.h"
 
 struct sw_arp {
 	struct arphdr header;
@@ -83,6 +82,17 @@ SW_INLINE int sw_answer_out(struct __sk_buff *skb, struct sw_packet *p)
 #endif
 }
 
+/* An answer from the wire to p->out.destination: a Transparent pod's, or the node's own. */
+SW_INLINE int sw_answer_in(struct __sk_buff *skb, struct sw_packet *p)
+{
+	struct sw_endpoint *endpoint = sw_find_endpoint(SW_SCOPE_UPLINK, p->family, &p->out.destination);
+	struct sw_port *port = endpoint && endpoint->port ? sw_find_port(endpoint->port) : 0;
+
+	if (!port || !(port->flags & SW_PORT_TRANSPARENT))
+		return SW_PASS;
+	return sw_to_port(skb, p, endpoint->port, port);
+}
+
 /* port: the pod that asks, or 0 for the wire. */
 SW_INLINE int sw_arp(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port, __u32 uplink)
 {
@@ -103,6 +113,8 @@ SW_INLINE int sw_arp(struct __sk_buff *skb, struct sw_packet *p, const struct sw
 	sw_set_ipv4(&p->tuple.destination, target);
 	sw_set_ipv4(&p->out.destination, target);
 	if (port && !(port->flags & SW_PORT_NO_GUARD)) {
+		if (!sw_same_mac((__u8 *)data + 6, port->mac))
+			return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_MAC);
 		/* An ARP probe (RFC 5227) has no sender address. */
 		if (!sw_same_mac(arp->sender_mac, port->mac) ||
 		    (sender && sender != *(__be32 *)port->address[0].b))
@@ -111,7 +123,7 @@ SW_INLINE int sw_arp(struct __sk_buff *skb, struct sw_packet *p, const struct sw
 			return TC_ACT_SHOT; /* announcing or probing its own address: nobody needs to know */
 	}
 	if (arp->header.ar_op != bpf_htons(ARPOP_REQUEST))
-		return port ? TC_ACT_SHOT : SW_PASS; /* answers are never needed: nothing is asked on ports */
+		return port ? TC_ACT_SHOT : sw_answer_in(skb, p); /* nothing is asked on ports */
 	if (port ? !sw_mac_for_pod(p, port, mac) : !sw_mac_for_wire(p, mac))
 		return port ? sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ENDPOINT) : SW_PASS;
 	/* A Transparent pod asks the wire itself about addresses beyond this node. */
@@ -235,8 +247,10 @@ SW_INLINE int sw_neighbour(struct __sk_buff *skb, struct sw_packet *p, const str
 		return TC_ACT_SHOT;
 	if (port && !(port->flags & SW_PORT_NO_GUARD) && !sw_nd_is_own(p, port, nd, has_option))
 		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_ARP);
-	if (p->icmp_type != SW_ND_SOLICITATION)
-		return port ? TC_ACT_SHOT : SW_PASS;
+	if (p->icmp_type != SW_ND_SOLICITATION) {
+		sw_copy_address(&p->out.destination, &p->tuple.destination);
+		return port ? TC_ACT_SHOT : sw_answer_in(skb, p);
+	}
 	__builtin_memcpy(p->out.destination.b, nd->target, 16);
 	if (port && (sw_is_link_local(&p->out.destination) || sw_same_address(&p->out.destination, &port->address[1])))
 		return TC_ACT_SHOT; /* its own addresses, or a neighbour's link-local one: there are none on this link */

@@ -83,6 +83,8 @@ struct sw_packet {
 	__u16 scope;
 	__u16 l4_offset;
 	__u16 payload_offset;
+	__u16 fragment_offset; /* of the IPv6 fragment header */
+	__u16 quoted_checksum; /* of an ICMP error: offset of the quoted L4 checksum, 0 = not quoted */
 	__u32 fragment_id;
 	__u32 device;	 /* arrival ifindex, charged with drops while no port is known */
 	__u32 port_id;	 /* pod port it came from, 0 otherwise */
@@ -96,7 +98,9 @@ struct sw_packet {
 	struct sw_drop_key drop;
 	__u8 other_direction;
 	__u8 keep_frame; /* from a Transparent port: L2 as the pod wrote it */
-	__u8 reserved[6];
+	__u8 port_flags; /* SW_PORT_* of port_id */
+	__u8 quoted_protocol;
+	__u8 reserved[4];
 #ifdef TRACE
 	struct sw_flow_key gone[2]; /* of the flow that the untraced programs would have removed by now */
 #endif
@@ -379,6 +383,7 @@ SW_INLINE int sw_parse_ipv6(struct __sk_buff *skb, struct sw_packet *p)
 			if (where & 0xfff9) { /* an atomic fragment is a whole datagram */
 				p->fragment = where & 0xfff8 ? SW_FRAGMENT_LATER : SW_FRAGMENT_FIRST;
 				p->fragment_id = *(__u32 *)(extension + 4);
+				p->fragment_offset = offset;
 			}
 			next = extension[0];
 			offset += 8;

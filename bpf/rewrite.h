@@ -88,6 +88,27 @@ static __noinline int sw_rewrite_port(struct __sk_buff *skb, struct sw_packet *p
 	return 0;
 }
 
+/*
+ * Datagrams of two pods that now have one source address must not be put together by who gets their fragments: the
+ * identification is moved by the new source port, which no two connections to there share.
+ */
+static __noinline int sw_rewrite_fragment_id(struct __sk_buff *skb, struct sw_packet *p, __be16 port)
+{
+	if (p->family == 4) {
+		__be16 old = p->fragment_id;
+		__be16 new = bpf_htons(bpf_ntohs(old) + bpf_ntohs(port));
+
+		return bpf_l3_csum_replace(skb, SW_L3 + 10, old, new, 2) ||
+				       bpf_skb_store_bytes(skb, SW_L3 + 4, &new, 2, 0) ?
+			       SW_REASON_INTERNAL :
+			       0;
+	} else {
+		__be32 new = bpf_htonl(bpf_ntohl(p->fragment_id) + bpf_ntohs(port));
+
+		return bpf_skb_store_bytes(skb, p->fragment_offset + 4, &new, 4, 0) ? SW_REASON_INTERNAL : 0;
+	}
+}
+
 /* Applies the address and port part of an action to the packet in hand. Returns 0 or a reason. */
 static __noinline int sw_rewrite(struct __sk_buff *skb, struct sw_packet *p, const struct sw_action *action)
 {
@@ -96,6 +117,8 @@ static __noinline int sw_rewrite(struct __sk_buff *skb, struct sw_packet *p, con
 	if (action->flags & SW_REWRITE_SOURCE) {
 		reason = sw_rewrite_address(skb, p, &p->tuple.source, &action->source, 1);
 		reason = reason ?: sw_rewrite_port(skb, p, p->tuple.source_port, action->source_port, 1);
+		if (!reason && p->fragment)
+			reason = sw_rewrite_fragment_id(skb, p, action->source_port);
 	}
 	if (!reason && action->flags & SW_REWRITE_DESTINATION) {
 		reason = sw_rewrite_address(skb, p, &p->tuple.destination, &action->destination, 0);
@@ -129,7 +152,8 @@ SW_INLINE int sw_decrement_ttl(struct __sk_buff *skb, struct sw_packet *p)
 	return 0;
 }
 
-SW_INLINE int sw_set_macs(struct __sk_buff *skb, const __u8 *destination, const __u8 *source)
+/* which: 0 destination, 6 source. */
+SW_INLINE int sw_set_mac(struct __sk_buff *skb, int which, const __u8 *mac)
 {
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
@@ -137,9 +161,13 @@ SW_INLINE int sw_set_macs(struct __sk_buff *skb, const __u8 *destination, const 
 
 	if ((void *)(eth + ETH_HLEN) > end)
 		return SW_REASON_INTERNAL;
-	sw_copy_mac(eth, destination);
-	sw_copy_mac(eth + 6, source);
+	sw_copy_mac(eth + which, mac);
 	return 0;
+}
+
+SW_INLINE int sw_set_macs(struct __sk_buff *skb, const __u8 *destination, const __u8 *source)
+{
+	return sw_set_mac(skb, 0, destination) ?: sw_set_mac(skb, 6, source);
 }
 
 #endif /* SAMEWIRE_REWRITE_H */

@@ -92,6 +92,7 @@ SW_INLINE int sw_from_pod(struct __sk_buff *skb, struct sw_packet *p, __u32 ifin
 	if (!port || !config)
 		return sw_drop(p, SW_LAYER_PARSE, SW_REASON_UNKNOWN_PORT);
 	p->scope = port->scope;
+	p->port_flags = port->flags;
 	if (port->flags & SW_PORT_BLOCKED)
 		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_PORT_BLOCKED);
 	if (skb->protocol == bpf_htons(ETH_P_ARP))

@@ -16,11 +16,11 @@ from msgspec.structs import replace
 from samewire.vfp.constants import Arrival, Fate, Reason
 from samewire.vfp.record import Record
 from samewire.vfp.simulate import Outcome, Simulator
-from samewire.vfp.tables import Flow, FlowKey, Port, TraceOutput
+from samewire.vfp.tables import Flow, FlowKey, Id, Port, TraceOutput
 from tests.support.frames import Played, frames, tunnel_frames
-from tests.support.replies import reply_to
+from tests.support.replies import error_about, reply_to
 from tests.support.switch_rig import SwitchRig, now_tick, require_root
-from tests.support.universe import VNI, Universe, tables
+from tests.support.universe import OUTSIDE, VNI, Universe, packed, tables
 
 pytestmark = [pytest.mark.root, pytest.mark.kernelcore]
 
@@ -28,7 +28,25 @@ _PASS = -1
 _SHOT = 2
 _REDIRECT = 7
 _REPLY_FLAGS = (0x12, 0x12, 0x10, 0x10, 0x11, 0x14, 0x04, 0x02)
-_STEPS = ("frame",) * 5 + ("reply",) * 6 + ("again", "again", "tunnel", "tunnel", "bump", "bump", "change")
+_QUOTES = (28, 48, 60, 96, 200)
+_STEPS = (
+    ("frame",) * 5
+    + ("reply",) * 6
+    + (
+        "error",
+        "error",
+        "again",
+        "again",
+        "tunnel",
+        "tunnel",
+        "bump",
+        "bump",
+        "bump",
+        "change",
+        "change",
+        "change",
+    )
+)
 _ANSWERED_AT = {Fate.PORT: Arrival.POD, Fate.UPLINK: Arrival.UPLINK, Fate.TUNNEL: Arrival.TUNNEL}
 
 
@@ -82,13 +100,27 @@ class _Play:
 
     def _next(self, kind: str) -> Played:
         if kind in ("bump", "change"):
-            kind = self.data.draw(st.sampled_from(["again", "reply"]))  # flows made before meet it
+            kind = self.data.draw(st.sampled_from(["again", "reply", "error"]))  # flows made before meet it
         if kind == "again" and self.played:
-            return self.data.draw(st.sampled_from(self.played))
+            return (
+                self.played[-1]
+                if self.data.draw(st.booleans())
+                else self.data.draw(st.sampled_from(self.played))
+            )
         answered = [outcome for outcome in self.outcomes if outcome.fate != Fate.NOWHERE]
-        if kind == "reply" and answered:
-            outcome = self.data.draw(st.sampled_from(answered))
-            reply = reply_to(outcome.frame, self.data.draw(st.sampled_from(_REPLY_FLAGS)))
+        outside = [outcome for outcome in answered if outcome.fate == Fate.UPLINK]
+        if outside and self.data.draw(st.booleans()):
+            answered = outside  # what may be translated
+        if kind in ("reply", "error") and answered:
+            outcome = (
+                answered[-1] if self.data.draw(st.booleans()) else self.data.draw(st.sampled_from(answered))
+            )
+            if kind == "reply":
+                reply = reply_to(outcome.frame, self.data.draw(st.sampled_from(_REPLY_FLAGS)))
+            else:
+                router = packed(OUTSIDE[4 if outcome.frame[12:14] == b"\x08\0" else 6][1])
+                sender = self.data.draw(st.sampled_from([None, router]))
+                reply = error_about(outcome.frame, sender, self.data.draw(st.sampled_from(_QUOTES)))
             if reply is not None:
                 arrival = _ANSWERED_AT.get(outcome.fate, Arrival.HOST)
                 devices = {Arrival.POD: outcome.target, Arrival.UPLINK: self.universe.uplink}
@@ -99,17 +131,23 @@ class _Play:
         """A port's policy changes: its lists are those of another port, or none."""
         ports = self.universe.tables["sw_ports"]
         key, model = self.data.draw(st.tuples(*[st.sampled_from(sorted(ports, key=lambda k: k.pack()))] * 2))
+        flows = list(self.simulator.flows.values())
+        if flows and self.data.draw(st.booleans()):
+            known = [Id(port) for port in flows[-1].port if Id(port) in ports]
+            key = known[0] if known else key  # one that has a flow
         port, other = ports[key], ports[model]
         assert isinstance(port, Port)
         assert isinstance(other, Port)
         new = replace(port, generation=port.generation + 1)
-        change = self.data.draw(st.sampled_from(["nothing", "acl", "none", "nat"]))
+        change = self.data.draw(st.sampled_from(["nothing", "acl", "none", "nat", "nat", "block"]))
         if change == "acl":
             new = replace(new, acl_set=other.acl_set, acl_count=other.acl_count)
         elif change == "none":
             new = replace(new, acl_count=(0, 0))
         elif change == "nat":
             new = replace(new, nat_set=7 - port.nat_set)
+        elif change == "block":
+            new = replace(new, acl_set=(99, 99), acl_count=(1, 1))  # a set that is gone
         ports[key] = new
         self.rig.put("sw_ports", key, new)
 

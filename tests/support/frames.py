@@ -10,6 +10,7 @@ from samewire.vfp.constants import Arrival
 from samewire.vfp.simulate import checksum
 from tests.support.universe import (
     GATEWAY_MAC,
+    OUTSIDE,
     PEER_MAC,
     PORTS,
     PROTOCOLS,
@@ -28,11 +29,13 @@ _MOSTLY: Final = st.sampled_from([True] * 9 + [False])
 _LENGTHS: Final = (0, 1, 8, 40, 120)
 
 
-def _fill(data: bytes, at: int, covered: bytes) -> bytes:
+def fill(data: bytes, at: int, covered: bytes) -> bytes:
+    """``data`` with the checksum of ``covered`` at an offset."""
     return data[:at] + checksum.whole(covered if len(covered) % 2 == 0 else covered + b"\0") + data[at + 2 :]
 
 
-def _pseudo(family: int, source: bytes, destination: bytes, protocol: int, length: int) -> bytes:
+def pseudo(family: int, source: bytes, destination: bytes, protocol: int, length: int) -> bytes:
+    """The pseudo header that L4 checksums cover."""
     if family == 4:
         return source[:4] + destination[:4] + bytes((0, protocol)) + length.to_bytes(2, "big")
     return source + destination + length.to_bytes(4, "big") + protocol.to_bytes(4, "big")
@@ -52,7 +55,7 @@ def ip_packet(
     if family == 4:
         head = b"\x45\0" + (20 + len(payload)).to_bytes(2, "big") + number.to_bytes(2, "big")
         head += offset.to_bytes(2, "big") + bytes((ttl, protocol, 0, 0)) + source[:4] + destination[:4]
-        return _fill(head, 10, head) + payload
+        return fill(head, 10, head) + payload
     following = protocol
     if offset & 0x3FFF:
         where = (offset & 0x1FFF) << 3 | (1 if offset & 0x2000 else 0)
@@ -74,19 +77,19 @@ def _l4(draw: st.DrawFn, family: int, protocol: int, source: bytes, destination:
     ports = b"".join(draw(st.sampled_from(PORTS)).to_bytes(2, "big") for _ in range(2))
     if protocol == 6:
         segment = ports + bytes(8) + bytes((0x50, draw(st.sampled_from(_TCP_FLAGS)))) + bytes(6) + body
-        return _fill(segment, 16, _pseudo(family, source, destination, 6, len(segment)) + segment)
+        return fill(segment, 16, pseudo(family, source, destination, 6, len(segment)) + segment)
     if protocol == 17:
         datagram = ports + (8 + len(body)).to_bytes(2, "big") + bytes(2) + body
         if draw(st.booleans()) and family == 4:
             return datagram  # no checksum
-        return _fill(datagram, 6, _pseudo(family, source, destination, 17, len(datagram)) + datagram)
+        return fill(datagram, 6, pseudo(family, source, destination, 17, len(datagram)) + datagram)
     if protocol in (1, 58):
         kinds = (8, 0, 13) if protocol == 1 else (128, 129, 150)
         message = bytes((draw(st.sampled_from(kinds)), 0, 0, 0)) + ports + body
         covered = (
-            message if protocol == 1 else _pseudo(family, source, destination, 58, len(message)) + message
+            message if protocol == 1 else pseudo(family, source, destination, 58, len(message)) + message
         )
-        return _fill(message, 2, covered)
+        return fill(message, 2, covered)
     return ports + bytes(8) + body
 
 
@@ -104,12 +107,14 @@ def _error(draw: st.DrawFn, family: int, source: bytes, destination: bytes) -> b
     quoted_source, quoted_destination = draw(st.permutations(addresses(family)))[:2]
     if draw(st.booleans()):
         quoted_source, quoted_destination = destination, source
-    quote = draw(_packet(family, quoted_source, quoted_destination))[: draw(st.sampled_from([28, 48, 96]))]
+    quote = draw(_packet(family, quoted_source, quoted_destination))[
+        : draw(st.sampled_from([28, 48, 60, 96]))
+    ]
     kinds = (3, 11, 12) if family == 4 else (1, 2, 3)
     message = bytes((draw(st.sampled_from(kinds)), 0, 0, 0)) + bytes(4) + quote
     protocol = 1 if family == 4 else 58
-    covered = message if family == 4 else _pseudo(family, source, destination, 58, len(message)) + message
-    return ip_packet(family, source, destination, protocol, _fill(message, 2, covered), 64, 0, 9)
+    covered = message if family == 4 else pseudo(family, source, destination, 58, len(message)) + message
+    return ip_packet(family, source, destination, protocol, fill(message, 2, covered), 64, 0, 9)
 
 
 @st.composite
@@ -121,7 +126,7 @@ def _arp(draw: st.DrawFn, mac: bytes, own: bytes) -> bytes:
     sender_mac = draw(st.sampled_from([mac, mac, OTHER_MAC]))
     return (
         b"\xff" * 6
-        + mac
+        + (mac if draw(_MOSTLY) else OTHER_MAC)
         + b"\x08\x06\0\x01\x08\0\x06\x04"
         + operation.to_bytes(2, "big")
         + sender_mac
@@ -140,7 +145,7 @@ def _solicitation(draw: st.DrawFn, mac: bytes, own: bytes) -> bytes:
     option = draw(st.sampled_from([b"", b"\x01\x01" + mac, b"\x01\x01" + OTHER_MAC, b"\x0e\x01" + bytes(6)]))
     message = bytes((kind, 0, 0, 0)) + bytes(4) + target + option
     destination = bytes.fromhex("ff02" + "00" * 9 + "01ff") + target[13:]
-    message = _fill(message, 2, _pseudo(6, source, destination, 58, len(message)) + message)
+    message = fill(message, 2, pseudo(6, source, destination, 58, len(message)) + message)
     return (
         b"\x33\x33\xff"
         + target[13:]
@@ -167,7 +172,7 @@ def frames(draw: st.DrawFn, universe: Universe) -> Played:
     source = own[family]
     if not draw(st.integers(0, 19)):
         source = draw(st.sampled_from(addresses(family)))
-    everybody = addresses(family)
+    everybody = [*addresses(family), *map(packed, OUTSIDE[family] * 2)]
     destination = draw(st.sampled_from([a for a in everybody if a != source] if draw(_MOSTLY) else everybody))
     body = draw((_error if kind == "error" else _packet)(family, source, destination))
     to = GATEWAY_MAC if arrival == Arrival.POD else UPLINK_MAC

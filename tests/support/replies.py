@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from samewire.vfp.simulate import checksum
-from samewire.vfp.simulate.packet import ICMP, TCP, Malformed, Packet, parse
+from samewire.vfp.simulate.packet import ICMP, ICMPV6, TCP, Malformed, Packet, parse
+from tests.support.frames import fill, ip_packet, pseudo
 
 _ECHO: Final = {4: (8, 0), 6: (128, 129)}
 
@@ -28,6 +29,25 @@ def reply_to(frame: bytes, tcp_flags: int) -> bytes | None:
     if not packet.fragment or packet.fragment == 1:
         _turn_l4(packet, frame, tcp_flags)
     return bytes(data)
+
+
+def error_about(frame: bytes, sender: bytes | None, size: int) -> bytes | None:
+    """An ICMP error that quotes ``size`` bytes of a frame's packet, from its destination or from a router."""
+    try:
+        packet = parse(bytearray(frame))
+    except Malformed:
+        return None
+    family, source = packet.family, sender or packet.tuple.destination
+    message = bytes((3 if family == 4 else 1, 3 if family == 4 else 4, 0, 0)) + bytes(4) + frame[14:][:size]
+    message += bytes(len(message) % 2)
+    if family == 4:
+        message = fill(message, 2, message)
+    else:
+        covered = pseudo(6, source, packet.tuple.source, ICMPV6, len(message))
+        message = fill(message, 2, covered + message)
+    protocol = ICMP if family == 4 else ICMPV6
+    head = frame[6:12] + frame[0:6] + frame[12:14]
+    return head + ip_packet(family, source, packet.tuple.source, protocol, message, 64, 0, 3)
 
 
 def _turn_l4(packet: Packet, frame: bytes, tcp_flags: int) -> None:

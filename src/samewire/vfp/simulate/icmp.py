@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
 from msgspec.structs import replace
 
 from samewire.vfp.address import IPV4, ZERO
-from samewire.vfp.constants import Arrival, Fate, FlowFlag, Layer, Reason, RewriteFlag
+from samewire.vfp.constants import Arrival, Fate, FlowFlag, Layer, PortFlag, Reason, RewriteFlag
 from samewire.vfp.simulate import checksum
 from samewire.vfp.simulate.flows import make_key
 from samewire.vfp.simulate.packet import (
@@ -15,6 +16,8 @@ from samewire.vfp.simulate.packet import (
     ICMP,
     ICMPV6,
     L3,
+    TCP,
+    UDP,
     WITH_PORTS,
     Packet,
     Tuple,
@@ -24,7 +27,9 @@ from samewire.vfp.simulate.state import Dropped, Passed, State, Walk
 from samewire.vfp.simulate.walk import side
 from samewire.vfp.tables import Action
 
-_QUOTE: Final = {4: (64, 28), 6: (96, 48)}
+_QUOTE: Final = {4: (64, 40, 28), 6: (96, 60, 48)}  # the second for TCP only
+_CHECKSUM_PLACE: Final = {TCP: 16, UDP: 6, ICMP: 2, ICMPV6: 2}
+_FRAGMENT: Final = 44
 TOO_BIG: Final = {4: (3, 4), 6: (2, 0)}
 TIME_EXCEEDED: Final = {4: (11, 0), 6: (3, 0)}
 
@@ -32,12 +37,13 @@ TIME_EXCEEDED: Final = {4: (11, 0), 6: (3, 0)}
 def error_frame(state: State, walk: Walk, kind: tuple[int, int], mtu: int) -> bytes | None:
     """The ICMP error about the frame in hand, turned round; None where none may be sent."""
     packet = walk.packet
-    long, short = _QUOTE[packet.family]
-    length = len(packet.data) - L3
+    long, tcp, short = _QUOTE[packet.family]
+    sizes = (long, tcp, short) if packet.protocol == TCP else (long, short)
+    size = next((size for size in sizes if size <= packet.ip_length), 0)
     elsewhere = walk.arrival == Arrival.TUNNEL
-    if packet.icmp_error or packet.fragment == FRAGMENT_LATER or elsewhere or length < short:
+    if not size or packet.icmp_error or packet.fragment == FRAGMENT_LATER or elsewhere:
         return None
-    quote = bytes(packet.data[L3 : L3 + (long if length >= long else short)])
+    quote = bytes(packet.data[L3 : L3 + size])
     build = _error4 if packet.family == IPV4 else _error6
     source = _error_source(state, walk)
     frame = bytes(packet.data[6:12]) + bytes(packet.data[0:6]) + bytes(packet.data[12:14])
@@ -69,21 +75,41 @@ def _error6(source: bytes, destination: bytes, kind: tuple[int, int], mtu: int, 
     return ip + icmp[:2] + checksum.whole(pseudo + icmp) + icmp[4:]
 
 
-def _parse_quoted(packet: Packet) -> tuple[Tuple, int, int] | None:
-    """The quoted tuple, its protocol and the offset of its L4 header."""
+class _Quote(msgspec.Struct):
+    """The packet that an error quotes. ``checksum_at``: of its L4 checksum, 0 = not quoted."""
+
+    ends: Tuple
+    protocol: int
+    l3: int
+    l4: int
+    checksum_at: int
+
+
+def _quoted_l3(packet: Packet) -> tuple[Tuple, int, int] | None:
+    """The quoted addresses, protocol, and the offset of the L4 header."""
     data, at = packet.data, packet.l4 + 8
     if packet.family == IPV4:
         if at + 20 > len(data) or data[at] & 0xF < 5 or int.from_bytes(data[at + 6 : at + 8], "big") & 0x1FFF:
             return None
         ends = Tuple(pad(bytes(data[at + 12 : at + 16])), pad(bytes(data[at + 16 : at + 20])))
-        protocol, at = data[at + 9], at + (data[at] & 0xF) * 4
-    else:
-        if at + 40 > len(data):
-            return None
-        ends = Tuple(bytes(data[at + 8 : at + 24]), bytes(data[at + 24 : at + 40]))
-        protocol, at = data[at + 6], at + 40
-    if at + 8 > len(data):
+        return ends, data[at + 9], at + (data[at] & 0xF) * 4
+    if at + 40 > len(data):
         return None
+    ends = Tuple(bytes(data[at + 8 : at + 24]), bytes(data[at + 24 : at + 40]))
+    protocol, at = data[at + 6], at + 40
+    if protocol == _FRAGMENT:
+        if at + 8 > len(data) or int.from_bytes(data[at + 2 : at + 4], "big") & 0xFFF8:
+            return None
+        protocol, at = data[at], at + 8
+    return ends, protocol, at
+
+
+def _parse_quoted(packet: Packet) -> _Quote | None:
+    found = _quoted_l3(packet)
+    data = packet.data
+    if found is None or found[2] + 8 > len(data):
+        return None
+    ends, protocol, at = found
     if protocol in WITH_PORTS:
         ends = replace(
             ends,
@@ -96,7 +122,9 @@ def _parse_quoted(packet: Packet) -> tuple[Tuple, int, int] | None:
             ends = replace(ends, source_port=identifier)
         elif data[at] in (0, 129):
             ends = replace(ends, destination_port=identifier)
-    return ends, protocol, at
+    place = _CHECKSUM_PLACE.get(protocol, 0)
+    quoted = at + place if place and at + place + 2 <= len(data) else 0
+    return _Quote(ends, protocol, packet.l4 + 8, at, quoted)
 
 
 def _change(packet: Packet, at: int, before: bytes, after: bytes) -> None:
@@ -107,21 +135,51 @@ def _change(packet: Packet, at: int, before: bytes, after: bytes) -> None:
     packet.data[at : at + len(after)] = after
 
 
-def _rewrite_address(packet: Packet, at: int, before: bytes, after: bytes) -> None:
+def _adjust(packet: Packet, quote: _Quote, before: bytes, after: bytes) -> None:
+    """What the quoted L4 checksum covers has changed."""
+    at, udp = quote.checksum_at, quote.protocol == UDP
+    if not at:
+        return
+    current = new = bytes(packet.data[at : at + 2])
+    if not udp or current != b"\0\0":
+        update = checksum.replace_by_difference if len(before) == 16 else checksum.replace
+        new = update(current, before, after)
+        if udp and new == b"\0\0":
+            new = b"\xff\xff"
+    _change(packet, at, current, new)
+
+
+def _rewrite_address(packet: Packet, quote: _Quote, at: int, before: bytes, after: bytes) -> None:
     if packet.family != IPV4:
         _change(packet, at, before, after)
+        _adjust(packet, quote, before, after)
         return
-    where = (
-        packet.l4 + 8 + 10
-    )  # the quoted header's own checksum keeps its sum, and so the outer one, constant
+    # The quoted header's own checksum keeps its sum, and so the outer one, constant.
+    where = quote.l3 + 10
     current = bytes(packet.data[where : where + 2])
     packet.data[where : where + 2] = checksum.replace(current, before[:4], after[:4])
     packet.data[at : at + 4] = after[:4]
+    if quote.protocol != ICMP:
+        _adjust(packet, quote, before[:4], after[:4])
 
 
-def _rewrite_port(packet: Packet, at: int, before: int, after: int) -> None:
+def _rewrite_port(packet: Packet, quote: _Quote, at: int, before: int, after: int) -> None:
     if before and before != after:
         _change(packet, at, before.to_bytes(2, "big"), after.to_bytes(2, "big"))
+        _adjust(packet, quote, before.to_bytes(2, "big"), after.to_bytes(2, "big"))
+
+
+def _mirror(packet: Packet, quote: _Quote, action: Action) -> None:
+    """Mirror an action on packets destination -> source into the quoted header source -> destination."""
+    ends = quote.ends
+    addresses = (quote.l3 + 12, quote.l3 + 16) if packet.family == IPV4 else (quote.l3 + 8, quote.l3 + 24)
+    ports = (quote.l4, quote.l4 + 2) if quote.protocol in WITH_PORTS else (quote.l4 + 4, quote.l4 + 4)
+    if action.flags & RewriteFlag.DESTINATION:
+        _rewrite_address(packet, quote, addresses[0], ends.source, action.destination)
+        _rewrite_port(packet, quote, ports[0], ends.source_port, action.destination_port)
+    if action.flags & RewriteFlag.SOURCE:
+        _rewrite_address(packet, quote, addresses[1], ends.destination, action.source)
+        _rewrite_port(packet, quote, ports[1], ends.destination_port, action.source_port)
 
 
 def translate_error(state: State, walk: Walk) -> Action | None:
@@ -131,11 +189,15 @@ def translate_error(state: State, walk: Walk) -> Action | None:
     """
     packet = walk.packet
     from_uplink = walk.arrival == Arrival.UPLINK
-    quoted = _parse_quoted(packet)
-    if quoted is None:
+    quote = _parse_quoted(packet)
+    if quote is None:
         raise Passed if from_uplink else Dropped(Layer.ICMP, Reason.MALFORMED)
-    ends, protocol, l4 = quoted
-    key, direction = make_key(ends.reverse, walk.scope, packet.family, protocol)
+    ends = quote.ends
+    # A pod is no router: it has something to say only about what came to it.
+    own = state.port(walk.port_id) if walk.arrival == Arrival.POD else None
+    if own is not None and not own.flags & PortFlag.NO_GUARD and packet.tuple.source != ends.destination:
+        raise Dropped(Layer.ICMP, Reason.ICMP_UNRELATED)
+    key, direction = make_key(ends.reverse, walk.scope, packet.family, quote.protocol)
     flow = state.flows.get(key)
     if flow is None or flow.flags & FlowFlag.HOST:
         if from_uplink:
@@ -146,15 +208,7 @@ def translate_error(state: State, walk: Walk) -> Action | None:
     action = flow.action[direction]
     if action.fate == Fate.NOWHERE:
         raise Dropped(Layer.ICMP, Reason.ICMP_UNRELATED)
-    l3 = packet.l4 + 8
-    addresses = (l3 + 12, l3 + 16) if packet.family == IPV4 else (l3 + 8, l3 + 24)
-    ports = (l4, l4 + 2) if protocol in WITH_PORTS else (l4 + 4, l4 + 4)
-    if action.flags & RewriteFlag.DESTINATION:
-        _rewrite_address(packet, addresses[0], ends.source, action.destination)
-        _rewrite_port(packet, ports[0], ends.source_port, action.destination_port)
-    if action.flags & RewriteFlag.SOURCE:
-        _rewrite_address(packet, addresses[1], ends.destination, action.source)
-        _rewrite_port(packet, ports[1], ends.destination_port, action.source_port)
+    _mirror(packet, quote, action)
     flags = action.flags
     if packet.tuple.source != ends.destination:
         flags &= ~RewriteFlag.SOURCE

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NoReturn
 
 from samewire.vfp.address import NO_MAC, ZERO
-from samewire.vfp.constants import SCOPE_UPLINK, Layer, PortFlag, Reason, RouteKind
+from samewire.vfp.constants import SCOPE_UPLINK, Fate, Layer, PortFlag, Reason, RouteKind
 from samewire.vfp.simulate import checksum
 from samewire.vfp.simulate.packet import ICMPV6, L3, Packet, pad
 from samewire.vfp.simulate.state import Dropped, Passed, State
@@ -24,7 +24,12 @@ class Swallowed(Exception):
 
 
 class Forwarded(Exception):
-    """A Transparent pod's question goes out to the wire as it is."""
+    """A Transparent pod's question goes out to the wire as it is, or the wire's answer in to the pod."""
+
+    def __init__(self, fate: Fate, target: int) -> None:
+        super().__init__(fate.name)
+        self.fate = fate
+        self.target = target
 
 
 def is_link_local(address: bytes) -> bool:
@@ -51,12 +56,26 @@ def _owner_mac(state: State, scope: int, family: int, port: Port | None, target:
     return owner_port.mac if owner_port.flags & PortFlag.TRANSPARENT else config.uplink_mac
 
 
-def _asks_wire(state: State, scope: int, family: int, port: Port | None, target: bytes, mac: bytes) -> bool:
+def _ask_wire(state: State, scope: int, family: int, port: Port | None, target: bytes, mac: bytes) -> None:
+    """A Transparent pod asks the wire itself about addresses beyond this node."""
     if port is None or not port.flags & PortFlag.TRANSPARENT or mac != port.gateway_mac:
-        return False
+        return
     route = state.route(scope, family, target)
     config = state.config
-    return route is not None and route.kind == RouteKind.UPLINK and bool(config and config.uplink_ifindex)
+    if route is not None and route.kind == RouteKind.UPLINK and config and config.uplink_ifindex:
+        raise Forwarded(Fate.UPLINK, config.uplink_ifindex)
+
+
+def _answer_in(state: State, data: bytearray, family: int, asker: bytes) -> NoReturn:
+    """An answer from the wire: a Transparent pod's, or the node's own."""
+    owner = state.endpoint(SCOPE_UPLINK, family, asker)
+    port = state.port(owner.port) if owner is not None and owner.port else None
+    if owner is None or port is None or not port.flags & PortFlag.TRANSPARENT:
+        raise Passed
+    if port.flags & PortFlag.BLOCKED:
+        raise Dropped(Layer.L2, Reason.PORT_BLOCKED, owner.port)
+    data[0:6] = port.mac
+    raise Forwarded(Fate.PORT, owner.port)
 
 
 def answer_arp(state: State, data: bytearray, scope: int, port: Port | None) -> bytes:
@@ -69,17 +88,20 @@ def answer_arp(state: State, data: bytearray, scope: int, port: Port | None) -> 
     target = bytes(data[L3 + 24 : L3 + 28])
     if port is not None and not port.flags & PortFlag.NO_GUARD:
         own = port.address[0][:4]
+        if bytes(data[6:12]) != port.mac:
+            raise Dropped(Layer.GUARD, Reason.SPOOFED_MAC)
         if sender_mac != port.mac or (sender != bytes(4) and sender != own):
             raise Dropped(Layer.GUARD, Reason.SPOOFED_ARP)
         if target == own:
             raise Swallowed
     if data[L3 + 6 : L3 + 8] != _REQUEST:
-        raise Swallowed if port else Passed
+        if port is not None:
+            raise Swallowed
+        _answer_in(state, data, 4, pad(target))
     mac = _owner_mac(state, scope, 4, port, pad(target))
     if mac is None:
         raise Dropped(Layer.ROUTE, Reason.NO_ENDPOINT) if port else Passed
-    if _asks_wire(state, scope, 4, port, pad(target), mac):
-        raise Forwarded
+    _ask_wire(state, scope, 4, port, pad(target), mac)
     head = sender_mac + mac + bytes(data[12 : L3 + 6]) + b"\x00\x02"
     return head + mac + target + sender_mac + sender + bytes(data[L3 + 28 :])
 
@@ -93,14 +115,15 @@ def answer_neighbour(state: State, packet: Packet, scope: int, port: Port | None
     if port is not None and not port.flags & PortFlag.NO_GUARD and not _is_own(packet, port, target):
         raise Dropped(Layer.GUARD, Reason.SPOOFED_ARP)
     if packet.icmp_type != _SOLICITATION:
-        raise Swallowed if port else Passed
+        if port is not None:
+            raise Swallowed
+        _answer_in(state, data, 6, packet.tuple.destination)
     if port is not None and (is_link_local(target) or target == port.address[1]):
         raise Swallowed
     mac = _owner_mac(state, scope, 6, port, target)
     if mac is None:
         raise Dropped(Layer.ROUTE, Reason.NO_ENDPOINT) if port else Passed
-    if _asks_wire(state, scope, 6, port, target, mac):
-        raise Forwarded
+    _ask_wire(state, scope, 6, port, target, mac)
     return _advertisement(packet, target, mac, port is not None and mac == port.gateway_mac)
 
 

@@ -63,6 +63,7 @@ class Packet(msgspec.Struct):
     tcp_flags: int = 0
     fragment: int = 0
     fragment_id: int = 0
+    fragment_at: int = 0
     icmp_type: int = 0
     icmp_error: bool = False
     neighbour: bool = False
@@ -132,6 +133,7 @@ def _parse_ipv6(packet: Packet) -> None:
             if where & 0xFFF9:  # an atomic fragment is a whole datagram
                 packet.fragment = FRAGMENT_LATER if where & 0xFFF8 else FRAGMENT_FIRST
                 packet.fragment_id = int.from_bytes(data[offset + 4 : offset + 8], "little")
+                packet.fragment_at = offset
             length = 8
         else:
             length = (data[offset + 1] + 1) * 8
@@ -239,6 +241,20 @@ def rewrite_port(packet: Packet, before: int, after: int, source: bool) -> None:
     where = packet.l4 + 4 if packet.is_icmp else packet.l4 + (0 if source else 2)
     _patch_checksum(packet, at, before.to_bytes(2, "big"), after.to_bytes(2, "big"))
     packet.data[where : where + 2] = after.to_bytes(2, "big")
+
+
+def move_fragment_id(packet: Packet, port: int) -> None:
+    """Tell apart the datagrams of pods that share a source address: the identification moves by the port."""
+    data = packet.data
+    if packet.family == IPV6:
+        at = packet.fragment_at + 4
+        moved = int.from_bytes(data[at : at + 4], "big") + port & 0xFFFFFFFF
+        data[at : at + 4] = moved.to_bytes(4, "big")
+        return
+    before = bytes(data[L3 + 4 : L3 + 6])
+    after = (int.from_bytes(before, "big") + port & 0xFFFF).to_bytes(2, "big")
+    data[L3 + 10 : L3 + 12] = checksum.replace(bytes(data[L3 + 10 : L3 + 12]), before, after)
+    data[L3 + 4 : L3 + 6] = after
 
 
 def decrement_ttl(packet: Packet) -> None:

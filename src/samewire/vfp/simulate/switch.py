@@ -29,6 +29,7 @@ from samewire.vfp.simulate.packet import (
     Malformed,
     Packet,
     decrement_ttl,
+    move_fragment_id,
     parse,
     rewrite_address,
     rewrite_port,
@@ -72,9 +73,8 @@ class Simulator:
             return Outcome(bytes(data))
         except neighbour.Swallowed:
             return Outcome(bytes(data), drop=(0, 0, Layer.L2, Reason.NONE))
-        except neighbour.Forwarded:
-            config = self.state.config
-            return Outcome(bytes(data), Fate.UPLINK, config.uplink_ifindex if config else 0)
+        except neighbour.Forwarded as forwarded:
+            return Outcome(bytes(data), forwarded.fate, forwarded.target)
         except Answered as answer:
             drop_key = self._charge(walk, answer.drop) if answer.drop else None
             return Outcome(answer.frame, answered=True, drop=drop_key)
@@ -198,6 +198,9 @@ class Simulator:
         if hop is not None and packet.ip_length > hop.mtu:
             too_big = Dropped(Layer.MTU, Reason.TOO_BIG)
             self._answer_error(walk, icmp.TOO_BIG[packet.family], too_big, hop.mtu)
+        if port is not None and port.flags & PortFlag.CAP_IN and packet.ip_length > port.mtu:
+            too_big = Dropped(Layer.MTU, Reason.TOO_BIG)
+            self._answer_error(walk, icmp.TOO_BIG[packet.family], too_big, port.mtu)
         if action.flags & RewriteFlag.DECREMENT:
             if packet.ttl <= 1:
                 exceeded = Dropped(Layer.ROUTE, Reason.TTL)
@@ -206,6 +209,8 @@ class Simulator:
         if action.flags & RewriteFlag.SOURCE:
             rewrite_address(packet, packet.tuple.source, action.source, True)
             rewrite_port(packet, packet.tuple.source_port, action.source_port, True)
+            if packet.fragment:
+                move_fragment_id(packet, action.source_port)
         if action.flags & RewriteFlag.DESTINATION:
             rewrite_address(packet, packet.tuple.destination, action.destination, False)
             rewrite_port(packet, packet.tuple.destination_port, action.destination_port, False)
@@ -232,8 +237,8 @@ class Simulator:
         if port is not None:
             if port.flags & PortFlag.BLOCKED:
                 raise Dropped(Layer.L2, Reason.PORT_BLOCKED, target)
-            if not port.flags & PortFlag.TRANSPARENT or walk.arrival == Arrival.HOST:
-                set_macs(packet, port.mac, port.gateway_mac)
+            keep_source = port.flags & PortFlag.TRANSPARENT and walk.arrival != Arrival.HOST
+            set_macs(packet, port.mac, bytes(packet.data[6:12]) if keep_source else port.gateway_mac)
         elif hop is not None and action.fate == Fate.TUNNEL and config is not None:
             set_macs(packet, hop.mac, config.tunnel_mac)
             target = config.tunnel_ifindex
