@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 from samewire.kernel.bpf import unmount_bpffs
 from tests.support.node import (
     ROUTER_IP,
+    UPLINK_SUBNET,
     DaemonProcess,
     NodeNet,
     can_ping,
     daemon,
+    exchange,
     in_namespace,
     ip,
     ip_json,
@@ -144,3 +147,47 @@ def test_lost_pins_are_given_back(net: NodeNet, node: DaemonProcess, pod: str, h
     assert node.differences() == []
     assert "switch loaded" not in node.tail().rpartition("serving")[2]
     assert len(node.table("sw_flows")) >= flows > 0
+
+
+def test_no_route_of_the_node_is_replaced(net: NodeNet, node: DaemonProcess, pod: str) -> None:
+    (network,) = node.request("GET", "/v2/networks")
+    before = ip_json("route", netns_name=net.node)
+    for prefix in ("0.0.0.0/0", UPLINK_SUBNET):
+        remote = {
+            "Type": "RemoteSubnetRoute",
+            "Settings": {
+                "DestinationPrefix": prefix,
+                "IsolationId": 4096,
+                "ProviderAddress": "192.168.77.9",
+                "DistributedRouterMacAddress": "02-11-22-33-44-55",
+            },
+        }
+        change = {"ResourceType": "Policy", "RequestType": "Add", "Settings": {"Policies": [remote]}}
+        node.request("POST", f"/v2/networks/{network['ID']}", change)
+        assert can_ping(net.node, ROUTER_IP), prefix
+        assert node.differences() == []
+        node.request("POST", f"/v2/networks/{network['ID']}", {**change, "RequestType": "Remove"})
+        assert ip_json("route", netns_name=net.node) == before
+    whole(net, node, pod)
+
+
+def test_a_network_in_the_underlay_s_subnet_is_refused(net: NodeNet, node: DaemonProcess) -> None:
+    before = ip_json("address", netns_name=net.node), ip_json("route", netns_name=net.node)
+    status, answer = node.ask("POST", "/v2/networks", overlay("clash", UPLINK_SUBNET, 4097))
+    assert (status, answer["ErrorCode"]) == (400, 0x803B0032), answer
+    assert (ip_json("address", netns_name=net.node), ip_json("route", netns_name=net.node)) == before
+
+
+def test_a_slow_client_does_not_keep_the_daemon_from_ending(node: DaemonProcess) -> None:
+    with socket.socket(socket.AF_UNIX) as slow:
+        slow.connect(str(node.run_dir / "samewire.sock"))
+        slow.sendall(b"POST /v2/networks HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        poll("it is heard", lambda: node.ask("GET", "/v2/version")[0] == 200)
+        assert node.stop() == 0  # within the bound of stop()
+
+
+def test_a_body_that_cannot_be_decoded_is_the_clients_fault(node: DaemonProcess) -> None:
+    head = b"POST /v2/networks HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Encoding: gzip\r\n"
+    answer = exchange(node.run_dir / "samewire.sock", head + b"Content-Length: 2\r\n\r\n{}", half_close=False)
+    assert answer.startswith(b"HTTP/1.1 400 "), answer
+    assert b"a request failed by a bug" not in node.log.read_bytes()

@@ -9,7 +9,16 @@ import msgspec
 import pytest
 
 from samewire.errors import Invalid, KernelError
-from samewire.hcn.policies import VSID, DrMacAddress, Policy, RemoteSubnetRoute, SDNRoute, VxlanPort
+from samewire.hcn.errors import HcnError
+from samewire.hcn.policies import (
+    VSID,
+    DrMacAddress,
+    HostRoute,
+    Policy,
+    RemoteSubnetRoute,
+    SDNRoute,
+    VxlanPort,
+)
 from samewire.hcn.schema import (
     Endpoint,
     EndpointFlags,
@@ -299,3 +308,14 @@ def test_ports_by_both_names() -> None:
 def test_a_malformed_fault_is_refused(text: str) -> None:
     with pytest.raises(Invalid):
         install_fault(text)
+
+
+@pytest.mark.parametrize("subnet", ["192.0.2.0/24", "192.0.0.0/16", "192.0.2.128/25"])
+def test_a_subnet_of_the_underlay_cannot_be_bound_to_the_host(subnet: str) -> None:
+    wanted = network(HostRoute(), subnet=subnet)
+    with pytest.raises(HcnError, match=r"overlaps the node's own 192\.0\.2\.1/24"):
+        plan([Change(Kind.NETWORK, "NET", None, wanted)])
+    # without the host there is no clash: a tenant may use any addresses
+    plan([Change(Kind.NETWORK, "NET", None, network(subnet=subnet))])
+    # and an address that the node gets later does not keep the network from being changed
+    plan([Change(Kind.NETWORK, "NET", wanted, network(HostRoute(), REMOTE, subnet=subnet))])

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from samewire.errors import (
     Conflict,
@@ -36,6 +37,7 @@ from samewire.hcn.service import HnsService
 
 VERSION = {"Major": 15, "Minor": 4}
 MAX_REQUEST_BYTES = 1 << 20
+CLOSE_TIMEOUT_S = 5.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -99,7 +101,7 @@ class HttpServer:
     """An application listening on a unix socket of mode 0600."""
 
     def __init__(self, app: web.Application, path: Path) -> None:
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
         self._path = path
 
     async def start(self) -> None:
@@ -114,7 +116,7 @@ class HttpServer:
         await web.SockSite(self._runner, listener).start()
 
     async def close(self) -> None:
-        """Stop listening, finish the requests under way, remove the socket."""
+        """Stop listening, finish the requests under way (for `CLOSE_TIMEOUT_S`), remove the socket."""
         await self._runner.cleanup()
         self._path.unlink(missing_ok=True)
 
@@ -153,6 +155,8 @@ async def _error_middleware(request: web.Request, handler: Handler) -> web.Strea
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
         return response
+    except (HttpProcessingError, web.RequestPayloadError) as error:
+        return error_response(400, HcnCode.E_INVALIDARG, f"the request cannot be read: {error}"[:256])
     except Exception:
         log.exception("a request failed by a bug", method=request.method, path=request.path[:256])
         return error_response(500, HcnCode.E_FAIL, "internal error; the daemon's log has the details")

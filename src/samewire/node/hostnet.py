@@ -26,6 +26,8 @@ from samewire.vfp.model import FAMILIES, HostRoute
 
 _PROTOCOL_KERNEL = 2
 _SCOPE_GLOBAL = 0
+# Not 0, which the node's own routes have: a route of ours must never take the place of one of them. Theirs wins.
+_METRIC = 21367
 
 
 class HostNet:
@@ -101,7 +103,12 @@ class HostNet:
         if add:
             source = short(route.source.packed, destination.family) if route.source is not None else None
             return route_replace(
-                packed, destination.bits, family=destination.family, oif=self.host, source=source
+                packed,
+                destination.bits,
+                family=destination.family,
+                oif=self.host,
+                source=source,
+                metric=_METRIC,
             )
         return route_del(packed, destination.bits, family=destination.family, oif=self.host).tolerating(
             errno.ESRCH

@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from samewire.errors import Invalid
+from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.policies import SDNRoute, VxlanPort, first
 from samewire.hcn.schema import Endpoint, Kind, Network, Object
 from samewire.hcn.switch import Change, StoreView
@@ -71,7 +72,7 @@ def netns_path(endpoint: Endpoint, view: StoreView) -> str:
 def plan_changes(
     changes: Sequence[Change], view: StoreView, facts: NodeFacts, has_port: Callable[[str], bool]
 ) -> Steps:
-    """What the changes mean; ``view`` shows the objects as they will be. Raises Invalid."""
+    """What the changes mean; ``view`` shows the objects as they will be. Raises Invalid, HcnError."""
     steps = Steps()
     for change in changes:
         if change.kind is Kind.ENDPOINT:
@@ -129,6 +130,8 @@ def _network(
         raise Invalid(
             "$.Policies", f"VxlanPort {port.port}: this node's tunnels use UDP port {facts.vxlan_port}"
         )
+    if not isinstance(before, Network) or before.ipams != after.ipams:
+        _check_subnets(after, facts)
     if not isinstance(before, Network):
         return
     whole = _without_remote(before, facts) != _without_remote(after, facts)
@@ -137,6 +140,17 @@ def _network(
             steps.recompile(endpoint, has_port(endpoint.id))
     for route in view.routes_of_network(change.id):
         steps.owners[route_owner(route.id)] = True
+
+
+def _check_subnets(network: Network, facts: NodeFacts) -> None:
+    """A subnet bound to the host must not be the underlay's own: samewire0 would have the router's address."""
+    plan = plan_network(network, facts)
+    for subnet in plan.subnets:
+        for own in facts.addresses:
+            if plan.bound(subnet) and (own in subnet.prefix or subnet.prefix in own.network):
+                raise HcnError(
+                    HcnCode.INVALID_SUBNET, f"$.Ipams: {subnet.prefix} overlaps the node's own {own}"
+                )
 
 
 def _without_remote(network: Network, facts: NodeFacts) -> NetworkPlan:
