@@ -18,7 +18,7 @@ from samewire.cni.backend import Address, AttachRequest
 from samewire.cni.result import Route
 from samewire.hcn.codec import decode_object
 from samewire.hcn.schema import Kind, Network
-from samewire.kernel.bpf import unmount_bpffs
+from samewire.kernel.bpf import BpfMap, unmount_bpffs
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node, switch_object
@@ -297,15 +297,20 @@ async def test_a_connection_made_between_the_copies_is_copied(
     node = await start()
     name = await pod(node, net)
     late: list[subprocess.Popen[str]] = []
+    known: set[bytes] = set()
     attach = Hooks.attach_own
 
     def attach_own(self: Hooks, tunnel_ifindex: int, host_peer_ifindex: int) -> None:
         if not late:
             late.append(talk.connect(name))  # by the old programs, after the first copy
+            with BpfMap.open_pinned(node.config.bpf_dir / "maps" / "sw_flows") as old:
+                known.update(key for key, _ in old.items())
         attach(self, tunnel_ifindex, host_peer_ifindex)
 
     monkeypatch.setattr(Hooks, "attach_own", attach_own)
     node = await start(larger_object)
+    assert known
+    assert flows(node) >= known
     assert slots_agree(node)
     assert echo(late[0], "still") == "still"
 
