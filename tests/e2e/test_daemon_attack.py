@@ -191,3 +191,16 @@ def test_a_body_that_cannot_be_decoded_is_the_clients_fault(node: DaemonProcess)
     answer = exchange(node.run_dir / "samewire.sock", head + b"Content-Length: 2\r\n\r\n{}", half_close=False)
     assert answer.startswith(b"HTTP/1.1 400 "), answer
     assert b"a request failed by a bug" not in node.log.read_bytes()
+
+
+def test_a_vxlan_port_that_is_taken_is_named(net: NodeNet, tmp_path: Path) -> None:
+    other = ("link", "add", "other", "type", "vxlan", "id", "9", "dstport", "4789", "dev", "eth0")
+    ip(*other, netns_name=net.node)
+    ip("link", "set", "other", "up", netns_name=net.node)
+    with daemon(net, tmp_path) as node:
+        node.spawn()
+        assert node.wait_dead() == 1
+        assert "UDP port 4789 (vxlan_port) is in use" in node.tail()
+        ip("link", "delete", "other", netns_name=net.node)
+        node.start()
+        assert node.differences() == []

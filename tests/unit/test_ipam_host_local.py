@@ -295,3 +295,12 @@ async def test_resolv_conf(manager: Manager, tmp_path: Path) -> None:
     manager.ipam = {**manager.ipam, "resolvConf": str(tmp_path / "absent")}
     with pytest.raises(KernelError, match=r"ipam\.resolvConf .*absent: ENOENT"):
         await manager.add("b")
+
+
+async def test_what_a_killed_process_has_made_but_not_filled_is_free(manager: Manager) -> None:
+    manager.path.mkdir()
+    (manager.path / "10.1.0.2").touch()
+    (manager.path / "10.1.0.4").touch()
+    assert await manager.add("a") == ["10.1.0.2/29"]
+    await manager.delete("a")
+    assert set(manager.files()) == {"last_reserved_ip.0"}

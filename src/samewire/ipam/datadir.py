@@ -152,7 +152,11 @@ class DataDir:
             if name.startswith(_LAST) and name[len(_LAST) :].isdecimal():
                 self._last[int(name[len(_LAST) :])] = self._read(name)
             elif _is_address(name):
-                self._own(name, self._read(name))
+                content = self._read(name)
+                if content or os.path.isdir(f"{self._path}/{name}"):
+                    self._own(name, content)
+                else:  # we hold the lock, so its writer was killed between making and filling it
+                    self.remove([name])
         self._seen_ns = seen_ns
 
     def _read(self, name: str) -> str:

@@ -167,7 +167,12 @@ def _ensure_tunnel(netlink: Netlink, keepsakes: Keepsakes, port: int) -> Link:
                 netlink.request(link_del(link.ifindex))
         netlink.request(vxlan_external_add(TUNNEL, port=port, mac=mac, mtu=_TUNNEL_MTU, group=LINK_GROUP))
         tunnel = netlink.get(link_get(TUNNEL))
-    return _bring(netlink, tunnel, mac, _TUNNEL_MTU)
+    try:
+        return _bring(netlink, tunnel, mac, _TUNNEL_MTU)
+    except KernelError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise Conflict(f"UDP port {port} (vxlan_port) is in use by another device or program") from error
 
 
 def _bring(netlink: Netlink, link: Link, mac: bytes, mtu: int, *, arp: bool = True) -> Link:
