@@ -137,6 +137,13 @@ def test_empty_and_non_mapping_files() -> None:
     assert "Expected `object`" in faults("- a\n- b\n")[0]
 
 
+def test_files_that_are_no_text(tmp_path: Path) -> None:
+    for content in (b"\xff\xfe", b"name: \x00"):
+        (tmp_path / "c.yaml").write_bytes(content)
+        with pytest.raises(ClusterFileError, match="c.yaml:1: cluster: "):
+            load_cluster(tmp_path / "c.yaml")
+
+
 def test_a_range_of_the_underlay_is_allowed_for_l2bridge_only() -> None:
     text = BASE.replace("type: l3", "type: l2").replace("type: Overlay", "type: L2Bridge")
     text = text.replace("10.244.1.0/24", "172.31.1.0/24").replace("10.244.2.0/24", "172.31.2.0/24")

@@ -193,6 +193,13 @@ def test_next_steps_work_as_they_stand() -> None:
     assert next_steps(msgspec.structs.replace(state, pods=()))[0] == "samewire lab check"
 
 
+def test_next_steps_name_the_lab_beside_another() -> None:
+    steps = next_steps(lab_state("mixed-cluster"), alone=False)
+    assert steps[0] == "samewire lab check mixed"
+    assert steps[1].startswith("samewire lab exec --lab mixed web-")
+    assert steps[-2:] == ["samewire lab top mixed", "samewire lab down mixed"]
+
+
 def test_units_and_counters() -> None:
     assert [binary(count) for count in (0, 1023, 1536, 200 * 1024**2)] == ["0", "1023", "1.5Ki", "200Mi"]
     text = "Inter-| Receive\n face |bytes\n  lo: 1 1 0 0 0 0 0 0 1 1\neth0:10 1 0 0 0 0 0 0 20 1 0\n"

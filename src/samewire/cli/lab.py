@@ -65,6 +65,7 @@ def lab() -> None:
 def up(file: Path, keep: bool, as_json: bool) -> None:
     """Bring up the cluster of FILE: underlay, nodes, pods."""
     from samewire.lab.report import lab_document, lab_tables, next_steps
+    from samewire.lab.state import labs
     from samewire.lab.up import up as bring_up
 
     began = time.monotonic()
@@ -79,7 +80,7 @@ def up(file: Path, keep: bool, as_json: bool) -> None:
         return
     progress("up")
     console.print(lab_tables(state))
-    console.print("go on with:", *next_steps(state), sep="\n  ", highlight=False)
+    console.print("go on with:", *next_steps(state, alone=len(labs()) == 1), sep="\n  ", highlight=False)
 
 
 @lab.command()
@@ -159,12 +160,19 @@ def trace(
 
 @lab.command()
 @_lab_argument
-@click.option("--interval", "interval_s", default=2.0, show_default=True, help="Seconds between samples.")
+@click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(min=0.1),
+    default=2.0,
+    show_default=True,
+    help="Seconds between samples.",
+)
 @click.option("--once", is_flag=True, help="One sample after one interval.")
 @_json_option
 @_reporting
 def top(lab_name: str | None, interval_s: float, once: bool, as_json: bool) -> None:
-    """CPU, memory and network use of every pod."""
+    """CPU, memory and network use of every pod, until interrupted (not on a terminal: one sample)."""
     from samewire.lab.report import top_table
     from samewire.lab.state import load_state
     from samewire.lab.top import Sampler

@@ -68,14 +68,22 @@ class _Reader:
 def load_cluster(path: Path) -> Cluster:
     """Read and validate a cluster file; the name defaults to the file's.
 
-    Raises :class:`ClusterFileError` that lists every fault found, each with file, line and field.
+    Raises :class:`ClusterFileError` that lists the faults found, each with file, line and field: the first that
+    is a matter of shape (YAML, keys, types), else all others.
     """
-    return parse_cluster(path.read_text(encoding="utf-8"), str(path), default_name=path.stem)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClusterFileError([f"{path}:1: cluster: cannot be read: {error}"]) from error
+    return parse_cluster(text, str(path), default_name=path.stem)
 
 
 def parse_cluster(text: str, file: str, default_name: str) -> Cluster:
     """The pure part of :func:`load_cluster`."""
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.reader.ReaderError as error:
+        raise ClusterFileError([f"{file}:1: cluster: {error.reason}"]) from error
     try:
         node = loader.get_single_node()
         if node is None:

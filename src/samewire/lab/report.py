@@ -99,12 +99,13 @@ def lab_tables(state: LabState) -> RenderableType:
     return Group(nodes, pods, *_left_out(state))
 
 
-def next_steps(state: LabState) -> list[str]:
-    """Commands to go on with, that work as they stand."""
-    steps = ["samewire lab check"]
+def next_steps(state: LabState, *, alone: bool = True) -> list[str]:
+    """Commands to go on with, that work as they stand. ``alone``: no other lab is up, so it need not be named."""
+    argument, option = ("", "") if alone else (f" {state.cluster.name}", f" --lab {state.cluster.name}")
+    steps = [f"samewire lab check{argument}"]
     own = [pod for pod in state.pods if not pod.pod.template.host_network]
     if own:
-        steps.append(f"samewire lab exec {own[0].pod.name} -- ip address")
+        steps.append(f"samewire lab exec{option} {own[0].pod.name} -- ip address")
     traced = next((pod for pod in own if state.node(pod.pod.node).socket), None)
     targets = (
         f"{pod.addresses[0]}:{ports[0]}"
@@ -114,8 +115,8 @@ def next_steps(state: LabState) -> list[str]:
         if (ports := served_ports(container))
     )
     if traced and (target := next(targets, None)):
-        steps.append(f"samewire lab trace --from {traced.pod.name} --to {target}")
-    return [*steps, "samewire lab top", f"samewire lab down {state.cluster.name}"]
+        steps.append(f"samewire lab trace{option} --from {traced.pod.name} --to {target}")
+    return [*steps, f"samewire lab top{argument}", f"samewire lab down {state.cluster.name}"]
 
 
 def lab_document(state: LabState) -> Any:

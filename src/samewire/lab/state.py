@@ -107,6 +107,14 @@ class LabState(Struct, frozen=True):
         raise NotFound("pod", query)
 
 
+class NoLab(NotFound):
+    """No lab is up, and none was named."""
+
+    def __init__(self) -> None:
+        super().__init__("lab", "")
+        self.args = ("no lab is up; `samewire lab up FILE` builds one",)
+
+
 class Lab:
     """The runtime directory of one lab, held exclusively while open."""
 
@@ -201,9 +209,9 @@ def the_lab(name: str | None) -> str:
             raise NotFound("lab", name)
         return name
     if not found:
-        raise NotFound("lab", "any")
+        raise NoLab
     if len(found) > 1:
-        raise Conflict(f"several labs are up ({', '.join(found)}); say which")
+        raise Conflict(f"several labs are up ({', '.join(found)}); name one (exec and trace: --lab NAME)")
     return found[0]
 
 
