@@ -91,6 +91,7 @@ def test_a_daemon_that_is_not_there(tmp_path: Path) -> None:
         status, out, err = run("--socket", socket, *arguments)
         assert (status, out) == (4, ""), arguments
         assert err.startswith(f"Error: samewire at {socket} is unavailable")
+        assert "no daemon listens there" in err
         assert len(err.splitlines()) == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import click
@@ -28,7 +29,10 @@ def daemon(config_file: Path) -> None:
 
     configure_logging()
     try:
-        asyncio.run(run_daemon(load_config(config_file)))
+        config = load_config(config_file)
+        if os.geteuid() != 0:
+            raise click.ClickException("the daemon needs root")
+        asyncio.run(run_daemon(config))
     except SamewireError as error:
         raise click.ClickException(str(error)) from error
 

@@ -29,7 +29,18 @@ def reported() -> Iterator[None]:
     try:
         yield
     except SamewireError as error:
-        raise Failure(" ".join(str(error).split()), exit_status(error)) from error
+        raise Failure(" ".join(f"{error}{_advice(error)}".split()), exit_status(error)) from error
+
+
+def _advice(error: SamewireError) -> str:
+    """What to do when it is the daemon's socket that fails."""
+    if not isinstance(error, Unavailable) or not error.service.startswith("samewire at "):
+        return ""
+    if isinstance(error.__cause__, PermissionError):
+        return "; this needs root"
+    if isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
+        return "; no daemon listens there (a lab's: --socket /run/samewire-lab/LAB/NODE/run/samewire.sock)"
+    return ""
 
 
 def exit_status(error: SamewireError) -> int:
