@@ -180,9 +180,9 @@ def test_flows(daemon: StubDaemon) -> None:
 
 def test_drops(daemon: StubDaemon) -> None:
     assert lines(get(daemon, "drops"))[:3] == [
-        ["PACKETS", "PORT", "ENDPOINT", "LAYER", "REASON", "RULE"],
-        ["9", "eth0", "-", "fragment", "fragment_unknown", "-"],
-        ["7", "sw00000000042", "shop/web-0", "acl_in", "blocked", "-"],
+        ["PACKETS", "PORT", "ENDPOINT", "LAYER", "REASON", "RULE", "ARRIVAL"],
+        ["9", "eth0", "-", "fragment", "fragment_unknown", "-", "uplink"],
+        ["7", "sw00000000042", "shop/web-0", "acl_in", "blocked", "-", "pod"],
     ]
     assert "An ACL rule says Block" in get(daemon, "drops", "-o", "wide").stdout
 

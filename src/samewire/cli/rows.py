@@ -282,7 +282,7 @@ DROPS: Final = View(
         Column("LAYER", _field("layer")),
         Column("REASON", _field("reason")),
         Column("RULE", _field("rule")),
-        Column("ARRIVAL", _field("arrival"), wide=True),
+        Column("ARRIVAL", _field("arrival")),
         Column("EXPLANATION", _field("explanation"), wide=True),
     )
 )
