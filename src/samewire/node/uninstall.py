@@ -5,9 +5,12 @@ Others' things stay: their filters beside ours on the uplink, the administrator'
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import shutil
 from collections.abc import Iterator
+
+import msgspec
 
 from samewire.errors import SamewireError
 from samewire.hcn.store import Store
@@ -25,7 +28,7 @@ from samewire.node.config import NodeConfig
 from samewire.node.devices import OWN_DEVICES, give_ports_back
 from samewire.node.facts import read_uplink
 from samewire.node.hooks import detach_uplink, pins
-from samewire.node.keepsakes import FILE_NAME, find_keepsakes
+from samewire.node.keepsakes import FILE_NAME, find_keepsakes, save_keepsakes
 from samewire.node.runlock import lock_run_dir
 from samewire.vfp.compile import compile_endpoint
 from samewire.vfp.model import FAMILIES, LINK_GROUP, NodeFacts
@@ -119,6 +122,7 @@ def _ports(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
     keepsakes = find_keepsakes(config.state_dir)
     if keepsakes is not None and keepsakes.reserved_ports_added:
         give_ports_back(keepsakes)
+        save_keepsakes(config.state_dir, msgspec.structs.replace(keepsakes, reserved_ports_added=""))
         yield f"reserved ports {keepsakes.reserved_ports_added}"
 
 
@@ -142,3 +146,5 @@ def _purge(config: NodeConfig) -> Iterator[str]:
         if path.exists():
             path.unlink()
             yield str(path)
+    with contextlib.suppress(OSError):  # there is something of others in it, or it never was
+        config.state_dir.rmdir()
