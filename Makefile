@@ -67,12 +67,15 @@ setup-test: build/.apt-RUN build/.apt-TEST build/.installed native
 lab: setup ## bring up examples/mixed-cluster.yaml, check every path, print the table
 	$(VENV)/bin/samewire lab up examples/mixed-cluster.yaml
 	$(VENV)/bin/samewire lab check mixed
+	@echo
+	@echo 'The lab is up; docs/guides/quickstart.md goes on from here, `make lab-down` removes it. The commands above need'
+	@echo '  export PATH="$(abspath $(VENV))/bin:$$PATH"'
 
 lab-down: ## remove the lab and everything it made
 	$(VENV)/bin/samewire lab down mixed
 
 .PHONY: test lint test-fast test-kernels
-lint: build/.installed
+lint: build/.installed ## ruff, mypy --strict, import-linter
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
@@ -92,5 +95,5 @@ bench: setup-test ## every figure beside its peer; CASES=cni,same-node QUICK=1 f
 	$(PY) -m benchmarks $(if $(CASES),--cases $(CASES)) $(if $(QUICK),--quick)
 
 .PHONY: clean
-clean:
+clean: ## remove what was built
 	rm -rf build dist $(OUT) benchmarks/build
