@@ -140,7 +140,7 @@ def test_empty_and_non_mapping_files() -> None:
 def test_files_that_are_no_text(tmp_path: Path) -> None:
     for content in (b"\xff\xfe", b"name: \x00"):
         (tmp_path / "c.yaml").write_bytes(content)
-        with pytest.raises(ClusterFileError, match="c.yaml:1: cluster: "):
+        with pytest.raises(ClusterFileError, match=r"c\.yaml:1: cluster: "):
             load_cluster(tmp_path / "c.yaml")
 
 
