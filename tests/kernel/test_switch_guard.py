@@ -1,0 +1,267 @@
+"""GUARD and the accounting of drops: whatever a pod forges is dropped, and counted once, under the right name."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+from msgspec.structs import replace
+
+from samewire.hcn.policies import ACL, AclAction, AclDirection, OutBoundNAT
+from samewire.hcn.schema import NetworkType
+from samewire.vfp.constants import Layer, PortFlag, Reason, RouteKind
+from samewire.vfp.tables import Id, Nexthop, Port
+from tests.support.frames import fill, ip_packet, pseudo
+from tests.support.netlab import Lab, poll
+from tests.support.node_rig import Node, Pod
+from tests.support.traffic import Sniffer, inject, ping
+from tests.support.universe import packed
+from tests.support.worlds import OUT, Underlay, bridged, node_address, own
+
+pytestmark = [pytest.mark.root, pytest.mark.kernelcore]
+
+FAMILIES = (4, 6)
+ETH = {4: b"\x08\0", 6: b"\x86\xdd"}
+FORGED_MAC = bytes.fromhex("0e2affffff01")
+FORGED = {4: "10.8.0.99", 6: "fd08::99"}
+Kind = tuple[Layer, Reason]
+
+
+class World:
+    """A node with two pods of a NAT network and a Transparent one."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.underlay = Underlay(lab)
+        self.node = node = self.underlay.node(11)
+        network = node.network(own(NetworkType.NAT, 8))
+        self.pods = [node.pod(network, f"10.8.0.{i}", f"fd08::{i}") for i in (10, 11)]
+        self.transparent = node.pod(
+            node.network(bridged(NetworkType.TRANSPARENT)), "192.168.9.130", "fd09::130"
+        )
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with Lab() as lab:
+        yield World(lab)
+
+
+def udp_frame(
+    pod: Pod, family: int, *, source: str = "", mac: bytes = b"", to: str = "", ttl: int = 64, port: int = 9
+) -> bytes:
+    """A datagram as the pod sends it through its gateway, or with something forged."""
+    own_address, target = packed(source or pod.address(family)), packed(to or OUT[family])
+    datagram = (5000).to_bytes(2, "big") + port.to_bytes(2, "big") + (12).to_bytes(2, "big") + bytes(2)
+    datagram += b"data"
+    datagram = fill(datagram, 6, pseudo(family, own_address, target, 17, len(datagram)) + datagram)
+    body = ip_packet(family, own_address, target, 17, datagram, ttl, 0, 1)
+    return pod.link.host_mac + (mac or pod.mac) + ETH[family] + body
+
+
+def arp_frame(
+    pod: Pod, *, sender: str, mac: bytes, target: str, ethernet: bytes = b"", reply: bool = False
+) -> bytes:
+    """An ARP message."""
+    operation = b"\0\x02" if reply else b"\0\x01"
+    body = b"\0\x01\x08\0\x06\x04" + operation + mac + packed(sender)[:4] + bytes(6) + packed(target)[:4]
+    return b"\xff" * 6 + (ethernet or pod.mac) + b"\x08\x06" + body
+
+
+def neighbour_frame(
+    pod: Pod, kind: int, *, source: str, target: str, option_mac: bytes, mac: bytes = b""
+) -> bytes:
+    """A neighbour solicitation (135) or advertisement (136)."""
+    everybody = packed("ff02::1")
+    message = bytes((kind, 0, 0, 0)) + bytes(4) + packed(target)
+    message += bytes((1 if kind == 135 else 2, 1)) + option_mac
+    message = fill(message, 2, pseudo(6, packed(source), everybody, 58, len(message)) + message)
+    body = ip_packet(6, packed(source), everybody, 58, message, 255, 0, 0)
+    return b"\x33\x33\0\0\0\x01" + (mac or pod.mac) + ETH[6] + body
+
+
+def drops_once(node: Node, port: int, kind: Kind, cause: Callable[[], None]) -> None:
+    """What ``cause`` does counts as one drop of this kind at this port, and as nothing else."""
+    before = node.drops()
+    cause()
+    poll(f"drop {kind}", lambda: node.drops() != before)
+    after = node.drops()
+    changed = {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)}
+    # A pod's own chatter (its multicast listener reports) may come in between.
+    noise = (Layer.L2, Reason.MULTICAST)
+    assert {key: n for key, n in changed.items() if key[1:] != noise or kind == noise} == {(port, *kind): 1}
+
+
+def forge(node: Node, pod: Pod, kind: Kind, frame: bytes) -> None:
+    """Send a frame out of the pod: it is dropped, counted once, and nothing reaches the wire."""
+    with Sniffer(node.space, "eth0") as wire:
+        drops_once(node, pod.port, kind, lambda: inject(pod.space, "eth0", frame))
+        assert not [one for one in wire.frames() if one[14:] == frame[14:]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_source_address(world: World, family: int) -> None:
+    pod, other = world.pods
+    for forged in (FORGED[family], other.address(family), node_address(world.node, family), OUT[family]):
+        frame = udp_frame(pod, family, source=forged)
+        forge(world.node, pod, (Layer.GUARD, Reason.SPOOFED_IP), frame)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_source_mac(world: World, family: int) -> None:
+    pod, other = world.pods
+    for forged in (FORGED_MAC, other.mac, world.node.facts.uplink_mac):
+        frame = udp_frame(pod, family, mac=forged)
+        forge(world.node, pod, (Layer.GUARD, Reason.SPOOFED_MAC), frame)
+
+
+@pytest.mark.parametrize("reply", [False, True])
+def test_arp(world: World, reply: bool) -> None:
+    """Another's address or MAC in ARP, questions and answers alike."""
+    spoofed = (Layer.GUARD, Reason.SPOOFED_ARP)
+    for pod in (world.pods[0], world.transparent):
+        for sender, mac in ((FORGED[4], pod.mac), (pod.ip, FORGED_MAC), ("192.168.9.254", pod.mac)):
+            frame = arp_frame(pod, sender=sender, mac=mac, target=OUT[4], reply=reply)
+            forge(world.node, pod, spoofed, frame)
+        frame = arp_frame(pod, sender=pod.ip, mac=pod.mac, target=OUT[4], ethernet=FORGED_MAC, reply=reply)
+        forge(world.node, pod, (Layer.GUARD, Reason.SPOOFED_MAC), frame)
+
+
+def test_neighbour_discovery(world: World) -> None:
+    spoofed = (Layer.GUARD, Reason.SPOOFED_ARP)
+    for pod in (world.pods[0], world.transparent):
+        for kind, source, target, option in (
+            (135, FORGED[6], OUT[6], pod.mac),
+            (135, pod.ip6, OUT[6], FORGED_MAC),
+            (136, pod.ip6, FORGED[6], pod.mac),
+            (136, FORGED[6], pod.ip6, pod.mac),
+            (136, pod.ip6, pod.ip6, FORGED_MAC),
+        ):
+            frame = neighbour_frame(pod, kind, source=source, target=target, option_mac=option)
+            forge(world.node, pod, spoofed, frame)
+        frame = neighbour_frame(pod, 136, source=pod.ip6, target=pod.ip6, option_mac=pod.mac, mac=FORGED_MAC)
+        forge(world.node, pod, (Layer.GUARD, Reason.SPOOFED_MAC), frame)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_errors_about_what_others_talk(world: World, family: int) -> None:
+    """A pod may not tell another's peer that a path is too small."""
+    pod, other = world.pods
+    quoted = udp_frame(other, family)[14:]
+    message = bytes((3, 4, 0, 0, 0, 0, 2, 0)) if family == 4 else bytes((2, 0, 0, 0, 0, 0, 5, 0))
+    message += quoted
+    own_address, to = packed(pod.address(family)), packed(other.address(family))
+    protocol = 1 if family == 4 else 58
+    covered = message if family == 4 else pseudo(6, own_address, to, 58, len(message)) + message
+    message = fill(message, 2, covered)
+    frame = pod.link.host_mac + pod.mac + ETH[family]
+    frame += ip_packet(family, own_address, to, protocol, message, 64, 0, 1)
+    forge(world.node, pod, (Layer.ICMP, Reason.ICMP_UNRELATED), frame)
+
+
+def test_guard_off(world: World) -> None:
+    """NO_GUARD lets a pod that routes for others speak for them."""
+    node, pod = world.node, world.pods[0]
+    key = Id(pod.port)
+    port = node.table("sw_ports")[key]
+    assert isinstance(port, Port)
+    node.map("sw_ports").update(key.pack(), replace(port, flags=port.flags | PortFlag.NO_GUARD).pack())
+    try:
+        with Sniffer(world.underlay.out, "eth0", outgoing=False) as sniffer:
+            inject(pod.space, "eth0", udp_frame(pod, 4, source=FORGED[4], mac=FORGED_MAC))
+            sniffer.wait(lambda frame: frame[12:14] == ETH[4] and frame[-4:] == b"data")
+    finally:
+        node.map("sw_ports").update(key.pack(), port.pack())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_other_reason(world: World, family: int) -> None:
+    """One drop each, with its own name, at the port that is to blame."""
+    node, (pod, other) = world.node, world.pods
+    subnet = "10.8.0" if family == 4 else "fd08:"
+
+    def send(frame: bytes) -> Callable[[], None]:
+        return lambda: inject(pod.space, "eth0", frame)
+
+    def to(address: str) -> bytes:
+        return udp_frame(pod, family, to=address)
+
+    causes: list[tuple[Kind, bytes]] = [
+        ((Layer.PARSE, Reason.MALFORMED), to(OUT[family])[: 38 if family == 4 else 58]),
+        ((Layer.PARSE, Reason.NOT_IP), pod.link.host_mac + pod.mac + b"\x88\x47" + bytes(50)),
+        ((Layer.L2, Reason.MULTICAST), to("224.0.0.251" if family == 4 else "ff02::fb")),
+        ((Layer.GUARD, Reason.MARTIAN), to("127.0.0.1" if family == 4 else "::")),
+        ((Layer.GUARD, Reason.MARTIAN), to(pod.address(family))),
+        ((Layer.ROUTE, Reason.NO_ENDPOINT), to(f"{subnet}.77" if family == 4 else f"{subnet}:77")),
+        ((Layer.FRAGMENT, Reason.FRAGMENT_UNKNOWN), later_fragment(pod, family)),
+        ((Layer.ROUTE, Reason.TTL), udp_frame(pod, family, ttl=1)),
+    ]
+    if family == 4:
+        causes.append(((Layer.L2, Reason.MULTICAST), to("255.255.255.255")))
+    for kind, frame in causes:
+        drops_once(node, pod.port, kind, send(frame))
+
+    node.policies(other, ACL(action=AclAction.BLOCK, direction=AclDirection.IN, protocols="17", priority=1))
+    drops_once(node, other.port, (Layer.ACL_IN, Reason.BLOCKED), send(to(other.address(family))))
+    node.policies(other)
+    node.policies(pod, ACL(action=AclAction.BLOCK, direction=AclDirection.OUT, protocols="17", priority=1))
+    drops_once(node, pod.port, (Layer.ACL_OUT, Reason.BLOCKED), send(to(other.address(family))))
+    node.policies(pod, OutBoundNAT())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ports_and_next_hops_that_are_gone(world: World, family: int) -> None:
+    node, (pod, other) = world.node, world.pods
+    frame = udp_frame(pod, family, port=100 + family)
+    key = Id(pod.port)
+    port = node.table("sw_ports")[key]
+    assert isinstance(port, Port)
+
+    def send() -> None:
+        inject(pod.space, "eth0", frame)
+
+    node.map("sw_ports").update(key.pack(), replace(port, flags=port.flags | PortFlag.BLOCKED).pack())
+    drops_once(node, pod.port, (Layer.GUARD, Reason.PORT_BLOCKED), send)
+    back = udp_frame(other, family, to=pod.address(family))
+    drops_once(node, pod.port, (Layer.L2, Reason.PORT_BLOCKED), lambda: inject(other.space, "eth0", back))
+    node.map("sw_ports").delete(key.pack())
+    drops_once(node, pod.port, (Layer.PARSE, Reason.UNKNOWN_PORT), send)
+    # The sender is charged for a target whose port is gone.
+    drops_once(node, other.port, (Layer.ROUTE, Reason.NO_ENDPOINT), lambda: inject(other.space, "eth0", back))
+    node.map("sw_ports").update(key.pack(), port.pack())
+    hops = {
+        key: hop
+        for key, hop in node.table("sw_nexthops").items()
+        if isinstance(hop, Nexthop) and hop.kind == RouteKind.UPLINK and hop.family == family
+    }
+    for name in hops:
+        node.map("sw_nexthops").delete(name.pack())
+    drops_once(node, pod.port, (Layer.ROUTE, Reason.NO_NEXTHOP), send)
+    for name, hop in hops.items():
+        node.map("sw_nexthops").update(name.pack(), hop.pack())
+    assert ping(pod.space, OUT[family]).source == OUT[family]
+
+
+def later_fragment(pod: Pod, family: int) -> bytes:
+    """A fragment from the middle of a datagram that nobody has seen."""
+    source, to = packed(pod.address(family)), packed(OUT[family])
+    return (
+        pod.link.host_mac
+        + pod.mac
+        + ETH[family]
+        + ip_packet(family, source, to, 17, bytes(64), 64, 0x2005, 99)
+    )
+
+
+def test_what_comes_from_the_tunnel(world: World) -> None:
+    """A VNI that nobody has, and a frame that claims to come from a pod here."""
+    node = world.node
+    inner = b"\x0e\x2a" + bytes(10) + ETH[4] + bytes(40)
+    vxlan = b"\x08\0\0\0" + (9999).to_bytes(3, "big") + b"\0" + inner
+    with world.underlay.out.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
+        drops_once(
+            node,
+            node.facts.tunnel_ifindex,
+            (Layer.DECAP, Reason.UNKNOWN_VNI),
+            lambda: opened.sendto(vxlan, (node_address(node, 4), 4789)) and None,
+        )

@@ -1,0 +1,209 @@
+"""PortMapping with real packets: from outside, from pods, from the pod itself, from the node's own processes."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from samewire.hcn.policies import NatFlags, OutBoundNAT, PortMapping
+from samewire.hcn.schema import Network, NetworkType
+from samewire.vfp.constants import FlowFlag
+from tests.support.cgroups import own_cgroup, within
+from tests.support.netlab import Lab
+from tests.support.node_rig import Pod
+from tests.support.traffic import bound, echo_over, tcp, tcp_pair, udp
+from tests.support.worlds import OUT, Underlay, bridged, node_address, overlay, own
+
+pytestmark = [pytest.mark.root]
+
+FAMILIES = (4, 6)
+EXTERNAL, INTERNAL = 8080, 80
+LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+
+
+def mappings(port: int, **fields: object) -> list[PortMapping]:
+    """TCP and UDP of both families."""
+    return [
+        PortMapping(protocol=protocol, external_port=port, internal_port=INTERNAL, flags=flags, **fields)  # type: ignore[arg-type]
+        for protocol in (6, 17)
+        for flags in (0, NatFlags.IPV6)
+    ]
+
+
+class World:
+    """A node with a host port on a pod of each type of network, and a client pod beside it."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.underlay = Underlay(lab)
+        self.node = node = self.underlay.node(11)
+        self.group = lab.stack.enter_context(own_cgroup("swhostport"))
+        node.attach_sockets(self.group)
+        self.networks: dict[str, tuple[Pod, Pod, int]] = {}
+        kinds: list[tuple[str, Network, str, str]] = [
+            ("overlay", node.network(overlay(node, 1)), "10.1.0", "fd01:"),
+            ("nat", node.network(own(NetworkType.NAT, 8)), "10.8.0", "fd08:"),
+            ("internal", node.network(own(NetworkType.INTERNAL, 5)), "10.5.0", "fd05:"),
+            ("l2bridge", node.network(bridged()), "192.168.9", "fd09:"),
+            ("transparent", node.network(bridged(NetworkType.TRANSPARENT)), "192.168.9", "fd09:"),
+        ]
+        for i, (name, network, prefix4, prefix6) in enumerate(kinds):
+            last = 100 + 10 * i
+            policies = [*mappings(EXTERNAL + i), OutBoundNAT()]
+            server = node.pod(network, f"{prefix4}.{last}", f"{prefix6}:{last}", policies=policies)
+            client = node.pod(network, f"{prefix4}.{last + 1}", f"{prefix6}:{last + 1}")
+            self.networks[name] = server, client, EXTERNAL + i
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with Lab() as lab:
+        yield World(lab)
+
+
+KINDS = ("overlay", "nat", "internal", "l2bridge", "transparent")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_outside(world: World, kind: str, family: int) -> None:
+    """The pod sees the client's own address, the client sees the node's."""
+    server, _, port = world.networks[kind]
+    to = node_address(world.node, family)
+    for exchange in (tcp, udp):
+        seen = exchange(world.underlay.out, server.space, to, port, at=(server.address(family), INTERNAL))
+        assert seen.client[0] == OUT[family]
+        assert seen.server == (to, port)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_another_pod(world: World, kind: str, family: int) -> None:
+    server, client, port = world.networks[kind]
+    to = node_address(world.node, family)
+    for exchange in (tcp, udp):
+        seen = exchange(client.space, server.space, to, port, at=(server.address(family), INTERNAL))
+        assert seen.client[0] == client.address(family)
+        assert seen.server == (to, port)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_from_a_pod_of_another_network(world: World, family: int) -> None:
+    """Its address means somebody else there, so the server sees the gateway of its own network."""
+    server, _, port = world.networks["overlay"]
+    _, client, _ = world.networks["nat"]
+    to = node_address(world.node, family)
+    for exchange in (tcp, udp):
+        seen = exchange(client.space, server.space, to, port, at=(server.address(family), INTERNAL))
+        assert seen.client[0] == ("10.1.0.1" if family == 4 else "fd01::1")
+        assert seen.server == (to, port)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_the_pod_itself(world: World, kind: str, family: int) -> None:
+    """Hairpin: it sees its gateway, or it would answer itself past the switch."""
+    server, _, port = world.networks[kind]
+    to = node_address(world.node, family)
+    for exchange in (tcp, udp):
+        seen = exchange(server.space, server.space, to, port, at=(server.address(family), INTERNAL))
+        assert seen.client[0] != server.address(family)
+        assert seen.server == (to, port)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_the_node(world: World, kind: str, family: int) -> None:
+    """The node's processes, on its address and on loopback; they see what they asked for."""
+    server, _, port = world.networks[kind]
+    with within(world.group):
+        for to in (node_address(world.node, family), LOOPBACK[family]):
+            for exchange in (tcp, udp):
+                seen = exchange(
+                    world.node.space, server.space, to, port, at=(server.address(family), INTERNAL)
+                )
+                assert seen.server == (to, port)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_connected_and_mapped_datagram_sockets(world: World, family: int) -> None:
+    """UDP that is connected, and IPv4 by an IPv6 socket: getpeername and recvfrom say what was asked for."""
+    server, _, port = world.networks["nat"]
+    kind = socket.AF_INET6
+    to = LOOPBACK[6] if family == 6 else "::ffff:127.0.0.1"
+    with ExitStack() as stack:
+        listening = stack.enter_context(
+            bound(server.space, socket.SOCK_DGRAM, server.address(family), INTERNAL)
+        )
+        with within(world.group):
+            near = stack.enter_context(world.node.space.socket(kind, socket.SOCK_DGRAM))
+            loose = stack.enter_context(world.node.space.socket(kind, socket.SOCK_DGRAM))
+        near.settimeout(5)
+        loose.settimeout(5)
+        near.connect((to, port))
+        near.send(b"hello")
+        data, sender = listening.recvfrom(100)
+        listening.sendto(b"back " + data, sender)
+        assert near.recvfrom(100)[0] == b"back hello"
+        assert near.getpeername()[:2] == (to, port)
+        loose.sendto(b"loose", (to, port))
+        data, sender = listening.recvfrom(100)
+        listening.sendto(b"back", sender)
+        answer, who = loose.recvfrom(100)
+        assert (answer, who[:2]) == (b"back", (to, port))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mapped_tcp_socket(world: World, family: int) -> None:
+    server, _, port = world.networks["nat"]
+    to = LOOPBACK[6] if family == 6 else "::ffff:127.0.0.1"
+    at = (server.address(family), INTERNAL)
+    with within(world.group), tcp_pair(world.node.space, server.space, to, port, at=at) as (near, far):
+        echo_over(near, far)
+        assert near.getpeername()[:2] == (to, port)
+
+
+def test_other_ports_of_the_node_are_its_own(world: World) -> None:
+    """Only mapped ports are taken: a server of the node is reached by everybody, with all programs attached."""
+    node = world.node
+    to = node_address(node, 4)
+    assert tcp(world.underlay.out, node.space, to, 7000).client[0] == OUT[4]
+    with within(world.group):
+        assert tcp(node.space, node.space, LOOPBACK[4], 7001).client[0] == LOOPBACK[4]
+
+
+def test_a_vip_of_its_own(world: World) -> None:
+    """A mapping with a VIP is for that address only."""
+    node = world.node
+    network = node.network(own(NetworkType.NAT, 8))
+    pod = node.pod(network, "10.8.0.200", "fd08::200")
+    node.policies(pod, *mappings(9090)[:1], OutBoundNAT())
+    to = node_address(node, 4)
+    mapping = PortMapping(protocol=6, external_port=9091, internal_port=INTERNAL, vip=to)
+    node.policies(pod, mapping)
+    assert tcp(world.underlay.out, pod.space, to, 9091, at=(pod.ip, INTERNAL)).server == (to, 9091)
+
+
+def test_a_client_port_that_is_taken_is_moved(world: World) -> None:
+    """The client talks to the pod directly and to its host port from one and the same port of its own."""
+    node, out = world.node, world.underlay.out
+    server, _, port = world.networks["l2bridge"]
+    source = 33333
+    to = node_address(node, 4)
+    with (
+        bound(server.space, socket.SOCK_DGRAM, server.ip, INTERNAL) as listening,
+        bound(out, socket.SOCK_DGRAM, OUT[4], source) as client,
+    ):
+        peers = []
+        for target in ((server.ip, INTERNAL), (to, port)):
+            client.sendto(b"x", target)
+            _, sender = listening.recvfrom(10)
+            peers.append(sender)
+            listening.sendto(b"y", sender)
+            assert client.recvfrom(10) == (b"y", target)
+    assert peers[0] == (OUT[4], source)
+    assert peers[1][0] == OUT[4]
+    flows = [f for k, f in node.flow_table().items() if source in k.port and f.flags & FlowFlag.PAIR]
+    assert flows
