@@ -230,7 +230,8 @@ async def test_links_are_gone_when_delete_returns(netlink: Netlink) -> None:
 
     loop.add_reader(monitor.fileno(), readable)
     try:
-        await asyncio.gather(*(reaper.delete(present[name]) for name in names))
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(reaper.delete(present[name]) for name in names))
         assert not set(names) & set(links(netlink))
     finally:
         loop.remove_reader(monitor.fileno())
@@ -243,7 +244,8 @@ async def test_without_announcements_it_works_too(netlink: Netlink) -> None:
     for name in ("a0", "b0"):
         netlink.request(veth_add(name, f"{name}p"))
     present = links(netlink)
-    await asyncio.gather(*(reaper.delete(present[name]) for name in ("a0", "b0", "a0")))
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(reaper.delete(present[name]) for name in ("a0", "b0", "a0")))
     assert not {"a0", "b0"} & set(links(netlink))
     await reaper.delete(present["a0"])  # gone already
     await reaper.close()
