@@ -174,8 +174,8 @@ __noinline int sw_icmp_error(struct __sk_buff *skb)
 	if (!p)
 		return TC_ACT_SHOT;
 	l4 = sw_parse_quoted(skb, p, &protocol);
-	if (!l4)
-		return p->arrival == SW_FROM_UPLINK ? SW_PASS : sw_drop(p, SW_LAYER_ICMP, SW_REASON_MALFORMED);
+	if (!l4) /* what comes from the wire is perhaps the node's own */
+		return p->arrival == SW_FROM_UPLINK ? SW_GO_ON : sw_drop(p, SW_LAYER_ICMP, SW_REASON_MALFORMED);
 	/* A pod is no router: it has something to say only about what came to it. */
 	if (p->arrival == SW_FROM_POD && !(p->port_flags & SW_PORT_NO_GUARD) &&
 	    !sw_same_address(&p->tuple.source, &p->first.destination))
@@ -185,14 +185,10 @@ __noinline int sw_icmp_error(struct __sk_buff *skb)
 	sw_reverse_tuple(back, &p->first);
 	direction = sw_key_of(&p->key, back, p->scope, p->family, protocol);
 	flow = bpf_map_lookup_elem(&sw_flows, &p->key);
-	if (!flow || flow->flags & SW_FLOW_HOST) {
-		if (p->arrival == SW_FROM_UPLINK)
-			return SW_PASS; /* about something of the node's own */
-		if (flow)
-			return sw_drop(p, SW_LAYER_ICMP, SW_REASON_ICMP_UNRELATED);
-		/* A stateless connection has no flow: the error is routed like any packet. */
-		return SW_GO_ON;
-	}
+	if (!flow)
+		return SW_GO_ON; /* a stateless connection, or one of the node's own */
+	if (flow->flags & SW_FLOW_HOST)
+		return p->arrival == SW_FROM_UPLINK ? SW_PASS : sw_drop(p, SW_LAYER_ICMP, SW_REASON_ICMP_UNRELATED);
 	sw_copy_action(&p->chosen, direction ? &flow->action[1] : &flow->action[0]);
 	if (p->chosen.fate == SW_TO_NOWHERE)
 		return sw_drop(p, SW_LAYER_ICMP, SW_REASON_ICMP_UNRELATED);

@@ -51,6 +51,9 @@ class Space:
         for where in ("all", "default"):
             sysctl.write(("net", "ipv6", "conf", where, "accept_dad"), 0)
             sysctl.write(("net", "ipv6", "conf", where, "router_solicitations"), 0)
+        # As many ICMP errors as are due: tests are faster than anybody's limit.
+        sysctl.write(("net", "ipv4", "icmp_ratelimit"), 0)
+        sysctl.write(("net", "ipv6", "icmp", "ratelimit"), 0)
 
     def run(self, function: Callable[[], T]) -> T:
         """Call a function in the namespace; sockets that it makes stay there."""

@@ -191,7 +191,9 @@ def translate_error(state: State, walk: Walk) -> Action | None:
     from_uplink = walk.arrival == Arrival.UPLINK
     quote = _parse_quoted(packet)
     if quote is None:
-        raise Passed if from_uplink else Dropped(Layer.ICMP, Reason.MALFORMED)
+        if from_uplink:  # perhaps the node's own
+            return None
+        raise Dropped(Layer.ICMP, Reason.MALFORMED)
     ends = quote.ends
     # A pod is no router: it has something to say only about what came to it.
     own = state.port(walk.port_id) if walk.arrival == Arrival.POD else None
@@ -199,12 +201,10 @@ def translate_error(state: State, walk: Walk) -> Action | None:
         raise Dropped(Layer.ICMP, Reason.ICMP_UNRELATED)
     key, direction = make_key(ends.reverse, walk.scope, packet.family, quote.protocol)
     flow = state.flows.get(key)
-    if flow is None or flow.flags & FlowFlag.HOST:
-        if from_uplink:
-            raise Passed
-        if flow is not None:
-            raise Dropped(Layer.ICMP, Reason.ICMP_UNRELATED)
+    if flow is None:
         return None
+    if flow.flags & FlowFlag.HOST:
+        raise Passed if from_uplink else Dropped(Layer.ICMP, Reason.ICMP_UNRELATED)
     action = flow.action[direction]
     if action.fate == Fate.NOWHERE:
         raise Dropped(Layer.ICMP, Reason.ICMP_UNRELATED)
