@@ -67,10 +67,10 @@ class SameNode(SamewireScenario):
         node, _ = outside_wire(self.sandbox)
         daemon = self.start_node("a", node)
         daemon.create_network(overlay("bench", "10.244.0.0/24"))
-        conf = daemon.write_conf("bench", {"subnet": "10.244.0.0/24"}, pod_policies(CLUSTER))
+        self.conf = daemon.write_conf("bench", {"subnet": "10.244.0.0/24"}, pod_policies(CLUSTER))
         client, server = self.sandbox.netns("client"), self.sandbox.netns("server")
-        daemon.add(client, conf)
-        return Endpoints(client, server, daemon.add(server, conf))
+        daemon.add(client, self.conf)
+        return Endpoints(client, server, daemon.add(server, self.conf))
 
 
 class CrossNodeOverlay(SamewireScenario):

@@ -224,8 +224,12 @@ class SamewireNode:
         path.write_text(json.dumps(conf))
         return path
 
-    def add(self, pod: str, conf: Path) -> str:
-        """Attach a pod through the CNI client; returns its address. Raises ``BenchError``."""
+    def add(self, pod: str, conf: Path, mac: str = "") -> str:
+        """Attach a pod through the CNI client, with a MAC if named; returns its address. Raises ``BenchError``."""
+        if mac:
+            asked = {**json.loads(conf.read_text()), "runtimeConfig": {"mac": mac}}
+            conf = conf.with_suffix(".mac.conf")
+            conf.write_text(json.dumps(asked))
         native.execute_cni("ADD", self.plugin, conf, {pod: pod}, self.node, self.tmp, self.env)
         return pod_address(pod)
 
