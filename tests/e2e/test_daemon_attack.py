@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from samewire.kernel import netns
 from samewire.kernel.bpf import unmount_bpffs
 from tests.support.node import (
     ROUTER_IP,
@@ -23,7 +24,9 @@ from tests.support.node import (
     ip_json,
     node_net,
     overlay,
+    path_of,
     poll,
+    remove_namespace,
 )
 
 pytestmark = pytest.mark.root
@@ -112,8 +115,9 @@ def test_a_device_set_down_comes_back_with_its_routes(net: NodeNet, tmp_path: Pa
 
 
 def test_a_changed_setting_of_a_device_is_set_right(net: NodeNet, node: DaemonProcess, pod: str) -> None:
-    in_namespace(net.node, "sysctl", "-w", "net.ipv4.conf.samewire0.rp_filter=1")
-    poll("it is noticed", lambda: "rp_filter" in node.log.read_text())
+    key = "net.ipv4.conf.samewire0.rp_filter"
+    in_namespace(net.node, "sysctl", "-w", f"{key}=1")
+    poll("it is set again", lambda: in_namespace(net.node, "sysctl", "-n", key).stdout.strip() == "2")
     whole(net, node, pod)
 
 
@@ -204,3 +208,40 @@ def test_a_vxlan_port_that_is_taken_is_named(net: NodeNet, tmp_path: Path) -> No
         ip("link", "delete", "other", netns_name=net.node)
         node.start()
         assert node.differences() == []
+
+
+def test_a_new_namespace_at_the_path_of_a_dead_one(net: NodeNet, node: DaemonProcess, pod: str) -> None:
+    remove_namespace(pod)
+    poll("the pod is lost", lambda: node.request("GET", "/v2/health")["degraded_endpoints"])
+    netns.create(path_of(pod)).close()
+    poll("it is seen", lambda: "another namespace" in str(node.request("GET", "/v2/health")["problems"]))
+    # the dead pod's interface is not made in the stranger's namespace, however often the audit looks
+    first = node.request("GET", "/v2/health")["last_audit"]["at_unix_s"]
+    poll("audits", lambda: node.request("GET", "/v2/health")["last_audit"]["at_unix_s"] > first + 2)
+    assert [link["ifname"] for link in ip_json("link", netns_name=pod)] == ["lo"]
+    node.add("successor", pod, node.conf())
+    assert can_ping(pod, ROUTER_IP)
+    node.delete("pod", pod, node.conf())  # the runtime's late DEL of the dead one
+    assert can_ping(pod, ROUTER_IP)
+    poll("nothing differs", lambda: node.differences() == [])
+    assert len(node.endpoints()) == 1
+
+
+def test_a_host_port_cannot_take_the_tunnels_packets(net: NodeNet, node: DaemonProcess) -> None:
+    mapping = {"hostPort": 4789, "containerPort": 53, "protocol": "udp"}
+    conf = node.conf(capabilities={"portMappings": True}, runtimeConfig={"portMappings": [mapping]})
+    status, answer = node.cni("ADD", "pod", net.pod(), conf)
+    assert (status, answer["code"]) == (1, 7), answer
+    assert "UDP port 4789 is that of this node's tunnels" in answer["msg"]
+    assert node.endpoints() == []
+
+
+def test_what_cannot_be_set_right_is_logged_once(net: NodeNet, node: DaemonProcess, pod: str) -> None:
+    ip("link", "set", "eth0", "down", netns_name=pod)
+    ip("link", "set", "eth0", "name", "other", netns_name=pod)
+    poll("it is noticed", lambda: "could not set something right" in node.log.read_text())
+    first = node.request("GET", "/v2/health")["last_audit"]["at_unix_s"]
+    poll("audits", lambda: node.request("GET", "/v2/health")["last_audit"]["at_unix_s"] > first + 2)
+    assert node.log.read_text().count("could not set something right") == 1
+    ip("link", "set", "other", "name", "eth0", netns_name=pod)
+    whole(net, node, pod)

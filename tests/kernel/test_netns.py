@@ -220,3 +220,14 @@ def test_injected_fault_comes_before_the_change(
     with pytest.raises(KernelError, match="injected"):
         netns.create("/run/netns/swt-sw1")
     assert not os.path.lexists("/run/netns/swt-sw1")
+
+
+def test_a_new_namespace_is_not_mistaken_for_a_dead_one() -> None:
+    """The kernel gives the inode of a dead namespace to the next one."""
+    seen = set()
+    for number in range(20):
+        path = f"/run/netns/swreuse-{os.getpid()}-{number}"
+        with netns.create(path) as namespace:
+            seen.add(namespace.identity)
+        netns.delete(path)
+    assert len(seen) == 20

@@ -11,7 +11,9 @@ import ctypes
 import errno
 import fcntl
 import os
+import socket
 import stat
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,7 @@ T = TypeVar("T")
 
 _CLONE_NEWNET = 0x40000000
 _NS_GET_NSTYPE = 0xB703
+_SO_NETNS_COOKIE = 71
 _MS_BIND = 4096
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
@@ -55,6 +58,7 @@ class NetNamespace:
         """
         self.path = os.fspath(path)
         self._fd = _open(self.path)
+        self._identity: tuple[int, int] | None = None
 
     @classmethod
     def from_pid(cls, pid: int) -> Self:
@@ -70,9 +74,12 @@ class NetNamespace:
 
     @property
     def identity(self) -> tuple[int, int]:
-        """``(st_dev, st_ino)``: equal exactly when two files name the same namespace."""
-        status = os.fstat(self.fd)
-        return status.st_dev, status.st_ino
+        """Inode and cookie: equal exactly when two files name, or named, the same namespace since the node's
+        boot. The cookie is needed because a new namespace soon gets the inode of one that has died.
+        """
+        if self._identity is None:
+            self._identity = os.fstat(self.fd).st_ino, briefly_in(self.fd, _cookie)
+        return self._identity
 
     def run(self, function: Callable[[], T]) -> T:
         """Same as :func:`run_in` with this namespace."""
@@ -176,6 +183,12 @@ def briefly_in(netns_fd: int, function: Callable[[], T]) -> T:
             _call(f"return to own {_WHAT}", _libc.setns(own, _CLONE_NEWNET))
     finally:
         os.close(own)
+
+
+def _cookie() -> int:
+    """The kernel's number for the namespace of the calling thread, given once (Linux 5.14)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
+        return int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
 
 
 def _in_thread(function: Callable[[], T]) -> T:

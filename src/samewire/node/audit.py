@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 import structlog
@@ -32,6 +32,8 @@ from samewire.vfp.diff import diff
 from samewire.vfp.model import LINK_GROUP, PortLink
 
 log = structlog.get_logger(__name__)
+
+Identity: TypeAlias = tuple[int, int]
 
 _TURN: Final = 8  # pods looked into before others have their turn
 
@@ -78,6 +80,8 @@ class Auditor:
         self._holder = holder
         self._view = view
         self._known: set[Difference] = set()
+        self._known_failed: set[str] = set()
+        self._lost: dict[str, Identity] = {}
         self.degraded: dict[str, str] = {}
         self.last = AuditReport()
         self.totals: Counter[str] = Counter()
@@ -96,7 +100,7 @@ class Auditor:
         degraded: dict[str, str] = {}
         async with self._switch.lock:
             self._switch.suspect.clear()
-            one = _Pass(self._switch, self._view, self._holder, degraded, repair=True)
+            one = _Pass(self._switch, self._view, self._holder, degraded, repair=True, lost=self._lost)
             try:
                 found = await one.run()
             except SamewireError as error:
@@ -124,7 +128,9 @@ class Auditor:
                 )
         self._known = set(found)
         for text in failed:
-            log.error("the audit could not set something right", error=text)
+            if text not in self._known_failed:
+                log.error("the audit could not set something right", error=text)
+        self._known_failed = set(failed)
 
 
 class _Pass:
@@ -138,8 +144,10 @@ class _Pass:
         degraded: dict[str, str],
         *,
         repair: bool,
+        lost: dict[str, Identity] | None = None,
     ) -> None:
         self._switch = switch
+        self._lost = {} if lost is None else lost
         self._holder = holder
         self._kernel = switch.kernel
         self._view = view
@@ -210,6 +218,8 @@ class _Pass:
 
     async def _links(self, present: dict[int, Link]) -> None:
         """Links that are missing, and those that belong to nobody."""
+        for endpoint_id in [item for item in self._lost if self._view.endpoint(item) is None]:
+            del self._lost[endpoint_id]
         for endpoint in list(self._view.endpoints()):
             path = netns_path(endpoint, self._view)
             state = self._switch.ports.get(endpoint.id)
@@ -230,13 +240,16 @@ class _Pass:
 
     async def _missing(self, endpoint: Endpoint, path: str, state: PortState | None) -> None:
         """A link is gone: make it again if its namespace is still the one it was in."""
-        reason = _dead(path, state)
+        identity = state.identity if state is not None else self._lost.get(endpoint.id)
+        reason = _dead(path, identity)
         self.found.append(Difference("endpoint", endpoint.id, reason or "its interface is gone"))
         if not self._repair:
             return
         try:
             if reason:
                 self._degraded[endpoint.id] = reason
+                if identity is not None:
+                    self._lost[endpoint.id] = identity
                 await self._switch.forget_port(endpoint.id, self._view)
             else:
                 await self._switch.reattach(endpoint, self._view)
@@ -309,15 +322,15 @@ def is_leftover(link: Link) -> bool:
     return marked and link.kind == "veth" and link.name not in OWN_DEVICES
 
 
-def _dead(path: str, state: PortState | None) -> str:
-    """Why a missing link cannot be made again; empty when it can."""
+def _dead(path: str, known: Identity | None) -> str:
+    """Why a missing link cannot be made again; empty when it can. ``known``: the namespace it was in."""
     try:
         with NetNamespace(path) as netns:
             identity = netns.identity
     except SamewireError as error:
         return str(error)
-    if state is not None and state.identity is not None:
-        return "" if identity == state.identity else f"{path} is another namespace now"
+    if known is not None:
+        return "" if identity == known else f"{path} is another namespace now"
     # Not seen by this process: a path that names a process may name another one's namespace by now.
     return f"{path} may be another process's namespace" if path.startswith("/proc/") else ""
 

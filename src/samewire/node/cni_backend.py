@@ -58,7 +58,9 @@ class NodeBackend:
         network = self._view.network_by_name(request.network)
         if network is None:
             raise NotFound("network", request.network)
-        self._check_netns(request.netns_path)
+        identity = self._check_netns(request.netns_path)
+        for endpoint in self._stale(request.netns_path, request.interface_name, identity):
+            await self._service.delete_attached_endpoint(endpoint.id)
         for endpoint in self._attachments(request.container_id, request.interface_name):
             if self._node.switch.ports.get(endpoint.id) is not None:
                 raise Conflict(
@@ -138,7 +140,19 @@ class NodeBackend:
             if endpoint.interface_name == interface_name
         ]
 
-    def _check_netns(self, path: str) -> None:
+    def _stale(self, path: str, interface_name: str, identity: tuple[int, int]) -> list[Endpoint]:
+        """Endpoints of a namespace that has died, whose path is that of a new one."""
+        namespace = self._view.namespace_by_path(path)
+        found = self._view.endpoints_of_namespace(namespace.id) if namespace is not None else ()
+        return [
+            endpoint
+            for endpoint in found
+            if endpoint.container_id
+            and endpoint.interface_name == interface_name
+            and ((state := self._node.switch.ports.get(endpoint.id)) is None or state.identity != identity)
+        ]
+
+    def _check_netns(self, path: str) -> tuple[int, int]:
         try:
             with NetNamespace(path) as netns:
                 identity = netns.identity
@@ -146,6 +160,7 @@ class NodeBackend:
             raise bad_netns(path, str(error)) from error
         if identity == self._own_netns:
             raise bad_netns(path, "it is the node's own")
+        return identity
 
 
 def _endpoint(request: AttachRequest) -> Endpoint:

@@ -12,7 +12,7 @@ import msgspec
 
 from samewire.errors import Invalid
 from samewire.hcn.errors import HcnCode, HcnError
-from samewire.hcn.policies import SDNRoute, VxlanPort, first
+from samewire.hcn.policies import PortMapping, SDNRoute, VxlanPort, first
 from samewire.hcn.schema import Endpoint, Kind, Network, Object
 from samewire.hcn.switch import Change, StoreView
 from samewire.vfp.compile.plan import NetworkPlan, RemoteSubnets, plan_network
@@ -21,6 +21,7 @@ from samewire.vfp.model import NodeFacts
 Owner: TypeAlias = tuple[str, str]
 
 NODE: Final[Owner] = ("node", "")
+_UDP: Final = 17
 _NO_REMOTE: Final = RemoteSubnets(())
 
 
@@ -76,7 +77,7 @@ def plan_changes(
     steps = Steps()
     for change in changes:
         if change.kind is Kind.ENDPOINT:
-            _endpoint(steps, change, view, has_port(change.id))
+            _endpoint(steps, change, view, facts, has_port(change.id))
     for change in changes:
         if change.kind is Kind.NETWORK:
             _network(steps, change, view, facts, has_port)
@@ -97,7 +98,7 @@ def plan_everything(view: StoreView, has_port: Callable[[str], bool]) -> Steps:
     return steps
 
 
-def _endpoint(steps: Steps, change: Change, view: StoreView, has_port: bool) -> None:
+def _endpoint(steps: Steps, change: Change, view: StoreView, facts: NodeFacts, has_port: bool) -> None:
     before, after = _as_endpoint(change.before), _as_endpoint(change.after)
     owner = endpoint_owner(change.id)
     place = netns_path(after, view) if after is not None else ""
@@ -107,11 +108,24 @@ def _endpoint(steps: Steps, change: Change, view: StoreView, has_port: bool) -> 
     if after is None or not (after.is_remote or place):
         steps.owners[owner] = False
         return
+    if before is None or before.policies != after.policies:
+        _check_ports(after, facts)
     steps.owners[owner] = True
     if place and (not has_port or moved):
         steps.attach[change.id] = after
     elif place:
         steps.relink[change.id] = after
+
+
+def _check_ports(endpoint: Endpoint, facts: NodeFacts) -> None:
+    """A host port must not take the tunnels' packets away from the node."""
+    for policy in endpoint.policies:
+        if (
+            isinstance(policy, PortMapping)
+            and policy.external_port == facts.vxlan_port
+            and policy.protocol in (0, _UDP)
+        ):
+            raise Invalid("$.Policies", f"UDP port {policy.external_port} is that of this node's tunnels")
 
 
 def _place_key(endpoint: Endpoint) -> tuple[str, str]:
