@@ -6,6 +6,7 @@ every verb, `decode_attachment` for what only ADD uses. docs/guides/cni.md lists
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import msgspec
@@ -27,12 +28,15 @@ from samewire.cni.result import (
 from samewire.hcn.policies import QOS, Policy
 
 MAX_MTU = 2**16 - 1
+REMEMBERED, REMEMBERED_BYTES = 64, 1 << 14
+"""How many configurations are remembered, and up to which length: the pods of a node mostly have the same one."""
+
 ATTACHMENT_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")
 """Where GC's list stands: as CNI 1.1 has it, and as an early text of it had."""
 
 
-class NetConf(Struct, frozen=True):
-    """The keys of every verb; ``value`` is the whole configuration. ``ipam_type`` "" = no IPAM."""
+class NetConf(Struct, frozen=True, eq=False):
+    """The keys of every verb; ``value`` is the whole configuration, never changed. ``ipam_type`` "" = no IPAM."""
 
     cni_version: str
     name: str
@@ -88,6 +92,10 @@ def decode_conf(data: bytes) -> NetConf:
 
     Raises CniError: DECODING_FAILURE for what is not a JSON object, INCOMPATIBLE_VERSION, INVALID_CONFIG.
     """
+    return _remembered(data) if len(data) <= REMEMBERED_BYTES else _decode(data)
+
+
+def _decode(data: bytes) -> NetConf:
     fields = Fields(_decode_json(data))
     version = fields.text("cniVersion") or IMPLIED_VERSION
     if version not in SUPPORTED_VERSIONS:
@@ -107,8 +115,16 @@ def decode_conf(data: bytes) -> NetConf:
     return NetConf(version, name, kind, fields.value)
 
 
+_remembered = lru_cache(maxsize=REMEMBERED)(_decode)
+
+
 def decode_attachment(conf: NetConf, args: CniArgs) -> Attachment:
     """Return what ADD uses. Raises CniError(INVALID_CONFIG)."""
+    return _attachment(conf, msgspec.structs.replace(args, pod_namespace="", pod_name=""))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _attachment(conf: NetConf, args: CniArgs) -> Attachment:
     fields = conf.fields
     runtime, cni_args = fields.child("runtimeConfig"), fields.child("args").child("cni")
     dns, runtime_dns = fields.child("dns"), runtime.child("dns")

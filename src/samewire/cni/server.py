@@ -30,6 +30,7 @@ REQUEST_TIMEOUT_S = 25.0
 
 CLOSE_TIMEOUT_S = 5.0
 BACKLOG = 1024
+READ_BYTES = 1 << 16
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +54,7 @@ class CniServer:
         self.connections: set[_Connection] = set()
         self.running: set[asyncio.Task[None]] = set()
         self._path = path
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
 
     async def start(self) -> None:
         """Listen. Raises Conflict when another process does already, Unavailable when the socket cannot be made."""
@@ -61,15 +62,17 @@ class CniServer:
             listener = listen(self._path)
         except OSError as error:
             raise Unavailable(str(self._path), str(error)) from error
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(
-            lambda: _Connection(self), sock=listener, backlog=BACKLOG
-        )
+        listener.setblocking(False)
+        listener.listen(BACKLOG)
+        self._listener = listener
+        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
 
     async def close(self) -> None:
         """Stop listening and let the calls under way end, for `CLOSE_TIMEOUT_S`; remove the socket."""
-        if self._server is not None:
-            self._server.close()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+            listener.close()
             self._path.unlink(missing_ok=True)
         if self.running:
             _, late = await asyncio.wait(self.running, timeout=CLOSE_TIMEOUT_S)
@@ -77,60 +80,83 @@ class CniServer:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         for connection in list(self.connections):
-            connection.abort()
-        if self._server is not None:
-            await self._server.wait_closed()
+            connection.close()
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            accepted, _ = listener.accept()
+        except OSError:
+            return  # it has gone again, or there is no descriptor left: it keeps its place in the queue
+        accepted.setblocking(False)
+        _Connection(self, accepted).begin()
 
 
-class _Connection(asyncio.Protocol):
+class _Connection:
     """One client: reads to its end of file, runs the call, answers, closes.
 
-    A request that is refused is read to its end too: closing with bytes unread would reset the connection, and
-    the client might lose the answer.
+    Plain socket calls in place of a transport: a client has sent all of its request by the time it is accepted, so
+    that one turn of the loop is enough for what would be six.
     """
 
-    def __init__(self, server: CniServer) -> None:
+    def __init__(self, server: CniServer, accepted: socket.socket) -> None:
         self._server = server
         self._loop = asyncio.get_running_loop()
+        self._socket: socket.socket | None = accepted
         self._received = bytearray()
-        self._fault: CniError | None = None
-        self._transport: asyncio.Transport | None = None
+        self._ended = False
+        self._answer_left: memoryview | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+    def begin(self) -> None:
+        """Take the request, as far as it has come."""
         self._server.connections.add(self)
-        uid = _peer_uid(transport)
+        assert self._socket is not None
+        self._loop.add_reader(self._socket.fileno(), self._readable)
+        uid = _peer_uid(self._socket)
         if uid not in self._server.allowed_uids:
-            self._fault = CniError(CniCode.IO_FAILURE, f"user id {uid} may not use this socket")
+            self._refuse(CniError(CniCode.IO_FAILURE, f"user id {uid} may not use this socket"))
+            return
         self._limit(self._server.read_timeout_s, "the request did not come to its end")
+        self._readable()
 
-    def data_received(self, data: bytes) -> None:
-        if self._fault is None:
-            self._received += data
-        if len(self._received) > MAX_REQUEST:
-            self._fault = CniError(CniCode.IO_FAILURE, f"the request is longer than {MAX_REQUEST} bytes")
-            self._received.clear()
+    def close(self) -> None:
+        """Close at once; a second call does nothing."""
+        connection, self._socket = self._socket, None
+        if connection is not None:
+            self._stop_clock()
+            self._loop.remove_reader(connection.fileno())
+            self._loop.remove_writer(connection.fileno())
+            connection.close()
+            self._server.connections.discard(self)
 
-    def eof_received(self) -> bool:
-        if self._fault is not None:
-            self._refuse(self._fault)
-        elif self._transport is not None:
-            self._limit(self._server.request_timeout_s, "the call takes too long; it goes on to its end")
-            task = self._loop.create_task(self._serve(bytes(self._received)))
-            self._server.running.add(task)
-            task.add_done_callback(self._server.running.discard)
-        return True
+    def _readable(self) -> None:
+        while self._socket is not None and not self._ended:
+            try:
+                data = self._socket.recv(READ_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.close()
+                return
+            if not data:
+                self._ended = True
+                self._loop.remove_reader(self._socket.fileno())
+                self._run()
+            elif self._answer_left is None:
+                self._received += data
+                if len(self._received) > MAX_REQUEST:
+                    error = f"the request is longer than {MAX_REQUEST} bytes"
+                    self._refuse(CniError(CniCode.IO_FAILURE, error))
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._finish()
-        self._server.connections.discard(self)
-
-    def abort(self) -> None:
-        """Close at once."""
-        if self._transport is not None:
-            self._transport.abort()
+    def _run(self) -> None:
+        """The request is complete."""
+        if self._answer_left is not None:
+            self._send()  # it was refused before
+            return
+        self._limit(self._server.request_timeout_s, "the call takes too long; it goes on to its end")
+        task = self._loop.create_task(self._serve(bytes(self._received)))
+        self._server.running.add(task)
+        task.add_done_callback(self._server.running.discard)
 
     async def _serve(self, data: bytes) -> None:
         start = time.monotonic()
@@ -145,10 +171,11 @@ class _Connection(asyncio.Protocol):
 
     def _limit(self, timeout_s: float, reason: str) -> None:
         """Answer "try again later" after a time, unless there is an answer before."""
-        if self._timer is not None:
-            self._timer.cancel()
-        error = CniError(CniCode.TRY_AGAIN, reason, f"after {timeout_s:g} s")
-        self._timer = self._loop.call_later(timeout_s, self._refuse, error)
+        self._stop_clock()
+        self._timer = self._loop.call_later(timeout_s, self._late, timeout_s, reason)
+
+    def _late(self, timeout_s: float, reason: str) -> None:
+        self._refuse(CniError(CniCode.TRY_AGAIN, reason, f"after {timeout_s:g} s"))
 
     def _refuse(self, error: CniError) -> None:
         reply = _failure(error)
@@ -156,19 +183,38 @@ class _Connection(asyncio.Protocol):
         self._answer(reply)
 
     def _answer(self, reply: Reply) -> None:
-        transport = self._finish()
-        if transport is not None:
-            transport.write(encode_reply(reply.status, reply.output))
-            transport.close()
+        """Answer, unless that has been done."""
+        if self._socket is None or self._answer_left is not None:
+            return
+        self._stop_clock()
+        self._answer_left = memoryview(encode_reply(reply.status, reply.output))
+        if not self._ended:  # many a client hears no answer before it has sent all
+            self._timer = self._loop.call_later(self._server.read_timeout_s, self.close)
+        self._send()
 
-    def _finish(self) -> asyncio.Transport | None:
-        """Forget the transport and the timer; what comes after is not for this client any more."""
+    def _send(self) -> None:
+        assert self._socket is not None
+        assert self._answer_left is not None
+        try:
+            self._answer_left = self._answer_left[self._socket.send(self._answer_left) :]
+        except BlockingIOError:
+            self._loop.add_writer(self._socket.fileno(), self._send)
+            return
+        except OSError:
+            self.close()  # the client has gone
+            return
+        if self._answer_left:
+            self._loop.add_writer(self._socket.fileno(), self._send)
+        elif self._ended:
+            self.close()
+        else:
+            self._socket.shutdown(socket.SHUT_WR)
+            self._loop.remove_writer(self._socket.fileno())
+
+    def _stop_clock(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        transport, self._transport = self._transport, None
-        self._received.clear()
-        return transport
 
 
 def _failure(error: CniError) -> Reply:
@@ -191,8 +237,7 @@ def _write_log(reply: Reply, took_s: float) -> None:
         log.info("cni", **facts)
 
 
-def _peer_uid(transport: asyncio.Transport) -> int:
+def _peer_uid(peer: socket.socket) -> int:
     """Return the user id of the process that connected."""
-    peer = transport.get_extra_info("socket")
     credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", credentials)[1])
