@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -106,6 +107,8 @@ async def run_daemon(config: NodeConfig) -> None:
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
     await daemon.start(from_environment())
+    gc.collect()
+    gc.freeze()  # what is there now stays: the collector need not look at it again and again
     try:
         await stop.wait()
         log.info("stopping; the data path stays")
