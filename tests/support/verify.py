@@ -87,12 +87,20 @@ def dissect(packet: bytes) -> Headers:
     )
 
 
-def verified(frame: bytes) -> Headers:
-    """The headers of a frame, all checksums of which are right: IP, L4 and those inside VXLAN."""
+def headers_of(frame: bytes) -> Headers:
+    """The headers of a frame, and of what is inside VXLAN; checksums may be left to the device."""
     headers = dissect(frame[14:])
-    _verify(headers)
     if headers.protocol == 17 and not headers.fragment and headers.ports[1] == VXLAN_PORT:
-        return msgspec.structs.replace(headers, inner=verified(headers.l4[16:]))
+        return msgspec.structs.replace(headers, inner=headers_of(headers.l4[16:]))
+    return headers
+
+
+def verified(frame: bytes) -> Headers:
+    """As `headers_of`, of a frame all checksums of which are right: IP, L4 and those inside VXLAN."""
+    headers = headers_of(frame)
+    _verify(headers)
+    if headers.inner is not None:
+        _verify(headers.inner)
     return headers
 
 

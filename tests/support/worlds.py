@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from samewire.hcn.policies import VSID, HostRoute, Policy, RemoteSubnetRoute
+from samewire.hcn.policies import VSID, HostRoute, Policy, ProviderAddress, RemoteSubnetRoute
 from samewire.hcn.schema import Ipam, Network, NetworkType, RouteEntry, Subnet
 from samewire.vfp.address import mac_text
 from tests.support.netlab import Lab
@@ -93,6 +93,8 @@ def overlay(
     ``peers``: (node, its number, IP version of the provider address).
     """
     policies: list[Policy] = [HostRoute()] if host else []
+    if peers:
+        policies.append(ProviderAddress(provider_address=node_address(node, peers[0][2])))
     for peer, other, family in peers:
         for prefix in (f"10.{other}.0.0/24", f"fd{other:02}::/64"):
             policies.append(
