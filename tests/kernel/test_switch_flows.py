@@ -1,0 +1,380 @@
+"""The life of unified flows: generations, reuse, ageing without a process, a full table, slots and pairs."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from samewire.hcn.policies import ACL, AclAction, AclDirection, OutBoundNAT, PortMapping
+from samewire.hcn.schema import NetworkType
+from samewire.kernel.bpf import BpfMap, SkbContext, mount_bpffs, unmount_bpffs
+from samewire.vfp.constants import Counter, FlowFlag, Layer, Reason
+from samewire.vfp.simulate.flows import partner_key
+from samewire.vfp.tables import Flow, FlowKey, Id
+from tests.support.frames import fill, ip_packet, pseudo
+from tests.support.lockstep import together
+from tests.support.netlab import Lab, poll
+from tests.support.node_rig import Node, Pod
+from tests.support.switch_rig import now_tick
+from tests.support.traffic import bound, echo_over, tcp_pair
+from tests.support.universe import packed
+from tests.support.worlds import OUT, Underlay, node_address, overlay, own
+
+pytestmark = [pytest.mark.root, pytest.mark.kernelcore]
+
+FULL = (Layer.FLOW, Reason.FLOW_TABLE_FULL)
+_REDIRECT = 7
+
+
+def rule(action: AclAction, direction: AclDirection, *, ports: str = "", priority: int = 10) -> ACL:
+    """An ACL about the far end's TCP ports (all when empty)."""
+    return ACL(action=action, direction=direction, protocols="6", remote_ports=ports, priority=priority)
+
+
+ALLOW_OUT, ALLOW_IN = rule(AclAction.ALLOW, AclDirection.OUT), rule(AclAction.ALLOW, AclDirection.IN)
+BLOCK_OUT, BLOCK_IN = rule(AclAction.BLOCK, AclDirection.OUT), rule(AclAction.BLOCK, AclDirection.IN)
+
+
+class World:
+    """A node with a NAT network."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.underlay = Underlay(lab)
+        self.node = self.underlay.node(11)
+        network = self.node.network(own(NetworkType.NAT, 8))
+        self.pods = [self.node.pod(network, f"10.8.0.{i}", f"fd08::{i}") for i in (10, 11)]
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with Lab() as lab:
+        yield World(lab)
+
+
+def stays_silent(near: socket.socket, far: socket.socket, node: Node, *where: object) -> None:
+    """What ``near`` sends is dropped and counted there, and does not arrive."""
+    before = node.drops().get(where, 0)  # type: ignore[call-overload]
+    near.send(b"after the change")
+    poll("drop", lambda: node.drops().get(where, 0) > before)  # type: ignore[call-overload]
+    far.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        far.recv(100)
+    far.settimeout(5)
+
+
+@pytest.mark.parametrize("direction", [AclDirection.OUT, AclDirection.IN])
+def test_allow_to_block_cuts_a_connection(world: World, direction: AclDirection) -> None:
+    """Also one that is up already; the other rules' change does not touch it."""
+    node, (a, b) = world.node, world.pods
+    out = direction is AclDirection.OUT
+    judge, allow, block = (a, ALLOW_OUT, BLOCK_OUT) if out else (b, ALLOW_IN, BLOCK_IN)
+    node.policies(judge, allow, OutBoundNAT())
+    with tcp_pair(a.space, b.space, b.ip, 81) as (near, far):
+        echo_over(near, far)
+        redecided = node.counter(Counter.FLOW_REDECIDED)
+        node.policies(judge, allow, rule(AclAction.BLOCK, direction, ports="9", priority=1), OutBoundNAT())
+        echo_over(near, far)
+        assert node.counter(Counter.FLOW_REDECIDED) > redecided
+        redecided = node.counter(Counter.FLOW_REDECIDED)
+        echo_over(near, far)
+        assert node.counter(Counter.FLOW_REDECIDED) == redecided, "one decision a change"
+        node.policies(judge, block, OutBoundNAT())
+        stays_silent(near, far, node, judge.port, Layer.ACL_OUT if out else Layer.ACL_IN, Reason.BLOCKED)
+        node.policies(judge, allow, OutBoundNAT())
+        assert far.recv(100) == b"after the change"  # sent again by the kernel
+    node.policies(judge)
+
+
+def test_a_reply_on_a_stale_flow_judges_the_initiator(world: World) -> None:
+    """The target may not open connections, nor may the initiator be called: what it answers is still welcome."""
+    node, (a, b) = world.node, world.pods
+    node.policies(b, ALLOW_IN)
+    with tcp_pair(a.space, b.space, b.ip, 82) as (near, far):
+        echo_over(near, far)
+        node.policies(b, BLOCK_OUT, ALLOW_IN)
+        node.policies(a, ALLOW_OUT, BLOCK_IN)
+        far.send(b"first packet after the change")
+        assert near.recv(100) == b"first packet after the change"
+        node.policies(a, BLOCK_OUT, ALLOW_IN)
+        stays_silent(far, near, node, a.port, Layer.ACL_OUT, Reason.BLOCKED)
+    for pod in (a, b):
+        node.policies(pod)
+
+
+def test_policy_of_an_unjudged_connection(world: World) -> None:
+    """A connection that needed no flow is judged as soon as there is a rule."""
+    node, (a, b) = world.node, world.pods
+    with tcp_pair(a.space, b.space, b.ip, 83) as (near, far):
+        echo_over(near, far)
+        node.policies(b, BLOCK_IN)
+        stays_silent(near, far, node, b.port, Layer.ACL_IN, Reason.BLOCKED)
+    node.policies(b)
+
+
+def test_nat_that_is_added_and_taken_away(world: World) -> None:
+    """A datagram socket: its flow is made anew with the address that the policy says now."""
+    node, pod = world.node, world.pods[0]
+    out = world.underlay.out
+    network = node.network(overlay(node, 1))
+    pod = node.pod(network, "10.1.0.77", "fd01::77", policies=[ALLOW_OUT])
+    out.ip("route", "replace", "10.1.0.0/24", "via", node_address(node, 4))
+    with bound(out, socket.SOCK_DGRAM, OUT[4], 84) as server:
+        opened = pod.space.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with opened:
+            opened.bind(("", 4444))
+
+            def seen() -> str:
+                opened.sendto(b"x", (OUT[4], 84))
+                return str(server.recvfrom(10)[1][0])
+
+            node.policies(pod)
+            assert seen() == pod.ip
+            node.policies(pod, OutBoundNAT())
+            assert seen() == node_address(node, 4)
+            node.policies(pod, OutBoundNAT(virtual_ip="192.168.9.99"))
+            assert seen() == node_address(node, 4), "an established mapping stays"
+    out.ip("route", "del", "10.1.0.0/24")
+
+
+def test_a_host_port_that_is_taken_away(world: World) -> None:
+    """The pod's answers are dropped: they are not handed to the node, which would send them on as they are."""
+    node, pod = world.node, world.pods[0]
+    out = world.underlay.out
+    node.policies(pod, PortMapping(protocol=17, external_port=8085, internal_port=85))
+    with (
+        bound(pod.space, socket.SOCK_DGRAM, pod.ip, 85) as server,
+        bound(out, socket.SOCK_DGRAM, OUT[4]) as client,
+    ):
+        client.sendto(b"x", (node_address(node, 4), 8085))
+        _, sender = server.recvfrom(10)
+        node.policies(pod)
+        before = node.dropped(pod.port, Layer.FLOW, Reason.NO_ENDPOINT)
+        server.sendto(b"late", sender)
+        poll("drop", lambda: node.dropped(pod.port, Layer.FLOW, Reason.NO_ENDPOINT) == before + 1)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_closed_tuple_is_used_again(world: World, reset: bool) -> None:
+    """The same source port to the same server at once: a new connection, with a port of the pool again."""
+    pod, out = world.pods[0], world.underlay.out
+    seen = []
+    for _ in range(3):
+        with tcp_pair(pod.space, out, OUT[4], 86, source=45000 + reset) as (near, far):
+            echo_over(near, far)
+            seen.append(far.getpeername())
+            if reset:
+                near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            else:
+                far.close()  # the server closes first: its TIME_WAIT is not in the client's way
+                assert near.recv(1) == b""
+    assert {address for address, _ in seen} == {node_address(world.node, 4)}
+
+
+def test_the_nodes_answered_connections_keep_their_port(world: World) -> None:
+    """A TCP connection of the node on a pool port is known to be established."""
+    node, out = world.node, world.underlay.out
+    with tcp_pair(node.space, out, OUT[4], 87, source=50005) as (near, far):
+        echo_over(near, far)
+        flows = [
+            flow
+            for key, flow in node.flow_table().items()
+            if flow.flags & FlowFlag.HOST and {50005, 87} <= set(key.port)
+        ]
+        assert [flow.flags & FlowFlag.REPLIED for flow in flows] == [FlowFlag.REPLIED]
+
+
+# --- ageing, a full table, slots: nodes of their own, with short times and small tables ---------------------------
+
+
+def udp_frame(pod: Pod, source: int, port: int) -> bytes:
+    """A datagram of the pod to the outside host."""
+    own_address, to = packed(pod.ip), packed(OUT[4])
+    datagram = source.to_bytes(2, "big") + port.to_bytes(2, "big") + b"\0\x0c\0\0data"
+    datagram = fill(datagram, 6, pseudo(4, own_address, to, 17, len(datagram)) + datagram)
+    body = ip_packet(4, own_address, to, 17, datagram, 64, 0, 1)
+    return pod.link.host_mac + pod.mac + b"\x08\0" + body
+
+
+def run(node: Node, pod: Pod, frame: bytes) -> int:
+    """Run the pod's program on a frame; its verdict."""
+    program = node.program("sw_pod")
+    return node.space.run(lambda: program.test_run(frame, SkbContext(ifindex=pod.port))).retval
+
+
+def orphans(node: Node) -> list[FlowKey]:
+    """Entries of pairs whose other half is missing."""
+    flows = node.flow_table()
+    return [
+        key
+        for key, flow in flows.items()
+        if flow.flags & FlowFlag.PAIR and partner_key(key, flow) not in flows
+    ]
+
+
+def consistent(node: Node) -> bool:
+    """Every entry has its slot, and every slot its entry; pairs are whole."""
+    slots = {key for _, key in node.table("sw_flow_slots").items() if isinstance(key, FlowKey) and key.family}
+    return slots == set(node.flow_table()) and not orphans(node)
+
+
+_TIMES = ("tcp_half_open", "tcp_established", "tcp_closing", "udp_single", "udp_stream", "icmp", "other")
+SHORT = {f"idle_{name}": 0 for name in _TIMES}
+
+
+def small_node(lab: Lab, underlay: Underlay, number: int, **options: object) -> tuple[Node, Pod]:
+    """A node with few flows, and a NATed pod."""
+    node = underlay.node(number, **options)
+    return node, node.pod(node.network(own(NetworkType.NAT, 8)), "10.8.0.10", "fd08::10")
+
+
+def test_ageing_needs_no_process(world: World, tmp_path: Path) -> None:
+    """Everything pinned, every descriptor closed: idle flows go, both halves, with their slots."""
+    with Lab() as lab:
+        node, pod = small_node(lab, world.underlay, 21, idle=SHORT)
+        pins = tmp_path / "bpf"
+        mount_bpffs(pins)
+        lab.stack.callback(unmount_bpffs, pins)
+        for name, found in node.object.maps.items():
+            if name.startswith("sw_"):
+                found.pin(pins / name)
+        for source in range(1, 30):
+            assert run(node, pod, udp_frame(pod, source, 53)) == _REDIRECT
+        assert len(node.flow_table()) == 58
+        node.start_ageing()
+        node.object.close()
+        with BpfMap.open_pinned(pins / "sw_flows") as flows:
+            poll("ageing", lambda: not list(flows.items()))
+        with BpfMap.open_pinned(pins / "sw_flow_slots") as slots:
+            poll("free slots", lambda: not any(value[-2] for _, value in slots.items()))
+
+
+def test_a_later_tick_is_no_age(world: World) -> None:
+    """Another CPU has seen the flow in the next tick already: it is not idle for 2^32 ticks."""
+    with Lab() as lab:
+        node, pod = small_node(lab, world.underlay, 22, idle={"idle_udp_single": 100})
+        assert run(node, pod, udp_frame(pod, 1, 53)) == _REDIRECT
+        for key, flow in node.flow_table().items():
+            node.map("sw_flows").update(key.pack(), replace(flow, seen_tick=now_tick() + 3).pack())
+        node.start_ageing()
+        poll("rounds", lambda: node.counter(Counter.AGEING_TICKS) >= 10)
+        assert len(node.flow_table()) == 2
+
+
+def test_long_lived_flows_do_not_block_new_ones(world: World) -> None:
+    """Half of the table was made in one go and stays; round and round, new flows find a place."""
+    with Lab() as lab:
+        node, pod = small_node(lab, world.underlay, 23, flows=128, nat_ports=(50000, 51000))
+        for source in range(1, 51):
+            assert run(node, pod, udp_frame(pod, source, 53)) == _REDIRECT
+        stay = set(node.flow_table())
+        assert len(stay) == 100
+        for source in range(1000, 1600):
+            assert run(node, pod, udp_frame(pod, source, 54)) == _REDIRECT
+            for key, flow in node.flow_table().items():
+                if key not in stay:
+                    node.map("sw_flows").delete(key.pack())
+                    node.map("sw_flow_slots").update(Id(flow.slot).pack(), bytes(FlowKey.size))
+        assert not node.dropped(pod.port, *FULL)
+
+
+def test_a_full_table(world: World) -> None:
+    """Half-open connections make room for new ones; established ones stay; without room it is a counted drop."""
+    with Lab() as lab:
+        node, pod = small_node(lab, world.underlay, 24, flows=64, nat_ports=(50000, 50999))
+        out = world.underlay.out
+        with ExitStack() as stack:
+            established = [stack.enter_context(tcp_pair(pod.space, out, OUT[4], 88)) for _ in range(10)]
+            for near, far in established:
+                echo_over(near, far)
+            half_open = [
+                stack.enter_context(pod.space.socket(socket.AF_INET, socket.SOCK_STREAM)) for _ in range(30)
+            ]
+            for opened in half_open:
+                opened.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    opened.connect(("192.168.9.99", 80))  # nobody there
+            poll("full", lambda: node.dropped(pod.port, *FULL) > 0)
+            # Those are older than a tick soon; a new connection takes the place of one.
+            began = time.monotonic()
+            while True:
+                try:
+                    new = stack.enter_context(tcp_pair(pod.space, out, OUT[4], 88))
+                    break
+                except TimeoutError:
+                    assert time.monotonic() - began < 20
+            echo_over(*new)
+            assert node.counter(Counter.FLOW_RECYCLED) > 0
+            for near, far in established:
+                echo_over(near, far)
+            # Answered datagrams are not recycled: the table fills up for good.
+            dropped = node.dropped(pod.port, *FULL)
+            server = stack.enter_context(bound(out, socket.SOCK_DGRAM, OUT[4], 89))
+            server.setblocking(False)
+            for _ in range(60):
+                opened = stack.enter_context(pod.space.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                opened.sendto(b"x", (OUT[4], 89))
+                try:
+                    server.sendto(b"y", server.recvfrom(10)[1])
+                except BlockingIOError:
+                    break
+            assert node.dropped(pod.port, *FULL) > dropped
+            for near, far in [*established, new]:
+                echo_over(near, far)
+        assert len(node.flow_table()) <= 64
+        assert consistent(node)
+
+
+def test_nothing_leaks_in_a_churn(world: World) -> None:
+    """Two CPUs make the same and different flows while the timer removes them: slots and entries agree."""
+    with Lab() as lab:
+        node, pod = small_node(lab, world.underlay, 25, flows=256, nat_ports=(50000, 50999), idle=SHORT)
+        node.start_ageing()
+        frames = [
+            [udp_frame(pod, 1000 + i // 2 + 5000 * (i % 2) * who, 53) for i in range(3000)] for who in (0, 1)
+        ]
+        together(lambda who, i: int(run(node, pod, frames[who][i]) == _REDIRECT), 3000)
+        poll("consistency", lambda: consistent(node))
+        poll("an empty table", lambda: not node.flow_table())
+        assert not node.occupied_slots()
+        made, gone = node.counter(Counter.FLOW_INSERTS), node.counter(Counter.FLOWS_REMOVED)
+        assert made == gone > 0
+
+
+@pytest.mark.parametrize("age", [0, 10])
+def test_a_second_entry_without_a_first(world: World, age: int) -> None:
+    """A young one is another CPU's, about to be completed, and is left alone; an old one is a leftover."""
+    node, pod = world.node, world.pods[1]
+    out, port = world.underlay.out, 8190 + age
+    node.policies(pod, PortMapping(protocol=17, external_port=port, internal_port=91))
+    with (
+        bound(pod.space, socket.SOCK_DGRAM, pod.ip, 91) as server,
+        bound(out, socket.SOCK_DGRAM, OUT[4]) as client,
+    ):
+        client.sendto(b"one", (node_address(node, 4), port))
+        assert server.recvfrom(10)[1] == client.getsockname()
+        source = client.getsockname()[1]
+        mine = {key: flow for key, flow in node.flow_table().items() if source in key.port}
+        (first,) = [key for key, flow in mine.items() if not flow.flags & FlowFlag.SECOND]
+        (second,) = [key for key, flow in mine.items() if flow.flags & FlowFlag.SECOND]
+        _forget(node, first, mine[first])
+        held = replace(mine[second], seen_tick=now_tick() - age)
+        node.map("sw_flows").update(second.pack(), held.pack())
+        client.sendto(b"two", (node_address(node, 4), port))
+        sender = server.recvfrom(10)[1]
+        assert (sender == client.getsockname()) == bool(age), "moved to a port of the pool unless it is old"
+        server.sendto(b"back", sender)
+        assert client.recvfrom(10) == (b"back", (node_address(node, 4), port))
+    node.policies(pod)
+
+
+def _forget(node: Node, key: FlowKey, flow: Flow) -> None:
+    node.map("sw_flows").delete(key.pack())
+    node.map("sw_flow_slots").update(Id(flow.slot).pack(), bytes(FlowKey.size))
