@@ -64,6 +64,9 @@ class NodeNet:
         self._stack = stack
         self.node = self.namespace("n")
         self.router = self.namespace("r")
+        for name in (self.node, self.router):
+            # A link-local address under detection keeps the kernel from asking for neighbours for a second or two.
+            in_namespace(name, "sysctl", "-q", "-w", "net.ipv6.conf.default.accept_dad=0")
         ip("link", "add", "eth0", "netns", self.node, "type", "veth", "peer", "eth0", "netns", self.router)
         for name, addresses in (
             (self.node, (f"{NODE_IP}/24", f"{NODE_IP6}/64")),
