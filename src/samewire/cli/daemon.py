@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def daemon(config_file: Path) -> None:
 
     Ends at SIGTERM and leaves the network as it is: pods keep their connections and can make new ones.
     """
+    gc.disable()  # until the daemon is up: nearly all that the start makes stays
+    import samewire.node.lean  # noqa: F401  # before the libraries that it keeps small
     from samewire.node.config import load_config
     from samewire.node.daemon import configure_logging, run_daemon
 

@@ -22,11 +22,10 @@ from samewire.hcn.http import HttpServer, make_app
 from samewire.kernel.rtnetlink import LinkMonitor
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
-from samewire.node.metrics import CONTENT_TYPE, make_registry, render
 from samewire.node.node import Node
 from samewire.node.runlock import lock_run_dir
 from samewire.node.testhooks import from_environment
-from samewire.node.tools import node_routes
+from samewire.node.tools import LateMetrics, Render, metrics_handler, node_routes
 from samewire.node.toolview import ToolView
 from samewire.node.watch import QUIET, Watcher
 from samewire.trace import doctor_service, view_service
@@ -75,11 +74,11 @@ class Daemon:
         self._closers.append(("monitor", _async(watcher.stop_listening)))
         node = self.node = await Node.start(config, watcher.listen, object_path)
         self._closers.append(("node", node.close))
-        registry = make_registry(node)
+        render = LateMetrics(node).render
         tools = ToolView(node)
         self._closers.append(("tools", _async(tools.close)))
         routes = [
-            *node_routes(node, registry),
+            *node_routes(node, render),
             *trace_service.routes(tools),
             *view_service.routes(tools),
             *doctor_service.routes(tools),
@@ -92,7 +91,7 @@ class Daemon:
         await cni.start()
         self._closers.append(("cni", cni.close))
         if config.metrics_address is not None:
-            runner = await _serve_metrics(config.metrics_address, lambda: render(registry))
+            runner = await _serve_metrics(config.metrics_address, render)
             self._closers.append(("metrics", runner.cleanup))
         watcher.run()
         self._closers.append(("watcher", watcher.close))
@@ -107,8 +106,8 @@ async def run_daemon(config: NodeConfig) -> None:
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
     await daemon.start(from_environment())
-    gc.collect()
     gc.freeze()  # what is there now stays: the collector need not look at it again and again
+    gc.enable()
     try:
         await stop.wait()
         log.info("stopping; the data path stays")
@@ -132,12 +131,9 @@ def configure_logging() -> None:
     )
 
 
-async def _serve_metrics(address: tuple[str, int], text: Callable[[], bytes]) -> web.AppRunner:
-    async def handler(_: web.Request) -> web.Response:
-        return web.Response(body=text(), headers={"Content-Type": CONTENT_TYPE})
-
+async def _serve_metrics(address: tuple[str, int], render: Render) -> web.AppRunner:
     app = web.Application()
-    app.router.add_get("/metrics", handler)
+    app.router.add_get("/metrics", metrics_handler(render))
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     host, port = address

@@ -12,8 +12,6 @@ from samewire.node.node import Node
 from samewire.node.stats import all_counters, all_drops
 from samewire.vfp.constants import Arrival, Counter, Layer, Reason
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
 
 class NodeCollector(Collector):
     """Reads the node's counters from the kernel, and its objects from memory."""
