@@ -72,7 +72,7 @@ lab: setup ## bring up examples/mixed-cluster.yaml, check every path, print the 
 	@echo '  export PATH="$(abspath $(VENV))/bin:$$PATH"'
 
 lab-down: ## remove the lab and everything it made
-	$(VENV)/bin/samewire lab down mixed
+	@[ -x $(VENV)/bin/samewire ] || { echo 'nothing is set up here'; exit 0; }; $(VENV)/bin/samewire lab down mixed
 
 .PHONY: test lint test-fast test-kernels
 lint: build/.installed ## ruff, mypy --strict, import-linter

@@ -5,6 +5,7 @@ No binary lives in git; the objects are built into ``src/samewire/_build`` and f
 
 from __future__ import annotations
 
+import platform
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         subprocess.run(["make", "--no-print-directory", "-C", str(root), "native"], check=True)
         build_data["pure_python"] = False
         build_data["infer_tag"] = False
-        build_data["tag"] = "py3-none-linux_x86_64"
+        build_data["tag"] = f"py3-none-linux_{platform.machine()}"
         built = root / "src" / "samewire" / "_build"
         for path in sorted(built.iterdir()):
             build_data["force_include"][str(path)] = f"samewire/_build/{path.name}"
