@@ -420,13 +420,12 @@ enum sw_counter {
 };
 
 /* ---- sw_buckets: hash[SW_MAX_PORTS], key: ifindex ------------------------------------------------------------
- * Token bucket of a cap from the endpoint. Writer: daemon (rate, burst), pod program (tokens, last).
+ * Token bucket of a cap from the endpoint. Writer: daemon (rate, burst), pod program (full_ns).
  */
 struct sw_bucket {
 	__u64 rate_bytes_per_s;
 	__u64 burst_bytes;
-	__u64 tokens_bytes;
-	__u64 last_ns;
+	__u64 full_ns; /* when the bucket will be full again if nothing is sent; in the past: it is */
 };
 
 /* ---- sw_sockets: LRU hash[SW_MAX_SOCKETS] --------------------------------------------------------------------

@@ -39,7 +39,7 @@ def _merge(parts: tuple[dict[str, dict[Record, Record]], ...]) -> Entries:
 
 _ENTRIES = st.tuples(
     _table("sw_ports", _IDS, st.builds(_port, st.integers(0, 99), _SMALL)),
-    _table("sw_buckets", _IDS, st.builds(Bucket, _SMALL, _SMALL, st.integers(0, 99), st.integers(0, 99))),
+    _table("sw_buckets", _IDS, st.builds(Bucket, _SMALL, _SMALL, st.integers(0, 99))),
     _table(
         "sw_endpoints",
         st.builds(EndpointKey, _ADDRESSES, st.integers(0, 1), st.just(4)),
@@ -121,7 +121,7 @@ def test_generation_and_tokens_do_not_count(entries: Entries) -> None:
         name: {
             key: _port(value.generation + 1, value.mtu)
             if isinstance(value, Port)
-            else Bucket(value.rate_bytes_per_s, value.burst_bytes, value.tokens_bytes + 1, value.last_ns + 1)
+            else Bucket(value.rate_bytes_per_s, value.burst_bytes, value.full_ns + 1)
             if isinstance(value, Bucket)
             else value
             for key, value in rows.items()

@@ -62,6 +62,11 @@ def short(prefix: Prefix) -> bytes:
     return prefix.packed[: 4 if prefix.family == 4 else 16]
 
 
+def _shaper(ifindex: int, rate_bytes_per_s: int, burst_bytes: int) -> Request:
+    queue = burst_bytes + round(rate_bytes_per_s * _QUEUE_S)
+    return tbf_replace(ifindex, rate_bytes_per_s, burst_bytes, queue)
+
+
 class Pod(msgspec.Struct):
     """A pod: its namespace, endpoint, and the ifindex of its port."""
 
@@ -316,14 +321,15 @@ class Node:
         self.space.set("ipv6", "conf", link.host_name, "disable_ipv6", value=1)
         port = self.space.ifindex(link.host_name)
         if link.rate_bytes_per_s:
-            rate, burst = link.rate_bytes_per_s, link.burst_bytes
-            self.space.netlink.request(tbf_replace(port, rate, burst, burst + round(rate * _QUEUE_S)))
+            self.space.netlink.request(_shaper(port, link.rate_bytes_per_s, link.burst_bytes))
         return port
 
     def _configure(self, pod: Pod) -> None:
         link, netlink = pod.link, pod.space.netlink
         peer = pod.space.ifindex(link.interface_name)
         requests = [link_set(peer, up=True)]
+        if link.outgoing_rate_bytes_per_s:
+            requests.append(_shaper(peer, link.outgoing_rate_bytes_per_s, link.outgoing_burst_bytes))
         requests += [address_add(peer, short(own), own.bits, family=own.family) for own in link.addresses]
         for route in link.routes:
             gateway = route.gateway

@@ -252,15 +252,16 @@ def test_caps() -> None:
     endpoint = pod("10.244.1.5", policies=(qos,))
     result, port = compiled(endpoint)
     assert port.flags == PortFlag.CAP_IN | PortFlag.CAP_OUT
-    assert result.entries["sw_buckets"] == {Id(42): Bucket(12_500_000, 625_000, 625_000, 0)}
+    assert result.entries["sw_buckets"] == {Id(42): Bucket(12_500_000, 125_000 + 65536, 0)}
     link = compile_link(endpoint, OVERLAY, FACTS, "")
-    assert (link.rate_bytes_per_s, link.burst_bytes) == (1_000_000, 131072)
+    assert (link.rate_bytes_per_s, link.burst_bytes) == (1_000_000, 16384)
+    assert (link.outgoing_rate_bytes_per_s, link.outgoing_burst_bytes) == (12_500_000, 125_000)
 
 
 def test_cap_with_its_own_burst() -> None:
     qos = QOS(maximum_outgoing_bandwidth_in_bytes=1000, maximum_outgoing_burst_in_bytes=1_000_000)
     result, port = compiled(pod("10.244.1.5", policies=(qos,)))
-    assert result.entries["sw_buckets"] == {Id(42): Bucket(1000, 1_000_000, 1_000_000, 0)}
+    assert result.entries["sw_buckets"] == {Id(42): Bucket(1000, 1_000_000 + 65536, 0)}
     assert port.flags == PortFlag.CAP_OUT
 
 

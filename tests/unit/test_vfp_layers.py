@@ -123,7 +123,7 @@ def test_pod(tables: Entries) -> None:
             "rewrite destination to 10.244.1.5 port 80, port 42",
         )
     ]
-    assert rules(view, "QOS_OUT") == [(0, "any", "cap 1000000 bytes/s, burst 131072 bytes")]
+    assert rules(view, "QOS_OUT") == [(0, "any", "cap 1000000 bytes/s, burst 81920 bytes")]
     assert rules(view, "L2_IN")[0][2].endswith("deliver through the host end's queue")
     assert rules(view, "GUARD_OUT")[-1] == (0, "any", "drop: spoofed")
 

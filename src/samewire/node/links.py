@@ -91,7 +91,7 @@ def activate(netlink: Netlink, hooks: Hooks, link: PortLink, pair: Pair, netns: 
     """Open the port: the tables must hold its policies by now. Raises KernelError."""
     requests = hooks.pod_requests(pair.host)
     if link.rate_bytes_per_s:
-        requests.append(shaper(pair.host, link))
+        requests.append(shaper(pair.host, link.rate_bytes_per_s, link.burst_bytes))
     requests.append(_quiet(link_set(pair.host, up=True, alias=link.alias)))
     netlink.batch(requests)
     with Netlink(netns.fd) as inside:
@@ -110,6 +110,8 @@ def activate(netlink: Netlink, hooks: Hooks, link: PortLink, pair: Pair, netns: 
 def pod_requests(link: PortLink, peer: int) -> list[Request]:
     """What configures the pod's end, in order."""
     requests = [link_set(peer, up=True)]
+    if link.outgoing_rate_bytes_per_s:
+        requests.append(shaper(peer, link.outgoing_rate_bytes_per_s, link.outgoing_burst_bytes))
     requests += [
         address_add(peer, short(prefix.packed, prefix.family), prefix.bits, family=prefix.family)
         for prefix in link.addresses
@@ -128,13 +130,12 @@ def change(netlink: Netlink, before: PortLink, after: PortLink, ifindex: int, ne
     """Bring an active pair from one state to another. Raises KernelError."""
     if (before.rate_bytes_per_s, before.burst_bytes) != (after.rate_bytes_per_s, after.burst_bytes):
         if after.rate_bytes_per_s:
-            netlink.request(shaper(ifindex, after))
+            netlink.request(shaper(ifindex, after.rate_bytes_per_s, after.burst_bytes))
         else:
             netlink.request(qdisc_del_root(ifindex).tolerating(errno.ENOENT, errno.EINVAL))
     if before.mtu != after.mtu:
         netlink.request(link_set(ifindex, mtu=after.mtu))
-    inside_before = (before.mtu, before.mac, before.addresses, before.routes, before.neighbours)
-    if inside_before == (after.mtu, after.mac, after.addresses, after.routes, after.neighbours):
+    if _inside(before) == _inside(after):
         return
     with Netlink(netns.fd) as inside:
         peer = inside.get(link_get(after.interface_name)).ifindex
@@ -159,6 +160,11 @@ def inside_differences(link: PortLink, netns: NetNamespace) -> list[str]:
             wrong.append(f"MAC is {found.mac.hex(':')}, not {link.mac.hex(':')}")
         if found.mtu != link.mtu:
             wrong.append(f"MTU is {found.mtu}, not {link.mtu}")
+        rate = _shaped_rate(inside, found.ifindex) if link.outgoing_rate_bytes_per_s else 0
+        if rate != link.outgoing_rate_bytes_per_s:
+            wrong.append(
+                f"{link.interface_name} is shaped to {rate} bytes/s, not {link.outgoing_rate_bytes_per_s}"
+            )
         present = {(a.family, a.address, a.bits) for a in inside.dump(address_dump(found.ifindex))}
         for prefix in link.addresses:
             if (prefix.family, short(prefix.packed, prefix.family), prefix.bits) not in present:
@@ -186,8 +192,7 @@ def host_differences(netlink: Netlink, link: PortLink, found: Link) -> list[str]
         wrong.append(f"host end's MTU is {found.mtu}, not {link.mtu}")
     if found.group != LINK_GROUP or found.alias != link.alias:
         wrong.append("host end has lost its mark")
-    roots = [item for item in netlink.dump(qdisc_dump(found.ifindex)) if item.root]
-    rate = next((item.rate_bytes_per_s for item in roots if item.kind == "tbf"), 0)
+    rate = _shaped_rate(netlink, found.ifindex)
     if rate != link.rate_bytes_per_s:
         wrong.append(f"host end is shaped to {rate} bytes/s, not {link.rate_bytes_per_s}")
     return wrong
@@ -196,7 +201,7 @@ def host_differences(netlink: Netlink, link: PortLink, found: Link) -> list[str]
 def repair_host(netlink: Netlink, link: PortLink, ifindex: int) -> None:
     """Bring the host end of an active pair to what it should be. Raises KernelError."""
     request = (
-        shaper(ifindex, link)
+        shaper(ifindex, link.rate_bytes_per_s, link.burst_bytes)
         if link.rate_bytes_per_s
         else qdisc_del_root(ifindex).tolerating(errno.ENOENT, errno.EINVAL)
     )
@@ -211,10 +216,21 @@ def repair_inside(link: PortLink, netns: NetNamespace) -> None:
         inside.batch(pod_requests(link, peer))
 
 
-def shaper(ifindex: int, link: PortLink) -> Request:
-    """The token bucket towards the pod, on the host end."""
-    rate, burst = link.rate_bytes_per_s, link.burst_bytes
-    return tbf_replace(ifindex, rate, burst, burst + round(rate * _QUEUE_S))
+def shaper(ifindex: int, rate_bytes_per_s: int, burst_bytes: int) -> Request:
+    """A cap on what leaves an interface: towards the pod on the host end, from it on the pod's end."""
+    queue_bytes = burst_bytes + round(rate_bytes_per_s * _QUEUE_S)
+    return tbf_replace(ifindex, rate_bytes_per_s, burst_bytes, queue_bytes)
+
+
+def _shaped_rate(netlink: Netlink, ifindex: int) -> int:
+    roots = [item for item in netlink.dump(qdisc_dump(ifindex)) if item.root]
+    return next((item.rate_bytes_per_s for item in roots if item.kind == "tbf"), 0)
+
+
+def _inside(link: PortLink) -> tuple[object, ...]:
+    """What `pod_requests` and `_removals` make."""
+    cap = link.outgoing_rate_bytes_per_s, link.outgoing_burst_bytes
+    return link.mtu, link.mac, link.addresses, link.routes, link.neighbours, cap
 
 
 def _quiet(request: Request) -> Request:
@@ -251,6 +267,8 @@ def _removals(before: PortLink, after: PortLink, peer: int) -> list[Request]:
         for prefix in before.addresses
         if prefix not in after.addresses
     ]
+    if before.outgoing_rate_bytes_per_s and not after.outgoing_rate_bytes_per_s:
+        requests.append(qdisc_del_root(peer).tolerating(errno.ENOENT, errno.EINVAL))
     return requests
 
 

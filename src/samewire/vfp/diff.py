@@ -4,7 +4,7 @@ Order makes every moment safe: what others point at is put first (nexthops and s
 ports before the addresses that lead to them), and removed last.
 
 What is not compared: a port's ``generation`` (it says when, not what: an equal port keeps its flows), and the
-``tokens_bytes`` and ``last_ns`` of a bucket (they belong to the programs). An entry that differs in anything
+``full_ns`` of a bucket (it belongs to the programs). An entry that differs in anything
 else is put whole, with its new generation or full bucket.
 """
 

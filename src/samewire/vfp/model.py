@@ -103,8 +103,8 @@ class LinkNeighbour(msgspec.Struct, frozen=True):
 class PortLink(msgspec.Struct, frozen=True, kw_only=True):
     """The veth pair wanted for one endpoint.
 
-    ``netns_path`` empty: the endpoint is not attached yet and has no link. Rates and bursts are the cap
-    *towards* the pod, enforced by a TBF on the host end; 0 = no cap.
+    ``netns_path`` empty: the endpoint is not attached yet and has no link. Rates and bursts are caps, 0 =
+    none: *towards* the pod by a TBF on the host end, ``outgoing`` by a TBF on the pod's own end.
     """
 
     endpoint_id: str
@@ -119,6 +119,8 @@ class PortLink(msgspec.Struct, frozen=True, kw_only=True):
     neighbours: tuple[LinkNeighbour, ...]
     rate_bytes_per_s: int = 0
     burst_bytes: int = 0
+    outgoing_rate_bytes_per_s: int = 0
+    outgoing_burst_bytes: int = 0
     group: int = LINK_GROUP
     alias: str = LINK_ALIAS
 

@@ -226,12 +226,11 @@ class Vni(Record, frozen=True, gc=False):
 
 @record("sw_bucket")
 class Bucket(Record, frozen=True, gc=False):
-    """Token bucket of a cap; ``tokens_bytes`` and ``last_ns`` belong to the programs."""
+    """Token bucket of a cap; ``full_ns`` (when it will be full again) belongs to the programs."""
 
     rate_bytes_per_s: U64
     burst_bytes: U64
-    tokens_bytes: U64
-    last_ns: U64
+    full_ns: U64
 
 
 class Kind(StrEnum):

@@ -9,6 +9,7 @@ from samewire.vfp.address import IPV4, IPV6, NO_MAC, ZERO, Address, Prefix, pars
 from samewire.vfp.compile.acl import AclSet, compile_acl
 from samewire.vfp.compile.builder import Builder, onlink_nexthop
 from samewire.vfp.compile.link import (
+    POLICE_SLACK_BYTES,
     endpoint_addresses,
     endpoint_gateway,
     endpoint_mac,
@@ -59,7 +60,8 @@ def compile_endpoint(
     _portmaps(builder, endpoint, addresses, scope, port_ifindex)
     rate, burst = outgoing_cap(endpoint)
     if rate:
-        builder.put("sw_buckets", Id(port_ifindex), Bucket(rate, burst, burst, 0))
+        # Deeper than the shaper in the pod: what that lets pass is not dropped here.
+        builder.put("sw_buckets", Id(port_ifindex), Bucket(rate, burst + POLICE_SLACK_BYTES, 0))
     sdn_routes(builder, endpoint.policies, context)
     binding = _bridged(builder, plan, addresses, mac, facts) if plan.bridged else HostBinding()
     return Compiled(builder.entries, binding)
