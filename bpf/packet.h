@@ -100,7 +100,8 @@ struct sw_packet {
 	__u8 keep_frame; /* from a Transparent port: L2 as the pod wrote it */
 	__u8 port_flags; /* SW_PORT_* of port_id */
 	__u8 quoted_protocol;
-	__u8 reserved[4];
+	__u8 recycled; /* flows that sw_recycle() has removed */
+	__u8 reserved[3];
 #ifdef TRACE
 	struct sw_flow_key gone[2]; /* of the flow that the untraced programs would have removed by now */
 #endif
