@@ -270,10 +270,10 @@ __noinline int sw_recycle(void)
 }
 
 /*
- * A free slot, claimed for the caller, or -1. Looked for in random places: after a cursor that goes round, flows that
- * were made together and live long would stand in one block, and every search that meets the block would fail.
+ * A free slot, claimed for the caller, or -1. The next one of this CPU, and where that is taken a random one: flows that
+ * were made together and live long stand in one block, and a search that meets it must not go through all of it.
  */
-SW_INLINE int sw_claim_slot(void)
+SW_INLINE int sw_claim_slot(struct sw_packet *p)
 {
 	struct sw_config *config = sw_config_here();
 	struct sw_flow_key claimed = { .family = SW_SLOT_CLAIMED };
@@ -282,12 +282,15 @@ SW_INLINE int sw_claim_slot(void)
 	if (!config)
 		return -1;
 	for (i = 0; i < SW_SLOT_TRIES; i++) {
-		__u32 slot = bpf_get_prandom_u32() & (config->flow_slots - 1);
+		__u32 slot = p->next_slot & (config->flow_slots - 1);
 		struct sw_flow_key *held = bpf_map_lookup_elem(&sw_flow_slots, &slot);
 
 		if (held && !held->family &&
-		    !__sync_val_compare_and_swap(sw_slot_word(held), 0, sw_key_word(&claimed)))
+		    !__sync_val_compare_and_swap(sw_slot_word(held), 0, sw_key_word(&claimed))) {
+			p->next_slot = slot + 1;
 			return slot;
+		}
+		p->next_slot = bpf_get_prandom_u32();
 	}
 	return -1;
 }
@@ -301,12 +304,15 @@ __noinline int sw_insert(__u32 second)
 	struct sw_packet *p = sw_packet_here();
 	const struct sw_flow_key *key;
 	struct sw_flow_key *held;
-	int slot = sw_claim_slot();
-	__u32 index = slot;
-	int error;
+	int slot, error;
+	__u32 index;
 
-	if (!p || slot < 0)
+	if (!p)
 		return -7;
+	slot = sw_claim_slot(p);
+	if (slot < 0)
+		return -7;
+	index = slot;
 	held = bpf_map_lookup_elem(&sw_flow_slots, &index);
 	if (!held)
 		return -7;

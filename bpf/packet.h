@@ -102,6 +102,7 @@ struct sw_packet {
 	__u8 quoted_protocol;
 	__u8 recycled; /* flows that sw_recycle() has removed */
 	__u8 reserved[3];
+	__u32 next_slot; /* where this CPU's last insertion ended; outlives the packet */
 #ifdef TRACE
 	struct sw_flow_key gone[2]; /* of the flow that the untraced programs would have removed by now */
 #endif
