@@ -26,7 +26,7 @@ from samewire.node.apply import NodeSwitch
 from samewire.node.bindings import WantedAddress, WantedFilter, Wish
 from samewire.node.devices import OWN_DEVICES, reserved_ports, wrong_settings
 from samewire.node.planning import netns_path
-from samewire.node.portranges import parse_ports
+from samewire.node.portranges import parse_ports, port_range
 from samewire.node.ports import PortState
 from samewire.vfp.diff import diff
 from samewire.vfp.model import LINK_GROUP, PortLink
@@ -310,8 +310,7 @@ class _Pass:
             repair = None if number else lambda: hostnet.apply(steps)
             self._report("host", "stack", f"{_words(step.wish)} {verb}", repair)
         facts = self._switch.node_facts
-        ours = range(facts.nat_port_low, facts.nat_port_high + 1)
-        if not parse_ports(reserved_ports()).issuperset(ours):
+        if port_range(facts.nat_port_low, facts.nat_port_high) & ~parse_ports(reserved_ports()):
             text = "lacks ports of the NAT pool"
             self._report("host", "ip_local_reserved_ports", text, self._holder.reserve_ports)
 
