@@ -264,6 +264,15 @@ SW_INLINE void sw_route_back(struct sw_packet *p)
 	}
 }
 
+/* GUARD: what a pod encapsulates itself would speak, inside, for any pod of any network, here or on another node. */
+SW_INLINE int sw_poses_as_tunnel(const struct sw_packet *p, const struct sw_port *own)
+{
+	struct sw_config *config = sw_config_here();
+
+	return config && p->protocol == IPPROTO_UDP && p->out.destination_port == config->vxlan_port &&
+	       (p->forward.fate == SW_TO_HOST || p->forward.fate == SW_TO_UPLINK) && !(own->flags & SW_PORT_NO_GUARD);
+}
+
 /* The initiator's own layers. */
 SW_INLINE int sw_initiator_layers(struct sw_packet *p)
 {
@@ -275,6 +284,8 @@ SW_INLINE int sw_initiator_layers(struct sw_packet *p)
 	if (!own)
 		return sw_drop(p, SW_LAYER_PARSE, SW_REASON_UNKNOWN_PORT);
 	p->generation[0] = own->generation;
+	if (sw_poses_as_tunnel(p, own))
+		return sw_drop_at(p, p->first_port, SW_LAYER_GUARD, SW_REASON_BLOCKED, 0);
 	if (own->acl_count[SW_ACL_IN] || own->acl_count[SW_ACL_OUT])
 		p->needs_flow = 1;
 	if (sw_judge(p, own, p->first_port, SW_ACL_OUT) != SW_GO_ON)

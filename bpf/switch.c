@@ -95,6 +95,8 @@ SW_INLINE int sw_from_pod(struct __sk_buff *skb, struct sw_packet *p, __u32 ifin
 	p->port_flags = port->flags;
 	if (port->flags & SW_PORT_BLOCKED)
 		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_PORT_BLOCKED);
+	if (skb->vlan_present) /* the tag would go out on the underlay, to whatever VLAN the pod has named */
+		return sw_drop(p, SW_LAYER_PARSE, SW_REASON_NOT_IP);
 	if (skb->protocol == bpf_htons(ETH_P_ARP))
 		return sw_arp(skb, p, port, config->uplink_ifindex);
 	reason = sw_parse(skb, p);
@@ -126,7 +128,7 @@ SW_INLINE int sw_from_uplink(struct __sk_buff *skb, struct sw_packet *p, __u32 i
 	struct sw_config *config = sw_config_here();
 
 	sw_arrive(p, SW_FROM_UPLINK, SW_SCOPE_UPLINK, ifindex, 0);
-	if (!config)
+	if (!config || skb->vlan_present) /* of one of the node's VLAN devices */
 		return SW_PASS;
 	if (skb->protocol == bpf_htons(ETH_P_ARP))
 		return sw_arp(skb, p, 0, 0);
@@ -156,7 +158,7 @@ SW_INLINE int sw_from_tunnel(struct __sk_buff *skb, struct sw_packet *p, __u32 i
 	if (!found)
 		return sw_drop(p, SW_LAYER_DECAP, SW_REASON_UNKNOWN_VNI);
 	p->scope = found->scope;
-	reason = sw_parse(skb, p);
+	reason = skb->vlan_present ? SW_REASON_NOT_IP : sw_parse(skb, p);
 	if (reason)
 		return sw_drop(p, SW_LAYER_PARSE, reason);
 	if (p->neighbour || sw_is_multicast(p))
@@ -172,7 +174,7 @@ SW_INLINE int sw_from_host(struct __sk_buff *skb, struct sw_packet *p, __u32 ifi
 	int reason;
 
 	sw_arrive(p, SW_FROM_HOST, 0, ifindex, 0);
-	reason = sw_parse(skb, p);
+	reason = skb->vlan_present ? SW_REASON_NOT_IP : sw_parse(skb, p);
 	if (reason)
 		return sw_drop(p, SW_LAYER_PARSE, reason);
 	if (p->neighbour || sw_is_multicast(p))
@@ -237,7 +239,7 @@ SW_INLINE int sw_watch_host(struct __sk_buff *skb, struct sw_packet *p)
 	__u16 port;
 
 	sw_arrive(p, SW_FROM_HOST, SW_SCOPE_UPLINK, skb->ifindex, 0);
-	if (!config || sw_parse(skb, p) || p->neighbour || p->icmp_error || p->fragment == SW_FRAGMENT_LATER)
+	if (!config || skb->vlan_present || sw_parse(skb, p) || p->neighbour || p->icmp_error || p->fragment == SW_FRAGMENT_LATER)
 		return SW_PASS;
 	port = bpf_ntohs(p->tuple.source_port);
 	if (port < config->nat_port_low || port > config->nat_port_high)

@@ -10,16 +10,16 @@ from msgspec.structs import replace
 
 from samewire.hcn.policies import ACL, AclAction, AclDirection, OutBoundNAT
 from samewire.hcn.schema import NetworkType
-from samewire.vfp.constants import Layer, PortFlag, Reason, RouteKind
+from samewire.vfp.constants import Counter, Layer, PortFlag, Reason, RouteKind
 from samewire.vfp.tables import Id, Nexthop, Port
 from tests.support.frames import fill, ip_packet, pseudo
 from tests.support.netlab import Lab, poll
 from tests.support.node_rig import Node, Pod
-from tests.support.traffic import Sniffer, inject, ping
+from tests.support.traffic import Sniffer, bound, inject, ping
 from tests.support.universe import packed
 from tests.support.worlds import OUT, Underlay, bridged, node_address, own
 
-pytestmark = [pytest.mark.root, pytest.mark.kernelcore]
+pytestmark = [pytest.mark.root]
 
 FAMILIES = (4, 6)
 ETH = {4: b"\x08\0", 6: b"\x86\xdd"}
@@ -265,3 +265,50 @@ def test_what_comes_from_the_tunnel(world: World) -> None:
             (Layer.DECAP, Reason.UNKNOWN_VNI),
             lambda: opened.sendto(vxlan, (node_address(node, 4), 4789)) and None,
         )
+
+
+def vxlan(node: Node, inner: bytes, vni: int) -> bytes:
+    """What a VXLAN packet for a node carries in UDP."""
+    frame = node.facts.tunnel_mac + FORGED_MAC + ETH[4] + inner
+    return b"\x08\0\0\0" + vni.to_bytes(3, "big") + b"\0" + frame
+
+
+def test_a_pod_does_not_encapsulate_for_the_tunnel(world: World) -> None:
+    """By its own VXLAN packets it would speak for any pod of any network; between pods they are data."""
+    node, (pod, other) = world.node, world.pods
+    inside = ip_packet(4, packed("10.2.0.66"), packed("10.1.0.10"), 17, bytes(8), 64, 0, 1)
+    with pod.space.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
+        for to in (node_address(node, 4), OUT[4]):
+            drops_once(
+                node,
+                pod.port,
+                (Layer.GUARD, Reason.BLOCKED),
+                lambda to=to: opened.sendto(vxlan(node, inside, 4096), (to, 4789)) and None,
+            )
+        with bound(other.space, socket.SOCK_DGRAM, other.ip, 4789) as listening:
+            opened.sendto(b"data", (other.ip, 4789))
+            assert listening.recv(10) == b"data"
+
+
+def test_a_pod_does_not_name_a_vlan(world: World) -> None:
+    """A tag would go out on the underlay as it is."""
+    pod = world.pods[0]
+    for frame in (
+        udp_frame(pod, 4),
+        udp_frame(pod, 6),
+        arp_frame(pod, sender=pod.ip, mac=pod.mac, target=OUT[4]),
+    ):
+        tagged = frame[:12] + b"\x81\0\0\x64" + frame[12:]
+        forge(world.node, pod, (Layer.PARSE, Reason.NOT_IP), tagged)
+
+
+def test_the_nodes_vlans_are_its_own(world: World) -> None:
+    """A question on a VLAN of the uplink is not about the pods on the uplink itself."""
+    node, out, pod = world.node, world.underlay.out, world.transparent
+    arp = b"\0\x01\x08\0\x06\x04\0\x01" + out.mac("eth0") + packed(OUT[4])[:4] + bytes(6) + packed(pod.ip)[:4]
+    ethernet = b"\xff" * 6 + out.mac("eth0")
+    answered = node.counter(Counter.ANSWERED_ARP)
+    inject(out, "eth0", ethernet + b"\x81\0\0\x07" + b"\x08\x06" + arp)
+    inject(out, "eth0", ethernet + b"\x08\x06" + arp)
+    poll("an answer", lambda: node.counter(Counter.ANSWERED_ARP) > answered)
+    assert node.counter(Counter.ANSWERED_ARP) == answered + 1

@@ -50,17 +50,25 @@ def ip_packet(
     ttl: int,
     offset: int,
     number: int,
+    options: bool = False,
 ) -> bytes:
-    """An IP packet; ``offset`` is the 16 bits of IPv4's flags and fragment offset (0 = whole)."""
+    """An IP packet; ``offset`` is the 16 bits of IPv4's flags and fragment offset (0 = whole).
+
+    ``options``: eight bytes of padding between the header and what it carries.
+    """
     if family == 4:
-        head = b"\x45\0" + (20 + len(payload)).to_bytes(2, "big") + number.to_bytes(2, "big")
+        extra = b"\x01" * 8 if options else b""
+        length = 20 + len(extra) + len(payload)
+        head = bytes((0x47 if options else 0x45, 0)) + length.to_bytes(2, "big") + number.to_bytes(2, "big")
         head += offset.to_bytes(2, "big") + bytes((ttl, protocol, 0, 0)) + source[:4] + destination[:4]
-        return fill(head, 10, head) + payload
+        return fill(head + extra, 10, head + extra) + payload
     following = protocol
     if offset & 0x3FFF:
         where = (offset & 0x1FFF) << 3 | (1 if offset & 0x2000 else 0)
         payload = bytes((protocol, 0)) + where.to_bytes(2, "big") + number.to_bytes(4, "big") + payload
         following = 44
+    if options:
+        payload, following = bytes((following, 0, 1, 4, 0, 0, 0, 0)) + payload, 0
     return (
         b"\x60\0\0\0"
         + len(payload).to_bytes(2, "big")
@@ -99,7 +107,9 @@ def _packet(draw: st.DrawFn, family: int, source: bytes, destination: bytes) -> 
     payload = draw(_l4(family, protocol, source, destination))
     offset = draw(st.sampled_from([0] * 12 + [0x4000 if family == 4 else 0, 0x2000, 0x2001, 0x0002]))
     ttl = draw(st.sampled_from([64] * 8 + [2, 1]))
-    return ip_packet(family, source, destination, protocol, payload, ttl, offset, draw(st.integers(1, 2)))
+    options = not draw(_MOSTLY)
+    number = draw(st.integers(1, 2))
+    return ip_packet(family, source, destination, protocol, payload, ttl, offset, number, options)
 
 
 @st.composite

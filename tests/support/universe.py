@@ -49,7 +49,7 @@ HOST_MAC: Final = bytes.fromhex("02aaaaaaaa03")
 HOST_PEER_MAC: Final = bytes.fromhex("02aaaaaaaa04")
 GATEWAY_MAC: Final = bytes.fromhex("025357000001")
 PEER_MAC: Final = bytes.fromhex("02bbbbbbbb01")
-PORTS: Final = (53, 80, 8080, 40000, 50001)
+PORTS: Final = (53, 80, 8080, 40000, 50001, 4789)
 PROTOCOLS: Final = (1, 6, 17, 58, 132, 47)
 
 

@@ -23,7 +23,7 @@ from samewire.vfp.constants import (
     RouteFlag,
     RouteKind,
 )
-from samewire.vfp.simulate.packet import WITH_PORTS
+from samewire.vfp.simulate.packet import UDP, WITH_PORTS
 from samewire.vfp.simulate.state import Dropped, Passed, State, Walk
 from samewire.vfp.tables import AclRule, Action, Port
 
@@ -189,11 +189,24 @@ def _acl(state: State, walk: Walk, port: Port, ifindex: int, direction: int) -> 
     raise Dropped(layer, Reason.BLOCKED, ifindex)
 
 
+def _poses_as_tunnel(state: State, walk: Walk, own: Port) -> bool:
+    """What a pod encapsulates itself would speak, inside, for any pod of any network."""
+    config = state.config
+    return (
+        config is not None
+        and (walk.packet.protocol, walk.out.destination_port) == (UDP, config.vxlan_port)
+        and walk.forward.fate in (Fate.HOST, Fate.UPLINK)
+        and not own.flags & PortFlag.NO_GUARD
+    )
+
+
 def _initiator_layers(state: State, walk: Walk) -> None:
     own = state.port(walk.first_port)
     if own is None:
         raise Dropped(Layer.PARSE, Reason.UNKNOWN_PORT)
     walk.generation = (own.generation, 0)
+    if _poses_as_tunnel(state, walk, own):
+        raise Dropped(Layer.GUARD, Reason.BLOCKED, walk.first_port)
     if any(own.acl_count):
         walk.needs_flow = True
     _acl(state, walk, own, walk.first_port, ACL_OUT)
