@@ -132,9 +132,9 @@ def test_acl_lists() -> None:
             ),
         ),
         (
-            OtherPolicy(type_name="TierAcl", settings_json="1"),
+            OtherPolicy(type_name="Mystery", settings_json="1"),
             Scope.SUBNET,
-            OtherPolicy(type_name="TierAcl", settings_json="1"),
+            OtherPolicy(type_name="Mystery", settings_json="1"),
         ),
     ],
 )
@@ -171,15 +171,15 @@ def test_canonical_forms(policy: Policy, scope: Scope, canonical: Policy) -> Non
         (mapping(external_port=0), Scope.ENDPOINT, HcnCode.INVALID_POLICY, "Settings.ExternalPort"),
         (mapping(protocol=132), Scope.ENDPOINT, HcnCode.MAPPING_NOT_SUPPORTED, "Settings.Protocol"),
         (mapping(vip="x"), Scope.ENDPOINT, HcnCode.INVALID_IP, "Settings.VIP"),
-        (acl(protocols="tcp"), Scope.ENDPOINT, HcnCode.INVALID_POLICY, "Settings.Protocols"),
+        (acl(protocols="what"), Scope.ENDPOINT, HcnCode.INVALID_POLICY, "Settings.Protocols"),
         (acl(protocols="300"), Scope.ENDPOINT, HcnCode.INVALID_POLICY, "Settings.Protocols"),
         (acl(local_ports="90-80"), Scope.ENDPOINT, HcnCode.INVALID_POLICY, "Settings.LocalPorts"),
         (acl(remote_ports="65536"), Scope.ENDPOINT, HcnCode.INVALID_POLICY, "Settings.RemotePorts"),
         (
-            acl(local_addresses="azure-npm-123"),
+            acl(local_addresses="10.0.0.300"),
             Scope.ENDPOINT,
             HcnCode.INVALID_PREFIX,
-            "Settings.LocalAddresses[0]",
+            "Settings.LocalAddresses",
         ),
         (
             SDNRoute(destination_prefix="10.0.0.1/8"),
@@ -265,8 +265,8 @@ def test_others_are_there_as_often_as_needed() -> None:
         acl(),
         OutBoundNAT(),
         OutBoundNAT(),
-        OtherPolicy(type_name="Iov"),
-        OtherPolicy(type_name="Iov"),
+        OtherPolicy(type_name="Mystery"),
+        OtherPolicy(type_name="Mystery"),
     )
     assert check_policies(policies, Scope.ENDPOINT, "$") == policies
     routes = (remote(), remote(destination_prefix="10.244.4.0/24"))

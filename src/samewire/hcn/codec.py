@@ -22,12 +22,17 @@ from samewire.hcn.errors import HcnCode, HcnError, fail
 from samewire.hcn.policies import (
     ACL,
     KNOWN_POLICIES,
+    FilterTuple,
+    L4Proxy,
     NatFlags,
+    NetworkACL,
     OtherPolicy,
     OutBoundNAT,
     Policy,
     PolicyBase,
     PortMapping,
+    SetPolicy,
+    TierAclRule,
     policy_type,
 )
 from samewire.hcn.readers import (
@@ -71,9 +76,14 @@ ALIASES: dict[type[Wire], dict[str, str]] = {
     Route: {"setting": "Routes"},
     Dns: {"suffix": "Domain"},
     OutBoundNAT: {"exceptionlist": "Exceptions", "vip": "VirtualIP"},
+    L4Proxy: {"exceptionlist": "Exceptions"},
+    SetPolicy: {"type": "PolicyType"},
 }
 OUTPUT_ONLY = frozenset({"health", "state", "telemetry", "version", "namespaceguid", "additionalparams"})
 """Fields that the service itself writes on output; clients send them back, and they mean nothing then."""
+
+LISTS_AS_TEXT = frozenset({ACL, NetworkACL, TierAclRule, FilterTuple, SetPolicy})
+"""Structs with comma-separated lists, for which some clients send JSON arrays."""
 
 FLAGS: dict[type[Wire], type[enum.IntFlag]] = {
     Network: NetworkFlags,
@@ -268,11 +278,11 @@ def _reader(cls: type[Wire], attribute: str, hint: Any) -> Read:
     """Return the function that reads one field."""
     if attribute == "flags":
         return flags_reader(FLAGS.get(cls, enum.IntFlag))
-    if cls is PortMapping and attribute == "protocol":
+    if attribute == "protocol":
         return read_protocol
     if attribute == "policies":
         return _read_policies
-    if cls is ACL and hint is str:
+    if cls in LISTS_AS_TEXT and hint is str:
         return read_list_text
     return _type_reader(hint)
 

@@ -13,17 +13,27 @@ import msgspec
 
 from samewire.hcn import values
 from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.normalise_acl import CHECKS as ACL_CHECKS
 from samewire.hcn.policies import (
     ACL,
+    L4WFPPROXY,
     QOS,
     VLAN,
     VSID,
+    AutomaticDNS,
     DrMacAddress,
     EncapOverhead,
+    Encryption,
     HostRoute,
+    InterfaceConstraint,
     InterfaceParameters,
+    Iov,
+    L2Driver,
+    L4Proxy,
+    LayerConstraint,
     NeighborDiscovery,
     NetAdapterName,
+    NetworkACL,
     OtherPolicy,
     OutBoundNAT,
     Policy,
@@ -33,10 +43,11 @@ from samewire.hcn.policies import (
     ProviderAddress,
     RemoteSubnetRoute,
     SDNRoute,
+    SetPolicy,
     SourceMacAddress,
+    TierAcl,
+    VSwitchExtension,
     VxlanPort,
-    acl_ports,
-    acl_protocols,
     family_of,
 )
 
@@ -60,19 +71,24 @@ ALLOWED: dict[Scope, frozenset[type[PolicyBase]]] = {
     Scope.ENDPOINT: frozenset(
         {
             *(ACL, EncapOverhead, InterfaceParameters, OutBoundNAT, PortMapping, PortName, ProviderAddress),
-            *(QOS, SDNRoute, VLAN),
+            *(QOS, SDNRoute, VLAN, TierAcl, L4Proxy, L4WFPPROXY),
+            *(Iov, InterfaceConstraint, L2Driver, Encryption),
         }
     ),
     Scope.NETWORK: frozenset(
         {
             *(DrMacAddress, HostRoute, NeighborDiscovery, NetAdapterName, ProviderAddress, RemoteSubnetRoute),
-            *(SourceMacAddress, VxlanPort),
+            *(SourceMacAddress, VxlanPort, SetPolicy, NetworkACL, L4Proxy),
+            *(AutomaticDNS, InterfaceConstraint, VSwitchExtension, LayerConstraint, L2Driver, VLAN),
         }
     ),
     Scope.SUBNET: frozenset({VLAN, VSID}),
 }
 REPEATABLE = frozenset(
-    {ACL, OutBoundNAT, PortMapping, SDNRoute, RemoteSubnetRoute, NeighborDiscovery, OtherPolicy}
+    {
+        *(ACL, OutBoundNAT, PortMapping, SDNRoute, NeighborDiscovery, OtherPolicy),
+        *(NetworkACL, TierAcl, L4Proxy, L4WFPPROXY, VSwitchExtension),
+    }
 )
 
 
@@ -106,6 +122,8 @@ def _identity(policy: Policy) -> object:
     """What may be there once in a list, or None."""
     if isinstance(policy, RemoteSubnetRoute):
         return policy.destination_prefix
+    if isinstance(policy, SetPolicy):
+        return SetPolicy, policy.set_id
     return None if type(policy) in REPEATABLE else type(policy)
 
 
@@ -164,27 +182,6 @@ def _mapping(policy: PortMapping) -> PortMapping:
     return _replace(
         policy, vip="" if vip in ("0.0.0.0", "::") else vip, flags=policy.flags | (2 if vip == "::" else 0)
     )
-
-
-def _acl(policy: ACL) -> ACL:
-    for field, text, parse in (
-        ("Protocols", policy.protocols, acl_protocols),
-        ("LocalPorts", policy.local_ports, acl_ports),
-        ("RemotePorts", policy.remote_ports, acl_ports),
-    ):
-        try:
-            parse(text)
-        except ValueError as error:
-            _fail(f"Settings.{field}", str(error))
-    return _replace(
-        policy,
-        local_addresses=_csv(policy.local_addresses, "Settings.LocalAddresses"),
-        remote_addresses=_csv(policy.remote_addresses, "Settings.RemoteAddresses"),
-    )
-
-
-def _csv(text: str, path: str) -> str:
-    return ",".join(_list(tuple(item.strip() for item in text.split(",")), path))
 
 
 def _route(policy: SDNRoute) -> SDNRoute:
@@ -271,7 +268,7 @@ def _port_name(policy: PortName) -> PortName:
 _CHECKS: dict[type[PolicyBase], Callable[[Any], Policy]] = {
     OutBoundNAT: _nat,
     PortMapping: _mapping,
-    ACL: _acl,
+    **ACL_CHECKS,
     SDNRoute: _route,
     RemoteSubnetRoute: _remote,
     ProviderAddress: _provider,

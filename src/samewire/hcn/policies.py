@@ -1,4 +1,4 @@
-"""HCN policies: one frozen struct for each type that the switch enforces, `OtherPolicy` for the rest.
+"""HCN policies: one frozen struct for each type that HCN knows, `OtherPolicy` for the rest.
 
 On the wire a policy is ``{"Type": "OutBoundNAT", "Settings": {"VirtualIP": "10.0.0.1"}}``; here it is
 ``OutBoundNAT(virtual_ip="10.0.0.1")``, so that code selects with ``isinstance`` or `select`. Addresses,
@@ -11,14 +11,99 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address
 from typing import TypeVar
 
-from samewire.hcn.base import U16, U32, U64, Wire
+from samewire.hcn.base import U16, U32, U64
+from samewire.hcn.policies_acl import (
+    ACL,
+    ANY_PROTOCOL,
+    AclAction,
+    AclAddresses,
+    AclDirection,
+    AclRule,
+    AclRuleType,
+    NetworkACL,
+    SetPolicy,
+    SetType,
+    TierAcl,
+    TierAclRule,
+    acl_addresses,
+    acl_ports,
+    acl_prefixes,
+    acl_protocols,
+    is_prefix,
+    set_members,
+    sets_named,
+)
+from samewire.hcn.policies_proxy import L4WFPPROXY, FilterTuple, L4Proxy, ProxyExceptions
+from samewire.hcn.policy_base import PolicyBase, parse_prefix
 
 P = TypeVar("P", bound="PolicyBase")
 
-ANY_PROTOCOL = 256
+
+__all__ = [
+    "ACL",
+    "ANY_PROTOCOL",
+    "KNOWN_POLICIES",
+    "L4WFPPROXY",
+    "NOT_ENFORCED",
+    "QOS",
+    "VLAN",
+    "VSID",
+    "AclAction",
+    "AclAddresses",
+    "AclDirection",
+    "AclRule",
+    "AclRuleType",
+    "AutomaticDNS",
+    "DrMacAddress",
+    "EncapOverhead",
+    "Encryption",
+    "FilterTuple",
+    "HostRoute",
+    "InterfaceConstraint",
+    "InterfaceParameters",
+    "Iov",
+    "L2Driver",
+    "L4Proxy",
+    "LayerConstraint",
+    "NatFlags",
+    "NeighborDiscovery",
+    "NetAdapterName",
+    "NetworkACL",
+    "OtherPolicy",
+    "OutBoundNAT",
+    "Policy",
+    "PolicyBase",
+    "PortMapping",
+    "PortName",
+    "ProviderAddress",
+    "ProxyExceptions",
+    "RemoteSubnetRoute",
+    "SDNRoute",
+    "SetPolicy",
+    "SetType",
+    "SourceMacAddress",
+    "TierAcl",
+    "TierAclRule",
+    "VSwitchExtension",
+    "VxlanPort",
+    "acl_addresses",
+    "acl_ports",
+    "acl_prefixes",
+    "acl_protocols",
+    "family_of",
+    "first",
+    "is_prefix",
+    "mapping_family",
+    "nat_families",
+    "parse_prefix",
+    "policy_type",
+    "select",
+    "set_members",
+    "sets_named",
+]
 
 
 class NatFlags(enum.IntFlag):
@@ -27,37 +112,6 @@ class NatFlags(enum.IntFlag):
     LOCAL_ROUTED_VIP = 1
     IPV6 = 2
     EXTERNAL_PORT_RESERVED = 4
-
-
-class AclAction(enum.StrEnum):
-    """What an ACL rule does; `PASS` leaves the decision to the next tier."""
-
-    ALLOW = "Allow"
-    BLOCK = "Block"
-    PASS = "Pass"
-
-
-class AclDirection(enum.StrEnum):
-    """Direction of an ACL rule, as the endpoint sees it."""
-
-    IN = "In"
-    OUT = "Out"
-
-
-class AclRuleType(enum.StrEnum):
-    """Where Windows enforces a rule. Here both are enforced by the switch."""
-
-    HOST = "Host"
-    SWITCH = "Switch"
-
-
-class PolicyBase(Wire, frozen=True, kw_only=True, tag_field="Type", tag=lambda name: name):
-    """Base of all policies; the class name is the HCN type name.
-
-    ``extra`` holds the unknown fields of ``Settings``, ``beside`` those next to ``Type`` and ``Settings``.
-    """
-
-    beside: tuple[tuple[str, str], ...] = ()
 
 
 class OutBoundNAT(PolicyBase, frozen=True, kw_only=True):
@@ -85,26 +139,6 @@ class PortMapping(PolicyBase, frozen=True, kw_only=True):
     external_port: U16 = 0
     vip: str = ""
     flags: U32 = 0
-
-
-class ACL(PolicyBase, frozen=True, kw_only=True):
-    """A 5-tuple rule. The lowest ``priority`` number wins; the lists are comma-separated text as HCN has
-    them.
-
-    Read the lists with `acl_protocols`, `acl_prefixes` and `acl_ports`. In: local = the endpoint, remote =
-    the source; out: local = the endpoint, remote = the destination.
-    """
-
-    rule_id: str = ""
-    protocols: str = ""
-    action: AclAction
-    direction: AclDirection
-    local_addresses: str = ""
-    remote_addresses: str = ""
-    local_ports: str = ""
-    remote_ports: str = ""
-    rule_type: AclRuleType = AclRuleType.SWITCH
-    priority: U16 = 0
 
 
 class SDNRoute(PolicyBase, frozen=True, kw_only=True):
@@ -210,6 +244,52 @@ class NeighborDiscovery(PolicyBase, frozen=True, kw_only=True):
     sender_mac_address: str
 
 
+class AutomaticDNS(PolicyBase, frozen=True, kw_only=True):
+    """Endpoints without resolver settings of their own get the node's."""
+
+    enable: bool = True
+
+
+class InterfaceConstraint(PolicyBase, frozen=True, kw_only=True):
+    """The node's interface that a network uses, by any of its names."""
+
+    interface_guid: str = ""
+    interface_luid: U64 = 0
+    interface_index: U32 = 0
+    interface_media_type: U32 = 0
+    interface_alias: str = ""
+    interface_description: str = ""
+
+
+class Iov(PolicyBase, frozen=True, kw_only=True):
+    """Wishes for a virtual function of the NIC."""
+
+    iov_offload_weight: U32 = 0
+    queue_pairs_requested: U32 = 0
+    interrupt_moderation: U32 = 0
+
+
+class VSwitchExtension(PolicyBase, frozen=True, kw_only=True):
+    """Turns an extension of the Windows switch on or off."""
+
+    extension_id: str = ""
+    enable: bool = False
+
+
+class LayerConstraint(PolicyBase, frozen=True, kw_only=True):
+    """The layer of the Windows switch that a network's policies go to."""
+
+    layer_id: str = ""
+
+
+class L2Driver(PolicyBase, frozen=True, kw_only=True):
+    """Settings of the Windows l2bridge driver, whose fields nobody documents."""
+
+
+class Encryption(PolicyBase, frozen=True, kw_only=True):
+    """Encryption of an endpoint's virtual network traffic, whose fields nobody documents."""
+
+
 class OtherPolicy(PolicyBase, frozen=True, kw_only=True):
     """A policy that is stored and returned but not enforced.
 
@@ -224,6 +304,11 @@ Policy = (
     OutBoundNAT
     | PortMapping
     | ACL
+    | NetworkACL
+    | TierAcl
+    | SetPolicy
+    | L4Proxy
+    | L4WFPPROXY
     | SDNRoute
     | QOS
     | ProviderAddress
@@ -239,6 +324,13 @@ Policy = (
     | NetAdapterName
     | SourceMacAddress
     | NeighborDiscovery
+    | AutomaticDNS
+    | InterfaceConstraint
+    | Iov
+    | VSwitchExtension
+    | LayerConstraint
+    | L2Driver
+    | Encryption
     | OtherPolicy
 )
 
@@ -248,7 +340,11 @@ KNOWN_POLICIES: dict[str, type[PolicyBase]] = {
 
 
 NOT_ENFORCED: frozenset[type[PolicyBase]] = frozenset(
-    {OtherPolicy, VLAN, SourceMacAddress, NeighborDiscovery, PortName}
+    {
+        *(OtherPolicy, VLAN, SourceMacAddress, NeighborDiscovery, PortName),
+        *(NetworkACL, TierAcl, SetPolicy, L4Proxy, L4WFPPROXY),
+        *(AutomaticDNS, InterfaceConstraint, Iov, VSwitchExtension, LayerConstraint, L2Driver, Encryption),
+    }
 )
 """Policies without effect in the switch, which objects report in their Health. Whoever enforces one takes it out."""
 
@@ -266,12 +362,6 @@ def select(policies: Iterable[Policy], wanted: type[P]) -> list[P]:
 def first(policies: Iterable[Policy], wanted: type[P]) -> P | None:
     """Return the first policy of a type, or None."""
     return next((policy for policy in policies if isinstance(policy, wanted)), None)
-
-
-@lru_cache(maxsize=4096)
-def parse_prefix(text: str) -> IPv4Network | IPv6Network:
-    """Return an address or prefix as a network; host bits are cleared. Raises ValueError."""
-    return ip_network(text, strict=False)
 
 
 @lru_cache(maxsize=4096)
@@ -307,34 +397,3 @@ def mapping_family(policy: PortMapping, addresses: Iterable[str]) -> int:
         return 6
     versions = {ip_address(address).version for address in addresses}
     return 6 if versions == {6} else 4
-
-
-def _items(text: str) -> list[str]:
-    return [item for raw in text.split(",") if (item := raw.strip())]
-
-
-def acl_protocols(text: str) -> tuple[int, ...]:
-    """Return the IP protocol numbers of an ACL list; () = any. Raises ValueError."""
-    numbers = [int(item, 10) for item in _items(text)]
-    if any(not 0 <= number <= ANY_PROTOCOL for number in numbers):
-        raise ValueError(
-            f"{text!r} holds a number that is no IP protocol (0 to 255, or {ANY_PROTOCOL} for any)"
-        )
-    return () if ANY_PROTOCOL in numbers else tuple(numbers)
-
-
-def acl_prefixes(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    """Return the prefixes of an ACL list; () = any. Raises ValueError."""
-    return tuple(parse_prefix(item) for item in _items(text))
-
-
-def acl_ports(text: str) -> tuple[tuple[int, int], ...]:
-    """Return the inclusive port ranges of an ACL list ("80,443,8000-8080"); () = any. Raises ValueError."""
-    ranges = []
-    for item in _items(text):
-        low, dash, high = item.partition("-")
-        pair = (int(low, 10), int(high if dash else low, 10))
-        if not 0 <= pair[0] <= pair[1] <= 2**16 - 1:
-            raise ValueError(f"{item!r} is no port or range of ports")
-        ranges.append(pair)
-    return tuple(ranges)

@@ -1,0 +1,28 @@
+"""What all HCN policies are: a type and its settings."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_network
+
+from samewire.hcn.base import Wire
+
+
+class PolicyBase(Wire, frozen=True, kw_only=True, tag_field="Type", tag=lambda name: name):
+    """Base of all policies; the class name is the HCN type name.
+
+    ``extra`` holds the unknown fields of ``Settings``, ``beside`` those next to ``Type`` and ``Settings``.
+    """
+
+    beside: tuple[tuple[str, str], ...] = ()
+
+
+@lru_cache(maxsize=65536)
+def parse_prefix(text: str) -> IPv4Network | IPv6Network:
+    """Return an address or prefix as a network; host bits are cleared. Raises ValueError."""
+    return ip_network(text, strict=False)
+
+
+def text_items(text: str) -> list[str]:
+    """Return the items of comma-separated text, without empty ones and spaces."""
+    return [item for raw in text.split(",") if (item := raw.strip())]
