@@ -13,6 +13,7 @@ class NodeMetadata(Metadata, frozen=True, gc=False, rename="camel", omit_default
     uid: str = ""
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
+    deletion_timestamp: str | None = None
 
 
 class Taint(Struct, frozen=True, gc=False, omit_defaults=True):

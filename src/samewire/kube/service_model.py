@@ -16,7 +16,7 @@ TrafficPolicy = Literal["Cluster", "Local"]
 class ServiceLabels(Struct, frozen=True, gc=False, omit_defaults=True):
     """Labels by which a Service asks proxies to leave it alone."""
 
-    service_proxy_name: str = field(default="", name="service.kubernetes.io/service-proxy-name")
+    service_proxy_name: str | None = field(default=None, name="service.kubernetes.io/service-proxy-name")
     headless: str | None = field(default=None, name="service.kubernetes.io/headless")
 
 
@@ -28,6 +28,9 @@ class ServiceAnnotations(Struct, frozen=True, gc=False, omit_defaults=True):
     topology_mode: str = field(default="", name="service.kubernetes.io/topology-mode")
     topology_aware_hints: str = field(default="", name="service.kubernetes.io/topology-aware-hints")
     dsr: str = field(default="", name="samewire.io/dsr")
+    load_balancer_source_ranges: str = field(
+        default="", name="service.beta.kubernetes.io/load-balancer-source-ranges"
+    )
 
 
 class ServiceMetadata(Metadata, frozen=True, gc=False, rename="camel", omit_defaults=True):
@@ -125,7 +128,7 @@ class SliceLabels(Struct, frozen=True, gc=False, omit_defaults=True):
     """Labels of an EndpointSlice. ``service_name`` names its Service, in the same namespace."""
 
     service_name: str = field(default="", name="kubernetes.io/service-name")
-    service_proxy_name: str = field(default="", name="service.kubernetes.io/service-proxy-name")
+    service_proxy_name: str | None = field(default=None, name="service.kubernetes.io/service-proxy-name")
     headless: str | None = field(default=None, name="service.kubernetes.io/headless")
 
 

@@ -1,0 +1,152 @@
+"""Where a service is reached: its virtual addresses, and the rules that go with each.
+
+The rules are kube-proxy's: see docs/guides/services.md for the table.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from samewire.kube.model import Service, ServicePort
+
+DEFAULT_AFFINITY_S: Final = 10800
+PRESERVE_DESTINATION: Final = "true"
+
+
+class VipKind(enum.StrEnum):
+    """What a virtual address is. The value is part of the load balancer's id: never change it."""
+
+    CLUSTER_IP = "cluster"
+    NODE_PORT = "node-port"
+    EXTERNAL_IP = "external"
+    INGRESS = "ingress"
+
+
+class Frontend(NamedTuple):
+    """One virtual address of one service port. ``address`` is "" for a node port: any address of the node."""
+
+    kind: VipKind
+    family: int
+    address: str
+    port: int
+    service_port: ServicePort
+
+    @property
+    def external(self) -> bool:
+        """Whether the external traffic policy is for it."""
+        return self.kind is not VipKind.CLUSTER_IP
+
+
+class Rules(NamedTuple):
+    """What holds for all virtual addresses of a service. ``affinity_s`` 0: none. ``source_ranges`` by family."""
+
+    internal_local: bool
+    external_local: bool
+    affinity_s: int
+    source_ranges: dict[int, tuple[str, ...]]
+    preserve_destination: bool
+    health_check_port: int
+
+
+def is_ours(service: Service) -> bool:
+    """Whether a service is to be balanced by this proxy at all."""
+    labels = service.metadata.labels
+    if labels.service_proxy_name is not None or labels.headless is not None:
+        return False
+    return bool(service.cluster_ips)
+
+
+def rules(service: Service) -> Rules:
+    """The rules of a service."""
+    spec = service.spec
+    external_local = spec.external_traffic_policy == "Local" and _reachable_from_outside(service)
+    wants_check = external_local and spec.type == "LoadBalancer"
+    return Rules(
+        internal_local=spec.internal_traffic_policy == "Local",
+        external_local=external_local,
+        affinity_s=_affinity_s(service),
+        source_ranges=_by_family(_source_ranges(service)) if spec.type == "LoadBalancer" else {},
+        preserve_destination=service.metadata.annotations.preserve_destination == PRESERVE_DESTINATION,
+        health_check_port=spec.health_check_node_port if wants_check else 0,
+    )
+
+
+def frontends(service: Service) -> list[Frontend]:
+    """Every virtual address and port of a service that is ours, in the families in which it has a cluster IP."""
+    spec = service.spec
+    ports = spec.ports
+    found: list[Frontend] = []
+    families: dict[int, None] = {}
+    for address in service.cluster_ips:
+        family = 6 if ":" in address else 4
+        families[family] = None
+        found += [Frontend(VipKind.CLUSTER_IP, family, address, port.port, port) for port in ports]
+    if spec.type == "ClusterIP" and not spec.external_ips:
+        return found
+    for family in families:
+        found += [
+            Frontend(VipKind.NODE_PORT, family, "", port.node_port, port) for port in ports if port.node_port
+        ]
+    found += _of_addresses(VipKind.EXTERNAL_IP, spec.external_ips, families, ports)
+    ingress = [
+        entry.ip for entry in service.status.load_balancer.ingress if entry.ip and entry.ip_mode != "Proxy"
+    ]
+    found += _of_addresses(VipKind.INGRESS, ingress, families, ports)
+    return found
+
+
+def family_of(address: str) -> int:
+    """4 or 6; 0 for what is no address."""
+    try:
+        return ipaddress.ip_address(address).version
+    except ValueError:
+        return 0
+
+
+def _of_addresses(
+    kind: VipKind, addresses: Iterable[str], families: Iterable[int], ports: Iterable[ServicePort]
+) -> list[Frontend]:
+    wanted = set(families)
+    return [
+        Frontend(kind, family, address, port.port, port)
+        for address in dict.fromkeys(addresses)
+        if (family := family_of(address)) in wanted
+        for port in ports
+    ]
+
+
+def _reachable_from_outside(service: Service) -> bool:
+    spec = service.spec
+    return spec.type in ("LoadBalancer", "NodePort") or (spec.type == "ClusterIP" and bool(spec.external_ips))
+
+
+def _affinity_s(service: Service) -> int:
+    if service.spec.session_affinity != "ClientIP":
+        return 0
+    config = service.spec.session_affinity_config
+    seconds = config.client_ip.timeout_seconds if config and config.client_ip else None
+    return DEFAULT_AFFINITY_S if seconds is None else seconds
+
+
+def _source_ranges(service: Service) -> Iterable[str]:
+    """The field; the annotation that it replaced counts only without it."""
+    given: Iterable[str] = service.spec.load_balancer_source_ranges
+    return given or service.metadata.annotations.load_balancer_source_ranges.split(",")
+
+
+def _by_family(ranges: Iterable[str]) -> dict[int, tuple[str, ...]]:
+    """Spaces around a range are allowed; what is no range is left out."""
+    found: dict[int, tuple[str, ...]] = {}
+    for text in ranges:
+        text = text.strip()
+        if not text:
+            continue
+        try:
+            network = ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            continue
+        found[network.version] = (*found.get(network.version, ()), str(network))
+    return found

@@ -1,0 +1,84 @@
+"""The members of a service: its EndpointSlices, by service port."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
+
+from samewire.kube.model import Endpoint, EndpointSlice
+from samewire.proxy.topology import Member
+
+_FAMILIES: Final = {"IPv4": 4, "IPv6": 6}
+
+
+class PortKey(NamedTuple):
+    """What joins a service's port with those of its slices. ``family``: 4 or 6."""
+
+    name: str
+    protocol: str
+    family: int
+
+
+Members = Mapping[PortKey, tuple[Member, ...]]
+
+
+def collect(slices: Iterable[EndpointSlice], node: str) -> Members:
+    """All members, those of a port in order of address and port.
+
+    An endpoint that two slices show counts once: the local one, else the one that is ready (it is moving from one slice
+    to the other). A port without a number means every port and cannot be behind a VIP; it is left out, as are slices of
+    host names.
+    """
+    found: dict[PortKey, dict[tuple[str, int], Member]] = {}
+    for piece in slices:
+        family = _FAMILIES.get(piece.address_type)
+        if family is None or not piece.endpoints:
+            continue
+        for port in piece.ports:
+            if port.name is None or not port.port:
+                continue
+            of_port = found.setdefault(PortKey(port.name, port.protocol or "TCP", family), {})
+            for endpoint in piece.endpoints:
+                if endpoint.addresses and (":" in endpoint.addresses[0]) == (family == 6):
+                    _add(of_port, _member(endpoint, port.port, node))
+    return {key: _in_order(of_port) for key, of_port in found.items()}
+
+
+def local_ready_addresses(members: Members, family: int) -> int:
+    """How many of this node's addresses are ready: what a health check reports."""
+    return len(
+        {
+            member.address
+            for key, of_port in members.items()
+            if key.family == family
+            for member in of_port
+            if member.ready and member.local
+        }
+    )
+
+
+def _member(endpoint: Endpoint, port: int, node: str) -> Member:
+    hints = endpoint.hints
+    return Member(
+        endpoint.addresses[0],
+        port,
+        endpoint.ready,
+        endpoint.serving,
+        endpoint.terminating,
+        endpoint.node_name == node,
+        tuple([hint.name for hint in hints.for_zones]) if hints else (),
+        tuple([hint.name for hint in hints.for_nodes]) if hints else (),
+    )
+
+
+def _add(of_port: dict[tuple[str, int], Member], member: Member) -> None:
+    key = (member.address, member.port)
+    before = of_port.get(key)
+    if before is None or (member.local, member.ready) > (before.local, before.ready):
+        of_port[key] = member
+
+
+def _in_order(of_port: dict[tuple[str, int], Member]) -> tuple[Member, ...]:
+    if len(of_port) == 1:
+        return tuple(of_port.values())
+    return tuple([of_port[key] for key in sorted(of_port)])
