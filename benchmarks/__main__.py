@@ -19,8 +19,8 @@ from benchmarks.case import METRICS, Case, Context
 from benchmarks.ours import NAME
 from benchmarks.results import Line, Report
 
-FULL = {"repetitions": 5, "seconds": 1.0, "pods": 200}
-QUICK = {"repetitions": 3, "seconds": 0.3, "pods": 40}
+FULL = {"repetitions": 20, "seconds": 0.4, "pods": 200}
+QUICK = {"repetitions": 5, "seconds": 0.2, "pods": 40}
 LOG_WIDTH = 160
 STYLES = {"pass": "green", "stretch": "bold green", "miss": "bold red", "failed": "red"}
 

@@ -76,9 +76,14 @@ class Context:
 
 @dataclass
 class Outcome:
-    """What a case measured, by (subject, metric), and the subjects that failed, with the reason."""
+    """What a case measured, by (subject, metric), and the subjects that failed, with the reason.
+
+    ``samples``: the single measurements, where subjects were measured in turns; the n-th ones of two subjects are
+    a pair.
+    """
 
     measured: dict[tuple[str, str], Summary] = field(default_factory=dict)
+    samples: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
     def fail(self, subject: str, error: BaseException) -> None:

@@ -9,7 +9,7 @@ import msgspec
 
 from benchmarks.case import METRICS, Case, Comparison, Outcome
 from benchmarks.machine import Environment
-from benchmarks.stats import Summary, ratio
+from benchmarks.stats import Summary, paired_ratio, ratio
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -80,11 +80,24 @@ def _line(case: str, comparison: Comparison, outcome: Outcome, subject: str) -> 
         unit=metric.unit,
         peer=comparison.peer,
         peer_value=_rounded(peer.value if peer else None),
-        ratio=_rounded(ratio(own.value, peer.value, metric.better) if own and peer else None),
+        ratio=_rounded(_ratio_of(comparison, outcome, own, peer)),
         goal=comparison.goal,
     )
     reasons = (outcome.failures.get(comparison.subject), outcome.failures.get(comparison.peer or ""))
     return Line(row, comparison, own, peer, next((reason for reason in reasons if reason), None))
+
+
+def _ratio_of(
+    comparison: Comparison, outcome: Outcome, own: Summary | None, peer: Summary | None
+) -> float | None:
+    """The ratio of pairs where there are any, else that of the two figures."""
+    if own is None or peer is None:
+        return None
+    better = METRICS[comparison.metric].better
+    samples = outcome.samples.get((comparison.subject, comparison.metric), [])
+    peer_samples = outcome.samples.get((comparison.peer or "", comparison.metric), [])
+    paired = paired_ratio(samples, peer_samples, better)
+    return ratio(own.value, peer.value, better) if paired is None else paired
 
 
 def _rounded(value: float | None) -> float | None:
@@ -137,7 +150,8 @@ def markdown(report: Report) -> str:
         f"repetitions of {env.seconds_each:g} s, client and server on CPU {env.pinned_cpu}, {share}; "
         f"{noisy}; {env.steal_percent:.1f} % of the CPU time was stolen by the hypervisor.",
         "",
-        "Median (min–max). The ratio counts how many times better the first figure is.",
+        "Median (min–max). The ratio counts how many times better the first figure is; of the datapath it is the "
+        "median of the ratios of measurements taken one after the other.",
     ]
     for case, lines in by_case(report.lines).items():
         parts += [

@@ -51,6 +51,17 @@ def ratio(value: float, peer_value: float, better: Better) -> float | None:
     return over / under if under > 0 else None
 
 
+def paired_ratio(values: Sequence[float], peer_values: Sequence[float], better: Better) -> float | None:
+    """The median of the ratios of samples taken side by side; None if there is no pair, or an undefined one.
+
+    What a whole repetition suffers (a neighbour of this virtual machine, its clock) hits both sides of a pair: the
+    ratio of two medians would keep it.
+    """
+    ratios = [ratio(value, peer, better) for value, peer in zip(values, peer_values, strict=False)]
+    known = [one for one in ratios if one is not None]
+    return statistics.median(known) if known and len(known) == len(ratios) else None
+
+
 def interleaved(items: Sequence[T], repetition: int) -> list[T]:
     """The order of one repetition: reversed every other time, so that drift does not favour a place."""
     return list(reversed(items)) if repetition % 2 else list(items)

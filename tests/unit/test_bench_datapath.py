@@ -92,7 +92,8 @@ def test_turns_are_interleaved_and_tuples_fresh(calls: list[tuple[str, str, int]
     assert [scenario.torn_down for scenario in scenarios] == [1, 1]
     assert outcome.measured["a", "rr"].count == 2
     assert outcome.measured["a", "flow_inserts"].value == 0.5
-    assert context.gate.blocks == 4
+    assert context.gate.blocks == 2  # one a figure, for several repetitions
+    assert len(outcome.samples["a", "rr"]) == 2
 
 
 def test_a_stream_is_reported_in_gbit(calls: list[tuple[str, str, int]]) -> None:

@@ -55,3 +55,10 @@ def test_idle_fraction_counts_steal_as_busy_and_guest_once() -> None:
     after = [110, 0, 55, 1080, 3, 0, 0, 2, 99, 0]
     assert stats.idle_fraction(before, after) == 0.83
     assert stats.idle_fraction(before, before) == 0
+
+
+def test_a_paired_ratio_forgets_what_hits_both_sides_of_a_pair() -> None:
+    assert stats.paired_ratio([10.0, 5.0, 20.0], [8.0, 4.0, 16.0], "higher") == 1.25
+    assert stats.paired_ratio([4.0], [8.0, 1.0], "lower") == 2.0
+    assert stats.paired_ratio([], [1.0], "higher") is None
+    assert stats.paired_ratio([1.0, 1.0], [0.0, 1.0], "higher") is None
