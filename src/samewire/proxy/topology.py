@@ -4,8 +4,8 @@ The rules are kube-proxy's (its ``CategorizeEndpoints``), in words:
 
 - *Cluster* policy takes the ready members that the topology hints leave; are there none that are ready anywhere, those
   that terminate and still serve.
-- *Local* policy takes this node's ready members; are there none, this node's that terminate and still serve. Hints do not
-  matter to it.
+- *Local* policy takes this node's ready members; are there none, this node's that terminate and still serve. Hints do
+  not matter to it.
 - Hints count only if every ready member has one, and at least one is for this node (or else, for its zone).
 """
 

@@ -1,0 +1,205 @@
+"""The HTTP servers that load balancers and kubelets ask: health check node ports, ``/healthz`` and ``/livez``.
+
+Bodies, headers and status codes are kube-proxy's. A port that is taken is logged once and tried again; nothing else
+waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from samewire.kube.model import Key
+from samewire.proxy.health import ProxyHealth
+
+log = structlog.get_logger(__name__)
+
+RETRY_S: Final = 5.0
+_BACKLOG: Final = 128
+_HEADERS: Final = {"X-Content-Type-Options": "nosniff"}
+_ANY: Final = ("::", "0.0.0.0")
+
+
+class Check(NamedTuple):
+    """One service's health check: its port, and its ready endpoints on this node."""
+
+    port: int
+    local_endpoints: int
+
+
+class HealthServer:
+    """All of them in one. `update` says which health checks there are; a failed `bind` is tried again by itself."""
+
+    def __init__(self, health: ProxyHealth, healthz: tuple[str, int] | None) -> None:
+        self._health = health
+        self._healthz = healthz
+        self._checks: Mapping[Key, Check] = {}
+        self._services: dict[int, Key] = {}
+        self._sites: dict[int, web.SockSite] = {}
+        self._complained: set[int] = set()
+        self._runner = web.ServerRunner(web.Server(self._answer, access_log=None))
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.answers: dict[tuple[str, int], int] = {}
+        """How often each of healthz and livez was answered with which status."""
+
+    async def start(self) -> None:
+        """Begin to serve; ports are opened as they become free."""
+        await self._runner.setup()
+        self._wake.set()
+        self._task = asyncio.create_task(self._keep_open())
+
+    async def close(self) -> None:
+        """Stop serving."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        await self._runner.cleanup()
+
+    def update(self, checks: Mapping[Key, Check]) -> None:
+        """These are the health checks from now on (the mapping is kept and read live)."""
+        self._checks = checks
+        services = {check.port: key for key, check in sorted(checks.items(), reverse=True)}
+        if services != self._services:
+            self._services = services
+            self._wake.set()
+
+    @property
+    def open_ports(self) -> frozenset[int]:
+        """The ports that are served now."""
+        return frozenset(self._sites)
+
+    async def _keep_open(self) -> None:
+        while True:
+            missing = await self._open()
+            try:
+                await asyncio.wait_for(self._wake.wait(), RETRY_S if missing else None)
+            except TimeoutError:
+                pass
+            self._wake.clear()
+
+    async def _open(self) -> bool:
+        """Close what is not wanted and open what is; whether something is missing."""
+        wanted: dict[int, tuple[str, ...]] = dict.fromkeys(self._services, _ANY)
+        if self._healthz is not None:
+            host, port = self._healthz
+            wanted[port] = (host,) if host else _ANY
+        for port in [port for port in self._sites if port not in wanted]:
+            await self._sites.pop(port).stop()
+        self._complained &= wanted.keys()
+        for port, hosts in wanted.items():
+            if port not in self._sites:
+                await self._open_port(port, hosts)
+        return len(self._sites) < len(wanted)
+
+    async def _open_port(self, port: int, hosts: tuple[str, ...]) -> None:
+        try:
+            site = web.SockSite(self._runner, _listener(hosts, port))
+        except OSError as error:
+            if port not in self._complained:
+                self._complained.add(port)
+                log.warning("a health port cannot be opened; trying again", port=port, error=str(error))
+            return
+        await site.start()
+        self._sites[port] = site
+        self._complained.discard(port)
+
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        transport = request.transport
+        port = transport.get_extra_info("sockname")[1] if transport is not None else 0
+        if self._healthz is not None and port == self._healthz[1]:
+            return self._proxy_health(request.path)
+        key = self._services.get(port)
+        check = self._checks.get(key) if key is not None else None
+        if key is None or check is None:
+            return web.Response(status=404)
+        return self._service_health(key, check)
+
+    def _service_health(self, key: Key, check: Check) -> web.Response:
+        healthy = self._health.healthy(time.monotonic())
+        body = (
+            "{\n"
+            '\t"service": {\n'
+            f'\t\t"namespace": {_quoted(key[0])},\n'
+            f'\t\t"name": {_quoted(key[1])}\n'
+            "\t},\n"
+            f'\t"localEndpoints": {check.local_endpoints},\n'
+            f'\t"serviceProxyHealthy": {_bool(healthy)}\n'
+            "}"
+        )
+        weight = {"X-Load-Balancing-Endpoint-Weight": str(check.local_endpoints)}
+        return _json(body, 200 if check.local_endpoints and healthy else 503, weight)
+
+    def _proxy_health(self, path: str) -> web.Response:
+        if path not in ("/healthz", "/livez"):
+            return web.Response(status=404)
+        now_s = time.monotonic()
+        now = _text(time.time())
+        healthy = self._health.healthy(now_s)
+        eligible = f', "nodeEligible": {_bool(self._health.node_eligible)}' if path == "/healthz" else ""
+        if path == "/healthz":
+            healthy = healthy and self._health.node_eligible
+        status = 200 if healthy else 503
+        updated = now if healthy else self._last_update(now_s)
+        self.answers[path[1:], status] = self.answers.get((path[1:], status), 0) + 1
+        return _json(f'{{"lastUpdated": "{updated}","currentTime": "{now}"{eligible}}}', status)
+
+    def _last_update(self, now_s: float) -> str:
+        at_s = self._health.updated_s
+        return _text(time.time() - (now_s - at_s)) if at_s is not None else "0001-01-01 00:00:00 +0000 UTC"
+
+
+def _listener(hosts: tuple[str, ...], port: int) -> socket.socket:
+    """A listening socket on the first of the addresses that this machine can do. Raises OSError."""
+    for host in hosts:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            listener = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as error:
+            if error.errno == errno.EAFNOSUPPORT and host != hosts[-1]:
+                continue
+            raise
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+            listener.bind((host, port))
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()
+            if error.errno == errno.EADDRNOTAVAIL and host != hosts[-1]:
+                continue  # IPv6 is switched off
+            raise
+        return listener
+    raise OSError(errno.EAFNOSUPPORT, "no address family")
+
+
+def _json(body: str, status: int, headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.Response(
+        body=body.encode(),
+        status=status,
+        content_type="application/json",
+        headers={**_HEADERS, **(headers or {})},
+    )
+
+
+def _quoted(text: str) -> str:
+    return msgspec.json.encode(text).decode()
+
+
+def _bool(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _text(at_s: float) -> str:
+    """A time as Go prints it."""
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S.%f +0000 UTC")
