@@ -1,0 +1,97 @@
+"""Members of a service out of its slices."""
+
+from __future__ import annotations
+
+from samewire.kube.model import EndpointPort, SliceLabels
+from samewire.kube.source import Change
+from samewire.proxy.members import PortKey, collect, local_ready_addresses
+from samewire.proxy.table import ServiceTable
+from tests.support.services import HERE, endpoint, endpoint_slice, service
+
+HTTP = PortKey("http", "TCP", 4)
+
+
+def test_target_ports_differ_by_slice_and_members_are_in_order() -> None:
+    one = endpoint_slice(endpoint("10.244.1.9"), ports=(EndpointPort(name="http", port=80),))
+    two = endpoint_slice(
+        endpoint("10.244.1.2", node=HERE), name="web-2", ports=(EndpointPort(name="http", port=8080),)
+    )
+    found = collect([one, two], HERE)[HTTP]
+    assert [(m.address, m.port, m.local) for m in found] == [
+        ("10.244.1.2", 8080, True),
+        ("10.244.1.9", 80, False),
+    ]
+
+
+def test_ports_by_name_protocol_and_family() -> None:
+    ports = (
+        EndpointPort(name="dns", protocol="UDP", port=53),
+        EndpointPort(name="dns-tcp", protocol="TCP", port=53),
+    )
+    four = endpoint_slice(endpoint("10.244.1.9"), ports=ports)
+    six = endpoint_slice(endpoint("fd00::9"), name="web-6", ports=ports)
+    found = collect([four, six], HERE)
+    assert set(found) == {
+        PortKey(name, protocol, family)
+        for name, protocol in (("dns", "UDP"), ("dns-tcp", "TCP"))
+        for family in (4, 6)
+    }
+    assert [m.address for m in found[PortKey("dns", "UDP", 6)]] == ["fd00::9"]
+
+
+def test_what_cannot_be_behind_a_vip_is_left_out() -> None:
+    every_port = endpoint_slice(endpoint("10.244.1.9"), ports=(EndpointPort(name="http", port=None),))
+    nameless = endpoint_slice(endpoint("10.244.1.9"), ports=(EndpointPort(name=None, port=80),))
+    names = endpoint_slice(endpoint("example.org"), family="FQDN")
+    wrong_family = endpoint_slice(endpoint("fd00::9"), family="IPv4")
+    assert not any(collect([every_port, nameless, names, wrong_family], HERE).values())
+
+
+def test_an_endpoint_in_two_slices_counts_once() -> None:
+    leaving = endpoint_slice(endpoint("10.244.1.9", ready=False), name="a")
+    joining = endpoint_slice(endpoint("10.244.1.9"), name="b")
+    for order in ([leaving, joining], [joining, leaving]):
+        assert [m.ready for m in collect(order, HERE)[HTTP]] == [True]
+
+
+def test_absent_conditions() -> None:
+    unknown = endpoint_slice(endpoint("10.244.1.9", ready=None))
+    found = collect([unknown], HERE)[HTTP][0]
+    assert (found.ready, found.serving, found.terminating) == (True, True, False)
+
+
+def test_a_health_check_counts_addresses_not_ports() -> None:
+    ports = (EndpointPort(name="http", port=80), EndpointPort(name="admin", port=81))
+    piece = endpoint_slice(
+        endpoint("10.244.1.1", node=HERE),
+        endpoint("10.244.1.2", node=HERE, ready=False, serving=True, terminating=True),
+        endpoint("10.244.2.1"),
+        ports=ports,
+    )
+    assert local_ready_addresses(collect([piece], HERE), 4) == 1
+    assert local_ready_addresses(collect([piece], HERE), 6) == 0
+
+
+def test_the_table_follows_a_slice_from_service_to_service() -> None:
+    table = ServiceTable()
+    table.change_services([Change(("shop", "web"), None, service())])
+    first = endpoint_slice(endpoint("10.244.1.1"), name="s")
+    moved = endpoint_slice(endpoint("10.244.1.1"), name="s", of="other")
+    assert table.change_slices([Change(("shop", "s"), None, first)]) == [("shop", "web")]
+    assert table.slices(("shop", "web")) == (first,)
+    assert table.change_slices([Change(("shop", "s"), first, moved)]) == [("shop", "web"), ("shop", "other")]
+    assert table.slices(("shop", "web")) == ()
+    assert table.slices(("shop", "other")) == (moved,)
+    assert table.change_slices([Change(("shop", "s"), moved, None)]) == [("shop", "other")]
+    assert table.slices(("shop", "other")) == ()
+
+
+def test_slices_of_another_proxy_and_of_nobody_are_not_there() -> None:
+    table = ServiceTable()
+    for labels in (
+        SliceLabels(service_name="web", service_proxy_name="mesh"),
+        SliceLabels(service_name="web", headless=""),
+        SliceLabels(),
+    ):
+        assert table.change_slices([Change(("shop", "s"), None, endpoint_slice(labels=labels))]) == []
+    assert table.slices(("shop", "web")) == ()
