@@ -223,7 +223,7 @@ def test_errors_name_the_field(kind: Kind, sent: Any, path: str) -> None:
             HcnCode.INVALID_POLICY,
             "Settings.Direction: is required",
         ),
-        ({"Type": "VSID", "IsolationId": 5}, HcnCode.INVALID_POLICY, "fields of a VSID policy belong into"),
+        ({"Type": "VSID", "VSID": "five"}, HcnCode.INVALID_POLICY, "Settings.IsolationId: expected a whole"),
         (
             {"Type": "ACL", "Settings": {"Action": "Drop"}},
             HcnCode.INVALID_POLICY,

@@ -25,8 +25,9 @@ from samewire.errors import (
     Unavailable,
     Unsupported,
 )
-from samewire.hcn import http
+from samewire.hcn import http, notifications
 from samewire.hcn.client import AsyncHnsClient, HnsClient
+from samewire.hcn.codec import encode as http_body
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.http import MAX_REQUEST_BYTES, HttpServer, classify, make_app
 from samewire.hcn.policies import HostRoute, OutBoundNAT
@@ -368,3 +369,102 @@ async def test_the_client_copes_with_strange_servers(
     async with server:
         with pytest.raises(error):
             await AsyncHnsClient(path, timeout_s=10).get_json("/v2/version")
+
+
+async def test_one_request_for_each_entry_point_of_the_library(client: AsyncHnsClient, path: Path) -> None:
+    made = "0A1B2C3D-0000-0000-0000-000000000001"
+    body = json.dumps(http_body(overlay())).encode()
+    status, network, _ = await raw(path, "POST", f"/v2/networks?id={{{made.lower()}}}", body)
+    assert (status, network["ID"]) == (201, made)
+    zero = "00000000-0000-0000-0000-000000000000"
+    status, endpoint, _ = await raw(path, "POST", f"/v2/endpoints?id={zero}&network={made}", b'{"Name": "a"}')
+    assert (status, endpoint["HostComputeNetwork"]) == (201, made)
+    assert endpoint["ID"] != zero
+    query = {"SchemaVersion": {"Major": 2}, "Flags": 0, "Filter": '{"Name": "a"}'}
+    for asked, found in ((query, [endpoint["ID"]]), ({**query, "Filter": '{"Name": "b"}'}, [])):
+        status, ids, _ = await raw(path, "POST", "/v2/endpoints/enumerate", json.dumps(asked).encode())
+        assert (status, ids) == (200, found)
+    assert (await raw(path, "POST", "/v2/networks/enumerate"))[:2] == (200, [made])
+    assert (await raw(path, "POST", f"/v2/networks/{{{made}}}/open"))[:2] == (204, None)
+    status, error, _ = await raw(path, "POST", f"/v2/networks/{MISSING}/open")
+    assert (status, error["ErrorCode"]) == (404, 0x80070490)
+    asked_for = json.dumps(query).encode()
+    assert (await raw(path, "POST", f"/v2/networks/{made}/query", asked_for))[1] == network
+    status, stats, _ = await raw(path, "POST", f"/v2/endpoints/{endpoint['ID']}/stats")
+    assert (status, stats["BytesSent"]) == (200, 36)
+    status, addresses, _ = await raw(path, "POST", f"/v2/endpoints/{endpoint['ID']}/addresses")
+    assert addresses["IpConfigurations"][0]["IpAddress"] == "10.244.1.2"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        b"[]",
+        b"x",
+        b'{"Flags": 9}',
+        b'{"SchemaVersion": {"Major": 3}}',
+        b'{"Flags": 0, "Name": "x"}',
+        b'{"Filter": "["}',
+    ],
+)
+async def test_a_query_that_makes_no_sense_is_refused(path: Path, query: bytes) -> None:
+    status, error, _ = await raw(path, "POST", "/v2/networks/enumerate", query)
+    assert (status, error["Success"]) == (400, False)
+
+
+async def test_what_happens_is_told_line_by_line(client: AsyncHnsClient, path: Path) -> None:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session,
+        session.get("http://x/v2/notifications") as stream,
+    ):
+        assert await stream.content.readline() == b"\n"
+        network = await client.create(Kind.NETWORK, overlay())
+        endpoint = await client.create(Kind.ENDPOINT, Endpoint(network_id=network["ID"]))
+        namespace = await client.create(Kind.NAMESPACE, Namespace())
+        for how in ("Add", "Remove"):
+            await client.modify(
+                Kind.NAMESPACE, namespace["ID"], "Endpoint", how, {"EndpointId": endpoint["ID"]}
+            )
+        await client.delete(Kind.NAMESPACE, namespace["ID"])
+        await client.delete(Kind.NETWORK, network["ID"])
+        told = [json.loads(await stream.content.readline()) for _ in range(8)]
+    whose = {network["ID"]: "network", namespace["ID"]: "namespace"}
+    assert [(event["Type"], whose[event["Data"]["ID"]]) for event in told] == [
+        (1, "network"),
+        (2, "network"),
+        (5, "namespace"),
+        (9, "network"),
+        (16, "network"),
+        (6, "namespace"),
+        (3, "network"),
+        (4, "network"),
+    ]
+    both = {"EndpointId": endpoint["ID"], "NamespaceId": namespace["ID"]}
+    assert told[3]["Data"]["Data"] == told[4]["Data"]["Data"] == both
+
+
+async def test_who_listens_hears_of_the_end(service: HnsService, tmp_path: Path) -> None:
+    server = HttpServer(make_app(service, allowed_uids={os.getuid()}), tmp_path / "end.sock")
+    await server.start()
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(tmp_path / "end.sock"))) as session,
+        session.get("http://x/v2/notifications") as stream,
+    ):
+        assert await stream.content.readline() == b"\n"
+        closing = asyncio.create_task(server.close())
+        assert json.loads(await stream.content.readline())["Type"] == 0x01000000
+        assert await stream.content.read() == b""
+        await closing
+
+
+async def test_a_listener_that_does_not_read_is_cut_off(
+    service: HnsService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifications, "MAX_WAITING", 2)
+    events = service.notifications.listen(60)
+    assert await anext(events) is None
+    await service.create_network(overlay())
+    await service.create_network(bridge())
+    told = [event.type async for event in events if event]
+    assert told[-1] is notifications.NotificationType.SERVICE_DISCONNECT
+    assert len(told) == 2

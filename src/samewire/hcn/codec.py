@@ -19,6 +19,7 @@ import msgspec
 
 from samewire.hcn.base import Wire
 from samewire.hcn.errors import HcnCode, HcnError, fail
+from samewire.hcn.flat import V2_NAMES, from_flat
 from samewire.hcn.policies import (
     ACL,
     KNOWN_POLICIES,
@@ -81,6 +82,9 @@ ALIASES: dict[type[Wire], dict[str, str]] = {
 }
 OUTPUT_ONLY = frozenset({"health", "state", "telemetry", "version", "namespaceguid", "additionalparams"})
 """Fields that the service itself writes on output; clients send them back, and they mean nothing then."""
+
+FLAT_TYPES = frozenset({*KNOWN_POLICIES, *V2_NAMES})
+"""Types (lower case) whose fields may stand beside ``Type``, as in HNS v1."""
 
 LISTS_AS_TEXT = frozenset({ACL, NetworkACL, TierAclRule, FilterTuple, SetPolicy})
 """Structs with comma-separated lists, for which some clients send JSON arrays."""
@@ -253,13 +257,11 @@ def _read_policy(value: Any, path: str) -> Policy | None:
         fail(f"{path}.Settings", "given twice (also as 'Data')")
     settings = fields.pop("settings", fields.pop("data", None))
     beside = tuple((key, canonical_json(item)) for key, item in value.items() if key.lower() in fields)
+    if beside and settings is None and name.lower() in FLAT_TYPES:
+        return _read_policy(from_flat(value), path)
     known = KNOWN_POLICIES.get(name.lower())
     if known is None:
         return OtherPolicy(type_name=name, settings_json=canonical_json(settings), beside=beside)
-    if beside and settings is None:
-        fail(
-            path, f"the fields of a {known.__name__} policy belong into its Settings", HcnCode.INVALID_POLICY
-        )
     try:
         policy = _read_struct(known, {} if settings is None else settings, f"{path}.Settings")
     except HcnError as error:

@@ -14,26 +14,17 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from samewire.errors import (
-    Conflict,
-    Exhausted,
-    Invalid,
-    NotFound,
-    SamewireError,
-    Unavailable,
-    Unsupported,
-)
-from samewire.hcn.codec import decode_modify, decode_object
-from samewire.hcn.errors import HcnCode, HcnError
-from samewire.hcn.jsontext import parse_json
-from samewire.hcn.query import find, render
-from samewire.hcn.schema import Kind
+from samewire.errors import Conflict, SamewireError, Unavailable
+from samewire.hcn.errors import HcnCode
+from samewire.hcn.http_answers import classify, error_response, json_response
+from samewire.hcn.http_objects import object_routes
 from samewire.hcn.service import HnsService
+
+__all__ = ["HttpServer", "classify", "error_response", "json_response", "listen", "make_app"]
 
 VERSION = {"Major": 15, "Minor": 4}
 MAX_REQUEST_BYTES = 1 << 20
@@ -43,40 +34,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 log = structlog.get_logger(__name__)
 
-_NOT_FOUND = frozenset(
-    code for code in HcnCode if code.name.endswith("_NOT_FOUND") or code is HcnCode.ENDPOINT_NOT_ATTACHED
-)
-_CLASHES = frozenset(code for code in HcnCode if code.name.endswith(("_EXISTS", "_ATTACHED", "_REFERENCES")))
-_GENERAL: list[tuple[type[SamewireError], int, HcnCode]] = [
-    (Invalid, 400, HcnCode.E_INVALIDARG),
-    (NotFound, 404, HcnCode.ERROR_NOT_FOUND),
-    (Conflict, 409, HcnCode.OBJECT_ALREADY_EXISTS),
-    (Exhausted, 507, HcnCode.E_OUTOFMEMORY),
-    (Unsupported, 501, HcnCode.E_NOTIMPL),
-    (Unavailable, 503, HcnCode.RPC_SERVER_UNAVAILABLE),
-]
 _HTTP_CODES = {404: HcnCode.ERROR_NOT_FOUND, 405: HcnCode.REQUEST_UNSUPPORTED, 403: HcnCode.E_ACCESSDENIED}
-
-
-def json_response(value: Any, status: int = 200) -> web.Response:
-    """Return a JSON answer."""
-    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
-
-
-def error_response(status: int, code: HcnCode, message: str) -> web.Response:
-    """Return the answer to a request that failed."""
-    return json_response({"Success": False, "Error": message, "ErrorCode": int(code)}, status)
-
-
-def classify(error: SamewireError) -> tuple[int, HcnCode]:
-    """Return the HTTP status and HRESULT of an error."""
-    if isinstance(error, HcnError):
-        if error.code in _NOT_FOUND:
-            return 404, error.code
-        return (409 if error.code in _CLASHES else 400), error.code
-    return next(
-        ((status, code) for kind, status, code in _GENERAL if isinstance(error, kind)), (500, HcnCode.E_FAIL)
-    )
 
 
 def make_app(
@@ -93,8 +51,16 @@ def make_app(
         middlewares=[_error_middleware, _peer_middleware(frozenset({0, *allowed_uids}))],
         client_max_size=MAX_REQUEST_BYTES,
     )
-    app.add_routes([web.get("/v2/version", _version), *_object_routes(service), *extra_routes])
+    app.add_routes([web.get("/v2/version", _version), *object_routes(service), *extra_routes])
+    app.on_shutdown.append(_end_streams(service))
     return app
+
+
+def _end_streams(service: HnsService) -> Callable[[web.Application], Awaitable[None]]:
+    async def end(_: web.Application) -> None:
+        service.notifications.close()
+
+    return end
 
 
 class HttpServer:
@@ -192,55 +158,3 @@ def _peer_uid(request: web.Request) -> int:
 
 async def _version(_: web.Request) -> web.Response:
     return json_response(VERSION)
-
-
-def _object_routes(service: HnsService) -> list[web.RouteDef]:
-    routes = []
-    for kind in Kind:
-        collection, item = f"/v2/{kind.value}", f"/v2/{kind.value}/{{id}}"
-        handlers = _Handlers(service, kind)
-        routes += [
-            web.get(collection, handlers.list),
-            web.post(collection, handlers.create),
-            web.get(item, handlers.get),
-            web.post(item, handlers.modify),
-            web.delete(item, handlers.delete),
-        ]
-    routes.append(web.get("/v2/endpoints/{id}/stats", _Handlers(service, Kind.ENDPOINT).stats))
-    return routes
-
-
-class _Handlers:
-    """The requests for one kind of object."""
-
-    def __init__(self, service: HnsService, kind: Kind) -> None:
-        self._service = service
-        self._kind = kind
-
-    async def list(self, request: web.Request) -> web.Response:
-        view = self._service.view
-        found = find(view, self._kind, request.query.get("filter", ""))
-        return json_response([render(view, value) for value in found])
-
-    async def create(self, request: web.Request) -> web.Response:
-        value = decode_object(self._kind, parse_json(await request.read()))
-        return json_response(render(self._service.view, await self._service.create(self._kind, value)), 201)
-
-    async def get(self, request: web.Request) -> web.Response:
-        return json_response(render(self._service.view, self._service.get(self._kind, _id(request))))
-
-    async def modify(self, request: web.Request) -> web.Response:
-        change = decode_modify(self._kind, parse_json(await request.read()))
-        value = await self._service.modify(self._kind, _id(request), change)
-        return json_response(render(self._service.view, value))
-
-    async def delete(self, request: web.Request) -> web.Response:
-        await self._service.delete(self._kind, _id(request))
-        return web.Response(status=204)
-
-    async def stats(self, request: web.Request) -> web.Response:
-        return json_response(await self._service.endpoint_stats(_id(request)))
-
-
-def _id(request: web.Request) -> str:
-    return request.match_info["id"][:64]

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from samewire.hcn.codec import encode
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.jsontext import parse_json
 from samewire.hcn.policies import NOT_ENFORCED, policy_type
+from samewire.hcn.readers import integer
 from samewire.hcn.schema import Endpoint, EndpointState, Kind, Namespace, Network, Object, ResourceType
 from samewire.hcn.state import View
 
 FILTER_KEYS = frozenset({"id", "name", "virtualnetwork", "virtualnetworkname", "state"})
+QUERY_KEYS = frozenset({"schemaversion", "flags", "filter"})
 
 
 def endpoint_state(endpoint: Endpoint) -> EndpointState:
     """Return the state HNS would report."""
     return EndpointState.ATTACHED_SHARING if endpoint.namespace_id else EndpointState.CREATED
+
+
+class Query(msgspec.Struct, frozen=True):
+    """A HostComputeQuery: which objects, how much of them, and in which schema's shape."""
+
+    filter: dict[str, str] = {}
+    major: int = 2
+    detailed: bool = False
+
+
+EVERYTHING = Query()
 
 
 def render(view: View, value: Object) -> dict[str, Any]:
@@ -46,14 +61,9 @@ def _stored_only(value: Object) -> list[str]:
     return sorted({policy_type(policy) for policy in policies if type(policy) in NOT_ENFORCED})
 
 
-def find(view: View, kind: Kind, query: str) -> list[Object]:
-    """Return the objects of a kind that match a filter ("" = all).
-
-    The filter is a JSON object with HNS's v1 names (``ID``, ``Name``, ``VirtualNetwork``,
-    ``VirtualNetworkName``, ``State``), or a HostComputeQuery around one; all keys must match. Raises
-    HcnError.
-    """
-    wanted = _parse_filter(query)
+def find(view: View, kind: Kind, query: Query) -> list[Object]:
+    """Return the objects of a kind that a query's filter matches; all of its keys must."""
+    wanted = query.filter
     if "id" in wanted:
         found = view.get(kind, wanted["id"].upper())
         candidates = [] if found is None else [found]
@@ -62,22 +72,50 @@ def find(view: View, kind: Kind, query: str) -> list[Object]:
     return [value for value in candidates if all(_matches(view, value, *item) for item in wanted.items())]
 
 
-def _parse_filter(query: str) -> dict[str, str]:
-    if not query:
-        return {}
-    value = parse_json(query)
-    inner = (
-        next((value[key] for key in value if key.lower() == "filter"), None)
-        if isinstance(value, dict)
-        else None
-    )
-    if inner is not None:
-        value = parse_json(inner) if isinstance(inner, str) and inner else inner or {}
+def parse_query(text: str | bytes) -> Query:
+    """Return the query of a call ("" = all objects).
+
+    It is a HostComputeQuery, ``{SchemaVersion, Flags, Filter}``, or just the filter: a JSON object with
+    HNS's v1 names (``ID``, ``Name``, ``VirtualNetwork``, ``VirtualNetworkName``, ``State``). Raises HcnError.
+    """
+    if not text.strip():
+        return EVERYTHING
+    value = parse_json(text)
+    if not isinstance(value, dict):
+        raise HcnError(HcnCode.INVALID_JSON, "$: a query is a JSON object")
+    fields = {key.lower(): item for key, item in value.items()}
+    if not fields.keys() & QUERY_KEYS:
+        return Query(_filter(value))
+    unknown = next((key for key in value if key.lower() not in QUERY_KEYS), None)
+    if unknown is not None:
+        raise HcnError(HcnCode.INVALID_JSON, f"$.{unknown[:64]}: is no part of a query")
+    flags = integer(fields.get("flags") or 0)
+    if flags is None or flags not in (0, 1):
+        raise HcnError(HcnCode.INVALID_JSON, "$.Flags: expected 0 (None) or 1 (Detailed)")
+    return Query(_filter(_inner(fields.get("filter"))), _major(fields.get("schemaversion")), bool(flags))
+
+
+def _inner(value: Any) -> Any:
+    """Return the filter of a query, which is JSON within JSON."""
+    return parse_json(value) if isinstance(value, str) and value.strip() else value or {}
+
+
+def _major(value: Any) -> int:
+    if value is None:
+        return 2
+    fields = {key.lower(): item for key, item in value.items()} if isinstance(value, dict) else {}
+    major = integer(fields.get("major"))
+    if major not in (1, 2):
+        raise HcnError(HcnCode.INVALID_JSON, "$.SchemaVersion: expected an object with Major 1 or 2")
+    return major
+
+
+def _filter(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
         raise HcnError(HcnCode.INVALID_JSON, "filter: expected a JSON object")
     result = {}
     for key, item in value.items():
-        if key.lower() not in FILTER_KEYS or isinstance(item, dict | list):
+        if key.lower() not in FILTER_KEYS or isinstance(item, dict | list | bool) or item is None:
             raise HcnError(HcnCode.E_INVALIDARG, f"filter: {key[:64]!r} is not something to filter by")
         result[key.lower()] = str(item)
     return result

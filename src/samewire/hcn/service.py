@@ -16,6 +16,7 @@ import structlog
 
 from samewire.errors import SamewireError
 from samewire.hcn.errors import HcnCode, HcnError, StoreError
+from samewire.hcn.notifications import Notifications
 from samewire.hcn.plan import endpoints, namespaces, networks, routes
 from samewire.hcn.plan.addresses import Pool
 from samewire.hcn.plan.context import Context, get_endpoint, get_namespace, get_network, get_route
@@ -48,6 +49,7 @@ class HnsService:
         self._pool = Pool()
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
+        self.notifications = Notifications()
 
     @property
     def view(self) -> State:
@@ -148,12 +150,14 @@ class HnsService:
             changes = plan(Context(self.view, self._switch.facts(), self._pool))
             if not changes:
                 return changes
+            self.notifications.before(changes)
             await self._switch.apply(changes, Pending(self.view, changes))
             try:
                 self._store.commit(changes)
             except StoreError:
                 await self._take_back(changes)
                 raise
+            self.notifications.after(changes)
             return changes
 
     async def _take_back(self, changes: Sequence[Change]) -> None:
