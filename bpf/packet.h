@@ -30,6 +30,7 @@
 #define SW_GO_ON (-100)	      /* of a step: nothing decided yet */
 
 #define SW_L3 ETH_HLEN
+#define SW_PULL_BYTES 128    /* made linear where the headers are not, or are not known yet */
 #define SW_IPV6_EXTENSIONS 6 /* headers looked through before the packet counts as malformed */
 
 #define SW_MARK 0x53570000 /* on what the switch sends out of the uplink: sw_uplink_out knows its own */
@@ -409,6 +410,37 @@ SW_INLINE int sw_parse_ipv6(struct __sk_buff *skb, struct sw_packet *p)
 }
 
 /*
+ * Bytes of the frame that the parser will look at. No more: the payload of a TCP segment stands in pages, and to pull
+ * a byte of it is to copy the head, which the socket still shares.
+ */
+SW_INLINE __u32 sw_header_bytes(struct __sk_buff *skb, __be16 protocol)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	__u32 offset;
+	__u8 next;
+
+	if (protocol == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = data + SW_L3;
+
+		if ((void *)(ip + 1) > end)
+			return SW_PULL_BYTES;
+		next = ip->protocol;
+		offset = SW_L3 + ip->ihl * 4;
+	} else {
+		struct ipv6hdr *ip = data + SW_L3;
+
+		if ((void *)(ip + 1) > end)
+			return SW_PULL_BYTES;
+		next = ip->nexthdr;
+		offset = SW_L3 + sizeof(*ip);
+	}
+	if (next == IPPROTO_TCP)
+		return offset + sizeof(struct tcphdr);
+	return next == IPPROTO_UDP ? offset + sizeof(struct udphdr) : SW_PULL_BYTES;
+}
+
+/*
  * Clears the parsed part and parses the frame. Returns 0 or a reason; SW_REASON_NOT_IP for anything but IP. Headers
  * that are not linear (GRO on a real NIC) are pulled once.
  */
@@ -424,7 +456,8 @@ SW_INLINE int sw_parse(struct __sk_buff *skb, struct sw_packet *p)
 	p->icmp_error = 0;
 	p->neighbour = 0;
 	p->icmp_type = 0;
-	if (linear < 128 && linear < skb->len && bpf_skb_pull_data(skb, skb->len < 128 ? skb->len : 128))
+	if (linear < SW_PULL_BYTES && linear < skb->len && linear < sw_header_bytes(skb, protocol) &&
+	    bpf_skb_pull_data(skb, skb->len < SW_PULL_BYTES ? skb->len : SW_PULL_BYTES))
 		return SW_REASON_INTERNAL;
 	if (protocol == bpf_htons(ETH_P_IP))
 		return sw_parse_ipv4(skb, p);
