@@ -11,8 +11,8 @@ class NodeMetadata(Metadata, frozen=True, gc=False, rename="camel", omit_default
     """Metadata of a Node, with all labels and annotations (flannel's prefix is configurable)."""
 
     uid: str = ""
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
+    labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
     deletion_timestamp: str | None = None
 
 
@@ -78,7 +78,7 @@ class LabelledMetadata(Metadata, frozen=True, gc=False, rename="camel", omit_def
     """Metadata of an object that selectors choose. ``deletion_timestamp``: set once it is going away."""
 
     uid: str = ""
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = field(default_factory=dict)
     deletion_timestamp: str | None = None
 
 

@@ -98,7 +98,7 @@ class Source(Protocol):
         """Per kind's name, what happened to it."""
 
     async def start(self) -> None:
-        """Begin; returns without waiting for the first snapshot. Raises ``Invalid`` for settings that cannot work."""
+        """Begin; returns without waiting for the first snapshot, and whether or not the origin can be reached."""
 
     async def wait_synced(self) -> None:
         """Wait until every watched kind has been handed over."""

@@ -1,0 +1,228 @@
+"""HTTP to an API server: single requests and streams, every failure as one of our errors."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+from msgspec import Struct
+
+from samewire.errors import Unavailable
+from samewire.kube.access import Access, TlsContexts
+from samewire.kube.auth import Credential
+from samewire.kube.errors import UNAUTHORIZED, ApiError
+
+_SERVICE: Final = "Kubernetes API"
+_USER_AGENT: Final = "samewire"
+_READ_BYTES: Final = 1 << 18
+_ERROR_BYTES: Final = 1 << 16
+_ANSWER_BYTES: Final = 256 << 20
+
+# A connection whose other end is gone without a word is given up after about 30 s, however quiet it is.
+_KEEPALIVE: Final = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
+)
+
+
+class ApiStatus(Struct, frozen=True):
+    """meta/v1 Status: the body of refusals and of ERROR events."""
+
+    code: int = 0
+    reason: str = ""
+    message: str = ""
+
+
+class Stream:
+    """The body of an answer, as it arrives."""
+
+    def __init__(self, response: aiohttp.ClientResponse, server: str) -> None:
+        self._response = response
+        self._server = server
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Pieces of the body, until its end. Raises ``Unavailable`` when nothing comes for too long or it breaks."""
+        try:
+            async for chunk in self._response.content.iter_any():
+                yield chunk
+        except TimeoutError:
+            raise Stalled(_SERVICE, f"{self._server} sent nothing for too long") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unavailable(_SERVICE, f"{self._server}: {_words(error)}") from error
+
+
+class Stalled(Unavailable):
+    """The server keeps the connection and says nothing."""
+
+
+class KubeClient:
+    """One API server. Create it and close it in one event loop."""
+
+    def __init__(
+        self, access: Access, *, connect_timeout_s: float = 10.0, answer_timeout_s: float = 60.0
+    ) -> None:
+        self.access = access
+        self._tls = TlsContexts(access)
+        self._connect_timeout_s = connect_timeout_s
+        self._answer_timeout_s = answer_timeout_s
+        self._session: aiohttp.ClientSession | None = None
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> bytes:
+        """One request; the body of its answer. Raises ``ApiError``, ``Unavailable``, ``Invalid`` (credentials).
+
+        ``body`` is encoded as JSON unless it is bytes.
+        """
+        data = body if body is None or isinstance(body, bytes) else msgspec.json.encode(body)
+        headers = {} if data is None else {"Content-Type": content_type}
+        timeout_s = self._answer_timeout_s
+        async with self._answer(method, path, params or {}, timeout_s, headers, data) as response:
+            stream = Stream(response, self.access.server)
+            parts, size = [], 0
+            async for chunk in stream.chunks():
+                parts.append(chunk)
+                size += len(chunk)
+                if size > _ANSWER_BYTES:
+                    raise Unavailable(
+                        _SERVICE, f"{path}: the answer is larger than {_ANSWER_BYTES >> 20} MiB"
+                    )
+            return b"".join(parts)
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, params: Mapping[str, str], silence_timeout_s: float
+    ) -> AsyncIterator[Stream]:
+        """A GET whose answer is read as it arrives; ends with ``Stalled`` after ``silence_timeout_s`` without data."""
+        async with self._answer("GET", path, params, silence_timeout_s) as response:
+            _keep_alive(response)
+            yield Stream(response, self.access.server)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    @asynccontextmanager
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str],
+        silence_timeout_s: float,
+        headers: Mapping[str, str] | None = None,
+        data: bytes | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A successful answer; asks once more with a new credential after a 401."""
+        for attempt in (1, 2):
+            credential = await self.access.credentials.get()
+            response = await self._send(
+                method, path, params=params, data=data, headers=_headers(credential, headers or {}),
+                ssl=self._tls.get(credential) or False,
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=self._connect_timeout_s, sock_read=silence_timeout_s
+                ),
+            )  # fmt: skip
+            async with response:
+                if response.status < 300:
+                    yield response
+                    return
+                refusal = await _refusal(response)
+            if (
+                response.status != UNAUTHORIZED
+                or attempt == 2
+                or not self.access.credentials.reject(credential)
+            ):
+                raise refusal
+
+    async def _send(self, method: str, path: str, **options: Any) -> aiohttp.ClientResponse:
+        access = self.access
+        try:
+            return await self._get_session().request(
+                method,
+                access.server + path,
+                allow_redirects=False,
+                server_hostname=access.server_name or None,
+                **options,
+            )
+        except TimeoutError:
+            raise Stalled(_SERVICE, f"{access.server} does not answer") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unavailable(_SERVICE, f"{access.server}: {_words(error)}") from error
+
+    def _get_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                read_bufsize=_READ_BYTES,
+                trust_env=False,
+                # Compressing costs both sides more time than it saves on a cluster's network.
+                headers={
+                    "User-Agent": _USER_AGENT,
+                    "Accept": "application/json",
+                    "Accept-Encoding": "identity",
+                },
+            )
+        return self._session
+
+
+def _headers(credential: Credential, more: Mapping[str, str]) -> dict[str, str]:
+    headers = dict(more)
+    if credential.token:
+        headers["Authorization"] = f"Bearer {credential.token}"
+    return headers
+
+
+def _keep_alive(response: aiohttp.ClientResponse) -> None:
+    """Let the kernel find out whether the server is still there while a watch is quiet."""
+    connection = response.connection
+    transport = connection.transport if connection is not None else None
+    found = transport.get_extra_info("socket") if transport is not None else None
+    if found is not None:
+        for level, option, value in _KEEPALIVE:
+            found.setsockopt(level, option, value)
+
+
+async def _refusal(response: aiohttp.ClientResponse) -> ApiError:
+    text = b""
+    try:
+        async for chunk in response.content.iter_any():
+            text += chunk
+            if len(text) > _ERROR_BYTES:
+                break
+    except (TimeoutError, aiohttp.ClientError, OSError):
+        pass  # the status has to do, with what has come of the text
+    try:
+        status = msgspec.json.decode(text, type=ApiStatus)
+    except msgspec.DecodeError:
+        status = ApiStatus(message=text[:200].decode(errors="replace").strip())
+    return ApiError(
+        response.status,
+        status.reason or response.reason or "",
+        status.message or "no reason given",
+        _retry_after(response.headers.get("Retry-After", "")),
+    )
+
+
+def _retry_after(text: str) -> float | None:
+    """Seconds of a Retry-After header. Kubernetes never sends the form with a date."""
+    return float(text) if text.isdecimal() else None
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
