@@ -80,6 +80,7 @@ def _check_view(change: Change, view: StoreView) -> None:
         Kind.ENDPOINT: view.endpoint,
         Kind.NAMESPACE: view.namespace,
         Kind.ROUTE: view.route,
+        Kind.LOADBALANCER: view.load_balancer,
     }[change.kind]
     assert look_up(change.id) == change.after
 

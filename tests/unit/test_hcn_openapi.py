@@ -9,7 +9,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from samewire.hcn.openapi import document, main
+from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerPortMapping
+from samewire.hcn.openapi import TITLES, document, main
 from samewire.hcn.policies import KNOWN_POLICIES
 from samewire.hcn.query import render
 from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, Route, SdnRoute
@@ -51,7 +52,14 @@ async def test_answers_fit_the_description(tmp_path: Path) -> None:
         Route(endpoint_ids=(endpoint.id,), routes=(SdnRoute(destination_prefix="::/0"),))
     )
     body = document()
-    for kind, name in zip(Kind, ("Network", "Endpoint", "Namespace", "Route"), strict=True):
+    await service.create_load_balancer(
+        LoadBalancer(
+            endpoint_ids=(endpoint.id,),
+            frontend_vips=("10.96.0.10",),
+            port_mappings=(LoadBalancerPortMapping(protocol=6, internal_port=8080, external_port=80),),
+        )
+    )
+    for kind, name in zip(Kind, ("Network", "Endpoint", "Namespace", "Route", "LoadBalancer"), strict=True):
         schema = {**body, "$ref": f"#/components/schemas/HostCompute{name}"}
         for value in service.view.all(kind):
             shown = render(service.view, value)
@@ -69,7 +77,7 @@ def test_the_guide_names_every_policy_and_field() -> None:
         assert f"`{name}`" in guide, name
         for field in schemas[name]["properties"]["Settings"]["properties"]:
             assert f"`{field}`" in guide, (name, field)
-    for title in ("HostComputeNetwork", "HostComputeEndpoint", "HostComputeNamespace", "HostComputeRoute"):
+    for title in TITLES.values():
         for field in schemas[title]["properties"]:
             assert f"`{field}`" in guide, (title, field)
 

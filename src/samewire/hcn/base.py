@@ -33,6 +33,10 @@ WIRE_NAMES = {
     "namespace_id": "HostComputeNamespace",
     "endpoint_ids": "HostComputeEndpoints",
     "compartment_id": "NamespaceId",
+    "source_vip": "SourceVIP",
+    "frontend_vips": "FrontendVIPs",
+    "local_endpoint_ids": "LocalEndpoints",
+    "draining_endpoint_ids": "DrainingEndpoints",
 }
 
 
@@ -57,3 +61,10 @@ class Wire(
     """
 
     extra: tuple[tuple[str, str], ...] = ()
+
+
+class SchemaVersion(Wire, frozen=True, kw_only=True):
+    """Version of the schema that an object was written in."""
+
+    major: U32 = 2
+    minor: U32 = 0

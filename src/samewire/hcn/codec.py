@@ -20,6 +20,15 @@ import msgspec
 from samewire.hcn.base import Wire
 from samewire.hcn.errors import HcnCode, HcnError, fail
 from samewire.hcn.flat import V2_NAMES, from_flat
+from samewire.hcn.loadbalancers import (
+    BackendFlags,
+    LoadBalancer,
+    LoadBalancerBackend,
+    LoadBalancerFlags,
+    LoadBalancerPortMapping,
+    LoadBalancerSettings,
+    PortMappingFlags,
+)
 from samewire.hcn.policies import (
     ACL,
     KNOWN_POLICIES,
@@ -40,6 +49,7 @@ from samewire.hcn.readers import (
     Read,
     enum_reader,
     flags_reader,
+    int_enum_reader,
     int_reader,
     list_reader,
     read_bool,
@@ -89,6 +99,9 @@ FLAT_TYPES = frozenset({*KNOWN_POLICIES, *V2_NAMES})
 LISTS_AS_TEXT = frozenset({ACL, NetworkACL, TierAclRule, FilterTuple, SetPolicy})
 """Structs with comma-separated lists, for which some clients send JSON arrays."""
 
+INTERNAL = frozenset({"extra", "beside", "shared_containers", "detached"})
+"""Attributes that are no fields of the JSON object."""
+
 FLAGS: dict[type[Wire], type[enum.IntFlag]] = {
     Network: NetworkFlags,
     Endpoint: EndpointFlags,
@@ -96,6 +109,9 @@ FLAGS: dict[type[Wire], type[enum.IntFlag]] = {
     IpSubnet: IpSubnetFlags,
     OutBoundNAT: NatFlags,
     PortMapping: NatFlags,
+    LoadBalancer: LoadBalancerFlags,
+    LoadBalancerPortMapping: PortMappingFlags,
+    LoadBalancerBackend: BackendFlags,
 }
 
 
@@ -117,8 +133,13 @@ def decode_policy(value: Any, path: str = "$") -> Policy:
 def decode_modify(kind: Kind, value: Any) -> ModifySettingRequest:
     """Return a modify request for an object of a kind. Raises HcnError (REQUEST_UNSUPPORTED for unknown
     resources).
+
+    Load balancers may be modified by sending the whole object, as HNS's clients do.
     """
     fields = _lowered(value, "$")
+    if kind is Kind.LOADBALANCER and not fields.keys() & {"resourcetype", "requesttype"}:
+        whole = cast(LoadBalancer, decode_object(kind, value))
+        return ModifySettingRequest(request_type=RequestType.UPDATE, settings=whole)
     resource = fields.get("resourcetype")
     wanted = next(
         (struct for name, struct in _RESOURCES[kind].items() if name.lower() == str(resource).lower()), None
@@ -140,6 +161,7 @@ _RESOURCES: dict[Kind, dict[str, type[Wire]]] = {
     Kind.ENDPOINT: {"Policy": PolicySettings},
     Kind.NAMESPACE: {"Endpoint": EndpointSettings, "Container": ContainerSettings},
     Kind.ROUTE: {},
+    Kind.LOADBALANCER: {"LoadBalancer": LoadBalancerSettings, "Endpoint": EndpointSettings},
 }
 
 
@@ -184,7 +206,7 @@ def _output_fields(cls: type[Wire]) -> list[tuple[str, str, bool]]:
     return [
         (field.name, field.encode_name, field.required)
         for field in msgspec.structs.fields(cls)
-        if field.name not in ("extra", "beside")
+        if field.name not in INTERNAL
     ]
 
 
@@ -211,7 +233,7 @@ def _input(cls: type[Wire]) -> _Input:
     fields: dict[str, tuple[str, str, Read]] = {}
     required = {}
     for field in msgspec.structs.fields(cls):
-        if field.name in ("extra", "beside"):
+        if field.name in INTERNAL:
             continue
         name = field.encode_name
         fields[name.lower()] = (field.name, name, _reader(cls, field.name, hints[field.name]))
@@ -299,6 +321,8 @@ def _type_reader(hint: Any) -> Read:
         return int_reader(typing.get_args(hint)[1])
     if isinstance(hint, type) and issubclass(hint, Wire):
         return lambda value, path: _read_struct(hint, value, path)
+    if isinstance(hint, type) and issubclass(hint, enum.IntEnum):
+        return int_enum_reader(hint)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return enum_reader(hint)
     return {str: read_text, bool: read_bool}[hint]

@@ -23,6 +23,7 @@ from samewire.hcn.errors import HcnCode
 from samewire.hcn.http_answers import classify, error_response, json_response
 from samewire.hcn.http_objects import object_routes
 from samewire.hcn.service import HnsService
+from samewire.hcn.v1.http import v1_routes
 
 __all__ = ["HttpServer", "classify", "error_response", "json_response", "listen", "make_app"]
 
@@ -51,7 +52,8 @@ def make_app(
         middlewares=[_error_middleware, _peer_middleware(frozenset({0, *allowed_uids}))],
         client_max_size=MAX_REQUEST_BYTES,
     )
-    app.add_routes([web.get("/v2/version", _version), *object_routes(service), *extra_routes])
+    app.add_routes([web.get("/v2/version", _version), *object_routes(service), *v1_routes(service)])
+    app.add_routes(extra_routes)
     app.on_shutdown.append(_end_streams(service))
     return app
 

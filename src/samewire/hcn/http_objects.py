@@ -16,6 +16,8 @@ from samewire.hcn.notifications import Notification
 from samewire.hcn.query import find, parse_query, render
 from samewire.hcn.schema import Endpoint, Kind, Object
 from samewire.hcn.service import HnsService
+from samewire.hcn.v1.read import is_v1, to_v2
+from samewire.hcn.v1.write import to_v1
 
 IDLE_S = 15.0
 """How long a stream of notifications is silent before it sends an empty line."""
@@ -67,7 +69,10 @@ class _Handlers:
         return json_response([value.id for value in find(self._service.view, self._kind, query)])
 
     async def create(self, request: web.Request) -> web.Response:
-        value = _with_handles(decode_object(self._kind, parse_json(await request.read())), request.query)
+        body = parse_json(await request.read())
+        if is_v1(self._kind, body):
+            body = to_v2(self._kind, body, self._service.view)
+        value = _with_handles(decode_object(self._kind, body), request.query)
         return json_response(render(self._service.view, await self._service.create(self._kind, value)), 201)
 
     async def get(self, request: web.Request) -> web.Response:
@@ -79,8 +84,9 @@ class _Handlers:
         return web.Response(status=204)
 
     async def query(self, request: web.Request) -> web.Response:
-        parse_query(await request.read())
-        return json_response(render(self._service.view, self._service.get(self._kind, _id(request))))
+        query = parse_query(await request.read())
+        view, value = self._service.view, self._service.get(self._kind, _id(request))
+        return json_response(to_v1(view, value) if query.major == 1 else render(view, value, query.detailed))
 
     async def modify(self, request: web.Request) -> web.Response:
         change = decode_modify(self._kind, parse_json(await request.read()))

@@ -30,11 +30,13 @@ TITLES = {
     Kind.ENDPOINT: "HostComputeEndpoint",
     Kind.NAMESPACE: "HostComputeNamespace",
     Kind.ROUTE: "HostComputeRoute",
+    Kind.LOADBALANCER: "HostComputeLoadBalancer",
 }
 RESOURCE_TYPES = {
     Kind.NETWORK: ["Policy", "DNS", "Subnet"],
     Kind.ENDPOINT: ["Policy"],
     Kind.NAMESPACE: ["Endpoint", "Container"],
+    Kind.LOADBALANCER: ["LoadBalancer", "Endpoint"],
 }
 HIDDEN = ("$", "$$")
 
@@ -80,7 +82,10 @@ def _paths(kind: Kind) -> JsonObject:
         "delete": _operation(f"Delete a {title}", None, 204),
     }
     if kind in RESOURCE_TYPES:
-        item["post"] = _operation(f"Modify a {title}", _content(_ref(title)), body=_modify_request(kind))
+        body = _modify_request(kind)
+        if kind is Kind.LOADBALANCER:
+            body = {"anyOf": [body, _ref(title)]}
+        item["post"] = _operation(f"Modify a {title}", _content(_ref(title)), body=body)
     collection = {
         "get": {
             **_operation(f"All {title} objects", _content({"type": "array", "items": _ref(title)})),

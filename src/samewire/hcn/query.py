@@ -19,8 +19,10 @@ QUERY_KEYS = frozenset({"schemaversion", "flags", "filter"})
 
 
 def endpoint_state(endpoint: Endpoint) -> EndpointState:
-    """Return the state HNS would report."""
-    return EndpointState.ATTACHED_SHARING if endpoint.namespace_id else EndpointState.CREATED
+    """Return the state HNS would report: process-isolated pods are "attached sharing"."""
+    if endpoint.namespace_id or endpoint.shared_containers:
+        return EndpointState.ATTACHED_SHARING
+    return EndpointState.DETACHED if endpoint.detached else EndpointState.CREATED
 
 
 class Query(msgspec.Struct, frozen=True):
@@ -34,7 +36,7 @@ class Query(msgspec.Struct, frozen=True):
 EVERYTHING = Query()
 
 
-def render(view: View, value: Object) -> dict[str, Any]:
+def render(view: View, value: Object, detailed: bool = False) -> dict[str, Any]:
     """Return an object's JSON with the derived fields.
 
     ``State`` of endpoints, the endpoints among a namespace's ``Resources``, and
@@ -48,10 +50,22 @@ def render(view: View, value: Object) -> dict[str, Any]:
         resources = [{"Type": ResourceType.ENDPOINT.value, "Data": {"Id": member.id}} for member in members]
         if resources:
             body["Resources"] = [*body.get("Resources", []), *resources]
+    extra = _details(view, value) if detailed else {}
     stored_only = _stored_only(value)
     if stored_only:
-        body["Health"] = {"Extra": {"StoredOnly": stored_only}}
+        extra["StoredOnly"] = stored_only
+    if extra:
+        body["Health"] = {"Extra": extra}
     return body
+
+
+def _details(view: View, value: Object) -> dict[str, Any]:
+    """Return what a detailed query adds to an object's Health."""
+    if isinstance(value, Network):
+        return {"Resources": {"Endpoints": view.ids(("network", value.id))}}
+    if isinstance(value, Endpoint) and value.shared_containers:
+        return {"SharedContainers": list(value.shared_containers)}
+    return {}
 
 
 def _stored_only(value: Object) -> list[str]:

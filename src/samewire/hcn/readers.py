@@ -20,7 +20,7 @@ Read = Callable[[Any, str], Any]
 NETWORK_MODES = ("NAT", "ICS", "Transparent", "L2Bridge", "L2Tunnel", "Overlay", "Private", "Internal")
 """Network types by number: the schema's order, some of which are not implemented here."""
 
-PROTOCOLS = {"icmpv4": 1, "igmp": 2, "tcp": 6, "udp": 17, "icmpv6": 58}
+PROTOCOLS = {"icmpv4": 1, "igmp": 2, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
 
 
 def shape(value: Any) -> str:
@@ -120,6 +120,22 @@ def read_protocol(value: Any, path: str) -> int:
     if number is None or not 0 <= number < 2**32:
         fail(path, f"expected a protocol number, got {value!r:.40}", HcnCode.INVALID_POLICY)
     return number
+
+
+def int_enum_reader(wanted: type[enum.IntEnum]) -> Read:
+    """A member of a numbered enumeration by its number, or by its name in any case."""
+    names = {member.name.replace("_", "").lower(): member for member in wanted}
+
+    def read(value: Any, path: str) -> enum.IntEnum:
+        number = integer(value)
+        if number is None and isinstance(value, str):
+            number = names.get(value.lower())
+        if number is None or number not in wanted._value2member_map_:
+            expected = ", ".join(f"{member.value} ({member.name.replace('_', '')})" for member in wanted)
+            fail(path, f"expected one of {expected}, got {value!r:.40}")
+        return wanted(number)
+
+    return read
 
 
 def list_reader(read: Read) -> Read:

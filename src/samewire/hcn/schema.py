@@ -1,4 +1,5 @@
-"""HCN v2 objects: networks, endpoints, namespaces, routes and the requests that modify them.
+"""HCN v2 objects: networks, endpoints, namespaces, routes and the requests that modify them. (Load balancers:
+`samewire.hcn.loadbalancers`.)
 
 The shapes are those of the Host Compute Network schema 2.x, with the Linux extensions
 ``Namespace.netns_path``, ``Endpoint.interface_name`` and ``Endpoint.container_id``. `hcn/codec.py` turns
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import enum
 
-from samewire.hcn.base import U8, U16, U32, Wire
+from samewire.hcn.base import U8, U16, U32, SchemaVersion, Wire
+from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerSettings
 from samewire.hcn.policies import VSID, Policy, first, parse_prefix
 
 
@@ -20,6 +22,7 @@ class Kind(enum.StrEnum):
     ENDPOINT = "endpoints"
     NAMESPACE = "namespaces"
     ROUTE = "routes"
+    LOADBALANCER = "loadbalancers"
 
 
 class NetworkType(enum.StrEnum):
@@ -107,13 +110,6 @@ class EndpointState(enum.IntEnum):
     DETACHED = 4
     DEGRADED = 5
     DESTROYED = 6
-
-
-class SchemaVersion(Wire, frozen=True, kw_only=True):
-    """Version of the schema that an object was written in."""
-
-    major: U32 = 2
-    minor: U32 = 0
 
 
 class Dns(Wire, frozen=True, kw_only=True):
@@ -231,6 +227,8 @@ class Endpoint(Wire, frozen=True, kw_only=True):
 
     ``namespace_id`` is read only on the wire (attach through the namespace). Linux extensions:
     ``interface_name`` within the namespace, and ``container_id`` of the runtime that asked for it.
+    ``shared_containers`` (the containers that v1 attached) and ``detached`` (it was attached once) are the
+    service's own: they show as State and Health.
     """
 
     id: str = ""
@@ -246,6 +244,8 @@ class Endpoint(Wire, frozen=True, kw_only=True):
     flags: U32 = 0
     interface_name: str = ""
     container_id: str = ""
+    shared_containers: tuple[str, ...] = ()
+    detached: bool = False
     schema_version: SchemaVersion = SchemaVersion()
 
     @property
@@ -320,13 +320,14 @@ class Route(Wire, frozen=True, kw_only=True):
     schema_version: SchemaVersion = SchemaVersion()
 
 
-Object = Network | Endpoint | Namespace | Route
+Object = Network | Endpoint | Namespace | Route | LoadBalancer
 
-STRUCTS: dict[Kind, type[Network] | type[Endpoint] | type[Namespace] | type[Route]] = {
+STRUCTS: dict[Kind, type[Object]] = {
     Kind.NETWORK: Network,
     Kind.ENDPOINT: Endpoint,
     Kind.NAMESPACE: Namespace,
     Kind.ROUTE: Route,
+    Kind.LOADBALANCER: LoadBalancer,
 }
 
 
@@ -354,7 +355,15 @@ class ContainerSettings(Wire, frozen=True, kw_only=True):
     container_id: str
 
 
-ModifySettings = PolicySettings | SubnetSettings | EndpointSettings | ContainerSettings | Dns
+ModifySettings = (
+    PolicySettings
+    | SubnetSettings
+    | EndpointSettings
+    | ContainerSettings
+    | Dns
+    | LoadBalancerSettings
+    | LoadBalancer
+)
 
 
 class ModifySettingRequest(Wire, frozen=True, kw_only=True):

@@ -8,18 +8,27 @@ wait.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
 
 from samewire.errors import SamewireError
 from samewire.hcn.errors import HcnCode, HcnError, StoreError
+from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.notifications import Notifications
-from samewire.hcn.plan import endpoints, namespaces, networks, routes
+from samewire.hcn.plan import attach, endpoints, loadbalancers, namespaces, networks, routes
 from samewire.hcn.plan.addresses import Pool
-from samewire.hcn.plan.context import Context, get_endpoint, get_namespace, get_network, get_route
+from samewire.hcn.plan.attach import AttachRequest
+from samewire.hcn.plan.context import (
+    Context,
+    get_endpoint,
+    get_load_balancer,
+    get_namespace,
+    get_network,
+    get_route,
+)
 from samewire.hcn.plan.namespaces import NamespaceSpec
 from samewire.hcn.schema import (
     Endpoint,
@@ -38,6 +47,9 @@ T = TypeVar("T")
 Plan = Callable[[Context], Sequence[Change]]
 
 log = structlog.get_logger(__name__)
+
+_SLICE: Final = 256
+"""Load balancers changed at a time: some 20 ms in which nobody else has a turn."""
 
 
 class HnsService:
@@ -99,6 +111,24 @@ class HnsService:
         """Create a route object. Raises SamewireError."""
         return _as(Route, await self.create(Kind.ROUTE, route))
 
+    async def create_load_balancer(self, value: LoadBalancer) -> LoadBalancer:
+        """Create a load balancer. Raises SamewireError."""
+        return _as(LoadBalancer, await self.create(Kind.LOADBALANCER, value))
+
+    async def change_load_balancers(
+        self, owner: str, put: Sequence[LoadBalancer], delete: Sequence[str] = ()
+    ) -> dict[str, SamewireError]:
+        """Change many load balancers of one owner; returns what went wrong, by id, and nothing else.
+
+        ``put``: whole objects with ids of the caller's choosing (upper-case GUIDs); each is created, or replaces the
+        one of its id. ``delete``: ids; what is not there is no error. An object that fails stays as it was and stops
+        no other. Objects that are as wanted cost next to nothing, and the cost of the others does not depend on how
+        many there are. VIPs may move from one object of the batch to another. Each object's change is all or
+        nothing; the batch is not one change: it goes in slices, between which others have their turn, and readers see
+        the objects whose slice is done.
+        """
+        return await self._to_the_end(self._batch(owner, put, delete))
+
     async def create_attached_endpoint(
         self, network_id: str, endpoint: Endpoint, namespace: NamespaceSpec, interface_name: str
     ) -> Endpoint:
@@ -121,6 +151,22 @@ class HnsService:
         Raises SamewireError (HcnError ENDPOINT_NOT_FOUND when it is gone).
         """
         await self.delete(Kind.ENDPOINT, endpoint_id)
+
+    async def attach(self, endpoint_id: str, request: AttachRequest) -> None:
+        """Attach an endpoint to a container, a compartment or the node (v1). Raises SamewireError."""
+        await self._change(lambda context: attach.attach_endpoint(context, endpoint_id.upper(), request))
+
+    async def detach(self, endpoint_id: str, request: AttachRequest) -> None:
+        """End an attachment (v1). Raises SamewireError."""
+        await self._change(lambda context: attach.detach_endpoint(context, endpoint_id.upper(), request))
+
+    def setting(self, name: str) -> Any:
+        """Return a setting of the node that HNS only keeps, None when it is not set. Raises StoreError."""
+        return self._store.setting(name)
+
+    def set_setting(self, name: str, value: Any) -> None:
+        """Keep a setting of the node; None forgets it. Raises StoreError."""
+        self._store.set_setting(name, value)
 
     async def refresh_facts(self) -> None:
         """Bring the networks up to date with the node's own addresses (DR MAC, management address)."""
@@ -151,14 +197,62 @@ class HnsService:
             if not changes:
                 return changes
             self.notifications.before(changes)
-            await self._switch.apply(changes, Pending(self.view, changes))
-            try:
-                self._store.commit(changes)
-            except StoreError:
-                await self._take_back(changes)
-                raise
+            await self._make_true(changes)
             self.notifications.after(changes)
             return changes
+
+    async def _batch(
+        self, owner: str, put: Sequence[LoadBalancer], delete: Sequence[str]
+    ) -> dict[str, SamewireError]:
+        failures: dict[str, SamewireError] = {}
+        again: list[LoadBalancer] = []
+        for start in range(0, len(delete), _SLICE):
+            failed, _ = await self._batch_slice(owner, (), delete[start : start + _SLICE])
+            failures.update(failed)
+        for start in range(0, len(put), _SLICE):
+            part = put[start : start + _SLICE]
+            failed, clashing = await self._batch_slice(owner, part, ())
+            failures.update(failed)
+            again += [value for value in part if value.id in clashing]
+        if again and len(put) > _SLICE:  # others have given way meanwhile, or do so together with them
+            for value in again:
+                del failures[value.id]
+            failed, _ = await self._batch_slice(owner, again, ())
+            failures.update(failed)
+        return failures
+
+    async def _batch_slice(
+        self, owner: str, put: Iterable[LoadBalancer], delete: Iterable[str]
+    ) -> tuple[dict[str, SamewireError], set[str]]:
+        """Change what can be; returns the errors, and the ids of those that clash with others."""
+        async with self._lock:
+            context = Context(self.view, self._switch.facts(), self._pool)
+            batch = loadbalancers.plan_batch(context, owner, put, delete)
+            try:
+                await self._make_true(batch.changes)
+            except SamewireError:
+                await self._one_by_one(batch)
+        await asyncio.sleep(0)
+        return batch.failures, batch.clashing
+
+    async def _one_by_one(self, batch: loadbalancers.Batch) -> None:
+        """A slice has failed: find out which object it was."""
+        for change in batch.changes:
+            try:
+                await self._make_true([change])
+            except SamewireError as error:
+                batch.failures[change.id] = error
+
+    async def _make_true(self, changes: Sequence[Change]) -> None:
+        """Change the switch, then the store. Raises SamewireError (nothing has changed then)."""
+        if not changes:
+            return
+        await self._switch.apply(changes, Pending(self.view, changes))
+        try:
+            self._store.commit(changes)
+        except StoreError:
+            await self._take_back(changes)
+            raise
 
     async def _take_back(self, changes: Sequence[Change]) -> None:
         """Undo in the switch what could not be written. If that fails too, the audit finds the difference."""
@@ -188,21 +282,25 @@ _GETTERS: dict[Kind, Callable[[State, str], Any]] = {
     Kind.ENDPOINT: get_endpoint,
     Kind.NAMESPACE: get_namespace,
     Kind.ROUTE: get_route,
+    Kind.LOADBALANCER: get_load_balancer,
 }
 _CREATORS: dict[Kind, Callable[[Context, Any], Sequence[Change]]] = {
     Kind.NETWORK: networks.create_network,
     Kind.ENDPOINT: endpoints.create_endpoint,
     Kind.NAMESPACE: namespaces.create_namespace,
     Kind.ROUTE: routes.create_route,
+    Kind.LOADBALANCER: loadbalancers.create_load_balancer,
 }
 _MODIFIERS: dict[Kind, Callable[[Context, str, ModifySettingRequest], Sequence[Change]]] = {
     Kind.NETWORK: networks.modify_network,
     Kind.ENDPOINT: endpoints.modify_endpoint,
     Kind.NAMESPACE: namespaces.modify_namespace,
+    Kind.LOADBALANCER: loadbalancers.modify_load_balancer,
 }
 _DELETERS: dict[Kind, Callable[[Context, str], Sequence[Change]]] = {
     Kind.NETWORK: networks.delete_network,
     Kind.ENDPOINT: endpoints.delete_endpoint,
     Kind.NAMESPACE: namespaces.delete_namespace,
     Kind.ROUTE: routes.delete_route,
+    Kind.LOADBALANCER: loadbalancers.delete_load_balancer,
 }

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
+from samewire.hcn.frontends import frontend_keys
+from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.policies import PortMapping
 from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, Object, Route
 from samewire.hcn.switch import Change
@@ -46,6 +48,17 @@ def _route_keys(route: Route) -> list[Key]:
     ]
 
 
+def _load_balancer_keys(value: LoadBalancer) -> list[Key]:
+    keys: list[Key] = [key for key, _ in frontend_keys(value)]
+    if value.network_id:
+        keys.append(("network-lbs", value.network_id))
+    keys.extend(("endpoint-lbs", endpoint_id) for endpoint_id in value.endpoint_ids)
+    keys.extend({("backend", backend.ip_address): None for backend in value.backends})
+    if value.source_vip:
+        keys.append(("source-vip", value.network_id, value.source_vip))
+    return keys
+
+
 _KEYS = cast(
     dict[Kind, Callable[[Object], list[Key]]],
     {
@@ -53,6 +66,7 @@ _KEYS = cast(
         Kind.ENDPOINT: _endpoint_keys,
         Kind.NAMESPACE: _namespace_keys,
         Kind.ROUTE: _route_keys,
+        Kind.LOADBALANCER: _load_balancer_keys,
     },
 )
 
@@ -88,6 +102,10 @@ class View:
         """Return a route, or None."""
         return cast(Route | None, self.get(Kind.ROUTE, route_id))
 
+    def load_balancer(self, load_balancer_id: str) -> LoadBalancer | None:
+        """Return a load balancer, or None."""
+        return cast(LoadBalancer | None, self.get(Kind.LOADBALANCER, load_balancer_id))
+
     def networks(self) -> list[Network]:
         """Return all networks."""
         return cast(list[Network], self.all(Kind.NETWORK))
@@ -103,6 +121,30 @@ class View:
     def routes(self) -> list[Route]:
         """Return all routes."""
         return cast(list[Route], self.all(Kind.ROUTE))
+
+    def load_balancers(self) -> list[LoadBalancer]:
+        """Return all load balancers."""
+        return cast(list[LoadBalancer], self.all(Kind.LOADBALANCER))
+
+    def load_balancers_of_network(self, network_id: str) -> list[LoadBalancer]:
+        """Return the load balancers of a network."""
+        return self.load_balancers_at(("network-lbs", network_id))
+
+    def load_balancers_of_endpoint(self, endpoint_id: str) -> list[LoadBalancer]:
+        """Return the load balancers that name an endpoint."""
+        return self.load_balancers_at(("endpoint-lbs", endpoint_id))
+
+    def load_balancers_with_backend(self, address: str) -> list[LoadBalancer]:
+        """Return the load balancers that have an explicit backend of that address."""
+        return self.load_balancers_at(("backend", address))
+
+    def load_balancers_at(self, key: Key) -> list[LoadBalancer]:
+        """Return the load balancers with a frontend (`samewire.hcn.frontends.frontend_keys`)."""
+        return cast(list[LoadBalancer], [self.get(Kind.LOADBALANCER, found) for found in self.ids(key)])
+
+    def is_source_vip(self, network_id: str, address: str) -> bool:
+        """True for an address that load balancers of a network give to clients."""
+        return bool(self.ids(("source-vip", network_id, address)))
 
     def endpoints_of_network(self, network_id: str) -> list[Endpoint]:
         """Return the endpoints of a network."""
@@ -159,7 +201,8 @@ class State(View):
 
     def __init__(self) -> None:
         self._objects: dict[Kind, dict[str, Object]] = {kind: {} for kind in Kind}
-        self._index: dict[Key, dict[str, None]] = {}
+        # Most keys have one id: then the id itself stands for the set.
+        self._index: dict[Key, str | dict[str, None]] = {}
 
     def get(self, kind: Kind, object_id: str) -> Object | None:
         """Return one object, or None."""
@@ -171,7 +214,8 @@ class State(View):
 
     def ids(self, key: Key) -> list[str]:
         """Return the ids under an index key."""
-        return list(self._index.get(key, ()))
+        found = self._index.get(key, ())
+        return [found] if isinstance(found, str) else list(found)
 
     def apply(self, changes: Iterable[Change]) -> None:
         """Make changes that have been validated and written."""
@@ -183,13 +227,21 @@ class State(View):
             else:
                 self._objects[change.kind][change.id] = change.after
                 for key in _KEYS[change.kind](change.after):
-                    self._index.setdefault(key, {})[change.id] = None
+                    self._enter(key, change.id)
+
+    def _enter(self, key: Key, object_id: str) -> None:
+        found = self._index.setdefault(key, object_id)
+        if isinstance(found, dict):
+            found[object_id] = None
+        elif found != object_id:
+            self._index[key] = {found: None, object_id: None}
 
     def _unindex(self, kind: Kind, value: Object) -> None:
         for key in _KEYS[kind](value):
-            entries = self._index[key]
-            del entries[value.id]
-            if not entries:
+            found = self._index[key]
+            if isinstance(found, dict) and len(found) > 1:
+                del found[value.id]
+            else:
                 del self._index[key]
 
 

@@ -13,21 +13,21 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from samewire.errors import Exhausted
 from samewire.hcn.errors import StoreError
+from samewire.hcn.migrations import MIGRATIONS, SETTINGS
+from samewire.hcn.plan.loadbalancers import without_endpoints
 from samewire.hcn.schema import STRUCTS, Endpoint, Kind, Namespace, Network, NetworkFlags, Route
 from samewire.hcn.state import State
 from samewire.hcn.switch import Change
 
 APPLICATION_ID = 0x53776972  # "Swir": tells our file from any other SQLite file
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_NUMBER = 2**32 - 1
-
-MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
-"""What brings a file of version N to N + 1; run in one transaction with the new version number."""
 
 _SCHEMA = f"""
 PRAGMA application_id = {APPLICATION_ID};
@@ -40,6 +40,7 @@ CREATE TABLE numbers (
     kind TEXT NOT NULL, key TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (kind, key)
 ) WITHOUT ROWID;
 CREATE TABLE counters (kind TEXT NOT NULL PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;
+{SETTINGS}
 """
 _PUT = "INSERT INTO objects VALUES (?, ?, ?, ?, ?) ON CONFLICT (kind, id) DO UPDATE SET json = excluded.json"
 _DECODERS = {kind: msgspec.json.Decoder(struct) for kind, struct in STRUCTS.items()}
@@ -127,6 +128,22 @@ class Store:
     def numbers(self, kind: str) -> dict[str, int]:
         """Return all numbers of a kind by key."""
         return {key: number for (of_kind, key), number in self._numbers.items() if of_kind == kind}
+
+    def setting(self, name: str) -> Any:
+        """Return the JSON value of a setting of the node, None when it is not set. Raises StoreError."""
+        try:
+            row = self._db.execute("SELECT json FROM settings WHERE name = ?", (name,)).fetchone()
+        except sqlite3.Error as error:
+            raise StoreError(str(self.path), _explain(error)) from error
+        return msgspec.json.decode(row[0]) if row else None
+
+    def set_setting(self, name: str, value: Any) -> None:
+        """Write the JSON value of a setting of the node; None removes it. Raises StoreError."""
+        row = (name, _encode(value))
+        if value is None:
+            self._transaction(lambda: self._db.execute("DELETE FROM settings WHERE name = ?", (name,)))
+        else:
+            self._transaction(lambda: self._db.execute("REPLACE INTO settings VALUES (?, ?)", row))
 
     def prune_after_reboot(self, alive: Callable[[str], bool] = netns_alive) -> list[Change]:
         """Drop what did not outlive a reboot, and return it. Call before anything else; does nothing in the
@@ -219,6 +236,7 @@ class Store:
 def _casualties(state: State, old: Iterable[tuple[Kind, str]], alive: Callable[[str], bool]) -> list[Change]:
     """Return the deletions that a reboot means for the objects written before it."""
     endpoints: dict[str, Endpoint] = {}
+    load_balancers: dict[str, Change] = {}
     routes: dict[str, Route | None] = {}
     holders: list[Network | Namespace] = []
     for kind, object_id in old:
@@ -226,6 +244,10 @@ def _casualties(state: State, old: Iterable[tuple[Kind, str]], alive: Callable[[
         if isinstance(value, Network) and value.flags & NetworkFlags.ENABLE_NON_PERSISTENT:
             routes.update((route.id, None) for route in state.routes_of_network(value.id))
             endpoints.update((endpoint.id, endpoint) for endpoint in state.endpoints_of_network(value.id))
+            load_balancers.update(
+                (gone.id, Change(Kind.LOADBALANCER, gone.id, gone, None))
+                for gone in state.load_balancers_of_network(value.id)
+            )
             holders.append(value)
         elif isinstance(value, Namespace) and value.netns_path and not alive(value.netns_path):
             endpoints.update((endpoint.id, endpoint) for endpoint in state.endpoints_of_namespace(value.id))
@@ -234,7 +256,10 @@ def _casualties(state: State, old: Iterable[tuple[Kind, str]], alive: Callable[[
         rest = tuple(endpoint_id for endpoint_id in route.endpoint_ids if endpoint_id not in endpoints)
         # a route without endpoints would be one for the whole network
         routes.setdefault(route.id, msgspec.structs.replace(route, endpoint_ids=rest) if rest else None)
+    for change in without_endpoints(state, endpoints):
+        load_balancers.setdefault(change.id, change)
     return [
+        *load_balancers.values(),
         *(Change(Kind.ROUTE, route_id, state.route(route_id), after) for route_id, after in routes.items()),
         *(Change(Kind.ENDPOINT, endpoint.id, endpoint, None) for endpoint in endpoints.values()),
         *(Change(_kind_of(holder), holder.id, holder, None) for holder in holders),

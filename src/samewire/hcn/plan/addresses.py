@@ -31,8 +31,8 @@ MAX_PROBES = 2**17
 """Addresses looked at before a subnet counts as full; more than a node can have endpoints."""
 
 
-FIRST_COMPARTMENT = 2
-"""Compartment 1 is the node's own."""
+HOST_COMPARTMENT = 1
+"""The compartment of the node itself."""
 
 
 class Pool:
@@ -46,7 +46,7 @@ class Pool:
         """Return a compartment number that no namespace has."""
         if not self._compartment:
             used = (namespace.compartment_id for namespace in view.namespaces())
-            self._compartment = max(used, default=FIRST_COMPARTMENT - 1)
+            self._compartment = max(used, default=HOST_COMPARTMENT)
         self._compartment += 1
         return self._compartment
 
@@ -64,7 +64,11 @@ class Pool:
         candidates: Iterator[int] = chain(range(start, high + 1), range(low, start))
         for number, _ in zip(candidates, range(MAX_PROBES), strict=False):
             text = str(make(number))
-            if text not in reserved and view.endpoint_by_ip(network.id, text) is None:
+            if (
+                text not in reserved
+                and view.endpoint_by_ip(network.id, text) is None
+                and not view.is_source_vip(network.id, text)
+            ):
                 self._last[within.id] = number
                 return text
         raise Exhausted(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.plan.addresses import Pool
 from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, Object, Route
 from samewire.hcn.state import View
@@ -48,6 +49,14 @@ def get_route(view: View, route_id: str) -> Route:
     found = view.route(route_id)
     if found is None:
         raise HcnError(HcnCode.ERROR_NOT_FOUND, f"Element not found. (route {route_id})")
+    return found
+
+
+def get_load_balancer(view: View, load_balancer_id: str) -> LoadBalancer:
+    """Return a load balancer. Raises HcnError(ERROR_NOT_FOUND)."""
+    found = view.load_balancer(load_balancer_id)
+    if found is None:
+        raise HcnError(HcnCode.ERROR_NOT_FOUND, f"Element not found. (load balancer {load_balancer_id})")
     return found
 
 

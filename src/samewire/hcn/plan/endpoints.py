@@ -19,10 +19,19 @@ from samewire.hcn.plan.context import (
     modified,
     refuse_existing,
 )
+from samewire.hcn.plan.loadbalancers import without_endpoints
 from samewire.hcn.plan.macs import choose_mac
 from samewire.hcn.plan.policies import remove_policies
 from samewire.hcn.policies import PortMapping, mapping_family, select
-from samewire.hcn.schema import Endpoint, Kind, ModifySettingRequest, Namespace, PolicySettings, RequestType
+from samewire.hcn.schema import (
+    Endpoint,
+    Kind,
+    ModifySettingRequest,
+    Namespace,
+    NamespaceType,
+    PolicySettings,
+    RequestType,
+)
 from samewire.hcn.state import View
 from samewire.hcn.switch import Change
 from samewire.hcn.values import guid
@@ -59,7 +68,7 @@ def prepare_endpoint(context: Context, endpoint: Endpoint) -> tuple[Endpoint, li
         )
     endpoint = fill_addresses(context.pool, context.view, network, context.facts, endpoint)
     endpoint = _replace(endpoint, mac_address=choose_mac(context.view, network, endpoint))
-    replaced = [deleted(Kind.ENDPOINT, other) for other in _replaced(context.view, endpoint)]
+    replaced = delete_endpoints(context.view, _replaced(context.view, endpoint))
     _check_mappings(context.view, endpoint)
     return endpoint, replaced
 
@@ -101,9 +110,13 @@ def delete_endpoint(context: Context, endpoint_id: str) -> list[Change]:
 
 
 def delete_endpoints(view: View, endpoints: Iterable[Endpoint]) -> list[Change]:
-    """Plan the deletion of endpoints, and of the namespaces that were made for them and hold no other."""
+    """Plan the deletion of endpoints, and of the namespaces that were made for them and hold no other.
+
+    Load balancers lose them as members: a pod goes when the runtime says so, and its proxy hears of it later.
+    """
     going = {endpoint.id: endpoint for endpoint in endpoints}
-    changes = [deleted(Kind.ENDPOINT, endpoint) for endpoint in going.values()]
+    changes = without_endpoints(view, going)
+    changes += [deleted(Kind.ENDPOINT, endpoint) for endpoint in going.values()]
     for namespace_id in dict.fromkeys(endpoint.namespace_id for endpoint in going.values()):
         namespace = view.namespace(namespace_id) if namespace_id else None
         if namespace and namespace.owner == MADE_FOR_ENDPOINT:
@@ -128,6 +141,8 @@ def attached(view: View, endpoint: Endpoint, namespace: Namespace) -> Endpoint:
             HcnCode.ENDPOINT_ALREADY_ATTACHED,
             f"This endpoint is already attached to the switch. ({endpoint.id})",
         )
+    if namespace.type is NamespaceType.HOST_DEFAULT:
+        return _replace(endpoint, namespace_id=namespace.id, detached=False)
     taken = {other.interface_name for other in view.endpoints_of_namespace(namespace.id)}
     name = endpoint.interface_name
     if name in taken:
@@ -137,7 +152,7 @@ def attached(view: View, endpoint: Endpoint, namespace: Namespace) -> Endpoint:
         )
     if not name:
         name = next(free for number in range(len(taken) + 1) if (free := f"eth{number}") not in taken)
-    return _replace(endpoint, namespace_id=namespace.id, interface_name=name)
+    return _replace(endpoint, namespace_id=namespace.id, interface_name=name, detached=False)
 
 
 def _refuse_referenced(view: View, endpoint: Endpoint) -> None:

@@ -6,6 +6,7 @@ import msgspec
 
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.normalise import check_namespace
+from samewire.hcn.plan.addresses import HOST_COMPARTMENT
 from samewire.hcn.plan.context import (
     Context,
     created,
@@ -111,6 +112,15 @@ def create_attached_endpoint(
     return endpoint, changes
 
 
+def host_namespace(context: Context) -> tuple[Namespace, list[Change]]:
+    """Return the namespace that stands for the node itself, and its creation when there is none."""
+    for namespace in context.view.namespaces():
+        if namespace.type is NamespaceType.HOST_DEFAULT:
+            return namespace, []
+    made = _new_namespace(context, Namespace(owner=MADE_FOR_ENDPOINT, type=NamespaceType.HOST_DEFAULT))
+    return made, [created(Kind.NAMESPACE, made)]
+
+
 def _new_namespace(context: Context, namespace: Namespace) -> Namespace:
     """Return a complete namespace whose id, path and type clash with no other. Raises HcnError."""
     view = context.view
@@ -125,6 +135,10 @@ def _new_namespace(context: Context, namespace: Namespace) -> Namespace:
             raise HcnError(
                 HcnCode.GCN_DEFAULTNAMESPACE_EXISTS, f"$.Type: namespace {other.id} is the default"
             )
+    if namespace.type is NamespaceType.HOST_DEFAULT:
+        if namespace.netns_path:
+            raise HcnError(HcnCode.INVALID_JSON, "$.NetnsPath: a HostDefault namespace is the node itself")
+        return _replace(namespace, compartment_id=HOST_COMPARTMENT)
     return _replace(namespace, compartment_id=context.pool.compartment(view))
 
 
@@ -139,7 +153,9 @@ def _detach(view: View, namespace: Namespace, endpoint_id: str) -> list[Change]:
         raise HcnError(
             HcnCode.ENDPOINT_NOT_ATTACHED, f"endpoint {endpoint.id} is not in namespace {namespace.id}"
         )
-    return modified(Kind.ENDPOINT, endpoint, _replace(endpoint, namespace_id=""))
+    return modified(
+        Kind.ENDPOINT, endpoint, _replace(endpoint, namespace_id="", shared_containers=(), detached=True)
+    )
 
 
 def _with_container(namespace: Namespace, container_id: str, present: bool) -> Namespace:

@@ -92,11 +92,14 @@ def modify_network(context: Context, network_id: str, request: ModifySettingRequ
 
 
 def delete_network(context: Context, network_id: str) -> list[Change]:
-    """Plan the deletion of a network with its routes and endpoints. Raises HcnError."""
+    """Plan the deletion of a network with its load balancers, routes and endpoints. Raises HcnError."""
     network = get_network(context.view, network_id)
+    load_balancers = context.view.load_balancers_of_network(network.id)
+    endpoints = delete_endpoints(context.view, context.view.endpoints_of_network(network.id))
     return [
+        *(deleted(Kind.LOADBALANCER, value) for value in load_balancers),
         *(deleted(Kind.ROUTE, route) for route in context.view.routes_of_network(network.id)),
-        *delete_endpoints(context.view, context.view.endpoints_of_network(network.id)),
+        *(change for change in endpoints if change.kind is not Kind.LOADBALANCER),
         deleted(Kind.NETWORK, network),
     ]
 

@@ -1,0 +1,57 @@
+"""Who can see a load balancer, and which of two may have the same virtual address and port. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerPortMapping, PortMappingFlags
+from samewire.hcn.policies import HostRoute, first
+from samewire.hcn.schema import Network, NetworkFlags, NetworkType
+
+FrontendKey = tuple[str, int, int, str]
+
+_OUTSIDE: Final = PortMappingFlags.VIP_EXTERNAL_IP | PortMappingFlags.USE_MUX
+
+
+class Reach(NamedTuple):
+    """Who sees a port mapping beside the pods of its network: the node, clients outside."""
+
+    host: bool
+    outside: bool
+
+
+def has_host_port(network: Network) -> bool:
+    """Whether the node itself takes part in a network."""
+    if network.type is NetworkType.PRIVATE or network.flags & NetworkFlags.DISABLE_HOST_PORT:
+        return False
+    if network.type is NetworkType.OVERLAY:
+        return first(network.policies, HostRoute) is not None
+    return True
+
+
+def reach(value: LoadBalancer, mapping: LoadBalancerPortMapping, network: Network | None) -> Reach:
+    """Return who sees a mapping. One that names no network is for the node and the pods of all networks."""
+    flags = mapping.flags
+    if flags & PortMappingFlags.INTERNAL_LOAD_BALANCER:
+        outside = False
+    else:
+        outside = not value.frontend_vips or bool(flags & _OUTSIDE)
+    host = network is None or has_host_port(network) or bool(flags & PortMappingFlags.LOCAL_ROUTED_VIP)
+    return Reach(host, outside)
+
+
+def frontend_keys(value: LoadBalancer) -> Iterator[tuple[FrontendKey, LoadBalancerPortMapping]]:
+    """Return what a load balancer claims: ("frontend", protocol, port, VIP or family of a node port)."""
+    vips = value.frontend_vips or ("6" if value.is_ipv6 else "4",)
+    for mapping in value.port_mappings:
+        for vip in vips:
+            yield ("frontend", mapping.protocol, mapping.external_port, vip), mapping
+
+
+def clash(one: LoadBalancer, mine: Reach, other: LoadBalancer, theirs: Reach) -> bool:
+    """Whether two mappings with the same key cannot both be: somebody would see both."""
+    if one.network_id == other.network_id or (mine.outside and theirs.outside):
+        return True
+    # One for all networks gives way to a network's own, there and on the node.
+    return bool(one.network_id and other.network_id) and mine.host and theirs.host

@@ -1,0 +1,47 @@
+"""What brings the database of an older Samewire up to date, one version at a time."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from samewire.hcn.codec import decode_policy, encode_policy
+from samewire.hcn.errors import HcnError
+from samewire.hcn.policies import KNOWN_POLICIES, OtherPolicy
+
+SETTINGS = "CREATE TABLE settings (name TEXT NOT NULL PRIMARY KEY, json BLOB NOT NULL) WITHOUT ROWID;"
+
+
+def _to_2(db: sqlite3.Connection) -> None:
+    """Settings of the node; policies that were unknown to version 1 are now read as what they are."""
+    db.execute(SETTINGS)
+    rows = db.execute("SELECT kind, id, json FROM objects").fetchall()
+    for kind, object_id, data in rows:
+        value = msgspec.json.decode(data)
+        if _recognise(value):
+            row = (msgspec.json.encode(value), kind, object_id)
+            db.execute("UPDATE objects SET json = ? WHERE kind = ? AND id = ?", row)
+
+
+def _recognise(value: Any) -> bool:
+    """Replace unknown policies of a stored object that are known by now; True if there was one."""
+    found = False
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        found |= _recognise(item)
+    policies: list[Any] = (value.get("Policies") or []) if isinstance(value, dict) else []
+    for index, item in enumerate(policies):
+        if item.get("Type") == OtherPolicy.__name__ and item.get("TypeName", "").lower() in KNOWN_POLICIES:
+            old = msgspec.convert(item, OtherPolicy)
+            try:
+                policies[index] = msgspec.to_builtins(decode_policy(encode_policy(old)))
+            except HcnError:
+                continue  # it could not be read by that name: it stays what it was
+            found = True
+    return found
+
+
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _to_2}
+"""What brings a file of version N to N + 1; run in one transaction with the new version number."""

@@ -1,0 +1,181 @@
+"""Checks of load balancers on their own, and their canonical form. Pure.
+
+Fifty thousand of them come at once when a proxy starts: what is canonical already is recognised quickly.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+
+from samewire.hcn import values
+from samewire.hcn.errors import HcnCode, HcnError, fail
+from samewire.hcn.loadbalancers import (
+    LoadBalancer,
+    LoadBalancerBackend,
+    LoadBalancerFlags,
+    LoadBalancerPortMapping,
+)
+
+_replace = msgspec.structs.replace
+
+TCP: Final = 6
+UDP: Final = 17
+SCTP: Final = 132
+MAX_BACKENDS: Final = 16384
+MAX_FRONTENDS: Final = 256
+
+
+def check_load_balancer(value: LoadBalancer) -> LoadBalancer:
+    """Return the canonical form of a load balancer. Raises HcnError."""
+    changed: dict[str, Any] = {
+        "id": values.guid_or_new(value.id, "$.ID"),
+        "frontend_vips": _frontends(value),
+        "source_vip": station(value.source_vip, "$.SourceVIP") if value.source_vip else "",
+        "endpoint_ids": guids(value.endpoint_ids, "$.HostComputeEndpoints"),
+        "backends": check_backends(value.backends, "$.Backends"),
+    }
+    if value.network_id:
+        changed["network_id"] = values.guid(value.network_id, "$.HostComputeNetwork")
+    if value.local_endpoint_ids or value.draining_endpoint_ids:
+        changed["local_endpoint_ids"] = guids(value.local_endpoint_ids, "$.LocalEndpoints")
+        changed["draining_endpoint_ids"] = guids(value.draining_endpoint_ids, "$.DrainingEndpoints")
+    if value.source_ranges:
+        changed["source_ranges"] = tuple(
+            values.address_or_prefix(item.strip(), f"$.SourceRanges[{index}]")
+            for index, item in enumerate(value.source_ranges)
+        )
+    for attribute in ("name", "owner", "service_name"):
+        values.name(getattr(value, attribute), f"$.{attribute}", HcnCode.INVALID_JSON)
+    value = _replace(value, **changed)
+    _check_mappings(value)
+    _check_families(value)
+    return value
+
+
+def guids(items: tuple[str, ...], path: str) -> tuple[str, ...]:
+    """Return GUIDs in canonical form, each once. Raises HcnError."""
+    if not items:
+        return items
+    return tuple(dict.fromkeys(values.guid(item, f"{path}[{index}]") for index, item in enumerate(items)))
+
+
+def station(text: str, path: str) -> str:
+    """Return an address that one host can have, in its shortest form. Raises HcnError(INVALID_IP)."""
+    try:
+        if ":" in text:
+            packed = socket.inet_pton(socket.AF_INET6, text)
+            if packed[0] not in (0, 0xFF) and socket.inet_ntop(socket.AF_INET6, packed) == text:
+                return text
+        else:
+            packed = socket.inet_pton(socket.AF_INET, text)
+            if 1 <= packed[0] < 224 and socket.inet_ntop(socket.AF_INET, packed) == text:
+                return text
+    except (OSError, ValueError):
+        pass
+    return values.station_ip(text, path)
+
+
+def check_backends(items: tuple[LoadBalancerBackend, ...], path: str) -> tuple[LoadBalancerBackend, ...]:
+    """Return explicit backends in canonical form, each address and port once. Raises HcnError."""
+    if len(items) > MAX_BACKENDS:
+        fail(path, f"a load balancer has at most {MAX_BACKENDS} backends", HcnCode.E_INVALIDARG)
+    if all(station(item.ip_address, path) is item.ip_address and _is_plain(item) for item in items) and (
+        len({(item.ip_address, item.port) for item in items}) == len(items)
+    ):
+        return items
+    found: dict[tuple[str, int], LoadBalancerBackend] = {}
+    for index, item in enumerate(items):
+        backend = _backend(item, f"{path}[{index}]")
+        found.setdefault((backend.ip_address, backend.port), backend)
+    return tuple(found.values())
+
+
+def _is_plain(item: LoadBalancerBackend) -> bool:
+    return not (item.provider_address or item.mac_address or item.extra)
+
+
+def _backend(item: LoadBalancerBackend, path: str) -> LoadBalancerBackend:
+    if bool(item.provider_address) != bool(item.mac_address):
+        fail(path, "ProviderAddress and MacAddress go together", HcnCode.E_INVALIDARG)
+    provider = item.provider_address
+    return _replace(
+        item,
+        ip_address=station(item.ip_address, f"{path}.IpAddress"),
+        provider_address=station(provider, f"{path}.ProviderAddress") if provider else "",
+        mac_address=values.mac(item.mac_address, f"{path}.MacAddress", HcnCode.E_INVALIDARG)
+        if item.mac_address
+        else "",
+    )
+
+
+def _frontends(value: LoadBalancer) -> tuple[str, ...]:
+    vips = value.frontend_vips
+    if len(vips) > MAX_FRONTENDS:
+        fail("$.FrontendVIPs", f"a load balancer has at most {MAX_FRONTENDS} VIPs", HcnCode.E_INVALIDARG)
+    # Some clients say "no VIP" (a node port) by one empty text.
+    return tuple(
+        dict.fromkeys(station(vip, f"$.FrontendVIPs[{index}]") for index, vip in enumerate(vips) if vip)
+    )
+
+
+def _check_mappings(value: LoadBalancer) -> None:
+    if not value.port_mappings:
+        fail("$.PortMappings", "at least one is required")
+    seen: set[tuple[int, int]] = set()
+    for index, mapping in enumerate(value.port_mappings):
+        path = f"$.PortMappings[{index}]"
+        _check_mapping(mapping, path)
+        if mapping.internal_port == 0 and _needs_internal_port(value):
+            fail(
+                f"{path}.InternalPort",
+                "must be a port of the endpoints, not 0",
+                HcnCode.INVALID_INTERNAL_PORT,
+            )
+        key = mapping.protocol, mapping.external_port
+        if key in seen:
+            raise port_exists(path, *key)
+        seen.add(key)
+
+
+def _check_mapping(mapping: LoadBalancerPortMapping, path: str) -> None:
+    if mapping.protocol not in (TCP, UDP, SCTP):
+        fail(
+            f"{path}.Protocol",
+            f"only TCP (6), UDP (17) and SCTP (132) are balanced, not {mapping.protocol}",
+            HcnCode.MAPPING_NOT_SUPPORTED,
+        )
+    if mapping.external_port == 0:
+        fail(f"{path}.ExternalPort", "is required", HcnCode.E_INVALIDARG)
+
+
+def _needs_internal_port(value: LoadBalancer) -> bool:
+    """Whether some backend has no port of its own."""
+    return bool(value.endpoint_ids) or any(not item.port for item in value.backends)
+
+
+def _check_families(value: LoadBalancer) -> None:
+    v6 = value.is_ipv6
+    if not v6 and value.flags & LoadBalancerFlags.ENABLE_IPV6:
+        fail("$.Flags", "the IPv6 flag (2) with an IPv4 VIP", HcnCode.INVALID_IP)
+    _same_family(value.frontend_vips, v6, "$.FrontendVIPs")
+    _same_family((item.ip_address for item in value.backends), v6, "$.Backends")
+    if value.source_vip:
+        _same_family((value.source_vip,), v6, "$.SourceVIP")
+
+
+def _same_family(addresses: Iterable[str], v6: bool, path: str) -> None:
+    for address in addresses:
+        if (":" in address) != v6:
+            fail(path, f"{address} is not IPv{6 if v6 else 4}, as the rest", HcnCode.INVALID_IP)
+
+
+def port_exists(path: str, protocol: int, port: int, other: str = "") -> HcnError:
+    """The error for a VIP's port that is taken, by load balancer ``other`` or by this one itself."""
+    by = f"load balancer {other}" if other else "another of its port mappings"
+    return HcnError(
+        HcnCode.PORT_ALREADY_EXISTS, f"{path}: port {port} of protocol {protocol} is that of {by}"
+    )

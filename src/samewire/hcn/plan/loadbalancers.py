@@ -1,0 +1,290 @@
+"""Load balancers: one at a time as HNS does, and in batches for a proxy that has very many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from samewire.errors import SamewireError
+from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.frontends import FrontendKey, Reach, clash, frontend_keys, reach
+from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerPortMapping, LoadBalancerSettings
+from samewire.hcn.normalise_lb import check_load_balancer, guids, port_exists
+from samewire.hcn.plan.context import (
+    Context,
+    created,
+    deleted,
+    get_endpoint,
+    get_load_balancer,
+    get_network,
+    modified,
+    refuse_existing,
+)
+from samewire.hcn.schema import (
+    Endpoint,
+    EndpointSettings,
+    Kind,
+    ModifySettingRequest,
+    RequestType,
+)
+from samewire.hcn.state import View
+from samewire.hcn.switch import Change
+
+_replace = msgspec.structs.replace
+
+Wanted = dict[str, LoadBalancer | None]
+
+
+class Batch(NamedTuple):
+    """The changes of a batch, the errors of the objects that are left out, and which of those may be possible
+    later, when others of the batch have given way.
+    """
+
+    changes: list[Change]
+    failures: dict[str, SamewireError]
+    clashing: set[str]
+
+
+def create_load_balancer(context: Context, value: LoadBalancer) -> list[Change]:
+    """Plan the creation of a load balancer. Raises HcnError."""
+    value = _complete(context.view, value)
+    refuse_existing(context.view, Kind.LOADBALANCER, value.id)
+    _refuse_clash(context.view, value)
+    return [created(Kind.LOADBALANCER, value)]
+
+
+def modify_load_balancer(
+    context: Context, load_balancer_id: str, request: ModifySettingRequest
+) -> list[Change]:
+    """Plan a modification: a whole object instead of the present one, or parts of it. Raises HcnError."""
+    before = get_load_balancer(context.view, load_balancer_id)
+    settings = request.settings
+    if isinstance(settings, LoadBalancer):
+        after = _replace(settings, id=before.id)
+    elif isinstance(settings, LoadBalancerSettings):
+        after = _changed(before, request.request_type, settings)
+    elif isinstance(settings, EndpointSettings):
+        wanted = LoadBalancerSettings(endpoint_ids=(settings.endpoint_id,))
+        after = _changed(before, request.request_type, wanted)
+    else:
+        raise HcnError(HcnCode.REQUEST_UNSUPPORTED, "$.ResourceType: that is no part of a load balancer")
+    after = _complete(context.view, after)
+    _refuse_clash(context.view, after)
+    return modified(Kind.LOADBALANCER, before, after)
+
+
+def delete_load_balancer(context: Context, load_balancer_id: str) -> list[Change]:
+    """Plan the deletion of a load balancer. Raises HcnError."""
+    return [deleted(Kind.LOADBALANCER, get_load_balancer(context.view, load_balancer_id))]
+
+
+def plan_batch(context: Context, owner: str, put: Iterable[LoadBalancer], delete: Iterable[str]) -> Batch:
+    """Plan a batch: ``put`` are created or replace the object of their id, as if all at one moment.
+
+    What cannot be done is left out, and stops nothing else. Deleting what is not there is no error.
+    """
+    view = context.view
+    wanted: Wanted = {}
+    failures: dict[str, SamewireError] = {}
+    for load_balancer_id in delete:
+        before = view.load_balancer(load_balancer_id)
+        if before is not None and before.owner != owner:
+            failures[load_balancer_id] = _foreign(before)
+        elif before is not None:
+            wanted[load_balancer_id] = None
+    for value in put:
+        try:
+            value = _complete(view, value)
+            before = view.load_balancer(value.id)
+            if before is not None and before.owner != owner:
+                raise _foreign(before)
+        except SamewireError as error:
+            failures[value.id] = error
+        else:
+            if before != value:
+                wanted[value.id] = _replace(value, owner=owner) if value.owner != owner else value
+    clashing = _drop_clashing(view, wanted, failures)
+    changes = [
+        Change(Kind.LOADBALANCER, object_id, view.load_balancer(object_id), after)
+        for object_id, after in wanted.items()
+    ]
+    return Batch(changes, failures, clashing)
+
+
+def without_endpoints(view: View, going: Mapping[str, Endpoint]) -> list[Change]:
+    """Plan what the deletion of endpoints means for load balancers: they lose those members."""
+    named = {
+        value.id: value for endpoint_id in going for value in view.load_balancers_of_endpoint(endpoint_id)
+    }
+    return [
+        Change(Kind.LOADBALANCER, value.id, value, after)
+        for value in named.values()
+        if (after := _without(value, going)) != value
+    ]
+
+
+def _without(value: LoadBalancer, going: Mapping[str, Endpoint]) -> LoadBalancer:
+    def rest(ids: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(endpoint_id for endpoint_id in ids if endpoint_id not in going)
+
+    return _replace(
+        value,
+        endpoint_ids=rest(value.endpoint_ids),
+        local_endpoint_ids=rest(value.local_endpoint_ids),
+        draining_endpoint_ids=rest(value.draining_endpoint_ids),
+    )
+
+
+def _foreign(value: LoadBalancer) -> HcnError:
+    return HcnError(
+        HcnCode.OBJECT_ALREADY_EXISTS,
+        f"The object already exists. (load balancer {value.id} of {value.owner!r})",
+    )
+
+
+def _complete(view: View, value: LoadBalancer) -> LoadBalancer:
+    """Return the canonical form, with references checked and the network that the endpoints say. Raises HcnError."""
+    value = check_load_balancer(value)
+    if value.endpoint_ids:
+        value = _with_endpoints(view, value)
+    elif value.local_endpoint_ids or value.draining_endpoint_ids:
+        _check_subsets(value)
+    if value.network_id:
+        get_network(view, value.network_id)
+    _check_vips(view, value)
+    return value
+
+
+def _with_endpoints(view: View, value: LoadBalancer) -> LoadBalancer:
+    v6 = value.is_ipv6
+    network_id = value.network_id
+    for index, endpoint_id in enumerate(value.endpoint_ids):
+        endpoint = get_endpoint(view, endpoint_id)
+        path = f"$.HostComputeEndpoints[{index}]"
+        if network_id and endpoint.network_id != network_id:
+            raise HcnError(
+                HcnCode.INVALID_JSON_REFERENCE, f"{path}: endpoint {endpoint_id} is of another network"
+            )
+        network_id = endpoint.network_id
+        if not any((":" in address) == v6 for address in endpoint.addresses):
+            raise HcnError(
+                HcnCode.INVALID_IP, f"{path}: endpoint {endpoint_id} has no IPv{6 if v6 else 4} address"
+            )
+    _check_subsets(value)
+    return value if value.network_id == network_id else _replace(value, network_id=network_id)
+
+
+def _check_subsets(value: LoadBalancer) -> None:
+    members = set(value.endpoint_ids)
+    for name, ids in (
+        ("LocalEndpoints", value.local_endpoint_ids),
+        ("DrainingEndpoints", value.draining_endpoint_ids),
+    ):
+        for index, endpoint_id in enumerate(ids):
+            if endpoint_id not in members:
+                raise HcnError(
+                    HcnCode.INVALID_JSON_REFERENCE, f"$.{name}[{index}]: is not among HostComputeEndpoints"
+                )
+
+
+def _check_vips(view: View, value: LoadBalancer) -> None:
+    """Refuse a VIP that is the address of a pod. (Remote endpoints may stand for VIPs: kube-proxy makes such.)"""
+    networks = [value.network_id] if value.network_id else [network.id for network in view.networks()]
+    for index, vip in enumerate(value.frontend_vips):
+        for network_id in networks:
+            owner = view.endpoint_by_ip(network_id, vip)
+            if owner is not None and not owner.is_remote:
+                raise HcnError(
+                    HcnCode.ADDR_INVALID_OR_RESERVED,
+                    f"$.FrontendVIPs[{index}]: {vip} is the address of endpoint {owner.id}",
+                )
+
+
+def _reach(view: View, value: LoadBalancer, mapping: LoadBalancerPortMapping) -> Reach:
+    return reach(value, mapping, view.network(value.network_id) if value.network_id else None)
+
+
+def _refuse_clash(view: View, value: LoadBalancer) -> None:
+    """Refuse a VIP and port that another load balancer has. Raises HcnError(PORT_ALREADY_EXISTS)."""
+    for key, mapping in frontend_keys(value):
+        others = [other for other in view.load_balancers_at(key) if other.id != value.id]
+        _refuse(view, value, key, mapping, others)
+
+
+def _refuse(
+    view: View,
+    value: LoadBalancer,
+    key: FrontendKey,
+    mapping: LoadBalancerPortMapping,
+    others: Iterable[LoadBalancer],
+) -> None:
+    for other in others:
+        theirs = next(m for k, m in frontend_keys(other) if k == key)
+        if clash(value, _reach(view, value, mapping), other, _reach(view, other, theirs)):
+            raise port_exists("$.PortMappings", mapping.protocol, mapping.external_port, other.id)
+
+
+def _drop_clashing(view: View, wanted: Wanted, failures: dict[str, SamewireError]) -> set[str]:
+    """Leave out of a batch what clashes with what will be there; returns their ids.
+
+    What is left out keeps what it had, which may be what another wanted to take over: so from the beginning.
+    """
+    dropped: set[str] = set()
+    while True:
+        clashing = _clashing(view, wanted)
+        if not clashing:
+            return dropped
+        failures.update(clashing)
+        for object_id in clashing:
+            del wanted[object_id]
+        dropped.update(clashing)
+
+
+def _clashing(view: View, wanted: Wanted) -> dict[str, HcnError]:
+    claimed: dict[FrontendKey, list[LoadBalancer]] = {}
+    clashing: dict[str, HcnError] = {}
+    for value in wanted.values():
+        if value is None:
+            continue
+        try:
+            for key, mapping in frontend_keys(value):
+                others = [other for other in view.load_balancers_at(key) if other.id not in wanted]
+                others += claimed.get(key, ())
+                if others:
+                    _refuse(view, value, key, mapping, others)
+        except HcnError as error:
+            clashing[value.id] = error
+        else:
+            for key, _ in frontend_keys(value):
+                claimed.setdefault(key, []).append(value)
+    return clashing
+
+
+def _changed(before: LoadBalancer, request: RequestType, settings: LoadBalancerSettings) -> LoadBalancer:
+    if request not in (RequestType.ADD, RequestType.REMOVE, RequestType.UPDATE):
+        raise HcnError(HcnCode.REQUEST_UNSUPPORTED, f"$.RequestType: {request.value} is not possible here")
+    if settings.endpoint_ids is not None:
+        ids = guids(settings.endpoint_ids, "$.Settings.HostComputeEndpoints")
+        settings = _replace(settings, endpoint_ids=ids)
+    changes = {}
+    for field in ("endpoint_ids", "frontend_vips", "port_mappings", "backends"):
+        given = getattr(settings, field)
+        if given is not None:
+            changes[field] = _merged(getattr(before, field), given, request)
+    after = _replace(before, **changes)
+    members = set(after.endpoint_ids)
+    return _replace(
+        after,
+        local_endpoint_ids=tuple(item for item in after.local_endpoint_ids if item in members),
+        draining_endpoint_ids=tuple(item for item in after.draining_endpoint_ids if item in members),
+    )
+
+
+def _merged(present: Sequence[object], given: Sequence[object], request: RequestType) -> tuple[object, ...]:
+    if request is RequestType.UPDATE:
+        return tuple(given)
+    if request is RequestType.ADD:
+        return (*present, *(item for item in given if item not in present))
+    return tuple(item for item in present if item not in given)
