@@ -125,7 +125,7 @@ async def test_endpoints_join_and_leave(service: HnsService, network: Network) -
     assert render(service.view, one)["State"] == 3
     await modify(service, namespace, RequestType.REMOVE, EndpointSettings(endpoint_id=one.id))
     assert service.view.endpoints_of_namespace(namespace.id) == [two]
-    assert render(service.view, service.get(Kind.ENDPOINT, one.id))["State"] == 1
+    assert render(service.view, service.get(Kind.ENDPOINT, one.id))["State"] == 4
     with pytest.raises(HcnError) as caught:
         await modify(service, namespace, RequestType.REMOVE, EndpointSettings(endpoint_id=one.id))
     assert caught.value.code is HcnCode.ENDPOINT_NOT_ATTACHED

@@ -16,6 +16,7 @@ import pytest
 from samewire.errors import Exhausted
 from samewire.hcn import store as store_module
 from samewire.hcn.errors import StoreError
+from samewire.hcn.policies import AclDirection, OtherPolicy, TierAcl
 from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, NetworkFlags, Object, Route
 from samewire.hcn.store import MAX_NUMBER, Store, netns_alive, read_boot_id
 from samewire.hcn.switch import Change
@@ -168,14 +169,15 @@ def test_old_files_are_brought_up_to_date(path: Path, monkeypatch: pytest.Monkey
         rename(db)
         db.execute("no such statement")
 
-    monkeypatch.setattr(store_module, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(store_module, "MIGRATIONS", {1: fail})
+    present = store_module.SCHEMA_VERSION
+    monkeypatch.setattr(store_module, "SCHEMA_VERSION", present + 1)
+    monkeypatch.setattr(store_module, "MIGRATIONS", {present: fail})
     with pytest.raises(StoreError, match="syntax error"):
         Store(path, "boot-1")
-    monkeypatch.setattr(store_module, "MIGRATIONS", {1: rename})
+    monkeypatch.setattr(store_module, "MIGRATIONS", {present: rename})
     with opened(path) as store:
         assert everything(store) == [Network(id="A", name="new")]
-    monkeypatch.setattr(store_module, "MIGRATIONS", {1: fail})
+    monkeypatch.setattr(store_module, "MIGRATIONS", {present: fail})
     with opened(path) as store:
         assert everything(store) == [Network(id="A", name="new")]
 
@@ -317,3 +319,29 @@ def test_kill_9_between_the_steps_of_a_transaction(path: Path, last: str) -> Non
         numbers = store.numbers("scope")
         assert set(numbers) >= {network.id for network in networks}
         assert store.allocate_number("scope", "next") == max(numbers.values()) + 1
+
+
+def test_a_database_of_version_1_is_brought_up_to_date(path: Path) -> None:
+    strange = OtherPolicy(type_name="TierAcl", settings_json='{"Direction":"In","Name":"x"}')
+    unreadable = OtherPolicy(type_name="TierAcl", settings_json='{"Direction":5}')
+    other = OtherPolicy(type_name="Mystery", settings_json="1")
+    with opened(path) as store:
+        put(store, Endpoint(id="A", policies=(strange, unreadable, other)))
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE settings")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    with opened(path) as store:
+        tier = TierAcl(name="x", direction=AclDirection.IN)
+        assert everything(store) == [Endpoint(id="A", policies=(tier, unreadable, other))]
+        store.set_setting("a", {"b": 1})
+
+
+def test_settings_are_kept(path: Path) -> None:
+    with opened(path) as store:
+        assert store.setting("a") is None
+        store.set_setting("a", {"b": [1]})
+    with opened(path) as store:
+        assert store.setting("a") == {"b": [1]}
+        store.set_setting("a", None)
+        assert store.setting("a") is None

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import msgspec
 
 from samewire.hcn.base import wire_name
+from samewire.hcn.codec import INTERNAL
 from samewire.hcn.errors import HcnCode
 from samewire.hcn.policies import KNOWN_POLICIES, OtherPolicy
 from samewire.hcn.schema import STRUCTS, Kind, ModifySettings
@@ -38,7 +39,7 @@ RESOURCE_TYPES = {
     Kind.NAMESPACE: ["Endpoint", "Container"],
     Kind.LOADBALANCER: ["LoadBalancer", "Endpoint"],
 }
-HIDDEN = ("$", "$$")
+HIDDEN = frozenset(wire_name(attribute) for attribute in INTERNAL)
 
 
 def document() -> JsonObject:
