@@ -189,7 +189,7 @@ async def test_faulty_filters(path: Path, query: str, code: HcnCode) -> None:
         ("GET", f"/v2/endpoints/{MISSING}/stats", None, 404, HcnCode.ENDPOINT_NOT_FOUND),
         ("GET", "/v2/networks/%00%0a", None, 404, HcnCode.NETWORK_NOT_FOUND),
         ("GET", "/", None, 404, HcnCode.ERROR_NOT_FOUND),
-        ("GET", "/v1/networks", None, 404, HcnCode.ERROR_NOT_FOUND),
+        ("GET", "/v3/networks", None, 404, HcnCode.ERROR_NOT_FOUND),
         ("PUT", "/v2/networks", b"{}", 405, HcnCode.REQUEST_UNSUPPORTED),
         ("DELETE", "/v2/version", None, 405, HcnCode.REQUEST_UNSUPPORTED),
         ("PATCH", "/v2/networks", None, 405, HcnCode.REQUEST_UNSUPPORTED),
