@@ -8,8 +8,6 @@ from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
 wanted: list[str] = list(project["project"]["dependencies"])
-for extra in project["project"]["optional-dependencies"].values():
-    wanted += extra
 for group in project["dependency-groups"].values():
     wanted += group
 print(" ".join(shlex.quote(word) for word in wanted))

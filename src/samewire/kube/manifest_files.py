@@ -1,0 +1,173 @@
+"""A directory of manifests: which files changed, and what is in them.
+
+A file that cannot be read as a whole (no YAML, an object that is malformed) counts as it was before; that is said
+once a version of the file. A file that is being written in place is read when it has stood still from one look to the
+next; one that was renamed into place is read at once.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from samewire.kube.admission import Wanted, WantedSpec
+from samewire.kube.model import EndpointSlice, Namespace, Node, Object, Pod, Service
+from samewire.kube.wire import API_VERSIONS
+from samewire.kube.yamltext import load_yaml, split_documents
+
+log = structlog.get_logger(__name__)
+
+_KINDS: Final[dict[tuple[str, str], type[Object]]] = {
+    (API_VERSIONS[kind], kind.__name__): kind for kind in (EndpointSlice, Namespace, Node, Pod, Service)
+}
+_SUFFIXES: Final = (".yaml", ".yml", ".json")
+_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9._:]{0,251}[A-Za-z0-9])?")
+
+Stamp = tuple[int, int, int]
+
+
+class FileContent(Struct, frozen=True):
+    """What one file holds of our kinds."""
+
+    services: tuple[Wanted, ...] = ()
+    others: tuple[EndpointSlice | Namespace | Node | Pod, ...] = ()
+
+
+class _File:
+    """One file, as last read and as last seen."""
+
+    def __init__(self) -> None:
+        self.read_stamp: Stamp | None = None
+        self.seen_stamp: Stamp | None = None
+        self.content = FileContent()
+
+
+class ManifestDirectory:
+    """The manifests of one directory; sub-directories and hidden files are not looked at."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files: dict[str, _File] = {}
+        self.faults = 0
+
+    def scan(self) -> bool:
+        """Look for changes; returns whether there were any. Raises OSError if the directory cannot be read."""
+        stamps = dict(self._stamps())
+        gone = self._files.keys() - stamps.keys()
+        for name in gone:
+            del self._files[name]
+        changed = bool(gone)
+        for name in sorted(stamps):
+            changed |= self._look(name, stamps[name])
+        return changed
+
+    def contents(self) -> list[FileContent]:
+        """What all files hold, in the order of their names."""
+        return [self._files[name].content for name in sorted(self._files)]
+
+    def _stamps(self) -> Iterator[tuple[str, Stamp]]:
+        with os.scandir(self._directory) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or not entry.name.endswith(_SUFFIXES):
+                    continue
+                try:
+                    found = entry.stat()
+                except FileNotFoundError:
+                    continue  # renamed or removed since
+                yield entry.name, (found.st_ino, found.st_ctime_ns, found.st_size)
+
+    def _look(self, name: str, stamp: Stamp) -> bool:
+        file = self._files.setdefault(name, _File())
+        if stamp == file.read_stamp:
+            return False
+        is_same_inode = file.read_stamp is not None and file.read_stamp[0] == stamp[0]
+        is_settled = stamp == file.seen_stamp
+        file.seen_stamp = stamp
+        if is_same_inode and not is_settled:
+            return False
+        file.read_stamp = stamp
+        try:
+            file.content = parse_manifests((self._directory / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            self.faults += 1
+            log.warning("manifest not read; what it said before stays", file=name, reason=str(error))
+            return False
+        return True
+
+
+def parse_manifests(text: str) -> FileContent:
+    """The objects of our kinds in a file. Raises ValueError with the line of the document and the field."""
+    services: list[Wanted] = []
+    others: list[Any] = []
+    for line, document in split_documents(text):
+        try:
+            for raw in _flatten(load_yaml(document)):
+                _read(raw, services, others)
+        except (ValueError, msgspec.ValidationError) as error:
+            raise ValueError(f"document at line {line}: {error}") from None
+    return FileContent(tuple(services), tuple(others))
+
+
+def _flatten(loaded: Any) -> Iterator[dict[str, Any]]:
+    """The objects of a document: a ``List`` (or ``ServiceList``, ...) holds several."""
+    if loaded is None:
+        return
+    if not isinstance(loaded, dict):
+        raise ValueError("is not a Kubernetes object")
+    if str(loaded.get("kind", "")).endswith("List") and isinstance(loaded.get("items"), list):
+        item_kind = {"kind": loaded["kind"][:-4], "apiVersion": loaded.get("apiVersion")}
+        for item in loaded["items"]:
+            yield from _flatten({**item_kind, **item} if isinstance(item, dict) else item)
+    else:
+        yield loaded
+
+
+def _read(raw: dict[str, Any], services: list[Wanted], others: list[Any]) -> None:
+    kind = _KINDS.get((str(raw.get("apiVersion")), str(raw.get("kind"))))
+    if kind is None:
+        return
+    cleaned = _clean(raw)
+    metadata = cleaned.setdefault("metadata", {})
+    if not isinstance(metadata, dict) or not _NAME.fullmatch(str(metadata.get("name", ""))):
+        raise ValueError(f"{kind.__name__} without a valid metadata.name")
+    if kind in (Node, Namespace):
+        metadata.pop("namespace", None)
+    else:
+        metadata.setdefault("namespace", "default")
+    metadata.pop("resourceVersion", None)
+    found: Any = msgspec.convert(cleaned, kind)
+    _check_addresses(found)
+    if kind is Service:
+        services.append(Wanted(found, msgspec.convert(cleaned.get("spec", {}), WantedSpec)))
+    else:
+        others.append(found)
+
+
+def _clean(value: Any) -> Any:
+    """Null is as absent as in the API; dates are text as in JSON."""
+    if isinstance(value, dict):
+        return {str(key): _clean(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    if isinstance(value, datetime.datetime | datetime.date):
+        return value.isoformat()
+    return value
+
+
+def _check_addresses(found: Object) -> None:
+    texts: tuple[str, ...] = ()
+    if isinstance(found, Pod):
+        texts = found.addresses
+    elif isinstance(found, Service):
+        texts = (*found.cluster_ips, *found.spec.external_ips)
+    for text in texts:
+        ipaddress.ip_address(text)
