@@ -42,7 +42,7 @@ build/.installed: build/.venv
 	@touch $@
 
 .PHONY: native
-native: $(OUT)/switch.o $(OUT)/switch_trace.o $(OUT)/samewire-cni ## compile the switch and the CNI client
+native: $(OUT)/switch.o $(OUT)/switch_trace.o $(OUT)/samewire-cni $(OUT)/samewire-relay ## compile the switch, the CNI client, the relay
 
 $(OUT)/switch.o: bpf/switch.c $(BPF_HEADERS)
 	@mkdir -p $(OUT)
@@ -55,6 +55,10 @@ $(OUT)/switch_trace.o: bpf/switch.c $(BPF_HEADERS)
 $(OUT)/samewire-cni: native/samewire-cni.c
 	@mkdir -p $(OUT)
 	$(CC) -O2 -Wall -Wextra -Werror -static -s -o $@ $<
+
+$(OUT)/samewire-relay: $(wildcard native/relay/*.c native/relay/*.h)
+	@mkdir -p $(OUT)
+	$(CC) -O2 -Wall -Wextra -Werror -static -s -o $@ $(filter %.c,$^)
 
 .PHONY: setup
 setup: build/.apt-RUN build/.installed native ## what running needs

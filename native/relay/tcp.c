@@ -1,0 +1,418 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * tcp.c - connections: accepted, connected to a backend, and pumped until both ends are done.
+ *
+ * Small amounts are copied through one shared buffer: two system calls, no pipe. A way that fills the buffer is bulk
+ * and goes through a pipe with splice(2), so that its pages are moved and not copied.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "relay.h"
+
+#define COPY_BYTES 16384
+#define PIPE_BYTES (1 << 20)
+#define SPARE_PIPES 64
+#define TURNS 16 /* of one way, before others get theirs */
+
+/* One direction of a connection. */
+struct way {
+	struct source *from, *to;
+	int pipe[2]; /* bulk only */
+	size_t piped;
+	char *left; /* what `to` would not take yet */
+	size_t left_start, left_end;
+	bool bulk, ended, done;
+};
+
+struct connection {
+	struct source client, backend;
+	struct service *service;
+	struct address peer;
+	struct list of_backend; /* in struct backend's users while there is one */
+	struct list waiting;	/* for the connect, in the order of their deadlines */
+	struct list busy;	/* had more than its turn */
+	uint64_t deadline_ms;
+	unsigned attempt;
+	bool has_backend, connected, is_busy, closed;
+	struct way forth, back;
+};
+
+static struct list waiting = { &waiting, &waiting };
+static struct list busy = { &busy, &busy };
+static int pipes[SPARE_PIPES][2];
+static unsigned spare_pipes;
+static int reserve_fd = -1;
+static char copy_buffer[COPY_BYTES];
+
+static bool take_pipe(struct way *way)
+{
+	if (spare_pipes) {
+		memcpy(way->pipe, pipes[--spare_pipes], sizeof(way->pipe));
+		return true;
+	}
+	if (pipe2(way->pipe, O_NONBLOCK | O_CLOEXEC)) {
+		way->pipe[0] = way->pipe[1] = -1;
+		return false;
+	}
+	fcntl(way->pipe[0], F_SETPIPE_SZ, PIPE_BYTES); /* a smaller pipe works too */
+	return true;
+}
+
+static void give_pipe(struct way *way)
+{
+	if (way->pipe[0] < 0)
+		return;
+	if (!way->piped && spare_pipes < SPARE_PIPES) {
+		memcpy(pipes[spare_pipes++], way->pipe, sizeof(way->pipe));
+	} else {
+		close(way->pipe[0]);
+		close(way->pipe[1]);
+	}
+	way->pipe[0] = way->pipe[1] = -1;
+}
+
+int tcp_listen(struct service *service, const struct address *address)
+{
+	int one = 1, fd = socket(address->any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		return -errno;
+	if (reserve_fd < 0)
+		reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)); /* accepted sockets inherit it */
+	if (address->any.sa_family == AF_INET6)
+		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
+	if (bind(fd, &address->any, address->length) || listen(fd, SOMAXCONN)) {
+		int error = -errno;
+
+		close(fd);
+		return error;
+	}
+	service->source = (struct source){ SOURCE_TCP_LISTENER, fd, service };
+	return 0;
+}
+
+static void leave_backend(struct connection *c)
+{
+	if (c->has_backend)
+		list_remove(&c->of_backend);
+	c->has_backend = false;
+	if (c->backend.fd >= 0)
+		close(c->backend.fd);
+	c->backend.fd = -1;
+}
+
+/* reset: the peers see an RST, not an orderly end. */
+static void end(struct connection *c, bool reset)
+{
+	struct linger now = { 1, 0 };
+
+	if (c->closed)
+		return;
+	c->closed = true;
+	if (!c->connected)
+		list_remove(&c->waiting);
+	if (c->is_busy)
+		list_remove(&c->busy);
+	if (reset) {
+		setsockopt(c->client.fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
+		if (c->backend.fd >= 0)
+			setsockopt(c->backend.fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
+	}
+	leave_backend(c);
+	close(c->client.fd);
+	give_pipe(&c->forth);
+	give_pipe(&c->back);
+	free(c->forth.left);
+	free(c->back.left);
+	c->service->open--;
+	free_later(c);
+}
+
+void tcp_end(struct list *user)
+{
+	end(OWNER(user, struct connection, of_backend), true);
+}
+
+/* Begins a connect to a backend; false: there is none to try. */
+static bool try_backend(struct connection *c)
+{
+	int one = 1;
+
+	while (c->attempt < CONNECT_TRIES) {
+		struct backend *backend = backend_choose(c->service, &c->peer, c->attempt++);
+
+		if (!backend)
+			return false;
+		c->backend.fd = socket(backend->address.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+		if (c->backend.fd < 0)
+			return false;
+		setsockopt(c->backend.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+		list_add(&backend->users, &c->of_backend);
+		c->has_backend = true;
+		if ((!connect(c->backend.fd, &backend->address.any, backend->address.length) ||
+		     errno == EINPROGRESS) &&
+		    !watch(&c->backend, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET))
+			return true;
+		leave_backend(c);
+	}
+	return false;
+}
+
+static void fail(struct connection *c)
+{
+	counters.failed++;
+	c->service->failed++;
+	end(c, true);
+}
+
+static void start_way(struct way *way, struct source *from, struct source *to)
+{
+	way->from = from;
+	way->to = to;
+	way->pipe[0] = way->pipe[1] = -1;
+}
+
+static void begin(struct service *service, int fd, const struct address *peer)
+{
+	struct connection *c = calloc(1, sizeof(*c));
+
+	if (!c) {
+		close(fd);
+		return;
+	}
+	c->service = service;
+	c->peer = *peer;
+	c->client = (struct source){ SOURCE_TCP_CLIENT, fd, c };
+	c->backend = (struct source){ SOURCE_TCP_BACKEND, -1, c };
+	start_way(&c->forth, &c->client, &c->backend);
+	start_way(&c->back, &c->backend, &c->client);
+	c->deadline_ms = now_ms() + CONNECT_TIMEOUT_MS;
+	list_add(&waiting, &c->waiting);
+	counters.accepted++;
+	service->accepted++;
+	service->open++;
+	if (!try_backend(c))
+		fail(c);
+}
+
+/* Out of file descriptors: the client is told at once and does not hang in the queue. */
+static void refuse_one(int listener)
+{
+	int fd;
+
+	close(reserve_fd);
+	fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	if (fd >= 0) {
+		struct linger now = { 1, 0 };
+
+		setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
+		close(fd);
+		counters.refused++;
+	}
+	reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+void tcp_accept(struct service *service)
+{
+	for (;;) {
+		struct address peer = { .length = sizeof(struct sockaddr_in6) };
+		int fd = accept4(service->source.fd, &peer.any, &peer.length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+		if (fd >= 0) {
+			begin(service, fd, &peer);
+			continue;
+		}
+		if (errno == EMFILE || errno == ENFILE)
+			refuse_one(service->source.fd);
+		else if (errno != ECONNABORTED && errno != EINTR)
+			return;
+	}
+}
+
+/* Gives `to` what it has been kept waiting for. 1: all gone, 0: not yet, -1: it is dead. */
+static int flush(struct way *way)
+{
+	while (way->left_start < way->left_end) {
+		ssize_t sent = send(way->to->fd, way->left + way->left_start, way->left_end - way->left_start,
+				    MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (sent < 0)
+			return errno == EAGAIN ? 0 : -1;
+		way->left_start += sent;
+	}
+	while (way->piped) {
+		ssize_t moved = splice(way->pipe[0], NULL, way->to->fd, NULL, way->piped, SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
+
+		if (moved < 0)
+			return errno == EAGAIN ? 0 : -1;
+		way->piped -= moved;
+	}
+	return 1;
+}
+
+static int keep(struct way *way, size_t start, size_t length)
+{
+	if (!way->left && !(way->left = malloc(COPY_BYTES)))
+		return -1;
+	memcpy(way->left, copy_buffer + start, length);
+	way->left_start = 0;
+	way->left_end = length;
+	return 0;
+}
+
+/* Takes one portion from `from`. 1: something came, 0: nothing now, -1: it is dead. Sets ended at the end. */
+static int fetch(struct way *way)
+{
+	ssize_t got, sent;
+
+	if (way->bulk) {
+		got = splice(way->from->fd, NULL, way->pipe[1], NULL, PIPE_BYTES, SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
+		if (got > 0)
+			way->piped += got;
+	} else {
+		got = recv(way->from->fd, copy_buffer, sizeof(copy_buffer), MSG_DONTWAIT);
+	}
+	if (got < 0)
+		return errno == EAGAIN ? 0 : -1;
+	if (!got) {
+		way->ended = true;
+		return 1;
+	}
+	if (way->bulk)
+		return 1;
+	way->bulk = got == sizeof(copy_buffer) && take_pipe(way);
+	sent = send(way->to->fd, copy_buffer, got, MSG_NOSIGNAL | MSG_DONTWAIT);
+	if (sent < 0 && errno != EAGAIN)
+		return -1;
+	if (sent < 0)
+		sent = 0;
+	return sent < got && keep(way, sent, got - sent) ? -1 : 1;
+}
+
+/* Moves what can be moved. 0: nothing more now, 1: its turn is over but there is more, -1: the connection is dead. */
+static int pump(struct way *way)
+{
+	for (int turn = 0; turn < TURNS; turn++) {
+		int step;
+
+		if (way->done)
+			return 0;
+		step = flush(way);
+		if (step <= 0)
+			return step;
+		if (way->ended) {
+			way->done = true;
+			shutdown(way->to->fd, SHUT_WR);
+			return 0;
+		}
+		step = fetch(way);
+		if (step <= 0)
+			return step;
+	}
+	return 1;
+}
+
+static void pump_both(struct connection *c)
+{
+	int forth = pump(&c->forth);
+	int back = forth < 0 ? -1 : pump(&c->back);
+
+	if (forth < 0 || back < 0) {
+		end(c, true);
+	} else if (c->forth.done && c->back.done) {
+		end(c, false);
+	} else if ((forth > 0 || back > 0) && !c->is_busy) {
+		c->is_busy = true;
+		list_add(&busy, &c->busy);
+	}
+}
+
+static void connected(struct connection *c)
+{
+	socklen_t length = sizeof(int);
+	int error = 0;
+
+	getsockopt(c->backend.fd, SOL_SOCKET, SO_ERROR, &error, &length);
+	if (error) {
+		leave_backend(c);
+		if (!try_backend(c))
+			fail(c);
+		return;
+	}
+	c->connected = true;
+	list_remove(&c->waiting);
+	if (watch(&c->client, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET)) {
+		fail(c);
+		return;
+	}
+	pump_both(c);
+}
+
+void tcp_event(struct source *source, uint32_t events)
+{
+	struct connection *c = source->owner;
+
+	if (c->closed)
+		return;
+	if (!c->connected) {
+		if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP))
+			connected(c);
+		return;
+	}
+	if (events & EPOLLERR) {
+		end(c, true); /* a reset at one end is a reset at the other */
+		return;
+	}
+	pump_both(c);
+}
+
+bool tcp_work(void)
+{
+	struct list *last = busy.previous;
+
+	while (busy.next != &busy) {
+		struct list *first = busy.next;
+		struct connection *c = OWNER(first, struct connection, busy);
+
+		list_remove(first);
+		c->is_busy = false;
+		pump_both(c);
+		if (first == last)
+			break;
+	}
+	return busy.next != &busy;
+}
+
+int tcp_timeout_ms(void)
+{
+	struct connection *c;
+	int64_t left;
+
+	if (waiting.next == &waiting)
+		return 1000;
+	c = OWNER(waiting.next, struct connection, waiting);
+	left = (int64_t)(c->deadline_ms - now_ms());
+	return left < 0 ? 0 : left < 1000 ? (int)left : 1000;
+}
+
+void tcp_expire(void)
+{
+	uint64_t now = now_ms();
+
+	while (waiting.next != &waiting) {
+		struct connection *c = OWNER(waiting.next, struct connection, waiting);
+
+		if (c->deadline_ms > now)
+			return;
+		fail(c);
+	}
+}

@@ -1,0 +1,183 @@
+"""The user-mode relay as the daemon sees it: a process of its own, told over a unix socket what to relay.
+
+``native/relay/control.c`` has the protocol. The relay outlives the daemon: connections go on, and the next daemon finds
+it at its socket and says everything again, which changes nothing for services that are the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import msgspec
+
+from samewire.errors import Unavailable
+
+START_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 5.0
+_NO_FILES = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
+
+
+class RelayBackend(msgspec.Struct, frozen=True):
+    """Where a service's connections go. ``draining``: keeps its connections and gets no new ones."""
+
+    address: str
+    port: int
+    draining: bool = False
+
+
+class RelayService(msgspec.Struct, frozen=True):
+    """One service port. ``listen``: the node's address that the relay binds; ``affinity_s`` 0: none."""
+
+    id: str
+    protocol: str
+    listen: str
+    backends: tuple[RelayBackend, ...] = ()
+    affinity_s: int = 0
+
+
+class RelayCounts(msgspec.Struct, frozen=True):
+    """What a service has seen: connections (UDP: clients) accepted, failed, and open now."""
+
+    port: int
+    accepted: int
+    failed: int
+    open: int
+
+
+class Relay:
+    """A connection to the relay at ``socket``; started when none answers there. Use from one event loop."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._lock = asyncio.Lock()
+        self._pid = 0
+
+    async def put(self, services: Sequence[RelayService]) -> dict[str, int | Unavailable]:
+        """Make or change services; returns by id the port the relay listens on, or why it does not.
+
+        One that fails keeps none from the others. Raises Unavailable when the relay cannot be reached.
+        """
+        answers = await self._talk([_command(service) for service in services])
+        return {service.id: _port_of(answer) for service, answer in zip(services, answers, strict=True)}
+
+    async def delete(self, ids: Sequence[str]) -> None:
+        """Forget services (no error for unknown ones); their connections end. Raises Unavailable."""
+        await self._talk([f"del {one}" for one in ids])
+
+    async def list(self) -> dict[str, RelayCounts]:
+        """All services of the relay. Raises Unavailable."""
+        async with self._lock:
+            reader, writer = await self._connected()
+            writer.write(b"list\n")
+            found = {}
+            while (line := await self._line(reader)) != "end":
+                _, name, port, _, accepted, failed, still_open = line.split(" ")
+                found[name] = RelayCounts(int(port), int(accepted), int(failed), int(still_open))
+            return found
+
+    async def stop(self) -> None:
+        """End the relay, and with it all its connections; nothing happens when there is none."""
+        async with self._lock:
+            await self._close()
+            with contextlib.suppress(Unavailable):
+                reader, writer = await self._connect()
+                writer.write(b"quit\n")
+                with contextlib.suppress(OSError):
+                    await writer.drain()
+                    while await reader.read(4096):  # its end is the end of the process
+                        pass
+            await self._close()
+            self._bury(wait=True)
+
+    async def close(self) -> None:
+        """Hang up; the relay goes on."""
+        async with self._lock:
+            await self._close()
+
+    async def _talk(self, commands: Sequence[str]) -> Sequence[str]:
+        async with self._lock:
+            reader, writer = await self._connected()
+            answers = []
+            for command in commands:
+                writer.write(command.encode() + b"\n")
+                answers.append(await self._line(reader))
+            return answers
+
+    async def _line(self, reader: asyncio.StreamReader) -> str:
+        try:
+            line = await asyncio.wait_for(reader.readline(), ANSWER_TIMEOUT_S)
+        except (OSError, TimeoutError) as error:
+            await self._close()
+            raise Unavailable("relay", f"{self._socket}: the relay does not answer: {error!r}") from error
+        if not line.endswith(b"\n"):
+            await self._close()
+            raise Unavailable("relay", f"{self._socket}: the relay has hung up")
+        return line[:-1].decode()
+
+    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._reader is not None and self._writer is not None:
+            return self._reader, self._writer
+        try:
+            return await self._connect()
+        except Unavailable:
+            return await self._start()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        try:
+            self._reader, self._writer = await asyncio.open_unix_connection(self._socket, limit=1 << 20)
+        except OSError as error:
+            raise Unavailable("relay", f"{self._socket}: no relay there: {error}") from error
+        return self._reader, self._writer
+
+    async def _start(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Start the relay in a session of its own, so that it outlives us, and connect."""
+        self._spawn()
+        deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
+        while True:
+            try:
+                return await self._connect()
+            except Unavailable:
+                if self._bury() or asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(0.005)
+
+    def _spawn(self) -> None:
+        """Take no notice of the old one, if there was any, and start a new one."""
+        self._bury()
+        program = str(files("samewire") / "_build" / "samewire-relay")
+        command = [program, str(self._socket)]
+        try:
+            self._pid = os.posix_spawn(program, command, os.environ, file_actions=_NO_FILES, setsid=True)
+        except OSError as error:
+            raise Unavailable("relay", f"{program}: {error}") from error
+
+    def _bury(self, wait: bool = False) -> bool:
+        """True when the relay that we started has ended."""
+        if self._pid and os.waitpid(self._pid, 0 if wait else os.WNOHANG)[0]:
+            self._pid = 0
+            return True
+        return False
+
+    async def _close(self) -> None:
+        writer, self._reader, self._writer = self._writer, None, None
+        if writer is not None:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+
+def _command(service: RelayService) -> str:
+    backends = [f"{one.address}|{one.port}|{'d' if one.draining else 'a'}" for one in service.backends]
+    return " ".join(["put", service.id, service.protocol, service.listen, str(service.affinity_s), *backends])
+
+
+def _port_of(answer: str) -> int | Unavailable:
+    word, _, rest = answer.partition(" ")
+    return int(rest.split(" ")[1]) if word == "ok" else Unavailable("relay", rest)
