@@ -48,8 +48,8 @@ struct backend *backend_find(struct service *service, const struct address *addr
 	return NULL;
 }
 
-/* Highest weight of (client, backend); a client stays where it is when another backend goes. */
-static struct backend *rendezvous(struct service *service, uint64_t client)
+/* Highest weight of (client, backend); a client stays where it is when another backend goes. `not`: any but that. */
+static struct backend *rendezvous(struct service *service, uint64_t client, const struct backend *not)
 {
 	struct backend *best = NULL;
 	uint64_t most = 0;
@@ -57,7 +57,7 @@ static struct backend *rendezvous(struct service *service, uint64_t client)
 	for (unsigned i = 0; i < service->active; i++) {
 		uint64_t weight = mix(client ^ service->backends[i]->seed);
 
-		if (!best || weight > most) {
+		if (service->backends[i] != not && (!best || weight > most)) {
 			best = service->backends[i];
 			most = weight;
 		}
@@ -122,8 +122,8 @@ void affinity_forget(const struct service *service)
 	}
 }
 
-/* attempt: 0 the first, then others, because the one before did not answer. NULL: the service has none. */
-struct backend *backend_choose(struct service *service, const struct address *client, unsigned attempt)
+/* not: the one that has just not answered, or NULL. NULL: the service has none, or no other. */
+struct backend *backend_choose(struct service *service, const struct address *client, const struct backend *not)
 {
 	static uint64_t random = 0x9e3779b97f4a7c15;
 	struct affinity **slot;
@@ -133,14 +133,20 @@ struct backend *backend_choose(struct service *service, const struct address *cl
 	if (!service->active)
 		return NULL;
 	if (!service->affinity_ms) {
+		unsigned chosen;
+
 		random = mix(random + now_ms());
-		return service->backends[random % service->active];
+		chosen = random % service->active;
+		if (service->backends[chosen] == not)
+			chosen = (chosen + 1) % service->active;
+		return service->backends[chosen] == not ? NULL : service->backends[chosen];
 	}
 	client_ip(client, &ip);
 	slot = affinity_slot(service, &ip);
-	backend = *slot && !attempt ? backend_find(service, &(*slot)->backend) : NULL;
-	if (!backend || backend->draining)
-		backend = rendezvous(service, hash_ip(&ip) + attempt);
-	remember(slot, service, &ip, backend);
+	backend = *slot ? backend_find(service, &(*slot)->backend) : NULL;
+	if (!backend || backend->draining || backend == not)
+		backend = rendezvous(service, hash_ip(&ip), not);
+	if (backend)
+		remember(slot, service, &ip, backend);
 	return backend;
 }

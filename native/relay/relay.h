@@ -92,7 +92,7 @@ void list_remove(struct list *entry);
 
 /* backends.c */
 struct backend *backend_find(struct service *service, const struct address *address);
-struct backend *backend_choose(struct service *service, const struct address *client, unsigned attempt);
+struct backend *backend_choose(struct service *service, const struct address *client, const struct backend *not);
 void affinity_forget(const struct service *service);
 
 /* tcp.c */

@@ -39,7 +39,8 @@ struct connection {
 	struct list waiting;	/* for the connect, in the order of their deadlines */
 	struct list busy;	/* had more than its turn */
 	uint64_t deadline_ms;
-	unsigned attempt;
+	unsigned attempts;
+	const struct backend *tried; /* only to be compared: it may be gone */
 	bool has_backend, connected, is_busy, closed;
 	struct way forth, back;
 };
@@ -142,16 +143,18 @@ void tcp_end(struct list *user)
 	end(OWNER(user, struct connection, of_backend), true);
 }
 
-/* Begins a connect to a backend; false: there is none to try. */
+/* Begins a connect to a backend, another one than the last; false: there is none to try. */
 static bool try_backend(struct connection *c)
 {
 	int one = 1;
 
-	while (c->attempt < CONNECT_TRIES) {
-		struct backend *backend = backend_choose(c->service, &c->peer, c->attempt++);
+	while (c->attempts < CONNECT_TRIES) {
+		struct backend *backend = backend_choose(c->service, &c->peer, c->tried);
 
 		if (!backend)
 			return false;
+		c->attempts++;
+		c->tried = backend;
 		c->backend.fd = socket(backend->address.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 		if (c->backend.fd < 0)
 			return false;

@@ -92,7 +92,7 @@ static void touch(struct session *session)
 
 static struct session *begin(struct service *service, const struct address *client, struct session **slot)
 {
-	struct backend *backend = backend_choose(service, client, 0);
+	struct backend *backend = backend_choose(service, client, NULL);
 	struct session *session;
 	int fd;
 
