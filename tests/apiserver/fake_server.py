@@ -44,7 +44,8 @@ KINDS = {
 class Fault:
     """What happens to a request. ``verb``: "list" or "watch". ``resource``: "" = any. ``at_page``: only this one.
 
-    ``status`` answers so, with ``headers``; ``hang``: no answer; ``truncate``: the answer breaks off in its middle.
+    ``status`` answers so, with ``headers``; ``hang``: no answer; ``truncate``: a list breaks off in its middle, a watch
+    ends rightly before its first event.
     """
 
     verb: str = "list"
@@ -128,6 +129,15 @@ class FakeServer:
             watch.queue.put_nowait(command)
         return len(hit)
 
+    def drop(self, resource: str) -> None:
+        """Cut the open watches of a resource at this moment: nothing that happens from now on reaches them."""
+        for watch in tuple(self._watches):
+            if watch.resource == resource:
+                self._watches.discard(watch)
+                while not watch.queue.empty():
+                    watch.queue.get_nowait()
+                watch.queue.put_nowait("abort")
+
     def send_line(self, resource: str, text: bytes) -> None:
         """Send a line of one's own on the open watches of a resource."""
         for watch in self._watches:
@@ -205,7 +215,7 @@ class FakeServer:
             return web.json_response(refusal.status(), status=fault.status, headers=dict(fault.headers))
         matches = selection(query.get("labelSelector", ""), query.get("fieldSelector", ""))
         if verb == "watch":
-            return await self._watch(request, resource, matches)
+            return await self._watch(request, resource, matches, ends=fault is not None)
         return await self._list(request, resource, matches, fault)
 
     def _take_fault(self, verb: str, resource: str, query: dict[str, str]) -> Fault | None:
@@ -236,10 +246,14 @@ class FakeServer:
         await response.write(body)
         return response
 
-    async def _watch(self, request: web.Request, resource: str, matches: Matcher) -> web.StreamResponse:
+    async def _watch(
+        self, request: web.Request, resource: str, matches: Matcher, *, ends: bool
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.enable_chunked_encoding()
         watch = Watch(resource, matches)
+        if ends:
+            watch.queue.put_nowait("close")
         version = int(request.query["resourceVersion"])
         if version > self.store.version:
             raise Refused(

@@ -44,10 +44,6 @@ def _reporting(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except SamewireError as error:
             raise Failure(str(error), exit_status(error)) from error
-        except ModuleNotFoundError as error:
-            if error.name != "yaml":
-                raise
-            raise click.ClickException("the lab needs PyYAML: pip install 'samewire[lab]'") from error
 
     return wrapper
 

@@ -1,0 +1,325 @@
+"""An API server that fails in every way we know: nothing is lost, nothing is invented, nothing is asked for twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from samewire.kube.access import Access
+from samewire.kube.api_source import ApiSource
+from samewire.kube.auth import FixedCredential
+from samewire.kube.client import KubeClient
+from samewire.kube.model import EndpointSlice, Pod, Service
+from samewire.kube.reflector import Selector
+from tests.apiserver.conftest import Opener
+from tests.apiserver.fake_server import KINDS, FakeServer, Fault
+from tests.apiserver.objects import KIND_OF, Recorder, endpoint_slice, plain, service, until
+from tests.apiserver.worlds import HASTY
+
+QUICKLY_STALLED = msgspec.structs.replace(HASTY, silence_s=0.2)
+
+
+def put_services(server: FakeServer, count: int) -> None:
+    for number in range(count):
+        server.store.put("services", service("a", f"web{number}"))
+
+
+async def started(
+    server: FakeServer, open_api: Opener, **options: Any
+) -> tuple[Recorder[Service], ApiSource]:
+    """A source that watches Services, and what it told."""
+    source = open_api(**options)
+    told: Recorder[Service] = Recorder()
+    source.watch(Service, told)
+    await source.start()
+    await source.wait_synced()
+    await until(lambda: server.watching("services"))
+    return told, source
+
+
+def names(told: Recorder[Service]) -> set[str]:
+    return {name for _, name in told.cache}
+
+
+@pytest.mark.parametrize("how", ["close", "abort", "half_close", "truncate"])
+async def test_a_watch_that_breaks_is_taken_up_where_it_was(
+    server: FakeServer, open_api: Opener, how: str
+) -> None:
+    put_services(server, 2)
+    told, _ = await started(server, open_api)
+    server.store.put("services", service("a", "seen"))
+    await until(lambda: "seen" in names(told))
+    server.disturb(how)
+    server.store.put("services", service("a", "meanwhile"))
+    server.store.delete("services", ("a", "web0"))
+    await until(lambda: names(told) == {"web1", "seen", "meanwhile"})
+    assert len(server.requests("list", "services")) == 1
+    assert {change.key[1] for change in told.changes} == {"seen", "meanwhile", "web0"}
+
+
+async def test_a_silent_server_is_left(server: FakeServer, open_api: Opener) -> None:
+    told, source = await started(server, open_api, timing=QUICKLY_STALLED)
+    server.disturb("silence")
+    server.store.put("services", service("a", "web"))
+    await until(lambda: "web" in names(told))
+    assert source.counts()["Service"].stalled >= 1
+    assert len(server.requests("list", "services")) == 1
+
+
+async def test_a_watch_that_gets_no_answer_is_asked_for_again(server: FakeServer, open_api: Opener) -> None:
+    server.plan(Fault("watch", hang=True))
+    told, source = await started(server, open_api, timing=QUICKLY_STALLED)
+    server.store.put("services", service("a", "web"))
+    await until(lambda: "web" in names(told))
+    assert source.counts()["Service"].stalled >= 1
+
+
+async def test_bookmarks_move_the_place_to_resume_from(server: FakeServer, open_api: Opener) -> None:
+    put_services(server, 1)
+    told, source = await started(server, open_api)
+    server.store.put("pods", plain("Pod", "elsewhere", "a"))
+    server.bookmark()
+    await until(lambda: source.counts()["Service"].bookmarks)
+    server.store.forget_history()
+    server.disturb("close")
+    server.store.put("services", service("a", "later"))
+    await until(lambda: "later" in names(told))
+    assert len(server.requests("list", "services")) == 1
+
+
+@pytest.mark.parametrize("resource", ["services", "endpointslices", "pods", "nodes", "namespaces"])
+async def test_bookmarks_of_every_kind_are_understood(
+    server: FakeServer, open_api: Opener, resource: str
+) -> None:
+    source = open_api()
+    source.watch(KIND_OF[KINDS[resource]], Recorder())
+    await source.start()
+    await until(lambda: server.watching(resource))
+    server.bookmark()
+    await until(lambda: source.counts()[KINDS[resource]].bookmarks == 1)
+    assert source.counts()[KINDS[resource]].malformed == 0
+
+
+async def test_a_forgotten_version_gives_the_differences(server: FakeServer, open_api: Opener) -> None:
+    put_services(server, 5)
+    told, source = await started(server, open_api)
+    server.drop("services")
+    server.store.delete("services", ("a", "web0"))
+    server.store.put("services", service("a", "web1", port=81))
+    server.store.put("services", service("a", "new"))
+    server.store.forget_history()
+    await until(lambda: names(told) == {"web1", "web2", "web3", "web4", "new"})
+    assert source.counts()["Service"].expired >= 1
+    assert [(change.key[1], change.new is None) for change in told.changes] == [
+        ("web0", True), ("new", False), ("web1", False),
+    ]  # fmt: skip
+    assert len(told.batches) == 2, "the differences come at once"
+
+
+async def test_an_expired_event_in_mid_watch(server: FakeServer, open_api: Opener) -> None:
+    put_services(server, 3)
+    told, source = await started(server, open_api)
+    server.disturb("expire")
+    await until(lambda: len(server.requests("list", "services")) >= 2 and server.watching("services"))
+    assert source.counts()["Service"].expired == 1
+    assert not told.changes
+
+
+async def test_an_expired_page_starts_the_list_again(server: FakeServer, open_api: Opener) -> None:
+    put_services(server, 8)
+    server.plan(Fault("list", at_page=2, status=410))
+    told, _ = await started(server, open_api)
+    assert len(told.cache) == 8
+    asked = [bool(item.query.get("continue")) for item in server.requests("list", "services")]
+    assert asked == [False, True, False, True, True]
+
+
+async def test_pages_that_always_expire_are_given_up(server: FakeServer, open_api: Opener) -> None:
+    put_services(server, 8)
+    server.plan(*[Fault("list", at_page=2, status=410)] * 2)
+    told, _ = await started(server, open_api)
+    assert len(told.cache) == 8
+    assert "limit" not in server.requests("list", "services")[-1].query
+
+
+async def test_a_list_that_fails_half_way_deletes_nothing(server: FakeServer, open_api: Opener) -> None:
+    put_services(server, 8)
+    told, _ = await started(server, open_api)
+    server.plan(
+        Fault("list", at_page=2, status=500),
+        Fault("list", at_page=2, truncate=True),
+        Fault("list", at_page=2, status=503),
+    )
+    server.disturb("expire")
+    await until(lambda: len(server.requests("list", "services")) >= 3 + 2 * 3 + 3)
+    await until(lambda: server.watching("services"))
+    assert not told.changes
+    assert len(told.cache) == 8
+
+
+async def test_a_busy_server_is_asked_for_the_same_page_again(server: FakeServer, open_api: Opener) -> None:
+    put_services(server, 4)
+    server.plan(Fault("list", at_page=2, status=429, headers=(("Retry-After", "0"),)))
+    _, source = await started(server, open_api)
+    tokens = [item.query.get("continue") for item in server.requests("list", "services")]
+    assert tokens[0] is None
+    assert tokens[1] is not None
+    assert tokens[1] == tokens[2]
+    assert source.counts()["Service"].throttled == 1
+
+
+async def test_a_server_that_refuses_watches_is_not_listed_again(
+    server: FakeServer, open_api: Opener
+) -> None:
+    server.plan(*[Fault("watch", status=status) for status in (503, 502, 429, 503, 503, 403)])
+    told, source = await started(server, open_api)
+    server.store.put("services", service("a", "web"))
+    await until(lambda: "web" in names(told))
+    assert len(server.requests("list", "services")) == 1
+    assert source.counts()["Service"].failures == 6
+
+
+async def test_watches_that_end_at_once_are_failures(server: FakeServer, open_api: Opener) -> None:
+    server.plan(*[Fault("watch", truncate=True)] * 4)
+    told, source = await started(server, open_api)
+    server.store.put("services", service("a", "web"))
+    await until(lambda: "web" in names(told))
+    assert source.counts()["Service"].failures == 4, "so that they are waited for, longer and longer"
+
+
+async def test_a_restored_backup_is_listed(server: FakeServer, open_api: Opener) -> None:
+    put_services(server, 5)
+    told, _ = await started(server, open_api)
+    server.store.version = 50
+    server.store.history.clear()
+    server.store.objects["services"].pop(("a", "web0"))
+    server.disturb("close")
+    await until(lambda: len(told.cache) == 4)
+    assert len(server.requests("list", "services")) == 2 + 2, "two pages each"
+
+
+async def test_an_unreadable_line_is_asked_for_again(server: FakeServer, open_api: Opener) -> None:
+    put_services(server, 1)
+    told, source = await started(server, open_api)
+    server.disturb("garbage")
+    server.store.put("services", service("a", "after"))
+    await until(lambda: "after" in names(told))
+    assert len(server.requests("list", "services")) == 1
+    assert source.counts()["Service"].malformed == 1
+
+
+async def test_a_line_that_stays_unreadable_is_listed_around(server: FakeServer, open_api: Opener) -> None:
+    told, source = await started(server, open_api)
+    server.disturb("garbage")
+    await until(lambda: source.counts()["Service"].malformed == 1 and server.watching("services"))
+    server.disturb("garbage")
+    await until(lambda: len(server.requests("list", "services")) == 2)
+    server.store.put("services", service("a", "web"))
+    await until(lambda: "web" in names(told))
+
+
+async def test_an_object_that_cannot_be_read_stays_as_it_was(server: FakeServer, open_api: Opener) -> None:
+    put_services(server, 2)
+    told, source = await started(server, open_api)
+    broken = service("a", "web0")
+    broken["spec"]["ports"] = "none"
+    server.store.put("services", broken)
+    server.store.put("services", service("a", "after"))
+    await until(lambda: "after" in names(told))
+    assert source.counts()["Service"].malformed == 1
+    before = told.cache["a", "web0"]
+    server.disturb("expire")
+    await until(lambda: source.counts()["Service"].malformed == 2)
+    await until(lambda: server.watching("services"))
+    assert told.cache["a", "web0"] == before
+    server.store.delete("services", ("a", "web0"))
+    await until(lambda: "web0" not in names(told))
+
+
+async def test_an_unreadable_object_keeps_nobody_from_the_snapshot(
+    server: FakeServer, open_api: Opener
+) -> None:
+    put_services(server, 4)
+    broken = service("a", "broken")
+    broken["metadata"]["labels"] = ["no mapping"]
+    server.store.put("services", broken)
+    told, source = await started(server, open_api)
+    assert len(told.cache) == 4
+    assert source.counts()["Service"].malformed == 1
+
+
+async def test_an_unreachable_server_changes_nothing(server: FakeServer) -> None:
+    put_services(server, 3)
+    other = FakeServer()
+    other.store = server.store
+    async with other.serve():
+        port = int(other.url.rpartition(":")[2])
+        source = ApiSource(KubeClient(Access(other.url, FixedCredential())), None, HASTY)
+        told: Recorder[Service] = Recorder()
+        source.watch(Service, told)
+        await source.start()
+        await source.wait_synced()
+    await until(lambda: not source.health()[0].connected)
+    failures = source.counts()["Service"].failures
+    await until(lambda: source.counts()["Service"].failures > failures + 2)
+    health = source.health()[0]
+    assert (health.synced, health.objects) == (True, 3)
+    assert "127.0.0.1" in health.error
+    assert not told.changes
+    again = FakeServer()
+    again.store.objects, again.store.version = server.store.objects, server.store.version
+    again.store.delete("services", ("a", "web0"))
+    async with again.serve(port=port):
+        await until(lambda: names(told) == {"web1", "web2"})
+        await source.close()
+
+
+async def test_a_server_that_is_not_there_yet_is_waited_for(server: FakeServer, open_api: Opener) -> None:
+    server.plan(*[Fault("list", status=503)] * 3, Fault("list", truncate=True))
+    put_services(server, 2)
+    told, _ = await started(server, open_api)
+    assert len(told.cache) == 2
+
+
+async def test_kinds_fail_on_their_own(server: FakeServer, open_api: Opener) -> None:
+    server.plan(*[Fault("list", "endpointslices", status=403)] * 50)
+    source = open_api()
+    services: Recorder[Service] = Recorder()
+    source.watch(Service, services)
+    slices: Recorder[EndpointSlice] = Recorder()
+    source.watch(EndpointSlice, slices)
+    await source.start()
+    put_services(server, 1)
+    await until(lambda: services.cache)
+    by_kind = {item.kind: item for item in source.health()}
+    assert by_kind["Service"].connected
+    assert "403" in by_kind["EndpointSlice"].error
+
+
+async def test_what_leaves_the_selection_is_gone(server: FakeServer, open_api: Opener) -> None:
+    source = open_api(selectors={Pod: Selector(fields="spec.nodeName=node1")})
+    told: Recorder[Pod] = Recorder()
+    source.watch(Pod, told)
+    server.store.put("pods", plain("Pod", "mine", "a", spec={"nodeName": "node1"}))
+    server.store.put("pods", plain("Pod", "other", "a", spec={"nodeName": "node2"}))
+    await source.start()
+    await source.wait_synced()
+    await until(lambda: server.watching("pods"))
+    assert told.cache.keys() == {("a", "mine")}
+    server.store.put("pods", plain("Pod", "mine", "a", spec={"nodeName": "node2"}))
+    server.store.put("pods", plain("Pod", "other", "a", spec={"nodeName": "node1"}))
+    await until(lambda: told.cache.keys() == {("a", "other")})
+
+
+async def test_a_line_of_many_chunks(server: FakeServer, open_api: Opener) -> None:
+    source = open_api()
+    told: Recorder[EndpointSlice] = Recorder()
+    source.watch(EndpointSlice, told)
+    await source.start()
+    await until(lambda: server.watching("endpointslices"))
+    addresses = [f"10.{a}.{b}.{c}" for a in range(10) for b in range(40) for c in range(100)]
+    server.store.put("endpointslices", endpoint_slice("a", "big", *addresses))
+    await until(lambda: told.cache)
+    assert len(told.cache["a", "big-abc"].endpoints) == len(addresses)
