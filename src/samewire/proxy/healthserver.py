@@ -80,12 +80,10 @@ class HealthServer:
 
     async def _keep_open(self) -> None:
         while True:
-            missing = await self._open()
-            try:
-                await asyncio.wait_for(self._wake.wait(), RETRY_S if missing else None)
-            except TimeoutError:
-                pass
+            await self._wake.wait()
             self._wake.clear()
+            if await self._open():
+                asyncio.get_running_loop().call_later(RETRY_S, self._wake.set)
 
     async def _open(self) -> bool:
         """Close what is not wanted and open what is; whether something is missing."""

@@ -1,0 +1,237 @@
+"""One service and its slices become HCN load balancers, one for each virtual address and port.
+
+Each service compiles by itself: what it costs depends on nothing but that service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, NamedTuple
+
+import msgspec
+
+from samewire.hcn.loadbalancers import (
+    BackendFlags,
+    DistributionType,
+    LoadBalancer,
+    LoadBalancerBackend,
+    LoadBalancerFlags,
+    LoadBalancerPortMapping,
+    NoEndpointsAction,
+    PortMappingFlags,
+)
+from samewire.kube.model import EndpointSlice, Key, Service
+from samewire.proxy.frontends import Frontend, Rules, VipKind, frontends, is_ours, rules
+from samewire.proxy.ids import OWNER, load_balancer_id, service_name
+from samewire.proxy.members import Members, PortKey, collect, local_ready_addresses
+from samewire.proxy.topology import Choice, Member, Place, choose
+
+PROTOCOLS: Final = {"TCP": 6, "UDP": 17, "SCTP": 132}
+MAX_AFFINITY_S: Final = 2**32 - 1
+
+_EXTERNAL: Final = int(PortMappingFlags.VIP_EXTERNAL_IP)
+_FLAGS: Final[Mapping[VipKind, int]] = {
+    VipKind.CLUSTER_IP: 0,
+    VipKind.NODE_PORT: int(PortMappingFlags.LOCAL_ROUTED_VIP) | _EXTERNAL,
+    VipKind.EXTERNAL_IP: _EXTERNAL,
+    VipKind.INGRESS: _EXTERNAL,
+}
+_PRESERVE: Final = int(PortMappingFlags.USE_MUX | PortMappingFlags.PRESERVE_DIP)
+_LOCAL, _DRAINING, _LOCAL_ONLY = map(
+    int, (BackendFlags.LOCAL, BackendFlags.DRAINING, BackendFlags.LOCAL_POLICY_ONLY)
+)
+_IPV6: Final = int(LoadBalancerFlags.ENABLE_IPV6)
+_DSR: Final = int(LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN)
+
+
+class Settings(NamedTuple):
+    """What the node adds. ``node_port_addresses``: the addresses at which node ports are reached, () = all.
+    ``dsr``: for services that do not say.
+    """
+
+    place: Place
+    network_id: str = ""
+    node_port_addresses: tuple[str, ...] = ()
+    dsr: bool = False
+
+
+class Compiled(NamedTuple):
+    """What a service wants. ``lacks_internal``, ``lacks_external``: a Local policy finds no endpoint here, while there
+    are some elsewhere. ``health_check_port`` 0: no health check.
+    """
+
+    load_balancers: tuple[LoadBalancer, ...] = ()
+    health_check_port: int = 0
+    local_endpoints: int = 0
+    lacks_internal: bool = False
+    lacks_external: bool = False
+
+
+NOTHING: Final = Compiled()
+
+Before = Callable[[str], LoadBalancer | None]
+
+
+def compile_service(
+    key: Key, service: Service | None, slices: Iterable[EndpointSlice], settings: Settings, before: Before
+) -> Compiled:
+    """Compile one service; None, or one that is not ours, wants nothing.
+
+    ``before`` gives a load balancer as it is now: its members that are still there, and no longer chosen, go on with
+    the connections that they have.
+    """
+    if service is None or not is_ours(service):
+        return NOTHING
+    members = collect(slices, settings.place.node)
+    found = frontends(service)
+    how = rules(service)
+    choices = _choices(found, how, members, settings.place)
+    builder = _Builder(key, service, how, members, settings, before)
+    return Compiled(
+        tuple(
+            [
+                builder.build(
+                    frontend, vips, choices[frontend.service_port.name, protocol(frontend), frontend.family]
+                )
+                for frontend in found
+                if (vips := _vips(frontend, settings)) is not None
+            ]
+        ),
+        how.health_check_port,
+        local_ready_addresses(members, found[0].family) if how.health_check_port and found else 0,
+        how.internal_local and any(c.any_usable and not c.local for c in choices.values()),
+        how.external_local and any(c.any_usable and not c.local for c in choices.values()),
+    )
+
+
+def protocol(frontend: Frontend) -> str:
+    """The name of a frontend's protocol."""
+    return frontend.service_port.protocol
+
+
+def _choices(
+    found: Iterable[Frontend], how: Rules, members: Members, place: Place
+) -> dict[tuple[str, str, int], Choice]:
+    """One choice for each service port and family, whatever the number of its addresses."""
+    accessible: dict[tuple[str, str, int], bool] = {}
+    for frontend in found:
+        key = (frontend.service_port.name, protocol(frontend), frontend.family)
+        accessible[key] = accessible.get(key, False) or frontend.external
+    return {
+        key: choose(
+            members.get(PortKey(*key), ()),
+            place,
+            uses_cluster=not how.internal_local or outside,
+            uses_local=how.internal_local or ((how.external_local or how.preserve_destination) and outside),
+        )
+        for key, outside in accessible.items()
+    }
+
+
+def _vips(frontend: Frontend, settings: Settings) -> tuple[str, ...] | None:
+    """The addresses of a load balancer; None for a node port that is reached nowhere."""
+    if frontend.kind is not VipKind.NODE_PORT:
+        return (frontend.address,)
+    if not settings.node_port_addresses:
+        return ()
+    six = frontend.family == 6
+    return tuple(a for a in settings.node_port_addresses if (":" in a) == six) or None
+
+
+class _Builder(NamedTuple):
+    """Makes the load balancers of one service."""
+
+    key: Key
+    service: Service
+    how: Rules
+    members: Members
+    settings: Settings
+    before: Before
+
+    def build(self, frontend: Frontend, vips: tuple[str, ...], choice: Choice) -> LoadBalancer:
+        """The load balancer of one frontend."""
+        port, how = frontend.service_port, self.how
+        lb_id = load_balancer_id(
+            self.key, frontend.kind, frontend.address, frontend.family, frontend.port, port.protocol
+        )
+        preserve = how.preserve_destination and frontend.kind is VipKind.INGRESS
+        external_local = frontend.external and (how.external_local or preserve)
+        internal_local = how.internal_local and not frontend.external
+        if internal_local:
+            backends = _backends(choice.local or (), ())
+        else:
+            backends = _backends(choice.cluster or (), (choice.local or ()) if external_local else ())
+        backends = self._with_draining(lb_id, frontend, backends)
+        name = service_name(self.key, port.name)
+        mapping = LoadBalancerPortMapping(
+            protocol=PROTOCOLS[port.protocol],
+            internal_port=backends[0].port if backends else 0,
+            external_port=frontend.port,
+            distribution_type=DistributionType.SOURCE_IP if how.affinity_s else DistributionType.NONE,
+            flags=_FLAGS[frontend.kind] | (_PRESERVE if preserve else 0),
+        )
+        return LoadBalancer(
+            id=lb_id,
+            name=name,
+            owner=OWNER,
+            network_id=self.settings.network_id,
+            frontend_vips=vips,
+            port_mappings=(mapping,),
+            flags=self._flags(frontend, preserve),
+            backends=backends,
+            affinity_timeout=min(how.affinity_s, MAX_AFFINITY_S),
+            source_ranges=how.source_ranges.get(frontend.family, ())
+            if frontend.kind is VipKind.INGRESS
+            else (),
+            no_endpoints_action=NoEndpointsAction.DROP if choice.any_usable else NoEndpointsAction.REJECT,
+            internal_traffic_policy_local=internal_local,
+            external_traffic_policy_local=external_local,
+            service_name=name,
+        )
+
+    def _flags(self, frontend: Frontend, preserve: bool) -> int:
+        asked = self.service.metadata.annotations.dsr
+        wants = asked == "true" if asked else self.settings.dsr
+        direct = frontend.external and (wants or preserve)
+        return (_DSR if direct else 0) | (_IPV6 if frontend.family == 6 else 0)
+
+    def _with_draining(
+        self, lb_id: str, frontend: Frontend, backends: tuple[LoadBalancerBackend, ...]
+    ) -> tuple[LoadBalancerBackend, ...]:
+        """Add what was a backend, is there still and gets no more connections.
+
+        UDP has no end of a connection that one could wait for: such a backend keeps its clients only while it serves.
+        """
+        before = self.before(lb_id)
+        if before is None or not before.backends:
+            return backends
+        used = {(backend.ip_address, backend.port) for backend in backends}
+        left = {key for b in before.backends if (key := (b.ip_address, b.port)) not in used}
+        if not left:
+            return backends
+        port = PortKey(frontend.service_port.name, frontend.service_port.protocol, frontend.family)
+        kept = [
+            _backend(member, _DRAINING)
+            for member in self.members.get(port, ())
+            if (member.address, member.port) in left and (port.protocol != "UDP" or member.serving)
+        ]
+        return (*backends, *kept)
+
+
+def _backends(cluster: Iterable[Member], local: Iterable[Member]) -> tuple[LoadBalancerBackend, ...]:
+    """Backends for the policy Cluster, and those that only the policy Local uses."""
+    found = [_backend(member, 0) for member in cluster]
+    known = set(cluster) if local else ()
+    found += [_backend(member, _LOCAL_ONLY) for member in local if member not in known]
+    return tuple(found)
+
+
+def _backend(member: Member, flags: int) -> LoadBalancerBackend:
+    return LoadBalancerBackend(
+        ip_address=member.address, port=member.port, flags=flags | (_LOCAL if member.local else 0)
+    )
+
+
+def same(wanted: LoadBalancer, found: LoadBalancer) -> bool:
+    """Whether a load balancer is as wanted, disregarding what the service fills in."""
+    return wanted == msgspec.structs.replace(found, source_vip=wanted.source_vip)

@@ -1,0 +1,328 @@
+"""Keeps the HCN load balancers of this node as the Services and EndpointSlices want them.
+
+A batch of the source only marks services dirty. One task compiles what is dirty, and hands the difference to the HNS
+service; what arrives meanwhile is the next round, so that bursts coalesce and nothing waits for a timer. Nothing is
+touched before every kind is known completely, and a source that cannot be reached changes nothing. A service that fails
+is tried again alone, later and later; the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Final, Protocol
+
+import structlog
+
+from samewire.errors import SamewireError
+from samewire.hcn.loadbalancers import LoadBalancer
+from samewire.kube.model import EndpointSlice, Key, Node, Service
+from samewire.kube.source import Batch, Source
+from samewire.proxy.compile import Compiled, Settings, compile_service, same
+from samewire.proxy.figures import Figures, trigger_time_s
+from samewire.proxy.health import ProxyHealth
+from samewire.proxy.healthserver import Check
+from samewire.proxy.ids import service_key
+from samewire.proxy.table import ServiceTable
+from samewire.proxy.topology import Place
+
+log = structlog.get_logger(__name__)
+
+BATCH: Final = 500
+"""Services in one change of the HNS service: what others wait for at most."""
+FIRST_RETRY_S: Final = 0.05
+LAST_RETRY_S: Final = 30.0
+NETWORK_RETRY_S: Final = 1.0
+VERIFY_S: Final = 30.0
+"""How often it is checked that nobody has deleted a load balancer of ours."""
+
+
+class Writer(Protocol):
+    """The HNS service, as far as the proxy needs it. Ids are upper-case GUIDs."""
+
+    def network_id(self) -> str | None:
+        """The network of the load balancers; None while there is none."""
+        ...
+
+    def node_port_addresses(self) -> tuple[str, ...]:
+        """The addresses at which node ports are reached; () = all."""
+        ...
+
+    def get(self, lb_id: str) -> LoadBalancer | None:
+        """A load balancer as it is now."""
+        ...
+
+    def owned(self) -> Iterable[LoadBalancer]:
+        """All load balancers that this proxy made, in this life or an earlier one."""
+        ...
+
+    async def write(
+        self, puts: Sequence[LoadBalancer], deletes: Sequence[str]
+    ) -> Mapping[str, SamewireError]:
+        """Delete, then create or replace; every object by itself. Returns what failed, by id."""
+        ...
+
+
+class ServiceProxy:
+    """The controller. Use from one event loop: `start`, and `close` before the source."""
+
+    def __init__(self, source: Source, writer: Writer, node: str, *, dsr: bool = False) -> None:
+        self.table = ServiceTable()
+        self.figures = Figures()
+        self.health = ProxyHealth()
+        self.checks: dict[Key, Check] = {}
+        self.on_checks: Callable[[], None] = lambda: None
+        """Called when `checks` has changed."""
+        self._source = source
+        self._writer = writer
+        self._settings = Settings(Place(node, ""), dsr=dsr)
+        self._dirty: dict[Key, float] = {}
+        self._retries: dict[Key, float] = {}
+        self._triggers: dict[Key, list[float]] = {}
+        self._written: dict[Key, tuple[str, ...]] = {}
+        self._unsynced = {Service, EndpointSlice, Node}
+        self._adopted = False
+        self._born_s = time.time()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to watch and to write; the source may be started before or after."""
+        self._source.watch(Service, self._on_services)
+        self._source.watch(EndpointSlice, self._on_slices)
+        self._source.watch(Node, self._on_nodes)
+        self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """Stop. What is written stays."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that is known is written, but for services that failed."""
+        return self._adopted and not self._dirty
+
+    def load_balancer_ids(self, key: Key) -> tuple[str, ...]:
+        """The ids of a service's load balancers."""
+        return self._written.get(key, ())
+
+    def _on_services(self, batch: Batch[Service]) -> None:
+        self.figures.service_changes += len(batch.changes)
+        self._mark(self.table.change_services(batch.changes), batch.received_s)
+        self._have(Service)
+
+    def _on_slices(self, batch: Batch[EndpointSlice]) -> None:
+        self.figures.slice_changes += len(batch.changes)
+        self._mark(self.table.change_slices(batch.changes), batch.received_s)
+        for change in batch.changes:
+            if change.new is not None and change.new.metadata.annotations.last_change_trigger_time:
+                self._note_trigger(change.new)
+        self._have(EndpointSlice)
+
+    def _on_nodes(self, batch: Batch[Node]) -> None:
+        for change in batch.changes:
+            if change.key[1] != self._settings.place.node:
+                continue
+            self.health.set_node(change.new)
+            place = Place(change.key[1], change.new.zone if change.new is not None else "")
+            if place != self._settings.place:
+                self._settings = self._settings._replace(place=place)
+                self._mark(self.table.services, batch.received_s)
+        self._have(Node)
+
+    def _note_trigger(self, piece: EndpointSlice) -> None:
+        at_s = trigger_time_s(piece.metadata.annotations.last_change_trigger_time)
+        key = piece.service_key
+        if at_s > self._born_s and key is not None:
+            self._triggers.setdefault(key, []).append(at_s)
+
+    def _mark(self, keys: Iterable[Key], received_s: float) -> None:
+        for key in keys:
+            self._dirty.setdefault(key, received_s)
+        if self._dirty:
+            self.health.queued(time.monotonic())
+            self.figures.last_queued_s = time.time()
+        self.figures.services_pending = len(self._dirty)
+        self._wake.set()
+
+    def _have(self, kind: type) -> None:
+        self._unsynced.discard(kind)
+        self._wake.set()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        verified_s = loop.time()
+        while True:
+            wait_s = await self._round()
+            if loop.time() >= verified_s + VERIFY_S:
+                self._verify()
+                verified_s = loop.time()
+            # not wait_for: when the event and a cancellation meet, Python 3.11's forgets the cancellation
+            timer = loop.call_later(wait_s, self._wake.set)
+            await self._wake.wait()
+            timer.cancel()
+            self._wake.clear()
+
+    async def _round(self) -> float:
+        """Write what is dirty and due; returns after how many seconds to look again at the latest."""
+        if self._unsynced or not self._find_network():
+            return NETWORK_RETRY_S
+        if not self._adopted:
+            self._adopt()
+        now = _now()
+        for key in [key for key, due_s in self._retries.items() if due_s <= now]:
+            self._dirty.setdefault(key, now)
+            del self._retries[key]
+        while self._dirty:
+            await self._write_some()
+            await asyncio.sleep(0)
+        self.health.updated(time.monotonic())
+        return max(min(self._retries.values()) - _now(), 0.0) if self._retries else VERIFY_S
+
+    def _find_network(self) -> bool:
+        network_id = self._writer.network_id()
+        if network_id is None:
+            return False
+        wanted = self._settings._replace(
+            network_id=network_id, node_port_addresses=self._writer.node_port_addresses()
+        )
+        if wanted != self._settings:
+            self._settings = wanted
+            self._mark(self.table.services, _now())
+        return True
+
+    def _adopt(self) -> None:
+        """Take over what an earlier life left; what of it no service wants any more goes with this first round."""
+        left: dict[Key, list[str]] = {}
+        for value in self._writer.owned():
+            left.setdefault(service_key(value.service_name) or ("", value.id), []).append(value.id)
+        self._written = {key: tuple(ids) for key, ids in left.items()}
+        self._mark(left, _now())
+        self._adopted = True
+
+    async def _write_some(self) -> None:
+        """One batch of dirty services."""
+        began = time.perf_counter()
+        keys = dict(islice(self._dirty.items(), BATCH))
+        for key in keys:
+            del self._dirty[key]
+            self._retries.pop(key, None)
+        triggers = {key: self._triggers.pop(key) for key in keys if key in self._triggers}
+        puts: list[LoadBalancer] = []
+        deletes: list[str] = []
+        compiled: dict[Key, Compiled] = {}
+        for key in keys:
+            try:
+                compiled[key] = self._compile(key)
+            except Exception as error:  # one service that we cannot make sense of must not stop the others
+                log.exception("a service cannot be compiled", service="/".join(key))
+                self._failed(key, f"{type(error).__name__}: {error}")
+                continue
+            self._difference(key, compiled[key], puts, deletes)
+        changed = {value.id for value in puts} | set(deletes)
+        failed = await self._write(puts, deletes) if changed else {}
+        self._record(keys, compiled, changed, failed)
+        self._observe(triggers)
+        self.figures.syncs.observe(time.perf_counter() - began)
+        self.figures.last_sync_s = time.time()
+        self.figures.services_pending = len(self._dirty)
+
+    async def _write(
+        self, puts: Sequence[LoadBalancer], deletes: Sequence[str]
+    ) -> Mapping[str, SamewireError]:
+        try:
+            return await self._writer.write(puts, deletes)
+        except SamewireError as error:
+            return dict.fromkeys([*(value.id for value in puts), *deletes], error)
+
+    def _compile(self, key: Key) -> Compiled:
+        table = self.table
+        return compile_service(
+            key, table.services.get(key), table.slices(key), self._settings, self._writer.get
+        )
+
+    def _difference(self, key: Key, wanted: Compiled, puts: list[LoadBalancer], deletes: list[str]) -> None:
+        ids = set()
+        for value in wanted.load_balancers:
+            ids.add(value.id)
+            found = self._writer.get(value.id)
+            if found is None or not same(value, found):
+                puts.append(value)
+        deletes += [lb_id for lb_id in self._written.get(key, ()) if lb_id not in ids]
+
+    def _record(
+        self,
+        keys: Mapping[Key, float],
+        compiled: Mapping[Key, Compiled],
+        changed: set[str],
+        failed: Mapping[str, SamewireError],
+    ) -> None:
+        now, wall_s = _now(), time.time()
+        checks_before = len(self.checks)
+        checks_changed = False
+        for key, wanted in compiled.items():
+            ids = tuple([value.id for value in wanted.load_balancers])
+            before = self._written.get(key, ())
+            errors = [str(failed[lb_id]) for lb_id in {*ids, *before} if lb_id in failed] if failed else []
+            touched = any(lb_id in changed for lb_id in ids) or any(lb_id in changed for lb_id in before)
+            checks_changed |= self._check(key, wanted)
+            if errors:
+                self._written[key] = tuple({*ids, *(lb_id for lb_id in before if lb_id in failed)})
+                self._failed(key, "; ".join(sorted(errors)))
+                continue
+            if ids:
+                self._written[key] = ids
+                self._succeeded(key, touched, wall_s, now - keys[key])
+            else:
+                self._written.pop(key, None)
+                self.figures.forget(key)
+        if checks_changed or len(self.checks) != checks_before:
+            self.on_checks()
+
+    def _check(self, key: Key, wanted: Compiled) -> bool:
+        """Note a service's health check; whether that has changed anything."""
+        self.figures.note_local(key, wanted.lacks_internal, wanted.lacks_external)
+        if not wanted.health_check_port:
+            return self.checks.pop(key, None) is not None
+        check = Check(wanted.health_check_port, wanted.local_endpoints)
+        changed = self.checks.get(key) != check
+        self.checks[key] = check
+        return changed
+
+    def _succeeded(self, key: Key, touched: bool, wall_s: float, latency_s: float) -> None:
+        status = self.figures.status(key)
+        status.error, status.attempts = "", 0
+        if touched:
+            status.changed_s, status.latency_s = wall_s, latency_s
+            self.figures.changes.observe(latency_s)
+
+    def _failed(self, key: Key, error: str) -> None:
+        status = self.figures.status(key)
+        status.attempts += 1
+        self.figures.failures += 1
+        if status.error != error:
+            log.warning("a service is not in the switch as it should be", service="/".join(key), error=error)
+        status.error = error
+        delay_s = min(FIRST_RETRY_S * 2 ** (status.attempts - 1), LAST_RETRY_S)
+        self._retries[key] = _now() + delay_s
+
+    def _observe(self, triggers: Mapping[Key, Sequence[float]]) -> None:
+        now = time.time()
+        for key, times in triggers.items():
+            if key not in self._retries:
+                for at_s in times:
+                    self.figures.programming.observe(max(now - at_s, 0.0))
+
+    def _verify(self) -> None:
+        """Services that have lost a load balancer are written again."""
+        get = self._writer.get
+        lost = [key for key, ids in self._written.items() if any(get(lb_id) is None for lb_id in ids)]
+        self._mark([key for key in lost if key not in self._retries], _now())
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

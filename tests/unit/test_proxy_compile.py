@@ -1,0 +1,308 @@
+"""One service becomes HCN load balancers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from samewire.hcn.loadbalancers import DistributionType, LoadBalancer, NoEndpointsAction
+from samewire.kube.model import (
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    Service,
+    ServiceAnnotations,
+    ServicePort,
+)
+from samewire.proxy.compile import Compiled, Settings, compile_service
+from samewire.proxy.ids import OWNER, load_balancer_id, service_key, service_name
+from tests.support.services import HERE, PLACE, endpoint, endpoint_slice, service
+
+SETTINGS = Settings(PLACE, "NETWORK")
+LOCAL, DRAINING, ONLY = 1, 2, 4
+KEY = ("shop", "web")
+
+
+def compiled(
+    value: Service | None, *slices: EndpointSlice, settings: Settings = SETTINGS, **before: Any
+) -> Compiled:
+    known: dict[str, LoadBalancer] = before.get("before", {})
+    return compile_service(KEY, value, slices, settings, known.get)
+
+
+def built(value: Service, *endpoints: Endpoint, **more: Any) -> dict[str, LoadBalancer]:
+    """Load balancers by address, "node" for the node port."""
+    slices = (endpoint_slice(*endpoints),) if endpoints else ()
+    found = compiled(value, *slices, **more).load_balancers
+    return {lb.frontend_vips[0] if lb.frontend_vips else "node": lb for lb in found}
+
+
+def backends(lb: LoadBalancer) -> list[tuple[str, int]]:
+    return [(backend.ip_address, backend.flags) for backend in lb.backends]
+
+
+def everything(**spec: Any) -> Service:
+    """A service with every kind of address."""
+    return service(
+        type="LoadBalancer",
+        ports=(ServicePort(port=80, name="http", node_port=30080),),
+        external_ips=("198.51.100.7",),
+        ingress=("203.0.113.9",),
+        **spec,
+    )
+
+
+HERE_READY = endpoint("10.244.1.1", node=HERE)
+AWAY_READY = endpoint("10.244.2.1")
+HERE_LAST = endpoint("10.244.1.2", node=HERE, ready=False, serving=True, terminating=True)
+AWAY_LAST = endpoint("10.244.2.2", ready=False, serving=True, terminating=True)
+HERE_BUSY = endpoint("10.244.1.3", node=HERE, ready=False)
+
+
+def test_a_cluster_ip() -> None:
+    found = compiled(service(), endpoint_slice(HERE_READY, AWAY_READY)).load_balancers
+    assert len(found) == 1
+    lb = found[0]
+    assert (lb.owner, lb.network_id, lb.service_name) == (OWNER, "NETWORK", "shop/web:http")
+    assert lb.frontend_vips == ("10.96.0.10",)
+    assert [(b.ip_address, b.port, b.flags) for b in lb.backends] == [
+        ("10.244.1.1", 8080, LOCAL),
+        ("10.244.2.1", 8080, 0),
+    ]
+    mapping = lb.port_mappings[0]
+    assert (mapping.protocol, mapping.external_port, mapping.internal_port, mapping.flags) == (6, 80, 8080, 0)
+    assert mapping.distribution_type is DistributionType.NONE
+    assert (lb.flags, lb.affinity_timeout, lb.source_ranges) == (0, 0, ())
+
+
+def test_nothing_for_services_that_are_not_ours_or_gone() -> None:
+    piece = endpoint_slice(HERE_READY)
+    for value in (None, service(ips=("None",)), service(ips=(), type="ExternalName")):
+        assert compiled(value, piece) == Compiled()
+
+
+def test_families_are_never_mixed() -> None:
+    value = service(
+        ips=("10.96.0.10", "fd96::10"),
+        type="NodePort",
+        ports=(ServicePort(port=80, name="http", node_port=30080),),
+    )
+    four = endpoint_slice(endpoint("10.244.2.1"))
+    six = endpoint_slice(endpoint("fd44::1"), name="web-6")
+    found = compiled(value, four, six).load_balancers
+    assert len(found) == 4
+    for lb in found:
+        assert {":" in backend.ip_address for backend in lb.backends} == {lb.is_ipv6}
+    assert sorted(bool(lb.flags & 2) for lb in found if not lb.frontend_vips) == [False, True]
+
+
+def test_flags_by_kind_of_address() -> None:
+    found = built(everything(), HERE_READY)
+    assert {vip: lb.port_mappings[0].flags for vip, lb in found.items()} == {
+        "10.96.0.10": 0,
+        "node": 2 | 16,
+        "198.51.100.7": 16,
+        "203.0.113.9": 16,
+    }
+    assert found["node"].port_mappings[0].external_port == 30080
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "internal", "external"),
+    [
+        # (backends of the cluster IP, backends of the others), both with external policy Local, internal Cluster
+        ([HERE_READY, AWAY_READY], [("10.244.1.1", LOCAL), ("10.244.2.1", 0)], None),
+        ([AWAY_READY], [("10.244.2.1", 0)], None),
+        (
+            [HERE_LAST, AWAY_READY],
+            [("10.244.2.1", 0)],
+            [("10.244.2.1", 0), ("10.244.1.2", LOCAL | ONLY)],
+        ),
+        ([HERE_LAST, AWAY_LAST], [("10.244.1.2", LOCAL), ("10.244.2.2", 0)], None),
+        ([HERE_BUSY], [], None),
+    ],
+)
+def test_external_policy_local(
+    endpoints: list[Endpoint], internal: list[tuple[str, int]], external: list[tuple[str, int]] | None
+) -> None:
+    found = built(everything(external_traffic_policy="Local"), *endpoints)
+    for vip, lb in found.items():
+        cluster_ip = vip == "10.96.0.10"
+        assert backends(lb) == (internal if cluster_ip or external is None else external)
+        assert lb.external_traffic_policy_local is not cluster_ip
+        assert not lb.internal_traffic_policy_local
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "expected", "action"),
+    [
+        ([HERE_READY, AWAY_READY], [("10.244.1.1", LOCAL)], NoEndpointsAction.DROP),
+        ([AWAY_READY], [], NoEndpointsAction.DROP),
+        ([AWAY_LAST], [], NoEndpointsAction.DROP),
+        ([HERE_LAST, AWAY_READY], [("10.244.1.2", LOCAL)], NoEndpointsAction.DROP),
+        ([HERE_BUSY], [], NoEndpointsAction.REJECT),
+        ([], [], NoEndpointsAction.REJECT),
+    ],
+)
+def test_internal_policy_local(
+    endpoints: list[Endpoint], expected: list[tuple[str, int]], action: NoEndpointsAction
+) -> None:
+    lb = built(service(internal_traffic_policy="Local"), *endpoints)["10.96.0.10"]
+    assert backends(lb) == expected
+    assert lb.no_endpoints_action is action
+    assert lb.internal_traffic_policy_local
+
+
+def test_internal_policy_local_is_for_the_cluster_ip_only() -> None:
+    found = built(everything(internal_traffic_policy="Local"), HERE_READY, AWAY_READY)
+    assert backends(found["10.96.0.10"]) == [("10.244.1.1", LOCAL)]
+    assert backends(found["node"]) == [("10.244.1.1", LOCAL), ("10.244.2.1", 0)]
+
+
+def test_hints_for_inside_and_local_for_outside() -> None:
+    near = endpoint("10.244.2.1", zones=("zone-1",))
+    own = endpoint("10.244.1.1", node=HERE, zones=("zone-2",))
+    found = built(everything(external_traffic_policy="Local"), near, own)
+    assert backends(found["10.96.0.10"]) == [("10.244.2.1", 0)]
+    assert backends(found["node"]) == [("10.244.2.1", 0), ("10.244.1.1", LOCAL | ONLY)]
+
+
+def test_no_endpoints_is_a_refusal() -> None:
+    for lb in built(everything(), HERE_BUSY).values():
+        assert (lb.backends, lb.no_endpoints_action) == ((), NoEndpointsAction.REJECT)
+
+
+def test_affinity_and_its_time() -> None:
+    lb = built(service(affinity_s=7), HERE_READY)["10.96.0.10"]
+    assert (lb.affinity_timeout, lb.port_mappings[0].distribution_type) == (7, DistributionType.SOURCE_IP)
+
+
+def test_source_ranges_are_for_ingress_addresses() -> None:
+    found = built(everything(load_balancer_source_ranges=("192.0.2.0/24", "2001:db8::/32")), HERE_READY)
+    assert {vip for vip, lb in found.items() if lb.source_ranges} == {"203.0.113.9"}
+    assert found["203.0.113.9"].source_ranges == ("192.0.2.0/24",)
+
+
+def test_preserve_destination() -> None:
+    found = built(
+        everything(annotations=ServiceAnnotations(preserve_destination="true")), HERE_READY, AWAY_READY
+    )
+    lb = found["203.0.113.9"]
+    assert lb.port_mappings[0].flags == 16 | 4 | 8
+    assert lb.flags & 1
+    assert lb.external_traffic_policy_local
+    assert not any(found[vip].flags & 1 for vip in ("10.96.0.10", "node", "198.51.100.7"))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "default", "expected"),
+    [("", False, False), ("", True, True), ("true", False, True), ("false", True, False)],
+)
+def test_dsr_is_asked_for_and_only_for_clients_outside(
+    annotation: str, default: bool, expected: bool
+) -> None:
+    value = everything(annotations=ServiceAnnotations(dsr=annotation))
+    found = built(value, HERE_READY, settings=SETTINGS._replace(dsr=default))
+    assert {vip: bool(lb.flags & 1) for vip, lb in found.items()} == {
+        "10.96.0.10": False,
+        "node": expected,
+        "198.51.100.7": expected,
+        "203.0.113.9": expected,
+    }
+
+
+def test_node_ports_at_some_addresses() -> None:
+    value = everything()
+    only = SETTINGS._replace(node_port_addresses=("192.0.2.1", "2001:db8::1"))
+    assert "192.0.2.1" in built(value, HERE_READY, settings=only)
+    none = SETTINGS._replace(node_port_addresses=("2001:db8::1",))
+    assert set(built(value, HERE_READY, settings=none)) == {"10.96.0.10", "198.51.100.7", "203.0.113.9"}
+
+
+def test_named_ports_may_differ_by_endpoint() -> None:
+    old = endpoint_slice(endpoint("10.244.2.1"))
+    new = endpoint_slice(endpoint("10.244.2.2"), name="web-2", ports=(EndpointPort(name="http", port=9090),))
+    lb = compiled(service(), old, new).load_balancers[0]
+    assert [(b.ip_address, b.port) for b in lb.backends] == [("10.244.2.1", 8080), ("10.244.2.2", 9090)]
+
+
+def test_sctp_and_udp() -> None:
+    ports = tuple(ServicePort(port=80, name=name, protocol=name.upper()) for name in ("tcp", "udp", "sctp"))  # type: ignore[arg-type]
+    found = compiled(service(ports=ports)).load_balancers
+    assert [lb.port_mappings[0].protocol for lb in found] == [6, 17, 132]
+    assert len({lb.id for lb in found}) == 3
+
+
+@pytest.mark.parametrize(
+    ("protocol", "later", "kept"),
+    [
+        ("TCP", HERE_LAST, True),
+        ("TCP", endpoint("10.244.1.2", node=HERE, ready=False), True),
+        ("TCP", None, False),
+        ("UDP", HERE_LAST, True),
+        ("UDP", endpoint("10.244.1.2", node=HERE, ready=False), False),  # its clients must go elsewhere now
+        ("SCTP", endpoint("10.244.1.2", node=HERE, ready=False, terminating=True), True),
+    ],
+)
+def test_draining(protocol: str, later: Endpoint | None, kept: bool) -> None:
+    value = service(ports=(ServicePort(port=80, name="http", protocol=protocol),))  # type: ignore[arg-type]
+    ports = (EndpointPort(name="http", protocol=protocol, port=8080),)  # type: ignore[arg-type]
+    full = endpoint_slice(endpoint("10.244.1.2", node=HERE), AWAY_READY, ports=ports)
+    before = compiled(value, full).load_balancers[0]
+    less = endpoint_slice(*([later] if later else []), AWAY_READY, ports=ports)
+    after = compiled(value, less, before={before.id: before}).load_balancers[0]
+    expected = [("10.244.2.1", 0), *([("10.244.1.2", LOCAL | DRAINING)] if kept else [])]
+    assert backends(after) == expected
+    assert backends(compiled(value, less).load_balancers[0]) == [("10.244.2.1", 0)]
+
+
+def test_what_comes_back_drains_no_more() -> None:
+    value = service()
+    full = endpoint_slice(HERE_READY, AWAY_READY)
+    first = compiled(value, full).load_balancers[0]
+    fewer = endpoint_slice(endpoint("10.244.1.1", node=HERE, ready=False), AWAY_READY)
+    second = compiled(value, fewer, before={first.id: first}).load_balancers[0]
+    assert (("10.244.1.1", LOCAL | DRAINING)) in backends(second)
+    third = compiled(value, full, before={second.id: second}).load_balancers[0]
+    assert third == first
+
+
+def test_health_check() -> None:
+    value = everything(external_traffic_policy="Local", health_check_node_port=31000)
+    found = compiled(value, endpoint_slice(HERE_READY, HERE_LAST, AWAY_READY))
+    assert (found.health_check_port, found.local_endpoints, found.lacks_external) == (31000, 1, False)
+    found = compiled(value, endpoint_slice(AWAY_READY))
+    assert (found.local_endpoints, found.lacks_external, found.lacks_internal) == (0, True, False)
+
+
+def test_ids_stay_and_tell_apart() -> None:
+    one = load_balancer_id(KEY, "cluster", "10.96.0.10", 4, 80, "TCP")
+    assert one == "D04C7D0F-F24D-590B-A25D-CFF1F629F87F"  # whatever else changes: restarts find it by this
+    others = {
+        load_balancer_id(("shop", "other"), "cluster", "10.96.0.10", 4, 80, "TCP"),
+        load_balancer_id(KEY, "external", "10.96.0.10", 4, 80, "TCP"),
+        load_balancer_id(KEY, "cluster", "10.96.0.11", 4, 80, "TCP"),
+        load_balancer_id(KEY, "cluster", "10.96.0.10", 4, 81, "TCP"),
+        load_balancer_id(KEY, "cluster", "10.96.0.10", 4, 80, "UDP"),
+        load_balancer_id(KEY, "node-port", "", 4, 80, "TCP"),
+        load_balancer_id(KEY, "node-port", "", 6, 80, "TCP"),
+    }
+    assert len(others) == 7
+    assert one not in others
+
+
+def test_a_renamed_port_keeps_the_load_balancer() -> None:
+    before = compiled(service(), endpoint_slice(HERE_READY)).load_balancers[0]
+    renamed = service(ports=(ServicePort(port=80, name="web"),))
+    piece = endpoint_slice(HERE_READY, ports=(EndpointPort(name="web", port=8080),))
+    after = compiled(renamed, piece).load_balancers[0]
+    assert (after.id, after.backends) == (before.id, before.backends)
+
+
+def test_service_names() -> None:
+    assert service_name(KEY, "http") == "shop/web:http"
+    assert service_name(KEY, "") == "shop/web"
+    assert service_key("shop/web:http") == service_key("shop/web") == KEY
+    assert service_key("") is None
+    assert service_key("web") is None

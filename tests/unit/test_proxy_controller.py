@@ -1,0 +1,294 @@
+"""The controller: when it writes, what it leaves alone, and that one bad service stops nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from samewire.hcn.loadbalancers import LoadBalancer
+from samewire.kube.model import Node, NodeMetadata, NodeSpec, ServicePort, Taint
+from samewire.proxy.controller import ServiceProxy
+from samewire.proxy.ids import OWNER
+from tests.support.proxy import FakeSource, FakeWriter
+from tests.support.services import HERE, endpoint, endpoint_slice, service
+
+ZONE = "topology.kubernetes.io/zone"
+
+
+class Rig:
+    """A proxy between a source and a writer."""
+
+    def __init__(self) -> None:
+        self.source = FakeSource()
+        self.writer = FakeWriter()
+        self.proxy = ServiceProxy(self.source, self.writer, HERE)  # type: ignore[arg-type]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something is so."""
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110  # it looks at plain values
+                await asyncio.sleep(0)
+
+    async def settle(self) -> None:
+        """Wait until everything is written."""
+        await asyncio.sleep(0)
+        await self.until(lambda: self.proxy.idle)
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    def lb(self, vip: str = "10.96.0.10") -> LoadBalancer | None:
+        return next((lb for lb in self.writer.objects.values() if lb.frontend_vips == (vip,)), None)
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    made = Rig()
+    made.proxy.start()
+    yield made
+    await made.proxy.close()
+
+
+def left_over(name: str = "shop/old:http") -> LoadBalancer:
+    return LoadBalancer(id="OLD", owner=OWNER, service_name=name, frontend_vips=("10.96.0.99",))
+
+
+async def test_a_service_appears_changes_and_goes(rig: Rig) -> None:
+    await rig.source.start()
+    rig.source.put(service(), endpoint_slice(endpoint("10.244.2.1")))
+    await rig.settle()
+    found = rig.lb()
+    assert found is not None
+    assert [backend.ip_address for backend in found.backends] == ["10.244.2.1"]
+    rig.source.put(endpoint_slice(endpoint("10.244.2.1"), endpoint("10.244.2.2")))
+    await rig.settle()
+    changed = rig.lb()
+    assert changed is not None
+    assert changed.id == found.id
+    assert len(changed.backends) == 2
+    rig.source.remove(service())
+    await rig.settle()
+    assert rig.writer.objects == {}
+    assert rig.proxy.figures.statuses == {}
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+async def test_nothing_is_touched_before_every_kind_is_known(rig: Rig, missing: int) -> None:
+    rig.writer.objects["OLD"] = left_over()
+    rig.source.put(service(), quiet=True)
+    kinds = list(rig.source._objects)
+    late = kinds.pop(missing)
+    rig.source.sync(*kinds)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert rig.writer.writes == []
+    rig.source.sync(late)
+    await rig.settle()
+    assert rig.lb() is not None
+    assert "OLD" not in rig.writer.objects
+
+
+async def test_a_restart_finds_its_own_and_changes_nothing(rig: Rig) -> None:
+    await rig.source.start()
+    rig.source.put(service(), endpoint_slice(endpoint("10.244.2.1")))
+    await rig.settle()
+    again = ServiceProxy(rig.source, rig.writer, HERE)  # type: ignore[arg-type]
+    again.start()
+    rig.writer.writes.clear()
+    rig.source.sync()
+    await rig.until(lambda: again.idle)
+    await again.close()
+    assert rig.writer.writes == []
+    assert len(rig.writer.objects) == 1
+
+
+async def test_what_others_made_is_left_alone(rig: Rig) -> None:
+    rig.writer.objects["THEIRS"] = LoadBalancer(id="THEIRS", owner="somebody", service_name="shop/old")
+    rig.writer.objects["NAMELESS"] = LoadBalancer(id="NAMELESS", owner=OWNER)
+    await rig.source.start()
+    await rig.settle()
+    assert set(rig.writer.objects) == {"THEIRS"}
+
+
+async def test_one_bad_service_stops_nobody_and_is_tried_again(rig: Rig) -> None:
+    rig.writer.refuse = lambda value: "no" if value.frontend_vips == ("10.96.0.1",) else ""
+    await rig.source.start()
+    rig.source.put(service("bad", ips=("10.96.0.1",)), service("good", ips=("10.96.0.2",)), service("web"))
+    await rig.settle()
+    assert (rig.lb("10.96.0.1"), rig.lb("10.96.0.2") is not None) == (None, True)
+    status = rig.proxy.figures.statuses["shop", "bad"]
+    assert (status.error, rig.proxy.figures.statuses["shop", "good"].error) == ("no", "")
+    await rig.until(lambda: status.attempts >= 2)
+    assert rig.lb("10.96.0.10") is not None
+    rig.writer.refuse = lambda value: ""
+    await rig.until(lambda: rig.lb("10.96.0.1") is not None)
+    await rig.settle()
+    assert (status.error, status.attempts) == ("", 0)
+
+
+async def test_a_service_that_we_cannot_make_sense_of_stops_nobody(rig: Rig) -> None:
+    await rig.source.start()
+    broken = service("bad", ips=("10.96.0.1",), ports=(ServicePort(port=80, protocol="QUIC"),))  # type: ignore[arg-type]
+    rig.source.put(broken, service())
+    await rig.settle()
+    assert rig.lb() is not None
+    assert "QUIC" in rig.proxy.figures.statuses["shop", "bad"].error
+
+
+async def test_the_hns_service_may_be_away(rig: Rig) -> None:
+    rig.writer.down = True
+    await rig.source.start()
+    rig.source.put(service())
+    await rig.settle()
+    assert rig.writer.objects == {}
+    rig.writer.down = False
+    await rig.until(lambda: rig.lb() is not None)
+
+
+async def test_a_failed_delete_is_tried_again(rig: Rig) -> None:
+    await rig.source.start()
+    rig.source.put(service())
+    await rig.settle()
+    rig.writer.down = True
+    rig.source.remove(service())
+    await rig.settle()
+    assert rig.lb() is not None
+    rig.writer.down = False
+    await rig.until(lambda: rig.lb() is None)
+    await rig.settle()
+    assert rig.proxy.figures.statuses == {}
+
+
+async def test_an_address_that_moves_between_services(rig: Rig) -> None:
+    def refuse(value: LoadBalancer) -> str:
+        others = (lb for lb in rig.writer.objects.values() if lb.id != value.id)
+        return "taken" if any(set(lb.frontend_vips) & set(value.frontend_vips) for lb in others) else ""
+
+    rig.writer.refuse = refuse
+    await rig.source.start()
+    first, second = service("a"), service("b")
+    rig.source.put(first)
+    await rig.settle()
+    rig.source.put(second)  # comes before the first goes
+    rig.source.remove(first)
+    await rig.until(lambda: (lb := rig.lb()) is not None and lb.service_name == "shop/b:http")
+
+
+async def test_there_is_no_network_yet(rig: Rig) -> None:
+    rig.writer.network = None
+    await rig.source.start()
+    rig.source.put(service())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert rig.writer.writes == []
+    rig.writer.network = "LATER"
+    rig.source.put(service("other", ips=("10.96.0.11",)))
+    await rig.settle()
+    assert {lb.network_id for lb in rig.writer.objects.values()} == {"LATER"}
+
+
+async def test_an_edit_that_changes_nothing_writes_nothing(rig: Rig) -> None:
+    await rig.source.start()
+    piece = endpoint_slice(endpoint("10.244.2.1"))
+    rig.source.put(service(), piece)
+    await rig.settle()
+    rig.writer.writes.clear()
+    rig.source.put(endpoint_slice(endpoint("10.244.2.1"), triggered="2026-01-01T00:00:00Z"))
+    rig.source.put(service(publish_not_ready_addresses=True))
+    await rig.settle()
+    assert rig.writer.writes == []
+
+
+async def test_one_change_touches_one_service(rig: Rig) -> None:
+    await rig.source.start()
+    for number in range(20):
+        rig.source.put(service(f"s{number}", ips=(f"10.96.1.{number}",)))
+    await rig.settle()
+    rig.writer.writes.clear()
+    rig.source.put(endpoint_slice(endpoint("10.244.2.1"), of="s7"))
+    await rig.settle()
+    assert rig.writer.writes == [(list(rig.proxy.load_balancer_ids(("shop", "s7"))), [])]
+
+
+async def test_a_deleted_load_balancer_is_made_again(rig: Rig) -> None:
+    await rig.source.start()
+    rig.source.put(service())
+    await rig.settle()
+    rig.writer.objects.clear()
+    rig.proxy._verify()
+    await rig.settle()
+    assert rig.lb() is not None
+
+
+async def test_the_node_moves_to_another_zone(rig: Rig) -> None:
+    def node(zone: str) -> Node:
+        return Node(NodeMetadata(name=HERE, labels={ZONE: zone}))
+
+    await rig.source.start()
+    rig.source.put(node("zone-1"), service())
+    pieces = (endpoint("10.244.2.1", zones=("zone-1",)), endpoint("10.244.2.2", zones=("zone-2",)))
+    rig.source.put(endpoint_slice(*pieces))
+    await rig.settle()
+    assert [b.ip_address for b in rig.lb().backends] == ["10.244.2.1"]  # type: ignore[union-attr]
+    rig.source.put(node("zone-2"))
+    await rig.settle()
+    assert [(b.ip_address, b.flags) for b in rig.lb().backends] == [  # type: ignore[union-attr]
+        ("10.244.2.2", 0),
+        ("10.244.2.1", 2),
+    ]
+
+
+async def test_a_node_on_its_way_out(rig: Rig) -> None:
+    await rig.source.start()
+    rig.source.put(
+        Node(NodeMetadata(name="other"), NodeSpec(taints=(Taint("ToBeDeletedByClusterAutoscaler"),)))
+    )
+    assert rig.proxy.health.node_eligible
+    for gone in (
+        Node(NodeMetadata(name=HERE), NodeSpec(taints=(Taint("ToBeDeletedByClusterAutoscaler"),))),
+        Node(NodeMetadata(name=HERE, deletion_timestamp="2026-01-01T00:00:00Z")),
+    ):
+        rig.source.put(gone)
+        assert not rig.proxy.health.node_eligible
+        rig.source.put(Node(NodeMetadata(name=HERE)))
+        assert rig.proxy.health.node_eligible
+    rig.source.remove(Node(NodeMetadata(name=HERE)))
+    assert not rig.proxy.health.node_eligible
+
+
+async def test_figures(rig: Rig) -> None:
+    await rig.source.start()
+    rig.source.put(service())
+    just_now = datetime.now(UTC) + timedelta(seconds=0.001)
+    rig.source.put(endpoint_slice(endpoint("10.244.2.1"), triggered=just_now.isoformat()))
+    rig.source.put(
+        endpoint_slice(endpoint("10.244.2.2"), triggered="2020-01-01T00:00:00Z")
+    )  # before our time
+    await rig.settle()
+    figures = rig.proxy.figures
+    assert (figures.service_changes, figures.slice_changes, figures.services_pending) == (1, 2, 0)
+    assert (figures.programming.count, figures.changes.count) == (1, 1)
+    status = figures.statuses["shop", "web"]
+    assert status.changed_s > 0
+    assert rig.proxy.health.updated_s is not None
+
+
+async def test_health_checks(rig: Rig) -> None:
+    told: list[int] = []
+    rig.proxy.on_checks = lambda: told.append(len(rig.proxy.checks))
+    await rig.source.start()
+    spec = {"type": "LoadBalancer", "external_traffic_policy": "Local", "health_check_node_port": 31000}
+    rig.source.put(service(**spec), endpoint_slice(endpoint("10.244.1.1", node=HERE)))
+    await rig.settle()
+    assert rig.proxy.checks == {("shop", "web"): (31000, 1)}
+    rig.source.put(endpoint_slice(endpoint("10.244.2.1")))
+    await rig.settle()
+    assert rig.proxy.checks == {("shop", "web"): (31000, 0)}
+    assert rig.proxy.figures.without_local["external"] == {("shop", "web")}
+    rig.source.remove(service())
+    await rig.settle()
+    assert rig.proxy.checks == {}
+    assert told == [1, 1, 0]
+    assert rig.proxy.figures.without_local["external"] == set()
