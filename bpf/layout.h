@@ -14,12 +14,12 @@
 
 #include <linux/types.h>
 
-#define SW_LAYOUT_VERSION 1
+#define SW_LAYOUT_VERSION 2
 
 #define SW_MAX_PORTS 4096	   /* ports on one node */
 #define SW_MAX_ENDPOINTS 65536	   /* local and remote endpoints, all networks */
 #define SW_MAX_ROUTES 65536	   /* subnets, remote subnets, host addresses, all networks */
-#define SW_MAX_NEXTHOPS 16384	   /* provider addresses and gateways */
+#define SW_MAX_NEXTHOPS 65536	   /* provider addresses and gateways, and endpoints that are reached by DSR */
 #define SW_MAX_PORTMAPS 16384	   /* host ports */
 #define SW_MAX_ACL_ENTRIES 262144  /* expanded ACL entries, all sets */
 #define SW_MAX_ACL_PER_SET 1024	   /* entries that one first packet may look at */
@@ -29,10 +29,20 @@
 #define SW_MAX_FRAGMENTS 8192	   /* datagrams being reassembled somewhere behind us */
 #define SW_MAX_DROP_KINDS 16384	   /* (port, layer, rule, reason) that have dropped something */
 #define SW_MAX_SOCKETS 65536	   /* host sockets redirected to a host port */
+#define SW_MAX_SERVICES 262144	   /* VIP and port, all scopes */
+#define SW_MAX_BACKENDS 524288	   /* backends of all services */
+#define SW_MAX_BACKEND_CHUNKS 131072 /* of all backend sets */
+#define SW_CHUNK_BACKENDS 16	   /* places in a chunk */
+#define SW_MAX_AFFINITY 65536	   /* clients that are to stay with their backend */
+#define SW_MAX_SOURCE_RANGES 65536 /* loadBalancerSourceRanges, all services */
+#define SW_MAX_DIRECT 65536	   /* VIPs that local endpoints answer for themselves (DSR) */
+#define SW_MAX_SERVICE_COUNTS 65536 /* services that have been used */
 #define SW_NAT_TRIES 64		   /* SNAT ports tried before giving up */
 
 #define SW_SCOPE_UPLINK 0      /* addresses of the underlay: the uplink, and L2Bridge and Transparent networks */
-#define SW_SCOPE_HOST 0xffff   /* only in sw_routes: which network does the host mean by this address? */
+#define SW_SCOPE_HOST 0xffff   /* in sw_routes: which network does the host mean by this address? In sw_services: its own */
+#define SW_SCOPE_OUTSIDE 0xfffe /* only in sw_services: arrivals on the uplink */
+#define SW_SCOPE_ANY 0xfffd    /* only in sw_services: pods of every network, the tunnel and the host; asked last */
 #define SW_TICK_SHIFT 30       /* a tick is 2^30 ns, about 1.07 s */
 
 struct sw_addr {
@@ -51,7 +61,7 @@ enum sw_layer {
 	SW_LAYER_PARSE = 1,
 	SW_LAYER_GUARD = 2,
 	SW_LAYER_FLOW = 3,	/* unified flow hit */
-	SW_LAYER_LB = 4,	/* VIP -> DIP (its place; rules come with load balancers) */
+	SW_LAYER_LB = 4,	/* VIP -> DIP */
 	SW_LAYER_PORTMAP = 5,
 	SW_LAYER_ACL_OUT = 6,
 	SW_LAYER_NAT = 7,
@@ -92,6 +102,10 @@ enum sw_reason {
 	SW_REASON_ICMP_UNRELATED = 21,	 /* an ICMP error about a connection that is not there */
 	SW_REASON_MARTIAN = 22,		 /* source equals destination, loopback or unspecified address */
 	SW_REASON_INTERNAL = 23,	 /* a helper failed or a tail call was missed */
+	SW_REASON_NO_BACKEND = 24,	 /* a service without endpoints, refused or dropped as it says */
+	SW_REASON_SOURCE_RANGE = 25,	 /* the client is in none of the service's source ranges */
+	SW_REASON_BACKEND_GONE = 26,	 /* an established connection's backend has been removed */
+	SW_REASON_NO_SOURCE = 27,	 /* replies would not come back, and the service has no source address to give */
 	SW_REASON_MAX,
 };
 
@@ -122,6 +136,7 @@ struct sw_config {
 	__u32 idle_icmp;
 	__u32 idle_other;
 	__u32 reserved;
+	struct sw_addr address[2]; /* the node's on the underlay, [0] IPv4, [1] IPv6: source towards backends out there */
 };
 
 #define SW_CONFIG_CSUM_IPV6 1 /* bpf_l4_csum_replace knows BPF_F_IPV6 */
@@ -234,6 +249,127 @@ struct sw_portmap {
 	__u16 scope;
 	__be16 internal_port;
 	struct sw_addr address; /* of the endpoint */
+};
+
+/* ---- sw_services: hash[SW_MAX_SERVICES] -----------------------------------------------------------------------
+ * Load balancers, one entry for every VIP and port. A zero address stands for every address of the node (NodePort);
+ * the host's own sockets mean loopback by it too. Asked under the scope of the arrival (a network; SW_SCOPE_OUTSIDE on
+ * the uplink; SW_SCOPE_HOST for the node), then, except on the uplink, under SW_SCOPE_ANY; this very address before
+ * zero. So one service may have different sets for arrivals from outside and from pods (traffic policies). Writer:
+ * daemon. Readers: first packets, socket programs.
+ */
+struct sw_service_key {
+	struct sw_addr address;
+	__be16 port;
+	__u8 protocol;
+	__u8 family;
+	__u16 scope;
+	__u16 reserved;
+};
+
+struct sw_service {
+	__u32 service;	      /* id, never reused: in counters, drops, traces, and key of sw_source_ranges */
+	__u32 set;	      /* key of sw_backend_sets, and of its clients' affinity; never reused */
+	__u16 chunks;	      /* of the set; 0: no endpoints */
+	__u16 flags;	      /* SW_SERVICE_* */
+	__u32 affinity_ticks; /* a client stays with its backend for so long after a connection; 0: no affinity */
+	struct sw_addr source; /* the node's own in the backends' network (SourceVIP), for clients whom they cannot answer */
+};
+
+#define SW_SERVICE_REJECT 1	   /* without endpoints: TCP RST, port unreachable, ECONNREFUSED; else a silent drop */
+#define SW_SERVICE_SOURCE_RANGES 2 /* only for clients in sw_source_ranges */
+#define SW_SERVICE_BY_CLIENT 4	   /* the choice depends on client and VIP alone, not on ports */
+#define SW_SERVICE_BY_PROTOCOL 8   /* as above, and on the protocol */
+#define SW_SERVICE_DSR 16	   /* backends with a direct hop get the VIP's packets as they are, and answer directly */
+#define SW_SERVICE_PRESERVE 32	   /* PreserveDIP: local backends get them as they are, too */
+
+/* ---- sw_backend_sets: hash[SW_MAX_BACKEND_CHUNKS] --------------------------------------------------------------
+ * Members that get new connections, SW_CHUNK_BACKENDS to a chunk; places may be empty (backend 0), order does not
+ * matter. Rendezvous: the member with the highest weight of (connection, seed) gets the connection. The seed is made
+ * from the backend's address, port and protocol, so that all nodes choose alike. Writer: daemon. Readers: first
+ * packets, socket programs.
+ */
+struct sw_backend_chunk_key {
+	__u32 set;
+	__u32 chunk;
+};
+
+struct sw_backend_place {
+	__u32 backend;
+	__u32 seed;
+};
+
+struct sw_backend_chunk {
+	struct sw_backend_place place[SW_CHUNK_BACKENDS];
+};
+
+/* ---- sw_backends: hash[SW_MAX_BACKENDS], key: id, never reused -------------------------------------------------
+ * One for every (service port, endpoint). What it says of an id never changes but for flags and direct: another
+ * address is another id. While it is here, connections to it go on; when it is gone, they end. Writer: daemon.
+ * Readers: all programs.
+ */
+struct sw_backend {
+	struct sw_addr address;
+	__be16 port;
+	__u8 family;
+	__u8 flags;	/* SW_BACKEND_* */
+	__u32 service;	/* the service's id */
+	__u32 direct;	/* key of sw_nexthops: tunnel hop that names the endpoint by its MAC (DSR); 0 = there is none */
+	__u16 scope;	/* network of the address; SW_SCOPE_UPLINK: on the underlay, or beyond */
+	__u16 reserved;
+};
+
+#define SW_BACKEND_DRAINING 1 /* keeps its connections, gets no new ones, not even by affinity */
+
+/* ---- sw_affinity: LRU hash[SW_MAX_AFFINITY] --------------------------------------------------------------------
+ * Which backend a client is to stay with. The host's own sockets are one client, with the zero address. Writers,
+ * readers: first packets, socket programs.
+ */
+struct sw_affinity_key {
+	struct sw_addr client;
+	__u32 set;
+	__u8 family;
+	__u8 reserved[3];
+};
+
+struct sw_affinity {
+	__u32 backend;
+	__u32 seen_tick; /* of its last connection */
+};
+
+/* ---- sw_source_ranges: LPM trie[SW_MAX_SOURCE_RANGES] -> u32 (1) -----------------------------------------------
+ * Clients that a service is for. prefix_bits counts service, family and reserved (64 bits) too. Writer: daemon.
+ * Readers: first packets.
+ */
+struct sw_source_range_key {
+	__u32 prefix_bits;
+	__u32 service;
+	__u8 family;
+	__u8 reserved[3];
+	struct sw_addr address;
+};
+
+/* ---- sw_direct: hash[SW_MAX_DIRECT] -> struct sw_portmap ---------------------------------------------------------
+ * The receiving side of DSR and PreserveDIP: a decapsulated packet to an endpoint's own MAC and a VIP (zero: any
+ * address of any node) is that endpoint's. The value's address is the endpoint's, or the VIP where it is preserved.
+ * Writer: daemon. Reader: tunnel program.
+ */
+struct sw_direct_key {
+	struct sw_addr address;
+	__be16 port;
+	__u8 protocol;
+	__u8 family;
+	__u8 mac[6];
+	__u8 reserved[2];
+};
+
+/* ---- sw_service_counts: per-CPU hash[SW_MAX_SERVICE_COUNTS], key: service id -------------------------------------
+ * Writers: first packets, socket programs. Reader: daemon, which removes those of services that are gone.
+ */
+struct sw_service_count {
+	__u64 connections; /* new ones, balanced */
+	__u64 refused;	   /* without endpoints, or outside the source ranges */
+	__u64 ended;	   /* reset because their backend was removed */
 };
 
 /* ---- sw_acl: hash[SW_MAX_ACL_ENTRIES] ------------------------------------------------------------------------
@@ -349,6 +485,7 @@ struct sw_flow {
 	__u8 tcp[2];	  /* SW_TCP_* seen from [0] the initiator, [1] the target */
 	__u8 arrival;	  /* enum sw_arrival of the first packet */
 	__u8 reserved[2];
+	__u32 backend;	  /* key of sw_backends: gone, and the flow is stale; 0 = no service */
 };
 
 #define SW_FLOW_INITIATOR 1 /* direction (0 or 1) that the initiator's packets have under this key */
@@ -356,6 +493,7 @@ struct sw_flow {
 #define SW_FLOW_SECOND 4    /* is that second entry: serves only the target's packets */
 #define SW_FLOW_REPLIED 8   /* the target has answered */
 #define SW_FLOW_HOST 16	    /* a host socket on the uplink that uses a port of the NAT pool */
+#define SW_FLOW_DIRECT 32   /* of a service, but the VIP stays on its packets: DSR, PreserveDIP */
 
 #define SW_TCP_SYN 1
 #define SW_TCP_FIN 2
@@ -416,7 +554,10 @@ enum sw_counter {
 	SW_COUNTER_TIME_EXCEEDED_SENT = 12,
 	SW_COUNTER_HOST_FLOWS = 13,    /* host sockets seen with a port of the NAT pool */
 	SW_COUNTER_FLOWS_REMOVED = 14, /* by recycling, ageing, redecision: with inserts, gives the table's fill */
-	SW_COUNTER_MAX = 16,
+	SW_COUNTER_LB_CONNECTIONS = 15, /* balanced to a backend */
+	SW_COUNTER_LB_REFUSED = 16,    /* answered with RST or port unreachable */
+	SW_COUNTER_LB_ENDED = 17,      /* packets of connections whose backend was removed */
+	SW_COUNTER_MAX = 24,
 };
 
 /* ---- sw_buckets: hash[SW_MAX_PORTS], key: ifindex ------------------------------------------------------------
@@ -429,11 +570,13 @@ struct sw_bucket {
 };
 
 /* ---- sw_sockets: LRU hash[SW_MAX_SOCKETS] --------------------------------------------------------------------
- * What a host socket asked for, before it was sent to a host port's endpoint. Writers, readers: socket programs.
+ * What a host socket asked for, before it was sent to a host port's endpoint or a service's backend, under that
+ * address; and, for datagrams to a service, which backend it was sent to, under the VIP. Writers, readers: socket
+ * programs.
  */
 struct sw_socket_key {
 	__u64 cookie;
-	struct sw_addr address; /* of the endpoint */
+	struct sw_addr address;
 	__be16 port;
 	__u8 family;
 	__u8 protocol;
@@ -445,6 +588,7 @@ struct sw_socket {
 	__be16 port;
 	__u8 family; /* of the socket: 6 for an IPv4-mapped address */
 	__u8 reserved;
+	__u32 backend; /* 0 = a host port's endpoint */
 };
 
 /* ---- sw_events: ring buffer ----------------------------------------------------------------------------------
@@ -481,6 +625,7 @@ struct sw_trace_input {
 struct sw_cursors {
 	__u64 recycle;
 	__u64 age;
+	__u64 host_replies; /* not 0: the node itself serves outside clients of a service, its packets may be replies */
 };
 
 /* sw_trace_output: array[1]. Writer: traced program. One step a layer, in order. */

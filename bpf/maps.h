@@ -28,6 +28,13 @@ SW_MAP(sw_endpoints, BPF_MAP_TYPE_HASH, struct sw_endpoint_key, struct sw_endpoi
 SW_MAP(sw_routes, BPF_MAP_TYPE_LPM_TRIE, struct sw_route_key, struct sw_route, SW_MAX_ROUTES, BPF_F_NO_PREALLOC);
 SW_MAP(sw_nexthops, BPF_MAP_TYPE_HASH, __u32, struct sw_nexthop, SW_MAX_NEXTHOPS, BPF_F_NO_PREALLOC);
 SW_MAP(sw_portmaps, BPF_MAP_TYPE_HASH, struct sw_portmap_key, struct sw_portmap, SW_MAX_PORTMAPS, BPF_F_NO_PREALLOC);
+SW_MAP(sw_services, BPF_MAP_TYPE_HASH, struct sw_service_key, struct sw_service, SW_MAX_SERVICES, BPF_F_NO_PREALLOC);
+SW_MAP(sw_backend_sets, BPF_MAP_TYPE_HASH, struct sw_backend_chunk_key, struct sw_backend_chunk, SW_MAX_BACKEND_CHUNKS, BPF_F_NO_PREALLOC);
+SW_MAP(sw_backends, BPF_MAP_TYPE_HASH, __u32, struct sw_backend, SW_MAX_BACKENDS, BPF_F_NO_PREALLOC);
+SW_MAP(sw_source_ranges, BPF_MAP_TYPE_LPM_TRIE, struct sw_source_range_key, __u32, SW_MAX_SOURCE_RANGES, BPF_F_NO_PREALLOC);
+SW_MAP(sw_direct, BPF_MAP_TYPE_HASH, struct sw_direct_key, struct sw_portmap, SW_MAX_DIRECT, BPF_F_NO_PREALLOC);
+SW_MAP(sw_affinity, BPF_MAP_TYPE_LRU_HASH, struct sw_affinity_key, struct sw_affinity, SW_MAX_AFFINITY, 0);
+SW_MAP(sw_service_counts, BPF_MAP_TYPE_PERCPU_HASH, __u32, struct sw_service_count, SW_MAX_SERVICE_COUNTS, BPF_F_NO_PREALLOC);
 SW_MAP(sw_acl, BPF_MAP_TYPE_HASH, struct sw_acl_key, struct sw_acl_rule, SW_MAX_ACL_ENTRIES, BPF_F_NO_PREALLOC);
 SW_MAP(sw_nat, BPF_MAP_TYPE_LPM_TRIE, struct sw_nat_key, struct sw_nat, SW_MAX_NAT_PREFIXES, BPF_F_NO_PREALLOC);
 SW_MAP(sw_vnis, BPF_MAP_TYPE_HASH, __u32, struct sw_vni, SW_MAX_VNIS, BPF_F_NO_PREALLOC);

@@ -43,6 +43,8 @@ DEFINES = {
     "SW_ACL_": constants.AclAction,
     "SW_NAT_": (constants.NatAction, constants.NatFlag),
     "SW_FLOW_": constants.FlowFlag,
+    "SW_SERVICE_": constants.ServiceFlag,
+    "SW_BACKEND_": constants.BackendFlag,
     "SW_TCP_": constants.TcpFlag,
     "SW_STEP_": constants.StepVerdict,
 }
@@ -222,7 +224,7 @@ def test_defines(btf: Btf) -> None:
 
 
 def test_python_has_no_constant_of_its_own() -> None:
-    ours = {"ROUTE_KEY_BITS", "NAT_KEY_BITS"}
+    ours = {"ROUTE_KEY_BITS", "NAT_KEY_BITS", "SOURCE_RANGE_KEY_BITS"}
     header = set(_header_names(r"^#define SW_(\w+)[ \t]+\S"))
     plain = {
         name

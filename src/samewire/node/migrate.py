@@ -22,7 +22,7 @@ from samewire.vfp.tables import TABLES, Flow, FlowKey
 
 log = structlog.get_logger(__name__)
 
-_PLAIN: Final = ("sw_fragments", "sw_sockets")
+_PLAIN: Final = ("sw_fragments", "sw_sockets", "sw_affinity")
 _SLOT: Final = next(field for field in Flow.fields if field.name == "slot")
 _FREE_AT: Final = next(field for field in FlowKey.fields if field.name == "family").offset
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 from typing import Final
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 
 MAX_PORTS: Final = 4096
 MAX_ENDPOINTS: Final = 65536
 MAX_ROUTES: Final = 65536
-MAX_NEXTHOPS: Final = 16384
+MAX_NEXTHOPS: Final = 65536
 MAX_PORTMAPS: Final = 16384
 MAX_ACL_ENTRIES: Final = 262144
 MAX_ACL_PER_SET: Final = 1024
@@ -23,10 +23,20 @@ MAX_FLOWS: Final = 131072
 MAX_FRAGMENTS: Final = 8192
 MAX_DROP_KINDS: Final = 16384
 MAX_SOCKETS: Final = 65536
+MAX_SERVICES: Final = 262144
+MAX_BACKENDS: Final = 524288
+MAX_BACKEND_CHUNKS: Final = 131072
+CHUNK_BACKENDS: Final = 16
+MAX_AFFINITY: Final = 65536
+MAX_SOURCE_RANGES: Final = 65536
+MAX_DIRECT: Final = 65536
+MAX_SERVICE_COUNTS: Final = 65536
 NAT_TRIES: Final = 64
 
 SCOPE_UPLINK: Final = 0
 SCOPE_HOST: Final = 0xFFFF
+SCOPE_OUTSIDE: Final = 0xFFFE
+SCOPE_ANY: Final = 0xFFFD
 TICK_SHIFT: Final = 30
 TICK_S: Final = (1 << TICK_SHIFT) / 1e9
 
@@ -35,9 +45,10 @@ ACL_IN: Final = 0
 ACL_OUT: Final = 1
 TRACE_STEPS: Final = 24
 
-# Bits of an LPM key before its address: scope, family, reserved; set, family, reserved.
+# Bits of an LPM key before its address: scope, family, reserved; set or service, family, reserved.
 ROUTE_KEY_BITS: Final = 32
 NAT_KEY_BITS: Final = 64
+SOURCE_RANGE_KEY_BITS: Final = 64
 
 
 class Arrival(IntEnum):
@@ -97,6 +108,10 @@ class Reason(IntEnum):
     ICMP_UNRELATED = 21
     MARTIAN = 22
     INTERNAL = 23
+    NO_BACKEND = 24
+    SOURCE_RANGE = 25
+    BACKEND_GONE = 26
+    NO_SOURCE = 27
 
 
 class RouteKind(IntEnum):
@@ -138,7 +153,10 @@ class Counter(IntEnum):
     TIME_EXCEEDED_SENT = 12
     HOST_FLOWS = 13
     FLOWS_REMOVED = 14
-    MAX = 16
+    LB_CONNECTIONS = 15
+    LB_REFUSED = 16
+    LB_ENDED = 17
+    MAX = 24
 
 
 class ConfigFlag(IntFlag):
@@ -164,6 +182,23 @@ class RouteFlag(IntFlag):
     """Flags of sw_routes."""
 
     DECREMENT = 1
+
+
+class ServiceFlag(IntFlag):
+    """Flags of sw_services."""
+
+    REJECT = 1
+    SOURCE_RANGES = 2
+    BY_CLIENT = 4
+    BY_PROTOCOL = 8
+    DSR = 16
+    PRESERVE = 32
+
+
+class BackendFlag(IntFlag):
+    """Flags of sw_backends."""
+
+    DRAINING = 1
 
 
 class AclAction(IntEnum):
@@ -202,6 +237,7 @@ class FlowFlag(IntFlag):
     SECOND = 4
     REPLIED = 8
     HOST = 16
+    DIRECT = 32
 
 
 class TcpFlag(IntFlag):

@@ -31,6 +31,11 @@ PUT_ORDER: Final = (
     "sw_endpoints",
     "sw_routes",
     "sw_portmaps",
+    "sw_backends",
+    "sw_backend_sets",
+    "sw_source_ranges",
+    "sw_services",
+    "sw_direct",
     "sw_vnis",
 )
 

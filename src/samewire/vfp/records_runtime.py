@@ -51,6 +51,7 @@ class Flow(Record, frozen=True, gc=False):
     tcp: tuple[U8, U8]
     arrival: U8
     reserved: ClassVar[Pad] = Pad(2)
+    backend: U32 = 0
 
 
 @record("sw_fragment_key")
@@ -88,7 +89,7 @@ class DropKey(Record, frozen=True, gc=False):
 
 @record("sw_socket_key")
 class SocketKey(Record, frozen=True, gc=False):
-    """A host socket and the endpoint it was redirected to."""
+    """A host socket, and the endpoint or backend it was redirected to (or the VIP that it sends to)."""
 
     cookie: U64
     address: Addr
@@ -100,12 +101,13 @@ class SocketKey(Record, frozen=True, gc=False):
 
 @record("sw_socket")
 class Socket(Record, frozen=True, gc=False):
-    """What the application asked for."""
+    """What the application asked for, and the service's backend that it got (0 = a host port)."""
 
     address: Addr
     port: Be16
     family: U8
     reserved: ClassVar[Pad] = Pad(1)
+    backend: U32 = 0
 
 
 @record("sw_drop_event")
@@ -126,10 +128,38 @@ class DropEvent(Record, frozen=True, gc=False):
 
 @record("sw_cursors")
 class Cursors(Record, frozen=True, gc=False):
-    """Where recycling and ageing have got to in sw_flow_slots."""
+    """Where recycling and ageing have got to in sw_flow_slots; ``host_replies``: the node serves outside clients."""
 
     recycle: U64
     age: U64
+    host_replies: U64 = 0
+
+
+@record("sw_affinity_key")
+class AffinityKey(Record, frozen=True, gc=False):
+    """A client of a backend set; the node's own sockets have the zero address."""
+
+    client: Addr
+    set: U32
+    family: U8
+    reserved: ClassVar[Pad] = Pad(3)
+
+
+@record("sw_affinity")
+class Affinity(Record, frozen=True, gc=False):
+    """The backend that a client is to stay with, and when it last opened a connection."""
+
+    backend: U32
+    seen_tick: U32
+
+
+@record("sw_service_count")
+class ServiceCount(Record, frozen=True, gc=False):
+    """What has become of a service's connections, on one CPU."""
+
+    connections: U64
+    refused: U64
+    ended: U64
 
 
 @record("sw_trace_input")

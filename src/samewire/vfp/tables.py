@@ -2,7 +2,7 @@
 
 Addresses are 16 packed bytes (``samewire.vfp.address``), MACs 6 bytes, ports plain integers (``pack`` puts
 them into network order where the header says so). Records of what the programs themselves write live in
-``records_runtime``; everything is importable from here.
+``records_runtime``, those of load balancers in ``records_service``; everything is importable from here.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import ClassVar, Final
 import msgspec
 
 from samewire.vfp import constants as c
+from samewire.vfp.address import ZERO
 from samewire.vfp.record import U8, U16, U32, U64, Addr, Be16, Field, Mac, Pad, Record, record
 from samewire.vfp.records_runtime import (
     Action,
+    Affinity,
+    AffinityKey,
     Cursors,
     DropEvent,
     DropKey,
@@ -23,11 +26,22 @@ from samewire.vfp.records_runtime import (
     FlowKey,
     Fragment,
     FragmentKey,
+    ServiceCount,
     Socket,
     SocketKey,
     TraceInput,
     TraceOutput,
     TraceStep,
+)
+from samewire.vfp.records_service import (
+    Backend,
+    BackendChunk,
+    BackendChunkKey,
+    BackendPlace,
+    DirectKey,
+    Service,
+    ServiceKey,
+    SourceRangeKey,
 )
 
 
@@ -47,7 +61,7 @@ class Count(Record, frozen=True, gc=False):
 
 @record("sw_config")
 class Config(Record, frozen=True, gc=False):
-    """Facts about the node. Idle times are in ticks of 2^30 ns."""
+    """Facts about the node. Idle times are in ticks of 2^30 ns; ``address``: [IPv4, IPv6] on the underlay."""
 
     layout_version: U32
     uplink_ifindex: U32
@@ -71,6 +85,7 @@ class Config(Record, frozen=True, gc=False):
     idle_icmp: U32
     idle_other: U32
     reserved: ClassVar[Pad] = Pad(4)
+    address: tuple[Addr, Addr] = (ZERO, ZERO)
 
 
 @record("sw_port")
@@ -274,6 +289,15 @@ TABLES: Final[dict[str, Table]] = dict(
         _table("sw_nat", NatKey, Nat, Kind.LPM, c.MAX_NAT_PREFIXES, compiled=True),
         _table("sw_vnis", Id, Vni, Kind.HASH, c.MAX_VNIS, compiled=True),
         _table("sw_buckets", Id, Bucket, Kind.HASH, c.MAX_PORTS, compiled=True),
+        _table("sw_services", ServiceKey, Service, Kind.HASH, c.MAX_SERVICES, compiled=True),
+        _table(
+            "sw_backend_sets", BackendChunkKey, BackendChunk, Kind.HASH, c.MAX_BACKEND_CHUNKS, compiled=True
+        ),
+        _table("sw_backends", Id, Backend, Kind.HASH, c.MAX_BACKENDS, compiled=True),
+        _table("sw_source_ranges", SourceRangeKey, Id, Kind.LPM, c.MAX_SOURCE_RANGES, compiled=True),
+        _table("sw_direct", DirectKey, Portmap, Kind.HASH, c.MAX_DIRECT, compiled=True),
+        _table("sw_affinity", AffinityKey, Affinity, Kind.LRU, c.MAX_AFFINITY),
+        _table("sw_service_counts", Id, ServiceCount, Kind.PERCPU_HASH, c.MAX_SERVICE_COUNTS),
         _table("sw_flows", FlowKey, Flow, Kind.HASH, c.MAX_FLOWS),
         _table("sw_flow_slots", Id, FlowKey, Kind.ARRAY, 2 * c.MAX_FLOWS),
         _table("sw_cursors", Id, Cursors, Kind.ARRAY, 1),
@@ -297,6 +321,17 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     Nexthop,
     PortmapKey,
     Portmap,
+    ServiceKey,
+    Service,
+    BackendChunkKey,
+    BackendPlace,
+    BackendChunk,
+    Backend,
+    SourceRangeKey,
+    DirectKey,
+    AffinityKey,
+    Affinity,
+    ServiceCount,
     AclKey,
     AclRule,
     NatKey,
@@ -324,10 +359,17 @@ __all__ = [
     "AclKey",
     "AclRule",
     "Action",
+    "Affinity",
+    "AffinityKey",
+    "Backend",
+    "BackendChunk",
+    "BackendChunkKey",
+    "BackendPlace",
     "Bucket",
     "Config",
     "Count",
     "Cursors",
+    "DirectKey",
     "DropEvent",
     "DropKey",
     "Endpoint",
@@ -348,8 +390,12 @@ __all__ = [
     "Record",
     "Route",
     "RouteKey",
+    "Service",
+    "ServiceCount",
+    "ServiceKey",
     "Socket",
     "SocketKey",
+    "SourceRangeKey",
     "Table",
     "TraceInput",
     "TraceOutput",
