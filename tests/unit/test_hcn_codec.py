@@ -388,8 +388,8 @@ def test_modify_requests(kind: Kind, resource: str, settings: Any, wanted: objec
 @pytest.mark.parametrize(
     ("kind", "sent", "code"),
     [
-        (Kind.NETWORK, {"ResourceType": "Extension", "RequestType": "Add"}, HcnCode.REQUEST_UNSUPPORTED),
-        (Kind.ENDPOINT, {"ResourceType": "Port", "RequestType": "Add"}, HcnCode.REQUEST_UNSUPPORTED),
+        (Kind.NETWORK, {"ResourceType": "Firewall", "RequestType": "Add"}, HcnCode.REQUEST_UNSUPPORTED),
+        (Kind.ENDPOINT, {"ResourceType": "DNS", "RequestType": "Add"}, HcnCode.REQUEST_UNSUPPORTED),
         (Kind.ENDPOINT, {"RequestType": "Add"}, HcnCode.REQUEST_UNSUPPORTED),
         (Kind.ENDPOINT, {"ResourceType": {"a": ["b" * 9999]}}, HcnCode.REQUEST_UNSUPPORTED),
         (Kind.ROUTE, {"ResourceType": "Policy", "RequestType": "Add"}, HcnCode.REQUEST_UNSUPPORTED),

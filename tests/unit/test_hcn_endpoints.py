@@ -368,9 +368,9 @@ async def test_policies_are_replaced_added_and_removed(service: HnsService, swit
     with pytest.raises(HcnError) as caught:
         await modify(service, made, RequestType.REMOVE, rule)
     assert caught.value.code is HcnCode.POLICY_NOT_FOUND
-    with pytest.raises(HcnError) as caught:
-        await modify(service, made, RequestType.REFRESH)
-    assert caught.value.code is HcnCode.REQUEST_UNSUPPORTED
+    made = await modify(service, made, RequestType.ADD, rule)
+    assert await modify(service, made, RequestType.REFRESH) == made
+    assert (await modify(service, made, RequestType.RESET)).policies == ()
 
 
 async def test_only_policies_of_endpoints_are_modified(service: HnsService) -> None:

@@ -65,8 +65,10 @@ from samewire.hcn.schema import (
     Endpoint,
     EndpointFlags,
     EndpointSettings,
+    ExtensionSettings,
     IpSubnet,
     IpSubnetFlags,
+    IpSubnetSettings,
     Kind,
     ModifySettingRequest,
     ModifySettings,
@@ -74,6 +76,7 @@ from samewire.hcn.schema import (
     NetworkFlags,
     Object,
     PolicySettings,
+    PortSettings,
     RequestType,
     Route,
     Subnet,
@@ -157,8 +160,14 @@ def decode_modify(kind: Kind, value: Any) -> ModifySettingRequest:
 
 
 _RESOURCES: dict[Kind, dict[str, type[Wire]]] = {
-    Kind.NETWORK: {"Policy": PolicySettings, "DNS": Dns, "Subnet": SubnetSettings},
-    Kind.ENDPOINT: {"Policy": PolicySettings},
+    Kind.NETWORK: {
+        "Policy": PolicySettings,
+        "DNS": Dns,
+        "Subnet": SubnetSettings,
+        "IPSubnet": IpSubnetSettings,
+        "Extension": ExtensionSettings,
+    },
+    Kind.ENDPOINT: {"Policy": PolicySettings, "Port": PortSettings},
     Kind.NAMESPACE: {"Endpoint": EndpointSettings, "Container": ContainerSettings},
     Kind.ROUTE: {},
     Kind.LOADBALANCER: {"LoadBalancer": LoadBalancerSettings, "Endpoint": EndpointSettings},

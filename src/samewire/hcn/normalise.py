@@ -106,7 +106,7 @@ def check_subnet(subnet: Subnet, network_type: NetworkType, path: str) -> Subnet
         policies=policies,
         routes=routes,
         ip_subnets=tuple(
-            _ip_subnet(item, prefix, f"{path}.IpSubnets[{index}]")
+            check_ip_subnet(item, prefix, f"{path}.IpSubnets[{index}]")
             for index, item in enumerate(subnet.ip_subnets)
         ),
     )
@@ -124,7 +124,8 @@ def _check_gateway(subnet: Subnet, path: str) -> None:
         )
 
 
-def _ip_subnet(item: IpSubnet, within: str, path: str) -> IpSubnet:
+def check_ip_subnet(item: IpSubnet, within: str, path: str) -> IpSubnet:
+    """Return the canonical form of a range within a subnet. Raises HcnError."""
     prefix = values.prefix(item.ip_address_prefix, f"{path}.IpAddressPrefix")
     inner, outer = parse_prefix(prefix), parse_prefix(within)
     if inner.version != outer.version or not inner.overlaps(outer) or inner.prefixlen < outer.prefixlen:

@@ -98,14 +98,14 @@ def check_policies(policies: Iterable[Policy], scope: Scope, path: str) -> tuple
     seen: set[object] = set()
     for index, policy in enumerate(policies):
         canonical = check_policy(policy, scope, f"{path}[{index}]")
-        identity = _identity(canonical)
-        if identity is not None and identity in seen:
+        mine = identity(canonical)
+        if mine is not None and mine in seen:
             _fail(
                 f"{path}[{index}]",
                 f"there is already such a {type(policy).__name__}",
                 HcnCode.POLICY_ALREADY_EXISTS,
             )
-        seen.add(identity)
+        seen.add(mine)
         result.append(canonical)
     return tuple(result)
 
@@ -118,8 +118,8 @@ def check_policy(policy: Policy, scope: Scope, path: str) -> Policy:
         raise HcnError(error.code, f"{path}.{error.message}") from None
 
 
-def _identity(policy: Policy) -> object:
-    """What may be there once in a list, or None."""
+def identity(policy: Policy) -> object:
+    """Return what may be there once in a list, None for a policy that may be repeated."""
     if isinstance(policy, RemoteSubnetRoute):
         return policy.destination_prefix
     if isinstance(policy, SetPolicy):

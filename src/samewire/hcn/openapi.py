@@ -15,7 +15,7 @@ from samewire.hcn.base import wire_name
 from samewire.hcn.codec import INTERNAL
 from samewire.hcn.errors import HcnCode
 from samewire.hcn.policies import KNOWN_POLICIES, OtherPolicy
-from samewire.hcn.schema import STRUCTS, Kind, ModifySettings
+from samewire.hcn.schema import STRUCTS, Kind, ModifySettings, RequestType
 from samewire.hcn.switch import EndpointStats
 
 JsonObject = dict[str, Any]
@@ -34,8 +34,8 @@ TITLES = {
     Kind.LOADBALANCER: "HostComputeLoadBalancer",
 }
 RESOURCE_TYPES = {
-    Kind.NETWORK: ["Policy", "DNS", "Subnet"],
-    Kind.ENDPOINT: ["Policy"],
+    Kind.NETWORK: ["Policy", "DNS", "Subnet", "IPSubnet", "Extension"],
+    Kind.ENDPOINT: ["Policy", "Port"],
     Kind.NAMESPACE: ["Endpoint", "Container"],
     Kind.LOADBALANCER: ["LoadBalancer", "Endpoint"],
 }
@@ -129,14 +129,19 @@ def _modify_request(kind: Kind) -> JsonObject:
         "required": ["ResourceType", "RequestType"],
         "properties": {
             "ResourceType": {"enum": RESOURCE_TYPES[kind]},
-            "RequestType": {"enum": ["Add", "Remove", "Update"]},
+            "RequestType": {"enum": [item.value for item in RequestType]},
             "Settings": {"anyOf": [_ref(name) for name in _settings_names(kind)]},
         },
     }
 
 
 def _settings_names(kind: Kind) -> list[str]:
-    names = {"Policy": "PolicySettings", "DNS": "Dns", "Subnet": "SubnetSettings"}
+    names = {
+        "Policy": "PolicySettings",
+        "DNS": "Dns",
+        "Subnet": "SubnetSettings",
+        "IPSubnet": "IpSubnetSettings",
+    }
     return [names.get(resource, f"{resource}Settings") for resource in RESOURCE_TYPES[kind]]
 
 

@@ -343,6 +343,28 @@ class SubnetSettings(Wire, frozen=True, kw_only=True):
     subnets: tuple[Subnet, ...] = ()
 
 
+class IpSubnetSettings(Wire, frozen=True, kw_only=True):
+    """Settings of a modify request for ``ResourceType`` IPSubnet."""
+
+    subnet_id: str
+    ip_subnets: tuple[IpSubnet, ...] = ()
+
+
+class ExtensionSettings(Wire, frozen=True, kw_only=True):
+    """Settings of a modify request for ``ResourceType`` Extension."""
+
+    resource_id: str
+    is_enabled: bool = False
+
+
+class PortSettings(Wire, frozen=True, kw_only=True):
+    """Settings of an endpoint's modify request for ``ResourceType`` Port: a virtual machine's port."""
+
+    port_id: str = ""
+    virtual_nic_name: str = ""
+    virtual_machine_id: str = ""
+
+
 class EndpointSettings(Wire, frozen=True, kw_only=True):
     """Settings of a namespace's modify request for ``ResourceType`` Endpoint."""
 
@@ -358,6 +380,9 @@ class ContainerSettings(Wire, frozen=True, kw_only=True):
 ModifySettings = (
     PolicySettings
     | SubnetSettings
+    | IpSubnetSettings
+    | ExtensionSettings
+    | PortSettings
     | EndpointSettings
     | ContainerSettings
     | Dns

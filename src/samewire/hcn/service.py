@@ -18,7 +18,7 @@ from samewire.errors import SamewireError
 from samewire.hcn.errors import HcnCode, HcnError, StoreError
 from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.notifications import Notifications
-from samewire.hcn.plan import attach, endpoints, loadbalancers, namespaces, networks, routes
+from samewire.hcn.plan import attach, endpoints, loadbalancers, namespaces, network_changes, networks, routes
 from samewire.hcn.plan.addresses import Pool
 from samewire.hcn.plan.attach import AttachRequest
 from samewire.hcn.plan.context import (
@@ -292,7 +292,7 @@ _CREATORS: dict[Kind, Callable[[Context, Any], Sequence[Change]]] = {
     Kind.LOADBALANCER: loadbalancers.create_load_balancer,
 }
 _MODIFIERS: dict[Kind, Callable[[Context, str, ModifySettingRequest], Sequence[Change]]] = {
-    Kind.NETWORK: networks.modify_network,
+    Kind.NETWORK: network_changes.modify_network,
     Kind.ENDPOINT: endpoints.modify_endpoint,
     Kind.NAMESPACE: namespaces.modify_namespace,
     Kind.LOADBALANCER: loadbalancers.modify_load_balancer,

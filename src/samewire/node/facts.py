@@ -127,7 +127,7 @@ def node_facts(config: NodeConfig, uplink: Uplink, devices: Devices) -> NodeFact
     )
 
 
-def hcn_facts(uplink: Uplink, devices: Devices) -> HcnFacts:
+def hcn_facts(config: NodeConfig, uplink: Uplink, devices: Devices) -> HcnFacts:
     """The facts for the HNS service."""
     return HcnFacts(
         dr_mac=mac_text(devices.tunnel_mac),
@@ -135,6 +135,7 @@ def hcn_facts(uplink: Uplink, devices: Devices) -> HcnFacts:
         uplink=uplink.name,
         mtu=uplink.mtu,
         local_prefixes=uplink.local_prefixes,
+        nat_ports=config.nat_ports,
     )
 
 

@@ -76,7 +76,7 @@ class Node:
             Kernel(netlink, KernelTables(board.maps), self.hooks, hostnet, self.reaper),
             StoreNumbers(store),
             self._facts(),
-            hcn_facts(self.uplink, self.devices),
+            hcn_facts(config, self.uplink, self.devices),
         )
         self.service = HnsService(store, self.switch)
         self.auditor = Auditor(self.switch, store.state, self)
@@ -133,7 +133,7 @@ class Node:
         self.hooks.attach_own(devices.tunnel_ifindex, devices.host_peer_ifindex)
         self.switch.kernel.hostnet.host = devices.host_ifindex
         self.uplink, self.devices = uplink, devices
-        await self.switch.set_facts(self._facts(), hcn_facts(uplink, devices), self.store.state)
+        await self.switch.set_facts(self._facts(), hcn_facts(self.config, uplink, devices), self.store.state)
         await self.service.refresh_facts()
         self.switch.suspect.set()
         return True

@@ -128,23 +128,30 @@ def _check_given(network: Network, facts: NodeFacts, entry: IpConfiguration, pat
                 HcnCode.INVALID_IP_SUBNET,
                 f"{path}.IpAddress: {entry.ip_address} is not in {within.ip_address_prefix}",
             )
-    if entry.ip_address in _reserved(network, facts) or _is_edge(network, subnet, entry.ip_address):
+    zero = network.type is not NetworkType.OVERLAY and is_network_address(network, entry.ip_address)
+    if zero or entry.ip_address in _reserved(network, facts) or _is_edge(subnet, entry.ip_address):
         raise HcnError(HcnCode.ADDR_INVALID_OR_RESERVED, f"{path}.IpAddress: {entry.ip_address} is reserved")
     return subnet
 
 
-def _is_edge(network: Network, subnet: Subnet, ip: str) -> bool:
-    """True for an IPv4 broadcast address, and the network address where it means that.
-
-    On overlay networks nobody broadcasts to the network address, and source VIPs of the field use it.
-    """
+def _is_edge(subnet: Subnet, ip: str) -> bool:
+    """True for the broadcast address of an IPv4 subnet."""
     prefix = parse_prefix(subnet.ip_address_prefix)
-    if prefix.version == 6 or prefix.prefixlen >= 31:
-        return False
-    edges = [str(prefix.broadcast_address)]
-    if network.type is not NetworkType.OVERLAY:
-        edges.append(str(prefix.network_address))
-    return ip in edges
+    return prefix.version == 4 and prefix.prefixlen < 31 and ip == str(prefix.broadcast_address)
+
+
+def is_network_address(network: Network, ip: str) -> bool:
+    """True for the address that stands for a subnet itself.
+
+    On overlay networks source VIPs of the field use it, which are endpoints that nothing is attached to.
+    """
+    subnet = network.subnet_of(ip)
+    prefix = parse_prefix(subnet.ip_address_prefix) if subnet else None
+    return (
+        prefix is not None
+        and prefix.prefixlen < prefix.max_prefixlen - 1
+        and ip == str(prefix.network_address)
+    )
 
 
 def _reserved(network: Network, facts: NodeFacts) -> set[str]:

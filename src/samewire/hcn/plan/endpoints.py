@@ -9,7 +9,7 @@ import msgspec
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.normalise import check_endpoint
 from samewire.hcn.normalise_policies import Scope, check_policies
-from samewire.hcn.plan.addresses import fill_addresses
+from samewire.hcn.plan.addresses import fill_addresses, is_network_address
 from samewire.hcn.plan.context import (
     Context,
     created,
@@ -21,7 +21,7 @@ from samewire.hcn.plan.context import (
 )
 from samewire.hcn.plan.loadbalancers import without_endpoints
 from samewire.hcn.plan.macs import choose_mac
-from samewire.hcn.plan.policies import remove_policies
+from samewire.hcn.plan.policies import add_policies, check_sets, remove_policies
 from samewire.hcn.policies import PortMapping, mapping_family, select
 from samewire.hcn.schema import (
     Endpoint,
@@ -30,6 +30,7 @@ from samewire.hcn.schema import (
     Namespace,
     NamespaceType,
     PolicySettings,
+    PortSettings,
     RequestType,
 )
 from samewire.hcn.state import View
@@ -62,42 +63,61 @@ def prepare_endpoint(context: Context, endpoint: Endpoint) -> tuple[Endpoint, li
     network = get_network(context.view, guid(endpoint.network_id, "$.HostComputeNetwork"))
     endpoint = _replace(check_endpoint(endpoint), network_id=network.id)
     refuse_existing(context.view, Kind.ENDPOINT, endpoint.id)
-    if endpoint.is_remote and select(endpoint.policies, PortMapping):
-        raise HcnError(
-            HcnCode.INVALID_REMOTE_ENDPOINT_OPERATION, "$.Policies: a remote endpoint has no port mappings"
-        )
+    _check_remote(endpoint)
+    check_sets(network, endpoint.policies, "$.Policies")
     endpoint = fill_addresses(context.pool, context.view, network, context.facts, endpoint)
     endpoint = _replace(endpoint, mac_address=choose_mac(context.view, network, endpoint))
     replaced = delete_endpoints(context.view, _replaced(context.view, endpoint))
-    _check_mappings(context.view, endpoint)
+    _check_mappings(context, endpoint)
     return endpoint, replaced
 
 
 def modify_endpoint(context: Context, endpoint_id: str, request: ModifySettingRequest) -> list[Change]:
-    """Plan a modify request for an endpoint's policies. Raises HcnError."""
+    """Plan a modify request for an endpoint: its policies, or its port. Refresh changes nothing: the switch
+    is always as the object says. Raises HcnError.
+    """
     before = get_endpoint(context.view, endpoint_id)
+    if request.request_type is RequestType.REFRESH:
+        return []
+    if isinstance(request.settings, PortSettings):
+        return _modify_port(before, request.request_type, request.settings)
     if not isinstance(request.settings, PolicySettings):
-        raise HcnError(
-            HcnCode.REQUEST_UNSUPPORTED, "$.ResourceType: only the policies of an endpoint can be modified"
-        )
+        raise HcnError(HcnCode.REQUEST_UNSUPPORTED, "$.ResourceType: an endpoint has Policy and Port")
     given = request.settings.policies
     if request.request_type is RequestType.UPDATE:
         policies = check_policies(given, Scope.ENDPOINT, "$.Settings.Policies")
     elif request.request_type is RequestType.ADD:
-        policies = check_policies((*before.policies, *given), Scope.ENDPOINT, "$.Policies")
+        policies = add_policies(before.policies, given, Scope.ENDPOINT)
     elif request.request_type is RequestType.REMOVE:
         policies = remove_policies(before.policies, given, Scope.ENDPOINT)
     else:
-        raise HcnError(
-            HcnCode.REQUEST_UNSUPPORTED, f"$.RequestType: {request.request_type.value} is not possible here"
-        )
+        policies = ()
+    if request.request_type in (RequestType.ADD, RequestType.UPDATE):
+        check_sets(get_network(context.view, before.network_id), given, "$.Settings.Policies")
     after = _replace(before, policies=policies)
-    if after.is_remote and select(policies, PortMapping):
+    _check_remote(after)
+    _check_mappings(context, after)
+    return modified(Kind.ENDPOINT, before, after)
+
+
+def _modify_port(endpoint: Endpoint, how: RequestType, settings: PortSettings) -> list[Change]:
+    """Refuse a port of a virtual machine, which the switch has none of; leaving the port is detaching."""
+    if how is RequestType.REMOVE:
+        if not endpoint.namespace_id:
+            raise HcnError(HcnCode.ENDPOINT_NOT_ATTACHED, f"endpoint {endpoint.id} is not attached")
+        after = _replace(endpoint, namespace_id="", shared_containers=(), detached=True)
+        return modified(Kind.ENDPOINT, endpoint, after)
+    raise HcnError(
+        HcnCode.PORT_NOT_FOUND,
+        f"$.Settings.PortId: the switch has no port {settings.port_id[:64]!r}; endpoints get theirs with a namespace",
+    )
+
+
+def _check_remote(endpoint: Endpoint) -> None:
+    if endpoint.is_remote and select(endpoint.policies, PortMapping):
         raise HcnError(
             HcnCode.INVALID_REMOTE_ENDPOINT_OPERATION, "$.Policies: a remote endpoint has no port mappings"
         )
-    _check_mappings(context.view, after)
-    return modified(Kind.ENDPOINT, before, after)
 
 
 def delete_endpoint(context: Context, endpoint_id: str) -> list[Change]:
@@ -141,6 +161,12 @@ def attached(view: View, endpoint: Endpoint, namespace: Namespace) -> Endpoint:
             HcnCode.ENDPOINT_ALREADY_ATTACHED,
             f"This endpoint is already attached to the switch. ({endpoint.id})",
         )
+    network = get_network(view, endpoint.network_id)
+    zero = next((address for address in endpoint.addresses if is_network_address(network, address)), None)
+    if zero is not None:
+        raise HcnError(
+            HcnCode.ADDR_INVALID_OR_RESERVED, f"endpoint {endpoint.id} has {zero}, its subnet's own address"
+        )
     if namespace.type is NamespaceType.HOST_DEFAULT:
         return _replace(endpoint, namespace_id=namespace.id, detached=False)
     taken = {other.interface_name for other in view.endpoints_of_namespace(namespace.id)}
@@ -177,10 +203,19 @@ def _replaced(view: View, endpoint: Endpoint) -> list[Endpoint]:
     return list(replaced.values())
 
 
-def _check_mappings(view: View, endpoint: Endpoint) -> None:
-    """Refuse a node port that is mapped twice. Raises HcnError(PORT_ALREADY_EXISTS)."""
+def _check_mappings(context: Context, endpoint: Endpoint) -> None:
+    """Refuse a node port that is mapped twice, or that outbound connections use. Raises
+    HcnError(PORT_ALREADY_EXISTS, MAPPING_NOT_SUPPORTED).
+    """
+    view, (low, high) = context.view, context.facts.nat_ports
     mine = select(endpoint.policies, PortMapping)
     for index, policy in enumerate(mine):
+        if low <= policy.external_port <= high:
+            raise HcnError(
+                HcnCode.MAPPING_NOT_SUPPORTED,
+                f"$.Policies: ExternalPort {policy.external_port} is within {low}-{high}, the ports that this "
+                "node's outbound NAT uses; choose another, or change nat_ports in the daemon's configuration",
+            )
         others = [
             (other, theirs)
             for other in view.endpoints_of_mapping(policy.protocol, policy.external_port)

@@ -8,11 +8,10 @@ import msgspec
 
 from samewire.errors import Exhausted
 from samewire.hcn.errors import HcnCode, HcnError
-from samewire.hcn.normalise import check_dns, check_network, check_subnet, check_subnets
-from samewire.hcn.normalise_policies import Scope, check_policies
+from samewire.hcn.normalise import check_network, check_subnet
 from samewire.hcn.plan.context import Context, created, deleted, get_network, modified, refuse_existing
 from samewire.hcn.plan.endpoints import delete_endpoints
-from samewire.hcn.plan.policies import remove_policies
+from samewire.hcn.plan.policies import check_sets
 from samewire.hcn.policies import (
     DrMacAddress,
     NetAdapterName,
@@ -22,17 +21,12 @@ from samewire.hcn.policies import (
     parse_prefix,
 )
 from samewire.hcn.schema import (
-    Dns,
     Ipam,
     Kind,
-    ModifySettingRequest,
     Network,
     NetworkType,
-    PolicySettings,
-    RequestType,
     RouteEntry,
     Subnet,
-    SubnetSettings,
 )
 from samewire.hcn.state import View
 from samewire.hcn.switch import Change, NodeFacts
@@ -64,31 +58,13 @@ def create_network(context: Context, network: Network) -> list[Change]:
         )
     if network.type is NetworkType.NAT and not network.subnets:
         network = _replace(network, ipams=(Ipam(subnets=(_default_subnet(context),)),))
-    network = _with_gateways(network)
-    _check_clashes(context.view, network)
-    _check_adapter(network.policies, context.facts)
+    network = with_gateways(network)
+    check_clashes(context.view, network)
+    check_adapter(network.policies, context.facts)
+    check_sets(network, network.policies, "$.Policies")
     if network.type is NetworkType.OVERLAY and not (context.facts.management_ips and context.facts.dr_mac):
         raise HcnError(HcnCode.ADAPTER_NOT_FOUND, "$.Type: the node has no uplink address for an overlay")
-    return [created(Kind.NETWORK, _stamped(network, context.facts))]
-
-
-def modify_network(context: Context, network_id: str, request: ModifySettingRequest) -> list[Change]:
-    """Plan a modify request for a network. Raises HcnError."""
-    before = get_network(context.view, network_id)
-    settings = request.settings
-    if isinstance(settings, PolicySettings):
-        if request.request_type is RequestType.ADD:
-            _check_adapter(settings.policies, context.facts)
-        after = _replace(before, policies=_changed_policies(before, request.request_type, settings.policies))
-    elif isinstance(settings, SubnetSettings):
-        after = _changed_subnets(context.view, before, request.request_type, settings.subnets)
-    elif isinstance(settings, Dns) and request.request_type in (RequestType.ADD, RequestType.UPDATE):
-        after = _replace(before, dns=check_dns(settings, "$.Settings"))
-    elif isinstance(settings, Dns) and request.request_type is RequestType.REMOVE:
-        after = _replace(before, dns=None)
-    else:
-        raise _unsupported(request.request_type)
-    return modified(Kind.NETWORK, before, _stamped(after, context.facts))
+    return [created(Kind.NETWORK, stamped(network, context.facts))]
 
 
 def delete_network(context: Context, network_id: str) -> list[Change]:
@@ -109,73 +85,8 @@ def refresh_networks(context: Context) -> list[Change]:
     return [
         change
         for network in context.view.networks()
-        for change in modified(Kind.NETWORK, network, _stamped(network, context.facts))
+        for change in modified(Kind.NETWORK, network, stamped(network, context.facts))
     ]
-
-
-def _unsupported(request_type: RequestType) -> HcnError:
-    return HcnError(HcnCode.REQUEST_UNSUPPORTED, f"$.RequestType: {request_type.value} is not possible here")
-
-
-def _changed_policies(
-    network: Network, request: RequestType, policies: tuple[Policy, ...]
-) -> tuple[Policy, ...]:
-    if request is RequestType.ADD:
-        return check_policies((*network.policies, *policies), Scope.NETWORK, "$.Policies")
-    if request is RequestType.REMOVE:
-        return remove_policies(network.policies, policies, Scope.NETWORK)
-    raise _unsupported(request)
-
-
-def _changed_subnets(
-    view: View, network: Network, request: RequestType, subnets: tuple[Subnet, ...]
-) -> Network:
-    ipam = network.ipams[0] if network.ipams else Ipam()
-    if request is RequestType.ADD:
-        new = tuple(
-            check_subnet(subnet, network.type, f"$.Settings.Subnets[{index}]")
-            for index, subnet in enumerate(subnets)
-        )
-        after = _replace(network, ipams=(_replace(ipam, subnets=ipam.subnets + new), *network.ipams[1:]))
-        after = _with_gateways(after)
-        check_subnets(after)
-        _check_clashes(view, after)
-        return after
-    if request is not RequestType.REMOVE:
-        raise _unsupported(request)
-    after = network
-    for index, subnet in enumerate(subnets):
-        after = _without_subnet(view, after, subnet, f"$.Settings.Subnets[{index}]")
-    check_subnets(after)
-    return after
-
-
-def _without_subnet(view: View, network: Network, wanted: Subnet, path: str) -> Network:
-    """Remove the subnet that has the given ID, or the given prefix. Raises HcnError."""
-    found = next(
-        (
-            subnet
-            for subnet in network.subnets
-            if (
-                subnet.id == wanted.id.upper()
-                if wanted.id
-                else subnet.ip_address_prefix == wanted.ip_address_prefix
-            )
-        ),
-        None,
-    )
-    if found is None:
-        raise HcnError(HcnCode.SUBNET_NOT_FOUND, f"{path}: the network has no such subnet")
-    for endpoint in view.endpoints_of_network(network.id):
-        if any(network.subnet_of(address) == found for address in endpoint.addresses):
-            raise HcnError(
-                HcnCode.ENTITY_HAS_REFERENCES, f"{path}: endpoint {endpoint.id} has an address of the subnet"
-            )
-    ipams = tuple(
-        _replace(ipam, subnets=tuple(subnet for subnet in ipam.subnets if subnet != found))
-        for ipam in network.ipams
-    )
-    return _replace(network, ipams=ipams)
 
 
 def _default_subnet(context: Context) -> Subnet:
@@ -195,7 +106,7 @@ def _default_subnet(context: Context) -> Subnet:
     raise Exhausted("default NAT subnets", "all of 172.16.0.0/12 is in use on the node")
 
 
-def _with_gateways(network: Network) -> Network:
+def with_gateways(network: Network) -> Network:
     if network.type not in ROUTED:
         return network
     ipams = tuple(
@@ -213,7 +124,7 @@ def _with_gateway(subnet: Subnet) -> Subnet:
     return _replace(subnet, routes=(*subnet.routes, route))
 
 
-def _check_clashes(view: View, network: Network) -> None:
+def check_clashes(view: View, network: Network) -> None:
     """Refuse a VNI or a subnet that another network of the node has. Raises HcnError."""
     for other in view.networks():
         if other.id == network.id:
@@ -233,7 +144,7 @@ def _check_clashes(view: View, network: Network) -> None:
                     )
 
 
-def _check_adapter(policies: tuple[Policy, ...], facts: NodeFacts) -> None:
+def check_adapter(policies: tuple[Policy, ...], facts: NodeFacts) -> None:
     """Refuse an adapter, or an address of one, that is not the node's uplink. Raises
     HcnError(ADAPTER_NOT_FOUND).
     """
@@ -250,7 +161,7 @@ def _check_adapter(policies: tuple[Policy, ...], facts: NodeFacts) -> None:
         )
 
 
-def _stamped(network: Network, facts: NodeFacts) -> Network:
+def stamped(network: Network, facts: NodeFacts) -> Network:
     """Write what the node knows into the policies: DR MAC on overlays, management address on external
     networks.
     """

@@ -15,12 +15,13 @@ from samewire.hcn.codec import decode_modify, decode_object
 from samewire.hcn.errors import HcnCode, HcnError, fail
 from samewire.hcn.jsontext import parse_json
 from samewire.hcn.plan.attach import AttachRequest, SystemType
+from samewire.hcn.plan.network_changes import check_extension
 from samewire.hcn.readers import enum_reader, integer
 from samewire.hcn.schema import Kind, Object
 from samewire.hcn.service import HnsService
 from samewire.hcn.v1 import lists
 from samewire.hcn.v1.read import Fields, to_v2
-from samewire.hcn.v1.write import HNS_VERSION, VFP_EXTENSION, to_v1
+from samewire.hcn.v1.write import HNS_VERSION, to_v1
 
 Call = Callable[["V1Calls", str, bytes], Awaitable[Any]]
 
@@ -203,15 +204,6 @@ def _attach_request(body: Any) -> AttachRequest:
 
 
 def _check_extensions(given: list[dict[str, Any]]) -> None:
-    """Refuse to switch what is not there, and to switch off what enforces everybody's policies."""
     for index, item in enumerate(given):
-        fields, path = Fields(item), f"$.Extensions[{index}]"
-        wanted = values.guid(fields.text("Id"), f"{path}.Id")
-        if wanted != VFP_EXTENSION:
-            raise HcnError(
-                HcnCode.SWITCH_EXTENSION_NOT_FOUND, f"{path}.Id: the only extension here is {VFP_EXTENSION}"
-            )
-        if not fields.flag("IsEnabled"):
-            raise HcnError(
-                HcnCode.SHARED_SWITCH_MODIFICATION, f"{path}.IsEnabled: all networks need this extension"
-            )
+        fields = Fields(item)
+        check_extension(fields.text("Id"), fields.flag("IsEnabled"), f"$.Extensions[{index}]")

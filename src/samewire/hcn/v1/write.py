@@ -10,6 +10,7 @@ import msgspec
 from samewire.hcn.base import Wire
 from samewire.hcn.codec import encode, encode_policy
 from samewire.hcn.flat import to_flat
+from samewire.hcn.plan.network_changes import VFP_EXTENSION
 from samewire.hcn.policies import (
     AutomaticDNS,
     DrMacAddress,
@@ -40,9 +41,6 @@ JsonObject = dict[str, Any]
 
 HNS_VERSION = 15 << 32 | 4
 """Of HNS as each network reports it: major, minor."""
-
-VFP_EXTENSION = "E9B59CFA-2BE1-4B21-828F-B6FBDBDDC017"
-"""The switch extension that HNS's policies are enforced by; here the switch itself."""
 
 
 def to_v1(view: View, value: Object) -> JsonObject:

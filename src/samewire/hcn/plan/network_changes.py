@@ -1,0 +1,245 @@
+"""Modify requests for networks: policies, DNS, subnets and ranges within them, extensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.normalise import check_dns, check_ip_subnet, check_subnet, check_subnets
+from samewire.hcn.normalise_policies import Scope
+from samewire.hcn.plan.context import Context, get_network, modified
+from samewire.hcn.plan.networks import check_adapter, check_clashes, stamped, with_gateways
+from samewire.hcn.plan.policies import add_policies, check_sets, put_policies, remove_policies
+from samewire.hcn.policies import AclRule, Policy, SetPolicy, TierAcl, acl_addresses, sets_named
+from samewire.hcn.schema import (
+    Dns,
+    ExtensionSettings,
+    Ipam,
+    IpConfiguration,
+    IpSubnet,
+    IpSubnetSettings,
+    Kind,
+    ModifySettingRequest,
+    Network,
+    PolicySettings,
+    RequestType,
+    Subnet,
+    SubnetSettings,
+)
+from samewire.hcn.state import View
+from samewire.hcn.switch import Change
+from samewire.hcn.values import guid
+
+_replace = msgspec.structs.replace
+
+SUBNETS = "$.Settings.Subnets"
+VFP_EXTENSION = "E9B59CFA-2BE1-4B21-828F-B6FBDBDDC017"
+"""The switch extension that HNS's policies are enforced by; here the switch itself."""
+
+
+def modify_network(context: Context, network_id: str, request: ModifySettingRequest) -> list[Change]:
+    """Plan a modify request for a network. Refresh changes nothing: the switch is always as the object says.
+    Raises HcnError.
+    """
+    before = get_network(context.view, network_id)
+    change = _CHANGES.get(type(request.settings))
+    if change is None:
+        raise HcnError(HcnCode.REQUEST_UNSUPPORTED, "$.ResourceType: not one of a network")
+    if request.request_type is RequestType.REFRESH:
+        return []
+    after = change(context, before, request.request_type, request.settings)
+    return modified(Kind.NETWORK, before, stamped(after, context.facts))
+
+
+def check_extension(extension_id: str, enabled: bool, path: str) -> None:
+    """Refuse to switch what is not there, and to switch off what enforces everybody's policies. Raises
+    HcnError.
+    """
+    if guid(extension_id, f"{path}.Id") != VFP_EXTENSION:
+        raise HcnError(
+            HcnCode.SWITCH_EXTENSION_NOT_FOUND, f"{path}.Id: the only extension here is {VFP_EXTENSION}"
+        )
+    if not enabled:
+        raise HcnError(
+            HcnCode.SHARED_SWITCH_MODIFICATION, f"{path}.IsEnabled: all networks need this extension"
+        )
+
+
+def _unsupported(request_type: RequestType) -> HcnError:
+    return HcnError(HcnCode.REQUEST_UNSUPPORTED, f"$.RequestType: {request_type.value} is not possible here")
+
+
+def _policies(context: Context, network: Network, how: RequestType, settings: PolicySettings) -> Network:
+    given = settings.policies
+    if how is RequestType.RESET:
+        policies: tuple[Policy, ...] = ()
+    elif how is RequestType.REMOVE:
+        policies = remove_policies(network.policies, given, Scope.NETWORK)
+    else:
+        check_adapter(given, context.facts)
+        change = add_policies if how is RequestType.ADD else put_policies
+        policies = change(network.policies, given, Scope.NETWORK)
+    after = _replace(network, policies=policies)
+    if how in (RequestType.ADD, RequestType.UPDATE):
+        check_sets(after, given, "$.Settings.Policies")
+    if how is not RequestType.ADD:
+        _refuse_to_lose_sets(context.view, network, after)
+    return after
+
+
+def _refuse_to_lose_sets(view: View, before: Network, after: Network) -> None:
+    """Refuse to take away sets that something names. Raises HcnError(ENTITY_HAS_REFERENCES)."""
+    lost = _sets(before) - _sets(after)
+    if not lost:
+        return
+    named = {name for policy in after.policies for name in sets_named(policy)}
+    texts = {
+        text
+        for endpoint in view.endpoints_of_network(before.id)
+        for policy in endpoint.policies
+        for rule in (policy.tier_acl_rules if isinstance(policy, TierAcl) else (policy,))
+        if isinstance(rule, AclRule)
+        for text in (rule.local_addresses, rule.remote_addresses)
+    }
+    named.update(name for text in texts for name in acl_addresses(text).sets)
+    used = sorted(lost & named)
+    if used:
+        raise HcnError(
+            HcnCode.ENTITY_HAS_REFERENCES,
+            f"$.Settings.Policies: the set {used[0]} is named by an ACL or another set; remove that first",
+        )
+
+
+def _sets(network: Network) -> set[str]:
+    return {policy.set_id for policy in network.policies if isinstance(policy, SetPolicy)}
+
+
+def _dns(_: Context, network: Network, how: RequestType, settings: Dns) -> Network:
+    if how in (RequestType.REMOVE, RequestType.RESET):
+        return _replace(network, dns=None)
+    return _replace(network, dns=check_dns(settings, "$.Settings"))
+
+
+def _extension(_: Context, network: Network, how: RequestType, settings: ExtensionSettings) -> Network:
+    check_extension(settings.resource_id, settings.is_enabled and how is not RequestType.REMOVE, "$.Settings")
+    return network
+
+
+def _subnets(context: Context, network: Network, how: RequestType, settings: SubnetSettings) -> Network:
+    if how is RequestType.RESET:
+        raise _unsupported(how)
+    after = network
+    if how is RequestType.REMOVE:
+        for index, subnet in enumerate(settings.subnets):
+            after = _without_subnet(context.view, after, subnet, f"{SUBNETS}[{index}]")
+    else:
+        new = [
+            check_subnet(subnet, network.type, f"{SUBNETS}[{index}]")
+            for index, subnet in enumerate(settings.subnets)
+        ]
+        after = (
+            _with_subnets(network, new) if how is RequestType.ADD else _updated(context.view, network, new)
+        )
+        after = with_gateways(after)
+        check_clashes(context.view, after)
+    check_subnets(after)
+    return after
+
+
+def _with_subnets(network: Network, new: list[Subnet]) -> Network:
+    ipam = network.ipams[0] if network.ipams else Ipam()
+    return _replace(network, ipams=(_replace(ipam, subnets=(*ipam.subnets, *new)), *network.ipams[1:]))
+
+
+def _updated(view: View, network: Network, new: list[Subnet]) -> Network:
+    """Return a network with these subnets instead of its own; one of the same prefix keeps its ID."""
+    known = {subnet.ip_address_prefix: subnet.id for subnet in network.subnets}
+    kept = [_replace(subnet, id=known.get(subnet.ip_address_prefix, subnet.id)) for subnet in new]
+    wanted = {subnet.ip_address_prefix for subnet in new}
+    for subnet in network.subnets:
+        if subnet.ip_address_prefix not in wanted:
+            _refuse_used(view, network, subnet, SUBNETS)
+    ipam = network.ipams[0] if network.ipams else Ipam()
+    return _replace(network, ipams=(_replace(ipam, subnets=tuple(kept)),))
+
+
+def _without_subnet(view: View, network: Network, wanted: Subnet, path: str) -> Network:
+    """Remove the subnet that has the given ID, or the given prefix. Raises HcnError."""
+    found = next((subnet for subnet in network.subnets if _is_meant(subnet, wanted)), None)
+    if found is None:
+        raise HcnError(HcnCode.SUBNET_NOT_FOUND, f"{path}: the network has no such subnet")
+    _refuse_used(view, network, found, path)
+    ipams = tuple(
+        _replace(ipam, subnets=tuple(subnet for subnet in ipam.subnets if subnet != found))
+        for ipam in network.ipams
+    )
+    return _replace(network, ipams=ipams)
+
+
+def _is_meant(subnet: Subnet, wanted: Subnet) -> bool:
+    if wanted.id:
+        return subnet.id == wanted.id.upper()
+    return subnet.ip_address_prefix == wanted.ip_address_prefix
+
+
+def _refuse_used(view: View, network: Network, subnet: Subnet, path: str) -> None:
+    for endpoint in view.endpoints_of_network(network.id):
+        if any(network.subnet_of(address) == subnet for address in endpoint.addresses):
+            raise HcnError(
+                HcnCode.ENTITY_HAS_REFERENCES, f"{path}: endpoint {endpoint.id} has an address of the subnet"
+            )
+
+
+def _ip_subnets(context: Context, network: Network, how: RequestType, settings: IpSubnetSettings) -> Network:
+    """Add ranges to a subnet, or remove them by ID or prefix."""
+    if how not in (RequestType.ADD, RequestType.REMOVE):
+        raise _unsupported(how)
+    wanted = guid(settings.subnet_id, "$.Settings.SubnetId")
+    subnet = next((item for item in network.subnets if item.id == wanted), None)
+    if subnet is None:
+        raise HcnError(HcnCode.SUBNET_NOT_FOUND, f"$.Settings.SubnetId: the network has no subnet {wanted}")
+    ranges = list(subnet.ip_subnets)
+    for index, item in enumerate(settings.ip_subnets):
+        path = f"$.Settings.IpSubnets[{index}]"
+        if how is RequestType.ADD:
+            ranges.append(check_ip_subnet(item, subnet.ip_address_prefix, path))
+        else:
+            ranges.remove(_unused_range(context.view, network, ranges, item, path))
+    if len({entry.id for entry in ranges}) != len(ranges):
+        raise HcnError(HcnCode.INVALID_IP_SUBNET, "$.Settings.IpSubnets: two ranges have the same ID")
+    changed = _replace(subnet, ip_subnets=tuple(ranges))
+    ipams = tuple(
+        _replace(ipam, subnets=tuple(changed if item is subnet else item for item in ipam.subnets))
+        for ipam in network.ipams
+    )
+    return _replace(network, ipams=ipams)
+
+
+def _unused_range(
+    view: View, network: Network, ranges: list[IpSubnet], wanted: IpSubnet, path: str
+) -> IpSubnet:
+    """Return the range with the wanted ID or prefix. Raises HcnError."""
+    for item in ranges:
+        if item.id == wanted.id.upper() if wanted.id else item.ip_address_prefix == wanted.ip_address_prefix:
+            break
+    else:
+        raise HcnError(HcnCode.INVALID_IP_SUBNET, f"{path}: the subnet has no such range")
+    if any(entry.ip_subnet_id == item.id for entry in _configurations(view, network)):
+        raise HcnError(HcnCode.ENTITY_HAS_REFERENCES, f"{path}: an endpoint has an address of the range")
+    return item
+
+
+def _configurations(view: View, network: Network) -> list[IpConfiguration]:
+    return [entry for item in view.endpoints_of_network(network.id) for entry in item.ip_configurations]
+
+
+_CHANGES: dict[type, Callable[[Context, Network, RequestType, Any], Network]] = {
+    PolicySettings: _policies,
+    Dns: _dns,
+    ExtensionSettings: _extension,
+    SubnetSettings: _subnets,
+    IpSubnetSettings: _ip_subnets,
+}
