@@ -165,4 +165,33 @@ SW_INLINE int sw_apply(struct __sk_buff *skb, struct sw_packet *p, const struct 
 	return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
 }
 
+/* Applies p->chosen to the packet in hand. */
+__noinline int sw_finish(struct __sk_buff *skb)
+{
+	struct sw_packet *p = sw_packet_here();
+	struct sw_nexthop *hop = 0;
+	struct sw_port *port = 0;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	switch (p->chosen.fate) {
+	case SW_TO_PORT:
+		port = sw_find_port(p->chosen.target);
+		if (!port)
+			return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ENDPOINT);
+		break;
+	case SW_TO_UPLINK:
+	case SW_TO_TUNNEL:
+		hop = sw_find_nexthop(p->chosen.target);
+		if (!hop)
+			return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_NEXTHOP);
+		break;
+	case SW_TO_HOST:
+		break;
+	default:
+		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
+	}
+	return sw_apply(skb, p, &p->chosen, port, hop);
+}
+
 #endif /* SAMEWIRE_DELIVER_H */

@@ -17,6 +17,7 @@
 #include "hostsocket.h"
 #include "icmp_error.h"
 #include "neighbour.h"
+#include "parse.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 

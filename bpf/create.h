@@ -1,0 +1,301 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * create.h - from a decision to flow entries.
+ *
+ * sw_first_packet() walks the layers and, where the decision needs it, leaves one entry, or a pair where the two sides
+ * of the connection look different. The second entry (the target's side) is inserted first: whoever finds the first one
+ * finds both.
+ */
+#ifndef SAMEWIRE_CREATE_H
+#define SAMEWIRE_CREATE_H
+
+#include "deliver.h"
+#include "first.h"
+#include "flow.h"
+
+#define SW_FULL (-102)
+
+/* Where the search for a free SNAT port begins: spread by the connection, the same in the simulator. */
+SW_INLINE __u32 sw_hash_word(__u32 hash, __u32 word)
+{
+	hash = (hash ^ word) * 0x9e3779b1;
+	return hash ^ hash >> 15;
+}
+
+SW_INLINE __u32 sw_hash_tuple(const struct sw_tuple *t)
+{
+	const __be32 *s = (const __be32 *)t->source.b;
+	const __be32 *d = (const __be32 *)t->destination.b;
+	__u32 hash = 0;
+	int i;
+
+	for (i = 0; i < 4; i++)
+		hash = sw_hash_word(hash, bpf_ntohl(s[i]));
+	for (i = 0; i < 4; i++)
+		hash = sw_hash_word(hash, bpf_ntohl(d[i]));
+	return sw_hash_word(hash, (__u32)bpf_ntohs(t->source_port) << 16 | bpf_ntohs(t->destination_port));
+}
+
+/* The rewriting parts of both directions, from p->first and p->out. */
+SW_INLINE void sw_compose(struct sw_packet *p)
+{
+	if (!sw_same_address(&p->out.source, &p->first.source) || p->out.source_port != p->first.source_port) {
+		p->forward.flags |= SW_REWRITE_SOURCE;
+		p->reverse.flags |= SW_REWRITE_DESTINATION;
+	}
+	if (!sw_same_address(&p->out.destination, &p->first.destination) ||
+	    p->out.destination_port != p->first.destination_port) {
+		p->forward.flags |= SW_REWRITE_DESTINATION;
+		p->reverse.flags |= SW_REWRITE_SOURCE;
+	}
+	sw_copy_address(&p->forward.source, &p->out.source);
+	sw_copy_address(&p->forward.destination, &p->out.destination);
+	p->forward.source_port = p->out.source_port;
+	p->forward.destination_port = p->out.destination_port;
+	sw_copy_address(&p->reverse.source, &p->first.destination);
+	sw_copy_address(&p->reverse.destination, &p->first.source);
+	p->reverse.source_port = p->first.destination_port;
+	p->reverse.destination_port = p->first.source_port;
+}
+
+#ifndef TRACE
+/* Fills the common part of p->flow. */
+SW_INLINE void sw_start_flow(struct sw_packet *p, __u8 direction, __u8 flags)
+{
+	struct sw_flow *flow = &p->flow;
+
+	flow->port[0] = p->port[0];
+	flow->port[1] = p->port[1];
+	flow->generation[0] = p->generation[0];
+	flow->generation[1] = p->generation[1];
+	flow->rule[0] = p->rule[0];
+	flow->rule[1] = p->rule[1];
+	flow->seen_tick = sw_now_tick();
+	flow->slot = 0;
+	flow->peer_scope = 0;
+	flow->flags = flags | (direction ? SW_FLOW_INITIATOR : 0);
+	flow->tcp[0] = flags & SW_FLOW_SECOND ? 0 : p->tcp_flags;
+	flow->tcp[1] = 0;
+	flow->arrival = p->first_arrival;
+	flow->reserved[0] = 0;
+	flow->reserved[1] = 0;
+}
+
+SW_INLINE void sw_set_action(struct sw_flow *flow, __u8 direction, const struct sw_action *action)
+{
+	if (direction)
+		sw_copy_action(&flow->action[1], action);
+	else
+		sw_copy_action(&flow->action[0], action);
+}
+#endif
+
+/* Inserts the second entry (the target's side) under the tuple p->out. */
+__noinline int sw_try_second(void)
+{
+	struct sw_packet *p = sw_packet_here();
+#ifdef TRACE
+	if (!p)
+		return -22;
+	sw_key_of(&p->other, &p->out, p->out_scope, p->family, p->protocol);
+	if (sw_same_key(&p->other, &p->gone[0]) || sw_same_key(&p->other, &p->gone[1]))
+		return 0;
+	return bpf_map_lookup_elem(&sw_flows, &p->other) ? SW_EEXIST : 0;
+#else
+	struct sw_flow *flow;
+
+	if (!p)
+		return -22;
+	flow = &p->flow;
+	p->other_direction = sw_key_of(&p->other, &p->out, p->out_scope, p->family, p->protocol);
+	sw_compose(p);
+	sw_start_flow(p, p->other_direction, SW_FLOW_PAIR | SW_FLOW_SECOND);
+	flow->peer_scope = p->first_scope;
+	__builtin_memset(flow->action, 0, sizeof(flow->action));
+	sw_set_action(flow, !p->other_direction, &p->reverse);
+	return sw_insert(1);
+#endif
+}
+
+/*
+ * A second entry is in our way. If its first one is gone it is a leftover: remove it. Returns 1 if it was. A young one
+ * without a first is no leftover: another CPU is just about to insert the first.
+ */
+SW_INLINE int sw_clear_orphan(struct sw_packet *p)
+{
+#ifndef TRACE
+	struct sw_flow *held = bpf_map_lookup_elem(&sw_flows, &p->other);
+
+	if (!held || !(held->flags & SW_FLOW_SECOND) || sw_idle_ticks(held, sw_now_tick()) < SW_ORPHAN_TICKS)
+		return 0;
+	sw_partner_key(&p->other, held, &p->flow_key);
+	if (bpf_map_lookup_elem(&sw_flows, &p->flow_key))
+		return 0;
+	sw_remove_entry(&p->other, held->slot);
+	return 1;
+#else
+	return 0;
+#endif
+}
+
+/* Which source ports may be tried: a slice of the pool that starts at a place of the connection's own. */
+static long sw_try_port(__u32 index, void *context)
+{
+	int *result = context;
+	struct sw_packet *p = sw_packet_here();
+	struct sw_config *config = sw_config_here();
+	__u32 low, size, port;
+
+	if (!p || !config)
+		return 1;
+	low = config->nat_port_low;
+	size = config->nat_port_high - low + 1;
+	port = ((__u64)sw_hash_tuple(&p->first) * size >> 32) + index;
+	port = low + (port >= size ? port - size : port);
+	p->out.source_port = bpf_htons(port);
+	*result = sw_try_second();
+	if (*result == SW_EEXIST)
+		sw_count(SW_COUNTER_NAT_RETRIES);
+	return *result != SW_EEXIST;
+}
+
+/* Inserts the second entry, choosing a source port where one must or can be chosen. */
+__noinline int sw_insert_second(void)
+{
+	struct sw_packet *p = sw_packet_here();
+	struct sw_config *config = sw_config_here();
+	int result = SW_EEXIST;
+	__u32 tries;
+
+	if (!p || !config || config->nat_port_high < config->nat_port_low)
+		return -22;
+	if (!p->wants_snat || !(p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP || sw_is_icmp(p))) {
+		result = sw_try_second();
+		if (result == SW_EEXIST && sw_clear_orphan(p))
+			result = sw_try_second();
+		if (result != SW_EEXIST)
+			return result;
+	}
+	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP && !(sw_is_icmp(p) && p->first.source_port))
+		return SW_EEXIST;
+	tries = config->nat_port_high - config->nat_port_low + 1;
+	if (tries > SW_NAT_TRIES)
+		tries = SW_NAT_TRIES;
+	bpf_loop(tries, sw_try_port, &result, 0);
+	return result;
+}
+
+SW_INLINE int sw_insert_failed(struct sw_packet *p, int error)
+{
+	if (error != SW_EEXIST)
+		return SW_FULL;
+	if (sw_has_ports(p->protocol) || sw_is_icmp(p))
+		return sw_drop_at(p, p->first_port, SW_LAYER_NAT, SW_REASON_NAT_EXHAUSTED, 0);
+	return sw_drop_at(p, p->first_port, SW_LAYER_NAT, SW_REASON_NAT_PROTOCOL, 0);
+}
+
+#ifndef TRACE
+/* Another CPU (or a crossing first packet) has inserted this very flow: its decision is the flow's. */
+SW_INLINE int sw_adopt(struct sw_packet *p)
+{
+	struct sw_flow *flow = bpf_map_lookup_elem(&sw_flows, &p->flow_key);
+
+	if (!flow)
+		return sw_drop(p, SW_LAYER_FLOW, SW_REASON_INTERNAL);
+	sw_count(SW_COUNTER_FLOW_ADOPTED);
+	sw_copy_action(&p->chosen, p->direction ? &flow->action[1] : &flow->action[0]);
+	return SW_GO_ON;
+}
+
+/* The first entry, under p->flow_key (or the only one). */
+SW_INLINE int sw_insert_first(struct sw_packet *p, __u8 direction, int pair)
+{
+	struct sw_flow *flow = &p->flow;
+	int error;
+
+	sw_start_flow(p, direction, pair ? SW_FLOW_PAIR : 0);
+	__builtin_memset(flow->action, 0, sizeof(flow->action));
+	sw_set_action(flow, direction, &p->forward);
+	if (pair)
+		flow->peer_scope = p->out_scope;
+	else
+		sw_set_action(flow, !direction, &p->reverse);
+	error = sw_insert(0);
+	if (error && pair) {
+		struct sw_flow *second = bpf_map_lookup_elem(&sw_flows, &p->other);
+
+		if (second)
+			sw_remove_entry(&p->other, second->slot);
+	}
+	return error;
+}
+#endif
+
+/* Inserts what the walk decided, for the first packet in hand. Leaves its action in p->chosen. May return SW_FULL. */
+__noinline int sw_create(struct __sk_buff *skb)
+{
+	struct sw_packet *p = sw_packet_here();
+	int error, pair;
+
+	SW_USE_CONTEXT(skb);
+	if (!p)
+		return TC_ACT_SHOT;
+	/* Only a request may open an ICMP flow that is to be translated: other types have no identifier. */
+	if (p->wants_snat && sw_is_icmp(p) && !p->first.source_port)
+		return sw_drop_at(p, p->first_port, SW_LAYER_NAT, SW_REASON_NAT_PROTOCOL, 0);
+	sw_key_of(&p->flow_key, &p->first, p->first_scope, p->family, p->protocol);
+	sw_key_of(&p->other, &p->out, p->out_scope, p->family, p->protocol);
+	pair = p->wants_snat || !sw_same_key(&p->flow_key, &p->other);
+	if (pair) {
+		error = sw_insert_second();
+		if (error)
+			return sw_insert_failed(p, error);
+	}
+	sw_compose(p);
+#ifndef TRACE
+	/* Again: sw_clear_orphan() may have used the room for our own key. */
+	error = sw_insert_first(
+		p, sw_key_of(&p->flow_key, &p->first, p->first_scope, p->family, p->protocol) & 1, pair);
+	if (error == SW_EEXIST)
+		return sw_adopt(p);
+	if (error)
+		return sw_insert_failed(p, error);
+#endif
+	sw_copy_action(&p->chosen, &p->forward);
+	return SW_GO_ON;
+}
+
+/* A packet without a flow: the walk, then a flow if the decision needs one. */
+__noinline int sw_first_packet(struct __sk_buff *skb)
+{
+	struct sw_packet *p = sw_packet_here();
+	int verdict;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	sw_copy_tuple(&p->first, &p->tuple);
+	p->first_arrival = p->arrival;
+	p->first_scope = p->scope;
+	p->first_port = p->port_id;
+	verdict = sw_walk(skb);
+	if (verdict != SW_GO_ON)
+		return verdict;
+	sw_count(SW_COUNTER_FIRST_PACKETS);
+	if (!p->needs_flow) {
+		sw_count(SW_COUNTER_STATELESS);
+		sw_copy_action(&p->chosen, &p->forward);
+	} else {
+		verdict = sw_create(skb);
+#ifndef TRACE
+		if (verdict == SW_FULL && sw_recycle())
+			verdict = sw_create(skb);
+#endif
+		if (verdict == SW_FULL)
+			return sw_drop_at(p, p->first_port, SW_LAYER_FLOW, SW_REASON_FLOW_TABLE_FULL, 0);
+		if (verdict != SW_GO_ON)
+			return verdict;
+	}
+	return sw_finish(skb);
+}
+
+#endif /* SAMEWIRE_CREATE_H */
