@@ -29,6 +29,7 @@ struct way {
 	char *left; /* what `to` would not take yet */
 	size_t left_start, left_end;
 	bool bulk, ended, done;
+	bool hung_up; /* the end stands behind the data: no event will tell of it again */
 };
 
 struct connection {
@@ -272,10 +273,11 @@ static int keep(struct way *way, size_t start, size_t length)
 	return 0;
 }
 
-/* Takes one portion from `from`. 1: something came, 0: nothing now, -1: it is dead. Sets ended at the end. */
+/* Takes one portion from `from`. 1: there may be more, 0: nothing now, -1: it is dead. Sets ended at the end. */
 static int fetch(struct way *way)
 {
 	ssize_t got, sent;
+	bool drained;
 
 	if (way->bulk) {
 		got = splice(way->from->fd, NULL, way->pipe[1], NULL, PIPE_BYTES, SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
@@ -292,13 +294,16 @@ static int fetch(struct way *way)
 	}
 	if (way->bulk)
 		return 1;
-	way->bulk = got == sizeof(copy_buffer) && take_pipe(way);
+	drained = got < (ssize_t)sizeof(copy_buffer);
+	way->bulk = !drained && take_pipe(way);
 	sent = send(way->to->fd, copy_buffer, got, MSG_NOSIGNAL | MSG_DONTWAIT);
 	if (sent < 0 && errno != EAGAIN)
 		return -1;
 	if (sent < 0)
 		sent = 0;
-	return sent < got && keep(way, sent, got - sent) ? -1 : 1;
+	if (sent < got && keep(way, sent, got - sent))
+		return -1;
+	return !drained || way->hung_up; /* more would be a new event */
 }
 
 /* Moves what can be moved. 0: nothing more now, 1: its turn is over but there is more, -1: the connection is dead. */
@@ -324,10 +329,15 @@ static int pump(struct way *way)
 	return 1;
 }
 
-static void pump_both(struct connection *c)
+static bool waits_for_room(const struct way *way)
 {
-	int forth = pump(&c->forth);
-	int back = forth < 0 ? -1 : pump(&c->back);
+	return way->piped || way->left_start < way->left_end;
+}
+
+static void pump_ways(struct connection *c, bool want_forth, bool want_back)
+{
+	int forth = want_forth ? pump(&c->forth) : 0;
+	int back = forth < 0 ? -1 : want_back ? pump(&c->back) : 0;
 
 	if (forth < 0 || back < 0) {
 		end(c, true);
@@ -357,15 +367,19 @@ static void connected(struct connection *c)
 		fail(c);
 		return;
 	}
-	pump_both(c);
+	pump_ways(c, true, true);
 }
 
 void tcp_event(struct source *source, uint32_t events)
 {
 	struct connection *c = source->owner;
+	bool from_client, readable;
 
 	if (c->closed)
 		return;
+	from_client = source->kind == SOURCE_TCP_CLIENT;
+	if (events & (EPOLLRDHUP | EPOLLHUP))
+		*(from_client ? &c->forth.hung_up : &c->back.hung_up) = true;
 	if (!c->connected) {
 		if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP))
 			connected(c);
@@ -375,7 +389,9 @@ void tcp_event(struct source *source, uint32_t events)
 		end(c, true); /* a reset at one end is a reset at the other */
 		return;
 	}
-	pump_both(c);
+	readable = events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP);
+	pump_ways(c, from_client ? readable : waits_for_room(&c->forth),
+		  from_client ? waits_for_room(&c->back) : readable);
 }
 
 bool tcp_work(void)
@@ -388,7 +404,7 @@ bool tcp_work(void)
 
 		list_remove(first);
 		c->is_busy = false;
-		pump_both(c);
+		pump_ways(c, true, true);
 		if (first == last)
 			break;
 	}

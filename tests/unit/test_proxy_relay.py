@@ -129,6 +129,21 @@ async def test_bytes_cross_in_both_directions_and_the_end_too(relay: Relay, fami
         await until(closed)
 
 
+async def test_an_end_right_behind_the_data_is_passed_on(relay: Relay) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"all there is")
+        await hang_up(writer)
+
+    server = await asyncio.start_server(serve, "127.0.0.1")
+    async with server:
+        backend = RelayBackend("127.0.0.1", server.sockets[0].getsockname()[1])
+        port = await listener(relay, RelayService("web", "tcp", "127.0.0.1", (backend,)))
+        for _ in range(50):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            assert await asyncio.wait_for(reader.read(-1), WAIT_S) == b"all there is"
+            await hang_up(writer)
+
+
 async def test_many_at_once(relay: Relay) -> None:
     async with tcp_backend("127.0.0.1", b"one") as one, tcp_backend("127.0.0.1", b"two") as two:
         port = await listener(relay, RelayService("web", "tcp", "127.0.0.1", (one, two)))
