@@ -6,6 +6,7 @@ import re
 import uuid
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
+from socket import AF_INET, inet_pton
 
 from samewire.hcn.errors import HcnCode, fail
 
@@ -103,6 +104,24 @@ def _prefix(text: str) -> tuple[str, bool] | None:
     return str(network), ip_address(host) != network.network_address
 
 
+def _is_plain_ipv4(text: str) -> bool:
+    """True for an IPv4 address or prefix that is in canonical form beyond doubt. Lists of tens of thousands
+    are looked at in one go, and the general way takes ten times as long.
+    """
+    host, slash, length = text.partition("/")
+    try:
+        packed = inet_pton(AF_INET, host)
+    except (OSError, ValueError):
+        return False
+    if not slash:
+        return True
+    bits = _LENGTHS.get(length)
+    return bits is not None and not int.from_bytes(packed) & ((1 << 32 - bits) - 1)
+
+
+_LENGTHS = {str(length): length for length in range(33)}
+
+
 def prefix(text: str, path: str) -> str:
     """Return a prefix in canonical form; host bits are refused. Raises HcnError(INVALID_PREFIX)."""
     found = _prefix(text)
@@ -117,6 +136,8 @@ def address_or_prefix(text: str, path: str) -> str:
     """Return an item of an address list: an address stays one, a prefix loses its host bits. Raises
     HcnError.
     """
+    if _is_plain_ipv4(text):
+        return text
     found = _prefix(text)
     if found is None:
         fail(path, f"{text[:64]!r} is neither an address nor a prefix", HcnCode.INVALID_PREFIX)
