@@ -213,7 +213,8 @@ async def test_an_unreadable_line_is_asked_for_again(server: FakeServer, open_ap
 async def test_a_line_that_stays_unreadable_is_listed_around(server: FakeServer, open_api: Opener) -> None:
     told, source = await started(server, open_api)
     server.disturb("garbage")
-    await until(lambda: source.counts()["Service"].malformed == 1 and server.watching("services"))
+    await until(lambda: len(server.requests("watch", "services")) == 2)
+    assert source.counts()["Service"].malformed == 1
     server.disturb("garbage")
     await until(lambda: len(server.requests("list", "services")) == 2)
     server.store.put("services", service("a", "web"))

@@ -1,0 +1,237 @@
+"""A directory of manifests as a source: files that change, break, vanish; Services with what belongs to them."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from samewire.kube.manifest_files import ManifestDirectory, parse_manifests
+from samewire.kube.manifests import ManifestSource, write_objects
+from samewire.kube.model import EndpointSlice, Node, Pod, Service
+from tests.apiserver.objects import Recorder, until
+
+SERVICE = """
+apiVersion: v1
+kind: Service
+metadata:
+  name: {name}
+spec:
+  selector: {{app: web}}
+  ports:
+  - port: {port}
+    targetPort: web
+    protocol: TCP
+"""
+POD = """
+apiVersion: v1
+kind: Pod
+metadata:
+  name: web-0
+  labels: {app: web}
+  creationTimestamp: 2026-01-01T00:00:00Z
+spec:
+  containers:
+  - name: c
+    ports: [{name: web, containerPort: 8080}]
+    resources: null
+"""
+
+Opener = Callable[..., ManifestSource]
+
+
+def running(name: str, address: str, node: str = "node1") -> Pod:
+    """A Pod as whoever runs it writes it."""
+    raw = {
+        "metadata": {"namespace": "default", "name": name, "labels": {"app": "web"}},
+        "spec": {
+            "nodeName": node,
+            "containers": [{"name": "c", "ports": [{"name": "web", "containerPort": 8080}]}],
+        },
+        "status": {
+            "phase": "Running",
+            "podIPs": [{"ip": address}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
+    return msgspec.convert(raw, Pod)
+
+
+@pytest.fixture
+async def open_manifests(tmp_path: Path) -> AsyncIterator[Opener]:
+    """Opens sources on the directory, and closes them."""
+    opened: list[ManifestSource] = []
+
+    def open_source(pods_of_node: str = "", directory: Path = tmp_path) -> ManifestSource:
+        networks = (ipaddress.ip_network("10.96.0.0/16"),)
+        opened.append(ManifestSource(directory, networks, pods_of_node, interval_s=0.01))
+        return opened[-1]
+
+    yield open_source
+    for source in opened:
+        await source.close()
+
+
+def put(path: Path, text: str) -> None:
+    """Replace a file in one step."""
+    draft = path.with_suffix(".draft")
+    draft.write_text(text)
+    draft.replace(path)
+
+
+async def test_services_come_with_their_endpoints(open_manifests: Opener, tmp_path: Path) -> None:
+    put(
+        tmp_path / "web.yaml",
+        f"{SERVICE.format(name='web', port=80)}---\n{POD}---\nkind: Deployment\napiVersion: apps/v1\n",
+    )
+    write_objects(tmp_path / "pods-node1.json", [running("web-0", "10.244.1.5")])
+    source = open_manifests()
+    slices: Recorder[EndpointSlice] = Recorder()
+    source.watch(EndpointSlice, slices)
+    await source.start()
+    await source.wait_synced()
+    (service,) = source.objects(Service).values()
+    assert service.key == ("default", "web")
+    assert ipaddress.ip_address(service.cluster_ips[0]) in ipaddress.ip_network("10.96.0.0/16")
+    (found,) = slices.cache.values()
+    assert found.service_key == service.key
+    assert [item.addresses[0] for item in found.endpoints] == ["10.244.1.5"]
+    write_objects(tmp_path / "pods-node1.json", [])
+    await until(lambda: not slices.cache)
+    assert source.objects(Pod)[("default", "web-0")].addresses == ()
+
+
+async def test_only_the_pods_of_a_node_are_handed_over(open_manifests: Opener, tmp_path: Path) -> None:
+    put(tmp_path / "web.yaml", SERVICE.format(name="web", port=80))
+    write_objects(tmp_path / "pods.json", [running("a", "10.244.1.5"), running("b", "10.244.2.5", "node2")])
+    source = open_manifests("node2")
+    await source.start()
+    await source.wait_synced()
+    assert source.objects(Pod).keys() == {("default", "b")}
+    (found,) = source.objects(EndpointSlice).values()
+    assert len(found.endpoints) == 2
+
+
+async def test_a_broken_file_counts_as_it_was(
+    open_manifests: Opener, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path / "web.yaml", SERVICE.format(name="web", port=80))
+    source = open_manifests()
+    told: Recorder[Service] = Recorder()
+    source.watch(Service, told)
+    await source.start()
+    await source.wait_synced()
+    put(tmp_path / "web.yaml", "kind: [")
+    put(tmp_path / "other.yaml", SERVICE.format(name="other", port=80))
+    await until(lambda: len(told.cache) == 2)
+    put(tmp_path / "web.yaml", SERVICE.format(name="web", port="none"))
+    put(tmp_path / "third.yaml", SERVICE.format(name="third", port=80))
+    await until(lambda: len(told.cache) == 3)
+    assert told.cache["default", "web"].spec.ports[0].port == 80
+    put(tmp_path / "web.yaml", SERVICE.format(name="web", port=81))
+    await until(lambda: told.cache["default", "web"].spec.ports[0].port == 81)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "manifest not read" in line]
+    assert len(warnings) == 2, "once a version of the file"
+
+
+async def test_a_directory_that_cannot_be_read_changes_nothing(
+    open_manifests: Opener, tmp_path: Path
+) -> None:
+    directory = tmp_path / "manifests"
+    directory.mkdir()
+    put(directory / "web.yaml", SERVICE.format(name="web", port=80))
+    source = open_manifests(directory=directory)
+    told: Recorder[Service] = Recorder()
+    source.watch(Service, told)
+    await source.start()
+    await source.wait_synced()
+    directory.rename(tmp_path / "away")
+    await until(lambda: not source.health()[0].connected)
+    assert "No such file" in source.health()[0].error
+    assert not told.changes
+    (tmp_path / "away" / "web.yaml").unlink()
+    (tmp_path / "away").rename(directory)
+    await until(lambda: not told.cache)
+
+
+async def test_a_directory_that_is_not_there_yet_is_no_empty_one(
+    open_manifests: Opener, tmp_path: Path
+) -> None:
+    source = open_manifests(directory=tmp_path / "later")
+    told: Recorder[Service] = Recorder()
+    source.watch(Service, told)
+    await source.start()
+    await until(lambda: "No such file" in source.health()[0].error)
+    assert not told.batches
+    (tmp_path / "later").mkdir()
+    await source.wait_synced()
+    assert told.batches[0].snapshot
+
+
+def test_a_file_that_is_being_written_is_left_until_it_stands_still(tmp_path: Path) -> None:
+    path = tmp_path / "web.yaml"
+    put(path, SERVICE.format(name="web", port=80))
+    directory = ManifestDirectory(tmp_path)
+    assert directory.scan()
+    with path.open("w") as file:
+        assert not directory.scan(), "empty for a moment"
+        file.write(SERVICE.format(name="web", port=81))
+        file.flush()
+        assert not directory.scan()
+    assert directory.scan()
+    (found,) = directory.contents()
+    assert found.services[0].service.spec.ports[0].port == 81
+    assert not directory.scan()
+
+
+def test_which_files_count(tmp_path: Path) -> None:
+    for name in ("a.yaml", "b.yml", "c.json", ".hidden.yaml", "notes.txt", "web.yaml~"):
+        (tmp_path / name).write_text(SERVICE.format(name="web", port=80))
+    (tmp_path / "sub.yaml").mkdir()
+    directory = ManifestDirectory(tmp_path)
+    directory.scan()
+    assert len([item for item in directory.contents() if item.services]) == 3
+
+
+def test_lists_and_defaults() -> None:
+    found = parse_manifests(
+        "apiVersion: v1\nkind: List\nitems:\n"
+        "- {apiVersion: v1, kind: Node, metadata: {name: n, namespace: x, annotations: null}}\n"
+        "---\napiVersion: v1\nkind: ServiceList\nitems:\n- metadata: {name: s}\n  spec: {ports: [{port: 1}]}\n---\n"
+    )
+    assert [item.key for item in found.others] == [("", "n")]
+    assert [item.key for item in found.services] == [("default", "s")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\n---\n- x\n", "document at line 2: is not a Kubernetes object"),
+        ("\n\n---\nkind: [\n", "document at line 3: .* in line"),
+        ("apiVersion: v1\nkind: Service\nmetadata: {}\n", "Service without a valid metadata.name"),
+        (
+            SERVICE.format(name="web", port="x"),
+            r"Expected `int`, got `str` - at `\$.ports\[0\].port`|spec.ports",
+        ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nstatus: {podIP: nope}\n",
+            "'nope' does not appear to be",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_manifests(text)
+
+
+def test_objects_survive_being_written(tmp_path: Path) -> None:
+    node = msgspec.convert(
+        {"metadata": {"name": "n", "labels": {"a": "b"}}, "spec": {"podCIDRs": ["10.0.0.0/24"]}}, Node
+    )
+    pod = running("p", "10.0.0.1")
+    write_objects(tmp_path / "all.json", [node, pod])
+    assert parse_manifests((tmp_path / "all.json").read_text()).others == (node, pod)
+    assert [path.name for path in tmp_path.iterdir()] == ["all.json"]
