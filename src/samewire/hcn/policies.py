@@ -381,7 +381,7 @@ def nat_families(policy: OutBoundNAT) -> frozenset[int]:
         return frozenset({6})
     for hints in ((policy.virtual_ip,) if policy.virtual_ip else (), policy.destinations, policy.exceptions):
         if hints:
-            return frozenset(family_of(hint) for hint in hints)
+            return frozenset(6 if ":" in hint else 4 for hint in hints)
     return frozenset({4, 6})
 
 

