@@ -1,0 +1,177 @@
+"""User mode: the switch sends virtual addresses to a relay process on the node, and that to the backends.
+
+A `Writer` before another one. What the controller wants stays as it is; what is written has one backend, the relay's
+listener for that load balancer. Where clients from outside get other backends than those inside (traffic policy
+Local), there are two listeners. SCTP is left to the switch: the relay knows streams and datagrams only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+from msgspec.structs import replace
+
+from samewire.errors import SamewireError, Unavailable
+from samewire.hcn.loadbalancers import BackendFlags, DistributionType, LoadBalancer, LoadBalancerBackend
+from samewire.hcn.loadbalancers import LoadBalancerFlags as Flags
+from samewire.proxy.controller import Writer
+from samewire.proxy.relay import Relay, RelayBackend, RelayService
+
+_PROTOCOLS: Final = {6: "tcp", 17: "udp"}
+_LOCAL: Final = int(BackendFlags.LOCAL)
+_LOCAL_ONLY: Final = int(BackendFlags.LOCAL_POLICY_ONLY)
+_DRAINING: Final = int(BackendFlags.DRAINING)
+_NOT_DIRECT: Final = ~int(Flags.ENABLE_DIRECT_SERVER_RETURN)
+_LOCAL_SUFFIX: Final = "/local"
+MAX_RELAY_AFFINITY_S: Final = 86400
+
+
+class RelayWriter:
+    """Implements `samewire.proxy.controller.Writer`. ``addresses``: the node's addresses, main ones first."""
+
+    def __init__(self, inner: Writer, relay: Relay, addresses: Callable[[], Sequence[str]]) -> None:
+        self._inner = inner
+        self._relay = relay
+        self._addresses = addresses
+        self._wanted: dict[str, LoadBalancer] = {}
+        self._swept = False
+
+    def network_id(self) -> str | None:
+        """As the writer behind."""
+        return self._inner.network_id()
+
+    def node_port_addresses(self) -> tuple[str, ...] | None:
+        """As the writer behind."""
+        return self._inner.node_port_addresses()
+
+    def get(self, lb_id: str) -> LoadBalancer | None:
+        """A load balancer as the controller wanted it; of an earlier life, as it is in the switch."""
+        found = self._inner.get(lb_id)
+        return None if found is None else self._wanted.get(lb_id, found)
+
+    def owned(self) -> Iterable[LoadBalancer]:
+        """As the writer behind."""
+        return self._inner.owned()
+
+    async def write(
+        self, puts: Sequence[LoadBalancer], deletes: Sequence[str]
+    ) -> Mapping[str, SamewireError]:
+        """Tell the relay, then the switch; a load balancer that the relay refuses is not written."""
+        failed: dict[str, SamewireError] = {}
+        await self._sweep()
+        ports = await self._listen(puts, failed)
+        relayed = [_relayed(lb, ports, self._addresses()) for lb in puts if lb.id not in failed]
+        failed |= await self._inner.write(relayed, deletes)
+        unused: list[str] = []
+        for lb in puts:
+            if lb.id in failed:
+                continue
+            before = self._wanted.get(lb.id)
+            if before is not None and before.external_traffic_policy_local > lb.external_traffic_policy_local:
+                unused.append(lb.id + _LOCAL_SUFFIX)
+            self._wanted[lb.id] = lb
+        for lb_id in deletes:
+            if lb_id not in failed:
+                self._wanted.pop(lb_id, None)
+                unused += [lb_id, lb_id + _LOCAL_SUFFIX]
+        await self._relay.delete(unused)
+        return failed
+
+    async def close(self) -> None:
+        """Hang up; the relay goes on."""
+        await self._relay.close()
+
+    async def _sweep(self) -> None:
+        """Once: the relay of an earlier life forgets what the switch no longer sends it."""
+        if self._swept:
+            return
+        known = {lb.id for lb in self._inner.owned()}
+        found = await self._relay.list()
+        await self._relay.delete([one for one in found if one.removesuffix(_LOCAL_SUFFIX) not in known])
+        self._swept = True
+
+    async def _listen(
+        self, puts: Sequence[LoadBalancer], failed: dict[str, SamewireError]
+    ) -> Mapping[str, int]:
+        """The relay's ports by its services' ids; notes load balancers that have none."""
+        services: list[RelayService] = []
+        for lb in puts:
+            if not _is_relayed(lb):
+                continue
+            listen = _listen_address(lb, self._addresses())
+            if listen is None:
+                family = "IPv6" if lb.is_ipv6 else "IPv4"
+                failed[lb.id] = Unavailable("relay", f"the node has no {family} address to listen on")
+                continue
+            services += _services_of(lb, listen)
+        ports: dict[str, int] = {}
+        for name, answer in (await self._relay.put(services)).items():
+            if isinstance(answer, int):
+                ports[name] = answer
+            else:
+                failed[name.removesuffix(_LOCAL_SUFFIX)] = answer
+        return ports
+
+
+def _is_relayed(lb: LoadBalancer) -> bool:
+    return lb.port_mappings[0].protocol in _PROTOCOLS
+
+
+def _listen_address(lb: LoadBalancer, addresses: Iterable[str]) -> str | None:
+    return next((one for one in addresses if (":" in one) == lb.is_ipv6), None)
+
+
+def _services_of(lb: LoadBalancer, listen: str) -> list[RelayService]:
+    """The listener for clients inside, and the one for those outside where that is another."""
+    everybody = [one for one in lb.backends if not one.flags & _LOCAL_ONLY]
+    found = [_service(lb, lb.id, listen, everybody)]
+    if lb.external_traffic_policy_local:
+        here = [one for one in lb.backends if one.flags & _LOCAL]
+        found.append(_service(lb, lb.id + _LOCAL_SUFFIX, listen, here))
+    return found
+
+
+def _service(
+    lb: LoadBalancer, name: str, listen: str, backends: Iterable[LoadBalancerBackend]
+) -> RelayService:
+    mapping = lb.port_mappings[0]
+    sticky = mapping.distribution_type is not DistributionType.NONE
+    return RelayService(
+        name,
+        _PROTOCOLS[mapping.protocol],
+        listen,
+        tuple(
+            RelayBackend(one.ip_address, one.port or mapping.internal_port, bool(one.flags & _DRAINING))
+            for one in backends
+        ),
+        min(lb.affinity_timeout, MAX_RELAY_AFFINITY_S) if sticky else 0,
+    )
+
+
+def _relayed(lb: LoadBalancer, ports: Mapping[str, int], addresses: Sequence[str]) -> LoadBalancer:
+    """The load balancer as the switch gets it. Without a backend it stays so: the refusal is the switch's."""
+    listen = _listen_address(lb, addresses)
+    if not _is_relayed(lb) or listen is None:
+        return lb
+    active = [one for one in lb.backends if not one.flags & _DRAINING]
+    local_policy = lb.external_traffic_policy_local
+    backends = []
+    if any(not one.flags & _LOCAL_ONLY for one in active):
+        flags = 0 if local_policy else _LOCAL
+        backends.append(LoadBalancerBackend(ip_address=listen, port=ports[lb.id], flags=flags))
+    if local_policy and any(one.flags & _LOCAL for one in active):
+        port = ports[lb.id + _LOCAL_SUFFIX]
+        backends.append(LoadBalancerBackend(ip_address=listen, port=port, flags=_LOCAL | _LOCAL_ONLY))
+    mapping = replace(
+        lb.port_mappings[0],
+        internal_port=backends[0].port if backends else 0,
+        distribution_type=DistributionType.NONE,
+    )
+    return replace(
+        lb,
+        backends=tuple(backends),
+        port_mappings=(mapping,),
+        flags=lb.flags & _NOT_DIRECT,
+        affinity_timeout=0,
+    )

@@ -1,0 +1,127 @@
+"""User mode: what the relay is told, what the switch gets, and what the controller sees."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from samewire.hcn.loadbalancers import (
+    BackendFlags,
+    DistributionType,
+    LoadBalancer,
+    LoadBalancerBackend,
+    LoadBalancerFlags,
+    LoadBalancerPortMapping,
+)
+from samewire.proxy.ids import OWNER
+from samewire.proxy.relay import Relay
+from samewire.proxy.userspace import RelayWriter
+from tests.support.proxy import FakeWriter
+
+LOCAL, LOCAL_ONLY, DRAINING = (
+    int(BackendFlags.LOCAL),
+    int(BackendFlags.LOCAL_POLICY_ONLY),
+    int(BackendFlags.DRAINING),
+)
+ID = "00000000-0000-0000-0000-00000000000A"
+
+
+@pytest.fixture
+async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
+    one = Relay(tmp_path / "relay.sock")
+    yield one
+    await one.stop()
+
+
+def load_balancer(*backends: tuple[str, int], protocol: int = 6, local: bool = False) -> LoadBalancer:
+    return LoadBalancer(
+        id=ID,
+        owner=OWNER,
+        frontend_vips=("10.96.0.1",),
+        port_mappings=(
+            LoadBalancerPortMapping(
+                protocol=protocol,
+                internal_port=80,
+                external_port=8080,
+                distribution_type=DistributionType.SOURCE_IP,
+            ),
+        ),
+        flags=int(LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN),
+        backends=tuple(LoadBalancerBackend(ip_address=ip, port=81, flags=flags) for ip, flags in backends),
+        affinity_timeout=600,
+        external_traffic_policy_local=local,
+    )
+
+
+async def test_the_switch_gets_the_relay_and_the_controller_sees_what_it_wanted(relay: Relay) -> None:
+    inner = FakeWriter()
+    writer = RelayWriter(inner, relay, lambda: ["127.0.0.1", "::1"])
+    wanted = load_balancer(("10.244.0.2", LOCAL), ("10.244.1.2", 0))
+    assert await writer.write([wanted], []) == {}
+    (backend,) = inner.objects[ID].backends
+    assert (backend.ip_address, backend.port) == ("127.0.0.1", (await relay.list())[ID].port)
+    assert inner.objects[ID].port_mappings[0].distribution_type is DistributionType.NONE
+    assert not inner.objects[ID].flags
+    assert writer.get(ID) == wanted
+    assert await writer.write([], [ID]) == {}
+    assert writer.get(ID) is None
+    assert await relay.list() == {}
+
+
+async def test_clients_from_outside_have_a_listener_of_their_own_under_the_policy_local(relay: Relay) -> None:
+    inner = FakeWriter()
+    writer = RelayWriter(inner, relay, lambda: ["127.0.0.1"])
+    local = load_balancer(
+        ("10.244.0.2", LOCAL), ("10.244.1.2", 0), ("10.244.0.3", LOCAL | LOCAL_ONLY), local=True
+    )
+    assert await writer.write([local], []) == {}
+    listeners = await relay.list()
+    assert set(listeners) == {ID, f"{ID}/local"}
+    inside, outside = inner.objects[ID].backends
+    assert (inside.flags, inside.port) == (0, listeners[ID].port)
+    assert (outside.flags, outside.port) == (LOCAL | LOCAL_ONLY, listeners[f"{ID}/local"].port)
+    await writer.write([replace(local, external_traffic_policy_local=False)], [])
+    assert set(await relay.list()) == {ID}
+
+
+async def test_without_an_active_backend_the_switch_refuses(relay: Relay) -> None:
+    inner = FakeWriter()
+    writer = RelayWriter(inner, relay, lambda: ["127.0.0.1"])
+    await writer.write([load_balancer(("10.244.0.2", LOCAL | DRAINING))], [])
+    assert inner.objects[ID].backends == ()
+
+
+async def test_sctp_stays_with_the_switch(relay: Relay) -> None:
+    inner = FakeWriter()
+    writer = RelayWriter(inner, relay, lambda: ["127.0.0.1"])
+    wanted = load_balancer(("10.244.0.2", LOCAL), protocol=132)
+    await writer.write([wanted], [])
+    assert inner.objects[ID] == wanted
+    assert await relay.list() == {}
+
+
+async def test_a_family_that_the_node_lacks_is_an_error_of_that_service_alone(relay: Relay) -> None:
+    inner = FakeWriter()
+    writer = RelayWriter(inner, relay, lambda: ["127.0.0.1"])
+    six = replace(load_balancer(("fd00::2", LOCAL)), id=ID[:-1] + "B", frontend_vips=("fd00:96::1",))
+    failed = await writer.write([six, load_balancer(("10.244.0.2", LOCAL))], [])
+    assert set(failed) == {six.id}
+    assert "IPv6" in str(failed[six.id])
+    assert set(inner.objects) == {ID}
+
+
+async def test_the_relay_of_an_earlier_life_forgets_what_nobody_wants(relay: Relay, tmp_path: Path) -> None:
+    inner = FakeWriter()
+    writer = RelayWriter(inner, relay, lambda: ["127.0.0.1"])
+    await writer.write([load_balancer(("10.244.0.2", LOCAL))], [])
+    port = (await relay.list())[ID].port
+    other = replace(load_balancer(("10.244.0.2", LOCAL)), id=ID[:-1] + "B")
+    await writer.write([other], [])
+    del inner.objects[other.id]  # deleted while no daemon was there
+    again = RelayWriter(inner, Relay(tmp_path / "relay.sock"), lambda: ["127.0.0.1"])
+    await again.write([load_balancer(("10.244.0.3", LOCAL))], [])
+    assert {name: counts.port for name, counts in (await relay.list()).items()} == {ID: port}
+    await again.close()
