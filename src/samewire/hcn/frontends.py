@@ -11,7 +11,10 @@ from samewire.hcn.schema import Network, NetworkFlags, NetworkType
 
 FrontendKey = tuple[str, int, int, str]
 
-_OUTSIDE: Final = PortMappingFlags.VIP_EXTERNAL_IP | PortMappingFlags.USE_MUX
+# Plain integers: arithmetic of enumerations would cost more than all the rest.
+_INTERNAL: Final = int(PortMappingFlags.INTERNAL_LOAD_BALANCER)
+_OUTSIDE: Final = int(PortMappingFlags.VIP_EXTERNAL_IP | PortMappingFlags.USE_MUX)
+_LOCAL_ROUTED: Final = int(PortMappingFlags.LOCAL_ROUTED_VIP)
 
 
 class Reach(NamedTuple):
@@ -33,11 +36,8 @@ def has_host_port(network: Network) -> bool:
 def reach(value: LoadBalancer, mapping: LoadBalancerPortMapping, network: Network | None) -> Reach:
     """Return who sees a mapping. One that names no network is for the node and the pods of all networks."""
     flags = mapping.flags
-    if flags & PortMappingFlags.INTERNAL_LOAD_BALANCER:
-        outside = False
-    else:
-        outside = not value.frontend_vips or bool(flags & _OUTSIDE)
-    host = network is None or has_host_port(network) or bool(flags & PortMappingFlags.LOCAL_ROUTED_VIP)
+    outside = not flags & _INTERNAL and (not value.frontend_vips or bool(flags & _OUTSIDE))
+    host = network is None or has_host_port(network) or bool(flags & _LOCAL_ROUTED)
     return Reach(host, outside)
 
 

@@ -117,6 +117,25 @@ class Store:
         self._numbers[kind, key] = number
         return number
 
+    def reserve_numbers(self, kind: str, count: int) -> int:
+        """Return the first of ``count`` numbers of a kind that will never be given again. Raises Exhausted,
+        StoreError.
+        """
+        first = self._counters.get(kind, 0) + 1
+        if first + count - 1 > MAX_NUMBER:
+            raise Exhausted(f"numbers of {kind}", f"all {MAX_NUMBER} have been used")
+        self._count_to(kind, first + count - 1)
+        return first
+
+    def skip_numbers(self, kind: str, last: int) -> None:
+        """Let the next number of a kind be above ``last``. Raises StoreError."""
+        if last > self._counters.get(kind, 0):
+            self._count_to(kind, last)
+
+    def _count_to(self, kind: str, last: int) -> None:
+        self._counters[kind] = last
+        self._transaction(lambda: self._write_counter(kind, last))
+
     def release_number(self, kind: str, key: str) -> None:
         """Forget the number of ``key`` (no error when it has none). Raises StoreError."""
         if (kind, key) in self._numbers:
@@ -225,11 +244,14 @@ class Store:
                 row = (change.kind.value, change.id, self._position, self._boot_id, _encode(change.after))
                 self._db.execute(_PUT, row)
 
-    def _write_number(self, kind: str, key: str, number: int) -> None:
+    def _write_counter(self, kind: str, last: int) -> None:
         self._db.execute(
             "INSERT INTO counters VALUES (?, ?) ON CONFLICT (kind) DO UPDATE SET last = excluded.last",
-            (kind, number),
+            (kind, last),
         )
+
+    def _write_number(self, kind: str, key: str, number: int) -> None:
+        self._write_counter(kind, number)
         self._db.execute("INSERT INTO numbers VALUES (?, ?, ?)", (kind, key, number))
 
 

@@ -23,10 +23,12 @@ from samewire.hcn.switch import NodeFacts as HcnFacts
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import Netlink
 from samewire.node import links
+from samewire.node.balancers import Balancers
 from samewire.node.bindings import BindingChange, HostBindings
 from samewire.node.hooks import Hooks
 from samewire.node.hostnet import HostNet
 from samewire.node.numbers import Key, StoreNumbers
+from samewire.node.plan_balancers import touched_by_link
 from samewire.node.planning import (
     NODE,
     Owner,
@@ -49,6 +51,7 @@ from samewire.vfp.compile import (
     compile_node,
     compile_route,
 )
+from samewire.vfp.compile.loadbalancer import LocalPort
 from samewire.vfp.diff import Operation, Put, ordered
 from samewire.vfp.model import Compiled, NodeFacts, PortLink
 from samewire.vfp.ownership import Ownership
@@ -107,6 +110,7 @@ class NodeSwitch:
         self.node_facts = facts
         self.wanted = Wanted()
         self.ports = Ports()
+        self.balancers = Balancers(kernel.tables, numbers, self._local_port)
         self.lock = asyncio.Lock()
         self.sweeper = PortSweeper(kernel.tables.maps["sw_flows"], kernel.tables.maps["sw_drops"])
         self.version = 0
@@ -142,7 +146,10 @@ class NodeSwitch:
             self.node_facts, self._hcn_facts = facts, hcn_facts
             self.kernel.hostnet.uplink = facts.uplink_ifindex
             try:
-                await self._carry_out(plan_everything(view, self.ports.__contains__), view)
+                steps = plan_everything(view, self.ports.__contains__)
+                if not self.balancers.moved(view, facts):
+                    steps.balancers = {}
+                await self._carry_out(steps, view)
             except BaseException:
                 self.node_facts, self._hcn_facts, self.kernel.hostnet.uplink = before
                 raise
@@ -178,7 +185,11 @@ class NodeSwitch:
         SamewireError.
         """
         self.ports.remove(endpoint.id)
-        steps = Steps(owners={endpoint_owner(endpoint.id): True}, attach={endpoint.id: endpoint})
+        steps = Steps(
+            owners={endpoint_owner(endpoint.id): True},
+            attach={endpoint.id: endpoint},
+            balancers=touched_by_link(endpoint.id, view),
+        )
         await self._carry_out(steps, view)
 
     async def forget_port(self, endpoint_id: str, view: StoreView) -> None:
@@ -186,7 +197,8 @@ class NodeSwitch:
         state = self.ports.remove(endpoint_id)
         if state is not None:
             self.sweeper.add(state.ifindex)
-            await self._carry_out(Steps(owners={endpoint_owner(endpoint_id): False}), view)
+            touched = touched_by_link(endpoint_id, view)
+            await self._carry_out(Steps(owners={endpoint_owner(endpoint_id): False}, balancers=touched), view)
 
     async def _carry_out(self, steps: Steps, view: StoreView) -> None:
         self.version += 1
@@ -195,6 +207,7 @@ class NodeSwitch:
         try:
             await self._run(steps, view, undo, asked)
         except BaseException:
+            self.balancers.forget_places()
             if not await undo.run():
                 self.suspect.set()
             for keys in asked.values():
@@ -210,14 +223,19 @@ class NodeSwitch:
     async def _run(
         self, steps: Steps, view: StoreView, undo: UndoStack, asked: dict[Owner, dict[Key, None]]
     ) -> None:
-        kernel = self.kernel
+        kernel, balancers = self.kernel, self.balancers
         opened: dict[str, _Opened] = {}
+        if any(kind in ("node", "network") for kind, _ in steps.owners):
+            balancers.forget_places()
         try:
             old = {endpoint_id: self.ports.get(endpoint_id) for endpoint_id in steps.detach}
             for endpoint_id, endpoint in steps.attach.items():
                 self._create_link(endpoint_id, endpoint, view, undo, opened)
             puts, removals, binds, unbinds = self._compile_all(steps, view, undo, asked)
+            balance = balancers.plan(steps.balancers, view, self.node_facts)
+            undo.push("load balancers", partial(balancers.take_back, balance))
             kernel.tables.write(puts)
+            balancers.write_puts(balance)
             kernel.hostnet.apply(binds)
             for endpoint_id in steps.attach:
                 made = opened[endpoint_id]
@@ -225,8 +243,10 @@ class NodeSwitch:
             for endpoint in steps.relink.values():
                 self._change_link(endpoint, view, undo)
             kernel.hostnet.apply(unbinds)
+            balancers.write_removals(balance)
             kernel.tables.write(removals)
             await self._delete_links(steps, [state for state in old.values() if state is not None], undo)
+            balancers.accept(balance)
         finally:
             for made in opened.values():
                 made.netns.close()
@@ -318,12 +338,19 @@ class NodeSwitch:
             route = _there(view.route(object_id), "route", object_id)
             network = _there(view.network(route.network_id), "network", route.network_id)
             return compile_route(route, network, self.node_facts, self.numbers)
+        if kind == "loadbalancer":
+            value = _there(view.load_balancer(object_id), "load balancer", object_id)
+            return self.balancers.direct_hops(value, view, self.node_facts)
         endpoint = _there(view.endpoint(object_id), "endpoint", object_id)
         network = _there(view.network(endpoint.network_id), "network", endpoint.network_id)
         self._generation += 1
         state = self.ports.get(object_id)
         port = state.ifindex if state is not None and not endpoint.is_remote else 0
         return compile_endpoint(endpoint, network, self.node_facts, self.numbers, port, self._generation)
+
+    def _local_port(self, endpoint_id: str) -> LocalPort | None:
+        state = self.ports.get(endpoint_id)
+        return LocalPort(state.ifindex, state.link.mac) if state is not None else None
 
     def _link(self, endpoint: Endpoint, view: StoreView) -> PortLink:
         network = _there(view.network(endpoint.network_id), "network", endpoint.network_id)

@@ -34,6 +34,7 @@ class NodeCollector(Collector):
             ("endpoints", view.endpoints()),
             ("namespaces", view.namespaces()),
             ("routes", view.routes()),
+            ("loadbalancers", view.load_balancers()),
         ):
             objects.add_metric([kind], len(values))
         yield objects
@@ -41,6 +42,8 @@ class NodeCollector(Collector):
         entries = GaugeMetricFamily("samewire_table_entries", "Wanted entries by table.", labels=["table"])
         for table, rows in self._node.switch.wanted.entries.tables().items():
             entries.add_metric([table], len(rows))
+        for name, balanced in self._node.switch.balancers.rows.items():
+            entries.add_metric([name], len(balanced))
         yield entries
 
     def _flows(self) -> Iterator[Metric]:

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 import samewire
-from samewire.errors import KernelError, NotFound
+from samewire.errors import KernelError, NotFound, SamewireError
 from samewire.hcn.schema import Endpoint
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
@@ -165,6 +165,7 @@ class Node:
         tables = self.switch.kernel.tables
         operations = diff(self.switch.wanted.entries.tables(), tables.read())
         tables.write([operation for operation in operations if isinstance(operation, Put)])
+        self.switch.balancers.restore(self.store.state, self.switch.node_facts, _cannot_balance)
         migration = Migration(self.board)
         copied = Counter(migration.copy())
         self.hooks.attach_own(self.devices.tunnel_ifindex, self.devices.host_peer_ifindex)
@@ -216,3 +217,7 @@ class Node:
         outcome = self.board.programs["sw_start_ageing"].test_run(_FRAME, SkbContext())
         if outcome.retval:
             raise KernelError("start the ageing of flows", errno.EIO, f"step {outcome.retval} failed")
+
+
+def _cannot_balance(load_balancer_id: str, error: SamewireError) -> None:
+    log.error("a load balancer cannot be compiled", id=load_balancer_id, error=str(error))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Final
 
 from samewire.hcn.store import Store
+from samewire.vfp.model import Numbers
 
 Key = tuple[str, str]
+
+_BALANCING: Final = "balancing"  # services, backend sets and backends: ids in one row
+_BLOCK: Final = 1 << 16
 
 
 class StoreNumbers:
@@ -21,6 +26,27 @@ class StoreNumbers:
         self._asked: dict[Key, None] = {}
         self._held: dict[Hashable, dict[Key, None]] = {}
         self._users: dict[Key, int] = {}
+        self._next = self._end = 0
+        self.silent: Numbers = _Silent(store)
+        """The same numbers, without a note of who asks: for those that somebody else holds."""
+
+    def fresh(self) -> int:
+        """A number for load balancing that has never been used. Raises Exhausted, StoreError.
+
+        They are drawn from the store in blocks, and kept nowhere but in what is compiled: the kernel's tables tell
+        them after a restart.
+        """
+        if self._next == self._end:
+            self._next = self._store.reserve_numbers(_BALANCING, _BLOCK)
+            self._end = self._next + _BLOCK
+        self._next += 1
+        return self._next - 1
+
+    def start_above(self, number: int) -> None:
+        """Let all fresh numbers be above this one."""
+        if number >= self._next:
+            self._next = self._end = 0
+            self._store.skip_numbers(_BALANCING, number)
 
     def number(self, kind: str, key: str) -> int:
         """The number of ``key``, allocated at the first call. Raises Exhausted, StoreError."""
@@ -62,3 +88,13 @@ class StoreNumbers:
         for kind, key in unused:
             self._store.release_number(kind, key)
         return len(unused)
+
+
+class _Silent:
+    """The store's numbers as they are."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def number(self, kind: str, key: str) -> int:
+        return self._store.allocate_number(kind, key)

@@ -12,9 +12,11 @@ import msgspec
 
 from samewire.errors import Invalid
 from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.policies import PortMapping, SDNRoute, VxlanPort, first
 from samewire.hcn.schema import Endpoint, Kind, Network, Object
 from samewire.hcn.switch import Change, StoreView
+from samewire.node.plan_balancers import has_direct, touched_by_endpoint, touched_by_network
 from samewire.vfp.compile.plan import NetworkPlan, RemoteSubnets, plan_network
 from samewire.vfp.model import NodeFacts
 
@@ -30,12 +32,14 @@ class Steps(msgspec.Struct):
 
     ``owners``: to compile anew (True) or to forget (False), in order. ``attach``: endpoints that get a link,
     ``detach``: ids of endpoints that lose theirs, ``relink``: those whose link may have to be changed.
+    ``balancers``: load balancers, as ``owners`` (they have a path of their own: `samewire.node.balancers`).
     """
 
     owners: dict[Owner, bool] = msgspec.field(default_factory=dict)
     attach: dict[str, Endpoint] = msgspec.field(default_factory=dict)
     detach: dict[str, None] = msgspec.field(default_factory=dict)
     relink: dict[str, Endpoint] = msgspec.field(default_factory=dict)
+    balancers: dict[str, bool] = msgspec.field(default_factory=dict)
 
     def recompile(self, endpoint: Endpoint, has_port: bool) -> None:
         """Compile an endpoint again, if there is anything to compile."""
@@ -62,6 +66,11 @@ def route_owner(route_id: str) -> Owner:
     return "route", route_id
 
 
+def balancer_owner(load_balancer_id: str) -> Owner:
+    """The owner of the nexthops that a load balancer's backends are reached by with DSR."""
+    return "loadbalancer", load_balancer_id
+
+
 def netns_path(endpoint: Endpoint, view: StoreView) -> str:
     """Where the endpoint's interface belongs; empty when it is not attached to a network namespace."""
     if endpoint.is_remote or not endpoint.namespace_id:
@@ -83,7 +92,29 @@ def plan_changes(
             _network(steps, change, view, facts, has_port)
         elif change.kind is Kind.ROUTE:
             steps.owners[route_owner(change.id)] = change.after is not None
+    _balancers(steps, changes, view, facts)
     return steps
+
+
+def _balancers(steps: Steps, changes: Sequence[Change], view: StoreView, facts: NodeFacts) -> None:
+    """Load balancers that have changed, and those that others' changes touch."""
+    touched: dict[str, None] = {}
+    for change in changes:
+        before, after = change.before, change.after
+        if change.kind is Kind.LOADBALANCER:
+            steps.balancers[change.id] = after is not None
+            has = isinstance(after, LoadBalancer) and has_direct(after)
+            if has or (isinstance(before, LoadBalancer) and has_direct(before)):
+                steps.owners[balancer_owner(change.id)] = has
+        elif change.kind is Kind.ENDPOINT:
+            touched.update(dict.fromkeys(touched_by_endpoint(change, view)))
+        elif change.kind is Kind.NETWORK:
+            old, new = (value if isinstance(value, Network) else None for value in (before, after))
+            touched.update(dict.fromkeys(touched_by_network(old, new, view, facts)))
+    for load_balancer_id in touched:
+        steps.balancers.setdefault(load_balancer_id, True)
+        if has_direct(view.load_balancer(load_balancer_id)):
+            steps.owners.setdefault(balancer_owner(load_balancer_id), True)
 
 
 def plan_everything(view: StoreView, has_port: Callable[[str], bool]) -> Steps:
@@ -95,6 +126,10 @@ def plan_everything(view: StoreView, has_port: Callable[[str], bool]) -> Steps:
         steps.recompile(endpoint, has_port(endpoint.id))
     for route in view.routes():
         steps.owners[route_owner(route.id)] = True
+    for value in view.load_balancers():
+        steps.balancers[value.id] = True
+        if has_direct(value):
+            steps.owners[balancer_owner(value.id)] = True
     return steps
 
 

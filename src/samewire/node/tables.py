@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Final
 
 from samewire.kernel.bpf import BpfMap
+from samewire.vfp.compile.loadbalancer import TABLES as BALANCED
 from samewire.vfp.diff import Operation, Put
 from samewire.vfp.model import Entries
 from samewire.vfp.record import Record
@@ -40,9 +41,38 @@ class KernelTables:
                 for key, value in pairs:
                     found.update(key, value)
 
+    def rows(self, name: str) -> Iterator[tuple[bytes, bytes]]:
+        """The entries of one table as bytes. Raises KernelError."""
+        return self.maps[name].items()
+
+    def write_rows(self, name: str, rows: Mapping[bytes, bytes]) -> None:
+        """Write entries that are bytes already. Raises KernelError; what was written by then stays."""
+        found = self.maps[name]
+        if len(rows) >= _MANY:
+            found.update_batch(rows)
+            return
+        for key, row in rows.items():
+            found.update(key, row)
+
+    def remove_rows(self, name: str, keys: Sequence[bytes]) -> None:
+        """Remove entries; those that are gone already are fine. Raises KernelError."""
+        found = self.maps[name]
+        if len(keys) >= _MANY:
+            found.delete_batch(keys)
+            return
+        for key in keys:
+            found.delete(key)
+
     def read(self, names: Iterable[str] | None = None) -> Entries:
-        """The content of the compiled tables, or of those named. Raises KernelError."""
-        wanted = [table for table in TABLES.values() if table.compiled] if names is None else None
+        """The content of the compiled tables, or of those named. Raises KernelError.
+
+        Those of load balancers are read only by name: there may be very much in them.
+        """
+        wanted = (
+            [table for table in TABLES.values() if table.compiled and table.name not in BALANCED]
+            if names is None
+            else None
+        )
         tables = wanted if wanted is not None else [TABLES[name] for name in names or ()]
         return {table.name: self._rows(table) for table in tables}
 

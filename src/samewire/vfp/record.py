@@ -53,6 +53,13 @@ class Record(msgspec.Struct, frozen=True, gc=False):
         return self._codec.pack(astuple(self))
 
     @classmethod
+    def packer(cls) -> Callable[..., bytes]:
+        """A function from the members' values to bytes, for bulk: no record is made. It wants plain integers and
+        bytes; what is in network order as bytes, too.
+        """
+        return cls._codec.struct.pack
+
+    @classmethod
     def unpack(cls, data: bytes | memoryview) -> Self:
         """The record in ``data``, which must be exactly ``size`` bytes."""
         return cls(*cls._codec.unpack(data))

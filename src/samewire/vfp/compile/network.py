@@ -13,7 +13,8 @@ from samewire.vfp.constants import RouteFlag, RouteKind
 from samewire.vfp.model import Compiled, HostBinding, HostRoute, NodeFacts, Numbers
 from samewire.vfp.tables import Id, Vni
 
-MAX_VNI = 2**24 - 1
+MAX_VNI = 2**24 - 2
+"""The highest of all is DSR's own (`samewire.vfp.compile.direct`)."""
 
 
 def compile_network(network: Network, facts: NodeFacts, numbers: Numbers) -> Compiled:

@@ -9,8 +9,9 @@ from typing import Final
 import msgspec
 
 from samewire.errors import Exhausted, Invalid
-from samewire.hcn.policies import EncapOverhead, HostRoute, ProviderAddress, RemoteSubnetRoute, first
-from samewire.hcn.schema import Network, NetworkFlags, NetworkType
+from samewire.hcn.frontends import has_host_port
+from samewire.hcn.policies import EncapOverhead, ProviderAddress, RemoteSubnetRoute, first
+from samewire.hcn.schema import Network, NetworkType
 from samewire.vfp.address import IPV4, ZERO, Address, Prefix, parse_address, parse_mac, parse_prefix
 from samewire.vfp.constants import SCOPE_HOST, SCOPE_UPLINK, RouteFlag, RouteKind
 from samewire.vfp.model import FAMILIES, VXLAN_OVERHEAD, NodeFacts, Numbers
@@ -175,7 +176,7 @@ def _plan(network: Network, facts: NodeFacts) -> NetworkPlan:
         type=network.type,
         bridged=bridged,
         uplink=network.type not in WITHOUT_UPLINK,
-        host_port=_has_host_port(network),
+        host_port=has_host_port(network),
         gateway_mac=gateway_mac(network.id),
         subnets=_subnets(network, facts),
         provider=provider,
@@ -183,14 +184,6 @@ def _plan(network: Network, facts: NodeFacts) -> NetworkPlan:
         vni=network.vni,
         mtu=facts.uplink_mtu - _overhead(network, provider, facts),
     )
-
-
-def _has_host_port(network: Network) -> bool:
-    if network.type is NetworkType.PRIVATE or network.flags & NetworkFlags.DISABLE_HOST_PORT:
-        return False
-    if network.type is NetworkType.OVERLAY:
-        return first(network.policies, HostRoute) is not None
-    return True
 
 
 def _overhead(network: Network, provider: Address | None, facts: NodeFacts) -> int:

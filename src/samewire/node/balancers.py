@@ -1,0 +1,218 @@
+"""The load balancers' part of the tables: what is wanted, as the bytes that are in the kernel, and how it changes.
+
+They have a path of their own because there are so many: nothing here is a record, nothing is shared between owners,
+and a change costs what the changed object has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, Protocol
+
+import msgspec
+
+from samewire.errors import Conflict, SamewireError
+from samewire.hcn.loadbalancers import LoadBalancer
+from samewire.hcn.schema import Endpoint, Network
+from samewire.node.numbers import StoreNumbers
+from samewire.node.tables import KernelTables
+from samewire.vfp.compile.direct import compile_direct, direct_vni, hop_key
+from samewire.vfp.compile.loadbalancer import (
+    TABLES,
+    Environment,
+    Held,
+    LocalPort,
+    Rows,
+    adopt,
+    backends_by_service,
+    compile_load_balancer,
+    highest_number,
+)
+from samewire.vfp.compile.members import Member
+from samewire.vfp.compile.places import Domain, Places
+from samewire.vfp.model import Compiled, NodeFacts
+
+
+class BalancerView(Protocol):
+    """The objects that load balancers are compiled from."""
+
+    def load_balancer(self, load_balancer_id: str) -> LoadBalancer | None: ...
+    def load_balancers(self) -> Iterable[LoadBalancer]: ...
+    def endpoint(self, endpoint_id: str) -> Endpoint | None: ...
+    def endpoint_by_ip(self, network_id: str, ip: str) -> Endpoint | None: ...
+    def networks(self) -> Iterable[Network]: ...
+
+
+class BalancerChange(msgspec.Struct):
+    """A planned change. ``puts`` and ``removals`` by table; ``held``: what its load balancers have afterwards."""
+
+    puts: dict[str, Rows]
+    removals: dict[str, list[bytes]]
+    held: dict[str, Held | None]
+
+
+class Balancers:
+    """What all load balancers want. Use with the switch's lock held."""
+
+    def __init__(
+        self, tables: KernelTables, numbers: StoreNumbers, port: Callable[[str], LocalPort | None]
+    ) -> None:
+        self.rows: dict[str, Rows] = {table: {} for table in TABLES}
+        self._held: dict[str, Held] = {}
+        self._tables = tables
+        self._numbers = numbers
+        self._port = port
+        self._places: Places | None = None
+        self._facts: NodeFacts | None = None
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def forget_places(self) -> None:
+        """A network has changed: where addresses are has to be worked out anew."""
+        self._places = None
+
+    def moved(self, view: BalancerView, facts: NodeFacts) -> bool:
+        """Whether new facts about the node say that some address is elsewhere than it was. Raises Invalid."""
+        before, after = self._places, Places(view.networks(), facts, self._numbers.silent)
+        return before is None or not before.same(after)
+
+    def plan(self, wanted: Mapping[str, bool], view: BalancerView, facts: NodeFacts) -> BalancerChange:
+        """Compile load balancers anew (True), or forget them (False). Nothing changes yet. Raises SamewireError."""
+        self._numbers.begin()  # what is asked for here is no owner's
+        puts: dict[str, Rows] = {table: {} for table in TABLES}
+        held: dict[str, Held | None] = {}
+        stale: dict[str, set[bytes]] = {table: set() for table in TABLES}
+        for load_balancer_id in wanted:
+            before = self._held.get(load_balancer_id)
+            if before is not None:
+                for table, key in before.entries():
+                    stale[table].add(key)
+        environments: dict[str, Environment] = {}
+        for load_balancer_id, compile_it in wanted.items():
+            value = view.load_balancer(load_balancer_id) if compile_it else None
+            if value is None:
+                held[load_balancer_id] = None
+                continue
+            env = environments.get(value.network_id)
+            if env is None:
+                env = environments[value.network_id] = self._environment(value.network_id, view, facts)
+            compiled = compile_load_balancer(value, env, self._held.get(load_balancer_id))
+            held[load_balancer_id] = compiled.held
+            for table, rows in zip(TABLES, compiled.rows, strict=True):
+                self._merge(table, rows, puts[table], stale[table])
+        removals = {table: [key for key in keys if key not in puts[table]] for table, keys in stale.items()}
+        changed = {
+            table: {key: row for key, row in rows.items() if self.rows[table].get(key) != row}
+            for table, rows in puts.items()
+        }
+        return BalancerChange(changed, removals, held)
+
+    def _merge(self, table: str, rows: Rows, puts: Rows, stale: set[bytes]) -> None:
+        present = self.rows[table]
+        for key, row in rows.items():
+            if key in puts or (key in present and key not in stale):
+                raise Conflict(f"another load balancer has the entry {key.hex()} of {table}")
+            puts[key] = row
+
+    def write_puts(self, change: BalancerChange) -> None:
+        """Write what is new, the pointed-at before the pointing. Raises KernelError."""
+        for table in TABLES:
+            self._tables.write_rows(table, change.puts[table])
+
+    def write_removals(self, change: BalancerChange) -> None:
+        """Remove what is no longer wanted, the pointing before the pointed-at. Raises KernelError."""
+        for table in reversed(TABLES):
+            self._tables.remove_rows(table, change.removals[table])
+
+    def accept(self, change: BalancerChange) -> None:
+        """The change is made: it is what is wanted from now on."""
+        for table in TABLES:
+            rows = self.rows[table]
+            for key in change.removals[table]:
+                rows.pop(key, None)
+            rows.update(change.puts[table])
+        for load_balancer_id, held in change.held.items():
+            if held is None:
+                self._held.pop(load_balancer_id, None)
+            else:
+                self._held[load_balancer_id] = held
+
+    def take_back(self, change: BalancerChange) -> None:
+        """Give the kernel back what it had before a change that has not been accepted. Raises KernelError."""
+        for table in TABLES:
+            rows = self.rows[table]
+            touched = (*change.puts[table], *change.removals[table])
+            self._tables.write_rows(table, {key: rows[key] for key in touched if key in rows})
+        for table in reversed(TABLES):
+            new = [key for key in change.puts[table] if key not in self.rows[table]]
+            self._tables.remove_rows(table, new)
+
+    def restore(
+        self, view: BalancerView, facts: NodeFacts, failed: Callable[[str, SamewireError], None]
+    ) -> None:
+        """Take over at start what the kernel has, and write what it lacks. Raises KernelError.
+
+        What is there too much is left to the audit. A load balancer that cannot be compiled is told to ``failed``.
+        """
+        kernel: dict[str, Rows] = {table: dict(self._tables.rows(table)) for table in TABLES}
+        self._numbers.begin()
+        self._numbers.start_above(highest_number(kernel))
+        by_service = backends_by_service(kernel["sw_backends"])
+        environments: dict[str, Environment] = {}
+        for value in view.load_balancers():
+            try:
+                env = environments.get(value.network_id)
+                if env is None:
+                    env = self._environment(value.network_id, view, facts)._replace(rows=kernel)
+                    environments[value.network_id] = env
+                compiled = compile_load_balancer(value, env, adopt(value, env, by_service))
+                for table, rows in zip(TABLES, compiled.rows, strict=True):
+                    self._merge(table, rows, {}, _NOTHING)
+                    self.rows[table].update(rows)
+                self._held[value.id] = compiled.held
+            except SamewireError as error:  # one bad object must not keep the node down
+                failed(value.id, error)
+        for table in TABLES:
+            present = kernel[table]
+            self._tables.write_rows(
+                table, {key: row for key, row in self.rows[table].items() if present.get(key) != row}
+            )
+
+    def direct_hops(self, value: LoadBalancer, view: BalancerView, facts: NodeFacts) -> Compiled:
+        """The nexthops that a load balancer's backends are reached by with DSR. Raises SamewireError."""
+        return compile_direct(value, self._domain(value.network_id, view, facts))
+
+    def services_of(self, load_balancer_id: str) -> tuple[int, ...]:
+        """The service numbers of a load balancer, as they are in counters and flows."""
+        held = self._held.get(load_balancer_id)
+        return tuple(port.service for port in held.ports) if held is not None else ()
+
+    def owner_of(self, table: str, key: bytes) -> str:
+        """The load balancer that wants an entry, "" when none does. Slow: looks at all."""
+        wanted = table, key
+        return next((found for found, held in self._held.items() if wanted in held.entries()), "")
+
+    def _environment(self, network_id: str, view: BalancerView, facts: NodeFacts) -> Environment:
+        return Environment(
+            view=view,
+            domain=self._domain(network_id, view, facts),
+            rows=self.rows,
+            number=self._numbers.fresh,
+            hop=self._hop,
+            port=self._port,
+            vxlan_port=facts.vxlan_port,
+        )
+
+    def _domain(self, network_id: str, view: BalancerView, facts: NodeFacts) -> Domain:
+        if self._places is None or self._facts is not facts:
+            self._places, self._facts = Places(view.networks(), facts, self._numbers), facts
+        return self._places.domain(network_id)
+
+    def _hop(self, member: Member, domain: Domain) -> int:
+        if not direct_vni(domain, member.scope):
+            return 0
+        return self._numbers.silent.number("nexthop", hop_key(member))
+
+
+_NOTHING: Final[set[bytes]] = set()

@@ -1,0 +1,414 @@
+"""Load balancers: services, backend sets and backends, straight to the bytes that the kernel sees.
+
+There may be fifty thousand of them, so they do not go through records and their owners: a load balancer's entries are
+its own, and what it had before (`Held`) says what has to go. Numbers are kept as long as what they stand for: a member
+that stays keeps its backend id, and so its connections.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, NamedTuple
+
+import msgspec
+
+from samewire.errors import Invalid
+from samewire.hcn.frontends import reach
+from samewire.hcn.loadbalancers import (
+    DistributionType,
+    LoadBalancer,
+    LoadBalancerFlags,
+    LoadBalancerPortMapping,
+    NoEndpointsAction,
+    PortMappingFlags,
+)
+from samewire.vfp.address import ZERO, parse_prefix
+from samewire.vfp.compile.members import DRAINING, LOCAL, LOCAL_POLICY_ONLY, EndpointView, Member, members
+from samewire.vfp.compile.places import Domain, pack
+from samewire.vfp.constants import (
+    CHUNK_BACKENDS,
+    SCOPE_ANY,
+    SCOPE_HOST,
+    SCOPE_OUTSIDE,
+    SOURCE_RANGE_KEY_BITS,
+    TICK_S,
+    BackendFlag,
+    ServiceFlag,
+)
+from samewire.vfp.tables import (
+    Backend,
+    BackendChunk,
+    BackendChunkKey,
+    DirectKey,
+    Portmap,
+    Service,
+    ServiceKey,
+    SourceRangeKey,
+)
+
+# The tables that load balancers fill, the pointed-at before the pointing.
+TABLES: Final = ("sw_backends", "sw_backend_sets", "sw_source_ranges", "sw_services", "sw_direct")
+
+Rows = dict[bytes, bytes]
+Tables = Mapping[str, Mapping[bytes, bytes]]
+
+_UDP: Final = 17
+# Plain integers: arithmetic of enumerations would cost more than all the rest.
+_REJECT, _RANGES, _BY_CLIENT, _BY_PROTOCOL, _DSR, _PRESERVE = map(
+    int,
+    (
+        ServiceFlag.REJECT,
+        ServiceFlag.SOURCE_RANGES,
+        ServiceFlag.BY_CLIENT,
+        ServiceFlag.BY_PROTOCOL,
+        ServiceFlag.DSR,
+        ServiceFlag.PRESERVE,
+    ),
+)
+_WANTS_DSR: Final = int(LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN)
+_WANTS_PRESERVE: Final = int(PortMappingFlags.PRESERVE_DIP)
+_KEPT: Final = int(BackendFlag.DRAINING)
+_CHUNK: Final = struct.Struct(f"={2 * CHUNK_BACKENDS}I")
+_ID: Final = struct.Struct("=I")
+_SERVICE_HEAD: Final = struct.Struct("=IIH")  # service, set, chunks
+_pack_service_key = ServiceKey.packer()
+_pack_service = Service.packer()
+_pack_chunk_key = BackendChunkKey.packer()
+_pack_backend = Backend.packer()
+_pack_range = SourceRangeKey.packer()
+_pack_direct = DirectKey.packer()
+_pack_portmap = Portmap.packer()
+_TARGET: Final = 18  # bytes of a backend: address and port
+_SCOPE_AT: Final = next(field.offset for field in Backend.fields if field.name == "scope")
+_SERVICE_AT: Final = next(field.offset for field in Backend.fields if field.name == "service")
+
+assert _CHUNK.size == BackendChunk.size
+
+
+class Variant(msgspec.Struct, frozen=True, gc=False):
+    """A backend set: its number (0 = it has none yet) and its number of chunks."""
+
+    set: int
+    chunks: int
+
+
+_NO_SET: Final = Variant(0, 0)
+
+
+class HeldPort(msgspec.Struct, frozen=True, gc=False):
+    """What one port mapping has: its service id, its sets (all backends, local ones), and its backends' keys."""
+
+    protocol: int
+    port: int
+    service: int
+    all: Variant
+    local: Variant
+    backends: tuple[bytes, ...]
+    identities: dict[bytes, str] | None
+
+
+class Held(msgspec.Struct, frozen=True, gc=False):
+    """What one load balancer has in the tables, but for what `HeldPort` says."""
+
+    services: tuple[bytes, ...]
+    ports: tuple[HeldPort, ...]
+    ranges: tuple[bytes, ...]
+    direct: tuple[bytes, ...]
+
+    def entries(self) -> Iterable[tuple[str, bytes]]:
+        """All of its keys, by table."""
+        for port in self.ports:
+            yield from (("sw_backends", key) for key in port.backends)
+            for variant in (port.all, port.local):
+                for chunk in range(variant.chunks):
+                    yield "sw_backend_sets", _pack_chunk_key(variant.set, chunk)
+        yield from (("sw_source_ranges", key) for key in self.ranges)
+        yield from (("sw_services", key) for key in self.services)
+        yield from (("sw_direct", key) for key in self.direct)
+
+
+class Compiled(NamedTuple):
+    """What a load balancer wants: the rows of each of `TABLES`, in that order."""
+
+    held: Held
+    rows: tuple[Rows, Rows, Rows, Rows, Rows]
+
+
+class LocalPort(NamedTuple):
+    """The switch's port of a local endpoint, for the receiving side of DSR."""
+
+    ifindex: int
+    mac: bytes
+
+
+class Environment(NamedTuple):
+    """What a compilation works with. ``rows`` are the present ones, to which a `Held` refers; ``number`` gives a new
+    number, never used before; ``hop`` the nexthop that reaches a member by DSR, 0 = none; ``port`` that of an endpoint
+    that is on this node.
+    """
+
+    view: EndpointView
+    domain: Domain
+    rows: Tables
+    number: Callable[[], int]
+    hop: Callable[[Member, Domain], int]
+    port: Callable[[str], LocalPort | None]
+    vxlan_port: int = 0
+
+
+def compile_load_balancer(value: LoadBalancer, env: Environment, before: Held | None) -> Compiled:
+    """Compile one load balancer, given what it had. Raises Invalid."""
+    job = _Job(value, env, before)
+    for index, mapping in enumerate(value.port_mappings):
+        job.add(mapping, f"$.PortMappings[{index}]")
+    return job.done()
+
+
+class _Job:
+    """The compilation of one load balancer."""
+
+    def __init__(self, value: LoadBalancer, env: Environment, before: Held | None) -> None:
+        self.value = value
+        self.env = env
+        self.before = {(port.protocol, port.port): port for port in before.ports} if before else {}
+        self.family = 6 if value.is_ipv6 else 4
+        self.vips = [pack(vip) for vip in value.frontend_vips] or [ZERO]
+        self.backends: Rows = {}
+        self.sets: Rows = {}
+        self.ranges: Rows = {}
+        self.services: Rows = {}
+        self.direct: Rows = {}
+        self.ports: list[HeldPort] = []
+
+    def done(self) -> Compiled:
+        held = Held(tuple(self.services), tuple(self.ports), tuple(self.ranges), tuple(self.direct))
+        return Compiled(held, (self.backends, self.sets, self.ranges, self.services, self.direct))
+
+    def add(self, mapping: LoadBalancerPortMapping, path: str) -> None:
+        """Add one port mapping."""
+        value, env = self.value, self.env
+        seen = reach(value, mapping, env.domain.network)
+        if seen.outside and mapping.protocol == _UDP and mapping.external_port == env.vxlan_port:
+            raise Invalid(path, f"UDP port {env.vxlan_port} is that of this node's tunnels")
+        known = self.before.get((mapping.protocol, mapping.external_port))
+        service = known.service if known else env.number()
+        found = members(value, mapping.internal_port, env.domain, env.view)
+        keys = self._backends(service, found, known)
+        everybody, local = _variants(found)
+        external = value.external_traffic_policy_local and seen.outside
+        internal = value.internal_traffic_policy_local
+        all_set = local_set = _NO_SET
+        if not (internal and (external or not seen.outside)):
+            all_set = self._set(known.all if known else _NO_SET, mapping.protocol, found, keys, everybody)
+        if internal or external:
+            local_set = self._set(known.local if known else _NO_SET, mapping.protocol, found, keys, local)
+        flags = _service_flags(value, mapping)
+        source = self._source(found)
+        ticks = _affinity_ticks(value, mapping)
+        inside = local_set if internal else all_set
+        entry = _pack_service(service, inside.set, inside.chunks, flags, ticks, source)
+        for key in self.service_keys(mapping, self.inside(seen.host)):
+            self.services[key] = entry
+        if seen.outside:
+            outside = local_set if external else all_set
+            if outside is not inside:
+                entry = _pack_service(service, outside.set, outside.chunks, flags, ticks, source)
+            for key in self.service_keys(mapping, (SCOPE_OUTSIDE,)):
+                self.services[key] = entry
+        self._source_ranges(service)
+        if flags & (_DSR | _PRESERVE):
+            self._receive(mapping, found, preserve=bool(flags & _PRESERVE))
+        identities = {
+            key: member.identity for key, member in zip(keys, found, strict=True) if member.identity
+        }
+        self.ports.append(
+            HeldPort(
+                mapping.protocol,
+                mapping.external_port,
+                service,
+                all_set,
+                local_set,
+                tuple(keys),
+                identities or None,
+            )
+        )
+
+    def inside(self, host: bool) -> tuple[int, ...]:
+        """The scopes of clients that are pods, or the node."""
+        if not self.value.network_id:
+            return (SCOPE_ANY,)
+        inside = self.env.domain.scope
+        return (inside, SCOPE_HOST) if host else (inside,)
+
+    def service_keys(self, mapping: LoadBalancerPortMapping, scopes: Iterable[int]) -> list[bytes]:
+        """The keys of a mapping in these scopes."""
+        port, protocol, family = mapping.external_port.to_bytes(2, "big"), mapping.protocol, self.family
+        return [
+            _pack_service_key(vip, port, protocol, family, scope) for scope in scopes for vip in self.vips
+        ]
+
+    def _backends(self, service: int, found: list[Member], known: HeldPort | None) -> list[bytes]:
+        """The backends' entries; returns their keys, in the order of ``found``."""
+        env, family = self.env, self.family
+        old = _known_backends(known, env.rows["sw_backends"]) if known else None
+        keys = []
+        for member in found:
+            key = old.pop((member.target, member.scope, member.identity), None) if old else None
+            if key is None:
+                key = _ID.pack(env.number())
+            flags = _KEPT if member.flags & DRAINING else 0
+            hop = env.hop(member, env.domain) if member.mac else 0
+            self.backends[key] = _pack_backend(
+                member.target[:16], member.target[16:], family, flags, service, hop, member.scope
+            )
+            keys.append(key)
+        return keys
+
+    def _set(
+        self, before: Variant, protocol: int, found: list[Member], keys: list[bytes], chosen: list[int]
+    ) -> Variant:
+        """The chunks of a set. Who is in it stays where it is, as far as the set's size allows."""
+        number = before.set or self.env.number()
+        chunks = -(-len(chosen) // CHUNK_BACKENDS)
+        seeds = {_ID.unpack(keys[index])[0]: found[index].seed(protocol) for index in chosen}
+        places = self._places(before, chunks, seeds)
+        for chunk in range(chunks):
+            part = places[chunk * CHUNK_BACKENDS : (chunk + 1) * CHUNK_BACKENDS]
+            flat = [word for backend in part for word in (backend, seeds.get(backend, 0))]
+            self.sets[_pack_chunk_key(number, chunk)] = _CHUNK.pack(*flat)
+        return Variant(number, chunks)
+
+    def _places(self, before: Variant, chunks: int, seeds: dict[int, int]) -> list[int]:
+        size = chunks * CHUNK_BACKENDS
+        old: list[int] = []
+        for chunk in range(min(before.chunks, chunks)):
+            row = self.env.rows["sw_backend_sets"].get(_pack_chunk_key(before.set, chunk))
+            old += _CHUNK.unpack(row)[::2] if row else (0,) * CHUNK_BACKENDS
+        if not old:
+            return [*seeds, *(0,) * (size - len(seeds))]
+        places = [backend if backend in seeds else 0 for backend in old] + [0] * (size - len(old))
+        new = iter(seeds.keys() - set(places))
+        return [backend or next(new, 0) for backend in places]
+
+    def _source(self, found: list[Member]) -> bytes:
+        if self.value.source_vip:
+            return pack(self.value.source_vip)
+        return self.env.domain.source(self.family, (member.scope for member in found))
+
+    def _source_ranges(self, service: int) -> None:
+        for index, text in enumerate(self.value.source_ranges):
+            prefix = parse_prefix(text, f"$.SourceRanges[{index}]")
+            if prefix.family == self.family:
+                bits = SOURCE_RANGE_KEY_BITS + prefix.bits
+                self.ranges[_pack_range(bits, service, self.family, prefix.packed)] = _ONE
+
+    def _receive(self, mapping: LoadBalancerPortMapping, found: list[Member], *, preserve: bool) -> None:
+        """What reaches the members that are here by DSR: packets to the VIP, and to the endpoint's own MAC."""
+        port = mapping.external_port.to_bytes(2, "big")
+        for member in found:
+            local = self.env.port(member.identity) if member.identity else None
+            if local is None:
+                continue
+            for vip in self.vips:
+                key = _pack_direct(vip, port, mapping.protocol, self.family, local.mac)
+                address, internal = (vip, port) if preserve else (member.target[:16], member.target[16:])
+                self.direct[key] = _pack_portmap(local.ifindex, member.scope, internal, address)
+
+
+_ONE: Final = _ID.pack(1)
+
+
+def adopt(value: LoadBalancer, env: Environment, by_service: Mapping[int, list[bytes]]) -> Held:
+    """What a load balancer had before a restart, from ``env.rows`` as the kernel has them, so that numbers stay.
+
+    ``by_service``: the keys of the backends of each service. What is not found gets new numbers.
+    """
+    services = env.rows["sw_services"]
+    job = _Job(value, env, None)
+    ports = []
+    for mapping in value.port_mappings:
+        seen = reach(value, mapping, env.domain.network)
+        keys = job.service_keys(mapping, job.inside(seen.host)), job.service_keys(mapping, (SCOPE_OUTSIDE,))
+        inside, outside = (next((services[key] for key in some if key in services), None) for some in keys)
+        entry = inside or outside
+        if entry is None:
+            continue
+        service = _SERVICE_HEAD.unpack_from(entry)[0]
+        found: dict[bool, Variant] = {}
+        for row, local in (
+            (outside if seen.outside else None, value.external_traffic_policy_local),
+            (inside, value.internal_traffic_policy_local),
+        ):
+            if row is not None:
+                head = _SERVICE_HEAD.unpack_from(row)
+                found[local] = Variant(head[1], head[2])
+        identities = {
+            m.target: m.identity for m in members(value, mapping.internal_port, env.domain, env.view)
+        }
+        backends = tuple(by_service.get(service, ()))
+        here = {
+            key: name for key in backends if (name := identities.get(env.rows["sw_backends"][key][:_TARGET]))
+        }
+        sets = found.get(False, _NO_SET), found.get(True, _NO_SET)
+        ports.append(
+            HeldPort(mapping.protocol, mapping.external_port, service, *sets, backends, here or None)
+        )
+    return Held((), tuple(ports), (), ())
+
+
+def backends_by_service(rows: Mapping[bytes, bytes]) -> dict[int, list[bytes]]:
+    """The keys of backends by the service that their entries name."""
+    found: dict[int, list[bytes]] = {}
+    for key, row in rows.items():
+        found.setdefault(_ID.unpack_from(row, _SERVICE_AT)[0], []).append(key)
+    return found
+
+
+def highest_number(rows: Tables) -> int:
+    """The highest number in the tables; new ones must be above it."""
+    return max(
+        max((_ID.unpack(key)[0] for key in rows["sw_backends"]), default=0),
+        max((_ID.unpack_from(key)[0] for key in rows["sw_backend_sets"]), default=0),
+        max((max(_SERVICE_HEAD.unpack_from(row)[:2]) for row in rows["sw_services"].values()), default=0),
+    )
+
+
+def _known_backends(known: HeldPort, rows: Mapping[bytes, bytes]) -> dict[tuple[bytes, int, str], bytes]:
+    identities = known.identities or {}
+    found = {}
+    for key in known.backends:
+        row = rows[key]
+        scope = int.from_bytes(row[_SCOPE_AT : _SCOPE_AT + 2], "little")
+        found[row[:_TARGET], scope, identities.get(key, "")] = key
+    return found
+
+
+def _variants(found: list[Member]) -> tuple[list[int], list[int]]:
+    """Who gets new connections: under the policy Cluster, under the policy Local. Positions in ``found``."""
+    everybody = [i for i, m in enumerate(found) if not m.flags & (DRAINING | LOCAL_POLICY_ONLY)]
+    local = [i for i, m in enumerate(found) if m.flags & (LOCAL | DRAINING) == LOCAL]
+    return everybody, local
+
+
+def _service_flags(value: LoadBalancer, mapping: LoadBalancerPortMapping) -> int:
+    flags = 0
+    if value.no_endpoints_action is NoEndpointsAction.REJECT:
+        flags |= _REJECT
+    if value.source_ranges:
+        flags |= _RANGES
+    if mapping.distribution_type is DistributionType.SOURCE_IP:
+        flags |= _BY_CLIENT
+    elif mapping.distribution_type is DistributionType.SOURCE_IP_PROTOCOL:
+        flags |= _BY_PROTOCOL
+    if value.flags & _WANTS_DSR:
+        flags |= _DSR
+    if mapping.flags & _WANTS_PRESERVE:
+        flags |= _PRESERVE
+    return flags
+
+
+def _affinity_ticks(value: LoadBalancer, mapping: LoadBalancerPortMapping) -> int:
+    if not value.affinity_timeout or mapping.distribution_type is DistributionType.NONE:
+        return 0
+    return min(2**32 - 1, max(1, round(value.affinity_timeout / TICK_S)))

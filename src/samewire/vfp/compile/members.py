@@ -1,0 +1,89 @@
+"""The backends of a load balancer, from endpoints and from explicit addresses. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple, Protocol
+from zlib import crc32
+
+from samewire.hcn.loadbalancers import BackendFlags, LoadBalancer, LoadBalancerBackend
+from samewire.hcn.schema import Endpoint
+from samewire.vfp.address import parse_mac
+from samewire.vfp.compile.places import Domain, Near, pack
+
+LOCAL: Final = int(BackendFlags.LOCAL)
+DRAINING: Final = int(BackendFlags.DRAINING)
+LOCAL_POLICY_ONLY: Final = int(BackendFlags.LOCAL_POLICY_ONLY)
+
+
+class EndpointView(Protocol):
+    """The endpoints as a compiler sees them."""
+
+    def endpoint(self, endpoint_id: str) -> Endpoint | None: ...
+    def endpoint_by_ip(self, network_id: str, ip: str) -> Endpoint | None: ...
+
+
+class Member(NamedTuple):
+    """One backend. ``target``: its 16 address bytes and its port in network order. ``identity``: the endpoint that
+    it is here, "" for one elsewhere. ``provider`` and ``mac``: how DSR reaches it, empty when it does not.
+    """
+
+    target: bytes
+    scope: int
+    flags: int
+    identity: str = ""
+    provider: str = ""
+    mac: bytes = b""
+
+    def seed(self, protocol: int) -> int:
+        """What rendezvous hashing knows it by: the same on every node, and different for every member (targets
+        that differ within 32 bits have different checksums).
+        """
+        return crc32(self.target, protocol)
+
+
+def members(value: LoadBalancer, internal_port: int, domain: Domain, view: EndpointView) -> list[Member]:
+    """The backends of one port mapping."""
+    found = list(_endpoints(value, internal_port, domain, view)) if value.endpoint_ids else []
+    named = {member.target for member in found}
+    family = 6 if value.is_ipv6 else 4
+    for backend in value.backends:
+        member = _backend(backend, family, internal_port, domain, view)
+        if member is not None and member.target not in named:
+            found.append(member)
+    return found
+
+
+def _endpoints(
+    value: LoadBalancer, internal_port: int, domain: Domain, view: EndpointView
+) -> Iterator[Member]:
+    v6 = value.is_ipv6
+    port = internal_port.to_bytes(2, "big")
+    for endpoint_id in value.endpoint_ids:
+        endpoint = view.endpoint(endpoint_id)
+        address = endpoint and next((item for item in endpoint.addresses if (":" in item) == v6), None)
+        if endpoint is None or not address:
+            continue
+        here = endpoint_id in value.local_endpoint_ids if value.local_endpoint_ids else not endpoint.is_remote
+        flags = (LOCAL if here else 0) | (DRAINING if endpoint_id in value.draining_endpoint_ids else 0)
+        yield Member(pack(address) + port, domain.scope, flags, endpoint_id)
+
+
+def _backend(
+    backend: LoadBalancerBackend, family: int, internal_port: int, domain: Domain, view: EndpointView
+) -> Member | None:
+    """None for a pod of this node that is not there (any more): another one may get its address."""
+    packed = pack(backend.ip_address)
+    target = packed + (backend.port or internal_port).to_bytes(2, "big")
+    place = domain.find(family, packed)
+    identity = ""
+    if place.near is not Near.ELSEWHERE:
+        endpoint = view.endpoint_by_ip(place.network_id, backend.ip_address)
+        if endpoint is not None:
+            identity = endpoint.id
+        elif place.near is Near.POD:
+            return None
+    if backend.mac_address:
+        mac = parse_mac(backend.mac_address, "$.Backends")
+        return Member(target, place.scope, backend.flags, identity, backend.provider_address, mac)
+    return Member(target, place.scope, backend.flags, identity)

@@ -1,0 +1,150 @@
+"""Where an address of a load balancer's backend is: in which scope, and whether on this node. Pure."""
+
+from __future__ import annotations
+
+import enum
+import socket
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from samewire.hcn.frontends import has_host_port
+from samewire.hcn.schema import Network
+from samewire.vfp.address import IPV4, ZERO, Prefix
+from samewire.vfp.compile.plan import Context, NetworkPlan, network_context
+from samewire.vfp.constants import SCOPE_UPLINK
+from samewire.vfp.model import FAMILIES, NodeFacts, Numbers
+
+_PAD: Final = bytes(12)
+
+
+class Near(enum.IntEnum):
+    """How an address relates to this node."""
+
+    ELSEWHERE = 0
+    POD = 1
+    """In a subnet whose addresses are all pods of this node."""
+    UNDERLAY = 2
+    """In a subnet of the underlay that has pods of this node and other hosts."""
+
+
+class Place(NamedTuple):
+    """Where an address is. ``network_id`` is empty on the underlay."""
+
+    scope: int
+    network_id: str
+    near: Near
+
+
+OUT_THERE: Final = Place(SCOPE_UPLINK, "", Near.ELSEWHERE)
+
+# Longest first: prefix length, and the places by the address's leading bits.
+_Lengths = list[tuple[int, dict[int, Place]]]
+
+
+def pack(text: str) -> bytes:
+    """The 16 bytes of an address in canonical form."""
+    if ":" in text:
+        return socket.inet_pton(socket.AF_INET6, text)
+    return socket.inet_pton(socket.AF_INET, text) + _PAD
+
+
+class Domain(NamedTuple):
+    """What the load balancers of one network (or those of none) have to know.
+
+    ``network`` and ``scope``: the one that the load balancers name; ``sources``: the node's own address by scope and
+    family; ``contexts``: the networks by scope.
+    """
+
+    network: Network | None
+    scope: int
+    lengths: dict[int, _Lengths]
+    sources: dict[tuple[int, int], bytes]
+    contexts: dict[int, Context]
+
+    def find(self, family: int, packed: bytes) -> Place:
+        """The place of an address."""
+        bits = 32 if family == IPV4 else 128
+        number = int.from_bytes(packed[: bits // 8])
+        for length, places in self.lengths[family]:
+            found = places.get(number >> (bits - length))
+            if found is not None:
+                return found
+        return OUT_THERE
+
+    def source(self, family: int, scopes: Iterable[int]) -> bytes:
+        """The node's own address in the first network among the backends' scopes; zero on the underlay."""
+        for scope in scopes:
+            if scope != SCOPE_UPLINK:
+                return self.sources.get((scope, family), ZERO)
+        return ZERO
+
+
+class Places:
+    """The domains of a node. Made anew when a network or the node's own addresses change."""
+
+    def __init__(self, networks: Iterable[Network], facts: NodeFacts, numbers: Numbers) -> None:
+        """Raises Invalid, Exhausted."""
+        self._facts = facts
+        self._numbers = numbers
+        self._networks = {network.id: network for network in networks}
+        self._domains: dict[str, Domain] = {}
+
+    def domain(self, network_id: str) -> Domain:
+        """The domain of a network; "" = that of load balancers without one. Raises Invalid, Exhausted."""
+        found = self._domains.get(network_id)
+        if found is None:
+            found = self._domains[network_id] = self._make(network_id)
+        return found
+
+    def same(self, other: Places) -> bool:
+        """Whether all addresses are in the same places. Raises Invalid, Exhausted."""
+        if self._networks != other._networks:
+            return False
+        return all(
+            (mine.scope, mine.lengths, mine.sources) == (theirs.scope, theirs.lengths, theirs.sources)
+            for network_id, mine in self._domains.items()
+            for theirs in (other.domain(network_id),)
+        )
+
+    def _make(self, network_id: str) -> Domain:
+        own = self._networks.get(network_id)
+        # Tenants' networks are not for everybody: their addresses may mean something else elsewhere.
+        members = [own] if own else [network for network in self._networks.values() if has_host_port(network)]
+        prefixes: list[tuple[Prefix, Place]] = []
+        sources: dict[tuple[int, int], bytes] = {}
+        contexts: dict[int, Context] = {}
+        for network in members:
+            context = network_context(network, self._facts, self._numbers)
+            contexts.setdefault(context.scope, context)
+            prefixes += _prefixes(network, context.plan, context.scope)
+            for family, address in _sources(context.plan):
+                sources.setdefault((context.scope, family), address)
+        scope = next(iter(contexts)) if own else SCOPE_UPLINK
+        lengths = {family: _lengths(family, prefixes) for family in FAMILIES}
+        return Domain(own, scope, lengths, sources, contexts)
+
+
+def _prefixes(network: Network, plan: NetworkPlan, scope: int) -> Iterable[tuple[Prefix, Place]]:
+    for remote in plan.remote.all:
+        yield remote.prefix, Place(scope, network.id, Near.ELSEWHERE)
+    for subnet in plan.subnets:
+        near = Near.UNDERLAY if subnet.underlay else Near.POD
+        yield subnet.prefix, Place(scope, network.id, near)
+
+
+def _sources(plan: NetworkPlan) -> Iterable[tuple[int, bytes]]:
+    if plan.bridged:
+        return
+    for subnet in plan.subnets:
+        if subnet.gateway is not None and plan.bound(subnet):
+            yield subnet.gateway.family, subnet.gateway.packed
+
+
+def _lengths(family: int, prefixes: Iterable[tuple[Prefix, Place]]) -> _Lengths:
+    bits = 32 if family == IPV4 else 128
+    found: dict[int, dict[int, Place]] = {}
+    for prefix, place in prefixes:
+        if prefix.family == family:
+            number = int.from_bytes(prefix.packed[: bits // 8]) >> (bits - prefix.bits)
+            found.setdefault(prefix.bits, {})[number] = place
+    return sorted(found.items(), reverse=True)
