@@ -71,7 +71,7 @@ class FakeWriter:
 
     def __init__(self, network_id: str | None = "NETWORK") -> None:
         self.network = network_id
-        self.addresses: tuple[str, ...] = ()
+        self.addresses: tuple[str, ...] | None = None
         self.objects: dict[str, LoadBalancer] = {}
         self.writes: list[tuple[list[str], list[str]]] = []
         self.refuse: Callable[[LoadBalancer], str] = lambda value: ""
@@ -80,7 +80,7 @@ class FakeWriter:
     def network_id(self) -> str | None:
         return self.network
 
-    def node_port_addresses(self) -> tuple[str, ...]:
+    def node_port_addresses(self) -> tuple[str, ...] | None:
         return self.addresses
 
     def get(self, lb_id: str) -> LoadBalancer | None:

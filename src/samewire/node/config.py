@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -27,6 +29,13 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     processes reach host ports at the socket; empty = no hooks. ``metrics_listen``: "host:port" for Prometheus;
     empty = only on the unix socket. ``audit_interval_s``: time between comparisons with the kernel.
     ``allowed_uids``: who, besides root, may use the HTTP socket.
+
+    Services: at most one of ``kubeconfig`` (with ``kube_context``), ``in_cluster`` and ``manifests`` (a directory)
+    says where they come from; none = no services. ``node_name``: this node's name there, "" = ``name``.
+    ``service_cidrs``: for cluster IPs of manifests. ``proxy_mode``: who balances them: the switch, a relay process, or
+    nobody here. ``proxy_network``: only for the pods of this network, "" = all. ``node_port_addresses``: prefixes or
+    "primary", none = all. ``node_port_range``: inclusive. ``healthz_listen``: "host:port", empty = not served.
+    ``dsr``: direct server return for services that do not say.
     """
 
     name: str
@@ -40,6 +49,33 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     metrics_listen: str = ""
     audit_interval_s: Annotated[float, msgspec.Meta(ge=1, le=86400)] = 60.0
     allowed_uids: tuple[int, ...] = ()
+    kubeconfig: str = ""
+    kube_context: str = ""
+    in_cluster: bool = False
+    manifests: str = ""
+    node_name: str = ""
+    service_cidrs: tuple[str, ...] = ("10.96.0.0/12",)
+    proxy_mode: Literal["kernel", "userspace", "off"] = "kernel"
+    proxy_network: str = ""
+    node_port_addresses: tuple[str, ...] = ()
+    node_port_range: tuple[Port, Port] = (30000, 32767)
+    healthz_listen: str = ":10256"
+    dsr: bool = False
+
+    @property
+    def has_source(self) -> bool:
+        """Whether Kubernetes objects come from somewhere."""
+        return bool(self.kubeconfig or self.in_cluster or self.manifests)
+
+    @property
+    def balances(self) -> bool:
+        """Whether this node balances services."""
+        return self.has_source and self.proxy_mode != "off"
+
+    @property
+    def relay_socket(self) -> Path:
+        """Where the user-mode relay is told what to do."""
+        return Path(self.run_dir) / "relay.sock"
 
     @property
     def http_socket(self) -> Path:
@@ -64,14 +100,25 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def metrics_address(self) -> tuple[str, int] | None:
         """Host and port to serve metrics on, or None."""
-        if not self.metrics_listen:
-            return None
-        host, _, port = self.metrics_listen.rpartition(":")
-        return host.strip("[]"), int(port)
+        return _address(self.metrics_listen)
+
+    @property
+    def healthz_address(self) -> tuple[str, int] | None:
+        """Host ("" = all addresses) and port of /healthz, or None."""
+        return _address(self.healthz_listen)
 
 
-def load_config(path: Path) -> NodeConfig:
-    """Read a configuration file. Raises ``Invalid``, naming the file and the key."""
+def _address(listen: str) -> tuple[str, int] | None:
+    if not listen:
+        return None
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> NodeConfig:
+    """Read a configuration file; ``overrides`` (from the command line) win. Raises ``Invalid``, naming the file and
+    the key.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -80,6 +127,8 @@ def load_config(path: Path) -> NodeConfig:
         values = msgspec.json.decode(text) if text.lstrip().startswith("{") else tomllib.loads(text)
     except (msgspec.DecodeError, tomllib.TOMLDecodeError) as error:
         raise Invalid(str(path), f"is neither JSON nor TOML: {error}") from error
+    if overrides and isinstance(values, dict):
+        values = {**values, **overrides}
     try:
         return make_config(values)
     except Invalid as error:
@@ -119,7 +168,30 @@ def _check(config: NodeConfig) -> None:
         raise Invalid("nat_ports", f"{low}-{high} is no range; give the lowest and the highest port")
     if low <= config.vxlan_port <= high:
         raise Invalid("nat_ports", f"holds the VXLAN port {config.vxlan_port}")
-    if config.metrics_listen:
-        found = _LISTEN.fullmatch(config.metrics_listen)
-        if found is None or not 1 <= int(found[2]) <= 65535:
-            raise Invalid("metrics_listen", f"{config.metrics_listen!r} is not host:port")
+    for key in ("metrics_listen", "healthz_listen"):
+        text = getattr(config, key)
+        found = _LISTEN.fullmatch(text)
+        if text and (found is None or not 1 <= int(found[2]) <= 65535):
+            raise Invalid(key, f"{text!r} is not host:port")
+    _check_services(config)
+
+
+def _check_services(config: NodeConfig) -> None:
+    sources = [key for key in ("kubeconfig", "in_cluster", "manifests") if getattr(config, key)]
+    if len(sources) > 1:
+        raise Invalid(sources[1], f"objects come from {sources[0]} already; give one of them")
+    if config.node_name and not _NAME.fullmatch(config.node_name):
+        raise Invalid("node_name", f"{config.node_name!r} is no name of a node")
+    low, high = config.node_port_range
+    if low > high:
+        raise Invalid("node_port_range", f"{low}-{high} is no range; give the lowest and the highest port")
+    if config.balances and low <= config.nat_ports[1] and config.nat_ports[0] <= high:
+        raise Invalid("node_port_range", f"{low}-{high} and the SNAT ports must not overlap (nat_ports)")
+    if config.balances and low <= config.vxlan_port <= high:
+        raise Invalid("node_port_range", f"holds the VXLAN port {config.vxlan_port}")
+    for text in config.node_port_addresses:
+        try:
+            if text != "primary":
+                ipaddress.ip_network(text)
+        except ValueError as error:
+            raise Invalid("node_port_addresses", f'{error}; give prefixes, or "primary"') from None

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
-import msgspec
-
 from samewire.hcn.loadbalancers import (
     BackendFlags,
     DistributionType,
@@ -45,13 +43,13 @@ _DSR: Final = int(LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN)
 
 
 class Settings(NamedTuple):
-    """What the node adds. ``node_port_addresses``: the addresses at which node ports are reached, () = all.
+    """What the node adds. ``node_port_addresses``: the addresses at which node ports are reached, None = all.
     ``dsr``: for services that do not say.
     """
 
     place: Place
     network_id: str = ""
-    node_port_addresses: tuple[str, ...] = ()
+    node_port_addresses: tuple[str, ...] | None = None
     dsr: bool = False
 
 
@@ -132,7 +130,7 @@ def _vips(frontend: Frontend, settings: Settings) -> tuple[str, ...] | None:
     """The addresses of a load balancer; None for a node port that is reached nowhere."""
     if frontend.kind is not VipKind.NODE_PORT:
         return (frontend.address,)
-    if not settings.node_port_addresses:
+    if settings.node_port_addresses is None:
         return ()
     six = frontend.family == 6
     return tuple(a for a in settings.node_port_addresses if (":" in a) == six) or None
@@ -230,8 +228,3 @@ def _backend(member: Member, flags: int) -> LoadBalancerBackend:
     return LoadBalancerBackend(
         ip_address=member.address, port=member.port, flags=flags | (_LOCAL if member.local else 0)
     )
-
-
-def same(wanted: LoadBalancer, found: LoadBalancer) -> bool:
-    """Whether a load balancer is as wanted, disregarding what the service fills in."""
-    return wanted == msgspec.structs.replace(found, source_vip=wanted.source_vip)

@@ -20,7 +20,7 @@ from samewire.errors import SamewireError
 from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.kube.model import EndpointSlice, Key, Node, Service
 from samewire.kube.source import Batch, Source
-from samewire.proxy.compile import Compiled, Settings, compile_service, same
+from samewire.proxy.compile import Compiled, Settings, compile_service
 from samewire.proxy.figures import Figures, trigger_time_s
 from samewire.proxy.health import ProxyHealth
 from samewire.proxy.healthserver import Check
@@ -46,8 +46,8 @@ class Writer(Protocol):
         """The network of the load balancers; None while there is none."""
         ...
 
-    def node_port_addresses(self) -> tuple[str, ...]:
-        """The addresses at which node ports are reached; () = all."""
+    def node_port_addresses(self) -> tuple[str, ...] | None:
+        """The addresses at which node ports are reached; None = all."""
         ...
 
     def get(self, lb_id: str) -> LoadBalancer | None:
@@ -249,8 +249,7 @@ class ServiceProxy:
         ids = set()
         for value in wanted.load_balancers:
             ids.add(value.id)
-            found = self._writer.get(value.id)
-            if found is None or not same(value, found):
+            if self._writer.get(value.id) != value:
                 puts.append(value)
         deletes += [lb_id for lb_id in self._written.get(key, ()) if lb_id not in ids]
 
