@@ -5,6 +5,7 @@ Others' things stay: their filters beside ours on the uplink, the administrator'
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import shutil
@@ -30,6 +31,7 @@ from samewire.node.facts import read_uplink
 from samewire.node.hooks import detach_uplink, pins
 from samewire.node.keepsakes import FILE_NAME, find_keepsakes, save_keepsakes
 from samewire.node.runlock import lock_run_dir
+from samewire.proxy.relay import Relay
 from samewire.vfp.compile import compile_endpoint
 from samewire.vfp.model import FAMILIES, LINK_GROUP, NodeFacts
 from samewire.vfp.numbers import MemoryNumbers
@@ -44,7 +46,7 @@ def uninstall(config: NodeConfig, *, purge: bool = False) -> list[str]:
     failures: list[SamewireError] = []
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with lock_run_dir(config.run_dir), Netlink() as netlink:
-        for step in (_filters, _uplink, _links, _routes, _ports, _pins, _files):
+        for step in (_relay, _filters, _uplink, _links, _routes, _ports, _pins, _files):
             try:
                 done += step(config, netlink)
             except SamewireError as error:
@@ -55,6 +57,14 @@ def uninstall(config: NodeConfig, *, purge: bool = False) -> list[str]:
     if purge:
         done += list(_purge(config))
     return done
+
+
+def _relay(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
+    """The process of user mode, which outlives its daemon."""
+    if config.relay_socket.exists():
+        asyncio.run(Relay(config.relay_socket).stop())
+        config.relay_socket.unlink()
+        yield "the user-mode relay"
 
 
 def _filters(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
