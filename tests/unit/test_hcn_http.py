@@ -468,3 +468,32 @@ async def test_a_listener_that_does_not_read_is_cut_off(
     told = [event.type async for event in events if event]
     assert told[-1] is notifications.NotificationType.SERVICE_DISCONNECT
     assert len(told) == 2
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01",
+        b"GET /v2/networks HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"GET /v2/networks HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 70000 + b"\r\n\r\n",
+        b"GET /" + b"a" * 70000 + b" HTTP/1.1\r\n\r\n",
+        b"POST /v2/networks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"POST /v2/networks HTTP/1.1\r\nHost: x\r\nExpect: miracles\r\nContent-Length: 2\r\n\r\n{}",
+        b"POST /v2/networks HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+    ],
+)
+async def test_what_is_no_request_gets_an_error_of_hns(path: Path, request_bytes: bytes) -> None:
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(request_bytes)
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4"))
+    length = next(
+        int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+    )
+    error = json.loads(await reader.readexactly(length))
+    assert not error["Success"]
+    assert HcnCode(error["ErrorCode"])
+    assert error["Error"]
+    writer.close()
+    await writer.wait_closed()

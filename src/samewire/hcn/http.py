@@ -6,6 +6,7 @@ ask is decided by the kernel's word on the peer (SO_PEERCRED), on top of the soc
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import stat
@@ -22,6 +23,7 @@ from samewire.errors import Conflict, SamewireError, Unavailable
 from samewire.hcn.errors import HcnCode
 from samewire.hcn.http_answers import classify, error_response, json_response
 from samewire.hcn.http_objects import object_routes
+from samewire.hcn.http_protocol import protocol_factory
 from samewire.hcn.service import HnsService
 from samewire.hcn.v1.http import v1_routes
 
@@ -30,6 +32,7 @@ __all__ = ["HttpServer", "classify", "error_response", "json_response", "listen"
 VERSION = {"Major": 15, "Minor": 4}
 MAX_REQUEST_BYTES = 1 << 20
 CLOSE_TIMEOUT_S = 5.0
+BACKLOG = 128
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -71,6 +74,7 @@ class HttpServer:
     def __init__(self, app: web.Application, path: Path) -> None:
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
         self._path = path
+        self._listening: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Listen. Raises Conflict when another process does already, Unavailable when the socket cannot be
@@ -81,10 +85,13 @@ class HttpServer:
         except OSError as error:
             raise Unavailable(str(self._path), str(error)) from error
         await self._runner.setup()
-        await web.SockSite(self._runner, listener).start()
+        loop, protocol = asyncio.get_running_loop(), protocol_factory(self._runner)
+        self._listening = await loop.create_unix_server(protocol, sock=listener, backlog=BACKLOG)
 
     async def close(self) -> None:
         """Stop listening, finish the requests under way (for `CLOSE_TIMEOUT_S`), remove the socket."""
+        if self._listening is not None:
+            self._listening.close()
         await self._runner.cleanup()
         self._path.unlink(missing_ok=True)
 

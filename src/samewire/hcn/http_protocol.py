@@ -1,0 +1,61 @@
+"""The HTTP protocol of the API: what aiohttp itself refuses gets the API's error body, too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+from aiohttp import web
+
+from samewire.hcn.errors import HcnCode
+from samewire.hcn.http_answers import error_response
+
+log = structlog.get_logger(__name__)
+
+MAX_TEXT = 256
+
+
+class JsonProtocol(web.RequestHandler):
+    """Answers bytes that are no HTTP request, and expectations it cannot meet, as HNS answers errors."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Return the answer to a request that cannot be read, or that a bug stopped."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun already")
+        if status >= 500:
+            log.error("a request failed by a bug", exc_info=exc)
+            response = error_response(
+                status, HcnCode.E_FAIL, "internal error; the daemon's log has the details"
+            )
+        else:
+            text = " ".join((message or str(exc)).split())[:MAX_TEXT]
+            response = error_response(status, HcnCode.E_INVALIDARG, f"the request cannot be read: {text}")
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer; a refusal of aiohttp's own (417) as JSON."""
+        if resp.status >= 400 and not resp.prepared and resp.content_type != "application/json":
+            resp = error_response(resp.status, HcnCode.E_INVALIDARG, f"the request is refused: {resp.reason}")
+            resp.force_close()
+        return await super().finish_response(request, resp, start_time)
+
+
+def protocol_factory(runner: web.AppRunner) -> Callable[[], JsonProtocol]:
+    """Return what makes the protocol of each connection, for ``loop.create_server`` and its like. Call when the
+    runner is set up.
+    """
+    server, loop = runner.server, asyncio.get_running_loop()
+    if server is None:
+        raise RuntimeError("the runner is not set up")
+    # None is aiohttp's way to say "no access log"
+    return lambda: JsonProtocol(server, loop=loop, access_log=None)  # type: ignore[arg-type]
