@@ -20,10 +20,22 @@ from samewire.errors import SamewireError
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Configuration file, TOML or JSON (docs/guides/operating.md).",
 )
-def daemon(config_file: Path) -> None:
+@click.option("--kubeconfig", metavar="FILE", help="Services come from this API server.")
+@click.option("--in-cluster", is_flag=True, help="Services come from the API server of the pod we run in.")
+@click.option("--manifests", metavar="DIR", help="Services come from the manifests of a directory.")
+@click.option(
+    "--node-name", metavar="NAME", help="This node's name in Kubernetes, if it is not the configuration's."
+)
+@click.option(
+    "--proxy-mode",
+    type=click.Choice(["kernel", "userspace", "off"]),
+    help="Who balances services: the switch, a relay process, or nobody here.",
+)
+def daemon(config_file: Path, **overrides: str | bool | None) -> None:
     """Run the node's service until it is told to stop.
 
-    Ends at SIGTERM and leaves the network as it is: pods keep their connections and can make new ones.
+    Ends at SIGTERM and leaves the network as it is: pods keep their connections and can make new ones. The options
+    below win over the file.
     """
     gc.disable()  # until the daemon is up: nearly all that the start makes stays
     import samewire.node.lean  # noqa: F401  # before the libraries that it keeps small
@@ -32,7 +44,7 @@ def daemon(config_file: Path) -> None:
 
     configure_logging()
     try:
-        config = load_config(config_file)
+        config = load_config(config_file, {key: value for key, value in overrides.items() if value})
         if os.geteuid() != 0:
             raise click.ClickException("the daemon needs root")
         asyncio.run(run_daemon(config))

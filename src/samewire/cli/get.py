@@ -8,10 +8,13 @@ from urllib.parse import urlencode
 
 import click
 
-from samewire.cli import rows
+from samewire.cli import rows, service_rows
 from samewire.cli.output import as_json, as_yaml, table
 
-_KINDS: Final = ("networks", "endpoints", "namespaces", "routes", "ports", "layers", "flows", "drops")
+_KINDS: Final = (
+    *("networks", "endpoints", "namespaces", "routes"),
+    *("services", "ports", "layers", "flows", "drops"),
+)
 _OF_AN_ENDPOINT: Final = frozenset({"ports", "layers", "flows", "drops"})
 
 Json = dict[str, Any]
@@ -36,13 +39,14 @@ def get(socket: str, kind: str, name: str, form: str, endpoint: str, watch: bool
 
     \b
     networks, endpoints, namespaces, routes   HCN objects, as they are wanted
+    services                                  of Kubernetes: addresses, backends, connections, last change
     ports, layers                             the switch: a port's layers, groups and rules
     flows                                     connections that are open now
     drops                                     what was dropped, where, by which rule, why
 
-    NAME is an ID or a name. For endpoints, ports, layers, flows and drops it is anything that names an endpoint: its
-    ID, namespace/pod, pod, an IP address, the container id, the host interface. `uplink`, `tunnel` and `host` are ports
-    too.
+    NAME is an ID or a name; of a service, namespace/name or name. For endpoints, ports, layers, flows and drops it is
+    anything that names an endpoint: its ID, namespace/pod, pod, an IP address, the container id, the host interface.
+    `uplink`, `tunnel` and `host` are ports too.
     """
     if endpoint and (name or kind not in _OF_AN_ENDPOINT):
         raise click.UsageError(f"--endpoint goes with {', '.join(sorted(_OF_AN_ENDPOINT))}, without NAME")
@@ -103,6 +107,11 @@ def _routes(client: _Client, name: str) -> tuple[Any, rows.View]:
     return rows.pick("route", client.objects("routes"), name), rows.routes_view(networks)
 
 
+def _services(client: _Client, name: str) -> tuple[Any, rows.View]:
+    query = urlencode({"counts": "1", **({"name": name} if name else {})})
+    return client.hns.get_json(f"/v2/services?{query}"), service_rows.SERVICES
+
+
 def _ports(client: _Client, name: str) -> tuple[Any, rows.View]:
     return client.switch("ports", name), rows.PORTS
 
@@ -124,6 +133,7 @@ _SOURCES: Final[dict[str, Callable[[_Client, str], tuple[Any, rows.View]]]] = {
     "endpoints": _endpoints,
     "namespaces": _namespaces,
     "routes": _routes,
+    "services": _services,
     "ports": _ports,
     "layers": _layers,
     "flows": _flows,

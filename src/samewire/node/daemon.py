@@ -10,7 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from aiohttp import web
@@ -24,12 +24,16 @@ from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
 from samewire.node.runlock import lock_run_dir
+from samewire.node.serviceview import service_routes
 from samewire.node.testhooks import from_environment
 from samewire.node.tools import LateMetrics, Render, metrics_handler, node_routes
 from samewire.node.toolview import ToolView
 from samewire.node.watch import QUIET, Watcher
 from samewire.trace import doctor_service, view_service
 from samewire.trace import service as trace_service
+
+if TYPE_CHECKING:
+    from samewire.node.services import Services
 
 log = structlog.get_logger(__name__)
 
@@ -74,7 +78,8 @@ class Daemon:
         self._closers.append(("monitor", _async(watcher.stop_listening)))
         node = self.node = await Node.start(config, watcher.listen, object_path)
         self._closers.append(("node", node.close))
-        render = LateMetrics(node).render
+        services = _services(node)
+        render = LateMetrics(node, services).render
         tools = ToolView(node)
         self._closers.append(("tools", _async(tools.close)))
         routes = [
@@ -82,6 +87,7 @@ class Daemon:
             *trace_service.routes(tools),
             *view_service.routes(tools),
             *doctor_service.routes(tools),
+            *service_routes(node, services),
         ]
         app = make_app(node.service, routes, config.allowed_uids)
         http = HttpServer(app, config.http_socket)
@@ -95,7 +101,18 @@ class Daemon:
             self._closers.append(("metrics", runner.cleanup))
         watcher.run()
         self._closers.append(("watcher", watcher.close))
+        if services is not None:
+            self._closers.append(("services", services.close))
+            await services.start()
         log.info("serving", http=str(config.http_socket), cni=str(config.cni_socket))
+
+
+def _services(node: Node) -> Services | None:
+    if not node.config.balances:
+        return None
+    from samewire.node.services import Services
+
+    return Services(node)
 
 
 async def run_daemon(config: NodeConfig) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from samewire.node.node import Node
+from samewire.node.servicemetrics import ServiceCollector
 from samewire.node.stats import all_counters, all_drops
 from samewire.vfp.constants import Arrival, Counter, Layer, Reason
+
+if TYPE_CHECKING:
+    from samewire.node.services import Services
 
 
 class NodeCollector(Collector):
@@ -93,10 +98,12 @@ class NodeCollector(Collector):
         )
 
 
-def make_registry(node: Node) -> CollectorRegistry:
-    """The node's metrics and those of the process."""
+def make_registry(node: Node, services: Services | None = None) -> CollectorRegistry:
+    """The node's metrics, those of its services, and those of the process."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(NodeCollector(node))
+    if services is not None:
+        registry.register(ServiceCollector(services))
     ProcessCollector(registry=registry)
     return registry
 

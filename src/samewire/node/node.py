@@ -147,8 +147,11 @@ class Node:
         self.board.pin_again()
 
     def reserve_ports(self) -> None:
-        """Take the NAT pool out of what the kernel hands to sockets. Raises KernelError, Unavailable."""
-        reserve_ports(self.config.state_dir, "-".join(map(str, self.config.nat_ports)))
+        """Take the NAT pool and the node ports out of what the kernel hands to sockets. Raises KernelError,
+        Unavailable.
+        """
+        ranges = [self.config.nat_ports, *([self.config.node_port_range] if self.config.balances else [])]
+        reserve_ports(self.config.state_dir, ",".join("-".join(map(str, found)) for found in ranges))
 
     async def report_drops(self, on: bool) -> None:
         """Have the programs send a record of each drop, or not. Raises SamewireError."""

@@ -14,6 +14,8 @@ from samewire.node.node import Node
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from samewire.node.services import Services
+
 Render = Callable[[], bytes]
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -22,8 +24,9 @@ _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class LateMetrics:
     """The node's metrics. Their library is imported when they are asked for: not every node is scraped."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, services: Services | None) -> None:
         self._node = node
+        self._services = services
         self._registry: CollectorRegistry | None = None
 
     def render(self) -> bytes:
@@ -31,7 +34,7 @@ class LateMetrics:
         from samewire.node import metrics
 
         if self._registry is None:
-            self._registry = metrics.make_registry(self._node)
+            self._registry = metrics.make_registry(self._node, self._services)
         return metrics.render(self._registry)
 
 

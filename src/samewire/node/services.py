@@ -1,0 +1,73 @@
+"""Services of Kubernetes on this node: source, controller and health servers, put together.
+
+Imported only when the configuration names a source: a node without one does not pay for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from samewire.kube.open import SourceConfig, open_source
+from samewire.kube.source import Source
+from samewire.node.config import NodeConfig
+from samewire.node.node import Node
+from samewire.proxy.controller import ServiceProxy
+from samewire.proxy.healthserver import HealthServer
+from samewire.proxy.relay import Relay
+from samewire.proxy.userspace import RelayWriter
+from samewire.proxy.writer import HnsWriter
+from samewire.vfp.address import address_text
+
+
+class Services:
+    """Everything about services on one node. Make it in the event loop; `start`, and `close` before the node.
+
+    Raises Invalid when the source cannot be opened.
+    """
+
+    def __init__(self, node: Node) -> None:
+        config = node.config
+        self.node: Final = node
+        self.source: Final[Source] = open_source(_source_config(config))
+        addresses = _addresses_of(node)
+        direct = HnsWriter(node.service, config.proxy_network, config.node_port_addresses, addresses)
+        self._relay: Final = Relay(config.relay_socket)
+        self._in_switch: Final = config.proxy_mode == "kernel"
+        writer = direct if self._in_switch else RelayWriter(direct, self._relay, addresses)
+        self.proxy: Final = ServiceProxy(self.source, writer, config.node_name or config.name, dsr=config.dsr)
+        self.health: Final = HealthServer(self.proxy.health, config.healthz_address)
+        self.proxy.on_checks = lambda: self.health.update(self.proxy.checks)
+
+    async def start(self) -> None:
+        """Begin to watch, to write and to answer. Raises Invalid."""
+        await self.health.start()
+        if self._in_switch:
+            await self._relay.stop()  # one of an earlier life in user mode
+        self.proxy.start()
+        await self.source.start()
+
+    async def close(self) -> None:
+        """Stop. Services stay in the switch."""
+        await self.source.close()
+        await self.proxy.close()
+        await self.health.close()
+        await self._relay.close()
+
+
+def _source_config(config: NodeConfig) -> SourceConfig:
+    return SourceConfig(
+        kubeconfig=config.kubeconfig,
+        context=config.kube_context,
+        in_cluster=config.in_cluster,
+        manifests=config.manifests,
+        pods_of_node=config.node_name or config.name,
+        service_cidrs=config.service_cidrs,
+    )
+
+
+def _addresses_of(node: Node) -> Callable[[], list[str]]:
+    def addresses() -> list[str]:
+        return [address_text(prefix.family, prefix.packed) for prefix in node.uplink.addresses]
+
+    return addresses

@@ -1,0 +1,181 @@
+"""GET /v2/services: the services of this node, and what became of them in the switch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+from aiohttp import web
+
+from samewire.errors import NotFound, Unavailable
+from samewire.hcn.http import json_response
+from samewire.hcn.loadbalancers import BackendFlags, LoadBalancer
+from samewire.node.node import Node
+from samewire.vfp.tables import Backend, Flow, ServiceCount
+
+if TYPE_CHECKING:
+    from samewire.kube.model import Key, Service
+    from samewire.node.services import Services
+
+_U32: Final = 4
+_PROTOCOLS: Final = {6: "TCP", 17: "UDP", 132: "SCTP"}
+_DRAINING: Final = int(BackendFlags.DRAINING)
+_LOCAL: Final = int(BackendFlags.LOCAL)
+
+
+class BackendInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One backend of a virtual address."""
+
+    address: str
+    port: int
+    local: bool = False
+    draining: bool = False
+
+
+class AddressInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One virtual address and port; ``address`` is "" for a node port. ``id``: of the load balancer."""
+
+    id: str
+    address: str
+    port: int
+    protocol: str
+    dsr: bool = False
+    backends: tuple[BackendInfo, ...] = ()
+
+
+class Tally(msgspec.Struct):
+    """What the switch counted for a service. ``flows``: open now; the others since the service is there."""
+
+    flows: int = 0
+    connections: int = 0
+    refused: int = 0
+    ended: int = 0
+
+
+class ServiceInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One service. ``changed_s``: Unix time of its last change in the switch, ``latency_s``: how long that took.
+
+    ``error``: why its present state is not in the switch.
+    """
+
+    namespace: str
+    name: str
+    type: str
+    addresses: tuple[AddressInfo, ...] = ()
+    changed_s: float = 0.0
+    latency_s: float = 0.0
+    error: str = ""
+    tally: Tally | None = None
+
+
+class Counts(NamedTuple):
+    """By service number: its flows now, and its counters."""
+
+    flows: Mapping[int, int]
+    counters: Mapping[int, tuple[int, int, int]]
+
+
+def service_routes(node: Node, services: Services | None) -> list[web.RouteDef]:
+    """``/v2/services?name=[namespace/]name&counts=1``, for the daemon's application."""
+
+    async def get_services(request: web.Request) -> web.Response:
+        if services is None:
+            raise Unavailable("services", "this daemon has no source of services (kubeconfig, manifests)")
+        wanted = _select(services, request.query.get("name", ""))
+        counts = await asyncio.to_thread(read_counts, node) if request.query.get("counts") else None
+        return json_response([_info(node, services, value, counts) for value in wanted])
+
+    return [web.get("/v2/services", get_services)]
+
+
+def read_counts(node: Node) -> Counts:
+    """Read what the switch has counted for all services. Raises KernelError."""
+    maps = node.board.maps
+    number_at = _offset(Backend, "service")
+    owner = {key: _u32(value, number_at) for key, value in maps["sw_backends"].items()}
+    backend_at = _offset(Flow, "backend")
+    flows = Counter(
+        owner[backend]
+        for _, value in maps["sw_flows"].items()
+        if (backend := value[backend_at : backend_at + _U32]) in owner
+    )
+    found = maps["sw_service_counts"]
+    counters = {}
+    for key, value in found.items():
+        parts = [ServiceCount.unpack(part[: ServiceCount.size]) for part in found.per_cpu_values(value)]
+        counters[_u32(key, 0)] = (
+            sum(part.connections for part in parts),
+            sum(part.refused for part in parts),
+            sum(part.ended for part in parts),
+        )
+    return Counts(flows, counters)
+
+
+def _select(services: Services, name: str) -> list[Service]:
+    from samewire.proxy.frontends import is_ours
+
+    found: Iterable[tuple[Key, Service]] = services.proxy.table.services.items()
+    if name:
+        namespace, slash, rest = name.rpartition("/")
+        found = [(key, v) for key, v in found if key[1] == rest and (not slash or key[0] == namespace)]
+        if not found:
+            raise NotFound("service", name)
+    return [value for _, value in sorted(found, key=lambda item: item[0]) if is_ours(value)]
+
+
+def _info(node: Node, services: Services, value: Service, counts: Counts | None) -> ServiceInfo:
+    key = value.key
+    balancers = [
+        found
+        for lb_id in services.proxy.load_balancer_ids(key)
+        if (found := node.service.view.load_balancer(lb_id)) is not None
+    ]
+    status = services.proxy.figures.statuses.get(key)
+    return ServiceInfo(
+        namespace=key[0],
+        name=key[1],
+        type=value.spec.type,
+        addresses=tuple(map(_address, balancers)),
+        changed_s=status.changed_s if status else 0.0,
+        latency_s=status.latency_s if status else 0.0,
+        error=status.error if status else "not programmed yet",
+        tally=None if counts is None else _tally(node, balancers, counts),
+    )
+
+
+def _address(value: LoadBalancer) -> AddressInfo:
+    mapping = value.port_mappings[0]
+    return AddressInfo(
+        id=value.id,
+        address=", ".join(value.frontend_vips),
+        port=mapping.external_port,
+        protocol=_PROTOCOLS.get(mapping.protocol, str(mapping.protocol)),
+        dsr=bool(value.flags & 1),
+        backends=tuple(
+            BackendInfo(b.ip_address, b.port, bool(b.flags & _LOCAL), bool(b.flags & _DRAINING))
+            for b in value.backends
+        ),
+    )
+
+
+def _tally(node: Node, balancers: Iterable[LoadBalancer], counts: Counts) -> Tally:
+    found = Tally()
+    for value in balancers:
+        for number in node.switch.balancers.services_of(value.id):
+            connections, refused, ended = counts.counters.get(number, (0, 0, 0))
+            found.flows += counts.flows.get(number, 0)
+            found.connections += connections
+            found.refused += refused
+            found.ended += ended
+    return found
+
+
+def _offset(kind: type[Backend] | type[Flow], name: str) -> int:
+    return next(field.offset for field in kind.fields if field.name == name)
+
+
+def _u32(value: bytes, at: int) -> int:
+    return int.from_bytes(value[at : at + _U32], "little")
