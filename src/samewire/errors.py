@@ -11,7 +11,8 @@
     ├── Unavailable(service, message)     something we depend on does not answer; worth a retry
     ├── KernelError(operation, errno, detail)
     ├── HcnError(code, message)           in hcn/errors.py: carries an HRESULT
-    └── CniError(code, message, details)  in cni/errors.py: carries a CNI spec code
+    ├── CniError(code, message, details)  in cni/errors.py: carries a CNI spec code
+    └── ApiError(status, reason, message) in kube/errors.py: what a Kubernetes API server refused
 
 Everything that Samewire raises on purpose is below ``SamewireError``; anything else is a bug.
 """

@@ -278,3 +278,4 @@ async def test_a_failing_plugin_is_tried_again(server: FakeServer, open_api: Ope
 
 def test_credentials_do_not_show_themselves() -> None:
     assert "TOPSECRET" not in repr(Credential("TOPSECRET", b"TOPSECRET", b"TOPSECRET"))
+    assert "TOPSECRET" not in repr(Pem("key", data=b"TOPSECRET"))

@@ -42,6 +42,9 @@ class Pem(Struct, frozen=True):
     data: bytes = b""
     file: Path | None = None
 
+    def __repr__(self) -> str:
+        return f"Pem({self.field}, file={self.file})"
+
     def read(self) -> bytes:
         """The text; empty if none was given. Raises ``Invalid``."""
         if self.file is None:
