@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,20 @@ import msgspec
 
 from samewire.errors import Exhausted
 from samewire.hcn.errors import StoreError
-from samewire.hcn.migrations import MIGRATIONS, SETTINGS
+from samewire.hcn.migrations import MIGRATIONS, OBJECTS, SETTINGS
 from samewire.hcn.plan.loadbalancers import without_endpoints
 from samewire.hcn.schema import STRUCTS, Endpoint, Kind, Namespace, Network, NetworkFlags, Route
 from samewire.hcn.state import State
 from samewire.hcn.switch import Change
 
 APPLICATION_ID = 0x53776972  # "Swir": tells our file from any other SQLite file
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_NUMBER = 2**32 - 1
 
 _SCHEMA = f"""
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
-CREATE TABLE objects (
-    kind TEXT NOT NULL, id TEXT NOT NULL, position INTEGER NOT NULL, boot_id TEXT NOT NULL,
-    json BLOB NOT NULL, PRIMARY KEY (kind, id)
-) WITHOUT ROWID;
+{OBJECTS}
 CREATE TABLE numbers (
     kind TEXT NOT NULL, key TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (kind, key)
 ) WITHOUT ROWID;
@@ -43,6 +41,7 @@ CREATE TABLE counters (kind TEXT NOT NULL PRIMARY KEY, last INTEGER NOT NULL) WI
 {SETTINGS}
 """
 _PUT = "INSERT INTO objects VALUES (?, ?, ?, ?, ?) ON CONFLICT (kind, id) DO UPDATE SET json = excluded.json"
+_DELETE = "DELETE FROM objects WHERE kind = ? AND id = ?"
 _DECODERS = {kind: msgspec.json.Decoder(struct) for kind, struct in STRUCTS.items()}
 _encode = msgspec.json.Encoder().encode
 
@@ -234,15 +233,16 @@ class Store:
             raise StoreError(str(self.path), _explain(error)) from error
 
     def _write(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            if change.after is None:
-                self._db.execute(
-                    "DELETE FROM objects WHERE kind = ? AND id = ?", (change.kind.value, change.id)
-                )
+        """In the order of the changes, runs of the same sort as one statement."""
+        for gone, run in groupby(changes, key=lambda change: change.after is None):
+            if gone:
+                self._db.executemany(_DELETE, [(change.kind.value, change.id) for change in run])
             else:
-                self._position += 1
-                row = (change.kind.value, change.id, self._position, self._boot_id, _encode(change.after))
-                self._db.execute(_PUT, row)
+                self._db.executemany(_PUT, [self._row(change) for change in run])
+
+    def _row(self, change: Change) -> tuple[str, str, int, str, bytes]:
+        self._position += 1
+        return change.kind.value, change.id, self._position, self._boot_id, _encode(change.after)
 
     def _write_counter(self, kind: str, last: int) -> None:
         self._db.execute(
