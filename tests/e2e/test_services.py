@@ -1,0 +1,259 @@
+"""Services of a daemon that reads manifests: what becomes of them in HNS, in the switch, and at the health ports."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.node import (
+    NODE_IP,
+    NODE_IP6,
+    DaemonProcess,
+    Json,
+    NodeNet,
+    daemon,
+    in_namespace,
+    node_net,
+    overlay,
+    poll,
+)
+
+pytestmark = pytest.mark.root
+
+HEALTH_PORT = 31999
+
+
+@pytest.fixture
+def net() -> Iterator[NodeNet]:
+    with node_net() as made:
+        yield made
+
+
+class Cluster:
+    """A directory of manifests and the daemon that reads it."""
+
+    def __init__(self, node: DaemonProcess, directory: Path) -> None:
+        self.node = node
+        self.directory = directory
+
+    def write(self, name: str, *objects: Json) -> None:
+        """Put objects into a file."""
+        (self.directory / f"{name}.json").write_text(
+            json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+        )
+
+    def services(self) -> list[Json]:
+        """What the daemon says of its services."""
+        found: list[Json] = self.node.request("GET", "/v2/services?counts=1")
+        return found
+
+    def wait_for(self, what: str, **backends: list[str]) -> None:
+        """Wait until services have just these backends (by name)."""
+
+        def so() -> bool:
+            found = {value["name"]: value for value in self.services()}
+            return all(
+                name in found and not found[name].get("error") and backends_of(found[name]) == set(wanted)
+                for name, wanted in backends.items()
+            )
+
+        poll(what, so)
+
+
+def backends_of(value: Json) -> set[str]:
+    return {
+        f"{backend['address']}:{backend['port']}{'!' if backend.get('draining') else ''}"
+        for address in value.get("addresses", ())
+        for backend in address.get("backends", ())
+    }
+
+
+@pytest.fixture
+def cluster(net: NodeNet, tmp_path: Path) -> Iterator[Cluster]:
+    manifests = tmp_path / "manifests"
+    manifests.mkdir()
+    with daemon(net, tmp_path, manifests=str(manifests)) as node:
+        made = Cluster(node, manifests)
+        yield made
+
+
+def service(name: str, ip: str, **spec: Any) -> Json:
+    ports = spec.pop("ports", [{"name": "http", "port": 80, "targetPort": 8080}])
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"clusterIP": ip, "clusterIPs": [ip], "ports": ports, **spec},
+    }
+
+
+def slice_of(name: str, *endpoints: tuple[str, str], port: int = 8080, **conditions: bool) -> Json:
+    """Endpoints as (address, node)."""
+    six = bool(endpoints) and ":" in endpoints[0][0]
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": f"{name}-{6 if six else 4}",
+            "namespace": "default",
+            "labels": {"kubernetes.io/service-name": name},
+        },
+        "addressType": "IPv6" if six else "IPv4",
+        "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
+        "endpoints": [
+            {"addresses": [address], "nodeName": node, "conditions": {"ready": True, **conditions}}
+            for address, node in endpoints
+        ],
+    }
+
+
+def http_get(namespace: str, url: str) -> tuple[int, str]:
+    """Status and body."""
+    done = in_namespace(
+        namespace, "curl", "-s", "-g", "--max-time", "3", "-o", "-", "-w", "\n%{http_code}", url, check=False
+    )
+    body, _, status = done.stdout.rpartition("\n")
+    return int(status or 0), body
+
+
+def test_services_of_manifests_are_in_the_switch(cluster: Cluster) -> None:
+    cluster.write(
+        "web", service("web", "10.96.0.10"), slice_of("web", ("10.244.7.1", "far"), ("10.244.7.2", "far"))
+    )
+    node = cluster.node.start()
+    cluster.wait_for("the service", web=["10.244.7.1:8080", "10.244.7.2:8080"])
+    assert len(node.table("sw_services")) == 1
+    assert len(node.table("sw_backends")) == 2
+    (lb,) = node.request("GET", "/v2/loadbalancers")
+    assert (lb["Owner"], lb["ServiceName"]) == ("samewire-proxy", "default/web:http")
+    cluster.write(
+        "web", service("web", "10.96.0.10"), slice_of("web", ("10.244.7.2", "far"), ("10.244.7.3", "far"))
+    )
+    cluster.wait_for("the change", web=["10.244.7.2:8080", "10.244.7.3:8080"])
+    assert node.differences() == []
+    (cluster.directory / "web.json").unlink()
+    poll("the service is gone", lambda: not node.table("sw_services") and not node.table("sw_backends"))
+    assert cluster.services() == []
+
+
+def test_a_crash_and_a_restart_change_nothing(cluster: Cluster) -> None:
+    cluster.write("web", service("web", "10.96.0.10"), slice_of("web", ("10.244.7.1", "far")))
+    cluster.write("gone", service("gone", "10.96.0.11"), slice_of("gone", ("10.244.7.9", "far")))
+    node = cluster.node.start()
+    cluster.wait_for("both", web=["10.244.7.1:8080"], gone=["10.244.7.9:8080"])
+    before = node.table("sw_services"), node.table("sw_backends")
+    node.stop(signal.SIGKILL)
+    node.start()
+    cluster.wait_for("both again", web=["10.244.7.1:8080"], gone=["10.244.7.9:8080"])
+    assert (node.table("sw_services"), node.table("sw_backends")) == before
+    node.stop(signal.SIGKILL)
+    (cluster.directory / "gone.json").unlink()
+    node.start()
+    poll("what nobody wants is gone", lambda: len(node.table("sw_services")) == 1)
+    assert node.table("sw_backends") == [row for row in before[1] if row in node.table("sw_backends")]
+
+
+def test_a_service_with_an_error_stops_no_other(cluster: Cluster) -> None:
+    node = cluster.node.start()
+    cluster.write(
+        "a", service("a", "10.96.0.10", externalIPs=["192.0.2.9"]), slice_of("a", ("10.244.7.1", "far"))
+    )
+    cluster.wait_for("the first", a=["10.244.7.1:8080"])
+    cluster.write(
+        "b", service("b", "10.96.0.11", externalIPs=["192.0.2.9"]), slice_of("b", ("10.244.7.2", "far"))
+    )
+    cluster.write("c", service("c", "10.96.0.12"), slice_of("c", ("10.244.7.3", "far")))
+    cluster.wait_for("the third", c=["10.244.7.3:8080"])
+    found = {value["name"]: value.get("error", "") for value in cluster.services()}
+    assert (found["a"], found["c"]) == ("", "")
+    assert "80" in found["b"]
+    (cluster.directory / "a.json").unlink()
+    cluster.wait_for("the second", b=["10.244.7.2:8080"])
+    assert node.differences() == []
+
+
+def test_health_ports(cluster: Cluster, net: NodeNet) -> None:
+    node = cluster.node.start()
+    spec: Json = {
+        "type": "LoadBalancer",
+        "externalTrafficPolicy": "Local",
+        "healthCheckNodePort": HEALTH_PORT,
+    }
+    cluster.write("web", service("web", "10.96.0.10", **spec), slice_of("web", ("10.244.7.1", "far")))
+    cluster.wait_for("the service", web=["10.244.7.1:8080"])
+    poll("its health port", lambda: http_get(net.node, f"http://127.0.0.1:{HEALTH_PORT}/")[0] != 0)
+    status, body = http_get(net.router, f"http://{NODE_IP}:{HEALTH_PORT}/")
+    assert status == 503
+    assert json.loads(body) == {
+        "service": {"namespace": "default", "name": "web"},
+        "localEndpoints": 0,
+        "serviceProxyHealthy": True,
+    }
+    request_pod(node, net, "10.244.0.7")
+    cluster.write("web", service("web", "10.96.0.10", **spec), slice_of("web", ("10.244.0.7", "node")))
+    poll(
+        "a ready endpoint here",
+        lambda: http_get(net.router, f"http://[{NODE_IP6}]:{HEALTH_PORT}/")[0] == 200,
+    )
+    assert http_get(net.router, f"http://{NODE_IP}:10256/healthz")[0] == 200
+    tainted = {"taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]}
+    cluster.write("node", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node"}, "spec": tainted})
+    poll("not fit for more", lambda: http_get(net.node, "http://127.0.0.1:10256/healthz")[0] == 503)
+    assert http_get(net.node, "http://127.0.0.1:10256/livez")[0] == 200
+    (cluster.directory / "web.json").unlink()
+    poll("the port is closed", lambda: http_get(net.node, f"http://127.0.0.1:{HEALTH_PORT}/")[0] == 0)
+
+
+def request_pod(node: DaemonProcess, net: NodeNet, address: str) -> str:
+    """A pod of the overlay network with that address; its namespace."""
+    if not node.request("GET", "/v2/networks"):
+        node.request("POST", "/v2/networks", overlay())
+    pod = net.pod()
+    (network,) = node.request("GET", "/v2/networks")
+    space = node.request(
+        "POST", "/v2/namespaces", {"NetnsPath": f"/run/netns/{pod}", "SchemaVersion": {"Major": 2}}
+    )
+    endpoint = {
+        "HostComputeNetwork": network["ID"],
+        "IpConfigurations": [{"IpAddress": address}],
+        "SchemaVersion": {"Major": 2},
+    }
+    made = node.request("POST", "/v2/endpoints", endpoint)
+    attach = {"ResourceType": "Endpoint", "RequestType": "Add", "Settings": {"EndpointId": made["ID"]}}
+    node.request("POST", f"/v2/namespaces/{space['ID']}", attach)
+    return pod
+
+
+def test_metrics_and_the_reserved_ports(cluster: Cluster, net: NodeNet) -> None:
+    cluster.write("web", service("web", "10.96.0.10"), slice_of("web", ("10.244.7.1", "far")))
+    node = cluster.node.start()
+    cluster.wait_for("the service", web=["10.244.7.1:8080"])
+    text = node.request("GET", "/v2/metrics")
+    assert "kubeproxy_sync_proxy_rules_duration_seconds_bucket" in text
+    assert "kubeproxy_network_programming_duration_seconds_count" in text
+    assert "samewire_services 1.0" in text
+    reserved = in_namespace(net.node, "sysctl", "-n", "net.ipv4.ip_local_reserved_ports").stdout
+    assert reserved.strip() == "30000-32767,49152-65535"
+
+
+def test_get_services(cluster: Cluster) -> None:
+    cluster.write("web", service("web", "10.96.0.10"), slice_of("web", ("10.244.7.1", "far")))
+    node = cluster.node.start()
+    cluster.wait_for("the service", web=["10.244.7.1:8080"])
+    (value,) = cluster.services()
+    assert value["changed_s"] > 0
+    assert 0 < value["latency_s"] < 20
+    assert value["tally"] == {"flows": 0, "connections": 0, "refused": 0, "ended": 0}
+    assert node.ask("GET", "/v2/services?name=nobody")[0] == 404
+    assert node.request("GET", "/v2/services?name=default/web")[0]["name"] == "web"
+
+
+def test_a_daemon_without_a_source_has_no_services(net: NodeNet, tmp_path: Path) -> None:
+    with daemon(net, tmp_path) as node:
+        node.start()
+        assert node.ask("GET", "/v2/services")[0] == 503
