@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
+from samewire.hcn.http import make_app
 from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerPortMapping
 from samewire.hcn.openapi import TITLES, document, main
 from samewire.hcn.policies import KNOWN_POLICIES
@@ -16,6 +18,9 @@ from samewire.hcn.query import render
 from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, Route, SdnRoute
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
+from samewire.node.tools import node_routes
+from samewire.trace import doctor_service, view_service
+from samewire.trace import service as trace_service
 from tests.support.hcn import FakeSwitch, overlay
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -87,3 +92,23 @@ def test_a_network_is_described_without_pythons_affairs() -> None:
     assert '"$$"' not in text
     assert "``" not in text
     assert Network.__name__ not in document()["components"]["schemas"]
+
+
+def test_every_path_is_described(tmp_path: Path) -> None:
+    nobody: Any = None
+    store = Store(tmp_path / "hns.db")
+    tools = [
+        *node_routes(nobody, nobody),
+        *trace_service.routes(nobody),
+        *view_service.routes(nobody),
+        *doctor_service.routes(nobody),
+    ]
+    app = make_app(HnsService(store, FakeSwitch()), tools)
+    store.close()
+    described = document()["paths"]
+    for route in app.router.routes():
+        path = re.sub(r":[^}]*}", "}", route.resource.canonical if route.resource else "")
+        assert path in described, path
+        modifies_a_route = (route.method, path) == ("POST", "/v2/routes/{id}")  # always refused
+        if route.method not in ("HEAD", "*") and not modifies_a_route:
+            assert route.method.lower() in described[path], (route.method, path)

@@ -231,6 +231,7 @@ async def test_endpoints_of_the_api(server: Path) -> None:
     assert len(await fetch(server, "flows")) == 1
     assert len(await fetch(server, "flows?endpoint=client")) == 1
     assert await fetch(server, "flows?endpoint=web-0") == []
+    assert len(await fetch(server, "flows?limit=1")) == 1
     assert (await fetch(server, "flows?summary=1"))["flow_inserts"] == 2
     assert [row["packets"] for row in await fetch(server, "drops")] == [9, 7, 7]
     assert [row["packets"] for row in await fetch(server, "drops?endpoint=web-0")] == [7]
@@ -258,6 +259,10 @@ async def test_tables_of_the_api(server: Path) -> None:
         ("layers?endpoint=far", "far is on another node"),
         ("ports?endpoint=nobody", "not found"),
         ("flows?endpoint=nobody", "not found"),
+        ("flows?limit=x", "limit: expected a number of flows"),
+        ("flows?limit=0", "limit: expected a number of flows"),
+        ("flows?colour=red", "colour: is no parameter of /v2/switch/flows"),
+        ("ports?limit=1", "limit: is no parameter of /v2/switch/ports"),
         ("drops?endpoint=nobody", "not found"),
         ("endpoints?endpoint=nobody", "not found"),
         ("tables?name=sw_nothing", "table 'sw_nothing' not found"),

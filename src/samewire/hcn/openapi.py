@@ -14,6 +14,7 @@ import msgspec
 from samewire.hcn.base import wire_name
 from samewire.hcn.codec import INTERNAL
 from samewire.hcn.errors import HcnCode
+from samewire.hcn.openapi_paths import SCHEMAS, call_paths, other_paths, tool_paths
 from samewire.hcn.policies import KNOWN_POLICIES, OtherPolicy
 from samewire.hcn.schema import STRUCTS, Kind, ModifySettings, RequestType
 from samewire.hcn.switch import EndpointStats
@@ -47,10 +48,11 @@ def document() -> JsonObject:
     paths: JsonObject = {"/v2/version": {"get": _operation("Version of the API", _content(_ref("Version")))}}
     for kind in Kind:
         paths.update(_paths(kind))
-    paths["/v2/endpoints/{id}/stats"] = {
-        "get": _operation("Counters of an endpoint", _content(_ref("EndpointStats"))),
-        "parameters": [_ID],
-    }
+        paths.update(call_paths(f"/v2/{kind.value}", TITLES[kind], _ID))
+    stats = _operation("Counters of an endpoint", _content(_ref("EndpointStats")))
+    paths["/v2/endpoints/{id}/stats"] = {"parameters": [_ID], "get": stats, "post": stats}
+    paths.update(other_paths(_ID))
+    paths.update(tool_paths())
     return {
         "openapi": "3.1.0",
         "info": {"title": "Samewire HNS", "version": "2.0", "description": INTRODUCTION},
@@ -161,7 +163,7 @@ def _schemas() -> JsonObject:
     for title in (TITLES[Kind.NETWORK], TITLES[Kind.ENDPOINT]):
         schemas[title]["properties"]["Health"] = {"type": "object", "readOnly": True}
     schemas[TITLES[Kind.ENDPOINT]]["properties"]["State"] = {"type": "integer", "readOnly": True}
-    return dict(sorted({**schemas, **_FIXED}.items()))
+    return dict(sorted({**schemas, **SCHEMAS, **_FIXED}.items()))
 
 
 def _open(body: JsonObject) -> JsonObject:

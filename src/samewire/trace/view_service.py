@@ -46,11 +46,13 @@ class _Views:
         self._context = context
 
     async def endpoints(self, request: web.Request) -> web.Response:
+        _check_parameters(request, "endpoint")
         query = request.query.get("endpoint", "")
         found = self._context.endpoints()
         return json_response([find_endpoint(found, query)] if query else found)
 
     async def ports(self, request: web.Request) -> web.Response:
+        _check_parameters(request, "endpoint")
         rows = port_rows(await self._read("sw_config", "sw_ports"), self._names())
         query = request.query.get("endpoint", "")
         if query in _SPECIAL:
@@ -61,6 +63,7 @@ class _Views:
         return json_response(rows)
 
     async def layers(self, request: web.Request) -> web.Response:
+        _check_parameters(request, "endpoint")
         compiled = [table.name for table in TABLES.values() if table.compiled]
         tables = await self._read(*compiled)
         names = self._names()
@@ -77,6 +80,8 @@ class _Views:
         return json_response(layer_row(tables, names, self._port(request)))
 
     async def flows(self, request: web.Request) -> web.Response:
+        _check_parameters(request, "endpoint", "summary", "limit")
+        limit = _limit(request)
         if request.query.get("summary"):
             return json_response(flow_summary(await self._read("sw_counters")))
         port = self._port(request) if request.query.get("endpoint") else 0
@@ -84,15 +89,18 @@ class _Views:
         # Many rows are work for a thread, which must not ask for the names of devices; pods have theirs.
         names = Names(self._context.endpoints(), lambda ifindex: "")
         now_tick = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> TICK_SHIFT
-        return json_response(await asyncio.to_thread(flow_rows, tables, names, now_tick, port))
+        rows = await asyncio.to_thread(flow_rows, tables, names, now_tick, port)
+        return json_response(rows[:limit])
 
     async def drops(self, request: web.Request) -> web.StreamResponse:
+        _check_parameters(request, "endpoint", "watch")
         port = self._port(request) if request.query.get("endpoint") else 0
         if request.query.get("watch"):
             return await self._watch(request, port)
         return json_response(drop_rows(await self._read("sw_drops"), self._names(), port))
 
     async def tables(self, request: web.Request) -> web.Response:
+        _check_parameters(request, "name")
         name = request.query.get("name", "")
         if name and name not in TABLES:
             raise NotFound("table", name)
@@ -130,6 +138,23 @@ class _Views:
             what = "is on another node" if found.remote else "is not attached to a pod"
             raise Conflict(f"endpoint {found.label} {what}: it has no port here")
         return found.port
+
+
+def _check_parameters(request: web.Request, *known: str) -> None:
+    """Refuse a parameter that would be ignored. Raises Invalid."""
+    for name in request.query:
+        if name not in known:
+            raise Invalid(name[:64], f"is no parameter of {request.path}; known: {', '.join(known)}")
+
+
+def _limit(request: web.Request) -> int | None:
+    """How many rows are wanted, None for all. Raises Invalid."""
+    text = request.query.get("limit")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text[:10]) > 0):
+        raise Invalid("limit", f"expected a number of flows from 1, got {text[:32]!r}")
+    return int(text[:10])
 
 
 async def _while_connected(
