@@ -26,6 +26,8 @@ _COMMANDS: Final[Mapping[str, _Command]] = {
     "capture": _Command(
         "samewire.cli.capture", "capture", "Record a pod's packets in both directions (pcapng)."
     ),
+    "hns": _Command("samewire.cli.hns", "hns", "HNS objects, in the manner of hnsdiag."),
+    "vfp": _Command("samewire.cli.vfp", "vfp", "Ports, layers, rules, flows, in the manner of vfpctrl."),
     "diff": _Command("samewire.cli.health", "diff", "Compare what is wanted with what the kernel has."),
     "doctor": _Command("samewire.cli.health", "doctor", "Check the invariants of a healthy node."),
     "daemon": _Command("samewire.cli.daemon", "daemon", "Run the node's service until it is told to stop."),

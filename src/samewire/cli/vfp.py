@@ -1,0 +1,344 @@
+"""``samewire vfp``: the switch in the manner of vfpctrl, in text and in JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlencode
+
+import click
+
+from samewire.cli.output import as_json
+from samewire.errors import Invalid, NotFound
+
+_PROTOCOLS: Final = {"1": "icmp", "58": "icmp", "6": "tcp", "17": "udp"}
+_SYN: Final = 1
+
+Json = dict[str, Any]
+
+_json_option = click.option("--json", "as_document", is_flag=True, help="Print JSON.")
+_port_option = click.option(
+    "--port",
+    required=True,
+    metavar="PORT",
+    help="A port's number or interface, anything that names its endpoint, or uplink, tunnel, host.",
+)
+
+
+@click.group()
+def vfp() -> None:
+    """The switch: ports, layers, rules, flows, and what becomes of a tuple. As vfpctrl shows it.
+
+    A tuple is "PROTOCOL SOURCE PORT DESTINATION PORT [DIRECTION [FLAGS]]": protocol tcp, udp, icmp or IP's number;
+    direction 1 or out (default), 2 or in, as the port sees it; flag 1: TCP SYN (default), 0: a later packet.
+    """
+
+
+@vfp.command("list-ports")
+@_json_option
+@click.pass_obj
+def list_ports(socket: str, as_document: bool) -> None:
+    """Every port, with the endpoint behind it."""
+    found = _get(socket, "ports")
+    _print(found, as_document, (_blocks(_port_fields(port)) for port in found))
+
+
+@vfp.command("list-layers")
+@_port_option
+@_json_option
+@click.pass_obj
+def list_layers(socket: str, port: str, as_document: bool) -> None:
+    """The layers of a port, in the order of a walk."""
+    layers = _layers(socket, port)["layers"]
+    _print(layers, as_document, (_blocks(_layer_fields(layer)) for layer in layers))
+
+
+@vfp.command("list-rules")
+@_port_option
+@click.option("--layer", metavar="LAYER", default="", help="This layer's rules only.")
+@click.option("--group", metavar="GROUP", default="", help="This group's rules only.")
+@click.option("--object", "name", metavar="ID", default="", help="Rules that an HCN object has made only.")
+@_json_option
+@click.pass_obj
+def list_rules(socket: str, port: str, layer: str, group: str, name: str, as_document: bool) -> None:
+    """The rules of a port. Their numbers are those that drops, flows and traces name."""
+    rules = list(_rules(_layers(socket, port), layer, group, name))
+    if (layer or group) and not rules:
+        _check_names(_layers(socket, port), layer, group)
+    _print(rules, as_document, (_blocks(_rule_fields(rule)) for rule in rules))
+
+
+@vfp.command("list-unified-flows")
+@_port_option
+@_json_option
+@click.pass_obj
+def list_unified_flows(socket: str, port: str, as_document: bool) -> None:
+    """The connections of a port that are open now."""
+    flows = _get(socket, "flows", endpoint=_endpoint_of(socket, port))
+    _print(flows, as_document, (_blocks(_flow_fields(flow)) for flow in flows))
+
+
+@vfp.command("process-tuples")
+@_port_option
+@click.argument("tuples", nargs=-1, required=True, metavar="TUPLE...")
+@_json_option
+@click.pass_obj
+def process_tuples(socket: str, port: str, tuples: tuple[str, ...], as_document: bool) -> None:
+    """What becomes of packets, layer by layer. Status 1 when one of them is dropped.
+
+    They run through the very programs that carry packets, on their live tables, and change nothing.
+    """
+    answers = [_process(socket, port, _parse(text)) for text in tuples]
+    _print(answers, as_document, (_blocks(_fate_fields(answer)) for answer in answers))
+    sys.exit(1 if any(answer["fate"] == "dropped" for answer in answers) else 0)
+
+
+@vfp.command("match-tuple")
+@_port_option
+@click.option("--layer", metavar="LAYER", default="", help="What this layer does only.")
+@click.argument("tuple_", metavar="TUPLE")
+@_json_option
+@click.pass_obj
+def match_tuple(socket: str, port: str, layer: str, tuple_: str, as_document: bool) -> None:
+    """Which rule of a layer, or which flow, a packet meets. Status 1 when there is none."""
+    answer = _process(socket, port, _parse(tuple_))
+    found = [step for step in answer["steps"] if not layer or _is_layer(step["layer"], layer)]
+    _print(found, as_document, (_blocks(_step_fields(step)) for step in found))
+    sys.exit(0 if found else 1)
+
+
+class _Tuple(NamedTuple):
+    protocol: str
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+    inbound: bool
+    syn: bool
+
+
+def _parse(text: str) -> _Tuple:
+    """A tuple as vfpctrl takes it. Raises Invalid."""
+    words = text.replace(",", " ").split()
+    if not 5 <= len(words) <= 7:
+        raise Invalid("tuple", f"{text!r}: want PROTOCOL SOURCE PORT DESTINATION PORT [DIRECTION [FLAGS]]")
+    protocol = _PROTOCOLS.get(words[0], words[0].lower())
+    if protocol not in _PROTOCOLS.values():
+        raise Invalid("tuple", f"{words[0]!r} is none of tcp, udp, icmp, 1, 6, 17, 58")
+    direction = (words[5] if len(words) > 5 else "out").lower()
+    if direction not in ("1", "2", "out", "in"):
+        raise Invalid("tuple", f"direction {direction!r}: want 1 or out, 2 or in")
+    flags = words[6] if len(words) > 6 else str(_SYN)
+    if not flags.isdecimal():
+        raise Invalid("tuple", f"flags {flags!r}: want 1 for a SYN, 0 for a later packet")
+    ports = [_number(words[2]), _number(words[4])]
+    return _Tuple(
+        protocol, words[1], ports[0], words[3], ports[1], direction in ("2", "in"), bool(int(flags) & _SYN)
+    )
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise Invalid("tuple", f"port {text!r}: want 0 to 65535")
+    return int(text)
+
+
+def _process(socket: str, port: str, wanted: _Tuple) -> Json:
+    """The daemon's trace of a tuple that leaves or reaches a port. Raises NotFound, Invalid."""
+    from samewire.hcn.client import HnsClient
+
+    own = _find_port(socket, port)
+    sender = _owner(socket, wanted.source) if wanted.inbound else own
+    is_pod = sender is not None and sender.get("endpoint")
+    body = _from_pod(sender, wanted) if sender is not None and is_pod else _from_outside(own, wanted)
+    answer: Json = HnsClient(socket).post_json("/v2/switch/trace", body)
+    return answer
+
+
+def _from_pod(sender: Json, wanted: _Tuple) -> Json:
+    if wanted.source not in sender["addresses"] and not wanted.inbound:
+        owns = ", ".join(sender["addresses"])
+        raise Invalid("tuple", f"source {wanted.source} is not the port's own ({owns})")
+    body: Json = {"from": sender["endpoint"]["id"], "to": wanted.destination, "protocol": wanted.protocol}
+    body["source_port"] = wanted.source_port
+    if wanted.protocol != "icmp":
+        body["port"] = wanted.destination_port
+    return body
+
+
+def _from_outside(own: Json, wanted: _Tuple) -> Json:
+    """A frame that arrives on the uplink: nobody here has its source."""
+    from samewire.trace.probe import ACK, PROTOCOLS, SYN, Probe, build
+    from samewire.vfp.address import parse_address
+
+    source = parse_address(wanted.source, "tuple source")
+    frame = build(
+        Probe(
+            source_mac=bytes.fromhex("020000000001"),
+            destination_mac=bytes.fromhex(own["mac"].replace("-", "").replace(":", "") or "020000000002"),
+            source=source,
+            destination=parse_address(wanted.destination, "tuple destination"),
+            protocol=PROTOCOLS[wanted.protocol][source.family],
+            source_port=wanted.source_port,
+            destination_port=wanted.destination_port,
+            tcp_flags=SYN if wanted.syn else ACK,
+        )
+    )
+    return {"arrival": "uplink", "frame": frame.hex()}
+
+
+def _get(socket: str, what: str, **query: str) -> Any:
+    from samewire.hcn.client import HnsClient
+
+    given = {key: value for key, value in query.items() if value}
+    return HnsClient(socket).get_json(f"/v2/switch/{what}{'?' + urlencode(given) if given else ''}")
+
+
+def _find_port(socket: str, name: str) -> Json:
+    """A port by its number, its interface, its kind, or a name of its endpoint. Raises NotFound."""
+    ports: list[Json] = _get(socket, "ports")
+    for port in ports:
+        if name in (str(port["id"]), port["interface"]) or (port["kind"] != "pod" and name == port["kind"]):
+            return port
+    found: list[Json] = _get(socket, "ports", endpoint=name)
+    if not found:
+        raise NotFound("port", name)
+    return found[0]
+
+
+def _endpoint_of(socket: str, name: str) -> str:
+    """What the daemon calls a port in its queries. Raises NotFound, Invalid."""
+    port = _find_port(socket, name)
+    if not port.get("endpoint"):
+        raise Invalid("--port", f"{name} has no endpoint; samewire get flows shows all flows")
+    return str(port["endpoint"]["id"])
+
+
+def _owner(socket: str, address: str) -> Json | None:
+    """The pod port that has an address, or None."""
+    return next((port for port in _get(socket, "ports") if address in port["addresses"]), None)
+
+
+def _layers(socket: str, name: str) -> Json:
+    port = _find_port(socket, name)
+    query = port["endpoint"]["id"] if port.get("endpoint") else port["kind"]
+    found: Json = _get(socket, "layers", endpoint=query)
+    return found
+
+
+def _rules(port: Json, layer: str, group: str, name: str) -> Iterator[Json]:
+    for one in port["layers"]:
+        if layer and one["name"].lower() != layer.lower():
+            continue
+        for each in one["groups"]:
+            if group and each["name"].lower() != group.lower():
+                continue
+            for rule in each["rules"]:
+                if not name or str(rule.get("object", "")).lower() == name.lower():
+                    yield {"layer": one["name"], "group": each["name"], **rule}
+
+
+def _check_names(port: Json, layer: str, group: str) -> None:
+    """Raises NotFound for a layer or group that the port has not."""
+    layers = {one["name"].lower(): one for one in port["layers"]}
+    if layer and layer.lower() not in layers:
+        raise NotFound("layer", f"{layer} (there are {', '.join(one['name'] for one in port['layers'])})")
+    groups = [each["name"] for one in port["layers"] for each in one["groups"]]
+    if group and group.lower() not in (one.lower() for one in groups):
+        raise NotFound("group", f"{group} (there are {', '.join(groups)})")
+
+
+def _is_layer(name: str, wanted: str) -> bool:
+    """Whether a step's layer (acl_out) is the one named (ACL, ACL_OUT)."""
+    return name.lower() == wanted.lower() or name.lower().startswith(f"{wanted.lower()}_")
+
+
+def _print(document: Any, as_document: bool, blocks: Iterable[str]) -> None:
+    click.echo(as_json(document) if as_document else "\n\n".join(blocks))
+
+
+def _blocks(fields: Mapping[str, object]) -> str:
+    """One thing as vfpctrl prints it: a field a line."""
+    return "\n".join(f"{name}: {value}" for name, value in fields.items() if value not in ("", None, ()))
+
+
+def _port_fields(port: Json) -> Mapping[str, object]:
+    endpoint = port.get("endpoint") or {}
+    return {
+        "Port": port["id"],
+        "  Kind": port["kind"],
+        "  Name": port["interface"],
+        "  Friendly name": endpoint.get("name", ""),
+        "  Endpoint": endpoint.get("id", ""),
+        "  Network": endpoint.get("network", ""),
+        "  MAC address": port["mac"],
+        "  Addresses": ", ".join(port["addresses"]),
+        "  Flags": ", ".join(port["flags"]),
+        "  Generation": port["generation"],
+    }
+
+
+def _layer_fields(layer: Json) -> Mapping[str, object]:
+    groups = ", ".join(f"{g['name']} ({g['direction']}, {len(g['rules'])} rules)" for g in layer["groups"])
+    return {"Layer": layer["name"], "  Groups": groups or "none"}
+
+
+def _rule_fields(rule: Json) -> Mapping[str, object]:
+    return {
+        "Rule": rule["id"] or "-",
+        "  Layer": f"{rule['layer']} {rule['group']}",
+        "  Priority": rule["priority"],
+        "  Conditions": "; ".join(rule["conditions"]),
+        "  Action": rule["action"],
+        "  Object": rule.get("object", ""),
+        "  Matched": rule.get("matched"),
+    }
+
+
+def _ends(ends: Json) -> str:
+    return (
+        f"{ends['protocol']} {ends['source']} {ends['source_port']} "
+        f"{ends['destination']} {ends['destination_port']}"
+    )
+
+
+def _flow_fields(flow: Json) -> Mapping[str, object]:
+    return {
+        "Flow": _ends(flow["ends"]),
+        "  Translated": _ends(flow["translated"]) if flow["translated"] else "",
+        "  State": flow["state"],
+        "  From": flow["initiator"]["name"],
+        "  To": flow["target"]["name"],
+        "  Rules": " ".join(str(rule) for rule in flow["rules"] if rule),
+        "  Idle": f"{flow['idle_s']} s",
+    }
+
+
+def _step_fields(step: Json) -> Mapping[str, object]:
+    return {
+        "Layer": step["layer"],
+        "  Verdict": step["verdict"],
+        "  Rule": step["rule"] or "",
+        "  Matched": step["matched"],
+        "  Tuple": _ends(step["ends"]) if step["ends"] else "",
+    }
+
+
+def _fate_fields(answer: Json) -> Mapping[str, object]:
+    drop = answer.get("drop") or {}
+    steps = "".join(
+        f"\n    {step['layer']}: {step['verdict']}"
+        + (f", rule {step['rule']}" if step["rule"] else "")
+        + (f" ({step['matched']})" if step["matched"] else "")
+        for step in answer["steps"]
+    )
+    return {
+        "Tuple": _ends(answer["received"]),
+        "  Layers": steps,
+        "  Flow": "an established flow decided" if answer.get("established") else "",
+        "  Fate": answer["fate"],
+        "  Dropped": f"{drop['layer']}: {drop['reason']}. {drop['explanation']}" if drop else "",
+        "  Leaves as": _ends(answer["sent"]) if answer["fate"] != "dropped" else "",
+        "  Delivered to": (answer.get("endpoint") or {}).get("name", ""),
+    }

@@ -1,0 +1,163 @@
+"""``samewire vfp`` against a daemon that answers by rote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+from msgspec.structs import replace
+
+from samewire.cli.main import cli
+from samewire.trace.probe import tuple_view
+from samewire.trace.views import Names, flow_rows, layer_row, port_rows
+from tests.support.tools import (
+    CLIENT_ID,
+    CLIENT_PORT,
+    INFOS,
+    INTERFACES,
+    WEB_ID,
+    WEB_PORT,
+    StubDaemon,
+    compiled,
+    probe,
+)
+from tests.unit.test_trace_follow import DELIVERED
+from tests.unit.test_trace_views import play
+
+NAMES = Names(INFOS, lambda ifindex: INTERFACES.get(ifindex, ""))
+TABLES = play(compiled(), (probe("10.244.1.6", "93.184.216.34"), CLIENT_PORT))
+TRACE = "POST /v2/switch/trace"
+DROPPED = replace(
+    DELIVERED,
+    fate="dropped",
+    endpoint=None,
+    drop={"layer": "acl_in", "reason": "blocked", "rule": 2, "explanation": "E.", "remedy": "R."},
+)
+
+
+def plain(value: Any) -> Any:
+    return json.loads(msgspec.json.encode(value))
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[StubDaemon]:
+    ports = plain(port_rows(TABLES, NAMES))
+    by_id = {port["id"]: port for port in ports}
+    with StubDaemon(tmp_path) as stub:
+        stub.answers = {
+            "GET /v2/switch/ports": (200, ports),
+            "GET /v2/switch/ports?endpoint=web-0": (200, [by_id[WEB_PORT]]),
+            f"GET /v2/switch/layers?endpoint={WEB_ID}": (200, plain(layer_row(TABLES, NAMES, WEB_PORT))),
+            f"GET /v2/switch/flows?endpoint={CLIENT_ID}": (
+                200,
+                plain(flow_rows(TABLES, NAMES, 110, CLIENT_PORT)),
+            ),
+            TRACE: (200, plain(DELIVERED)),
+        }
+        yield stub
+
+
+def vfp(daemon: StubDaemon, *arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["--socket", daemon.socket, "vfp", *arguments])
+
+
+def test_ports_with_their_endpoints(daemon: StubDaemon) -> None:
+    said = vfp(daemon, "list-ports").stdout
+    assert f"Port: {WEB_PORT}" in said
+    assert f"  Endpoint: {WEB_ID}" in said
+    assert "  Kind: uplink" in said
+
+
+@pytest.mark.parametrize("port", ["web-0", str(WEB_PORT), INTERFACES[WEB_PORT]])
+def test_layers_and_rules_of_a_port_by_any_name(daemon: StubDaemon, port: str) -> None:
+    layers = vfp(daemon, "list-layers", "--port", port).stdout
+    assert "Layer: ACL" in layers
+    assert "ACL_IN (in, " in layers
+    rules = json.loads(vfp(daemon, "list-rules", "--port", port, "--layer", "acl", "--json").stdout)
+    assert {rule["layer"] for rule in rules} == {"ACL"}
+    assert "  Action: " in vfp(daemon, "list-rules", "--port", port).stdout
+
+
+def test_a_layer_or_group_that_is_not_there_is_named(daemon: StubDaemon) -> None:
+    result = vfp(daemon, "list-rules", "--port", "web-0", "--layer", "SLB")
+    assert result.exit_code == 3
+    assert "GUARD" in result.stderr
+
+
+def test_flows_of_a_port(daemon: StubDaemon) -> None:
+    said = vfp(daemon, "list-unified-flows", "--port", str(CLIENT_PORT)).stdout
+    assert "Flow: tcp 10.244.1.6" in said or "Flow: udp 10.244.1.6" in said or "10.244.1.6" in said
+    assert vfp(daemon, "list-unified-flows", "--port", "uplink").exit_code == 1
+
+
+def test_a_tuple_that_leaves_a_pod(daemon: StubDaemon) -> None:
+    result = vfp(daemon, "process-tuples", "--port", str(CLIENT_PORT), "6 10.244.1.6 40000 10.244.1.5 80 1 1")
+    assert result.exit_code == 0, result.output
+    assert daemon.requests[-1] == (
+        TRACE,
+        {"from": CLIENT_ID, "to": "10.244.1.5", "protocol": "tcp", "source_port": 40000, "port": 80},
+    )
+    assert "  Fate: port" in result.stdout
+
+
+def test_a_tuple_that_reaches_a_pod_from_another_or_from_outside(daemon: StubDaemon) -> None:
+    vfp(daemon, "process-tuples", "--port", "web-0", "tcp 10.244.1.6 40000 10.244.1.5 80 in")
+    assert daemon.requests[-1][1]["from"] == CLIENT_ID
+    vfp(daemon, "process-tuples", "--port", "web-0", "udp 192.0.2.9 40000 10.244.1.5 53 2 0")
+    body = daemon.requests[-1][1]
+    ends = tuple_view(bytes.fromhex(body["frame"]))
+    assert body["arrival"] == "uplink"
+    assert ends is not None
+    assert (ends.protocol, ends.source, ends.destination_port) == ("udp", "192.0.2.9", 53)
+
+
+def test_a_dropped_tuple_is_a_failure(daemon: StubDaemon) -> None:
+    daemon.answers[TRACE] = (200, plain(DROPPED))
+    result = vfp(daemon, "process-tuples", "--port", str(CLIENT_PORT), "icmp 10.244.1.6 0 10.244.1.5 0")
+    assert result.exit_code == 1
+    assert "  Dropped: acl_in: blocked. E." in result.stdout
+
+
+def test_a_rule_of_one_layer(daemon: StubDaemon) -> None:
+    steps = [
+        {"layer": layer, "verdict": "pass", "rule": 1, "matched": "", "ends": None}
+        for layer in ("route", "acl_out", "acl_in")
+    ]
+    daemon.answers[TRACE] = (200, {**plain(DELIVERED), "steps": steps})
+    result = vfp(
+        daemon,
+        *("match-tuple", "--port", str(CLIENT_PORT), "--layer", "ACL", "--json"),
+        "tcp 10.244.1.6 1 10.244.1.5 80",
+    )
+    assert json.loads(result.stdout) == steps[1:]
+    nowhere = vfp(
+        daemon,
+        *("match-tuple", "--port", str(CLIENT_PORT), "--layer", "nothing"),
+        "tcp 10.244.1.6 1 10.244.1.5 80",
+    )
+    assert nowhere.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "tcp 10.244.1.6 1",
+        "sctp 10.244.1.6 1 10.244.1.5 80",
+        "tcp 10.244.1.6 x 10.244.1.5 80",
+        "tcp 10.244.1.6 1 10.244.1.5 80 sideways",
+        "tcp 10.244.1.6 1 10.244.1.5 80 out syn",
+        "tcp 10.244.1.99 1 10.244.1.5 80",
+        "tcp nowhere 1 10.244.1.5 80 in",
+    ],
+)
+def test_a_tuple_that_is_none_says_what_is_wrong(daemon: StubDaemon, text: str) -> None:
+    result = vfp(daemon, "process-tuples", "--port", str(CLIENT_PORT), text)
+    assert result.exit_code == 1
+    assert "tuple" in result.stderr
+    assert all(asked != TRACE for asked, _ in daemon.requests)
