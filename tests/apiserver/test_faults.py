@@ -294,9 +294,8 @@ async def test_kinds_fail_on_their_own(server: FakeServer, open_api: Opener) -> 
     await source.start()
     put_services(server, 1)
     await until(lambda: services.cache)
-    by_kind = {item.kind: item for item in source.health()}
-    assert by_kind["Service"].connected
-    assert "403" in by_kind["EndpointSlice"].error
+    await until(lambda: source.health()[0].connected)
+    await until(lambda: "403" in source.health()[1].error)
 
 
 async def test_what_leaves_the_selection_is_gone(server: FakeServer, open_api: Opener) -> None:
