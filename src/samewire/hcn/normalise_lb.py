@@ -34,10 +34,12 @@ def check_load_balancer(value: LoadBalancer) -> LoadBalancer:
     changed: dict[str, Any] = {
         "id": values.guid_or_new(value.id, "$.ID"),
         "frontend_vips": _frontends(value),
-        "source_vip": station(value.source_vip, "$.SourceVIP") if value.source_vip else "",
-        "endpoint_ids": guids(value.endpoint_ids, "$.HostComputeEndpoints"),
         "backends": check_backends(value.backends, "$.Backends"),
     }
+    if value.source_vip:
+        changed["source_vip"] = station(value.source_vip, "$.SourceVIP")
+    if value.endpoint_ids:
+        changed["endpoint_ids"] = guids(value.endpoint_ids, "$.HostComputeEndpoints")
     if value.network_id:
         changed["network_id"] = values.guid(value.network_id, "$.HostComputeNetwork")
     if value.local_endpoint_ids or value.draining_endpoint_ids:
@@ -50,7 +52,8 @@ def check_load_balancer(value: LoadBalancer) -> LoadBalancer:
         )
     for attribute in ("name", "owner", "service_name"):
         values.name(getattr(value, attribute), f"$.{attribute}", HcnCode.INVALID_JSON)
-    value = _replace(value, **changed)
+    if any(getattr(value, attribute) is not item for attribute, item in changed.items()):
+        value = _replace(value, **changed)
     _check_mappings(value)
     _check_families(value)
     return value
@@ -83,19 +86,20 @@ def check_backends(items: tuple[LoadBalancerBackend, ...], path: str) -> tuple[L
     """Return explicit backends in canonical form, each address and port once. Raises HcnError."""
     if len(items) > MAX_BACKENDS:
         fail(path, f"a load balancer has at most {MAX_BACKENDS} backends", HcnCode.E_INVALIDARG)
-    if all(station(item.ip_address, path) is item.ip_address and _is_plain(item) for item in items) and (
-        len({(item.ip_address, item.port) for item in items}) == len(items)
-    ):
-        return items
+    seen = set()
+    for item in items:
+        address = item.ip_address
+        if station(address, path) is not address or item.mac_address or item.provider_address:
+            break
+        seen.add((address, item.port))
+    else:
+        if len(seen) == len(items):
+            return items
     found: dict[tuple[str, int], LoadBalancerBackend] = {}
     for index, item in enumerate(items):
         backend = _backend(item, f"{path}[{index}]")
         found.setdefault((backend.ip_address, backend.port), backend)
     return tuple(found.values())
-
-
-def _is_plain(item: LoadBalancerBackend) -> bool:
-    return not (item.provider_address or item.mac_address or item.extra)
 
 
 def _backend(item: LoadBalancerBackend, path: str) -> LoadBalancerBackend:
@@ -116,6 +120,8 @@ def _frontends(value: LoadBalancer) -> tuple[str, ...]:
     vips = value.frontend_vips
     if len(vips) > MAX_FRONTENDS:
         fail("$.FrontendVIPs", f"a load balancer has at most {MAX_FRONTENDS} VIPs", HcnCode.E_INVALIDARG)
+    if len(vips) == 1 and vips[0] and station(vips[0], "$.FrontendVIPs[0]") is vips[0]:
+        return vips
     # Some clients say "no VIP" (a node port) by one empty text.
     return tuple(
         dict.fromkeys(station(vip, f"$.FrontendVIPs[{index}]") for index, vip in enumerate(vips) if vip)
@@ -162,7 +168,7 @@ def _check_families(value: LoadBalancer) -> None:
     if not v6 and value.flags & LoadBalancerFlags.ENABLE_IPV6:
         fail("$.Flags", "the IPv6 flag (2) with an IPv4 VIP", HcnCode.INVALID_IP)
     _same_family(value.frontend_vips, v6, "$.FrontendVIPs")
-    _same_family((item.ip_address for item in value.backends), v6, "$.Backends")
+    _same_family([item.ip_address for item in value.backends], v6, "$.Backends")
     if value.source_vip:
         _same_family((value.source_vip,), v6, "$.SourceVIP")
 

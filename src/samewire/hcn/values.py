@@ -28,6 +28,8 @@ def new_guid() -> str:
 
 def guid(text: str, path: str) -> str:
     """Return a GUID in upper case, without braces. Raises HcnError."""
+    if _GUID.fullmatch(text):
+        return text
     plain = text.upper().removeprefix("{").removesuffix("}")
     if not _GUID.fullmatch(plain):
         fail(path, f"{text[:64]!r} is not a GUID", HcnCode.GUID_CONVERSION_FAILURE)

@@ -100,7 +100,8 @@ class Balancers:
             compiled = compile_load_balancer(value, env, self._held.get(load_balancer_id))
             held[load_balancer_id] = compiled.held
             for table, rows in zip(TABLES, compiled.rows, strict=True):
-                self._merge(table, rows, puts[table], stale[table])
+                if rows:
+                    self._merge(table, rows, puts[table], stale[table])
         removals = {table: [key for key in keys if key not in puts[table]] for table, keys in stale.items()}
         changed = {
             table: {key: row for key, row in rows.items() if self.rows[table].get(key) != row}

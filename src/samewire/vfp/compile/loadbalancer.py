@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
+from zlib import crc32
 
 import msgspec
 
@@ -69,7 +70,8 @@ _REJECT, _RANGES, _BY_CLIENT, _BY_PROTOCOL, _DSR, _PRESERVE = map(
 _WANTS_DSR: Final = int(LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN)
 _WANTS_PRESERVE: Final = int(PortMappingFlags.PRESERVE_DIP)
 _KEPT: Final = int(BackendFlag.DRAINING)
-_CHUNK: Final = struct.Struct(f"={2 * CHUNK_BACKENDS}I")
+_CHUNK_WORDS: Final = 2 * CHUNK_BACKENDS
+_CHUNK: Final = struct.Struct(f"={_CHUNK_WORDS}I")
 _ID: Final = struct.Struct("=I")
 _SERVICE_HEAD: Final = struct.Struct("=IIH")  # service, set, chunks
 _pack_service_key = ServiceKey.packer()
@@ -268,28 +270,34 @@ class _Job:
     def _set(
         self, before: Variant, protocol: int, found: list[Member], keys: list[bytes], chosen: list[int]
     ) -> Variant:
-        """The chunks of a set. Who is in it stays where it is, as far as the set's size allows."""
+        """The chunks of a set. Who is in it stays where it is, as far as the set's size allows.
+
+        A seed is a checksum of address, port and protocol: the same on every node, and different for all members of
+        a service (checksums of texts that differ within 32 bits do).
+        """
         number = before.set or self.env.number()
         chunks = -(-len(chosen) // CHUNK_BACKENDS)
-        seeds = {_ID.unpack(keys[index])[0]: found[index].seed(protocol) for index in chosen}
-        places = self._places(before, chunks, seeds)
+        seeds = {int.from_bytes(keys[i], "little"): crc32(found[i].target, protocol) for i in chosen}
+        words = self._words(before, chunks, seeds)
         for chunk in range(chunks):
-            part = places[chunk * CHUNK_BACKENDS : (chunk + 1) * CHUNK_BACKENDS]
-            flat = [word for backend in part for word in (backend, seeds.get(backend, 0))]
-            self.sets[_pack_chunk_key(number, chunk)] = _CHUNK.pack(*flat)
+            part = words[chunk * _CHUNK_WORDS : (chunk + 1) * _CHUNK_WORDS]
+            self.sets[_pack_chunk_key(number, chunk)] = _CHUNK.pack(*part)
         return Variant(number, chunks)
 
-    def _places(self, before: Variant, chunks: int, seeds: dict[int, int]) -> list[int]:
+    def _words(self, before: Variant, chunks: int, seeds: dict[int, int]) -> list[int]:
+        """The places of a set: backend, seed, backend, seed ..."""
         size = chunks * CHUNK_BACKENDS
         old: list[int] = []
         for chunk in range(min(before.chunks, chunks)):
             row = self.env.rows["sw_backend_sets"].get(_pack_chunk_key(before.set, chunk))
             old += _CHUNK.unpack(row)[::2] if row else (0,) * CHUNK_BACKENDS
         if not old:
-            return [*seeds, *(0,) * (size - len(seeds))]
+            words = [word for place in seeds.items() for word in place]
+            return words + [0] * (2 * size - len(words))
         places = [backend if backend in seeds else 0 for backend in old] + [0] * (size - len(old))
         new = iter(seeds.keys() - set(places))
-        return [backend or next(new, 0) for backend in places]
+        places = [backend or next(new, 0) for backend in places]
+        return [word for backend in places for word in (backend, seeds.get(backend, 0))]
 
     def _source(self, found: list[Member]) -> bytes:
         if self.value.source_vip:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol
-from zlib import crc32
 
 from samewire.hcn.loadbalancers import BackendFlags, LoadBalancer, LoadBalancerBackend
 from samewire.hcn.schema import Endpoint
@@ -34,12 +33,6 @@ class Member(NamedTuple):
     identity: str = ""
     provider: str = ""
     mac: bytes = b""
-
-    def seed(self, protocol: int) -> int:
-        """What rendezvous hashing knows it by: the same on every node, and different for every member (targets
-        that differ within 32 bits have different checksums).
-        """
-        return crc32(self.target, protocol)
 
 
 def members(value: LoadBalancer, internal_port: int, domain: Domain, view: EndpointView) -> list[Member]:
