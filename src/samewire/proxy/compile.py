@@ -6,6 +6,7 @@ Each service compiles by itself: what it costs depends on nothing but that servi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from samewire.hcn.loadbalancers import (
@@ -19,7 +20,7 @@ from samewire.hcn.loadbalancers import (
     PortMappingFlags,
 )
 from samewire.kube.model import EndpointSlice, Key, Service
-from samewire.proxy.frontends import Frontend, Rules, VipKind, frontends, is_ours, rules
+from samewire.proxy.frontends import Frontend, Rules, VipKind, frontends, rules
 from samewire.proxy.ids import OWNER, load_balancer_id, service_name
 from samewire.proxy.members import Members, PortKey, collect, local_ready_addresses
 from samewire.proxy.topology import Choice, Member, Place, choose
@@ -78,10 +79,10 @@ def compile_service(
     ``before`` gives a load balancer as it is now: its members that are still there, and no longer chosen, go on with
     the connections that they have.
     """
-    if service is None or not is_ours(service):
+    found = frontends(service) if service is not None else []
+    if service is None or not found:
         return NOTHING
     members = collect(slices, settings.place.node)
-    found = frontends(service)
     how = rules(service)
     choices = _choices(found, how, members, settings.place)
     builder = _Builder(key, service, how, members, settings, before)
@@ -161,12 +162,12 @@ class _Builder(NamedTuple):
             backends = _backends(choice.cluster or (), (choice.local or ()) if external_local else ())
         backends = self._with_draining(lb_id, frontend, backends)
         name = service_name(self.key, port.name)
-        mapping = LoadBalancerPortMapping(
-            protocol=PROTOCOLS[port.protocol],
-            internal_port=backends[0].port if backends else 0,
-            external_port=frontend.port,
-            distribution_type=DistributionType.SOURCE_IP if how.affinity_s else DistributionType.NONE,
-            flags=_FLAGS[frontend.kind] | (_PRESERVE if preserve else 0),
+        mapping = _mapping(
+            PROTOCOLS[port.protocol],
+            backends[0].port if backends else 0,
+            frontend.port,
+            DistributionType.SOURCE_IP if how.affinity_s else DistributionType.NONE,
+            _FLAGS[frontend.kind] | (_PRESERVE if preserve else 0),
         )
         return LoadBalancer(
             id=lb_id,
@@ -216,11 +217,29 @@ class _Builder(NamedTuple):
         return (*backends, *kept)
 
 
+@lru_cache(maxsize=4096)
+def _mapping(
+    protocol: int, internal_port: int, external_port: int, distribution: DistributionType, flags: int
+) -> LoadBalancerPortMapping:
+    """Most services have the same few: they share them."""
+    return LoadBalancerPortMapping(
+        protocol=protocol,
+        internal_port=internal_port,
+        external_port=external_port,
+        distribution_type=distribution,
+        flags=flags,
+    )
+
+
 def _backends(cluster: Iterable[Member], local: Iterable[Member]) -> tuple[LoadBalancerBackend, ...]:
     """Backends for the policy Cluster, and those that only the policy Local uses."""
-    found = [_backend(member, 0) for member in cluster]
-    known = set(cluster) if local else ()
-    found += [_backend(member, _LOCAL_ONLY) for member in local if member not in known]
+    found = [
+        LoadBalancerBackend(ip_address=member.address, port=member.port, flags=_LOCAL if member.local else 0)
+        for member in cluster
+    ]
+    if local:
+        known = set(cluster)
+        found += [_backend(member, _LOCAL_ONLY) for member in local if member not in known]
     return tuple(found)
 
 

@@ -15,6 +15,8 @@ from samewire.kube.model import Service, ServicePort
 DEFAULT_AFFINITY_S: Final = 10800
 PRESERVE_DESTINATION: Final = "true"
 
+_NO_RANGES: Final[dict[int, tuple[str, ...]]] = {}
+
 
 class VipKind(enum.StrEnum):
     """What a virtual address is. The value is part of the load balancer's id: never change it."""
@@ -54,9 +56,7 @@ class Rules(NamedTuple):
 def is_ours(service: Service) -> bool:
     """Whether a service is to be balanced by this proxy at all."""
     labels = service.metadata.labels
-    if labels.service_proxy_name is not None or labels.headless is not None:
-        return False
-    return bool(service.cluster_ips)
+    return labels.service_proxy_name is None and labels.headless is None and bool(service.cluster_ips)
 
 
 def rules(service: Service) -> Rules:
@@ -68,15 +68,20 @@ def rules(service: Service) -> Rules:
         internal_local=spec.internal_traffic_policy == "Local",
         external_local=external_local,
         affinity_s=_affinity_s(service),
-        source_ranges=_by_family(_source_ranges(service)) if spec.type == "LoadBalancer" else {},
+        source_ranges=_by_family(_source_ranges(service)) if spec.type == "LoadBalancer" else _NO_RANGES,
         preserve_destination=service.metadata.annotations.preserve_destination == PRESERVE_DESTINATION,
         health_check_port=spec.health_check_node_port if wants_check else 0,
     )
 
 
 def frontends(service: Service) -> list[Frontend]:
-    """Every virtual address and port of a service that is ours, in the families in which it has a cluster IP."""
+    """Every virtual address and port of a service, in the families in which it has a cluster IP; none if it is not
+    ours.
+    """
     spec = service.spec
+    labels = service.metadata.labels
+    if labels.service_proxy_name is not None or labels.headless is not None:
+        return []
     ports = spec.ports
     found: list[Frontend] = []
     families: dict[int, None] = {}
@@ -84,7 +89,7 @@ def frontends(service: Service) -> list[Frontend]:
         family = 6 if ":" in address else 4
         families[family] = None
         found += [Frontend(VipKind.CLUSTER_IP, family, address, port.port, port) for port in ports]
-    if spec.type == "ClusterIP" and not spec.external_ips:
+    if not found or (spec.type == "ClusterIP" and not spec.external_ips):
         return found
     for family in families:
         found += [

@@ -10,6 +10,7 @@ from samewire.kube.model import Key
 
 OWNER: Final = "samewire-proxy"
 
+_VARIANTS: Final = dict(zip("0123456789ABCDEF", "89AB" * 4, strict=True))
 _NAMESPACE: Final = sha1(UUID("8e0c9f3a-5f0e-4d0c-9f4e-3b8a1d5c6e21").bytes)
 
 
@@ -20,10 +21,9 @@ def load_balancer_id(service: Key, kind: str, address: str, family: int, port: i
     """
     state = _NAMESPACE.copy()
     state.update(f"{service[0]}/{service[1]}|{kind}|{address}|{family}|{port}|{protocol}".encode())
-    digits = state.hexdigest()
-    variant = "89AB"[int(digits[16], 16) & 3]
-    text = f"{digits[:8]}-{digits[8:12]}-5{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
-    return text.upper()
+    digits = state.hexdigest().upper()
+    variant = _VARIANTS[digits[16]]
+    return f"{digits[:8]}-{digits[8:12]}-5{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
 
 
 def service_name(service: Key, port: str) -> str:

@@ -34,14 +34,21 @@ def collect(slices: Iterable[EndpointSlice], node: str) -> Members:
         family = _FAMILIES.get(piece.address_type)
         if family is None or not piece.endpoints:
             continue
+        six = family == 6
         for port in piece.ports:
-            if port.name is None or not port.port:
+            number = port.port
+            if port.name is None or not number:
                 continue
             of_port = found.setdefault(PortKey(port.name, port.protocol or "TCP", family), {})
             for endpoint in piece.endpoints:
-                if endpoint.addresses and (":" in endpoint.addresses[0]) == (family == 6):
-                    _add(of_port, _member(endpoint, port.port, node))
-    return {key: _in_order(of_port) for key, of_port in found.items()}
+                if not endpoint.addresses or (":" in endpoint.addresses[0]) is not six:
+                    continue
+                member = _member(endpoint, number, node)
+                key = (member.address, number)
+                before = of_port.get(key)
+                if before is None or (member.local, member.ready) > (before.local, before.ready):
+                    of_port[key] = member
+    return {key: tuple([of_port[at] for at in sorted(of_port)]) for key, of_port in found.items()}
 
 
 def local_ready_addresses(members: Members, family: int) -> int:
@@ -58,27 +65,20 @@ def local_ready_addresses(members: Members, family: int) -> int:
 
 
 def _member(endpoint: Endpoint, port: int, node: str) -> Member:
+    conditions = endpoint.conditions
+    ready = conditions.ready is not False
+    serving = ready if conditions.serving is None else conditions.serving
+    local = endpoint.node_name == node
     hints = endpoint.hints
+    if hints is None:
+        return Member(endpoint.addresses[0], port, ready, serving, conditions.terminating is True, local)
     return Member(
         endpoint.addresses[0],
         port,
-        endpoint.ready,
-        endpoint.serving,
-        endpoint.terminating,
-        endpoint.node_name == node,
-        tuple([hint.name for hint in hints.for_zones]) if hints else (),
-        tuple([hint.name for hint in hints.for_nodes]) if hints else (),
+        ready,
+        serving,
+        conditions.terminating is True,
+        local,
+        tuple([hint.name for hint in hints.for_zones]),
+        tuple([hint.name for hint in hints.for_nodes]),
     )
-
-
-def _add(of_port: dict[tuple[str, int], Member], member: Member) -> None:
-    key = (member.address, member.port)
-    before = of_port.get(key)
-    if before is None or (member.local, member.ready) > (before.local, before.ready):
-        of_port[key] = member
-
-
-def _in_order(of_port: dict[tuple[str, int], Member]) -> tuple[Member, ...]:
-    if len(of_port) == 1:
-        return tuple(of_port.values())
-    return tuple([of_port[key] for key in sorted(of_port)])

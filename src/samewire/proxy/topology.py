@@ -79,7 +79,7 @@ def choose(members: Sequence[Member], place: Place, *, uses_cluster: bool, uses_
 def distribution_of(members: Sequence[Member], place: Place) -> Distribution:
     """What the hints of the ready members say for this node."""
     ready = [member for member in members if member.ready]
-    if not ready:
+    if not ready or not (ready[0].for_nodes or ready[0].for_zones):
         return Distribution.EVERYWHERE
     if all(member.for_nodes for member in ready) and any(place.node in m.for_nodes for m in ready):
         return Distribution.SAME_NODE
@@ -99,5 +99,5 @@ def _cluster(members: Sequence[Member], place: Place) -> tuple[Member, ...]:
 
 
 def _ready_or_last_resort(members: Sequence[Member]) -> tuple[Member, ...]:
-    ready = tuple(member for member in members if member.ready)
-    return ready or tuple(member for member in members if member.last_resort)
+    ready = [member for member in members if member.ready]
+    return tuple(ready or [member for member in members if member.last_resort])
