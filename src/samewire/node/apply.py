@@ -35,6 +35,7 @@ from samewire.node.planning import (
     Steps,
     endpoint_owner,
     netns_path,
+    on_host,
     plan_changes,
     plan_everything,
 )
@@ -44,13 +45,7 @@ from samewire.node.stats import read_stats
 from samewire.node.sweep import PortSweeper
 from samewire.node.tables import KernelTables
 from samewire.node.undo import UndoStack
-from samewire.vfp.compile import (
-    compile_endpoint,
-    compile_link,
-    compile_network,
-    compile_node,
-    compile_route,
-)
+from samewire.vfp import compile as compilers
 from samewire.vfp.compile.loadbalancer import LocalPort
 from samewire.vfp.diff import Operation, Put, ordered
 from samewire.vfp.model import Compiled, NodeFacts, PortLink
@@ -330,23 +325,27 @@ class NodeSwitch:
     def _compile(self, owner: Owner, view: StoreView) -> Compiled:
         kind, object_id = owner
         if kind == "node":
-            return compile_node(self.node_facts, self.numbers)
+            return compilers.compile_node(self.node_facts, self.numbers)
         if kind == "network":
             network = _there(view.network(object_id), "network", object_id)
-            return compile_network(network, self.node_facts, self.numbers)
+            return compilers.compile_network(network, self.node_facts, self.numbers)
         if kind == "route":
             route = _there(view.route(object_id), "route", object_id)
             network = _there(view.network(route.network_id), "network", route.network_id)
-            return compile_route(route, network, self.node_facts, self.numbers)
+            return compilers.compile_route(route, network, self.node_facts, self.numbers)
         if kind == "loadbalancer":
             value = _there(view.load_balancer(object_id), "load balancer", object_id)
             return self.balancers.direct_hops(value, view, self.node_facts)
         endpoint = _there(view.endpoint(object_id), "endpoint", object_id)
         network = _there(view.network(endpoint.network_id), "network", endpoint.network_id)
+        if on_host(endpoint, view):
+            return compilers.compile_host_endpoint(endpoint, network, self.node_facts, self.numbers)
         self._generation += 1
         state = self.ports.get(object_id)
         port = state.ifindex if state is not None and not endpoint.is_remote else 0
-        return compile_endpoint(endpoint, network, self.node_facts, self.numbers, port, self._generation)
+        return compilers.compile_endpoint(
+            endpoint, network, self.node_facts, self.numbers, port, self._generation
+        )
 
     def _local_port(self, endpoint_id: str) -> LocalPort | None:
         state = self.ports.get(endpoint_id)
@@ -354,7 +353,7 @@ class NodeSwitch:
 
     def _link(self, endpoint: Endpoint, view: StoreView) -> PortLink:
         network = _there(view.network(endpoint.network_id), "network", endpoint.network_id)
-        return compile_link(endpoint, network, self.node_facts, netns_path(endpoint, view))
+        return compilers.compile_link(endpoint, network, self.node_facts, netns_path(endpoint, view))
 
     def _state(self, endpoint_id: str) -> PortState:
         return _there(self.ports.get(endpoint_id), "port of endpoint", endpoint_id)

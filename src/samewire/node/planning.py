@@ -14,7 +14,7 @@ from samewire.errors import Invalid
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.policies import PortMapping, SDNRoute, VxlanPort, first
-from samewire.hcn.schema import Endpoint, Kind, Network, Object
+from samewire.hcn.schema import Endpoint, Kind, NamespaceType, Network, Object
 from samewire.hcn.switch import Change, StoreView
 from samewire.node.plan_balancers import has_direct, touched_by_endpoint, touched_by_network
 from samewire.vfp.compile.plan import NetworkPlan, RemoteSubnets, plan_network
@@ -41,11 +41,11 @@ class Steps(msgspec.Struct):
     relink: dict[str, Endpoint] = msgspec.field(default_factory=dict)
     balancers: dict[str, bool] = msgspec.field(default_factory=dict)
 
-    def recompile(self, endpoint: Endpoint, has_port: bool) -> None:
+    def recompile(self, endpoint: Endpoint, has_port: bool, view: StoreView) -> None:
         """Compile an endpoint again, if there is anything to compile."""
         if endpoint.id in self.attach or endpoint.id in self.detach:
             return
-        if endpoint.is_remote or has_port:
+        if endpoint.is_remote or has_port or on_host(endpoint, view):
             self.owners[endpoint_owner(endpoint.id)] = True
         if has_port:
             self.relink[endpoint.id] = endpoint
@@ -77,6 +77,14 @@ def netns_path(endpoint: Endpoint, view: StoreView) -> str:
         return ""
     namespace = view.namespace(endpoint.namespace_id)
     return namespace.netns_path if namespace is not None else ""
+
+
+def on_host(endpoint: Endpoint, view: StoreView) -> bool:
+    """Whether the endpoint is attached to the node itself: its addresses are the node's."""
+    if endpoint.is_remote or not endpoint.namespace_id:
+        return False
+    namespace = view.namespace(endpoint.namespace_id)
+    return namespace is not None and namespace.type is NamespaceType.HOST_DEFAULT
 
 
 def plan_changes(
@@ -123,7 +131,7 @@ def plan_everything(view: StoreView, has_port: Callable[[str], bool]) -> Steps:
     for network in view.networks():
         steps.owners[network_owner(network.id)] = True
     for endpoint in view.endpoints():
-        steps.recompile(endpoint, has_port(endpoint.id))
+        steps.recompile(endpoint, has_port(endpoint.id), view)
     for route in view.routes():
         steps.owners[route_owner(route.id)] = True
     for value in view.load_balancers():
@@ -140,7 +148,7 @@ def _endpoint(steps: Steps, change: Change, view: StoreView, facts: NodeFacts, h
     moved = before is not None and after is not None and _place_key(before) != _place_key(after)
     if has_port and (not place or moved):
         steps.detach[change.id] = None
-    if after is None or not (after.is_remote or place):
+    if after is None or not (after.is_remote or place or on_host(after, view)):
         steps.owners[owner] = False
         return
     if before is None or before.policies != after.policies:
@@ -186,7 +194,7 @@ def _network(
     whole = _without_remote(before, facts) != _without_remote(after, facts)
     for endpoint in view.endpoints_of_network(change.id):
         if whole or endpoint.is_remote or first(endpoint.policies, SDNRoute) is not None:
-            steps.recompile(endpoint, has_port(endpoint.id))
+            steps.recompile(endpoint, has_port(endpoint.id), view)
     for route in view.routes_of_network(change.id):
         steps.owners[route_owner(route.id)] = True
 

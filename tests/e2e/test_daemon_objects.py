@@ -1,0 +1,80 @@
+"""HNS v1 against a whole daemon: what flannel's host-gw says on Windows, and what the kernel then has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.node import (
+    NODE_IP,
+    DaemonProcess,
+    NodeNet,
+    can_ping,
+    daemon,
+    ip_json,
+    node_net,
+    path_of,
+)
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def net() -> Iterator[NodeNet]:
+    with node_net() as made:
+        yield made
+
+
+@pytest.fixture
+def node(net: NodeNet, tmp_path: Path) -> Iterator[DaemonProcess]:
+    with daemon(net, tmp_path) as process:
+        yield process.start()
+
+
+def hns(node: DaemonProcess, method: str, path: str, body: Any = None) -> Any:
+    """HNSCall, as a shim carries it."""
+    answer = node.request(method, f"/v1{path}", body)
+    assert answer["Success"], answer
+    return answer.get("Output")
+
+
+def on_samewire0(net: NodeNet) -> set[str]:
+    (link,) = ip_json("address", "show", "dev", "samewire0", netns_name=net.node)
+    return {
+        f"{entry['local']}/{entry['prefixlen']}" for entry in link["addr_info"] if entry["scope"] == "global"
+    }
+
+
+def test_flannels_endpoint_for_the_node(net: NodeNet, node: DaemonProcess) -> None:
+    subnet = {"AddressPrefix": "10.9.1.0/24", "GatewayAddress": "10.9.1.1"}
+    network = hns(node, "POST", "/networks/", {"Name": "cbr0", "Type": "L2Bridge", "Subnets": [subnet]})
+    assert network["ManagementIP"] == NODE_IP
+    wanted = {"Name": "cbr0_ep", "VirtualNetwork": network["ID"], "IPAddress": "10.9.1.2"}
+    endpoint = hns(node, "POST", "/endpoints/", wanted)
+    path = f"/endpoints/{endpoint['ID']}"
+    assert on_samewire0(net) == {"10.9.1.1/32"}
+    assert hns(node, "POST", f"{path}/attach", {"SystemType": "Host", "CompartmentId": 1})["State"] == 3
+    assert on_samewire0(net) == {"10.9.1.1/32", "10.9.1.2/32"}
+    assert node.differences() == []
+    pod = net.pod()
+    space = node.request("POST", "/v2/namespaces", {"NetnsPath": path_of(pod)})
+    wanted = {"VirtualNetwork": network["ID"], "IPAddress": "10.9.1.5", "GatewayAddress": "10.9.1.2"}
+    member = hns(node, "POST", "/endpoints/", wanted)
+    hns(node, "POST", f"/endpoints/{member['ID']}/attach", {"CompartmentId": space["NamespaceId"]})
+    assert [route["gateway"] for route in ip_json("route", "show", "default", netns_name=pod)] == ["10.9.1.2"]
+    assert can_ping(pod, "10.9.1.2")
+    assert can_ping(pod, NODE_IP)
+    assert can_ping(net.node, "10.9.1.5")
+    node.stop()
+    node.start()
+    assert on_samewire0(net) == {"10.9.1.1/32", "10.9.1.2/32"}
+    assert can_ping(pod, "10.9.1.2")
+    hns(node, "POST", f"{path}/detach")
+    assert on_samewire0(net) == {"10.9.1.1/32"}
+    assert not can_ping(pod, "10.9.1.2")
+    hns(node, "DELETE", f"/networks/{network['ID']}")
+    assert on_samewire0(net) == set()
+    assert node.differences() == []
