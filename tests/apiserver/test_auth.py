@@ -13,6 +13,7 @@ from samewire.kube.auth import Credential, CredentialSource, FixedCredential, Pe
 from samewire.kube.client import KubeClient
 from samewire.kube.errors import ApiError
 from samewire.kube.exec_plugin import ExecCredential, ExecSettings
+from samewire.kube.kubeconfig import in_cluster
 from samewire.kube.model import Service
 from tests.apiserver.certs import SERVER_NAME, Certificates, make_certificates
 from tests.apiserver.conftest import Opener
@@ -115,6 +116,18 @@ async def test_the_server_is_known_by_its_authority(certificates: Certificates, 
             await ask(server, FixedCredential(), stranger)
         with pytest.raises(Invalid, match=r"clusters\[0\].ca: holds no PEM"):
             await ask(server, FixedCredential(), Pem("clusters[0].ca", data=b"rubbish"))
+
+
+async def test_a_pod_knows_its_server(certificates: Certificates, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("mine")
+    (tmp_path / "ca.crt").write_bytes(certificates.ca.read_bytes())
+    async with FakeServer().serve(certificates.server_context()) as server:
+        server.tokens = {"mine"}
+        port = server.url.rpartition(":")[2]
+        environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": port}
+        client = KubeClient(in_cluster(environment, tmp_path))
+        await client.request("GET", "/api/v1/services")
+        await client.close()
 
 
 async def test_a_client_certificate_is_shown(certificates: Certificates) -> None:

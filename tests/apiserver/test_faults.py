@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import msgspec
@@ -323,3 +324,16 @@ async def test_a_line_of_many_chunks(server: FakeServer, open_api: Opener) -> No
     server.store.put("endpointslices", endpoint_slice("a", "big", *addresses))
     await until(lambda: told.cache)
     assert len(told.cache["a", "big-abc"].endpoints) == len(addresses)
+
+
+async def test_the_kernel_watches_over_a_quiet_connection(server: FakeServer) -> None:
+    client = KubeClient(Access(server.url, FixedCredential()))
+    params = {"watch": "1", "resourceVersion": str(server.store.version)}
+    async with client.stream("/api/v1/services", params, silence_timeout_s=5.0) as stream:
+        connection = stream._response.connection
+        assert connection is not None
+        assert connection.transport is not None
+        found = connection.transport.get_extra_info("socket")
+        assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+    await client.close()

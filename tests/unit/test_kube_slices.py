@@ -238,6 +238,8 @@ def test_node_ports() -> None:
     assert (second, spec.external_traffic_policy) == (30007, "Cluster")
     assert 30000 <= first <= 32767
     assert first != 30007
+    found, _ = admit([wanted(type="NodePort", ports=ports[:1])], (V4,), range(20000, 20001))
+    assert found["a", "web"].service.spec.ports[0].node_port == 20000
     plain = admitted(wanted(ports=ports[:1])).service.spec
     assert (plain.ports[0].node_port, plain.external_traffic_policy) == (0, "")
 

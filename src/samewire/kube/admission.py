@@ -57,7 +57,7 @@ class Wanted(Struct, frozen=True):
 
 
 def admit(
-    wanted: Iterable[Wanted], networks: Sequence[Network]
+    wanted: Iterable[Wanted], networks: Sequence[Network], node_ports: range = NODE_PORTS
 ) -> tuple[dict[Key, Wanted], list[tuple[Key, str]]]:
     """The Services with what an API server fills in, and those that it would refuse, with the reason.
 
@@ -65,7 +65,7 @@ def admit(
     """
     ordered = sorted(wanted, key=lambda item: item.key)
     taken = {address for item in ordered for address in _given(item.service.spec)}
-    ports = _given_node_ports(ordered)
+    ports = _Ports(node_ports, _given_node_ports(ordered))
     admitted: dict[Key, Wanted] = {}
     refused: list[tuple[Key, str]] = []
     for item in ordered:
@@ -134,23 +134,32 @@ def _address(key: Key, family: Family, networks: Sequence[Network], taken: set[s
     return address
 
 
-def _node_ports(item: Wanted, spec: ServiceSpec, taken: set[int]) -> ServiceSpec:
+class _Ports:
+    """The node ports of one admission."""
+
+    def __init__(self, offered: range, taken: set[int]) -> None:
+        self._offered = offered
+        self._taken = taken
+
+    def allocate(self, name: str) -> int:
+        found = _choose(name, self._offered, lambda port: port not in self._taken, "node ports")
+        self._taken.add(found)
+        return found
+
+
+def _node_ports(item: Wanted, spec: ServiceSpec, ports: _Ports) -> ServiceSpec:
     balanced = spec.type == "LoadBalancer"
     if spec.type != "NodePort" and not (balanced and item.spec.allocate_load_balancer_node_ports):
         return spec
 
-    def allocate(purpose: str) -> int:
-        found = _choose(f"{item.key}/{purpose}", NODE_PORTS, lambda port: port not in taken, "node ports")
-        taken.add(found)
-        return found
-
     def with_port(port: ServicePort) -> ServicePort:
-        return port if port.node_port else replace(port, node_port=allocate(f"{port.protocol}/{port.port}"))
+        name = f"{item.key}/{port.protocol}/{port.port}"
+        return port if port.node_port else replace(port, node_port=ports.allocate(name))
 
     policy = spec.external_traffic_policy or "Cluster"
     health = spec.health_check_node_port
     if balanced and policy == "Local" and not health:
-        health = allocate("health")
+        health = ports.allocate(f"{item.key}/health")
     return replace(
         spec,
         ports=tuple(with_port(port) for port in spec.ports),

@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from samewire.kube.admission import Network, admit
+from samewire.kube.admission import NODE_PORTS, Network, admit
 from samewire.kube.feed import Feed
 from samewire.kube.manifest_files import ManifestDirectory
 from samewire.kube.model import EndpointSlice, Key, Namespace, Node, Object, ObjectT, Pod, Service
@@ -43,12 +43,14 @@ class ManifestSource:
         directory: Path,
         networks: Sequence[Network],
         pods_of_node: str = "",
+        node_ports: range = NODE_PORTS,
         interval_s: float = LOOK_INTERVAL_S,
     ) -> None:
         self._directory = directory
         self._files = ManifestDirectory(directory)
         self._networks = tuple(networks)
         self._pods_of_node = pods_of_node
+        self._node_ports = node_ports
         self._interval_s = interval_s
         clock = asyncio.get_running_loop().time
         self._feeds: dict[type, Feed[Any]] = {kind: Feed(kind, clock) for kind in _ORDER}
@@ -124,7 +126,7 @@ class ManifestSource:
             for item in content.others:
                 _add(tables[type(item)], item)
         services = {item.key: item for content in contents for item in content.services}
-        admitted, refused = admit(services.values(), self._networks)
+        admitted, refused = admit(services.values(), self._networks, self._node_ports)
         for key, reason in refused:
             self._feeds[Service].unreadable(key, reason)
         tables[Service] = {key: item.service for key, item in admitted.items()}

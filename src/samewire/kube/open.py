@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from samewire.errors import Invalid
 from samewire.kube.access import Access
-from samewire.kube.admission import Network
+from samewire.kube.admission import NODE_PORTS, Network
 from samewire.kube.api_source import ApiSource
 from samewire.kube.client import KubeClient
 from samewire.kube.kubeconfig import in_cluster, load_kubeconfig
@@ -24,6 +24,7 @@ class SourceConfig(Struct, frozen=True, kw_only=True):
 
     ``context``: of the kubeconfig, "" = its current one. ``pods_of_node``: only the Pods of this node are wanted;
     "" = all. ``service_cidrs``: where the cluster IPs of Services in manifests come from, the main family first.
+    ``node_ports``: where their node ports come from, inclusive.
     """
 
     kubeconfig: str = ""
@@ -32,6 +33,7 @@ class SourceConfig(Struct, frozen=True, kw_only=True):
     manifests: str = ""
     pods_of_node: str = ""
     service_cidrs: tuple[str, ...] = ("10.96.0.0/12",)
+    node_ports: tuple[int, int] = (NODE_PORTS[0], NODE_PORTS[-1])
 
 
 def open_source(config: SourceConfig) -> Source:
@@ -44,7 +46,8 @@ def open_source(config: SourceConfig) -> Source:
         )
     if config.manifests:
         networks = tuple(map(_network, config.service_cidrs))
-        return ManifestSource(Path(config.manifests), networks, config.pods_of_node)
+        low, high = config.node_ports
+        return ManifestSource(Path(config.manifests), networks, config.pods_of_node, range(low, high + 1))
     selectors: dict[type, Selector] = {}
     if config.pods_of_node:
         selectors[Pod] = Selector(fields=f"spec.nodeName={config.pods_of_node}")

@@ -63,6 +63,7 @@ def _source_config(config: NodeConfig) -> SourceConfig:
         manifests=config.manifests,
         pods_of_node=config.node_name or config.name,
         service_cidrs=config.service_cidrs,
+        node_ports=config.node_port_range,
     )
 
 
