@@ -85,8 +85,8 @@ lint: build/.installed ## ruff, mypy --strict, import-linter
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-test-fast: setup-test ## unit and property tests only: no root, seconds
-	$(PY) -m pytest tests/unit tests/property
+test-fast: setup-test ## unit, property and Kubernetes source tests only: no root, seconds
+	$(PY) -m pytest tests/unit tests/property tests/apiserver
 
 test: setup-test lint ## everything: linters, unit, property, kernel and end-to-end tests
 	$(PY) -m pytest tests
