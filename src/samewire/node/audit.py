@@ -23,6 +23,7 @@ from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import Link, Netlink, link_dump
 from samewire.node import links
 from samewire.node.apply import NodeSwitch
+from samewire.node.audit_balancers import BalancerAudit
 from samewire.node.bindings import WantedAddress, WantedFilter, Wish
 from samewire.node.devices import OWN_DEVICES, reserved_ports, wrong_settings
 from samewire.node.planning import netns_path
@@ -91,7 +92,10 @@ class Auditor:
     async def compare(self) -> list[Difference]:
         """What differs now; nothing is changed. Raises KernelError when the kernel cannot be read."""
         async with self._switch.lock:
-            return await _Pass(self._switch, self._view, self._holder, {}, repair=False).run()
+            found = await _Pass(self._switch, self._view, self._holder, {}, repair=False).run()
+        balancers = BalancerAudit(self._switch, self._view, repair=False)
+        await balancers.run()
+        return [*found, *(Difference("table", *item) for item in balancers.found)]
 
     async def audit(self) -> AuditReport:
         """Compare and repair. Never raises for what it finds; see the report's ``failed``."""
@@ -105,6 +109,13 @@ class Auditor:
                 found = await one.run()
             except SamewireError as error:
                 found, one.failed = one.found, [*one.failed, str(error)]
+        balancers = BalancerAudit(self._switch, self._view, repair=True)
+        try:
+            await balancers.run()
+        except SamewireError as error:
+            balancers.failed.append(str(error))
+        found += (Difference("table", *item) for item in balancers.found)
+        one.failed += balancers.failed
         if any(difference.kind == "device" for difference in found):
             self.devices_wrong.set()
         self.degraded = degraded

@@ -16,17 +16,20 @@ from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.schema import Endpoint, Network
 from samewire.node.numbers import StoreNumbers
 from samewire.node.tables import KernelTables
+from samewire.vfp.compile.balanced import (
+    TABLES,
+    Held,
+    Rows,
+    backends_by_service,
+    highest_number,
+    number_of,
+)
 from samewire.vfp.compile.direct import compile_direct, direct_vni, hop_key
 from samewire.vfp.compile.loadbalancer import (
-    TABLES,
     Environment,
-    Held,
     LocalPort,
-    Rows,
     adopt,
-    backends_by_service,
     compile_load_balancer,
-    highest_number,
 )
 from samewire.vfp.compile.members import Member
 from samewire.vfp.compile.places import Domain, Places
@@ -189,10 +192,25 @@ class Balancers:
         held = self._held.get(load_balancer_id)
         return tuple(port.service for port in held.ports) if held is not None else ()
 
-    def owner_of(self, table: str, key: bytes) -> str:
-        """The load balancer that wants an entry, "" when none does. Slow: looks at all."""
-        wanted = table, key
-        return next((found for found, held in self._held.items() if wanted in held.entries()), "")
+    def owners(self) -> dict[int, str]:
+        """The load balancers by the numbers of their services and sets."""
+        return {
+            number: load_balancer_id
+            for load_balancer_id, held in self._held.items()
+            for port in held.ports
+            for number in (port.service, port.all.set, port.local.set)
+            if number
+        }
+
+    def number_of(self, table: str, key: bytes) -> int:
+        """The number of the service or set that a wanted entry is about, 0 when it is not wanted."""
+        row = self.rows[table].get(key)
+        return number_of(table, key, row) if row is not None else 0
+
+    def service_ids(self, load_balancer_id: str) -> list[tuple[int, int, int]]:
+        """What the kernel calls a load balancer: (protocol, external port, service id) for each port mapping."""
+        held = self._held.get(load_balancer_id)
+        return [(port.protocol, port.port, port.service) for port in held.ports] if held else []
 
     def _environment(self, network_id: str, view: BalancerView, facts: NodeFacts) -> Environment:
         return Environment(

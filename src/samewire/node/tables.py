@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Final
 
 from samewire.kernel.bpf import BpfMap
-from samewire.vfp.compile.loadbalancer import TABLES as BALANCED
+from samewire.vfp.compile.balanced import TABLES as BALANCED
 from samewire.vfp.diff import Operation, Put
 from samewire.vfp.model import Entries
 from samewire.vfp.record import Record
@@ -44,6 +44,10 @@ class KernelTables:
     def rows(self, name: str) -> Iterator[tuple[bytes, bytes]]:
         """The entries of one table as bytes. Raises KernelError."""
         return self.maps[name].items()
+
+    def row(self, name: str, key: bytes) -> bytes | None:
+        """One entry as bytes, None when it is not there. Raises KernelError."""
+        return self.maps[name].lookup(key)
 
     def write_rows(self, name: str, rows: Mapping[bytes, bytes]) -> None:
         """Write entries that are bytes already. Raises KernelError; what was written by then stays."""

@@ -7,12 +7,9 @@ that stays keeps its backend id, and so its connections.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 from zlib import crc32
-
-import msgspec
 
 from samewire.errors import Invalid
 from samewire.hcn.frontends import reach
@@ -25,6 +22,27 @@ from samewire.hcn.loadbalancers import (
     PortMappingFlags,
 )
 from samewire.vfp.address import ZERO, parse_prefix
+from samewire.vfp.compile.balanced import (
+    CHUNK,
+    CHUNK_WORDS,
+    ID,
+    NO_SET,
+    SERVICE_HEAD,
+    TARGET_BYTES,
+    Held,
+    HeldPort,
+    Rows,
+    Tables,
+    Variant,
+    known_backends,
+    pack_backend,
+    pack_chunk_key,
+    pack_direct,
+    pack_portmap,
+    pack_range,
+    pack_service,
+    pack_service_key,
+)
 from samewire.vfp.compile.members import DRAINING, LOCAL, LOCAL_POLICY_ONLY, EndpointView, Member, members
 from samewire.vfp.compile.places import Domain, pack
 from samewire.vfp.constants import (
@@ -37,22 +55,6 @@ from samewire.vfp.constants import (
     BackendFlag,
     ServiceFlag,
 )
-from samewire.vfp.tables import (
-    Backend,
-    BackendChunk,
-    BackendChunkKey,
-    DirectKey,
-    Portmap,
-    Service,
-    ServiceKey,
-    SourceRangeKey,
-)
-
-# The tables that load balancers fill, the pointed-at before the pointing.
-TABLES: Final = ("sw_backends", "sw_backend_sets", "sw_source_ranges", "sw_services", "sw_direct")
-
-Rows = dict[bytes, bytes]
-Tables = Mapping[str, Mapping[bytes, bytes]]
 
 _UDP: Final = 17
 # Plain integers: arithmetic of enumerations would cost more than all the rest.
@@ -70,64 +72,6 @@ _REJECT, _RANGES, _BY_CLIENT, _BY_PROTOCOL, _DSR, _PRESERVE = map(
 _WANTS_DSR: Final = int(LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN)
 _WANTS_PRESERVE: Final = int(PortMappingFlags.PRESERVE_DIP)
 _KEPT: Final = int(BackendFlag.DRAINING)
-_CHUNK_WORDS: Final = 2 * CHUNK_BACKENDS
-_CHUNK: Final = struct.Struct(f"={_CHUNK_WORDS}I")
-_ID: Final = struct.Struct("=I")
-_SERVICE_HEAD: Final = struct.Struct("=IIH")  # service, set, chunks
-_pack_service_key = ServiceKey.packer()
-_pack_service = Service.packer()
-_pack_chunk_key = BackendChunkKey.packer()
-_pack_backend = Backend.packer()
-_pack_range = SourceRangeKey.packer()
-_pack_direct = DirectKey.packer()
-_pack_portmap = Portmap.packer()
-_TARGET: Final = 18  # bytes of a backend: address and port
-_SCOPE_AT: Final = next(field.offset for field in Backend.fields if field.name == "scope")
-_SERVICE_AT: Final = next(field.offset for field in Backend.fields if field.name == "service")
-
-assert _CHUNK.size == BackendChunk.size
-
-
-class Variant(msgspec.Struct, frozen=True, gc=False):
-    """A backend set: its number (0 = it has none yet) and its number of chunks."""
-
-    set: int
-    chunks: int
-
-
-_NO_SET: Final = Variant(0, 0)
-
-
-class HeldPort(msgspec.Struct, frozen=True, gc=False):
-    """What one port mapping has: its service id, its sets (all backends, local ones), and its backends' keys."""
-
-    protocol: int
-    port: int
-    service: int
-    all: Variant
-    local: Variant
-    backends: tuple[bytes, ...]
-    identities: dict[bytes, str] | None
-
-
-class Held(msgspec.Struct, frozen=True, gc=False):
-    """What one load balancer has in the tables, but for what `HeldPort` says."""
-
-    services: tuple[bytes, ...]
-    ports: tuple[HeldPort, ...]
-    ranges: tuple[bytes, ...]
-    direct: tuple[bytes, ...]
-
-    def entries(self) -> Iterable[tuple[str, bytes]]:
-        """All of its keys, by table."""
-        for port in self.ports:
-            yield from (("sw_backends", key) for key in port.backends)
-            for variant in (port.all, port.local):
-                for chunk in range(variant.chunks):
-                    yield "sw_backend_sets", _pack_chunk_key(variant.set, chunk)
-        yield from (("sw_source_ranges", key) for key in self.ranges)
-        yield from (("sw_services", key) for key in self.services)
-        yield from (("sw_direct", key) for key in self.direct)
 
 
 class Compiled(NamedTuple):
@@ -200,22 +144,22 @@ class _Job:
         everybody, local = _variants(found)
         external = value.external_traffic_policy_local and seen.outside
         internal = value.internal_traffic_policy_local
-        all_set = local_set = _NO_SET
+        all_set = local_set = NO_SET
         if not (internal and (external or not seen.outside)):
-            all_set = self._set(known.all if known else _NO_SET, mapping.protocol, found, keys, everybody)
+            all_set = self._set(known.all if known else NO_SET, mapping.protocol, found, keys, everybody)
         if internal or external:
-            local_set = self._set(known.local if known else _NO_SET, mapping.protocol, found, keys, local)
+            local_set = self._set(known.local if known else NO_SET, mapping.protocol, found, keys, local)
         flags = _service_flags(value, mapping)
         source = self._source(found)
         ticks = _affinity_ticks(value, mapping)
         inside = local_set if internal else all_set
-        entry = _pack_service(service, inside.set, inside.chunks, flags, ticks, source)
+        entry = pack_service(service, inside.set, inside.chunks, flags, ticks, source)
         for key in self.service_keys(mapping, self.inside(seen.host)):
             self.services[key] = entry
         if seen.outside:
             outside = local_set if external else all_set
             if outside is not inside:
-                entry = _pack_service(service, outside.set, outside.chunks, flags, ticks, source)
+                entry = pack_service(service, outside.set, outside.chunks, flags, ticks, source)
             for key in self.service_keys(mapping, (SCOPE_OUTSIDE,)):
                 self.services[key] = entry
         self._source_ranges(service)
@@ -246,22 +190,20 @@ class _Job:
     def service_keys(self, mapping: LoadBalancerPortMapping, scopes: Iterable[int]) -> list[bytes]:
         """The keys of a mapping in these scopes."""
         port, protocol, family = mapping.external_port.to_bytes(2, "big"), mapping.protocol, self.family
-        return [
-            _pack_service_key(vip, port, protocol, family, scope) for scope in scopes for vip in self.vips
-        ]
+        return [pack_service_key(vip, port, protocol, family, scope) for scope in scopes for vip in self.vips]
 
     def _backends(self, service: int, found: list[Member], known: HeldPort | None) -> list[bytes]:
         """The backends' entries; returns their keys, in the order of ``found``."""
         env, family = self.env, self.family
-        old = _known_backends(known, env.rows["sw_backends"]) if known else None
+        old = known_backends(known, env.rows["sw_backends"]) if known else None
         keys = []
         for member in found:
             key = old.pop((member.target, member.scope, member.identity), None) if old else None
             if key is None:
-                key = _ID.pack(env.number())
+                key = ID.pack(env.number())
             flags = _KEPT if member.flags & DRAINING else 0
             hop = env.hop(member, env.domain) if member.mac else 0
-            self.backends[key] = _pack_backend(
+            self.backends[key] = pack_backend(
                 member.target[:16], member.target[16:], family, flags, service, hop, member.scope
             )
             keys.append(key)
@@ -280,8 +222,8 @@ class _Job:
         seeds = {int.from_bytes(keys[i], "little"): crc32(found[i].target, protocol) for i in chosen}
         words = self._words(before, chunks, seeds)
         for chunk in range(chunks):
-            part = words[chunk * _CHUNK_WORDS : (chunk + 1) * _CHUNK_WORDS]
-            self.sets[_pack_chunk_key(number, chunk)] = _CHUNK.pack(*part)
+            part = words[chunk * CHUNK_WORDS : (chunk + 1) * CHUNK_WORDS]
+            self.sets[pack_chunk_key(number, chunk)] = CHUNK.pack(*part)
         return Variant(number, chunks)
 
     def _words(self, before: Variant, chunks: int, seeds: dict[int, int]) -> list[int]:
@@ -289,8 +231,8 @@ class _Job:
         size = chunks * CHUNK_BACKENDS
         old: list[int] = []
         for chunk in range(min(before.chunks, chunks)):
-            row = self.env.rows["sw_backend_sets"].get(_pack_chunk_key(before.set, chunk))
-            old += _CHUNK.unpack(row)[::2] if row else (0,) * CHUNK_BACKENDS
+            row = self.env.rows["sw_backend_sets"].get(pack_chunk_key(before.set, chunk))
+            old += CHUNK.unpack(row)[::2] if row else (0,) * CHUNK_BACKENDS
         if not old:
             words = [word for place in seeds.items() for word in place]
             return words + [0] * (2 * size - len(words))
@@ -309,7 +251,7 @@ class _Job:
             prefix = parse_prefix(text, f"$.SourceRanges[{index}]")
             if prefix.family == self.family:
                 bits = SOURCE_RANGE_KEY_BITS + prefix.bits
-                self.ranges[_pack_range(bits, service, self.family, prefix.packed)] = _ONE
+                self.ranges[pack_range(bits, service, self.family, prefix.packed)] = _ONE
 
     def _receive(self, mapping: LoadBalancerPortMapping, found: list[Member], *, preserve: bool) -> None:
         """What reaches the members that are here by DSR: packets to the VIP, and to the endpoint's own MAC."""
@@ -319,12 +261,12 @@ class _Job:
             if local is None:
                 continue
             for vip in self.vips:
-                key = _pack_direct(vip, port, mapping.protocol, self.family, local.mac)
+                key = pack_direct(vip, port, mapping.protocol, self.family, local.mac)
                 address, internal = (vip, port) if preserve else (member.target[:16], member.target[16:])
-                self.direct[key] = _pack_portmap(local.ifindex, member.scope, internal, address)
+                self.direct[key] = pack_portmap(local.ifindex, member.scope, internal, address)
 
 
-_ONE: Final = _ID.pack(1)
+_ONE: Final = ID.pack(1)
 
 
 def adopt(value: LoadBalancer, env: Environment, by_service: Mapping[int, list[bytes]]) -> Held:
@@ -342,54 +284,29 @@ def adopt(value: LoadBalancer, env: Environment, by_service: Mapping[int, list[b
         entry = inside or outside
         if entry is None:
             continue
-        service = _SERVICE_HEAD.unpack_from(entry)[0]
+        service = SERVICE_HEAD.unpack_from(entry)[0]
         found: dict[bool, Variant] = {}
         for row, local in (
             (outside if seen.outside else None, value.external_traffic_policy_local),
             (inside, value.internal_traffic_policy_local),
         ):
             if row is not None:
-                head = _SERVICE_HEAD.unpack_from(row)
+                head = SERVICE_HEAD.unpack_from(row)
                 found[local] = Variant(head[1], head[2])
         identities = {
             m.target: m.identity for m in members(value, mapping.internal_port, env.domain, env.view)
         }
         backends = tuple(by_service.get(service, ()))
         here = {
-            key: name for key in backends if (name := identities.get(env.rows["sw_backends"][key][:_TARGET]))
+            key: name
+            for key in backends
+            if (name := identities.get(env.rows["sw_backends"][key][:TARGET_BYTES]))
         }
-        sets = found.get(False, _NO_SET), found.get(True, _NO_SET)
+        sets = found.get(False, NO_SET), found.get(True, NO_SET)
         ports.append(
             HeldPort(mapping.protocol, mapping.external_port, service, *sets, backends, here or None)
         )
     return Held((), tuple(ports), (), ())
-
-
-def backends_by_service(rows: Mapping[bytes, bytes]) -> dict[int, list[bytes]]:
-    """The keys of backends by the service that their entries name."""
-    found: dict[int, list[bytes]] = {}
-    for key, row in rows.items():
-        found.setdefault(_ID.unpack_from(row, _SERVICE_AT)[0], []).append(key)
-    return found
-
-
-def highest_number(rows: Tables) -> int:
-    """The highest number in the tables; new ones must be above it."""
-    return max(
-        max((_ID.unpack(key)[0] for key in rows["sw_backends"]), default=0),
-        max((_ID.unpack_from(key)[0] for key in rows["sw_backend_sets"]), default=0),
-        max((max(_SERVICE_HEAD.unpack_from(row)[:2]) for row in rows["sw_services"].values()), default=0),
-    )
-
-
-def _known_backends(known: HeldPort, rows: Mapping[bytes, bytes]) -> dict[tuple[bytes, int, str], bytes]:
-    identities = known.identities or {}
-    found = {}
-    for key in known.backends:
-        row = rows[key]
-        scope = int.from_bytes(row[_SCOPE_AT : _SCOPE_AT + 2], "little")
-        found[row[:_TARGET], scope, identities.get(key, "")] = key
-    return found
 
 
 def _variants(found: list[Member]) -> tuple[list[int], list[int]]:

@@ -1,0 +1,125 @@
+"""What load balancers have in the tables, as the bytes that the kernel sees: layouts, and who has which entry. Pure."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from samewire.vfp.constants import CHUNK_BACKENDS
+from samewire.vfp.tables import (
+    Backend,
+    BackendChunk,
+    BackendChunkKey,
+    DirectKey,
+    Portmap,
+    Service,
+    ServiceKey,
+    SourceRangeKey,
+)
+
+# The tables that load balancers fill, the pointed-at before the pointing.
+TABLES: Final = ("sw_backends", "sw_backend_sets", "sw_source_ranges", "sw_services", "sw_direct")
+
+Rows = dict[bytes, bytes]
+Tables = Mapping[str, Mapping[bytes, bytes]]
+
+CHUNK_WORDS: Final = 2 * CHUNK_BACKENDS
+CHUNK: Final = struct.Struct(f"={CHUNK_WORDS}I")
+ID: Final = struct.Struct("=I")
+SERVICE_HEAD: Final = struct.Struct("=IIH")  # service, set, chunks
+pack_service_key = ServiceKey.packer()
+pack_service = Service.packer()
+pack_chunk_key = BackendChunkKey.packer()
+pack_backend = Backend.packer()
+pack_range = SourceRangeKey.packer()
+pack_direct = DirectKey.packer()
+pack_portmap = Portmap.packer()
+TARGET_BYTES: Final = 18  # bytes of a backend: address and port
+_SCOPE_AT: Final = next(field.offset for field in Backend.fields if field.name == "scope")
+_SERVICE_AT: Final = next(field.offset for field in Backend.fields if field.name == "service")
+
+assert CHUNK.size == BackendChunk.size
+
+
+class Variant(msgspec.Struct, frozen=True, gc=False):
+    """A backend set: its number (0 = it has none yet) and its number of chunks."""
+
+    set: int
+    chunks: int
+
+
+NO_SET: Final = Variant(0, 0)
+
+
+class HeldPort(msgspec.Struct, frozen=True, gc=False):
+    """What one port mapping has: its service id, its sets (all backends, local ones), and its backends' keys."""
+
+    protocol: int
+    port: int
+    service: int
+    all: Variant
+    local: Variant
+    backends: tuple[bytes, ...]
+    identities: dict[bytes, str] | None
+
+
+class Held(msgspec.Struct, frozen=True, gc=False):
+    """What one load balancer has in the tables, but for what `HeldPort` says."""
+
+    services: tuple[bytes, ...]
+    ports: tuple[HeldPort, ...]
+    ranges: tuple[bytes, ...]
+    direct: tuple[bytes, ...]
+
+    def entries(self) -> Iterable[tuple[str, bytes]]:
+        """All of its keys, by table."""
+        for port in self.ports:
+            yield from (("sw_backends", key) for key in port.backends)
+            for variant in (port.all, port.local):
+                for chunk in range(variant.chunks):
+                    yield "sw_backend_sets", pack_chunk_key(variant.set, chunk)
+        yield from (("sw_source_ranges", key) for key in self.ranges)
+        yield from (("sw_services", key) for key in self.services)
+        yield from (("sw_direct", key) for key in self.direct)
+
+
+def known_backends(known: HeldPort, rows: Mapping[bytes, bytes]) -> dict[tuple[bytes, int, str], bytes]:
+    """The backends of a port mapping by what must not change of one: target, scope, endpoint."""
+    identities = known.identities or {}
+    found = {}
+    for key in known.backends:
+        row = rows[key]
+        scope = int.from_bytes(row[_SCOPE_AT : _SCOPE_AT + 2], "little")
+        found[row[:TARGET_BYTES], scope, identities.get(key, "")] = key
+    return found
+
+
+def backends_by_service(rows: Mapping[bytes, bytes]) -> dict[int, list[bytes]]:
+    """The keys of backends by the service that their entries name."""
+    found: dict[int, list[bytes]] = {}
+    for key, row in rows.items():
+        found.setdefault(ID.unpack_from(row, _SERVICE_AT)[0], []).append(key)
+    return found
+
+
+def number_of(table: str, key: bytes, row: bytes) -> int:
+    """The service or set that an entry is about, 0 where the entry does not say."""
+    if table == "sw_backends":
+        return int(ID.unpack_from(row, _SERVICE_AT)[0])
+    if table == "sw_services":
+        return int(ID.unpack_from(row)[0])
+    if table == "sw_backend_sets":
+        return int(ID.unpack_from(key)[0])
+    return int(ID.unpack_from(key, 4)[0]) if table == "sw_source_ranges" else 0
+
+
+def highest_number(rows: Tables) -> int:
+    """The highest number in the tables; new ones must be above it."""
+    return max(
+        max((ID.unpack(key)[0] for key in rows["sw_backends"]), default=0),
+        max((ID.unpack_from(key)[0] for key in rows["sw_backend_sets"]), default=0),
+        max((max(SERVICE_HEAD.unpack_from(row)[:2]) for row in rows["sw_services"].values()), default=0),
+    )
