@@ -96,7 +96,7 @@ def plan_batch(context: Context, owner: str, put: Iterable[LoadBalancer], delete
             wanted[load_balancer_id] = None
     for value in put:
         try:
-            value = _complete(view, value)
+            value = _complete(view, value if value.owner == owner else _replace(value, owner=owner))
             before = view.load_balancer(value.id)
             if before is not None and before.owner != owner:
                 raise _foreign(before)
@@ -104,7 +104,7 @@ def plan_batch(context: Context, owner: str, put: Iterable[LoadBalancer], delete
             failures[value.id] = error
         else:
             if before != value:
-                wanted[value.id] = _replace(value, owner=owner) if value.owner != owner else value
+                wanted[value.id] = value
     clashing = _drop_clashing(view, wanted, failures)
     changes = [
         Change(Kind.LOADBALANCER, object_id, view.load_balancer(object_id), after)
