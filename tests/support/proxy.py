@@ -98,7 +98,7 @@ class FakeWriter:
         self.writes.append(([value.id for value in puts], list(deletes)))
         failed: dict[str, SamewireError] = {}
         for lb_id in deletes:
-            del self.objects[lb_id]
+            self.objects.pop(lb_id, None)
         for value in puts:
             reason = self.refuse(value)
             if reason:

@@ -137,6 +137,30 @@ async def test_a_service_that_we_cannot_make_sense_of_stops_nobody(rig: Rig) -> 
     assert "QUIC" in rig.proxy.figures.statuses["shop", "bad"].error
 
 
+async def test_a_bug_of_the_writer_ends_nothing(rig: Rig) -> None:
+    def refuse(value: LoadBalancer) -> str:
+        raise KeyError(value.id)
+
+    rig.writer.refuse = refuse
+    await rig.source.start()
+    rig.source.put(service())
+    await rig.settle()
+    assert "KeyError" in rig.proxy.figures.statuses["shop", "web"].error
+    rig.writer.refuse = lambda value: ""
+    await rig.until(lambda: rig.lb() is not None)
+
+
+async def test_what_could_not_be_made_need_not_be_deleted(rig: Rig) -> None:
+    rig.writer.refuse = lambda value: "no"
+    await rig.source.start()
+    rig.source.put(service())
+    await rig.settle()
+    rig.source.remove(service())
+    await rig.settle()
+    assert [deletes for _, deletes in rig.writer.writes if deletes] == []
+    assert rig.proxy.load_balancer_ids(("shop", "web")) == ()
+
+
 async def test_the_hns_service_may_be_away(rig: Rig) -> None:
     rig.writer.down = True
     await rig.source.start()

@@ -237,7 +237,11 @@ class ServiceProxy:
         try:
             return await self._writer.write(puts, deletes)
         except SamewireError as error:
-            return dict.fromkeys([*(value.id for value in puts), *deletes], error)
+            failure = error
+        except Exception as error:  # a bug must not end the proxy: others of its services can be written
+            log.exception("load balancers cannot be written")
+            failure = SamewireError(f"{type(error).__name__}: {error}")
+        return dict.fromkeys([*(value.id for value in puts), *deletes], failure)
 
     def _compile(self, key: Key) -> Compiled:
         table = self.table
@@ -270,7 +274,8 @@ class ServiceProxy:
             touched = any(lb_id in changed for lb_id in ids) or any(lb_id in changed for lb_id in before)
             checks_changed |= self._check(key, wanted)
             if errors:
-                self._written[key] = tuple({*ids, *(lb_id for lb_id in before if lb_id in failed)})
+                known = dict.fromkeys((*ids, *before))
+                self._written[key] = tuple(lb_id for lb_id in known if self._writer.get(lb_id) is not None)
                 self._failed(key, "; ".join(sorted(errors)))
                 continue
             if ids:
