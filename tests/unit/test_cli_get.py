@@ -261,6 +261,50 @@ def test_watching_an_endpoint_that_does_not_exist(daemon: StubDaemon) -> None:
     assert (result.exit_code, result.stderr) == (3, "Error: endpoint 'x' not found\n")
 
 
+# --- services -------------------------------------------------------------------------------------
+
+SERVICE = {
+    "namespace": "shop",
+    "name": "web",
+    "type": "NodePort",
+    "addresses": [
+        {
+            "id": "L1",
+            "address": "10.96.0.10",
+            "port": 80,
+            "protocol": "TCP",
+            "backends": [
+                {"address": "10.244.1.5", "port": 8080, "local": True},
+                {"address": "fd44::5", "port": 8080, "draining": True},
+                *({"address": f"10.244.2.{number}", "port": 8080} for number in range(1, 6)),
+            ],
+        },
+        {"id": "L2", "address": "", "port": 30080, "protocol": "TCP"},
+    ],
+    "changed_s": 1.0,
+    "latency_s": 0.0123,
+    "tally": {"flows": 3, "connections": 7, "refused": 1, "ended": 1},
+}
+
+
+def test_services(daemon: StubDaemon) -> None:
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(cli, ["--socket", daemon.socket, "get", "services", *arguments])
+
+    failing = {"namespace": "shop", "name": "bad", "type": "ClusterIP", "error": "the port is taken"}
+    daemon.answers["GET /v2/services?counts=1"] = (200, [SERVICE, failing])
+    lines = [re.split(r"  +", line) for line in run().output.splitlines()]
+    assert lines[1] == ["shop/web", "NodePort", "10.96.0.10", "80/TCP, :30080/TCP", "7", "-"]
+    assert lines[2][-1] == "the port is taken"
+    wide = run("-o", "wide").output.splitlines()
+    assert "10.244.1.5:8080, [fd44::5]:8080 (draining)" in wide[1]
+    assert "1 more" in wide[1]
+    assert re.search(r" 3 +7 +2 +\d+d ago +12\.3 ms", wide[1])
+    assert "never" in wide[2]
+    daemon.answers["GET /v2/services?counts=1&name=shop%2Fweb"] = (200, [SERVICE])
+    assert json.loads(run("shop/web", "-o", "json").output)[0]["name"] == "web"
+
+
 # --- diff and doctor ------------------------------------------------------------------------------
 
 

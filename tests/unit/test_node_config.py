@@ -63,6 +63,15 @@ def test_metrics_address(text: str, address: tuple[str, int]) -> None:
         ({"name": "a", "metrics_listen": "9100"}, "metrics_listen"),
         ({"name": "a", "metrics_listen": "localhost:99999"}, "metrics_listen"),
         ({"name": "a", "audit_interval_s": 0}, "audit_interval_s"),
+        ({"name": "a", "kubeconfig": "/k", "manifests": "/m"}, "manifests"),
+        ({"name": "a", "in_cluster": True, "manifests": "/m"}, "manifests"),
+        ({"name": "a", "proxy_mode": "iptables"}, "proxy_mode"),
+        ({"name": "a", "node_name": "-x"}, "node_name"),
+        ({"name": "a", "node_port_range": [32767, 30000]}, "node_port_range"),
+        ({"name": "a", "manifests": "/m", "node_port_range": [30000, 50000]}, "node_port_range"),
+        ({"name": "a", "manifests": "/m", "node_port_range": [4000, 5000]}, "node_port_range"),
+        ({"name": "a", "node_port_addresses": ["eth0"]}, "node_port_addresses"),
+        ({"name": "a", "healthz_listen": "10256"}, "healthz_listen"),
     ],
 )
 def test_errors_name_the_key(values: dict[str, Any], path: str) -> None:
@@ -94,3 +103,20 @@ def test_a_bad_value_names_file_and_key(tmp_path: Path) -> None:
     path.write_text('{"name": "a", "vxlan_port": 70000}')
     with pytest.raises(Invalid, match=r"c\.json: vxlan_port"):
         load_config(path)
+
+
+def test_services_need_a_source() -> None:
+    assert not make_config({"name": "a"}).balances
+    assert make_config({"name": "a", "kubeconfig": "/k"}).balances
+    assert not make_config({"name": "a", "kubeconfig": "/k", "proxy_mode": "off"}).balances
+    config = make_config({"name": "a", "node_port_addresses": ["primary", "10.0.0.0/8", "fd00::/8"]})
+    assert config.node_port_addresses == ("primary", "10.0.0.0/8", "fd00::/8")
+    assert make_config({"name": "a"}).healthz_address == ("", 10256)
+    assert make_config({"name": "a", "healthz_listen": ""}).healthz_address is None
+
+
+def test_the_command_line_wins(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('name = "a"\nmanifests = "/m"\n')
+    assert load_config(file, {"proxy_mode": "off"}).proxy_mode == "off"
+    assert load_config(file, {"manifests": "/other"}).manifests == "/other"
