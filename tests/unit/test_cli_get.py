@@ -301,7 +301,7 @@ def test_services(daemon: StubDaemon) -> None:
     assert "1 more" in wide[1]
     assert re.search(r" 3 +7 +2 +\d+d ago +12\.3 ms", wide[1])
     assert "never" in wide[2]
-    daemon.answers["GET /v2/services?counts=1&name=shop%2Fweb"] = (200, [SERVICE])
+    daemon.answers["GET /v2/services?counts=1&name=shop/web"] = (200, [SERVICE])
     assert json.loads(run("shop/web", "-o", "json").output)[0]["name"] == "web"
 
 
