@@ -296,7 +296,9 @@ def adopt(value: LoadBalancer, env: Environment, by_service: Mapping[int, list[b
         identities = {
             m.target: m.identity for m in members(value, mapping.internal_port, env.domain, env.view)
         }
-        backends = tuple(by_service.get(service, ()))
+        # One that gets connections comes last, and wins over one for the same target that a crash has left.
+        placed = {key for variant in found.values() for key in _placed(variant, env.rows["sw_backend_sets"])}
+        backends = tuple(sorted(by_service.get(service, ()), key=placed.__contains__))
         here = {
             key: name
             for key in backends
@@ -307,6 +309,13 @@ def adopt(value: LoadBalancer, env: Environment, by_service: Mapping[int, list[b
             HeldPort(mapping.protocol, mapping.external_port, service, *sets, backends, here or None)
         )
     return Held((), tuple(ports), (), ())
+
+
+def _placed(variant: Variant, rows: Mapping[bytes, bytes]) -> Iterable[bytes]:
+    """The keys of a set's members."""
+    for chunk in range(variant.chunks):
+        row = rows.get(pack_chunk_key(variant.set, chunk), b"")
+        yield from (row[at : at + 4] for at in range(0, len(row), 8))
 
 
 def _variants(found: list[Member]) -> tuple[list[int], list[int]]:

@@ -1,0 +1,364 @@
+"""Load balancers in the kernel's tables, by the real node: restarts, faults, the audit, and what others' changes do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from msgspec.structs import replace
+
+from samewire.cni.backend import Address, AttachRequest
+from samewire.errors import KernelError, SamewireError
+from samewire.hcn.codec import decode_modify, decode_object
+from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerFlags, PortMappingFlags
+from samewire.hcn.schema import Kind, Network
+from samewire.hcn.switch import Change
+from samewire.kernel import faults
+from samewire.kernel.bpf import unmount_bpffs
+from samewire.node.cni_backend import NodeBackend
+from samewire.node.config import NodeConfig
+from samewire.node.node import Node
+from samewire.vfp.compile.balanced import TABLES
+from samewire.vfp.tables import Backend
+from tests.support.balancers import backend, balancer
+from tests.support.node import NodeNet, node_net, overlay, path_of
+
+pytestmark = pytest.mark.root
+
+OWNER = "proxy"
+Start = Callable[[], Awaitable[Node]]
+
+
+@pytest.fixture
+def net() -> Iterator[NodeNet]:
+    with node_net() as made, made.inside():
+        yield made
+
+
+@pytest_asyncio.fixture
+async def start(net: NodeNet, tmp_path: Path) -> AsyncIterator[Start]:
+    config = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
+    config.run_dir.mkdir()
+    running: list[Node] = []
+
+    async def begin() -> Node:
+        for node in running:
+            await node.close()
+        running[:] = [await Node.start(config, lambda _: None)]
+        return running[0]
+
+    try:
+        yield begin
+        faults.inject = None
+        for node in running:
+            await node.close()
+    finally:
+        unmount_bpffs(config.bpf_dir)
+
+
+@pytest_asyncio.fixture
+async def node(start: Start) -> Node:
+    made = await start()
+    network = decode_object(Kind.NETWORK, overlay())
+    assert isinstance(network, Network)
+    await made.service.create_network(network)
+    return made
+
+
+def guid(number: int) -> str:
+    return f"00000000-0000-4000-8000-{number:012X}"
+
+
+def numbered(count: int, *addresses: str) -> list[LoadBalancer]:
+    return [
+        balancer(*map(backend, addresses), id=guid(i), frontend_vips=(f"10.96.{i >> 8}.{i & 255}",))
+        for i in range(1, count + 1)
+    ]
+
+
+def actual(node: Node) -> dict[str, dict[bytes, bytes]]:
+    """What the kernel has."""
+    return {table: dict(node.board.maps[table].items()) for table in TABLES}
+
+
+def backends(node: Node) -> dict[str, bytes]:
+    """The keys of the backends that the kernel has, by address."""
+    rows = actual(node)["sw_backends"].items()
+    return {".".join(map(str, Backend.unpack(row).address[:4])): key for key, row in rows}
+
+
+async def attach(node: Node, pod: str, address: str, container: str = "c") -> None:
+    await NodeBackend(node).attach(
+        AttachRequest(
+            network="pods",
+            container_id=container,
+            interface_name="eth0",
+            netns_path=path_of(pod),
+            addresses=(Address(address, 24, "10.244.0.1"),),
+            routes=(),
+            policies=(),
+        )
+    )
+
+
+async def change(node: Node, *values: LoadBalancer, delete: tuple[str, ...] = ()) -> None:
+    assert await node.service.change_load_balancers(OWNER, values, delete) == {}
+    assert actual(node) == node.switch.balancers.rows
+
+
+async def test_a_batch_comes_changes_and_goes(node: Node) -> None:
+    values = numbered(300, "192.168.1.5", "192.168.1.6")
+    await change(node, *values)
+    assert {table: len(rows) for table, rows in actual(node).items()} == {
+        "sw_backends": 600,
+        "sw_backend_sets": 300,
+        "sw_source_ranges": 0,
+        "sw_services": 300,
+        "sw_direct": 0,
+    }
+    before = actual(node)
+    await change(node, replace(values[7], backends=(backend("192.168.1.5"), backend("192.168.1.7"))))
+    after = actual(node)
+    differ = {
+        table: sum(after[table].get(key) != before[table].get(key) for key in after[table] | before[table])
+        for table in TABLES
+    }
+    assert differ == dict.fromkeys(TABLES, 0) | {"sw_backends": 2, "sw_backend_sets": 1}
+    await change(node, delete=tuple(value.id for value in values))
+    assert not any(actual(node).values())
+    assert len(node.switch.balancers) == 0
+
+
+async def test_vips_change_hands(node: Node) -> None:
+    one, two = numbered(2, "192.168.1.5")
+    await change(node, one, two)
+    await change(
+        node, replace(one, frontend_vips=two.frontend_vips), replace(two, frontend_vips=one.frontend_vips)
+    )
+
+
+async def test_a_restart_writes_nothing(node: Node, start: Start) -> None:
+    await change(node, *numbered(50, "192.168.1.5", "192.168.1.6"))
+    before = actual(node)
+    written: list[str] = []
+    faults.inject = lambda operation: written.append(operation) if "update sw_" in operation else None
+    again = await start()
+    faults.inject = None
+    assert not [operation for operation in written if any(f" {table}" in operation for table in TABLES)]
+    assert actual(again) == before == again.switch.balancers.rows
+    assert again.auditor.last.differences == ()
+    await change(again, *numbered(50, "192.168.1.5", "192.168.1.7"))
+    kept = {key for key, row in before["sw_backends"].items() if row[3] == 5}
+    assert kept == {key for key, row in actual(again)["sw_backends"].items() if row[3] == 5}
+    assert not actual(again)["sw_backends"].keys() & (before["sw_backends"].keys() - kept)
+
+
+async def test_numbers_are_never_used_twice(node: Node, start: Start) -> None:
+    await change(node, *numbered(5, "192.168.1.5"))
+    before = set(actual(node)["sw_backends"])
+    await change(node, delete=tuple(guid(i) for i in range(1, 6)))
+    again = await start()
+    await change(again, *numbered(5, "192.168.1.5"))
+    assert not before & set(actual(again)["sw_backends"])
+
+
+async def test_the_audit_puts_things_right(node: Node) -> None:
+    values = [
+        replace(value, service_name=f"default/web{i}") for i, value in enumerate(numbered(3, "192.168.1.5"))
+    ]
+    await change(node, *values)
+    maps, wanted = node.board.maps, actual(node)
+    gone = next(iter(wanted["sw_backends"]))
+    maps["sw_backends"].delete(gone)
+    ours = next(iter(wanted["sw_services"]))
+    maps["sw_services"].update(ours, bytes(len(wanted["sw_services"][ours])))
+    alien = (10**6).to_bytes(4, "little")
+    maps["sw_backends"].update(alien, wanted["sw_backends"][gone])
+    found = await node.auditor.compare()
+    assert sorted(item.subject for item in found) == ["sw_backends", "sw_backends", "sw_services"]
+    texts = " ".join(item.text for item in found)
+    assert texts.count("of load balancer default/web") == 2
+    assert actual(node) != wanted
+    report = await node.auditor.audit()
+    assert (len(report.differences), report.repaired, report.failed) == (3, 3, ())
+    assert actual(node) == wanted
+    assert (await node.auditor.audit()).differences == ()
+
+
+async def test_what_a_crash_left_goes(node: Node, start: Start) -> None:
+    await change(node, *numbered(2, "192.168.1.5"))
+    wanted = actual(node)
+    alien = (10**6).to_bytes(4, "little")
+    row = next(iter(wanted["sw_backends"].values()))
+    node.board.maps["sw_backends"].update(alien, row)
+    again = await start()
+    assert actual(again) == wanted
+    await change(again, *numbered(2, "192.168.1.5", "192.168.1.6"))
+    assert max(int.from_bytes(key, "little") for key in actual(again)["sw_backends"]) > 10**6
+
+
+@pytest.mark.parametrize("count", [1, 40])
+async def test_every_kernel_call_fails_once(node: Node, count: int) -> None:
+    values = numbered(count, "192.168.1.5", "192.168.1.6")
+    changed = numbered(count, "192.168.1.6", "192.168.1.7", "192.168.1.8")
+    outside = (replace(values[0].port_mappings[0], flags=PortMappingFlags.VIP_EXTERNAL_IP),)
+    changed[0] = replace(changed[0], port_mappings=outside, source_ranges=("192.0.2.0/24",))
+    await change(node, *values)
+    before = node.service.view.load_balancers()
+    for number in range(200):
+        left = number
+        met = False
+
+        def inject(operation: str) -> None:
+            nonlocal left, met
+            met = met or left == 0
+            left -= 1
+            if left == -1:
+                raise KernelError(operation, 5, "injected")
+
+        faults.inject = inject
+        try:
+            # One change, as the API makes it: what fails is taken back.
+            await node.service._change(lambda context: _changes(node, changed))
+        except SamewireError as error:
+            if "injected" not in str(error):
+                raise
+        finally:
+            faults.inject = None
+        if not met:
+            break
+        assert node.service.view.load_balancers() == before
+        assert actual(node) == node.switch.balancers.rows
+    else:
+        raise AssertionError("it never came through")
+    assert number > 3
+    assert actual(node) == node.switch.balancers.rows
+    assert [value.frontend_vips for value in node.service.view.load_balancers()] == [
+        value.frontend_vips for value in changed
+    ]
+
+
+def _changes(node: Node, values: list[LoadBalancer]) -> list[Change]:
+    view = node.service.view
+    return [
+        Change(Kind.LOADBALANCER, value.id, view.load_balancer(value.id), replace(value, owner=OWNER))
+        for value in values
+    ]
+
+
+async def test_a_fault_costs_a_batch_no_more_than_its_object(node: Node) -> None:
+    values = numbered(3, "192.168.1.5")
+    failed = False
+
+    def inject(operation: str) -> None:
+        nonlocal failed
+        if operation.startswith("update sw_services") and not failed:
+            failed = True
+            raise KernelError(operation, 7, "injected")
+
+    faults.inject = inject
+    await change(node, *values)
+    assert failed
+
+
+async def test_a_pod_that_goes_is_a_backend_no_more(node: Node, net: NodeNet) -> None:
+    await attach(node, net.pod(), "10.244.0.9")
+    (endpoint,) = node.service.view.endpoints()
+    by_address = replace(balancer(backend("10.244.0.9"), backend("192.168.1.5")), id=guid(1))
+    await change(node, by_address)
+    by_name = await node.service.create_load_balancer(
+        balancer(id="", endpoint_ids=(endpoint.id,), frontend_vips=("10.96.0.11",))
+    )
+    ids = backends(node)
+    assert set(ids) == {"10.244.0.9", "192.168.1.5"}
+    assert len(actual(node)["sw_backends"]) == 3
+    await node.service.delete_attached_endpoint(endpoint.id)
+    assert backends(node) == {"192.168.1.5": ids["192.168.1.5"]}
+    assert node.service.view.load_balancer(by_name.id) == replace(by_name, endpoint_ids=())
+    # Another pod gets the address before the proxy has heard of anything.
+    await attach(node, net.pod(), "10.244.0.9", "d")
+    assert set(backends(node)) == {"10.244.0.9", "192.168.1.5"}
+    assert backends(node)["10.244.0.9"] not in ids.values()
+    assert actual(node) == node.switch.balancers.rows
+
+
+async def test_backends_follow_the_subnets_of_other_nodes(node: Node) -> None:
+    await change(node, *numbered(3, "10.244.7.5", "192.168.1.5"))
+    scopes = {Backend.unpack(row).scope for row in actual(node)["sw_backends"].values()}
+    assert scopes == {0}
+    before = backends(node)
+    (network,) = node.service.view.networks()
+    route = {
+        "Type": "RemoteSubnetRoute",
+        "Settings": {
+            "DestinationPrefix": "10.244.7.0/24",
+            "IsolationId": 4096,
+            "ProviderAddress": "192.168.77.3",
+            "DistributedRouterMacAddress": "0E-2A-00-00-00-07",
+        },
+    }
+    for request, scope in (("Add", 1), ("Remove", 0)):
+        body = {"ResourceType": "Policy", "RequestType": request, "Settings": {"Policies": [route]}}
+        await node.service.modify(Kind.NETWORK, network.id, decode_modify(Kind.NETWORK, body))
+        rows = [Backend.unpack(row) for row in actual(node)["sw_backends"].values()]
+        assert {row.scope for row in rows if row.address[:2] == b"\x0a\xf4"} == {scope}
+        assert actual(node) == node.switch.balancers.rows
+    assert backends(node)["192.168.1.5"] == before["192.168.1.5"]
+
+
+async def test_the_receiving_side_of_dsr_follows_the_port(node: Node, net: NodeNet) -> None:
+    await attach(node, net.pod(), "10.244.0.9")
+    (endpoint,) = node.service.view.endpoints()
+    await change(
+        node,
+        balancer(
+            backend("10.244.0.9"),
+            backend("10.244.9.9", provider_address="192.168.77.3", mac_address="0E-2A-0A-F4-09-09"),
+            id=guid(1),
+            flags=LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN,
+        ),
+    )
+    assert len(actual(node)["sw_direct"]) == 1
+    (row,) = actual(node)["sw_direct"].values()
+    state = node.switch.ports.get(endpoint.id)
+    assert state is not None
+    assert int.from_bytes(row[:4], "little") == state.ifindex
+    await node.service.delete_attached_endpoint(endpoint.id)
+    assert actual(node)["sw_direct"] == {}
+
+
+async def test_hops_of_dsr_come_and_go(node: Node, start: Start) -> None:
+    (network,) = node.service.view.networks()
+    route = {
+        "Type": "RemoteSubnetRoute",
+        "Settings": {
+            "DestinationPrefix": "10.244.7.0/24",
+            "IsolationId": 4096,
+            "ProviderAddress": "192.168.77.3",
+            "DistributedRouterMacAddress": "0E-2A-00-00-00-07",
+        },
+    }
+    body = {"ResourceType": "Policy", "RequestType": "Add", "Settings": {"Policies": [route]}}
+    await node.service.modify(Kind.NETWORK, network.id, decode_modify(Kind.NETWORK, body))
+    hops = set(node.board.maps["sw_nexthops"].items())
+    far = backend("10.244.7.9", provider_address="192.168.77.3", mac_address="0E-2A-0A-F4-07-09")
+    value = balancer(far, id=guid(1), flags=LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN)
+    await change(node, value)
+    ((number, _),) = set(node.board.maps["sw_nexthops"].items()) - hops
+    (row,) = actual(node)["sw_backends"].values()
+    assert Backend.unpack(row).direct.to_bytes(4, "little") == number
+    again = await start()
+    assert again.auditor.last.differences == ()
+    await change(again, delete=(value.id,))
+    assert set(again.board.maps["sw_nexthops"].items()) == hops
+
+
+async def test_a_vip_for_one_network_goes_with_it(node: Node) -> None:
+    (network,) = node.service.view.networks()
+    await change(node, balancer(backend("192.168.1.5"), id=guid(1), network_id=network.id))
+    assert {key[20:22] for key in actual(node)["sw_services"]} == {b"\x01\0", b"\xff\xff"}
+    await node.service.delete(Kind.NETWORK, network.id)
+    assert not any(actual(node).values())
+    assert node.service.view.load_balancers() == []
