@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-import socket
+import ipaddress
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -44,8 +44,8 @@ _Lengths = list[tuple[int, dict[int, Place]]]
 def pack(text: str) -> bytes:
     """The 16 bytes of an address in canonical form."""
     if ":" in text:
-        return socket.inet_pton(socket.AF_INET6, text)
-    return socket.inet_pton(socket.AF_INET, text) + _PAD
+        return ipaddress.IPv6Address(text).packed
+    return bytes(map(int, text.split("."))) + _PAD
 
 
 class Domain(NamedTuple):
