@@ -11,6 +11,7 @@
 #include "create.h"
 
 #define SW_STALE (-101)
+#define SW_LOST (-107)
 
 /* Removes the flow under p->key, both entries of a pair; the traced build only remembers which those are. */
 SW_INLINE void sw_forget(struct sw_packet *p, const struct sw_flow *flow)
@@ -75,6 +76,31 @@ SW_INLINE void sw_refresh_entry(struct sw_packet *p, struct sw_flow *flow)
 }
 
 /*
+ * A flow's backend has been removed. The next packet of a client that keeps no state, and a SYN, go to another one; a
+ * connection ends, and whoever has just spoken is told so. Its address may be somebody else's by now.
+ */
+__noinline int sw_lost_backend(struct __sk_buff *skb)
+{
+	struct sw_packet *p = sw_packet_here();
+	struct sw_flow *flow;
+	__u8 side;
+
+	SW_USE_CONTEXT(skb);
+	if (!p)
+		return TC_ACT_SHOT;
+	flow = bpf_map_lookup_elem(&sw_flows, &p->key);
+	if (!flow)
+		return SW_GO_ON;
+	side = p->direction != (flow->flags & SW_FLOW_INITIATOR);
+	sw_forget(p, flow);
+	if (!side && (p->protocol != IPPROTO_TCP || p->tcp_flags == SW_TCP_SYN))
+		return SW_GO_ON;
+	sw_count(SW_COUNTER_LB_ENDED);
+	sw_drop(p, SW_LAYER_LB, SW_REASON_BACKEND_GONE);
+	return p->protocol == IPPROTO_TCP ? sw_answer_reset(skb, p) : TC_ACT_SHOT;
+}
+
+/*
  * A flow's port or next hop has changed since it was decided. The initiator's tuple walks the layers again: if it is
  * still allowed to the same target, both entries are brought up to date in place (an established NAT mapping stays);
  * otherwise the flow is removed, and only the initiator's own packet may open a new one (SW_GO_ON).
@@ -111,6 +137,7 @@ __noinline int sw_redecide(struct __sk_buff *skb)
 		p->first_arrival = first->arrival;
 		p->first_scope = p->flow_key.scope;
 		p->first_port = first->port[0];
+		p->kept = first->backend;
 		verdict = sw_walk(skb);
 		if (verdict == SW_GO_ON) {
 			struct sw_action *forward = initiator ? &first->action[1] : &first->action[0];
@@ -133,6 +160,8 @@ __noinline int sw_redecide(struct __sk_buff *skb)
 		}
 	}
 	sw_forget(p, flow);
+	if (verdict == SW_REFUSED)
+		return side ? sw_drop(p, SW_LAYER_LB, SW_REASON_NO_BACKEND) : sw_refuse(skb, SW_REASON_NO_BACKEND);
 	/* What is not the switch's any more may go to the node's stack, but only as it came from the wire. */
 	if (verdict != SW_GO_ON && !(side && verdict == SW_PASS))
 		return verdict;
@@ -160,7 +189,7 @@ static __noinline int sw_is_reopened(struct sw_packet *p, struct sw_flow *flow)
 	return 1;
 }
 
-/* A hit: check that it is still true, then apply it. Returns a verdict, SW_STALE, or SW_GO_ON for "no flow". */
+/* A hit: check that it is still true, then apply it. Returns a verdict, SW_STALE, SW_LOST, or SW_GO_ON: no flow. */
 SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow *flow, const struct sw_port *own)
 {
 	const struct sw_action *action = p->direction ? &flow->action[1] : &flow->action[0];
@@ -177,6 +206,8 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 	/* This entry does not serve that direction: nobody who may would send this here. */
 	if (action->fate == SW_TO_NOWHERE)
 		return sw_drop(p, SW_LAYER_FLOW, SW_REASON_MARTIAN);
+	if (flow->backend && !bpf_map_lookup_elem(&sw_backends, &flow->backend))
+		return SW_LOST;
 	if (own && own->generation != (side ? flow->generation[1] : flow->generation[0]))
 		return SW_STALE;
 	switch (action->fate) {
@@ -223,6 +254,8 @@ SW_INLINE int sw_switch(struct __sk_buff *skb, struct sw_packet *p, const struct
 		verdict = sw_hit(skb, p, flow, own);
 		if (verdict == SW_STALE)
 			verdict = sw_redecide(skb);
+		else if (verdict == SW_LOST)
+			verdict = sw_lost_backend(skb);
 		if (verdict != SW_GO_ON)
 			return verdict;
 	}

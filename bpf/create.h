@@ -12,29 +12,9 @@
 #include "deliver.h"
 #include "first.h"
 #include "flow.h"
+#include "refuse.h"
 
 #define SW_FULL (-102)
-
-/* Where the search for a free SNAT port begins: spread by the connection, the same in the simulator. */
-SW_INLINE __u32 sw_hash_word(__u32 hash, __u32 word)
-{
-	hash = (hash ^ word) * 0x9e3779b1;
-	return hash ^ hash >> 15;
-}
-
-SW_INLINE __u32 sw_hash_tuple(const struct sw_tuple *t)
-{
-	const __be32 *s = (const __be32 *)t->source.b;
-	const __be32 *d = (const __be32 *)t->destination.b;
-	__u32 hash = 0;
-	int i;
-
-	for (i = 0; i < 4; i++)
-		hash = sw_hash_word(hash, bpf_ntohl(s[i]));
-	for (i = 0; i < 4; i++)
-		hash = sw_hash_word(hash, bpf_ntohl(d[i]));
-	return sw_hash_word(hash, (__u32)bpf_ntohs(t->source_port) << 16 | bpf_ntohs(t->destination_port));
-}
 
 /* The rewriting parts of both directions, from p->first and p->out. */
 SW_INLINE void sw_compose(struct sw_packet *p)
@@ -79,6 +59,7 @@ SW_INLINE void sw_start_flow(struct sw_packet *p, __u8 direction, __u8 flags)
 	flow->arrival = p->first_arrival;
 	flow->reserved[0] = 0;
 	flow->reserved[1] = 0;
+	flow->backend = p->backend;
 }
 
 SW_INLINE void sw_set_action(struct sw_flow *flow, __u8 direction, const struct sw_action *action)
@@ -169,14 +150,14 @@ __noinline int sw_insert_second(void)
 
 	if (!p || !config || config->nat_port_high < config->nat_port_low)
 		return -22;
-	if (!p->wants_snat || !(p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP || sw_is_icmp(p))) {
+	if (!p->wants_snat || !(sw_has_ports(p->protocol) || sw_is_icmp(p))) {
 		result = sw_try_second();
 		if (result == SW_EEXIST && sw_clear_orphan(p))
 			result = sw_try_second();
 		if (result != SW_EEXIST)
 			return result;
 	}
-	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP && !(sw_is_icmp(p) && p->first.source_port))
+	if (!sw_has_ports(p->protocol) && !(sw_is_icmp(p) && p->first.source_port))
 		return SW_EEXIST;
 	tries = config->nat_port_high - config->nat_port_low + 1;
 	if (tries > SW_NAT_TRIES)
@@ -277,7 +258,10 @@ __noinline int sw_first_packet(struct __sk_buff *skb)
 	p->first_arrival = p->arrival;
 	p->first_scope = p->scope;
 	p->first_port = p->port_id;
+	p->kept = 0;
 	verdict = sw_walk(skb);
+	if (verdict == SW_REFUSED)
+		return sw_refuse(skb, SW_REASON_NO_BACKEND);
 	if (verdict != SW_GO_ON)
 		return verdict;
 	sw_count(SW_COUNTER_FIRST_PACKETS);

@@ -112,8 +112,13 @@ static __noinline int sw_to_host(struct __sk_buff *skb, struct sw_packet *p)
 {
 	struct sw_config *config = sw_config_here();
 
-	if (p->arrival == SW_FROM_UPLINK)
+	if (p->arrival == SW_FROM_UPLINK) { /* of a service: the node's answer must be told from its other packets */
+		struct sw_cursors *cursors = sw_cursors_here();
+
+		if (cursors && !cursors->host_replies)
+			cursors->host_replies = 1;
 		return SW_PASS;
+	}
 	if (!config || sw_set_macs(skb, config->host_mac, config->host_peer_mac))
 		return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
 #ifdef TRACE

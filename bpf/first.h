@@ -10,6 +10,9 @@
 #define SAMEWIRE_FIRST_H
 
 #include "acl.h"
+#include "lb.h"
+
+#define SW_TO_NODE (-106) /* of routing: an address of the node itself */
 
 SW_INLINE const struct sw_addr *sw_gateway_of(const struct sw_packet *p, const struct sw_port *port)
 {
@@ -35,6 +38,8 @@ SW_INLINE void sw_start_walk(struct sw_packet *p)
 	p->needs_flow = 0;
 	p->wants_snat = 0;
 	p->route_flags = 0;
+	p->backend = 0;
+	p->service = 0;
 }
 
 /* PORTMAP: a port of the node itself may be an endpoint's. Sets the target port when it is. */
@@ -73,21 +78,17 @@ SW_INLINE int sw_local_target(struct sw_packet *p, __u16 scope)
 	return SW_GO_ON;
 }
 
-/* PORTMAP and ROUTE for what a pod sends. */
+/* ROUTE for what a pod sends. */
 SW_INLINE int sw_route_from_pod(struct sw_packet *p)
 {
 	struct sw_route *route = sw_find_route(p->first_scope, p->family, &p->out.destination);
 
 	if (!route)
 		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
-	if (route->kind == SW_ROUTE_HOST) {
-		sw_portmap_layer(p, 1);
-		if (p->forward.fate == SW_TO_NOWHERE)
-			p->forward.fate = SW_TO_HOST;
-		return SW_GO_ON;
-	}
 	p->route_flags = route->flags;
 	switch (route->kind) {
+	case SW_ROUTE_HOST:
+		return SW_TO_NODE;
 	case SW_ROUTE_LOCAL:
 		return sw_local_target(p, p->first_scope);
 	case SW_ROUTE_TUNNEL:
@@ -122,30 +123,29 @@ SW_INLINE int sw_route_from_uplink(struct sw_packet *p)
 		p->forward.target = endpoint->port;
 		return SW_GO_ON;
 	}
-	if (route->kind != SW_ROUTE_HOST)
-		return SW_PASS;
-	sw_portmap_layer(p, 1);
-	if (p->forward.fate == SW_TO_NOWHERE)
-		return SW_PASS;
-	if (p->out_scope != SW_SCOPE_UPLINK)
-		p->forward.flags |= SW_DECREMENT;
-	return SW_GO_ON;
+	return route->kind == SW_ROUTE_HOST ? SW_TO_NODE : SW_PASS;
 }
 
-/* DECAP has found the scope. The inner source must be behind another node. */
+/* DECAP: the inner source must be behind another node. */
+SW_INLINE int sw_tunnel_guard(struct sw_packet *p)
+{
+	struct sw_endpoint *owner;
+
+	if (p->first_arrival != SW_FROM_TUNNEL)
+		return SW_GO_ON;
+	owner = sw_find_endpoint(p->first_scope, p->family, &p->first.source);
+	return owner && owner->port ? sw_drop(p, SW_LAYER_DECAP, SW_REASON_SPOOFED_IP) : SW_GO_ON;
+}
+
+/* ROUTE for what comes through the tunnel, in the scope that DECAP has found. */
 SW_INLINE int sw_route_from_tunnel(struct sw_packet *p)
 {
 	struct sw_route *route = sw_find_route(p->first_scope, p->family, &p->out.destination);
-	struct sw_endpoint *owner = sw_find_endpoint(p->first_scope, p->family, &p->first.source);
 
-	if (owner && owner->port)
-		return sw_drop(p, SW_LAYER_DECAP, SW_REASON_SPOOFED_IP);
 	if (!route)
 		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
-	if (route->kind == SW_ROUTE_HOST) {
-		p->forward.fate = SW_TO_HOST;
-		return SW_GO_ON;
-	}
+	if (route->kind == SW_ROUTE_HOST)
+		return SW_TO_NODE;
 	if (route->kind != SW_ROUTE_LOCAL)
 		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
 	if (sw_local_target(p, p->first_scope) != SW_GO_ON)
@@ -176,7 +176,7 @@ SW_INLINE void sw_nat_layer(struct sw_packet *p, struct sw_port *own)
 {
 	struct sw_nat *nat;
 
-	if (!own->nat_set || p->forward.fate == SW_TO_HOST)
+	if (!own->nat_set || p->forward.fate == SW_TO_HOST || p->wants_snat)
 		return;
 	nat = sw_find_nat(own->nat_set, p->family, &p->out.destination);
 	if (!nat || nat->action != SW_NAT_SNAT)
@@ -208,7 +208,7 @@ SW_INLINE int sw_target_layers(struct sw_packet *p)
 		p->needs_flow = 1; /* its replies must not take the NAT layer for a new connection */
 
 	/* Node to local pod is always allowed: probes. */
-	from_node = p->first_arrival == SW_FROM_HOST && sw_is_host_address(p->first_scope, p->family, &p->first.source);
+	from_node = p->first_arrival == SW_FROM_HOST && sw_is_host_address(p->out_scope, p->family, &p->first.source);
 	if (!from_node && sw_judge(p, target, p->forward.target, SW_ACL_IN) != SW_GO_ON)
 		return TC_ACT_SHOT;
 
@@ -249,7 +249,7 @@ SW_INLINE void sw_route_back(struct sw_packet *p)
 	if (p->first_arrival == SW_FROM_UPLINK && route->kind == SW_ROUTE_UPLINK) {
 		p->reverse.fate = SW_TO_UPLINK;
 		p->reverse.target = route->nexthop;
-		if (p->out_scope != SW_SCOPE_UPLINK)
+		if (p->out_scope != SW_SCOPE_UPLINK || p->forward.fate == SW_TO_UPLINK)
 			p->reverse.flags |= SW_DECREMENT;
 	} else if (p->first_arrival == SW_FROM_TUNNEL && route->kind == SW_ROUTE_TUNNEL) {
 		p->reverse.fate = SW_TO_TUNNEL;
@@ -294,23 +294,65 @@ SW_INLINE int sw_initiator_layers(struct sw_packet *p)
 	return SW_GO_ON;
 }
 
-SW_INLINE int sw_routing(struct sw_packet *p)
+SW_INLINE int sw_route_plain(struct sw_packet *p)
+{
+	switch (p->first_arrival) {
+	case SW_FROM_POD:
+		return sw_route_from_pod(p);
+	case SW_FROM_UPLINK:
+		return sw_route_from_uplink(p);
+	case SW_FROM_TUNNEL:
+		return sw_route_from_tunnel(p);
+	default:
+		return sw_route_from_host(p);
+	}
+}
+
+/* PORTMAP, else the node's own stack: what is for an address of the node, and no service's. */
+SW_INLINE int sw_route_to_node(struct sw_packet *p)
+{
+	if (p->first_arrival != SW_FROM_TUNNEL)
+		sw_portmap_layer(p, 1);
+	if (p->forward.fate == SW_TO_NOWHERE) {
+		if (p->first_arrival == SW_FROM_UPLINK)
+			return SW_PASS;
+		p->forward.fate = SW_TO_HOST;
+	} else if (p->first_arrival == SW_FROM_UPLINK && p->out_scope != SW_SCOPE_UPLINK) {
+		p->forward.flags |= SW_DECREMENT;
+	}
+	return SW_GO_ON;
+}
+
+SW_INLINE int sw_route_to_backend(struct sw_packet *p)
 {
 	int verdict;
 
-	switch (p->first_arrival) {
-	case SW_FROM_POD:
-		verdict = sw_route_from_pod(p);
-		break;
-	case SW_FROM_UPLINK:
-		verdict = sw_route_from_uplink(p);
-		break;
-	case SW_FROM_TUNNEL:
-		verdict = sw_route_from_tunnel(p);
-		break;
-	default:
-		verdict = sw_route_from_host(p);
+	if (!sw_backend_is_near(p))
+		return sw_route_across(p);
+	verdict = sw_route_from_pod(p);
+	if (verdict != SW_TO_NODE)
+		return verdict;
+	p->forward.fate = SW_TO_HOST;
+	return SW_GO_ON;
+}
+
+/* LB, PORTMAP and ROUTE: where to. A NodePort is asked for only where the address is known to be the node's. */
+SW_INLINE int sw_routing(struct sw_packet *p)
+{
+	int verdict = sw_tunnel_guard(p);
+
+	if (verdict == SW_GO_ON)
+		verdict = sw_balance(0);
+	if (verdict == SW_GO_ON && !p->backend) {
+		verdict = sw_route_plain(p);
+		if (verdict == SW_TO_NODE) {
+			verdict = sw_balance(1);
+			if (verdict == SW_GO_ON && !p->backend)
+				verdict = sw_route_to_node(p);
+		}
 	}
+	if (verdict == SW_GO_ON && p->backend)
+		verdict = sw_route_to_backend(p);
 	if (verdict == SW_GO_ON)
 		sw_step(p, SW_LAYER_ROUTE, SW_STEP_PASS, p->forward.fate, 0, p->forward.target);
 	return verdict;

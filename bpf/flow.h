@@ -20,13 +20,6 @@
 
 #define SW_EEXIST (-17)
 
-SW_INLINE struct sw_cursors *sw_cursors_here(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&sw_cursors, &zero);
-}
-
 SW_INLINE void sw_copy_key(struct sw_flow_key *to, const struct sw_flow_key *from)
 {
 	sw_copy_address(&to->address[0], &from->address[0]);

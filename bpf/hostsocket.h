@@ -1,19 +1,22 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /*
- * hostsocket.h - the node's own processes reach host ports at the socket.
+ * hostsocket.h - the node's own processes reach services and host ports at the socket.
  *
- * connect() and sendmsg() to a host port, on any address of the node or on loopback, go straight to the endpoint's
- * address; getpeername() and recvmsg() show what the application asked for. Rewriting on lo would not do: replies to
+ * connect() and sendmsg() to a VIP, or to a NodePort or host port on any address of the node or on loopback, go straight
+ * to the backend's or endpoint's address; getpeername() and recvmsg() show what the application asked for. Rewriting on lo would not do: replies to
  * 127.0.0.1 are dropped as martians.
  */
 #ifndef SAMEWIRE_HOSTSOCKET_H
 #define SAMEWIRE_HOSTSOCKET_H
 
+#include "choose.h"
 #include "tables.h"
 
 #ifndef TRACE
 
 #define SW_SOCKET_OK 1 /* verdict: carry on with the call */
+#define SW_SOCKET_NO 0
+#define SW_ECONNREFUSED 111
 
 struct sw_target {
 	struct sw_addr address;
@@ -82,30 +85,107 @@ SW_INLINE int sw_is_loopback(const struct sw_target *target)
 	return !word[0] && !word[1] && !word[2] && word[3] == bpf_htonl(1);
 }
 
+SW_INLINE void sw_socket_name(struct sw_socket_key *key, __u64 cookie, const struct sw_target *target,
+			      const struct sw_addr *address, __be16 port)
+{
+	key->cookie = cookie;
+	sw_copy_address(&key->address, address);
+	key->port = port;
+	key->family = target->family;
+	key->protocol = target->protocol;
+	key->reserved = 0;
+}
+
+/* Notes what the application asked for, under the address it gets instead. Returns 0 if that is done. */
+static __noinline int sw_socket_note(__u64 cookie, const struct sw_target *target, const struct sw_addr *address,
+				     __be16 port, __u32 backend)
+{
+	struct sw_socket original = { .port = target->port, .family = target->family, .backend = backend };
+	struct sw_socket_key key;
+
+	sw_copy_address(&original.address, &target->address);
+	sw_socket_name(&key, cookie, target, address, port);
+	return bpf_map_update_elem(&sw_sockets, &key, &original, BPF_ANY) != 0;
+}
+
+/* The backend that a socket's datagrams to this VIP have gone to so far, while it is there. */
+static __noinline struct sw_backend *sw_socket_recall(__u64 cookie, const struct sw_target *target)
+{
+	struct sw_socket_key key;
+	struct sw_socket *noted;
+
+	if (target->protocol != IPPROTO_UDP)
+		return 0;
+	sw_socket_name(&key, cookie, target, &target->address, target->port);
+	noted = bpf_map_lookup_elem(&sw_sockets, &key);
+	return noted && noted->backend ? sw_find_backend(noted->backend) : 0;
+}
+
+SW_INLINE struct sw_service *sw_socket_service(const struct sw_target *target, int here)
+{
+	struct sw_service_key key = {
+		.port = target->port,
+		.protocol = target->protocol,
+		.family = target->family,
+	};
+	struct sw_service *service;
+
+	sw_copy_address(&key.address, &target->address);
+	service = sw_find_service(&key, SW_SCOPE_HOST);
+	if (service || !here)
+		return service;
+	__builtin_memset(&key.address, 0, sizeof(key.address));
+	return sw_find_service(&key, SW_SCOPE_HOST);
+}
+
+/* Chooses a backend and remembers it. 0: there is none. */
+static __noinline struct sw_backend *sw_socket_choose(__u64 cookie, const struct sw_target *target,
+						      const struct sw_service *service)
+{
+	struct sw_choice choice = {};
+	struct sw_addr node = {};
+	struct sw_backend *backend;
+
+	choice.hash = service->flags & (SW_SERVICE_BY_CLIENT | SW_SERVICE_BY_PROTOCOL) ?
+			      sw_hash_client(&node, &target->address, service->flags, target->protocol) :
+			      bpf_get_prandom_u32();
+	sw_choose(service, &node, target->family, &choice);
+	backend = choice.backend ? sw_find_backend(choice.backend) : 0;
+	sw_count_service(service->service, !backend);
+	if (!backend || sw_socket_note(cookie, target, &backend->address, backend->port, choice.backend))
+		return 0;
+	if (target->protocol == IPPROTO_UDP)
+		sw_socket_note(cookie, target, &target->address, target->port, choice.backend);
+	return backend;
+}
+
 SW_INLINE int sw_socket_forward(struct bpf_sock_addr *context, int socket_family)
 {
-	struct sw_socket_key key = {};
-	struct sw_socket original = {};
+	struct sw_service *service;
+	struct sw_backend *backend;
 	struct sw_portmap *map;
 	struct sw_target target;
+	__u64 cookie;
 	int here;
 
 	sw_read_target(context, &target, socket_family);
 	if (target.protocol != IPPROTO_TCP && target.protocol != IPPROTO_UDP)
 		return SW_SOCKET_OK;
 	here = sw_is_loopback(&target) || sw_is_host_address(SW_SCOPE_UPLINK, target.family, &target.address);
+	service = sw_socket_service(&target, here);
+	cookie = bpf_get_socket_cookie(context);
+	if (service) {
+		backend = sw_socket_recall(cookie, &target) ?: sw_socket_choose(cookie, &target, service);
+		if (backend) {
+			sw_write_target(context, &backend->address, backend->port, socket_family, target.family);
+			return SW_SOCKET_OK;
+		}
+		if (service->flags & SW_SERVICE_REJECT)
+			bpf_set_retval(-SW_ECONNREFUSED);
+		return SW_SOCKET_NO;
+	}
 	map = sw_find_portmap(target.family, target.protocol, &target.address, target.port, here);
-	if (!map)
-		return SW_SOCKET_OK;
-	key.cookie = bpf_get_socket_cookie(context);
-	sw_copy_address(&key.address, &map->address);
-	key.port = map->internal_port;
-	key.family = target.family;
-	key.protocol = target.protocol;
-	sw_copy_address(&original.address, &target.address);
-	original.port = target.port;
-	original.family = target.family;
-	if (bpf_map_update_elem(&sw_sockets, &key, &original, BPF_ANY))
+	if (!map || sw_socket_note(cookie, &target, &map->address, map->internal_port, 0))
 		return SW_SOCKET_OK;
 	sw_write_target(context, &map->address, map->internal_port, socket_family, target.family);
 	return SW_SOCKET_OK;

@@ -190,7 +190,8 @@ __noinline int sw_icmp_error(struct __sk_buff *skb)
 	if (flow->flags & SW_FLOW_HOST)
 		return p->arrival == SW_FROM_UPLINK ? SW_PASS : sw_drop(p, SW_LAYER_ICMP, SW_REASON_ICMP_UNRELATED);
 	sw_copy_action(&p->chosen, direction ? &flow->action[1] : &flow->action[0]);
-	if (p->chosen.fate == SW_TO_NOWHERE)
+	if (p->chosen.fate == SW_TO_NOWHERE ||
+	    (flow->backend && !bpf_map_lookup_elem(&sw_backends, &flow->backend)))
 		return sw_drop(p, SW_LAYER_ICMP, SW_REASON_ICMP_UNRELATED);
 	if (sw_rewrite_quoted(skb, p, l4))
 		return sw_drop(p, SW_LAYER_ICMP, SW_REASON_INTERNAL);

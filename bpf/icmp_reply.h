@@ -47,10 +47,12 @@ SW_INLINE void sw_turn_round(__u8 *eth)
 	sw_copy_mac(eth + 6, mac);
 }
 
-/* Who the error comes from: the gateway of the port; without one, whoever the packet was for. */
-SW_INLINE const struct sw_addr *sw_error_source(struct sw_packet *p)
+/* Who the error comes from: the gateway of the port; without one, or for a port, whoever the packet was for. */
+SW_INLINE const struct sw_addr *sw_error_source(struct sw_packet *p, __u32 type_code)
 {
-	struct sw_port *port = p->port_id ? sw_find_port(p->port_id) : 0;
+	int router = type_code != (p->family == 4 ? ICMP_DEST_UNREACH << 8 | ICMP_PORT_UNREACH :
+						    ICMPV6_DEST_UNREACH << 8 | ICMPV6_PORT_UNREACH);
+	struct sw_port *port = router && p->port_id ? sw_find_port(p->port_id) : 0;
 
 	if (port) {
 		const struct sw_addr *gateway = sw_side6(p) ? &port->gateway[1] : &port->gateway[0];
@@ -63,7 +65,7 @@ SW_INLINE const struct sw_addr *sw_error_source(struct sw_packet *p)
 
 static __noinline int sw_build_error4(struct __sk_buff *skb, struct sw_packet *p, __u32 type_code, __u32 quote)
 {
-	const struct sw_addr *source = sw_error_source(p);
+	const struct sw_addr *source = sw_error_source(p, type_code);
 	struct sw_icmp4_header *header;
 	void *data, *end;
 	__s64 sum;
@@ -111,7 +113,7 @@ static __noinline int sw_build_error4(struct __sk_buff *skb, struct sw_packet *p
 
 static __noinline int sw_build_error6(struct __sk_buff *skb, struct sw_packet *p, __u32 type_code, __u32 quote)
 {
-	const struct sw_addr *source = sw_error_source(p);
+	const struct sw_addr *source = sw_error_source(p, type_code);
 	struct sw_icmp6_header *header;
 	__be32 pseudo[2];
 	void *data, *end;

@@ -319,6 +319,11 @@ struct sw_backend {
 	__u16 reserved;
 };
 
+/* Why this backend: kind of the LB layer's trace step. */
+#define SW_CHOICE_HASH 1
+#define SW_CHOICE_AFFINITY 2
+#define SW_CHOICE_KEPT 3 /* the flow has it already */
+
 #define SW_BACKEND_DRAINING 1 /* keeps its connections, gets no new ones, not even by affinity */
 
 /* ---- sw_affinity: LRU hash[SW_MAX_AFFINITY] --------------------------------------------------------------------
@@ -369,7 +374,6 @@ struct sw_direct_key {
 struct sw_service_count {
 	__u64 connections; /* new ones, balanced */
 	__u64 refused;	   /* without endpoints, or outside the source ranges */
-	__u64 ended;	   /* reset because their backend was removed */
 };
 
 /* ---- sw_acl: hash[SW_MAX_ACL_ENTRIES] ------------------------------------------------------------------------

@@ -70,6 +70,14 @@ struct sw_packet {
 	__u8 wants_snat;
 	__u8 route_flags;
 
+	/* The LB layer's. */
+	struct sw_addr service_source; /* the node's own in the backend's network */
+	__u32 kept;    /* backend that a re-decision keeps; 0 for a first packet */
+	__u32 backend; /* the chosen one; 0 = no service */
+	__u32 service;
+	__u16 backend_scope;
+	__u16 reserved_lb;
+
 	/* Parsed. */
 	__u8 direction; /* of the packet under key: 0 or 1 */
 	__u8 family;
@@ -123,6 +131,13 @@ SW_INLINE struct sw_config *sw_config_here(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&sw_config, &zero);
+}
+
+SW_INLINE struct sw_cursors *sw_cursors_here(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&sw_cursors, &zero);
 }
 
 SW_INLINE __u32 sw_now_tick(void)

@@ -8,6 +8,7 @@
 #define SAMEWIRE_REWRITE_H
 
 #include "account.h"
+#include "sctp.h"
 
 #define SW_CSUM_IPV6_FLAG (1ULL << 7) /* BPF_F_IPV6, kernels >= 6.16 */
 
@@ -78,7 +79,11 @@ static __noinline int sw_rewrite_port(struct __sk_buff *skb, struct sw_packet *p
 	__u32 checksum = sw_checksum_offset(p);
 	__u32 offset = p->l4_offset + (is_source ? 0 : 2);
 
-	if (from == to || !checksum)
+	if (from == to)
+		return 0;
+	if (p->protocol == IPPROTO_SCTP && p->fragment != SW_FRAGMENT_LATER)
+		return sw_rewrite_sctp_port(skb, p, from, to, is_source);
+	if (!checksum)
 		return 0;
 	if (p->protocol == IPPROTO_ICMP || p->protocol == IPPROTO_ICMPV6)
 		offset = p->l4_offset + 4;

@@ -181,9 +181,7 @@ SW_INLINE int sw_from_host(struct __sk_buff *skb, struct sw_packet *p, __u32 ifi
 	if (p->neighbour || sw_is_multicast(p))
 		return sw_drop(p, SW_LAYER_L2, SW_REASON_MULTICAST);
 	route = sw_find_route(SW_SCOPE_HOST, p->family, &p->tuple.destination);
-	if (!route || route->kind != SW_ROUTE_SCOPE)
-		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
-	p->scope = route->scope;
+	p->scope = route && route->kind == SW_ROUTE_SCOPE ? route->scope : SW_SCOPE_HOST; /* of no network: a VIP */
 	return sw_go(skb, p, 0);
 }
 
@@ -230,30 +228,55 @@ int sw_host(struct __sk_buff *skb)
 }
 
 /*
+ * What a process of the node answers to an outside client of a service: it has seen its own address, the client must
+ * see the VIP.
+ */
+SW_INLINE int sw_host_reply(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow *flow)
+{
+	struct sw_action *action = p->direction ? &flow->action[1] : &flow->action[0];
+
+	if (action->fate != SW_TO_UPLINK || p->direction == (flow->flags & SW_FLOW_INITIATOR))
+		return SW_PASS;
+	if (!flow->backend || !bpf_map_lookup_elem(&sw_backends, &flow->backend))
+		return sw_drop(p, SW_LAYER_LB, SW_REASON_BACKEND_GONE);
+	sw_touch(p, flow, 1);
+	return sw_rewrite(skb, p, action) ? sw_drop(p, SW_LAYER_NAT, SW_REASON_INTERNAL) : SW_PASS;
+}
+
+/*
  * A host socket that uses a port of the NAT pool (an explicit bind, or an ICMP identifier) is put into the flow table,
  * so that the allocator finds the port taken.
  */
 SW_INLINE int sw_watch_host(struct __sk_buff *skb, struct sw_packet *p)
 {
+	struct sw_cursors *cursors = sw_cursors_here();
 	struct sw_config *config = sw_config_here();
 	struct sw_flow *flow;
+	int replies, pool;
 	__u16 port;
 
 	sw_arrive(p, SW_FROM_HOST, SW_SCOPE_UPLINK, skb->ifindex, 0);
-	if (!config || skb->vlan_present || sw_parse(skb, p) || p->neighbour || p->icmp_error || p->fragment == SW_FRAGMENT_LATER)
+	if (!config || !cursors || skb->vlan_present || sw_parse(skb, p) || p->neighbour || p->icmp_error)
+		return SW_PASS;
+	replies = cursors->host_replies != 0;
+	if (p->fragment && (!replies || sw_fragment(p) == SW_UNKNOWN) && p->fragment == SW_FRAGMENT_LATER)
 		return SW_PASS;
 	port = bpf_ntohs(p->tuple.source_port);
-	if (port < config->nat_port_low || port > config->nat_port_high)
+	pool = port >= config->nat_port_low && port <= config->nat_port_high;
+	if (!pool && !replies)
 		return SW_PASS;
 	if (p->protocol == IPPROTO_UDP && p->tuple.destination_port == config->vxlan_port)
 		return SW_PASS;
 	p->direction = sw_make_key(&p->key, &p->tuple, SW_SCOPE_UPLINK, p->family, p->protocol);
 	flow = bpf_map_lookup_elem(&sw_flows, &p->key);
 	if (flow) {
-		if (flow->flags & SW_FLOW_HOST)
-			sw_touch(p, flow, 0);
+		if (!(flow->flags & SW_FLOW_HOST))
+			return replies ? sw_host_reply(skb, p, flow) : SW_PASS;
+		sw_touch(p, flow, 0);
 		return SW_PASS;
 	}
+	if (!pool || p->fragment == SW_FRAGMENT_LATER)
+		return SW_PASS;
 	__builtin_memset(&p->flow, 0, sizeof(p->flow));
 	p->flow.flags = SW_FLOW_HOST | (p->direction ? SW_FLOW_INITIATOR : 0);
 	p->flow.tcp[0] = p->tcp_flags;

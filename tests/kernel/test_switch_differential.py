@@ -17,7 +17,7 @@ from samewire.vfp.constants import Arrival, Fate, Reason
 from samewire.vfp.record import Record
 from samewire.vfp.simulate import Outcome, Simulator
 from samewire.vfp.tables import Flow, FlowKey, Id, Port, TraceOutput
-from tests.support.frames import Played, frames, tunnel_frames
+from tests.support.frames import Played, frames, service_frames, tunnel_frames
 from tests.support.replies import error_about, reply_to
 from tests.support.switch_rig import SwitchRig, now_tick, require_root
 from tests.support.universe import OUTSIDE, VNI, Universe, packed, tables
@@ -45,8 +45,14 @@ _STEPS = (
         "change",
         "change",
         "change",
+        "lose",
+        "lose",
+        "lose",
+        "lose",
     )
+    + ("service",) * 16
 )
+_CHANGED = ("sw_routes", "sw_nat", "sw_portmaps", "sw_endpoints", "sw_services", "sw_backend_sets")
 _ANSWERED_AT = {Fate.PORT: Arrival.POD, Fate.UPLINK: Arrival.UPLINK, Fate.TUNNEL: Arrival.TUNNEL}
 
 
@@ -91,15 +97,19 @@ class _Play:
         kind = self.data.draw(st.sampled_from(_STEPS))
         if kind == "tunnel":
             self.receive((Arrival.TUNNEL, 1, self.data.draw(tunnel_frames(self.universe))))
+        elif kind == "service" and self.universe.tables["sw_services"]:
+            self.receive(self.data.draw(service_frames(self.universe)))
         else:
             if kind == "bump":
                 self._bump()
             elif kind == "change":
                 self._change()
+            elif kind == "lose":
+                self._lose()
             self.receive(self._next(kind))
 
     def _next(self, kind: str) -> Played:
-        if kind in ("bump", "change"):
+        if kind in ("bump", "change", "lose"):
             kind = self.data.draw(st.sampled_from(["again", "reply", "error"]))  # flows made before meet it
         if kind == "again" and self.played:
             return (
@@ -151,9 +161,18 @@ class _Play:
         ports[key] = new
         self.rig.put("sw_ports", key, new)
 
+    def _lose(self) -> None:
+        """A backend is removed: one that has a flow, if there is one."""
+        backends = self.universe.tables["sw_backends"]
+        used = [Id(flow.backend) for flow in self.simulator.flows.values() if Id(flow.backend) in backends]
+        if used or backends:
+            key = self.data.draw(st.sampled_from(used or list(backends)))
+            del backends[key]
+            self.rig.remove("sw_backends", key)
+
     def _change(self) -> None:
         """An entry of a table goes, or gets the value of another one."""
-        name = self.data.draw(st.sampled_from(["sw_routes", "sw_nat", "sw_portmaps", "sw_endpoints"]))
+        name = self.data.draw(st.sampled_from(_CHANGED))
         table = self.universe.tables[name]
         if not table:
             return
@@ -183,7 +202,8 @@ class _Play:
         self.outcomes.append(outcome)
         context = f"{arrival.name} {ifindex} {frame.hex()}\n{outcome}\n{ran}"
         if ran is None:
-            self.rig.adopt(self.simulator.flows, self.simulator.state.fragments)
+            state = self.simulator.state
+            self.rig.adopt(state.flows, state.fragments, state.affinity)
         else:
             verdict = _expected_verdict(outcome)
             assert ran.verdict == verdict, context

@@ -6,10 +6,13 @@ from typing import Final
 
 from hypothesis import strategies as st
 
-from samewire.vfp.constants import Arrival
+from samewire.vfp.address import ZERO
+from samewire.vfp.constants import SCOPE_HOST, SCOPE_OUTSIDE, Arrival
 from samewire.vfp.simulate import checksum
+from samewire.vfp.tables import ServiceKey
 from tests.support.universe import (
     GATEWAY_MAC,
+    NODE,
     OUTSIDE,
     PEER_MAC,
     PORTS,
@@ -24,7 +27,7 @@ from tests.support.universe import (
 
 Played = tuple[Arrival, int, bytes]
 OTHER_MAC: Final = bytes.fromhex("02cccccccc01")
-_TCP_FLAGS: Final = (0x02, 0x12, 0x10, 0x11, 0x04, 0x18)
+_TCP_FLAGS: Final = (0x02, 0x02, 0x02, 0x12, 0x10, 0x11, 0x04, 0x18)
 _MOSTLY: Final = st.sampled_from([True] * 9 + [False])
 _LENGTHS: Final = (0, 1, 8, 40, 120)
 
@@ -80,9 +83,12 @@ def ip_packet(
 
 
 @st.composite
-def _l4(draw: st.DrawFn, family: int, protocol: int, source: bytes, destination: bytes) -> bytes:
+def _l4(
+    draw: st.DrawFn, family: int, protocol: int, source: bytes, destination: bytes, to_port: int = 0
+) -> bytes:
     body = bytes(draw(st.sampled_from(_LENGTHS)))
-    ports = b"".join(draw(st.sampled_from(PORTS)).to_bytes(2, "big") for _ in range(2))
+    from_port, any_port = (draw(st.sampled_from(PORTS)) for _ in range(2))
+    ports = from_port.to_bytes(2, "big") + (to_port or any_port).to_bytes(2, "big")
     if protocol == 6:
         segment = ports + bytes(8) + bytes((0x50, draw(st.sampled_from(_TCP_FLAGS)))) + bytes(6) + body
         return fill(segment, 16, pseudo(family, source, destination, 6, len(segment)) + segment)
@@ -98,6 +104,8 @@ def _l4(draw: st.DrawFn, family: int, protocol: int, source: bytes, destination:
             message if protocol == 1 else pseudo(family, source, destination, 58, len(message)) + message
         )
         return fill(message, 2, covered)
+    if protocol == 132:  # any checksum: it is changed, not checked; zero = left to the NIC
+        return ports + bytes(4) + draw(st.sampled_from([bytes(4), b"\xde\xad\xbe\xef"])) + body
     return ports + bytes(8) + body
 
 
@@ -191,6 +199,30 @@ def frames(draw: st.DrawFn, universe: Universe) -> Played:
         cut = draw(st.integers(54, len(frame))) if len(frame) > 54 else len(frame)
         return arrival, ifindex, frame[:cut] + draw(st.binary(max_size=4))
     return arrival, ifindex, frame
+
+
+@st.composite
+def service_frames(draw: st.DrawFn, universe: Universe) -> Played:
+    """One frame to a service's VIP (or to the node's address and its port), from where that VIP is known."""
+    key = draw(st.sampled_from(sorted(universe.tables["sw_services"], key=lambda k: k.pack())))
+    assert isinstance(key, ServiceKey)
+    family = key.family
+    ifindex, mac, own = draw(st.sampled_from(universe.pods))
+    arrival, source, to = Arrival.POD, own[family], GATEWAY_MAC
+    if key.scope == SCOPE_OUTSIDE:
+        arrival, ifindex, mac, to = Arrival.UPLINK, universe.uplink, OTHER_MAC, UPLINK_MAC
+        source = packed(OUTSIDE[family][0])
+    elif key.scope == SCOPE_HOST or not draw(st.integers(0, 7)):
+        arrival, ifindex, mac = Arrival.HOST, universe.host_peer, OTHER_MAC
+        source = packed(NODE[family])
+    elif not draw(st.integers(0, 7)):
+        arrival, ifindex, mac, to, source = Arrival.TUNNEL, 1, PEER_MAC, TUNNEL_MAC, packed(REMOTE[family])
+    destination = packed(NODE[family]) if key.address == ZERO else key.address
+    payload = draw(_l4(family, key.protocol, source, destination, key.port))
+    offset = draw(st.sampled_from([0] * 9 + [0x2000, 0x0002]))
+    options = not draw(st.integers(0, 19))
+    body = ip_packet(family, source, destination, key.protocol, payload, 64, offset, 3, options)
+    return arrival, ifindex, to + mac + (b"\x08\0" if family == 4 else b"\x86\xdd") + body
 
 
 @st.composite

@@ -24,6 +24,8 @@ from samewire.vfp.constants import Arrival, Counter
 from samewire.vfp.record import Record
 from samewire.vfp.tables import (
     TABLES,
+    Affinity,
+    AffinityKey,
     Count,
     Cursors,
     DropKey,
@@ -129,8 +131,13 @@ class SwitchRig:
         """Remove one entry."""
         self.call(lambda: self.map(name).delete(key.pack()))
 
-    def adopt(self, flows: Mapping[FlowKey, Flow], fragments: Mapping[FragmentKey, Fragment]) -> None:
-        """Bring flows and fragments to these: what a program would have done that cannot be run here."""
+    def adopt(
+        self,
+        flows: Mapping[FlowKey, Flow],
+        fragments: Mapping[FragmentKey, Fragment],
+        affinity: Mapping[AffinityKey, Affinity],
+    ) -> None:
+        """Bring flows and the like to these: what a program would have done that cannot be run here."""
         present = self.table("sw_flows")
         for key, flow in present.items():
             assert isinstance(key, FlowKey)
@@ -144,6 +151,8 @@ class SwitchRig:
             self.put("sw_flow_slots", Id(slot), key)
         for name, fragment in fragments.items():
             self.put("sw_fragments", name, fragment)
+        for client, stays in affinity.items():
+            self.put("sw_affinity", client, stays)
 
     def _free_slot(self) -> int:
         slots = self.map("sw_flow_slots")

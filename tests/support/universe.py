@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from samewire.vfp.address import ZERO, masked
 from samewire.vfp.constants import (
+    LAYOUT_VERSION,
     NAT_KEY_BITS,
     PROTOCOL_ANY,
     ROUTE_KEY_BITS,
@@ -37,6 +38,7 @@ from samewire.vfp.tables import (
     RouteKey,
     Vni,
 )
+from tests.support.universe_services import add_services
 
 Tables = dict[str, dict[Record, Record]]
 
@@ -135,7 +137,7 @@ def _acl_rules() -> st.SearchStrategy[list[AclRule]]:
 
 def _config(devices: list[int]) -> Config:
     return Config(
-        layout_version=1,
+        layout_version=LAYOUT_VERSION,
         uplink_ifindex=devices[-1],
         tunnel_ifindex=0,
         host_ifindex=devices[-2],
@@ -156,6 +158,7 @@ def _config(devices: list[int]) -> Config:
         idle_udp_stream=180,
         idle_icmp=30,
         idle_other=600,
+        address=(packed(NODE[4]), packed(NODE[6])),
     )
 
 
@@ -196,6 +199,9 @@ def tables(draw: st.DrawFn, devices: list[int]) -> Universe:
             t["sw_portmaps"][key] = Portmap(
                 pod[0], draw(st.sampled_from([scope, scope, 2])), 80, pod[2][family]
             )
+    vips = {family: [packed(OUTSIDE[family][1]), packed(REMOTE[family])] for family in (4, 6)}
+    targets = {family: [pods[0][2][family], pods[1][2][family], *addresses(family)] for family in (4, 6)}
+    add_services(draw, t, scope, vips, targets, {family: packed(GATEWAY[family]) for family in (4, 6)})
     return Universe(t, pods, devices[-1], devices[-2])
 
 

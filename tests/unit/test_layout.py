@@ -45,6 +45,7 @@ DEFINES = {
     "SW_FLOW_": constants.FlowFlag,
     "SW_SERVICE_": constants.ServiceFlag,
     "SW_BACKEND_": constants.BackendFlag,
+    "SW_CHOICE_": constants.Choice,
     "SW_TCP_": constants.TcpFlag,
     "SW_STEP_": constants.StepVerdict,
 }

@@ -201,6 +201,14 @@ class BackendFlag(IntFlag):
     DRAINING = 1
 
 
+class Choice(IntEnum):
+    """Why a backend was chosen (SW_CHOICE_*)."""
+
+    HASH = 1
+    AFFINITY = 2
+    KEPT = 3
+
+
 class AclAction(IntEnum):
     """Verdict of an ACL entry."""
 

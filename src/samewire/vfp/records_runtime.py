@@ -159,7 +159,6 @@ class ServiceCount(Record, frozen=True, gc=False):
 
     connections: U64
     refused: U64
-    ended: U64
 
 
 @record("sw_trace_input")

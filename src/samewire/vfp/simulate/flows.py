@@ -18,8 +18,9 @@ from samewire.vfp.constants import (
     RewriteFlag,
     TcpFlag,
 )
-from samewire.vfp.simulate.packet import TCP, UDP, WITH_PORTS, Tuple
-from samewire.vfp.simulate.state import Dropped, Passed, State, Walk
+from samewire.vfp.simulate.balance import hash_tuple
+from samewire.vfp.simulate.packet import TCP, WITH_PORTS, Tuple
+from samewire.vfp.simulate.state import Dropped, Passed, Refused, State, Walk
 from samewire.vfp.simulate.walk import walk_layers
 from samewire.vfp.tables import Action, Flow, FlowKey, Port
 
@@ -67,18 +68,6 @@ def remove(state: State, key: FlowKey) -> None:
         state.flows.pop(partner_key(key, flow), None)
 
 
-def hash_tuple(ends: Tuple) -> int:
-    """Where the search for a free SNAT port begins."""
-    words = [int.from_bytes(ends.source[i : i + 4], "big") for i in range(0, 16, 4)]
-    words += [int.from_bytes(ends.destination[i : i + 4], "big") for i in range(0, 16, 4)]
-    words.append(ends.source_port << 16 | ends.destination_port)
-    value = 0
-    for word in words:
-        value = (value ^ word) * 0x9E3779B1 & 0xFFFFFFFF
-        value ^= value >> 15
-    return value
-
-
 def _compose(walk: Walk) -> None:
     first, out = walk.first, walk.out
     source = (out.source, out.source_port) != (first.source, first.source_port)
@@ -113,6 +102,7 @@ def _entry(state: State, walk: Walk, direction: int, actions: tuple[Action, Acti
         flags=flags | (FlowFlag.INITIATOR if direction else 0),
         tcp=(0 if second else walk.packet.tcp_flags, 0),
         arrival=walk.first_arrival,
+        backend=walk.backend,
     )
 
 
@@ -143,13 +133,13 @@ def _clear_orphan(state: State, walk: Walk) -> bool:
 def _insert_second(state: State, walk: Walk) -> bool:
     packet, config = walk.packet, state.config
     assert config is not None
-    numbered = packet.protocol in (TCP, UDP) or packet.is_icmp
+    numbered = packet.protocol in WITH_PORTS or packet.is_icmp
     if not walk.wants_snat or not numbered:
         if _try_second(state, walk):
             return True
         if _clear_orphan(state, walk) and _try_second(state, walk):
             return True
-    if packet.protocol not in (TCP, UDP) and not (packet.is_icmp and walk.first.source_port):
+    if packet.protocol not in WITH_PORTS and not (packet.is_icmp and walk.first.source_port):
         return False
     size = config.nat_port_high - config.nat_port_low + 1
     start = hash_tuple(walk.first) * size >> 32
@@ -187,6 +177,7 @@ def first_packet(state: State, walk: Walk) -> Action:
     walk.first_arrival = walk.arrival
     walk.first_scope = walk.scope
     walk.first_port = walk.port_id
+    walk.kept = 0
     walk_layers(state, walk)
     return create(state, walk) if walk.needs_flow else walk.forward
 
@@ -204,6 +195,7 @@ def _redecide(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: i
         walk.first_arrival = Arrival(first.arrival)
         walk.first_scope = first_key.scope
         walk.first_port = first.port[0]
+        walk.kept = first.backend
         try:
             walk_layers(state, walk)
         except Passed:
@@ -211,6 +203,9 @@ def _redecide(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: i
             if not packet_side:
                 raise
             raise Dropped(Layer.FLOW, Reason.NO_ENDPOINT) from None
+        except Refused as refused:
+            remove(state, key)
+            raise refused.drop if packet_side else refused from None
         except Dropped:
             remove(state, key)
             raise
@@ -274,6 +269,16 @@ def _is_reopened(state: State, walk: Walk, key: FlowKey, flow: Flow) -> bool:
     return True
 
 
+def _lost_backend(state: State, walk: Walk, key: FlowKey, packet_side: int) -> None:
+    """The flow's backend is gone, and so is the flow. Returns when the packet may open another. Raises."""
+    packet = walk.packet
+    remove(state, key)
+    if not packet_side and (packet.protocol != TCP or packet.tcp_flags == TcpFlag.SYN):
+        return
+    refused = Refused(Reason.BACKEND_GONE)
+    raise refused if packet.protocol == TCP else refused.drop
+
+
 def _is_stale(state: State, flow: Flow, action: Action, packet_side: int, own: Port | None) -> bool:
     if own is not None and own.generation != flow.generation[packet_side]:
         return True
@@ -296,7 +301,10 @@ def _touch(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: int)
 
 
 def switch(state: State, walk: Walk, own: Port | None) -> Action:
-    """The packet's action: from its flow, from a re-decision, or from the walk. Raises ``Dropped``, ``Passed``."""
+    """The packet's action: from its flow, from a re-decision, or from the walk.
+
+    Raises ``Dropped``, ``Refused``, ``Passed``.
+    """
     packet = walk.packet
     key, direction = make_key(packet.tuple, walk.scope, packet.family, packet.protocol)
     flow = state.flows.get(key)
@@ -310,6 +318,9 @@ def switch(state: State, walk: Walk, own: Port | None) -> Action:
     action = flow.action[direction]
     if action.fate == Fate.NOWHERE:
         raise Dropped(Layer.FLOW, Reason.MARTIAN)
+    if flow.backend and state.backend(flow.backend) is None:
+        _lost_backend(state, walk, key, packet_side)
+        return first_packet(state, walk)
     if _is_stale(state, flow, action, packet_side, own):
         return _redecide(state, walk, key, flow, packet_side) or first_packet(state, walk)
     _touch(state, walk, key, flow, packet_side)

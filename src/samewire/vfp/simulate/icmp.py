@@ -23,6 +23,7 @@ from samewire.vfp.simulate.packet import (
     Tuple,
     pad,
 )
+from samewire.vfp.simulate.refuse import PORT_UNREACHABLE
 from samewire.vfp.simulate.state import Dropped, Passed, State, Walk
 from samewire.vfp.simulate.walk import side
 from samewire.vfp.tables import Action
@@ -45,7 +46,9 @@ def error_frame(state: State, walk: Walk, kind: tuple[int, int], mtu: int) -> by
         return None
     quote = bytes(packet.data[L3 : L3 + size])
     build = _error4 if packet.family == IPV4 else _error6
-    source = _error_source(state, walk)
+    source = (
+        packet.tuple.destination if kind == PORT_UNREACHABLE[packet.family] else _error_source(state, walk)
+    )
     frame = bytes(packet.data[6:12]) + bytes(packet.data[0:6]) + bytes(packet.data[12:14])
     return frame + build(source, packet.tuple.source, kind, mtu, quote)
 
@@ -206,7 +209,8 @@ def translate_error(state: State, walk: Walk) -> Action | None:
     if flow.flags & FlowFlag.HOST:
         raise Passed if from_uplink else Dropped(Layer.ICMP, Reason.ICMP_UNRELATED)
     action = flow.action[direction]
-    if action.fate == Fate.NOWHERE:
+    gone = flow.backend and state.backend(flow.backend) is None
+    if action.fate == Fate.NOWHERE or gone:
         raise Dropped(Layer.ICMP, Reason.ICMP_UNRELATED)
     _mirror(packet, quote, action)
     flags = action.flags

@@ -8,7 +8,7 @@ import msgspec
 
 from samewire.vfp.address import IPV4, IPV6, ZERO
 from samewire.vfp.constants import Reason, TcpFlag
-from samewire.vfp.simulate import checksum
+from samewire.vfp.simulate import checksum, sctp
 
 L3: Final = 14
 ETH_IPV4: Final = b"\x08\x00"
@@ -234,13 +234,30 @@ def rewrite_address(packet: Packet, before: bytes, after: bytes, source: bool) -
 
 
 def rewrite_port(packet: Packet, before: int, after: int, source: bool) -> None:
-    """Replace a port or the ICMP identifier; protocols without one are left alone."""
+    """Replace a port or the ICMP identifier; protocols without one are left alone. Raises ``Malformed``."""
     at = _checksum_at(packet)
-    if before == after or not at:
+    if before == after:
+        return
+    if packet.protocol == SCTP and packet.fragment != FRAGMENT_LATER:
+        _rewrite_sctp_port(packet, after, source)
+    if not at:
         return
     where = packet.l4 + 4 if packet.is_icmp else packet.l4 + (0 if source else 2)
     _patch_checksum(packet, at, before.to_bytes(2, "big"), after.to_bytes(2, "big"))
     packet.data[where : where + 2] = after.to_bytes(2, "big")
+
+
+def _rewrite_sctp_port(packet: Packet, after: int, source: bool) -> None:
+    if packet.fragment:  # the rest of the packet is not here
+        raise Malformed(Reason.NAT_PROTOCOL)
+    data, at = packet.data, packet.l4
+    if at + 12 > len(data):
+        raise Malformed(Reason.INTERNAL)
+    length = int.from_bytes(data[L3 + 2 : L3 + 4] if packet.family == IPV4 else data[L3 + 4 : L3 + 6], "big")
+    length += L3 + (0 if packet.family == IPV4 else _IPV6_HEADER) - at
+    data[at : at + 12] = sctp.replace_port(
+        bytes(data[at : at + 12]), length & 0xFFFF, 0 if source else 2, after
+    )
 
 
 def move_fragment_id(packet: Packet, port: int) -> None:

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 import msgspec
 
 from samewire.vfp.address import ZERO, masked
-from samewire.vfp.constants import NAT_KEY_BITS, ROUTE_KEY_BITS, Arrival, Fate, Layer, Reason, RouteKind
+from samewire.vfp.constants import (
+    NAT_KEY_BITS,
+    ROUTE_KEY_BITS,
+    SOURCE_RANGE_KEY_BITS,
+    Arrival,
+    Fate,
+    Layer,
+    Reason,
+    RouteKind,
+)
 from samewire.vfp.record import Record
 from samewire.vfp.simulate.packet import Packet, Tuple
 from samewire.vfp.tables import (
     AclKey,
     AclRule,
     Action,
+    Affinity,
+    AffinityKey,
+    Backend,
+    BackendChunk,
+    BackendChunkKey,
+    BackendPlace,
     Config,
     Endpoint,
     EndpointKey,
@@ -31,6 +46,9 @@ from samewire.vfp.tables import (
     PortmapKey,
     Route,
     RouteKey,
+    Service,
+    ServiceKey,
+    SourceRangeKey,
     Vni,
 )
 
@@ -44,6 +62,14 @@ class Dropped(Exception):
         self.reason = reason
         self.port = port
         self.rule = rule
+
+
+class Refused(Exception):
+    """The packet ends at the LB layer, and its sender is told. ``rule``: the service."""
+
+    def __init__(self, reason: Reason, rule: int = 0) -> None:
+        super().__init__(reason.name)
+        self.drop = Dropped(Layer.LB, reason, rule=rule)
 
 
 class Passed(Exception):
@@ -86,21 +112,28 @@ class Walk(msgspec.Struct):
     needs_flow: bool = False
     wants_snat: bool = False
     keep_frame: bool = False
+    kept: int = 0
+    backend: int = 0
+    service: int = 0
+    backend_scope: int = 0
+    service_source: bytes = ZERO
 
 
 class State:
-    """Tables by name. Compiled ones are only read; flows and fragments are this object's own copies."""
+    """Tables by name. Compiled ones are only read; flows, fragments and affinity are this object's own copies."""
 
     def __init__(self, tables: Mapping[str, Mapping[Record, Record]], now_tick: int) -> None:
         self.tables = tables
         self.now_tick = now_tick
         self.flows = dict(cast(Mapping[FlowKey, Flow], tables.get("sw_flows", {})))
         self.fragments = dict(cast(Mapping[FragmentKey, Fragment], tables.get("sw_fragments", {})))
+        self.affinity = dict(cast(Mapping[AffinityKey, Affinity], tables.get("sw_affinity", {})))
         self._route_lengths = self._lengths("sw_routes")
         self._nat_lengths = self._lengths("sw_nat")
+        self._range_lengths = self._lengths("sw_source_ranges")
 
     def _lengths(self, table: str) -> list[int]:
-        keys = cast(Mapping[RouteKey | NatKey, Record], self.tables.get(table, {}))
+        keys = cast(Mapping[RouteKey | NatKey | SourceRangeKey, Record], self.tables.get(table, {}))
         return sorted({key.prefix_bits for key in keys}, reverse=True)
 
     def _get(self, table: str, key: Record) -> Record | None:
@@ -148,6 +181,30 @@ class State:
             if found is not None:
                 return cast(Nat, found)
         return None
+
+    def service(self, key: ServiceKey) -> Service | None:
+        """The load balancer of a VIP and port in a scope."""
+        return cast(Service | None, self._get("sw_services", key))
+
+    def members(self, service: Service) -> Iterator[BackendPlace]:
+        """The places of a service's backend set that are taken."""
+        for chunk in range(service.chunks):
+            found = self._get("sw_backend_sets", BackendChunkKey(service.set, chunk))
+            if found is not None:
+                yield from (place for place in cast(BackendChunk, found).place if place.backend)
+
+    def backend(self, number: int) -> Backend | None:
+        """A backend; None when it has been removed."""
+        return cast(Backend | None, self._get("sw_backends", Id(number)))
+
+    def in_source_ranges(self, service: int, family: int, client: bytes) -> bool:
+        """Whether a client is in one of a service's source ranges."""
+        for length in self._range_lengths:
+            bits = length - SOURCE_RANGE_KEY_BITS
+            key = SourceRangeKey(length, service, family, masked(client, bits))
+            if self._get("sw_source_ranges", key) is not None:
+                return True
+        return False
 
     def is_host_address(self, scope: int, family: int, address: bytes) -> bool:
         """Whether it is an address of the node itself, as seen from a scope."""

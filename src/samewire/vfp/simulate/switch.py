@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NoReturn
 
 from msgspec.structs import replace
 
@@ -25,6 +25,7 @@ from samewire.vfp.simulate.flows import switch
 from samewire.vfp.simulate.packet import (
     ETH_ARP,
     FRAGMENT_FIRST,
+    TCP,
     UDP,
     Malformed,
     Packet,
@@ -35,7 +36,8 @@ from samewire.vfp.simulate.packet import (
     rewrite_port,
     set_macs,
 )
-from samewire.vfp.simulate.state import Dropped, Outcome, Passed, State, Walk
+from samewire.vfp.simulate.refuse import PORT_UNREACHABLE, reset_frame
+from samewire.vfp.simulate.state import Dropped, Outcome, Passed, Refused, State, Walk
 from samewire.vfp.tables import Action, Flow, FlowKey, Fragment, FragmentKey, Nexthop, Port
 
 _FRAGMENT_TICKS: Final = 30
@@ -97,7 +99,21 @@ class Simulator:
         if packet.fragment:
             self._fragment(walk)
         action = icmp.translate_error(self.state, walk) if packet.icmp_error else None
-        return self._apply(walk, action or switch(self.state, walk, own))
+        try:
+            action = action or switch(self.state, walk, own)
+        except Refused as refused:
+            self._refuse(walk, refused)
+        return self._apply(walk, action)
+
+    def _refuse(self, walk: Walk, refused: Refused) -> NoReturn:
+        packet = walk.packet
+        if packet.protocol == TCP:
+            frame = reset_frame(walk)
+        else:
+            frame = icmp.error_frame(self.state, walk, PORT_UNREACHABLE[packet.family], 0)
+        if frame is None:
+            raise refused.drop
+        raise Answered(frame, refused.drop)
 
     def _parse(self, walk: Walk) -> None:
         try:
@@ -165,9 +181,8 @@ class Simulator:
         if packet.neighbour or _is_multicast(packet):
             raise Dropped(Layer.L2, Reason.MULTICAST)
         route = self.state.route(SCOPE_HOST, packet.family, packet.tuple.destination)
-        if route is None or route.kind != RouteKind.SCOPE:
-            raise Dropped(Layer.ROUTE, Reason.NO_ROUTE)
-        walk.scope = route.scope
+        known = route is not None and route.kind == RouteKind.SCOPE
+        walk.scope = route.scope if route is not None and known else SCOPE_HOST  # of no network: a VIP
 
     def _fragment(self, walk: Walk) -> None:
         packet, state = walk.packet, self.state
@@ -206,14 +221,10 @@ class Simulator:
                 exceeded = Dropped(Layer.ROUTE, Reason.TTL)
                 self._answer_error(walk, icmp.TIME_EXCEEDED[packet.family], exceeded)
             decrement_ttl(packet)
-        if action.flags & RewriteFlag.SOURCE:
-            rewrite_address(packet, packet.tuple.source, action.source, True)
-            rewrite_port(packet, packet.tuple.source_port, action.source_port, True)
-            if packet.fragment:
-                move_fragment_id(packet, action.source_port)
-        if action.flags & RewriteFlag.DESTINATION:
-            rewrite_address(packet, packet.tuple.destination, action.destination, False)
-            rewrite_port(packet, packet.tuple.destination_port, action.destination_port, False)
+        try:
+            _rewrite(packet, action)
+        except Malformed as malformed:
+            raise Dropped(Layer.NAT, malformed.reason) from None
         return self._deliver(walk, action, port, hop)
 
     def _target(self, action: Action) -> tuple[Port | None, Nexthop | None]:
@@ -250,6 +261,17 @@ class Simulator:
             set_macs(packet, config.host_mac, config.host_peer_mac)
             target = config.host_ifindex
         return Outcome(bytes(packet.data), Fate(action.fate), target)
+
+
+def _rewrite(packet: Packet, action: Action) -> None:
+    if action.flags & RewriteFlag.SOURCE:
+        rewrite_address(packet, packet.tuple.source, action.source, True)
+        rewrite_port(packet, packet.tuple.source_port, action.source_port, True)
+        if packet.fragment:
+            move_fragment_id(packet, action.source_port)
+    if action.flags & RewriteFlag.DESTINATION:
+        rewrite_address(packet, packet.tuple.destination, action.destination, False)
+        rewrite_port(packet, packet.tuple.destination_port, action.destination_port, False)
 
 
 def _is_multicast(packet: Packet) -> bool:

@@ -23,6 +23,8 @@ from samewire.vfp.constants import (
     RouteFlag,
     RouteKind,
 )
+from samewire.vfp.simulate.balance import balance, is_near, lend_source, route_across
+from samewire.vfp.simulate.balance import send as _send
 from samewire.vfp.simulate.packet import UDP, WITH_PORTS
 from samewire.vfp.simulate.state import Dropped, Passed, State, Walk
 from samewire.vfp.tables import AclRule, Action, Port
@@ -36,7 +38,7 @@ def side(walk: Walk) -> int:
 
 
 def walk_layers(state: State, walk: Walk) -> None:
-    """Decide on ``walk.first``. Raises ``Dropped`` or ``Passed``."""
+    """Decide on ``walk.first``. Raises ``Dropped``, ``Refused`` or ``Passed``."""
     walk.out = walk.first
     walk.out_scope = walk.first_scope
     walk.forward = walk.reverse = _NOTHING
@@ -44,7 +46,8 @@ def walk_layers(state: State, walk: Walk) -> None:
     walk.port = (walk.first_port, 0)
     walk.generation = walk.rule = (0, 0)
     walk.needs_flow = walk.wants_snat = False
-    _ROUTING[walk.first_arrival](state, walk)
+    walk.backend = walk.service = 0
+    _routing(state, walk)
     if walk.first_arrival == Arrival.POD:
         _initiator_layers(state, walk)
     if walk.forward.fate == Fate.PORT:
@@ -54,8 +57,48 @@ def walk_layers(state: State, walk: Walk) -> None:
         walk.needs_flow = True
 
 
-def _send(walk: Walk, fate: Fate, target: int = 0, flags: int = 0) -> None:
-    walk.forward = replace(walk.forward, fate=fate, target=target, flags=walk.forward.flags | flags)
+class _ToNode(Exception):
+    """An address of the node itself."""
+
+
+def _routing(state: State, walk: Walk) -> None:
+    """LB, PORTMAP and ROUTE. A NodePort is asked for only where the address is known to be the node's."""
+    if walk.first_arrival == Arrival.TUNNEL:
+        owner = state.endpoint(walk.first_scope, walk.packet.family, walk.first.source)
+        if owner is not None and owner.port:
+            raise Dropped(Layer.DECAP, Reason.SPOOFED_IP)
+    balance(state, walk, False)
+    if not walk.backend:
+        try:
+            _ROUTING[walk.first_arrival](state, walk)
+        except _ToNode:
+            balance(state, walk, True)
+            if not walk.backend:
+                _to_node(state, walk)
+    if walk.backend:
+        _to_backend(state, walk)
+
+
+def _to_node(state: State, walk: Walk) -> None:
+    """PORTMAP, else the node's own stack."""
+    from_uplink = walk.first_arrival == Arrival.UPLINK
+    if walk.first_arrival != Arrival.TUNNEL and _portmap(state, walk):
+        if from_uplink and walk.out_scope != SCOPE_UPLINK:
+            _send(walk, Fate.PORT, walk.forward.target, RewriteFlag.DECREMENT)
+    elif from_uplink:
+        raise Passed
+    else:
+        _send(walk, Fate.HOST)
+
+
+def _to_backend(state: State, walk: Walk) -> None:
+    if not is_near(state, walk):
+        route_across(state, walk)
+        return
+    try:
+        _from_pod(state, walk)
+    except _ToNode:
+        _send(walk, Fate.HOST)
 
 
 def _portmap(state: State, walk: Walk) -> bool:
@@ -86,11 +129,9 @@ def _from_pod(state: State, walk: Walk) -> None:
     route = state.route(walk.first_scope, walk.packet.family, walk.out.destination)
     if route is None:
         raise Dropped(Layer.ROUTE, Reason.NO_ROUTE)
-    if route.kind == RouteKind.HOST:
-        if not _portmap(state, walk):
-            _send(walk, Fate.HOST)
-        return
     walk.route_flags = route.flags
+    if route.kind == RouteKind.HOST:
+        raise _ToNode
     if route.kind == RouteKind.LOCAL:
         _local_target(state, walk)
         return
@@ -111,21 +152,14 @@ def _from_uplink(state: State, walk: Walk) -> None:
             raise Passed
         _send(walk, Fate.PORT, owner.port)
         return
-    if route is None or route.kind != RouteKind.HOST or not _portmap(state, walk):
-        raise Passed
-    if walk.out_scope != SCOPE_UPLINK:
-        _send(walk, Fate.PORT, walk.forward.target, RewriteFlag.DECREMENT)
+    raise _ToNode if route is not None and route.kind == RouteKind.HOST else Passed
 
 
 def _from_tunnel(state: State, walk: Walk) -> None:
     family = walk.packet.family
-    owner = state.endpoint(walk.first_scope, family, walk.first.source)
-    if owner is not None and owner.port:
-        raise Dropped(Layer.DECAP, Reason.SPOOFED_IP)
     route = state.route(walk.first_scope, family, walk.out.destination)
     if route is not None and route.kind == RouteKind.HOST:
-        _send(walk, Fate.HOST)
-        return
+        raise _ToNode
     if route is None or route.kind != RouteKind.LOCAL:
         raise Dropped(Layer.ROUTE, Reason.NO_ROUTE)
     _local_target(state, walk)
@@ -210,18 +244,13 @@ def _initiator_layers(state: State, walk: Walk) -> None:
     if any(own.acl_count):
         walk.needs_flow = True
     _acl(state, walk, own, walk.first_port, ACL_OUT)
-    if not own.nat_set or walk.forward.fate == Fate.HOST:
+    if not own.nat_set or walk.forward.fate == Fate.HOST or walk.wants_snat:
         return
     nat = state.nat(own.nat_set, walk.packet.family, walk.out.destination)
     if nat is None or nat.action != NatAction.SNAT:
         return
     if walk.forward.fate == Fate.UPLINK or nat.flags & NatFlag.EXPLICIT:
-        _snat(walk, nat.address)
-
-
-def _snat(walk: Walk, address: bytes) -> None:
-    walk.out = replace(walk.out, source=address)
-    walk.wants_snat = walk.needs_flow = True
+        lend_source(walk, nat.address)
 
 
 def _target_layers(state: State, walk: Walk) -> None:
@@ -236,13 +265,13 @@ def _target_layers(state: State, walk: Walk) -> None:
     if target.nat_set and (walk.first_arrival == Arrival.UPLINK or target.flags & PortFlag.NAT_EXPLICIT):
         walk.needs_flow = True
     from_node = walk.first_arrival == Arrival.HOST and state.is_host_address(
-        walk.first_scope, walk.packet.family, walk.first.source
+        walk.out_scope, walk.packet.family, walk.first.source
     )
     if not from_node:
         _acl(state, walk, target, ifindex, ACL_IN)
     elsewhere = ifindex == walk.first_port or walk.out_scope != walk.first_scope
     if walk.first_arrival == Arrival.POD and elsewhere and not walk.wants_snat:
-        _snat(walk, target.gateway[side(walk)])
+        lend_source(walk, target.gateway[side(walk)])
 
 
 def _route_back(state: State, walk: Walk) -> None:
@@ -264,7 +293,7 @@ def _way_back(state: State, walk: Walk) -> tuple[Fate, int, int] | None:
     if walk.first_arrival == Arrival.UPLINK:
         if route.kind != RouteKind.UPLINK:
             return None
-        crossing = walk.out_scope != SCOPE_UPLINK
+        crossing = walk.out_scope != SCOPE_UPLINK or walk.forward.fate == Fate.UPLINK
         return Fate.UPLINK, route.nexthop, RewriteFlag.DECREMENT if crossing else 0
     if route.kind == RouteKind.TUNNEL:
         return Fate.TUNNEL, route.nexthop, RewriteFlag.DECREMENT

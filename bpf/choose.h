@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * choose.h - services and the choice of a backend: pure look-ups, for packets and for host sockets.
+ *
+ * Rendezvous hashing: every member of a set is weighed against the connection, the heaviest gets it. All nodes choose
+ * alike, a member that goes takes only its own share with it, and one that comes takes its share evenly from all.
+ */
+#ifndef SAMEWIRE_CHOOSE_H
+#define SAMEWIRE_CHOOSE_H
+
+#include "account.h"
+
+struct sw_choice {
+	__u32 set;
+	__u32 hash;    /* of the connection, or of the client */
+	__u32 backend; /* the best so far; 0 = none */
+	__u32 seed;
+	__u32 weight;
+	__u32 how; /* SW_CHOICE_* */
+};
+
+SW_INLINE __u32 sw_hash_word(__u32 hash, __u32 word)
+{
+	hash = (hash ^ word) * 0x9e3779b1;
+	return hash ^ hash >> 15;
+}
+
+SW_INLINE __u32 sw_hash_ends(const struct sw_addr *source, const struct sw_addr *destination, __u32 ports)
+{
+	const __be32 *s = (const __be32 *)source->b;
+	const __be32 *d = (const __be32 *)destination->b;
+	__u32 hash = 0;
+	int i;
+
+	for (i = 0; i < 4; i++)
+		hash = sw_hash_word(hash, bpf_ntohl(s[i]));
+	for (i = 0; i < 4; i++)
+		hash = sw_hash_word(hash, bpf_ntohl(d[i]));
+	return sw_hash_word(hash, ports);
+}
+
+/* Spread by the connection, the same in the simulator: of backends, and of where the search for a SNAT port begins. */
+SW_INLINE __u32 sw_hash_tuple(const struct sw_tuple *t)
+{
+	return sw_hash_ends(&t->source, &t->destination,
+			    (__u32)bpf_ntohs(t->source_port) << 16 | bpf_ntohs(t->destination_port));
+}
+
+/* What the choice depends on, by the service's distribution type. */
+SW_INLINE __u32 sw_hash_client(const struct sw_addr *client, const struct sw_addr *vip, __u16 flags, __u8 protocol)
+{
+	return sw_hash_ends(client, vip, flags & SW_SERVICE_BY_PROTOCOL ? protocol : 0);
+}
+
+SW_INLINE struct sw_backend *sw_find_backend(__u32 id)
+{
+	return bpf_map_lookup_elem(&sw_backends, &id);
+}
+
+/* The service behind a VIP, asked by arrivals of a scope; zero address: NodePorts. */
+SW_INLINE struct sw_service *sw_find_service(struct sw_service_key *key, __u16 scope)
+{
+	struct sw_service *service;
+
+	key->scope = scope;
+	service = bpf_map_lookup_elem(&sw_services, key);
+	if (service || scope == SW_SCOPE_OUTSIDE)
+		return service;
+	key->scope = SW_SCOPE_ANY;
+	return bpf_map_lookup_elem(&sw_services, key);
+}
+
+SW_INLINE __u32 sw_weight(__u32 hash, __u32 seed)
+{
+	hash ^= seed;
+	hash ^= hash >> 16;
+	hash *= 0x85ebca6b;
+	hash ^= hash >> 13;
+	hash *= 0xc2b2ae35;
+	return hash ^ hash >> 16;
+}
+
+static long sw_weigh_chunk(__u32 index, void *context)
+{
+	struct sw_choice *best = context;
+	struct sw_backend_chunk_key key = { .set = best->set, .chunk = index };
+	struct sw_backend_chunk *chunk;
+	int i;
+
+	chunk = bpf_map_lookup_elem(&sw_backend_sets, &key);
+	if (!chunk)
+		return 0;
+	for (i = 0; i < SW_CHUNK_BACKENDS; i++) {
+		__u32 backend = chunk->place[i].backend;
+		__u32 seed = chunk->place[i].seed;
+		__u32 weight = sw_weight(best->hash, seed);
+
+		if (!backend)
+			continue;
+		if (best->backend && (weight < best->weight || (weight == best->weight && seed <= best->seed)))
+			continue;
+		best->backend = backend;
+		best->seed = seed;
+		best->weight = weight;
+	}
+	return 0;
+}
+
+/* The backend that a client is to stay with; 0: none, not for so long, or it takes no new connections. */
+SW_INLINE __u32 sw_recall(const struct sw_affinity_key *key, __u32 ticks, __u32 now)
+{
+	struct sw_affinity *found = bpf_map_lookup_elem(&sw_affinity, key);
+	struct sw_backend *backend;
+
+	if (!found || now - found->seen_tick > ticks)
+		return 0;
+	backend = sw_find_backend(found->backend);
+	if (!backend || backend->flags & SW_BACKEND_DRAINING)
+		return 0;
+#ifndef TRACE
+	found->seen_tick = now;
+#endif
+	return found->backend;
+}
+
+/*
+ * Chooses a backend of a service for a client (the zero address: the node itself). choice: hash is set. Leaves the
+ * backend's id there; 0 when there is none.
+ */
+static __noinline int sw_choose(const struct sw_service *service, const struct sw_addr *client, __u32 family,
+				struct sw_choice *choice)
+{
+	struct sw_affinity_key key = { .set = service->set, .family = family };
+	__u32 chunks = service->chunks, ticks = service->affinity_ticks;
+	__u32 now = sw_now_tick();
+
+	choice->set = service->set;
+	choice->backend = 0;
+	choice->seed = 0;
+	choice->weight = 0;
+	choice->how = SW_CHOICE_HASH;
+	if (!chunks)
+		return 0;
+	if (ticks) {
+		sw_copy_address(&key.client, client);
+		choice->backend = sw_recall(&key, ticks, now);
+		if (choice->backend) {
+			choice->how = SW_CHOICE_AFFINITY;
+			return 0;
+		}
+	}
+	bpf_loop(chunks, sw_weigh_chunk, choice, 0);
+#ifndef TRACE
+	if (ticks && choice->backend) {
+		struct sw_affinity value = { .backend = choice->backend, .seen_tick = now };
+
+		bpf_map_update_elem(&sw_affinity, &key, &value, BPF_ANY);
+	}
+#endif
+	return 0;
+}
+
+/* which: 0 connections, 1 refused. Global: verified once. */
+__noinline int sw_count_service(__u32 service, __u32 which)
+{
+#ifndef TRACE
+	struct sw_service_count *count = bpf_map_lookup_elem(&sw_service_counts, &service);
+
+	if (!count) {
+		struct sw_service_count zero = {};
+
+		bpf_map_update_elem(&sw_service_counts, &service, &zero, BPF_NOEXIST);
+		count = bpf_map_lookup_elem(&sw_service_counts, &service);
+	}
+	if (!count)
+		return 0;
+	if (which)
+		count->refused++;
+	else
+		count->connections++;
+#endif
+	return 0;
+}
+
+#endif /* SAMEWIRE_CHOOSE_H */

@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * lb.h - the LB layer of a first packet's walk: VIP -> DIP, and the way to the backend.
+ *
+ * sw_balance() leaves the choice in p->backend and what routing needs to know of it beside; 0 = no service of ours.
+ * Pods reach a backend from their own network as they reach any address, so that nothing is translated but the VIP.
+ * Clients that a backend could not answer (from outside, through the tunnel, from another network) are given the
+ * node's own address in the backend's network.
+ */
+#ifndef SAMEWIRE_LB_H
+#define SAMEWIRE_LB_H
+
+#include "choose.h"
+#include "tables.h"
+
+#define SW_REFUSED (-104) /* of the walk: no endpoints, and the client is to be told */
+
+SW_INLINE int sw_in_source_ranges(const struct sw_packet *p, __u32 service)
+{
+	struct sw_source_range_key key = {
+		.prefix_bits = 64 + (p->family == 4 ? 32 : 128),
+		.service = service,
+		.family = p->family,
+	};
+
+	sw_copy_address(&key.address, &p->first.source);
+	return bpf_map_lookup_elem(&sw_source_ranges, &key) != 0;
+}
+
+/* What the rest of the walk needs to know of the chosen backend. */
+SW_INLINE int sw_use_backend(struct sw_packet *p, __u32 id, __u32 how)
+{
+	struct sw_backend *backend = sw_find_backend(id);
+
+	if (!backend) /* removed this very moment */
+		return sw_drop_at(p, 0, SW_LAYER_LB, SW_REASON_NO_BACKEND, p->service);
+	p->backend = id;
+	p->service = backend->service;
+	p->backend_scope = backend->scope;
+	p->needs_flow = 1;
+	sw_copy_address(&p->out.destination, &backend->address);
+	p->out.destination_port = backend->port;
+	sw_step(p, SW_LAYER_LB, SW_STEP_REWRITE, how, backend->service, id);
+	return SW_GO_ON;
+}
+
+/* A service of this packet. node_port: its destination is an address of the node, and is known not to be a VIP. */
+SW_INLINE struct sw_service *sw_service_of(const struct sw_packet *p, int node_port)
+{
+	struct sw_service_key key = {
+		.port = p->first.destination_port,
+		.protocol = p->protocol,
+		.family = p->family,
+	};
+
+	if (!node_port)
+		sw_copy_address(&key.address, &p->first.destination);
+	return sw_find_service(&key, p->first_arrival == SW_FROM_UPLINK ? SW_SCOPE_OUTSIDE : p->first_scope);
+}
+
+/* The layer. Returns SW_GO_ON (p->backend says whether it is a service), a drop, or SW_REFUSED. */
+__noinline int sw_balance(__u32 node_port)
+{
+	struct sw_packet *p = sw_packet_here();
+	struct sw_service *service;
+	struct sw_choice choice;
+
+	if (!p || !sw_has_ports(p->protocol))
+		return SW_GO_ON;
+	if (p->kept)
+		return sw_use_backend(p, p->kept, SW_CHOICE_KEPT);
+	service = sw_service_of(p, node_port);
+	if (!service)
+		return SW_GO_ON;
+	p->service = service->service;
+	sw_copy_address(&p->service_source, &service->source);
+	if (service->flags & SW_SERVICE_SOURCE_RANGES && !sw_in_source_ranges(p, service->service)) {
+		sw_count_service(service->service, 1);
+		return sw_drop_at(p, 0, SW_LAYER_LB, SW_REASON_SOURCE_RANGE, service->service);
+	}
+	choice.hash = service->flags & (SW_SERVICE_BY_CLIENT | SW_SERVICE_BY_PROTOCOL) ?
+			      sw_hash_client(&p->first.source, &p->first.destination, service->flags, p->protocol) :
+			      sw_hash_tuple(&p->first);
+	sw_choose(service, &p->first.source, p->family, &choice);
+	if (choice.backend) {
+		sw_count_service(service->service, 0);
+		sw_count(SW_COUNTER_LB_CONNECTIONS);
+		return sw_use_backend(p, choice.backend, choice.how);
+	}
+	sw_count_service(service->service, 1);
+	if (service->flags & SW_SERVICE_REJECT)
+		return SW_REFUSED;
+	return sw_drop_at(p, 0, SW_LAYER_LB, SW_REASON_NO_BACKEND, service->service);
+}
+
+/* The node's own address where the backend is, for a client that it could not answer. */
+SW_INLINE int sw_lend_source(struct sw_packet *p)
+{
+	struct sw_config *config = sw_config_here();
+	const struct sw_addr *source = &p->service_source;
+
+	p->wants_snat = 1;
+	if (p->kept) /* it has one */
+		return SW_GO_ON;
+	if (!config)
+		return sw_drop(p, SW_LAYER_LB, SW_REASON_INTERNAL);
+	if (p->backend_scope == SW_SCOPE_UPLINK)
+		source = sw_side6(p) ? &config->address[1] : &config->address[0];
+	if (sw_zero_address(source))
+		return sw_drop_at(p, 0, SW_LAYER_LB, SW_REASON_NO_SOURCE, p->service);
+	sw_copy_address(&p->out.source, source);
+	sw_step(p, SW_LAYER_NAT, SW_STEP_REWRITE, SW_NAT_SNAT, 0, 0);
+	return SW_GO_ON;
+}
+
+/* The way to the backend from outside its network: from the wire, the tunnel, the host, or a pod of another network. */
+SW_INLINE int sw_route_across(struct sw_packet *p)
+{
+	struct sw_route *route = sw_find_route(p->backend_scope, p->family, &p->out.destination);
+	struct sw_endpoint *endpoint;
+
+	if (!route)
+		return sw_drop_at(p, 0, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE, p->service);
+	p->out_scope = p->backend_scope;
+	p->route_flags = route->flags;
+	p->forward.target = route->nexthop;
+	switch (route->kind) {
+	case SW_ROUTE_LOCAL:
+		endpoint = sw_find_endpoint(p->backend_scope, p->family, &p->out.destination);
+		if (!endpoint)
+			return sw_drop_at(p, 0, SW_LAYER_ROUTE, SW_REASON_NO_ENDPOINT, p->service);
+		p->forward.fate = endpoint->port ? SW_TO_PORT : SW_TO_TUNNEL;
+		p->forward.target = endpoint->port ?: endpoint->nexthop;
+		break;
+	case SW_ROUTE_TUNNEL:
+		p->forward.fate = SW_TO_TUNNEL;
+		break;
+	case SW_ROUTE_UPLINK:
+		p->forward.fate = SW_TO_UPLINK;
+		break;
+	case SW_ROUTE_HOST: /* a process of the node; what it answers comes from where the client is */
+		if (p->first_arrival == SW_FROM_HOST)
+			return sw_drop_at(p, 0, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE, p->service);
+		p->forward.fate = SW_TO_HOST;
+		p->forward.target = 0;
+		p->out_scope = p->first_scope;
+		return SW_GO_ON;
+	default:
+		return sw_drop_at(p, 0, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE, p->service);
+	}
+	if (p->first_arrival == SW_FROM_UPLINK ?
+		    p->out_scope != SW_SCOPE_UPLINK || p->forward.fate == SW_TO_UPLINK :
+		    p->forward.fate != SW_TO_PORT && route->flags & SW_ROUTE_DECREMENT)
+		p->forward.flags |= SW_DECREMENT;
+	return p->forward.fate == SW_TO_PORT ? SW_GO_ON : sw_lend_source(p);
+}
+
+/* Whether a pod reaches the backend as it would reach its address without any service. */
+SW_INLINE int sw_backend_is_near(const struct sw_packet *p)
+{
+	struct sw_endpoint *endpoint;
+
+	if (p->first_arrival != SW_FROM_POD)
+		return 0;
+	if (p->backend_scope == p->first_scope)
+		return 1;
+	if (p->backend_scope != SW_SCOPE_UPLINK)
+		return 0;
+	endpoint = sw_find_endpoint(SW_SCOPE_UPLINK, p->family, &p->out.destination);
+	return !endpoint || !endpoint->port;
+}
+
+#endif /* SAMEWIRE_LB_H */
