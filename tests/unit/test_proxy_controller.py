@@ -284,6 +284,7 @@ async def test_a_node_on_its_way_out(rig: Rig) -> None:
 
 async def test_figures(rig: Rig) -> None:
     await rig.source.start()
+    await rig.settle()
     rig.source.put(service())
     just_now = datetime.now(UTC) + timedelta(seconds=0.001)
     rig.source.put(endpoint_slice(endpoint("10.244.2.1"), triggered=just_now.isoformat()))
@@ -294,6 +295,12 @@ async def test_figures(rig: Rig) -> None:
     figures = rig.proxy.figures
     assert (figures.service_changes, figures.slice_changes, figures.services_pending) == (1, 2, 0)
     assert (figures.programming.count, figures.changes.count) == (1, 1)
+    again = ServiceProxy(rig.source, FakeWriter(), HERE)  # type: ignore[arg-type]
+    again.start()
+    rig.source.sync()
+    await rig.until(lambda: again.idle)
+    await again.close()
+    assert (again.figures.changes.count, len(again.figures.statuses)) == (0, 1)
     status = figures.statuses["shop", "web"]
     assert status.changed_s > 0
     assert rig.proxy.health.updated_s is not None

@@ -302,7 +302,8 @@ class ServiceProxy:
         status.error, status.attempts = "", 0
         if touched:
             status.changed_s, status.latency_s = wall_s, latency_s
-            self.figures.changes.observe(latency_s)
+            if self.health.updated_s is not None:  # what a start finds is no change
+                self.figures.changes.observe(latency_s)
 
     def _failed(self, key: Key, error: str) -> None:
         status = self.figures.status(key)
