@@ -160,7 +160,11 @@ static __noinline int sw_choose(const struct sw_service *service, const struct s
 	return 0;
 }
 
-/* which: 0 connections, 1 refused. Global: verified once. */
+#define SW_COUNT_CONNECTION 0
+#define SW_COUNT_REFUSED 1
+#define SW_COUNT_ENDED 2
+
+/* Global: verified once. */
 __noinline int sw_count_service(__u32 service, __u32 which)
 {
 #ifndef TRACE
@@ -174,10 +178,12 @@ __noinline int sw_count_service(__u32 service, __u32 which)
 	}
 	if (!count)
 		return 0;
-	if (which)
+	if (which == SW_COUNT_CONNECTION)
+		count->connections++;
+	else if (which == SW_COUNT_REFUSED)
 		count->refused++;
 	else
-		count->connections++;
+		count->ended++;
 #endif
 	return 0;
 }

@@ -92,11 +92,13 @@ __noinline int sw_lost_backend(struct __sk_buff *skb)
 	if (!flow)
 		return SW_GO_ON;
 	side = p->direction != (flow->flags & SW_FLOW_INITIATOR);
+	p->service = flow->service;
 	sw_forget(p, flow);
 	if (!side && (p->protocol != IPPROTO_TCP || p->tcp_flags == SW_TCP_SYN))
 		return SW_GO_ON;
 	sw_count(SW_COUNTER_LB_ENDED);
-	sw_drop(p, SW_LAYER_LB, SW_REASON_BACKEND_GONE);
+	sw_count_service(p->service, SW_COUNT_ENDED);
+	sw_drop_at(p, 0, SW_LAYER_LB, SW_REASON_BACKEND_GONE, p->service);
 	return p->protocol == IPPROTO_TCP ? sw_answer_reset(skb, p) : TC_ACT_SHOT;
 }
 

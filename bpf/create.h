@@ -60,6 +60,7 @@ SW_INLINE void sw_start_flow(struct sw_packet *p, __u8 direction, __u8 flags)
 	flow->reserved[0] = 0;
 	flow->reserved[1] = 0;
 	flow->backend = p->backend;
+	flow->service = p->backend ? p->service : 0;
 }
 
 SW_INLINE void sw_set_action(struct sw_flow *flow, __u8 direction, const struct sw_action *action)

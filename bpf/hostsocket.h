@@ -151,7 +151,7 @@ static __noinline struct sw_backend *sw_socket_choose(__u64 cookie, const struct
 			      bpf_get_prandom_u32();
 	sw_choose(service, &node, target->family, &choice);
 	backend = choice.backend ? sw_find_backend(choice.backend) : 0;
-	sw_count_service(service->service, !backend);
+	sw_count_service(service->service, backend ? SW_COUNT_CONNECTION : SW_COUNT_REFUSED);
 	if (!backend || sw_socket_note(cookie, target, &backend->address, backend->port, choice.backend))
 		return 0;
 	if (target->protocol == IPPROTO_UDP)

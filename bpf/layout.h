@@ -374,6 +374,7 @@ struct sw_direct_key {
 struct sw_service_count {
 	__u64 connections; /* new ones, balanced */
 	__u64 refused;	   /* without endpoints, or outside the source ranges */
+	__u64 ended;	   /* packets of connections whose backend was removed: each ends one */
 };
 
 /* ---- sw_acl: hash[SW_MAX_ACL_ENTRIES] ------------------------------------------------------------------------
@@ -490,6 +491,7 @@ struct sw_flow {
 	__u8 arrival;	  /* enum sw_arrival of the first packet */
 	__u8 reserved[2];
 	__u32 backend;	  /* key of sw_backends: gone, and the flow is stale; 0 = no service */
+	__u32 service;	  /* its service's id, for counters and tools */
 };
 
 #define SW_FLOW_INITIATOR 1 /* direction (0 or 1) that the initiator's packets have under this key */

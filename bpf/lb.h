@@ -75,7 +75,7 @@ __noinline int sw_balance(__u32 node_port)
 	p->service = service->service;
 	sw_copy_address(&p->service_source, &service->source);
 	if (service->flags & SW_SERVICE_SOURCE_RANGES && !sw_in_source_ranges(p, service->service)) {
-		sw_count_service(service->service, 1);
+		sw_count_service(service->service, SW_COUNT_REFUSED);
 		return sw_drop_at(p, 0, SW_LAYER_LB, SW_REASON_SOURCE_RANGE, service->service);
 	}
 	choice.hash = service->flags & (SW_SERVICE_BY_CLIENT | SW_SERVICE_BY_PROTOCOL) ?
@@ -83,11 +83,11 @@ __noinline int sw_balance(__u32 node_port)
 			      sw_hash_tuple(&p->first);
 	sw_choose(service, &p->first.source, p->family, &choice);
 	if (choice.backend) {
-		sw_count_service(service->service, 0);
+		sw_count_service(service->service, SW_COUNT_CONNECTION);
 		sw_count(SW_COUNTER_LB_CONNECTIONS);
 		return sw_use_backend(p, choice.backend, choice.how);
 	}
-	sw_count_service(service->service, 1);
+	sw_count_service(service->service, SW_COUNT_REFUSED);
 	if (service->flags & SW_SERVICE_REJECT)
 		return SW_REFUSED;
 	return sw_drop_at(p, 0, SW_LAYER_LB, SW_REASON_NO_BACKEND, service->service);

@@ -52,6 +52,7 @@ class Flow(Record, frozen=True, gc=False):
     arrival: U8
     reserved: ClassVar[Pad] = Pad(2)
     backend: U32 = 0
+    service: U32 = 0
 
 
 @record("sw_fragment_key")
@@ -159,6 +160,7 @@ class ServiceCount(Record, frozen=True, gc=False):
 
     connections: U64
     refused: U64
+    ended: U64
 
 
 @record("sw_trace_input")

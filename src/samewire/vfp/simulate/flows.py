@@ -103,6 +103,7 @@ def _entry(state: State, walk: Walk, direction: int, actions: tuple[Action, Acti
         tcp=(0 if second else walk.packet.tcp_flags, 0),
         arrival=walk.first_arrival,
         backend=walk.backend,
+        service=walk.service if walk.backend else 0,
     )
 
 
@@ -269,13 +270,13 @@ def _is_reopened(state: State, walk: Walk, key: FlowKey, flow: Flow) -> bool:
     return True
 
 
-def _lost_backend(state: State, walk: Walk, key: FlowKey, packet_side: int) -> None:
+def _lost_backend(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: int) -> None:
     """The flow's backend is gone, and so is the flow. Returns when the packet may open another. Raises."""
     packet = walk.packet
     remove(state, key)
     if not packet_side and (packet.protocol != TCP or packet.tcp_flags == TcpFlag.SYN):
         return
-    refused = Refused(Reason.BACKEND_GONE)
+    refused = Refused(Reason.BACKEND_GONE, flow.service)
     raise refused if packet.protocol == TCP else refused.drop
 
 
@@ -319,7 +320,7 @@ def switch(state: State, walk: Walk, own: Port | None) -> Action:
     if action.fate == Fate.NOWHERE:
         raise Dropped(Layer.FLOW, Reason.MARTIAN)
     if flow.backend and state.backend(flow.backend) is None:
-        _lost_backend(state, walk, key, packet_side)
+        _lost_backend(state, walk, key, flow, packet_side)
         return first_packet(state, walk)
     if _is_stale(state, flow, action, packet_side, own):
         return _redecide(state, walk, key, flow, packet_side) or first_packet(state, walk)
