@@ -84,6 +84,7 @@ class ServiceProxy:
         self._written: dict[Key, tuple[str, ...]] = {}
         self._unsynced = {Service, EndpointSlice, Node}
         self._adopted = False
+        self._writing = False
         self._born_s = time.time()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -104,7 +105,7 @@ class ServiceProxy:
     @property
     def idle(self) -> bool:
         """Whether everything that is known is written, but for services that failed."""
-        return self._adopted and not self._dirty
+        return self._adopted and not self._dirty and not self._writing
 
     def load_balancer_ids(self, key: Key) -> tuple[str, ...]:
         """The ids of a service's load balancers."""
@@ -157,7 +158,11 @@ class ServiceProxy:
         loop = asyncio.get_running_loop()
         verified_s = loop.time()
         while True:
-            wait_s = await self._round()
+            try:
+                wait_s = await self._round()
+            except Exception:  # a bug must not end the proxy for good
+                log.exception("services have not been written")
+                wait_s = NETWORK_RETRY_S
             if loop.time() >= verified_s + VERIFY_S:
                 self._verify()
                 verified_s = loop.time()
@@ -177,9 +182,13 @@ class ServiceProxy:
         for key in [key for key, due_s in self._retries.items() if due_s <= now]:
             self._dirty.setdefault(key, now)
             del self._retries[key]
-        while self._dirty:
-            await self._write_some()
-            await asyncio.sleep(0)
+        self._writing = True
+        try:
+            while self._dirty:
+                await self._write_some()
+                await asyncio.sleep(0)
+        finally:
+            self._writing = False
         self.health.updated(time.monotonic())
         return max(min(self._retries.values()) - _now(), 0.0) if self._retries else VERIFY_S
 
