@@ -74,6 +74,21 @@ ROUTE = {
     "Routes": [{"DestinationPrefix": "10.96.0.0/12", "NextHop": "10.244.1.1"}],
 }
 
+BALANCER = {
+    "ID": "0F1E2D3C-0000-4000-8000-00000000000B",
+    "Name": "web",
+    "Owner": "samewire-proxy",
+    "HostComputeNetwork": NETWORK_ID,
+    "FrontendVIPs": ["10.96.0.10"],
+    "PortMappings": [
+        {"Protocol": 6, "InternalPort": 8080, "ExternalPort": 80},
+        {"Protocol": 17, "ExternalPort": 53},
+    ],
+    "HostComputeEndpoints": [WEB_ID],
+    "Backends": [{"IpAddress": "10.244.2.5", "Port": 8080}],
+    "ServiceName": "shop/web:http",
+}
+
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[StubDaemon]:
@@ -82,6 +97,7 @@ def daemon(tmp_path: Path) -> Iterator[StubDaemon]:
             "GET /v2/networks": (200, [encode(NETWORK)]),
             "GET /v2/endpoints": (200, ENDPOINTS),
             "GET /v2/namespaces": (200, [SPACE]),
+            "GET /v2/loadbalancers": (200, [BALANCER]),
             "GET /v2/routes": (200, [ROUTE, {**ROUTE, "ID": "X", "HostComputeEndpoints": []}]),
             "GET /v2/switch/endpoints": (200, plain(INFOS)),
             "GET /v2/switch/endpoints?endpoint=web-0": (200, plain(INFOS[:1])),
@@ -151,6 +167,14 @@ def test_routes(daemon: StubDaemon) -> None:
     ]
 
 
+def test_load_balancers(daemon: StubDaemon) -> None:
+    assert lines(get(daemon, "loadbalancers")) == [
+        ["NAME", "VIPS", "PORTS", "BACKENDS", "NETWORK", "OWNER"],
+        ["shop/web:http", "10.96.0.10", "80>8080/tcp,53/udp", "2", "pods", "samewire-proxy"],
+    ]
+    assert json.loads(get(daemon, "loadbalancers", "shop/web:http", "-o", "json").stdout) == BALANCER
+
+
 def test_ports(daemon: StubDaemon) -> None:
     assert lines(get(daemon, "ports"))[1:4] == [
         ["42", "sw00000000042", "pod", "shop/web-0", "10.244.1.5,fd00:244:1::5", "-"],
@@ -193,9 +217,11 @@ def test_nothing_to_show(daemon: StubDaemon) -> None:
     assert json.loads(get(daemon, "drops", "web-0", "-o", "json").stdout) == []
 
 
-@pytest.mark.parametrize("kind", ["networks", "endpoints", "namespaces", "routes", "ports", "flows", "drops"])
+@pytest.mark.parametrize(
+    "kind", ["networks", "endpoints", "namespaces", "routes", "loadbalancers", "ports", "flows", "drops"]
+)
 def test_json_and_yaml_are_the_answer(daemon: StubDaemon, kind: str) -> None:
-    hcn = kind in ("networks", "endpoints", "namespaces", "routes")
+    hcn = kind in ("networks", "endpoints", "namespaces", "routes", "loadbalancers")
     answer = daemon.answers[f"GET /v2/{kind}" if hcn else f"GET /v2/switch/{kind}"]
     assert isinstance(answer, tuple)
     wanted = json.loads(json.dumps(answer[1]))
@@ -209,7 +235,7 @@ def test_by_name_and_id(daemon: StubDaemon, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["networks", "endpoints", "namespaces", "routes", "ports", "layers", "flows"]
+    "kind", ["networks", "endpoints", "namespaces", "routes", "loadbalancers", "ports", "layers", "flows"]
 )
 def test_what_does_not_exist(daemon: StubDaemon, kind: str) -> None:
     result = get(daemon, kind, "nobody")

@@ -12,7 +12,7 @@ from samewire.cli import rows, service_rows
 from samewire.cli.output import as_json, as_yaml, table
 
 _KINDS: Final = (
-    *("networks", "endpoints", "namespaces", "routes"),
+    *("networks", "endpoints", "namespaces", "routes", "loadbalancers"),
     *("services", "ports", "layers", "flows", "drops"),
 )
 _OF_AN_ENDPOINT: Final = frozenset({"ports", "layers", "flows", "drops"})
@@ -39,6 +39,7 @@ def get(socket: str, kind: str, name: str, form: str, endpoint: str, watch: bool
 
     \b
     networks, endpoints, namespaces, routes   HCN objects, as they are wanted
+    loadbalancers                             the same, made by services or through the API
     services                                  of Kubernetes: addresses, backends, connections, last change
     ports, layers                             the switch: a port's layers, groups and rules
     flows                                     connections that are open now
@@ -107,6 +108,12 @@ def _routes(client: _Client, name: str) -> tuple[Any, rows.View]:
     return rows.pick("route", client.objects("routes"), name), rows.routes_view(networks)
 
 
+def _load_balancers(client: _Client, name: str) -> tuple[Any, rows.View]:
+    networks = {value["ID"]: value.get("Name", "") for value in client.objects("networks")}
+    found = rows.pick("load balancer", client.objects("loadbalancers"), name, "ServiceName")
+    return found, rows.load_balancers_view(networks)
+
+
 def _services(client: _Client, name: str) -> tuple[Any, rows.View]:
     query = urlencode({"counts": "1", **({"name": name} if name else {})})
     return client.hns.get_json(f"/v2/services?{query}"), service_rows.SERVICES
@@ -133,6 +140,7 @@ _SOURCES: Final[dict[str, Callable[[_Client, str], tuple[Any, rows.View]]]] = {
     "endpoints": _endpoints,
     "namespaces": _namespaces,
     "routes": _routes,
+    "loadbalancers": _load_balancers,
     "services": _services,
     "ports": _ports,
     "layers": _layers,

@@ -10,6 +10,7 @@ from samewire.errors import Conflict, NotFound
 
 Json = Mapping[str, Any]
 
+_PROTOCOLS: Final = {6: "tcp", 17: "udp", 132: "sctp"}
 _STATES: Final = ("uninitialized", "created", "attached", "attached", "detached", "degraded", "destroyed")
 
 
@@ -100,6 +101,35 @@ def routes_view(networks: Mapping[str, str]) -> View:
             Column("NAME", _field("Name"), wide=True),
         )
     )
+
+
+def load_balancers_view(networks: Mapping[str, str]) -> View:
+    """Load balancers, with the names of their networks (by ID)."""
+    return View(
+        (
+            Column("NAME", lambda value: value.get("ServiceName") or value.get("Name") or value["ID"]),
+            Column("VIPS", lambda value: _join(value.get("FrontendVIPs", ())) or "node port"),
+            Column("PORTS", lambda value: _join(_mapping(item) for item in value["PortMappings"])),
+            Column("BACKENDS", lambda value: str(_backend_count(value))),
+            Column("NETWORK", lambda value: networks.get(value.get("HostComputeNetwork", ""), "")),
+            Column("OWNER", _field("Owner")),
+            Column("FLAGS", _field("Flags"), wide=True),
+            Column("SOURCE VIP", _field("SourceVIP"), wide=True),
+            Column("AFFINITY", _field("AffinityTimeout"), wide=True),
+            Column("RANGES", lambda value: _join(value.get("SourceRanges", ())), wide=True),
+            Column("ID", _field("ID"), wide=True),
+        )
+    )
+
+
+def _mapping(item: Json) -> str:
+    protocol = _PROTOCOLS.get(item["Protocol"], str(item["Protocol"]))
+    internal = item.get("InternalPort", 0)
+    return f"{item['ExternalPort']}{f'>{internal}' if internal else ''}/{protocol}"
+
+
+def _backend_count(value: Json) -> int:
+    return len(value.get("HostComputeEndpoints", ())) + len(value.get("Backends", ()))
 
 
 def drop_line(event: Json, wide: bool) -> str:
