@@ -415,3 +415,57 @@ async def test_who_keeps_a_vip_keeps_others_from_it(service: HnsService) -> None
         one.frontend_vips,
         two.frontend_vips,
     ]
+
+
+async def test_a_network_without_the_node_gets_a_source_vip(service: HnsService, tmp_path: Path) -> None:
+    network = await service.create_network(overlay())
+    inside = await service.create_load_balancer(balancer(network_id=network.id))
+    assert (inside.source_vip, service.view.endpoints()) == ("", [])
+    outside = [
+        await service.create_load_balancer(
+            balancer(network_id=network.id, port_mappings=(mapping(port, flags=16),))
+        )
+        for port in (81, 82)
+    ]
+    (endpoint,) = service.view.endpoints()
+    assert {value.source_vip for value in outside} == set(endpoint.addresses)
+    assert endpoint.owner == "samewire:source-vip"
+    # What a client read and sends again is what is there.
+    sent = encode(outside[0])
+    assert (
+        await service.modify(Kind.LOADBALANCER, outside[0].id, decode_modify(Kind.LOADBALANCER, sent))
+        == outside[0]
+    )
+    del sent["SourceVIP"]
+    assert (
+        await service.modify(Kind.LOADBALANCER, outside[0].id, decode_modify(Kind.LOADBALANCER, sent))
+        == outside[0]
+    )
+    await service.delete(Kind.LOADBALANCER, outside[0].id)
+    assert service.view.endpoints() == [endpoint]
+    whole = decode_modify(
+        Kind.LOADBALANCER, encode(balancer(network_id=network.id, port_mappings=(mapping(82),)))
+    )
+    await service.modify(Kind.LOADBALANCER, outside[1].id, whole)
+    assert service.view.endpoints() == []
+
+
+async def test_a_batch_shares_one_source_vip(service: HnsService) -> None:
+    network = await service.create_network(overlay())
+    values = numbered(5, network_id=network.id, port_mappings=(mapping(flags=16),))
+    assert await service.change_load_balancers(OWNER, values) == {}
+    (endpoint,) = service.view.endpoints()
+    assert {value.source_vip for value in service.view.load_balancers()} == set(endpoint.addresses)
+    assert await service.change_load_balancers(OWNER, values) == {}
+    assert await service.change_load_balancers(OWNER, [], [value.id for value in values]) == {}
+    assert service.view.endpoints() == []
+
+
+async def test_a_source_vip_of_ones_own_is_left_alone(service: HnsService) -> None:
+    network = await service.create_network(overlay())
+    mine = await pod(service, network, "10.244.1.77")
+    made = await service.create_load_balancer(
+        balancer(network_id=network.id, port_mappings=(mapping(flags=16),), source_vip="10.244.1.77")
+    )
+    await service.delete(Kind.LOADBALANCER, made.id)
+    assert service.view.endpoints() == [mine]

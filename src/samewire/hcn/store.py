@@ -21,7 +21,7 @@ import msgspec
 from samewire.errors import Exhausted
 from samewire.hcn.errors import StoreError
 from samewire.hcn.migrations import MIGRATIONS, OBJECTS, SETTINGS
-from samewire.hcn.plan.loadbalancers import without_endpoints
+from samewire.hcn.plan.members import without_endpoints
 from samewire.hcn.schema import STRUCTS, Endpoint, Kind, Namespace, Network, NetworkFlags, Route
 from samewire.hcn.state import State
 from samewire.hcn.switch import Change

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import msgspec
@@ -19,8 +20,8 @@ from samewire.hcn.plan.context import (
     modified,
     refuse_existing,
 )
-from samewire.hcn.plan.loadbalancers import without_endpoints
 from samewire.hcn.plan.macs import choose_mac
+from samewire.hcn.plan.members import without_endpoints
 from samewire.hcn.plan.policies import add_policies, check_sets, remove_policies
 from samewire.hcn.policies import PortMapping, mapping_family, select
 from samewire.hcn.schema import (
@@ -171,6 +172,8 @@ def attached(view: View, endpoint: Endpoint, namespace: Namespace) -> Endpoint:
         return _replace(endpoint, namespace_id=namespace.id, detached=False)
     taken = {other.interface_name for other in view.endpoints_of_namespace(namespace.id)}
     name = endpoint.interface_name
+    if name in taken and endpoint.detached and re.fullmatch(r"eth\d+", name):
+        name = ""  # the name it had where it was before, chosen for that place
     if name in taken:
         raise HcnError(
             HcnCode.ENDPOINT_NAMESPACE_ALREADY_EXISTS,

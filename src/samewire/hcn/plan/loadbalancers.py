@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -22,8 +22,8 @@ from samewire.hcn.plan.context import (
     modified,
     refuse_existing,
 )
+from samewire.hcn.plan.source_vips import SourceVips
 from samewire.hcn.schema import (
-    Endpoint,
     EndpointSettings,
     Kind,
     ModifySettingRequest,
@@ -52,7 +52,9 @@ def create_load_balancer(context: Context, value: LoadBalancer) -> list[Change]:
     value = _complete(context.view, value)
     refuse_existing(context.view, Kind.LOADBALANCER, value.id)
     _refuse_clash(context.view, value)
-    return [created(Kind.LOADBALANCER, value)]
+    sources = SourceVips(context)
+    value = sources.complete(value)
+    return sources.around([created(Kind.LOADBALANCER, value)])
 
 
 def modify_load_balancer(
@@ -72,12 +74,14 @@ def modify_load_balancer(
         raise HcnError(HcnCode.REQUEST_UNSUPPORTED, "$.ResourceType: that is no part of a load balancer")
     after = _complete(context.view, after)
     _refuse_clash(context.view, after)
-    return modified(Kind.LOADBALANCER, before, after)
+    sources = SourceVips(context)
+    return sources.around(modified(Kind.LOADBALANCER, before, sources.complete(after)))
 
 
 def delete_load_balancer(context: Context, load_balancer_id: str) -> list[Change]:
     """Plan the deletion of a load balancer. Raises HcnError."""
-    return [deleted(Kind.LOADBALANCER, get_load_balancer(context.view, load_balancer_id))]
+    value = get_load_balancer(context.view, load_balancer_id)
+    return SourceVips(context).around([deleted(Kind.LOADBALANCER, value)])
 
 
 def plan_batch(context: Context, owner: str, put: Iterable[LoadBalancer], delete: Iterable[str]) -> Batch:
@@ -86,6 +90,7 @@ def plan_batch(context: Context, owner: str, put: Iterable[LoadBalancer], delete
     What cannot be done is left out, and stops nothing else. Deleting what is not there is no error.
     """
     view = context.view
+    sources = SourceVips(context)
     wanted: Wanted = {}
     failures: dict[str, SamewireError] = {}
     for load_balancer_id in delete:
@@ -100,6 +105,7 @@ def plan_batch(context: Context, owner: str, put: Iterable[LoadBalancer], delete
             before = view.load_balancer(value.id)
             if before is not None and before.owner != owner:
                 raise _foreign(before)
+            value = sources.complete(value)
         except SamewireError as error:
             failures[value.id] = error
         else:
@@ -110,31 +116,7 @@ def plan_batch(context: Context, owner: str, put: Iterable[LoadBalancer], delete
         Change(Kind.LOADBALANCER, object_id, view.load_balancer(object_id), after)
         for object_id, after in wanted.items()
     ]
-    return Batch(changes, failures, clashing)
-
-
-def without_endpoints(view: View, going: Mapping[str, Endpoint]) -> list[Change]:
-    """Plan what the deletion of endpoints means for load balancers: they lose those members."""
-    named = {
-        value.id: value for endpoint_id in going for value in view.load_balancers_of_endpoint(endpoint_id)
-    }
-    return [
-        Change(Kind.LOADBALANCER, value.id, value, after)
-        for value in named.values()
-        if (after := _without(value, going)) != value
-    ]
-
-
-def _without(value: LoadBalancer, going: Mapping[str, Endpoint]) -> LoadBalancer:
-    def rest(ids: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(endpoint_id for endpoint_id in ids if endpoint_id not in going)
-
-    return _replace(
-        value,
-        endpoint_ids=rest(value.endpoint_ids),
-        local_endpoint_ids=rest(value.local_endpoint_ids),
-        draining_endpoint_ids=rest(value.draining_endpoint_ids),
-    )
+    return Batch(sources.around(changes), failures, clashing)
 
 
 def _foreign(value: LoadBalancer) -> HcnError:
