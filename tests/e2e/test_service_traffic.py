@@ -1,0 +1,216 @@
+"""Real connections through services: every kind of address, client and policy, and what churn does to them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.cgroups import own_cgroup
+from tests.support.node import (
+    NODE_IP,
+    NODE_IP6,
+    PREFIX,
+    ROUTER_IP,
+    ROUTER_IP6,
+    NodeNet,
+    daemon,
+    ip,
+    node_net,
+    poll,
+)
+from tests.support.service_cluster import Cluster, ask, held, names, service, service_cluster
+
+pytestmark = pytest.mark.root
+
+VIPS = ("10.96.0.10", "fd96::10")
+EXTERNAL = ("203.0.113.9", "2001:db8:99::9")
+PORTS = [
+    {"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080},
+    {"name": "udp", "port": 80, "protocol": "UDP", "nodePort": 30080},
+]
+
+
+@pytest.fixture
+def net() -> Iterator[NodeNet]:
+    with node_net() as made:
+        for address, via in ((EXTERNAL[0], NODE_IP), (EXTERNAL[1], NODE_IP6)):
+            ip("route", "add", address, "via", via, netns_name=made.router)
+        yield made
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    with own_cgroup(f"{PREFIX}-services") as made:
+        yield made
+
+
+@pytest.fixture
+def cluster(net: NodeNet, tmp_path: Path, group: Path) -> Iterator[Cluster]:
+    manifests = tmp_path / "manifests"
+    manifests.mkdir()
+    with (
+        daemon(net, tmp_path, manifests=str(manifests), host_cgroup=str(group)) as node,
+        service_cluster(net, node, manifests) as made,
+    ):
+        made.start()
+        yield made
+
+
+def node_port(**spec: object) -> dict[str, object]:
+    """A service with every kind of address."""
+    return service(
+        "web",
+        *VIPS,
+        type="NodePort",
+        externalIPs=list(EXTERNAL),
+        ports=PORTS,
+        ipFamilyPolicy="PreferDualStack",
+        **spec,
+    )
+
+
+def test_from_everywhere_to_every_address(cluster: Cluster, group: Path) -> None:
+    cluster.pod("one", port=8080)
+    cluster.pod("two", port=8080)
+    client = cluster.pod("client")
+    cluster.write("web", node_port(), *cluster.slices("web", "one", "two"))
+    cluster.wait_for_pods("web", "one", "two")
+    outside, node = cluster.net.router, cluster.net.node
+    both = {"one", "two"}
+    for protocol in ("tcp", "udp"):
+        for vip, node_ip, external in zip(VIPS, (NODE_IP, NODE_IP6), EXTERNAL, strict=True):
+            asked = {"protocol": protocol, "times": 24}
+            assert names(ask(client, vip, 80, **asked)) == both  # type: ignore[arg-type]
+            assert names(ask(client, node_ip, 30080, **asked)) == both  # type: ignore[arg-type]
+            assert names(ask(client, external, 80, **asked)) == both  # type: ignore[arg-type]
+            assert names(ask(outside, node_ip, 30080, **asked)) == both  # type: ignore[arg-type]
+            assert names(ask(outside, external, 80, **asked)) == both  # type: ignore[arg-type]
+            assert names(ask(node, vip, 80, group=group, **asked)) == both  # type: ignore[arg-type]
+            assert names(ask(node, node_ip, 30080, group=group, **asked)) == both  # type: ignore[arg-type]
+        assert names(ask(node, "127.0.0.1", 30080, group=group, protocol=protocol, times=24)) == both
+    (found,) = cluster.services()
+    assert found["tally"]["connections"] > 0
+    assert cluster.node.differences() == []
+
+
+def test_a_pod_reaches_itself_through_its_service(cluster: Cluster) -> None:
+    pod = cluster.pod("one", port=8080)
+    cluster.write("web", node_port(), *cluster.slices("web", "one"))
+    cluster.wait_for_pods("web", "one")
+    for vip, node_ip in zip(VIPS, (NODE_IP, NODE_IP6), strict=True):
+        for protocol in ("tcp", "udp"):
+            assert names(ask(pod, vip, 80, protocol=protocol, times=3)) == {"one"}
+            assert names(ask(pod, node_ip, 30080, protocol=protocol, times=3)) == {"one"}
+
+
+def test_no_endpoints_are_refused_at_once(cluster: Cluster, group: Path) -> None:
+    client = cluster.pod("client")
+    cluster.write("web", node_port())
+    cluster.wait_for("the service", web=[])
+    for vip, node_ip in zip(VIPS, (NODE_IP, NODE_IP6), strict=True):
+        for protocol in ("tcp", "udp"):
+            assert ask(client, vip, 80, protocol=protocol) == ["refused"]
+            assert ask(cluster.net.router, node_ip, 30080, protocol=protocol) == ["refused"]
+            assert ask(cluster.net.node, vip, 80, protocol=protocol, group=group) == ["refused"]
+
+
+def test_local_policies(cluster: Cluster, group: Path) -> None:
+    cluster.pod("one", port=8080)
+    client = cluster.pod("client")
+    spec = {"externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local"}
+    cluster.write("web", node_port(**spec), *cluster.slices("web", "one"))
+    cluster.wait_for_pods("web", "one")
+    assert ask(cluster.net.router, NODE_IP, 30080) == [f"one {ROUTER_IP}"]  # the client's own address
+    assert ask(cluster.net.router, NODE_IP6, 30080) == [f"one {ROUTER_IP6}"]
+    assert names(ask(client, VIPS[0], 80)) == {"one"}
+    far = {"addresses": ["10.244.9.9"], "nodeName": "far", "conditions": {"ready": True}}
+    pieces = cluster.slices("web")
+    pieces[0]["endpoints"] = [far]
+    cluster.write("web", node_port(**spec), pieces[0])
+    cluster.wait_for("no endpoint here", web=["10.244.9.9:8080"])
+    # nobody here: not refused, but dropped, so that a load balancer looks elsewhere
+    assert ask(cluster.net.router, NODE_IP, 30080) == ["timeout"]
+    assert ask(client, VIPS[0], 80) == ["timeout"]
+
+
+def test_affinity(cluster: Cluster) -> None:
+    cluster.pod("one", port=8080)
+    cluster.pod("two", port=8080)
+    client = cluster.pod("client")
+    config = {"clientIP": {"timeoutSeconds": 600}}
+    cluster.write(
+        "web",
+        node_port(sessionAffinity="ClientIP", sessionAffinityConfig=config),
+        *cluster.slices("web", "one", "two"),
+    )
+    cluster.wait_for_pods("web", "one", "two")
+    assert len(names(ask(client, VIPS[0], 80, times=16))) == 1
+    assert len(names(ask(cluster.net.router, NODE_IP, 30080, times=16))) == 1
+
+
+def test_source_ranges(cluster: Cluster) -> None:
+    cluster.pod("one", port=8080)
+    spec = {"type": "LoadBalancer", "loadBalancerSourceRanges": ["192.0.2.0/24"]}
+    status = {"loadBalancer": {"ingress": [{"ip": EXTERNAL[0]}]}}
+    made = {**service("web", VIPS[0], ports=PORTS, **spec), "status": status}
+    cluster.write("web", made, cluster.slices("web", "one")[0])
+    cluster.wait_for("the service", web=[f"{cluster.address('one')}:8080"])
+    assert ask(cluster.net.router, EXTERNAL[0], 80) == ["timeout"]
+    assert names(ask(cluster.net.router, NODE_IP, 30080)) == {"one"}, "only for the load balancer's address"
+    made["spec"]["loadBalancerSourceRanges"] = ["192.0.2.0/24", f"{ROUTER_IP}/32"]
+    cluster.write("web", made, cluster.slices("web", "one")[0])
+    poll("the range", lambda: names(ask(cluster.net.router, EXTERNAL[0], 80)) == {"one"})
+
+
+def test_churn_moves_nothing_that_need_not_move(cluster: Cluster) -> None:
+    cluster.pod("one", port=8080)
+    cluster.pod("two", port=8080)
+    client = cluster.pod("client")
+    cluster.write("web", node_port(), *cluster.slices("web", "one"))
+    cluster.wait_for_pods("web", "one")
+    with held(client, VIPS[0], 80) as stays, held(client, VIPS[0], 80, "udp") as moves:
+        before = stays.ask()
+        assert before.startswith("one ")
+        assert moves.ask().startswith("one ")
+        cluster.write("web", node_port(), *cluster.slices("web", "one", "two"))
+        cluster.wait_for_pods("web", "one", "two")
+        assert stays.ask() == before
+        assert moves.ask().startswith("one ")
+        # not ready any more: connections go on, datagrams go elsewhere, new connections too
+        one = cluster.slices("web", "one", ready=False, serving=False)
+        two = cluster.slices("web", "two")
+        for piece, other in zip(two, one, strict=True):
+            piece["endpoints"] += other["endpoints"]
+        cluster.write("web", node_port(), *two)
+        poll("the first drains", lambda: names(ask(client, VIPS[0], 80, times=8)) == {"two"})
+        assert stays.ask() == before
+        poll("datagrams have moved", lambda: moves.ask().startswith("two "))
+        cluster.node.stop(signal.SIGKILL)
+        assert stays.ask() == before
+        assert names(ask(client, VIPS[0], 80, times=4)) == {"two"}
+        cluster.node.start()
+        poll("the daemon knows its services", lambda: bool(cluster.services()))
+        assert stays.ask() == before
+        cluster.write("web", node_port(), *cluster.slices("web", "two"))
+        cluster.wait_for_pods("web", "two")
+        assert not stays.ask().startswith("two "), "it ends with its backend"
+
+
+def test_a_pod_that_goes_takes_its_connections_along_and_no_others(cluster: Cluster) -> None:
+    one = cluster.pod("one", port=8080)
+    cluster.pod("two", port=8080)
+    client = cluster.pod("client")
+    cluster.write("web", node_port(), *cluster.slices("web", "two"))
+    cluster.wait_for_pods("web", "two")
+    with held(client, VIPS[1], 80) as stays:
+        before = stays.ask()
+        cluster.write("web", node_port(), *cluster.slices("web", "one", "two"))
+        cluster.wait_for_pods("web", "one", "two")
+        cluster.remove("one", one)  # before Kubernetes has heard of it
+        cluster.write("web", node_port(), *cluster.slices("web", "two"))
+        cluster.wait_for_pods("web", "two")
+        assert stays.ask() == before
+        assert names(ask(client, VIPS[1], 80, times=8)) == {"two"}
