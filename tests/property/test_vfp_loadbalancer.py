@@ -6,11 +6,14 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from samewire.hcn.loadbalancers import BackendFlags, LoadBalancer, LoadBalancerBackend, PortMappingFlags
 from samewire.vfp.compile.balanced import backends_by_service
 from samewire.vfp.compile.loadbalancer import adopt, compile_load_balancer
 from samewire.vfp.constants import SCOPE_ANY, SCOPE_OUTSIDE
+from samewire.vfp.simulate.balance import heaviest
+from samewire.vfp.simulate.state import State
 from tests.support.balancers import Balancing, backend, balancer, pod_network
 
 NETWORK = pod_network()
@@ -125,3 +128,34 @@ def test_a_restart_changes_nothing(history: list[LoadBalancer | int]) -> None:
         compiled = compile_load_balancer(value, env, adopt(value, env, by_service))
         for table, rows in zip(node.rows, compiled.rows, strict=True):
             assert rows.items() <= node.rows[table].items()
+
+
+@given(
+    balancers().filter(lambda value: bool(value.backends)),
+    st.lists(st.integers(0, 2**32 - 1), max_size=40),
+    st.data(),
+)
+def test_connections_go_to_members_and_only_those_of_one_that_goes_move(
+    value: LoadBalancer, connections: list[int], data: st.DataObject
+) -> None:
+    node = Balancing(NETWORK)
+    node.put(value)
+    before = [chosen(node, connection) for connection in connections]
+    local = value.internal_traffic_policy_local
+    assert set(before) <= (names(value.backends, local=local) or {""})
+    going = data.draw(st.sampled_from(value.backends))
+    name = f"{going.ip_address}:{going.port}"
+    rest = tuple(item for item in value.backends if item is not going)
+    node.put(replace(value, backends=rest))
+    after = [chosen(node, connection) for connection in connections]
+    assert set(after) <= (names(rest, local=local) or {""})
+    assert [item for item in before if item != name] == [
+        item for item, then in zip(after, before, strict=True) if then != name
+    ]
+
+
+def chosen(node: Balancing, connection: int) -> str:
+    """The backend of a connection with this hash, as the simulator chooses; "" = refused."""
+    (service,) = {service for (_, _, scope), service in node.services().items() if scope == SCOPE_ANY}
+    number = heaviest(State(node.tables(), 0), service, connection)
+    return {number: name for name, number in node.backends().items()}.get(number, "")
