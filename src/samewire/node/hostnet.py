@@ -39,10 +39,21 @@ class HostNet:
         self.uplink = 0
 
     def apply(self, changes: Iterable[BindingChange]) -> None:
-        """Make the steps in order; what is there (or gone) already is fine. Raises KernelError."""
-        requests = [request for change in changes for request in self._requests(change)]
+        """Make the steps in order; what is there (or gone) already is fine. Raises KernelError.
+
+        With the last IPv4 address of samewire0 the kernel removes all its routes, also those that have no address
+        as source and stay wanted: they are put back.
+        """
+        steps = list(changes)
+        gone = {step.wish for step in steps if not step.add}
+        takes_address = any(isinstance(wish, WantedAddress) for wish in gone)
+        routes = (self._routes() - gone) if takes_address else set()
+        requests = [request for step in steps for request in self._requests(step)]
         if requests:
             self._netlink.batch(requests)
+        lost = {route for route in routes if route.source is None} - self._routes() if routes else set()
+        if lost:
+            self._netlink.batch([self._route(route, add=True) for route in lost])
 
     def missing(self, wanted: Iterable[Wish]) -> list[BindingChange]:
         """The steps from what is there to what is wanted. Raises KernelError.
@@ -68,13 +79,18 @@ class HostNet:
         for address in self._netlink.dump(address_dump(self.host)):
             if address.scope == _SCOPE_GLOBAL:
                 found.add(WantedAddress(_prefix(address.family, address.address, address.bits)))
+        found.update(self._routes())
+        if self.uplink:
+            found.update(WantedFilter(entry.mac) for entry in self._netlink.dump(fdb_dump(self.uplink)))
+        return found
+
+    def _routes(self) -> set[HostRoute]:
+        found = set()
         for family in FAMILIES:
             for route in self._netlink.dump(route_dump(family, TABLE_MAIN)):
                 if route.oif == self.host and route.protocol != _PROTOCOL_KERNEL:
                     source = Address(family, route.source.ljust(len(ZERO), b"\0")) if route.source else None
                     found.add(HostRoute(_prefix(family, route.destination, route.bits), source))
-        if self.uplink:
-            found.update(WantedFilter(entry.mac) for entry in self._netlink.dump(fdb_dump(self.uplink)))
         return found
 
     def _requests(self, change: BindingChange) -> list[Request]:

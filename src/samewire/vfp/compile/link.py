@@ -10,6 +10,7 @@ from samewire.vfp.compile.plan import NetworkPlan, plan_network
 from samewire.vfp.model import LinkNeighbour, LinkRoute, NodeFacts, PortLink
 
 DEFAULT_INTERFACE = "eth0"
+FURTHER_METRIC = 2048  # above 1024, what the kernel makes of "no metric" for IPv6
 # Bursts of the two shapers. A full bucket passes beside the rate: 10 ms of it are 0.5 % over two seconds. A
 # segmentation-offloaded packet larger than the bucket is cut by the shaper, so the least holds single packets only.
 BURST_S = 0.01
@@ -139,8 +140,17 @@ def _routes(endpoint: Endpoint, plan: NetworkPlan, addresses: tuple[Prefix, ...]
     for own in addresses:
         subnet = plan.subnet_of(own.address)
         if own.family not in defaults and subnet is not None and subnet.gateway is not None:
-            routes.append(LinkRoute(Prefix(own.family, ZERO, 0), subnet.gateway))
+            metric = _further_metric(endpoint.interface_name)
+            routes.append(LinkRoute(Prefix(own.family, ZERO, 0), subnet.gateway, metric))
     return tuple(routes)
+
+
+def _further_metric(interface_name: str) -> int:
+    """The metric of a default route that nobody asked for: the first interface of a pod has the way out, and a
+    further one must not take it away.
+    """
+    number = interface_name.removeprefix(DEFAULT_INTERFACE[:-1])
+    return FURTHER_METRIC + int(number) if number.isascii() and number.isdigit() and int(number) else 0
 
 
 def _neighbours(plan: NetworkPlan, routes: tuple[LinkRoute, ...]) -> tuple[LinkNeighbour, ...]:
