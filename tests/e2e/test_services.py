@@ -6,7 +6,6 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,6 +21,7 @@ from tests.support.node import (
     overlay,
     poll,
 )
+from tests.support.service_cluster import Cluster, service, service_cluster, slice_of
 
 pytestmark = pytest.mark.root
 
@@ -34,82 +34,15 @@ def net() -> Iterator[NodeNet]:
         yield made
 
 
-class Cluster:
-    """A directory of manifests and the daemon that reads it."""
-
-    def __init__(self, node: DaemonProcess, directory: Path) -> None:
-        self.node = node
-        self.directory = directory
-
-    def write(self, name: str, *objects: Json) -> None:
-        """Put objects into a file."""
-        (self.directory / f"{name}.json").write_text(
-            json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
-        )
-
-    def services(self) -> list[Json]:
-        """What the daemon says of its services."""
-        found: list[Json] = self.node.request("GET", "/v2/services?counts=1")
-        return found
-
-    def wait_for(self, what: str, **backends: list[str]) -> None:
-        """Wait until services have just these backends (by name)."""
-
-        def so() -> bool:
-            found = {value["name"]: value for value in self.services()}
-            return all(
-                name in found and not found[name].get("error") and backends_of(found[name]) == set(wanted)
-                for name, wanted in backends.items()
-            )
-
-        poll(what, so)
-
-
-def backends_of(value: Json) -> set[str]:
-    return {
-        f"{backend['address']}:{backend['port']}{'!' if backend.get('draining') else ''}"
-        for address in value.get("addresses", ())
-        for backend in address.get("backends", ())
-    }
-
-
 @pytest.fixture
 def cluster(net: NodeNet, tmp_path: Path) -> Iterator[Cluster]:
     manifests = tmp_path / "manifests"
     manifests.mkdir()
-    with daemon(net, tmp_path, manifests=str(manifests)) as node:
-        made = Cluster(node, manifests)
+    with (
+        daemon(net, tmp_path, manifests=str(manifests)) as node,
+        service_cluster(net, node, manifests) as made,
+    ):
         yield made
-
-
-def service(name: str, ip: str, **spec: Any) -> Json:
-    ports = spec.pop("ports", [{"name": "http", "port": 80, "targetPort": 8080}])
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": name, "namespace": "default"},
-        "spec": {"clusterIP": ip, "clusterIPs": [ip], "ports": ports, **spec},
-    }
-
-
-def slice_of(name: str, *endpoints: tuple[str, str], port: int = 8080, **conditions: bool) -> Json:
-    """Endpoints as (address, node)."""
-    six = bool(endpoints) and ":" in endpoints[0][0]
-    return {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": f"{name}-{6 if six else 4}",
-            "namespace": "default",
-            "labels": {"kubernetes.io/service-name": name},
-        },
-        "addressType": "IPv6" if six else "IPv4",
-        "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
-        "endpoints": [
-            {"addresses": [address], "nodeName": node, "conditions": {"ready": True, **conditions}}
-            for address, node in endpoints
-        ],
-    }
 
 
 def http_get(namespace: str, url: str) -> tuple[int, str]:
