@@ -43,9 +43,18 @@ def assert_gone(inodes: set[int]) -> None:
     assert processes_in(inodes) == []
 
 
-@pytest.mark.parametrize("example", ["mixed-cluster", "l2bridge", "two-tenants"])
+@pytest.mark.parametrize("example", ["mixed-cluster", "l2bridge", "two-tenants", "guestbook"])
 def test_every_cell_of_an_example_and_nothing_left(example: str, tmp_path: Path) -> None:
     up(example, tmp_path)
+    inodes = namespace_inodes(NAME)
+    assert wrong_cells(lab_json("check", NAME)) == []
+    assert run_lab("down", NAME).returncode == 0
+    assert_gone(inodes)
+
+
+def test_services_in_user_mode(tmp_path: Path) -> None:
+    file = variant("guestbook", NAME, tmp_path, **{"\nservices:": "\nservices:\n  proxy_mode: userspace"})
+    assert run_lab("up", str(file)).returncode == 0
     inodes = namespace_inodes(NAME)
     assert wrong_cells(lab_json("check", NAME)) == []
     assert run_lab("down", NAME).returncode == 0

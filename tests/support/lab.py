@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from samewire.lab.services import service_plans
 from samewire.lab.state import LabState, NodeState, OutsideState, PodState
 from samewire.lab.up import read_plan
 
@@ -41,6 +42,7 @@ def lab_state(name: str) -> LabState:
         pods=tuple(pods),
         pending=(),
         skipped=(),
+        services=service_plans(plan.services, plan.cluster.services.cluster_cidrs),
     )
 
 

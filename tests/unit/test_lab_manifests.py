@@ -47,14 +47,16 @@ def test_the_example_becomes_workloads_and_a_list_of_the_rest() -> None:
     assert [item.kind for item in parsed.skipped] == [
         "Namespace",
         "ConfigMap",
-        "Service",
-        "Service",
         "PodDisruptionBudget",
+    ]
+    assert [item["metadata"] for item in parsed.services] == [
+        {"name": "web", "namespace": "shop"},
+        {"name": "db", "namespace": "shop"},
     ]
     web = parsed.workloads[0]
     assert web.namespace == "shop"
     assert [container.name for container in web.template.containers] == ["nginx", "exporter"]
-    assert web.template.containers[0].ports == (Port(80, "TCP", 8080),)
+    assert web.template.containers[0].ports == (Port(80, "TCP", 8080, name="http"),)
     assert web.template.qos == "Burstable"
     assert parsed.workloads[1].template.qos == "Guaranteed"
     assert parsed.workloads[3].template.host_network

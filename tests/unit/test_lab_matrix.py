@@ -17,7 +17,8 @@ from tests.support.lab import lab_state
 
 @pytest.fixture(scope="module")
 def mixed() -> list[Probe]:
-    return Matrix(lab_state("mixed-cluster")).probes()
+    probes = Matrix(lab_state("mixed-cluster")).probes()
+    return [probe for probe in probes if not probe.category.startswith("service: ")]
 
 
 def categories(probes: list[Probe]) -> set[str]:

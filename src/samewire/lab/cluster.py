@@ -176,6 +176,36 @@ class Override(Struct, frozen=True, forbid_unknown_fields=True):
     ] = ()
 
 
+class ProxyMode(Enum):
+    """Who balances Services on samewire nodes."""
+
+    KERNEL = "kernel"
+    USERSPACE = "userspace"
+
+
+class Services(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the addresses of Kubernetes Services come from, and who balances them."""
+
+    cluster_cidrs: Annotated[
+        tuple[Cidr, ...],
+        Meta(min_length=1, max_length=2, description="Cluster IPs, the main family first."),
+    ] = ("10.96.0.0/16", "fd00:10:96::/112")
+    load_balancer_cidrs: Annotated[
+        tuple[Cidr, ...],
+        Meta(
+            max_length=2,
+            description="Services of type LoadBalancer that bring no status.loadBalancer get addresses from here, as "
+            "a cloud would give them; the router sends those to the first samewire node.",
+        ),
+    ] = ("192.0.2.0/24",)
+    proxy_mode: Annotated[
+        ProxyMode,
+        Meta(
+            description="kernel: the switch. userspace: a relay process a node, which backends see as the client."
+        ),
+    ] = ProxyMode.KERNEL
+
+
 class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
     """A whole lab."""
 
@@ -192,6 +222,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True):
     outside: tuple[Outside, ...] = ()
     manifests: tuple[Manifest, ...] = ()
     overrides: tuple[Override, ...] = ()
+    services: Services = Services()
 
 
 def json_schema() -> dict[str, Any]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from samewire.lab.addressing import family_of, first_host, on_underlay
-from samewire.lab.cluster import Network, NetworkType
+from samewire.lab.cluster import Network, NetworkType, Stack
 from samewire.lab.cni import DEBIAN_PLUGINS, Runtime, dns_section, host_local, port_mappings
 from samewire.lab.commands import bridge_batch, in_netns, ip_batch, netns_path, run, sysctls
 from samewire.lab.plan import nat_exceptions
@@ -75,7 +75,7 @@ class KernelNode:
                     f"fdb replace {vtep.mac} dev {self._device} self permanent dst {vtep.provider_address}"
                 )
         await bridge_batch(self._context.netns, entries)
-        await ip_batch(self._context.netns, links)
+        await ip_batch(self._context.netns, [*links, *self._service_routes(vteps)])
 
     async def add_pod(self, pod: Pod, netns: str, dns: DnsConfig) -> Attached:
         """ADD of ``bridge`` and ``portmap``; on the underlay, IPv6 needs a proxy entry an address."""
@@ -86,6 +86,9 @@ class KernelNode:
             await ip_batch(self._context.netns, entries)
         return attached
 
+    async def settle(self, services: Mapping[str, bool]) -> None:
+        """Nothing to wait for: Services are balanced elsewhere."""
+
     def host_addresses_in_pod_network(self, network: str) -> tuple[str, ...]:
         """The bridge's addresses (towards own pods) and the VXLAN device's (towards others')."""
         if network != self._network.name:
@@ -93,6 +96,19 @@ class KernelNode:
         overlay = self._network.type is NetworkType.OVERLAY
         bases = [_base(prefix) for prefix in self._node.pod_cidrs] if overlay else []
         return (*(first_host(prefix) for prefix in self._node.pod_cidrs), *bases)
+
+    def _service_routes(self, vteps: Sequence[Vtep]) -> list[str]:
+        """Cluster IPs over the first samewire node: this one has no proxy."""
+        if self._network.type is not NetworkType.OVERLAY or not self._context.plan.services:
+            return []
+        balancers = {node.name for node in self._context.plan.nodes if node.stack is Stack.SAMEWIRE}
+        vtep = next((vtep for vtep in vteps if vtep.node in balancers), None)
+        bases = {family_of(prefix): _base(prefix) for prefix in (vtep.pod_cidrs if vtep else ())}
+        return [
+            f"route replace {prefix} via {bases[family_of(prefix)]} dev {self._device} onlink"
+            for prefix in self._cluster.services.cluster_cidrs
+            if family_of(prefix) in bases
+        ]
 
     async def _vxlan_device(self) -> str:
         """The VXLAN device with the base address of each pod prefix; returns its MAC address."""

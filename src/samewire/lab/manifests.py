@@ -1,19 +1,21 @@
 """Kubernetes manifests to workloads (pure): any published multi-document YAML.
 
-Objects that make pods become :class:`Workload` values; everything else, and everything malformed, is listed
-in ``skipped`` with the reason and never fatal. Documents are split before parsing, so that one that is no
-YAML (a template, say) does not hide the others.
+Objects that make pods become :class:`Workload` values, Services and EndpointSlices are kept for the nodes'
+daemons; everything else, and everything malformed, is listed in ``skipped`` with the reason and never fatal.
+Documents are split before parsing, so that one that is no YAML (a template, say) does not hide the others.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from typing import Any
 
 import yaml
 from msgspec import Struct
 
+from samewire.kube.manifest_files import parse_manifests as parse_objects
 from samewire.lab.podspec import PodTemplate, mapping, parse_template
 
 _SEPARATOR = re.compile(r"^---(?:[ \t].*)?$", re.MULTILINE)
@@ -25,6 +27,8 @@ _NAMESPACE = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
 POD_KINDS = frozenset(
     {"Pod", "Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job"}
 )
+
+SERVICE_KINDS = frozenset({"Service", "EndpointSlice"})
 
 
 class Skipped(Struct, frozen=True):
@@ -48,15 +52,17 @@ class Workload(Struct, frozen=True):
 
 
 class Manifests(Struct, frozen=True):
-    """What one file holds."""
+    """What one file holds. ``services``: Services and EndpointSlices as they are, each with its namespace."""
 
     workloads: tuple[Workload, ...]
+    services: tuple[dict[str, Any], ...]
     skipped: tuple[Skipped, ...]
 
 
 def parse_manifests(text: str, default_namespace: str = "default") -> Manifests:
     """Read a multi-document manifest; never raises for its content."""
     workloads: list[Workload] = []
+    services: list[dict[str, Any]] = []
     skipped: list[Skipped] = []
     for document in _SEPARATOR.split(text):
         try:
@@ -67,8 +73,11 @@ def parse_manifests(text: str, default_namespace: str = "default") -> Manifests:
             skipped.append(Skipped("document", first_line.strip()[:60], f"is not YAML: {reason}"))
             continue
         for item in _flatten(loaded):
-            _read_object(item, default_namespace, workloads, skipped)
-    return Manifests(tuple(workloads), tuple(skipped))
+            if isinstance(item, dict) and item.get("kind") in SERVICE_KINDS:
+                _read_service(item, default_namespace, services, skipped)
+            else:
+                _read_object(item, default_namespace, workloads, skipped)
+    return Manifests(tuple(workloads), tuple(services), tuple(skipped))
 
 
 def generated_suffix(length: int, *parts: object) -> str:
@@ -94,6 +103,21 @@ def _flatten(loaded: Any) -> list[Any]:
         items = loaded["items"]
         return [inner for item in (items if isinstance(items, list) else []) for inner in _flatten(item)]
     return [loaded]
+
+
+def _read_service(
+    item: dict[str, Any], namespace: str, services: list[dict[str, Any]], skipped: list[Skipped]
+) -> None:
+    """Keep what the nodes' daemons can read; the reader is theirs."""
+    found = item.get("metadata")
+    metadata: dict[str, Any] = found if isinstance(found, dict) else {}
+    whole = {**item, "metadata": {**metadata, "namespace": str(metadata.get("namespace") or namespace)}}
+    try:
+        parse_objects(json.dumps(whole, default=str))
+    except ValueError as error:
+        skipped.append(Skipped(str(item["kind"]), str(metadata.get("name") or ""), str(error)))
+        return
+    services.append(whole)
 
 
 def _read_object(item: Any, namespace: str, workloads: list[Workload], skipped: list[Skipped]) -> None:

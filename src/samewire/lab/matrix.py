@@ -18,6 +18,7 @@ from samewire.lab.names import DNS_PORT, KUBELET_PORT, OUTSIDE_PORT
 from samewire.lab.plan import gateway, nat_exceptions, network_named
 from samewire.lab.podspec import served_ports
 from samewire.lab.probes import Expected, Probe
+from samewire.lab.service_matrix import ServiceMatrix
 from samewire.lab.state import LabState, NodeState, OutsideState, PodState
 
 #: Columns in the order of the table; ``+`` is the payload larger than the MTU.
@@ -56,6 +57,7 @@ class Matrix:
             *self._node_to_pod(),
             *self._host_ports(),
             *self._other_tenants(),
+            *ServiceMatrix(self._state, self.chosen).probes(),
         ]
 
     def _representatives(self, limit: int) -> list[PodState]:

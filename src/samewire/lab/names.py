@@ -24,6 +24,11 @@ def node_directory(cluster: str, node: str) -> Path:
     return lab_directory(cluster) / node
 
 
+def manifests_directory(cluster: str) -> Path:
+    """What the nodes' daemons read instead of asking an API server."""
+    return lab_directory(cluster) / "manifests"
+
+
 def pod_directory(cluster: str, slug: str) -> Path:
     """resolv.conf, hosts, process ids and logs of a pod."""
     return lab_directory(cluster) / "pods" / slug

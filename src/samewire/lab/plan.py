@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from msgspec import Struct
 
@@ -19,6 +20,7 @@ from samewire.lab.addressing import (
 from samewire.lab.cluster import Cluster, Network, Stack
 from samewire.lab.manifests import Skipped, parse_manifests
 from samewire.lab.schedule import Pending, Pod, Scheduler
+from samewire.lab.services import with_ingress
 
 
 class NodePlan(Struct, frozen=True):
@@ -53,7 +55,7 @@ class OutsidePlan(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """The whole lab on paper."""
+    """The whole lab on paper. ``services``: Services and EndpointSlices of the manifests."""
 
     cluster: Cluster
     nodes: tuple[NodePlan, ...]
@@ -61,6 +63,7 @@ class Plan(Struct, frozen=True):
     pods: tuple[Pod, ...]
     pending: tuple[Pending, ...]
     skipped: tuple[Skipped, ...]
+    services: tuple[dict[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,9 +75,11 @@ def make_plan(cluster: Cluster, manifests: Mapping[str, str]) -> Plan:
     """Plan a lab; ``manifests`` maps every ``manifests[].path`` of the cluster file to its text."""
     scheduler = Scheduler(cluster.nodes, cluster.overrides)
     skipped: list[Skipped] = []
+    services: list[dict[str, Any]] = []
     for manifest in cluster.manifests:
         parsed = parse_manifests(manifests[manifest.path], manifest.namespace)
         skipped += parsed.skipped
+        services += parsed.services
         for workload in parsed.workloads:
             scheduler.place(workload, manifest.network or cluster.networks[0].name)
     return Plan(
@@ -84,6 +89,7 @@ def make_plan(cluster: Cluster, manifests: Mapping[str, str]) -> Plan:
         tuple(scheduler.pods),
         tuple(scheduler.pending),
         tuple(skipped),
+        with_ingress(services, cluster.services.load_balancer_cidrs),
     )
 
 

@@ -34,6 +34,7 @@ class Port(Struct, frozen=True):
     protocol: str = "TCP"
     host_port: int = 0
     host_ip: str = ""
+    name: str = ""
 
 
 class Container(Struct, frozen=True):
@@ -210,7 +211,8 @@ def _port(item: Any, host_network: bool) -> Port:
     if protocol not in {"TCP", "UDP", "SCTP"}:
         raise ValueError(f"protocol {protocol!r} is none of TCP, UDP, SCTP")
     # With hostNetwork the container port *is* the node's port; there is nothing to map.
-    return Port(number, protocol, 0 if host_network else host, str(fields.get("hostIP") or ""))
+    name, host_ip = str(fields.get("name") or ""), str(fields.get("hostIP") or "")
+    return Port(number, protocol, 0 if host_network else host, host_ip, name)
 
 
 def _port_number(value: Any) -> int:

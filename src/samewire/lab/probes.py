@@ -18,13 +18,14 @@ class Expected(Struct, frozen=True):
     """What a probe should bring. Empty ``hostname``, ``container`` or ``sources``: nothing to compare.
 
     ``sources``: the addresses that the far side may see as the client's; more than one where the model leaves
-    the choice to the node (which of its own addresses it uses towards a pod).
+    the choice to the node (which of its own addresses it uses towards a pod). ``hostnames``: any of these may answer.
     """
 
     reachable: bool = True
     hostname: str = ""
     container: str = ""
     sources: tuple[str, ...] = ()
+    hostnames: tuple[str, ...] = ()
 
 
 class Probe(Struct, frozen=True):
@@ -121,6 +122,10 @@ def judge(probe: Probe, observed: Observed) -> Cell:
 def _difference(expected: Expected, observed: Observed) -> str:
     if expected.hostname and observed.hostname != expected.hostname:
         return f"answered by {observed.hostname or 'nobody known'}, expected {expected.hostname}"
+    if expected.hostnames and observed.hostname not in expected.hostnames:
+        return (
+            f"answered by {observed.hostname or 'nobody known'}, expected {' or '.join(expected.hostnames)}"
+        )
     if expected.container and observed.container != expected.container:
         return f"answered by container {observed.container}, expected {expected.container}"
     if expected.sources and observed.source not in expected.sources:

@@ -21,7 +21,7 @@ from samewire.lab.cluster import NODE_DNS, Cluster, NetworkType, Stack, Underlay
 Fault = tuple[str, str]
 
 #: Names that the lab itself gives to namespaces and directories beside the nodes'.
-RESERVED_NAMES = frozenset({"switch", "router", "pods", "outside"})
+RESERVED_NAMES = frozenset({"switch", "router", "pods", "outside", "manifests"})
 TAINT_EFFECTS = frozenset({"NoSchedule", "PreferNoSchedule", "NoExecute"})
 
 
@@ -48,6 +48,9 @@ def _syntax(cluster: Cluster) -> Iterator[Fault]:
         prefixes.append(("underlay.ipv6", cluster.underlay.ipv6))
     for index, node in enumerate(cluster.nodes):
         prefixes += [(f"nodes[{index}].pod_cidrs[{at}]", text) for at, text in enumerate(node.pod_cidrs)]
+    for name in ("cluster_cidrs", "load_balancer_cidrs"):
+        found: tuple[str, ...] = getattr(cluster.services, name)
+        prefixes += [(f"services.{name}[{at}]", text) for at, text in enumerate(found)]
     for index, network in enumerate(cluster.networks):
         where = f"networks[{index}]"
         prefixes += [(f"{where}.nat_exceptions[{at}]", x) for at, x in enumerate(network.nat_exceptions)]

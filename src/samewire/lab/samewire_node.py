@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from samewire.lab.cluster import Network, NetworkType
 from samewire.lab.cni import DEBIAN_PLUGINS, Runtime, dns_argument, host_local, port_mappings
 from samewire.lab.commands import ip_batch, netns_path
 from samewire.lab.hns import dr_mac, network_object, remote_subnet_routes
+from samewire.lab.names import manifests_directory
 from samewire.lab.plan import gateway, nat_exceptions, network_named
 from samewire.lab.podspec import DnsConfig
 from samewire.lab.processes import READY_TIMEOUT_S, Launch, is_alive, log_tail, poll, start
@@ -79,6 +80,22 @@ class SamewireNode:
         arguments = {"portMappings": port_mappings(pod), "dns": dns_argument(dns)}
         return await self._runtime.add(self._conflist(pod.network), pod, netns_path(netns), arguments)
 
+    async def settle(self, services: Mapping[str, bool]) -> None:
+        """Until the daemon has all Services in the switch, with the pods of now."""
+
+        async def settled() -> bool:
+            try:
+                found = await self._hns.get_json("/v2/services")
+            except SamewireError:
+                return False
+            known = {f"{one['namespace']}/{one['name']}": one for one in found}
+            return all(_is_settled(known.get(key), served) for key, served in services.items())
+
+        try:
+            await poll(f"the services of {self._node.name}", settled, READY_TIMEOUT_S)
+        except TimeoutError as error:
+            raise Unavailable(f"node {self._node.name}", str(error)) from error
+
     def host_addresses_in_pod_network(self, network: str) -> tuple[str, ...]:
         """The gateway addresses that ``samewire0`` holds; none for a network that the host is no part of."""
         found = network_named(self._cluster, network)
@@ -122,7 +139,16 @@ class SamewireNode:
             raise Unavailable(f"node {self._node.name}", f"{error}: {log_tail(launch.log_file)}") from error
 
     def _config(self) -> dict[str, Any]:
+        services: dict[str, Any] = {}
+        if self._context.plan.services:
+            services = {
+                "manifests": str(manifests_directory(self._context.plan.name)),
+                "service_cidrs": self._cluster.services.cluster_cidrs,
+                "proxy_network": self._cluster.networks[0].name,
+                "proxy_mode": self._cluster.services.proxy_mode.value,
+            }
         return {
+            **services,
             "name": self._node.name,
             "uplink": UPLINK,
             "run_dir": str(self._run_dir),
@@ -166,3 +192,10 @@ class SamewireNode:
         part = ipaddress.ip_network(prefix)
         first, last = part.network_address + 2, part.network_address + part.num_addresses - 2
         return {"subnet": str(under), "rangeStart": str(first), "rangeEnd": str(last), "gateway": via}
+
+
+def _is_settled(service: Mapping[str, Any] | None, served: bool) -> bool:
+    """Whether the daemon has a Service in the switch; ``served``: with backends."""
+    if service is None or service.get("error"):
+        return False
+    return not served or any(address.get("backends") for address in service.get("addresses", ()))

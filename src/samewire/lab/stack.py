@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -63,6 +63,12 @@ class NodeStack(Protocol):
 
     async def add_pod(self, pod: Pod, netns: str, dns: DnsConfig) -> Attached:
         """Attach a pod's namespace; ``dns`` is for its resolv.conf. Undone by itself on failure."""
+
+    async def settle(self, services: Mapping[str, bool]) -> None:
+        """Wait until these Services (by ``namespace/name``; true: with backends) work on the node.
+
+        Raises Unavailable when they do not in time.
+        """
 
     def host_addresses_in_pod_network(self, network: str) -> tuple[str, ...]:
         """The node's own addresses in a pod network: what its pods may see as the source of node traffic."""

@@ -27,6 +27,7 @@ from samewire.lab.names import LABS, lab_directory
 from samewire.lab.plan import NodePlan, OutsidePlan
 from samewire.lab.podspec import DnsConfig
 from samewire.lab.schedule import Pending, Pod
+from samewire.lab.services import ServicePlan
 
 NETNS, CGROUP = "netns", "cgroup"
 
@@ -78,6 +79,7 @@ class LabState(Struct, frozen=True):
     pods: tuple[PodState, ...]
     pending: tuple[Pending, ...]
     skipped: tuple[Skipped, ...]
+    services: tuple[ServicePlan, ...] = ()
 
     def node(self, name: str) -> NodeState:
         """The node of that name; NotFound otherwise."""

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from samewire.errors import Conflict
 from samewire.lab.addressing import bare, family_of, on_underlay, router_addresses, segments
+from samewire.lab.cluster import Stack
 from samewire.lab.commands import bounded, ip_batch, netns_path, run, sysctls
 from samewire.lab.names import node_netns
 from samewire.lab.plan import NodePlan, OutsidePlan, Plan
+from samewire.lab.services import routed_addresses, service_plans
 from samewire.lab.state import NETNS, Lab
 
 #: What a node calls its NIC.
@@ -131,7 +133,20 @@ def _router_commands(plan: Plan) -> list[str]:
             length = "32" if family == 4 else "64"
             lines += _addressed(port, [f"{_CABLE_GATEWAYS[family]}/{length}"])
             lines.append(f"route add {address} dev {port}")
-    return lines
+    return [*lines, *_service_routes(plan)]
+
+
+def _service_routes(plan: Plan) -> list[str]:
+    """Addresses of Services that the world beyond knows: to the first samewire node, as a cloud would send them."""
+    balancer = next((node for node in plan.nodes if node.stack is Stack.SAMEWIRE), None)
+    if balancer is None:
+        return []
+    services = service_plans(plan.services, plan.cluster.services.cluster_cidrs)
+    return [
+        f"route add {address} via {via}"
+        for address in routed_addresses(services)
+        if (via := balancer.address(family_of(address)))
+    ]
 
 
 def _leaf_commands(plan: Plan) -> list[tuple[str, list[str]]]:

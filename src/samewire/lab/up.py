@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from samewire.errors import Invalid
 from samewire.lab.cgroups import Cgroups, Mounts, enter, find_mounts, own_cgroup
@@ -19,6 +21,7 @@ from samewire.lab.names import (
     KUBELET_PORT,
     OUTSIDE_PORT,
     OUTSIDE_PROCESS,
+    manifests_directory,
     node_directory,
     node_netns,
     outside_directory,
@@ -28,6 +31,7 @@ from samewire.lab.plan import NodePlan, OutsidePlan, Plan, make_plan
 from samewire.lab.pods import PodMaker
 from samewire.lab.processes import Launch, python_script, start
 from samewire.lab.samewire_node import SamewireNode
+from samewire.lab.services import is_served, node_objects, pod_objects, service_plans
 from samewire.lab.stack import NodeContext, NodeStack
 from samewire.lab.state import Lab, LabState, NodeState, OutsideState, PodState
 from samewire.lab.underlay import build, create_namespaces, uplink_mac
@@ -89,11 +93,18 @@ class _Builder:
         """All steps in order."""
         self.progress(f"underlay ({self.plan.cluster.underlay.type.value}), {len(self.plan.nodes)} nodes")
         await build(self.lab, self.plan)
+        self._write_objects("services", [*self.plan.services, *node_objects(self.plan.nodes)])
         await self._servers()
         self.progress("node stacks")
         await self._stacks()
         self.progress(f"{len(self.plan.pods)} pods")
         pods = await self._pods()
+        self._write_objects("pods", pod_objects(pods))
+        services = service_plans(self.plan.services, self.plan.cluster.services.cluster_cidrs)
+        if services:
+            self.progress(f"{len(services)} services")
+            wanted = {service.key: is_served(service, pods) for service in services}
+            await bounded(_PARALLEL, [self.stacks[node.name].settle(wanted) for node in self.plan.nodes])
         return LabState(
             cluster=self.plan.cluster,
             file=str(file),
@@ -104,7 +115,17 @@ class _Builder:
             pods=tuple(pods),
             pending=self.plan.pending,
             skipped=self.plan.skipped,
+            services=services,
         )
+
+    def _write_objects(self, name: str, objects: list[dict[str, Any]]) -> None:
+        """Tell the nodes' daemons, in one step."""
+        directory = manifests_directory(self.plan.name)
+        directory.mkdir(exist_ok=True)
+        draft = directory / f".{name}"
+        document = {"apiVersion": "v1", "kind": "List", "items": objects}
+        draft.write_text(json.dumps(document, indent=1, default=str) + "\n")
+        draft.replace(directory / f"{name}.json")
 
     async def _servers(self) -> None:
         """The nodes' own cgroups and servers, and the outside hosts'."""

@@ -1,0 +1,194 @@
+"""Kubernetes Services of a lab (pure): what the nodes' daemons are given, and who ought to answer.
+
+The daemons read a directory of manifests: the Services as published, and the Nodes and Pods that the lab has made.
+Which addresses a Service has is what those daemons work out from the same files (`samewire.kube.admission`); which pods
+stand behind it is worked out here on its own, from labels and declared ports, because the check must not believe them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from samewire.kube.admission import admit
+from samewire.kube.manifest_files import parse_manifests
+
+if TYPE_CHECKING:
+    from samewire.lab.plan import NodePlan
+    from samewire.lab.state import PodState
+
+Json = dict[str, Any]
+
+
+class ServicePortPlan(Struct, frozen=True):
+    """One port. ``target``: a number, or the name of a port that each pod declares for itself."""
+
+    port: int
+    protocol: str
+    target: int | str
+    node_port: int = 0
+
+
+class ServicePlan(Struct, frozen=True):
+    """A Service with its addresses. ``external_ips`` include those of a load balancer in front."""
+
+    namespace: str
+    name: str
+    cluster_ips: tuple[str, ...]
+    external_ips: tuple[str, ...]
+    ports: tuple[ServicePortPlan, ...]
+    selector: dict[str, str]
+    internal_local: bool = False
+    external_local: bool = False
+
+    @property
+    def key(self) -> str:
+        """``namespace/name``."""
+        return f"{self.namespace}/{self.name}"
+
+
+class Answerer(Struct, frozen=True):
+    """A pod that stands behind a Service port, with the port it is served on."""
+
+    pod: PodState
+    port: int
+
+
+def with_ingress(objects: Iterable[Json], prefixes: Sequence[str]) -> tuple[Json, ...]:
+    """The objects; load balancers without an address get one a family, in order."""
+    hosts = [ipaddress.ip_network(prefix).hosts() for prefix in prefixes]
+    made = []
+    for item in objects:
+        spec = item.get("spec") or {}
+        given = ((item.get("status") or {}).get("loadBalancer") or {}).get("ingress")
+        if item.get("kind") == "Service" and spec.get("type") == "LoadBalancer" and not given:
+            ingress = [{"ip": str(address)} for address in (next(one, None) for one in hosts) if address]
+            item = {**item, "status": {"loadBalancer": {"ingress": ingress}}}
+        made.append(item)
+    return tuple(made)
+
+
+def service_plans(objects: Iterable[Json], cluster_cidrs: Iterable[str]) -> tuple[ServicePlan, ...]:
+    """The Services that have addresses of their own."""
+    content = parse_manifests(
+        json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}, default=str)
+    )
+    networks = [ipaddress.ip_network(text) for text in cluster_cidrs]
+    admitted, _ = admit(content.services, networks)
+    return tuple(_plan(item) for item in admitted.values() if _has_addresses(item))
+
+
+def node_objects(nodes: Iterable[NodePlan]) -> list[Json]:
+    """The lab's nodes as Kubernetes has them."""
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": node.name, "labels": {"kubernetes.io/hostname": node.name}},
+            "spec": {"podCIDRs": list(node.pod_cidrs)},
+            "status": {"addresses": [{"type": "InternalIP", "address": one} for one in node.addresses]},
+        }
+        for node in nodes
+    ]
+
+
+def pod_objects(pods: Iterable[PodState]) -> list[Json]:
+    """The lab's pods as Kubernetes has them: running, and ready."""
+    return [_pod(state) for state in pods]
+
+
+def answerers(
+    service: ServicePlan, port: ServicePortPlan, pods: Iterable[PodState], family: int
+) -> list[Answerer]:
+    """The pods that a Service port leads to, by labels and declared ports."""
+    found = []
+    for state in pods:
+        if state.pod.namespace != service.namespace or not service.selector:
+            continue
+        if not service.selector.items() <= state.pod.template.labels.items():
+            continue
+        target = _target(state, port)
+        if target and any((":" in address) == (family == 6) for address in state.addresses):
+            found.append(Answerer(state, target))
+    return found
+
+
+def is_served(service: ServicePlan, pods: Sequence[PodState]) -> bool:
+    """Whether any pod stands behind a Service on every node: not one of the policy Local, which depends."""
+    families = {6 if ":" in address else 4 for address in service.cluster_ips}
+    return not service.internal_local and any(
+        answerers(service, port, pods, family) for port in service.ports for family in families
+    )
+
+
+def routed_addresses(services: Iterable[ServicePlan]) -> Iterator[str]:
+    """Addresses that the world beyond has to be told where they are."""
+    yield from dict.fromkeys(address for service in services for address in service.external_ips)
+
+
+def _has_addresses(item: Any) -> bool:
+    spec = item.service.spec
+    return spec.type != "ExternalName" and bool(spec.cluster_ips) and spec.cluster_ips[0] != "None"
+
+
+def _plan(item: Any) -> ServicePlan:
+    service, spec = item.service, item.service.spec
+    targets = {(port.port, port.protocol): port.target_port or port.port for port in item.spec.ports}
+    ingress = tuple(one.ip for one in service.status.load_balancer.ingress if one.ip)
+    return ServicePlan(
+        namespace=service.metadata.namespace,
+        name=service.metadata.name,
+        cluster_ips=spec.cluster_ips,
+        external_ips=(*spec.external_ips, *ingress),
+        ports=tuple(
+            ServicePortPlan(port.port, port.protocol, targets[port.port, port.protocol], port.node_port)
+            for port in spec.ports
+        ),
+        selector=item.spec.selector,
+        internal_local=spec.internal_traffic_policy == "Local",
+        external_local=spec.external_traffic_policy == "Local",
+    )
+
+
+def _target(state: PodState, port: ServicePortPlan) -> int:
+    if isinstance(port.target, int):
+        return port.target
+    if port.target.isdecimal():
+        return int(port.target)
+    for container in state.pod.template.containers:
+        for declared in container.ports:
+            if declared.name == port.target and declared.protocol == port.protocol:
+                return declared.container_port
+    return 0
+
+
+def _pod(state: PodState) -> Json:
+    template = state.pod.template
+    ports: list[Mapping[str, Any]] = [
+        {
+            "containerPort": port.container_port,
+            "protocol": port.protocol,
+            **({"name": port.name} if port.name else {}),
+        }
+        for container in template.containers
+        for port in container.ports
+    ]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": state.pod.name, "namespace": state.pod.namespace, "labels": template.labels},
+        "spec": {
+            "nodeName": state.pod.node,
+            "hostNetwork": template.host_network,
+            "containers": [{"name": "all", "ports": ports}],
+        },
+        "status": {
+            "phase": "Running",
+            "podIPs": [{"ip": address} for address in state.addresses],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }

@@ -1,0 +1,132 @@
+"""Services of a lab: what the daemons are given, who ought to answer, which cells there are."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from samewire.kube.manifest_files import parse_manifests
+from samewire.lab.addressing import family_of
+from samewire.lab.matrix import Matrix
+from samewire.lab.probes import Expected, Observed, Probe, judge
+from samewire.lab.services import (
+    answerers,
+    is_served,
+    node_objects,
+    pod_objects,
+    routed_addresses,
+    service_plans,
+    with_ingress,
+)
+from samewire.lab.state import LabState
+from tests.support.lab import lab_state
+
+
+@pytest.fixture(scope="module")
+def guestbook() -> LabState:
+    return lab_state("guestbook")
+
+
+@pytest.fixture(scope="module")
+def probes(guestbook: LabState) -> list[Probe]:
+    return [probe for probe in Matrix(guestbook).probes() if probe.category.startswith("service: ")]
+
+
+def of(probes: list[Probe], category: str, row: str = "") -> list[Probe]:
+    found = [probe for probe in probes if probe.category == f"service: {category}" and row in probe.row]
+    assert found
+    return found
+
+
+def test_every_front_door_is_asked_by_everybody(probes: list[Probe]) -> None:
+    assert {probe.category.removeprefix("service: ") for probe in probes} == {
+        "ClusterIP",
+        "ClusterIP, policy Local",
+        "external IP",
+        "NodePort",
+        "NodePort, policy Local",
+    }
+    clients = {"pod", "the backend itself", "node", "outside", "pod of a kernel node"}
+    for category in ("external IP", "NodePort"):
+        rows = {probe.row.partition(" → ")[0] for probe in of(probes, category)}
+        assert rows == clients, category
+        assert {probe.family for probe in of(probes, category)} == {4, 6}
+    assert {probe.row.partition(" → ")[0] for probe in of(probes, "ClusterIP")} == clients - {"outside"}
+
+
+def test_who_may_answer_follows_from_the_policies(guestbook: LabState, probes: list[Probe]) -> None:
+    hosts = {
+        node.plan.name: {
+            pod.hostname
+            for pod in guestbook.pods
+            if pod.pod.owner == "Deployment/frontend" and pod.pod.node == node.plan.name
+        }
+        for node in guestbook.nodes
+    }
+    everywhere = set().union(*hosts.values())
+    assert all(hosts.values())
+    for probe in of(probes, "ClusterIP", "frontend:80"):
+        assert set(probe.expected.hostnames) == everywhere
+    for probe in of(probes, "NodePort, policy Local", "outside"):
+        node = next(node for node in guestbook.nodes if probe.address in node.plan.addresses)
+        assert set(probe.expected.hostnames) == hosts[node.plan.name]
+        assert probe.expected.sources == ("203.0.113.10",)
+    for probe in of(probes, "ClusterIP, policy Local", "node →"):
+        if not probe.row.startswith("pod"):
+            assert set(probe.expected.hostnames) == hosts[probe.source]
+
+
+def test_a_service_without_pods_is_expected_to_be_unreachable(probes: list[Probe]) -> None:
+    found = of(probes, "ClusterIP", "retired:80")
+    assert not any(probe.expected.reachable for probe in found)
+
+
+def test_pods_show_their_own_address_and_to_themselves_the_gateways(probes: list[Probe]) -> None:
+    for probe in of(probes, "ClusterIP", "pod → default/redis-leader"):
+        assert len(probe.expected.sources) == 1
+    for probe in of(probes, "ClusterIP", "the backend itself → default/redis-leader"):
+        assert len(probe.expected.sources) == 2
+        assert all(family_of(source) == probe.family for source in probe.expected.sources)
+
+
+def test_headless_services_have_no_cells(probes: list[Probe]) -> None:
+    assert not any("redis-all" in probe.row for probe in probes)
+
+
+def test_what_the_daemons_read_is_what_they_can_read(guestbook: LabState) -> None:
+    nodes = node_objects(node.plan for node in guestbook.nodes)
+    pods = pod_objects(guestbook.pods)
+    document = {"apiVersion": "v1", "kind": "List", "items": [*nodes, *pods]}
+    content = parse_manifests(json.dumps(document))
+    assert len(content.others) == len(guestbook.nodes) + len(guestbook.pods)
+
+
+def test_named_ports_are_each_pods_own(guestbook: LabState) -> None:
+    frontend = next(service for service in guestbook.services if service.name == "frontend")
+    assert frontend.ports[0].target == "http"
+    behind = answerers(frontend, frontend.ports[0], guestbook.pods, 6)
+    assert {one.port for one in behind} == {80}
+    assert is_served(frontend, guestbook.pods)
+    retired = next(service for service in guestbook.services if service.name == "retired")
+    assert not is_served(retired, guestbook.pods)
+
+
+def test_a_load_balancer_gets_an_address_of_each_family_unless_it_brings_one() -> None:
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "a", "namespace": "x"},
+        "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]},
+    }
+    own = {**service, "status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.9"}]}}}
+    given, kept = with_ingress([service, own], ("192.0.2.0/30", "2001:db8::/126"))
+    assert given["status"]["loadBalancer"]["ingress"] == [{"ip": "192.0.2.1"}, {"ip": "2001:db8::1"}]
+    assert kept == own
+    assert list(routed_addresses(service_plans([given], ("10.96.0.0/16",)))) == ["192.0.2.1", "2001:db8::1"]
+
+
+def test_any_of_several_may_answer() -> None:
+    probe = Probe("c", "r", "tcp", "a", "", "tcp", "10.96.0.1", 80, Expected(hostnames=("one", "two")))
+    assert judge(probe, Observed(True, hostname="two")).ok
+    assert "three, expected one or two" in judge(probe, Observed(True, hostname="three")).why
