@@ -9,6 +9,7 @@ from typing import Final
 from samewire.errors import SamewireError
 from samewire.hcn.switch import StoreView
 from samewire.node.apply import NodeSwitch
+from samewire.node.balancers import COUNTS
 from samewire.vfp.compile.balanced import TABLES
 from samewire.vfp.diff import Operation, Put, Remove
 from samewire.vfp.tables import TABLES as ALL_TABLES
@@ -36,6 +37,15 @@ class BalancerAudit:
             if self._unnamed:
                 self.found.append((table, f"{self._unnamed} more entries"))
                 self._unnamed = 0
+        if self._repair:
+            await self._sweep_counts()
+
+    async def _sweep_counts(self) -> None:
+        """Remove what the programs have counted for services that are no more."""
+        async with self._switch.lock:
+            tables, known = self._switch.kernel.tables, self._switch.balancers.owners()
+            counted = [key for key, _ in tables.rows(COUNTS)]
+            tables.remove_rows(COUNTS, [key for key in counted if int.from_bytes(key, "little") not in known])
 
     async def _table(self, table: str) -> None:
         switch = self._switch

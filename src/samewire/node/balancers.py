@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
 import msgspec
+import structlog
 
-from samewire.errors import Conflict, SamewireError
+from samewire.errors import Conflict, KernelError, SamewireError
 from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.schema import Endpoint, Network
 from samewire.node.numbers import StoreNumbers
@@ -19,6 +20,7 @@ from samewire.node.tables import KernelTables
 from samewire.vfp.compile.balanced import (
     TABLES,
     Held,
+    HeldPort,
     Rows,
     backends_by_service,
     highest_number,
@@ -35,6 +37,10 @@ from samewire.vfp.compile.members import Member
 from samewire.vfp.compile.places import Domain, Places
 from samewire.vfp.model import Compiled, NodeFacts
 
+log = structlog.get_logger(__name__)
+
+COUNTS: Final = "sw_service_counts"
+
 
 class BalancerView(Protocol):
     """The objects that load balancers are compiled from."""
@@ -47,11 +53,14 @@ class BalancerView(Protocol):
 
 
 class BalancerChange(msgspec.Struct):
-    """A planned change. ``puts`` and ``removals`` by table; ``held``: what its load balancers have afterwards."""
+    """A planned change. ``puts`` and ``removals`` by table; ``held``: what its load balancers have afterwards;
+    ``gone``: keys of the services that are no more.
+    """
 
     puts: dict[str, Rows]
     removals: dict[str, list[bytes]]
     held: dict[str, Held | None]
+    gone: list[bytes]
 
 
 class Balancers:
@@ -110,7 +119,12 @@ class Balancers:
             table: {key: row for key, row in rows.items() if self.rows[table].get(key) != row}
             for table, rows in puts.items()
         }
-        return BalancerChange(changed, removals, held)
+        return BalancerChange(changed, removals, held, self._gone(held))
+
+    def _gone(self, held: Mapping[str, Held | None]) -> list[bytes]:
+        before = {port.service for found in held for port in _ports(self._held.get(found))}
+        after = {port.service for now in held.values() for port in _ports(now)}
+        return [number.to_bytes(4, "little") for number in before - after]
 
     def _merge(self, table: str, rows: Rows, puts: Rows, stale: set[bytes]) -> None:
         present = self.rows[table]
@@ -141,6 +155,10 @@ class Balancers:
                 self._held.pop(load_balancer_id, None)
             else:
                 self._held[load_balancer_id] = held
+        try:
+            self._tables.remove_rows(COUNTS, change.gone)
+        except KernelError as error:
+            log.warning("counts of removed services stay until the next audit", error=str(error))
 
     def take_back(self, change: BalancerChange) -> None:
         """Give the kernel back what it had before a change that has not been accepted. Raises KernelError."""
@@ -153,22 +171,28 @@ class Balancers:
             self._tables.remove_rows(table, new)
 
     def restore(
-        self, view: BalancerView, facts: NodeFacts, failed: Callable[[str, SamewireError], None]
+        self,
+        view: BalancerView,
+        facts: NodeFacts,
+        old_rows: Callable[[str], Rows | None],
+        failed: Callable[[str, SamewireError], None],
     ) -> None:
         """Take over at start what the kernel has, and write what it lacks. Raises KernelError.
 
-        What is there too much is left to the audit. A load balancer that cannot be compiled is told to ``failed``.
+        ``old_rows``: what a table had whose map is new, None for those that are not. What is there too much is left to
+        the audit. A load balancer that cannot be compiled is told to ``failed``.
         """
         kernel: dict[str, Rows] = {table: dict(self._tables.rows(table)) for table in TABLES}
+        known = {table: old_rows(table) or kernel[table] for table in TABLES}
         self._numbers.begin()
-        self._numbers.start_above(highest_number(kernel))
-        by_service = backends_by_service(kernel["sw_backends"])
+        self._numbers.start_above(max(highest_number(kernel), highest_number(known)))
+        by_service = backends_by_service(known["sw_backends"])
         environments: dict[str, Environment] = {}
         for value in view.load_balancers():
             try:
                 env = environments.get(value.network_id)
                 if env is None:
-                    env = self._environment(value.network_id, view, facts)._replace(rows=kernel)
+                    env = self._environment(value.network_id, view, facts)._replace(rows=known)
                     environments[value.network_id] = env
                 compiled = compile_load_balancer(value, env, adopt(value, env, by_service))
                 for table, rows in zip(TABLES, compiled.rows, strict=True):
@@ -235,3 +259,7 @@ class Balancers:
 
 
 _NOTHING: Final[set[bytes]] = set()
+
+
+def _ports(held: Held | None) -> tuple[HeldPort, ...]:
+    return held.ports if held is not None else ()

@@ -53,6 +53,29 @@ class Migration:
                 copied[source.name] = sum(self._copy_map(source.name, old) for old in source.maps)
         return copied
 
+    def old_rows(self, name: str) -> dict[bytes, bytes] | None:
+        """What the map that is being replaced has, in the new layout; None when the map in use stays. Raises
+        KernelError.
+        """
+        source = next((found for found in self._board.sources if found.name == name), None)
+        if source is None:
+            return None
+        table = TABLES[name]
+        key, value = self._converter(table.key.c_name), self._converter(table.value.c_name)
+        if key is None or value is None:
+            log.warning("the old map's content cannot be converted", map=name)
+            return {}
+        try:
+            # The most recent map comes first in the list, and counts.
+            return {key(k): value(v) for old in reversed(source.maps) for k, v in old.items()}
+        except ValueError:
+            log.warning("the old map is not of the saved object's layout", map=name)
+            return {}
+
+    def _converter(self, c_name: str) -> Convert | None:
+        """Plain integers stay what they are."""
+        return self._converters.get(c_name) if c_name else bytes
+
     def _copy_map(self, name: str, old: BpfMap) -> int:
         table = TABLES[name]
         convert_key = self._converters.get(table.key.c_name)

@@ -168,8 +168,10 @@ class Node:
         tables = self.switch.kernel.tables
         operations = diff(self.switch.wanted.entries.tables(), tables.read())
         tables.write([operation for operation in operations if isinstance(operation, Put)])
-        self.switch.balancers.restore(self.store.state, self.switch.node_facts, _cannot_balance)
         migration = Migration(self.board)
+        self.switch.balancers.restore(
+            self.store.state, self.switch.node_facts, migration.old_rows, _cannot_balance
+        )
         copied = Counter(migration.copy())
         self.hooks.attach_own(self.devices.tunnel_ifindex, self.devices.host_peer_ifindex)
         self._attach(self.uplink)

@@ -20,6 +20,7 @@ from samewire.node.node import Node, switch_object
 from samewire.node.stats import all_counters
 from samewire.trace.context import EndpointInfo, PortInfo, TraceRun, describe_endpoints
 from samewire.trace.snapshot import LinkInfo, Snapshot
+from samewire.vfp.compile.balanced import TABLES as BALANCED
 from samewire.vfp.constants import Arrival, Counter
 from samewire.vfp.model import LINK_GROUP, Entries
 from samewire.vfp.record import Record
@@ -30,7 +31,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _TRACE_ONLY: Final = frozenset({"sw_trace_input", "sw_trace_output"})
-_POSITIONS: Final = "sw_flow_slots"  # tells nothing that sw_flows does not, and is large
+# Large; sw_flow_slots tells nothing that sw_flows does not.
+_ONLY_BY_NAME: Final = frozenset({*_TRACE_ONLY, *BALANCED, "sw_flow_slots"})
 _AGEING_LOOK_S: Final = 0.2
 _SYSCTLS: Final = ("rp_filter", "forwarding", "accept_local")
 
@@ -74,8 +76,11 @@ class ToolView:
         return self._names.get(ifindex, "")
 
     def tables(self, names: Collection[str] = ()) -> Entries:
-        """The content of tables as the kernel has them now. Raises KernelError, NotFound."""
-        wanted = names or [name for name in TABLES if name not in _TRACE_ONLY and name != _POSITIONS]
+        """The content of tables as the kernel has them now. Raises KernelError, NotFound.
+
+        Those of load balancers only by name: there may be very much in them.
+        """
+        wanted = names or [name for name in TABLES if name not in _ONLY_BY_NAME]
         for name in wanted:
             if name not in self._node.board.maps or name not in TABLES:
                 raise NotFound("table", name)
