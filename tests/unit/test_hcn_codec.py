@@ -106,7 +106,7 @@ def test_a_network_without_type_is_nat() -> None:
     assert network().type is NetworkType.NAT
 
 
-@pytest.mark.parametrize("name", ["ICS", "Layered", "", 1, 99, True])
+@pytest.mark.parametrize("name", ["Mirrored", "Layered", "", 99, True])
 def test_unknown_network_types_have_their_own_code(name: Any) -> None:
     error = refused(Kind.NETWORK, {"Type": name})
     assert error.code is HcnCode.INVALID_NETWORK_TYPE

@@ -178,7 +178,7 @@ async def test_faulty_filters(path: Path, query: str, code: HcnCode) -> None:
         ("POST", "/v2/networks", b"\xff\xfe", 400, HcnCode.INVALID_JSON),
         ("POST", "/v2/networks", b"[" * 100_000, 400, HcnCode.INVALID_JSON),
         ("POST", "/v2/networks", b'{"Flags":' + b"9" * 9999 + b"}", 400, HcnCode.INVALID_JSON),
-        ("POST", "/v2/networks", b'{"Type":"ICS"}', 400, HcnCode.INVALID_NETWORK_TYPE),
+        ("POST", "/v2/networks", b'{"Type":"Mirrored"}', 400, HcnCode.INVALID_NETWORK_TYPE),
         ("POST", "/v2/networks", b" " * (MAX_REQUEST_BYTES + 1), 413, HcnCode.E_INVALIDARG),
         ("POST", f"/v2/networks/{MISSING}", b'{"ResourceType":"x"}', 400, HcnCode.REQUEST_UNSUPPORTED),
         ("POST", f"/v2/routes/{MISSING}", b'{"ResourceType":"x"}', 400, HcnCode.REQUEST_UNSUPPORTED),

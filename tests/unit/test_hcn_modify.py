@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from samewire.hcn.codec import decode_modify
+from samewire.errors import NotFound
+from samewire.hcn.codec import decode_modify, decode_object
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.plan.network_changes import VFP_EXTENSION
 from samewire.hcn.policies import (
@@ -221,3 +222,28 @@ async def test_no_pod_has_the_address_of_its_subnet(service: HnsService) -> None
     with pytest.raises(HcnError) as caught:
         await service.modify(Kind.NAMESPACE, namespace.id, decode_modify(Kind.NAMESPACE, joined))
     assert caught.value.code is HcnCode.ADDR_INVALID_OR_RESERVED
+
+
+async def test_codes_of_rare_situations(service: HnsService, switch: FakeSwitch) -> None:
+    for kind in ("ICS", "ConstrainedICS", 1):
+        with pytest.raises(HcnError) as caught:
+            decode_object(Kind.NETWORK, {"Type": kind})
+        assert caught.value.code is HcnCode.ICS_DISABLED
+    network = await service.create_network(bridge())
+    mtu = {"Type": "InterfaceParameters", "Settings": {"Mtu": 1400}}
+    pod = await service.create_endpoint(Endpoint(network_id=network.id))
+    await modify(service, pod, "Add", policies(mtu))
+    again = await refused(service, pod, "Add", policies(mtu))
+    assert again.code is HcnCode.INTERFACEPARAMETERS_ALREADY_APPLIED
+    other = {"Type": "InterfaceConstraint", "Settings": {"InterfaceAlias": "eth9"}}
+    assert (await refused(service, network, "Add", policies(other))).code is HcnCode.ADAPTER_NOT_FOUND
+    namespace = await service.create_namespace(Namespace(netns_path="/run/netns/gone"))
+    switch.fail_next = NotFound("network namespace", "/run/netns/gone")
+    joined = {"ResourceType": "Endpoint", "RequestType": "Add", "Settings": {"EndpointId": pod.id}}
+    with pytest.raises(HcnError) as caught:
+        await service.modify(Kind.NAMESPACE, namespace.id, decode_modify(Kind.NAMESPACE, joined))
+    assert caught.value.code is HcnCode.NAMESPACE_ATTACH_FAILED
+    await service.close()
+    with pytest.raises(HcnError) as caught:
+        await service.create_namespace(Namespace())
+    assert caught.value.code is HcnCode.MANAGER_STOPPED

@@ -50,6 +50,8 @@ def error_response(status: int, code: HcnCode, message: str) -> web.Response:
 def classify(error: SamewireError) -> tuple[int, HcnCode]:
     """Return the HTTP status and HRESULT of an error."""
     if isinstance(error, HcnError):
+        if error.code is HcnCode.MANAGER_STOPPED:
+            return 503, error.code
         if error.code in _NOT_FOUND:
             return 404, error.code
         return (409 if error.code in _CLASHES else 400), error.code

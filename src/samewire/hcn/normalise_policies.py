@@ -103,7 +103,7 @@ def check_policies(policies: Iterable[Policy], scope: Scope, path: str) -> tuple
             _fail(
                 f"{path}[{index}]",
                 f"there is already such a {type(policy).__name__}",
-                HcnCode.POLICY_ALREADY_EXISTS,
+                already_there(policy),
             )
         seen.add(mine)
         result.append(canonical)
@@ -116,6 +116,13 @@ def check_policy(policy: Policy, scope: Scope, path: str) -> Policy:
         return _checked(policy, scope)
     except HcnError as error:
         raise HcnError(error.code, f"{path}.{error.message}") from None
+
+
+def already_there(policy: Policy) -> HcnCode:
+    """Return the code of a policy that may be there once, and is."""
+    if isinstance(policy, InterfaceParameters):
+        return HcnCode.INTERFACEPARAMETERS_ALREADY_APPLIED
+    return HcnCode.POLICY_ALREADY_EXISTS
 
 
 def identity(policy: Policy) -> object:

@@ -20,6 +20,9 @@ Read = Callable[[Any, str], Any]
 NETWORK_MODES = ("NAT", "ICS", "Transparent", "L2Bridge", "L2Tunnel", "Overlay", "Private", "Internal")
 """Network types by number: the schema's order, some of which are not implemented here."""
 
+ICS_MODES = frozenset({"ics", "1", "constrainedics"})
+"""Internet connection sharing by name or number, lower case."""
+
 PROTOCOLS = {"icmpv4": 1, "igmp": 2, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
 
 
@@ -84,9 +87,12 @@ def enum_reader(wanted: type[enum.Enum]) -> Read:
         str(number): names[name.lower()] for number, name in enumerate(numbers) if name.lower() in names
     }
     code = HcnCode.INVALID_NETWORK_TYPE if wanted is NetworkType else HcnCode.INVALID_JSON
+    shared = ICS_MODES if wanted is NetworkType else frozenset()
 
     def read(value: Any, path: str) -> enum.Enum:
         text = str(value).lower()
+        if text in shared:
+            fail(path, "internet connection sharing is disabled here; use NAT", HcnCode.ICS_DISABLED)
         if not isinstance(value, str | int) or text not in names:
             expected = ", ".join(str(member.value) for member in members)
             fail(path, f"expected one of {expected}, got {value!r:.40}", code)

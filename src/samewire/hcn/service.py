@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 
-from samewire.errors import SamewireError
+from samewire.errors import NotFound, SamewireError
 from samewire.hcn.errors import HcnCode, HcnError, StoreError
 from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.notifications import Notifications
@@ -62,6 +62,7 @@ class HnsService:
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
         self.notifications = Notifications()
+        self._stopped = False
 
     @property
     def view(self) -> State:
@@ -69,7 +70,8 @@ class HnsService:
         return self._store.state
 
     async def close(self) -> None:
-        """Wait for changes that are under way."""
+        """Take no more changes, and wait for those that are under way."""
+        self._stopped = True
         if self._running:
             await asyncio.wait(self._running)
 
@@ -88,7 +90,14 @@ class HnsService:
         modify = _MODIFIERS.get(kind)
         if modify is None:
             raise HcnError(HcnCode.REQUEST_UNSUPPORTED, f"{kind.value} cannot be modified; delete and create")
-        await self._change(lambda context: modify(context, object_id.upper(), request))
+        try:
+            await self._change(lambda context: modify(context, object_id.upper(), request))
+        except NotFound as error:
+            if kind is not Kind.NAMESPACE:
+                raise
+            raise HcnError(
+                HcnCode.NAMESPACE_ATTACH_FAILED, f"the endpoint cannot be attached: {error}"
+            ) from error
         return self.get(kind, object_id)
 
     async def delete(self, kind: Kind, object_id: str) -> None:
@@ -181,6 +190,9 @@ class HnsService:
         return await self._to_the_end(self._transaction(plan))
 
     async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._stopped:
+            work.close()
+            raise HcnError(HcnCode.MANAGER_STOPPED, "the service is stopping; ask again when it is back")
         task = asyncio.ensure_future(work)
         self._running.add(task)
         task.add_done_callback(self._finished)

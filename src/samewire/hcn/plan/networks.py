@@ -14,6 +14,7 @@ from samewire.hcn.plan.endpoints import delete_endpoints
 from samewire.hcn.plan.policies import check_sets
 from samewire.hcn.policies import (
     DrMacAddress,
+    InterfaceConstraint,
     NetAdapterName,
     Policy,
     ProviderAddress,
@@ -153,6 +154,12 @@ def check_adapter(policies: tuple[Policy, ...], facts: NodeFacts) -> None:
         raise HcnError(
             HcnCode.ADAPTER_NOT_FOUND,
             f"$.Policies: the uplink of this node is {facts.uplink}, not {adapter.network_adapter_name}",
+        )
+    constraint = first(policies, InterfaceConstraint)
+    if constraint and constraint.interface_alias not in ("", facts.uplink):
+        raise HcnError(
+            HcnCode.ADAPTER_NOT_FOUND,
+            f"$.Policies: the uplink of this node is {facts.uplink}, not {constraint.interface_alias}",
         )
     provider = first(policies, ProviderAddress)
     if provider and provider.provider_address not in facts.management_ips:

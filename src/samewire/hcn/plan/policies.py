@@ -6,7 +6,14 @@ from collections import Counter
 from collections.abc import Iterable
 
 from samewire.hcn.errors import HcnCode, HcnError
-from samewire.hcn.normalise_policies import REPEATABLE, Scope, check_policies, check_policy, identity
+from samewire.hcn.normalise_policies import (
+    REPEATABLE,
+    Scope,
+    already_there,
+    check_policies,
+    check_policy,
+    identity,
+)
 from samewire.hcn.policies import Policy, SetPolicy, policy_type, sets_named
 from samewire.hcn.schema import Network
 
@@ -26,9 +33,7 @@ def add_policies(present: Policies, given: Policies, scope: Scope) -> Policies:
         for index, mine in single:
             if mine in there:
                 name = policy_type(new[index])
-                raise HcnError(
-                    HcnCode.POLICY_ALREADY_EXISTS, f"{GIVEN}[{index}]: there is already such a {name}"
-                )
+                raise HcnError(already_there(new[index]), f"{GIVEN}[{index}]: there is already such a {name}")
     return (*present, *new)
 
 
