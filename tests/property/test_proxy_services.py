@@ -29,8 +29,8 @@ from samewire.proxy.controller import ServiceProxy
 from samewire.proxy.frontends import VipKind, frontends, rules
 from samewire.proxy.members import PortKey, collect
 from samewire.proxy.topology import Member, choose
+from tests.support.kube_services import HERE, PLACE, THERE, service
 from tests.support.proxy import FakeSource, FakeWriter
-from tests.support.services import HERE, PLACE, THERE, service
 
 NAMES = ("a", "b", "c")
 DRAINING = int(BackendFlags.DRAINING)

@@ -17,7 +17,7 @@ from samewire.kube.model import (
 )
 from samewire.proxy.compile import Compiled, Settings, compile_service
 from samewire.proxy.ids import OWNER, load_balancer_id, service_key, service_name
-from tests.support.services import HERE, PLACE, endpoint, endpoint_slice, service
+from tests.support.kube_services import HERE, PLACE, endpoint, endpoint_slice, service
 
 SETTINGS = Settings(PLACE, "NETWORK")
 LOCAL, DRAINING, ONLY = 1, 2, 4

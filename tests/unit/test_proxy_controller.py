@@ -12,8 +12,8 @@ from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.kube.model import Node, NodeMetadata, NodeSpec, ServicePort, Taint
 from samewire.proxy.controller import ServiceProxy
 from samewire.proxy.ids import OWNER
+from tests.support.kube_services import HERE, endpoint, endpoint_slice, service
 from tests.support.proxy import FakeSource, FakeWriter
-from tests.support.services import HERE, endpoint, endpoint_slice, service
 
 ZONE = "topology.kubernetes.io/zone"
 

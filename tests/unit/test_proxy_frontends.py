@@ -12,7 +12,7 @@ from samewire.kube.model import (
     ServicePort,
 )
 from samewire.proxy.frontends import VipKind, frontends, is_ours, rules
-from tests.support.services import service
+from tests.support.kube_services import service
 
 DUAL = ("10.96.0.10", "fd96::10")
 

@@ -6,7 +6,7 @@ from samewire.kube.model import EndpointPort, SliceLabels
 from samewire.kube.source import Change
 from samewire.proxy.members import PortKey, collect, local_ready_addresses
 from samewire.proxy.table import ServiceTable
-from tests.support.services import HERE, endpoint, endpoint_slice, service
+from tests.support.kube_services import HERE, endpoint, endpoint_slice, service
 
 HTTP = PortKey("http", "TCP", 4)
 
