@@ -17,6 +17,7 @@ from samewire.hcn.schema import Kind, Network
 from samewire.hcn.switch import Change
 from samewire.kernel import faults
 from samewire.kernel.bpf import unmount_bpffs
+from samewire.node.balancers import Balancers
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
@@ -153,6 +154,33 @@ async def test_a_restart_writes_nothing(node: Node, start: Start) -> None:
     kept = {key for key, row in before["sw_backends"].items() if row[3] == 5}
     assert kept == {key for key, row in actual(again)["sw_backends"].items() if row[3] == 5}
     assert not actual(again)["sw_backends"].keys() & (before["sw_backends"].keys() - kept)
+
+
+async def test_new_maps_are_filled_under_the_old_numbers(node: Node) -> None:
+    await change(node, *numbered(40, "192.168.1.5", "192.168.1.6"))
+    before = actual(node)
+    for table in TABLES:
+        node.board.maps[table].delete_batch(before[table])
+
+    def failed(load_balancer_id: str, error: SamewireError) -> None:
+        raise AssertionError(f"{load_balancer_id}: {error}")
+
+    fresh = Balancers(node.switch.kernel.tables, node.switch.numbers, lambda _: None)
+    fresh.restore(node.service.view, node.switch.node_facts, before.__getitem__, failed)
+    assert actual(node) == fresh.rows == before
+
+
+async def test_counts_go_with_their_service(node: Node) -> None:
+    await change(node, *numbered(2, "192.168.1.5"))
+    counts = node.board.maps["sw_service_counts"]
+    ids = [node.switch.balancers.service_ids(guid(i))[0][2].to_bytes(4, "little") for i in (1, 2)]
+    for key in (*ids, (10**6).to_bytes(4, "little")):
+        counts.update(key, bytes(counts.value_size))
+    await change(node, delete=(guid(1),))
+    assert ids[0] not in dict(counts.items())
+    report = await node.auditor.audit()
+    assert set(dict(counts.items())) == {ids[1]}
+    assert report.differences == ()
 
 
 async def test_numbers_are_never_used_twice(node: Node, start: Start) -> None:
