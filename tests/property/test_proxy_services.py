@@ -134,8 +134,19 @@ def apply(source: FakeSource, step: tuple[str, Service | EndpointSlice]) -> None
         source.remove(source.objects(type(value))[value.key])
 
 
-async def run(script: list[Any], refuse: Callable[[LoadBalancer], str], one_by_one: bool) -> FakeWriter:
+async def run(
+    script: list[Any],
+    refuse: Callable[[LoadBalancer], str] = lambda value: "",
+    *,
+    one_by_one: bool = True,
+    rebuild: bool = False,
+) -> FakeWriter:
+    """What is written after a script; ``rebuild``: by a proxy that only ever sees how it ends."""
     source, writer = FakeSource(), FakeWriter()
+    if rebuild:
+        for step in script:
+            apply(source, step)
+        script = []
     writer.refuse = refuse
     proxy = ServiceProxy(source, writer, HERE)  # type: ignore[arg-type]
     proxy.start()
@@ -157,10 +168,12 @@ def shown(writer: FakeWriter) -> dict[str, Any]:
 
 @settings(max_examples=80, deadline=None)
 @given(steps)
-def test_step_by_step_is_all_at_once(script: list[Any]) -> None:
-    stepwise = asyncio.run(run(script, lambda value: "", True))
-    at_once = asyncio.run(run(script, lambda value: "", False))
-    assert shown(stepwise) == shown(at_once)
+def test_step_by_step_is_all_at_once_and_a_full_rebuild(script: list[Any]) -> None:
+    stepwise = asyncio.run(run(script))
+    at_once = asyncio.run(run(script, one_by_one=False))
+    rebuilt = asyncio.run(run(script, rebuild=True))
+    assert shown(stepwise) == shown(rebuilt)
+    assert shown(at_once) == shown(rebuilt)
 
 
 @settings(max_examples=40, deadline=None)
@@ -172,8 +185,8 @@ def test_one_bad_service_blocks_no_other(script: list[Any], bad: str) -> None:
     def others(writer: FakeWriter) -> dict[str, Any]:
         return {key: value for key, value in shown(writer).items() if not refuse(writer.objects[key])}
 
-    good = asyncio.run(run(script, lambda value: "", True))
-    hampered = asyncio.run(run(script, refuse, True))
+    good = asyncio.run(run(script))
+    hampered = asyncio.run(run(script, refuse))
     assert others(hampered) == others(good)
     assert len(others(hampered)) == len(hampered.objects)
 
