@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /*
- * acl.h - the ACL layers: the port's prioritised 5-tuple list, first match wins, no match blocks.
+ * acl.h - the ACL layers. Every question about a connection is answered with a vector of the rules that are content
+ * with it (layout.h, "ACL tables"); the first rule in all of them decides, and none blocks.
  */
 #ifndef SAMEWIRE_ACL_H
 #define SAMEWIRE_ACL_H
@@ -8,90 +9,273 @@
 #include "account.h"
 #include "tables.h"
 
-struct sw_acl_walk {
-	struct sw_acl_key key;
-	__u32 rule; /* 0: nothing matched */
-	__u16 local_port;
-	__u16 remote_port;
-	__u8 family;
-	__u8 protocol;
-	__u8 action;
-	__u8 local_is_source;
+/* Room for what would not fit on the stack. */
+struct sw_acl_scratch {
+	struct sw_acl_vector joined[2]; /* by side: the rules that an address and its sets satisfy */
+	struct sw_acl_prefix_key prefix;
+	/* The sets of an address being looked through. */
+	struct sw_set_class_key class;
+	struct sw_acl_set_key set;
+	__u32 words;
 };
 
-SW_INLINE int sw_in_prefix(const struct sw_addr *address, const struct sw_addr *prefix, __u8 bits)
-{
-	const __be32 *a = (const __be32 *)address->b;
-	const __be32 *p = (const __be32 *)prefix->b;
-	int i;
+SW_MAP(sw_acl_scratch, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct sw_acl_scratch, 1, 0);
 
-	for (i = 0; i < 4; i++) {
-		if (bits < 32)
-			return !bits || !((bpf_ntohl(a[i]) ^ bpf_ntohl(p[i])) >> (32 - bits));
-		if (a[i] != p[i])
-			return 0;
-		bits -= 32;
-	}
-	return 1;
+SW_INLINE struct sw_acl_scratch *sw_acl_scratch_here(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&sw_acl_scratch, &zero);
 }
 
-static long sw_acl_try(__u32 index, void *context)
+/* The place of the lowest bit: the number of zeros below it. Without branches, of which the verifier tries every one. */
+SW_INLINE __u32 sw_lowest_bit(__u64 word)
 {
-	struct sw_acl_walk *walk = context;
-	struct sw_packet *p = sw_packet_here();
-	struct sw_acl_rule *rule;
+	__u64 n = (word & -word) - 1;
 
-	walk->key.index = index;
-	rule = bpf_map_lookup_elem(&sw_acl, &walk->key);
-	if (!rule || !p)
-		return 1; /* a set in removal: nothing matched, blocked */
-	if (rule->protocol != SW_PROTOCOL_ANY && rule->protocol != walk->protocol)
+	n -= (n >> 1) & 0x5555555555555555ULL;
+	n = (n & 0x3333333333333333ULL) + ((n >> 2) & 0x3333333333333333ULL);
+	n = (n + (n >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
+	return (n * 0x0101010101010101ULL) >> 56;
+}
+
+/* A table's vectors use only its first words; most tables have one. */
+SW_INLINE void sw_acl_add(struct sw_acl_vector *to, const struct sw_acl_vector *from, __u32 words)
+{
+	int i;
+
+	to->summary |= from->summary;
+	to->word[0] |= from->word[0];
+	if (words == 1)
+		return;
+	for (i = 1; i < SW_ACL_WORDS; i++)
+		to->word[i] |= from->word[i];
+}
+
+/* One of the sets that an address is in: the rules that name it join in. */
+static long sw_acl_join_set(__u32 index, void *context)
+{
+	struct sw_acl_scratch *scratch = sw_acl_scratch_here();
+	struct sw_acl_vector *more;
+	struct sw_set_class *sets;
+	__u64 *number;
+
+	if (!scratch)
+		return 1;
+	scratch->class.chunk = index / SW_CLASS_SETS;
+	sets = bpf_map_lookup_elem(&sw_set_classes, &scratch->class);
+	if (!sets)
+		return 1;
+	scratch->set.set = sets->set[index % SW_CLASS_SETS];
+	if (!scratch->set.set)
+		return 1;
+	number = bpf_map_lookup_elem(&sw_acl_sets, &scratch->set);
+	if (!number)
 		return 0;
-	if (rule->family && rule->family != walk->family)
+	more = bpf_map_lookup_elem(&sw_acl_vectors, number);
+	if (more)
+		sw_acl_add(&scratch->joined[scratch->set.side & 1], more, scratch->words);
+	return 0;
+}
+
+SW_INLINE void sw_acl_prefix_key(struct sw_acl_prefix_key *key, __u64 table, __u8 family, __u8 side,
+				 const struct sw_addr *address)
+{
+	key->prefix_bits = 96 + (family == 4 ? 32 : 128);
+	key->table_low = table;
+	key->table_high = table >> 32;
+	key->family = family;
+	key->side = side;
+	key->reserved[0] = 0;
+	key->reserved[1] = 0;
+	sw_copy_address(&key->address, address);
+}
+
+/* The rules that are content with an address; 0: none. */
+static __noinline struct sw_acl_vector *sw_acl_by_address(struct sw_packet *p, struct sw_port *port,
+							  struct sw_acl_scratch *scratch, __u32 side, int sets)
+{
+	const struct sw_addr *address = side == SW_ACL_SOURCE ? &p->first.source : &p->out.destination;
+	struct sw_acl_vector *found, *joined = side == SW_ACL_SOURCE ? &scratch->joined[0] : &scratch->joined[1];
+	__u64 *number;
+
+	sw_acl_prefix_key(&scratch->prefix, scratch->set.table, p->family, side, address);
+	number = bpf_map_lookup_elem(&sw_acl_prefixes, &scratch->prefix);
+	found = number ? bpf_map_lookup_elem(&sw_acl_vectors, number) : 0;
+	if (!sets)
+		return found;
+	sw_acl_prefix_key(&scratch->prefix, port->acl_space, p->family, SW_ACL_MEMBER, address);
+	number = bpf_map_lookup_elem(&sw_set_members, &scratch->prefix);
+	if (!number)
+		return found;
+	joined->summary = 0;
+	joined->word[0] = 0;
+	if (scratch->words > 1)
+		__builtin_memset(&joined->word[1], 0, sizeof(joined->word) - sizeof(joined->word[0]));
+	if (found)
+		sw_acl_add(joined, found, scratch->words);
+	scratch->class.class_number = *number;
+	scratch->set.side = side;
+	bpf_loop(SW_CLASS_CHUNKS * SW_CLASS_SETS, sw_acl_join_set, 0, 0);
+	return joined;
+}
+
+SW_INLINE struct sw_acl_vector *sw_acl_by_port(__u64 table, __u8 side, __u8 protocol, __be16 port)
+{
+	struct sw_acl_port_key key = {
+		.prefix_bits = 96,
+		.table_low = table,
+		.table_high = table >> 32,
+		.side = side,
+		.protocol = protocol,
+		.port = port,
+	};
+	__u64 *number = bpf_map_lookup_elem(&sw_acl_ports, &key);
+
+	return number ? bpf_map_lookup_elem(&sw_acl_vectors, number) : 0;
+}
+
+SW_INLINE void sw_acl_count(__u32 port, __u32 rule, __u32 side)
+{
+#ifndef TRACE
+	struct sw_acl_count_key key = { .port = port, .rule = rule, .side = side };
+	__u64 one = 1, *value = bpf_map_lookup_elem(&sw_acl_counts, &key);
+
+	if (!value && bpf_map_update_elem(&sw_acl_counts, &key, &one, BPF_NOEXIST) == -17 /* EEXIST */)
+		value = bpf_map_lookup_elem(&sw_acl_counts, &key);
+	if (value)
+		*value += 1;
+#endif
+}
+
+/* The search for the first rule that all vectors have. */
+struct sw_acl_search {
+	const struct sw_acl_vector *vector[4];
+	struct sw_acl_rule_key key;
+	__u64 summary; /* words in which it may be */
+	__u32 from;    /* rules before this one are passed */
+	__s32 found;
+};
+
+static long sw_acl_look(__u32 index, void *context)
+{
+	struct sw_acl_search *search = context;
+	struct sw_acl_rule *rule;
+	__u32 word, from;
+	__u64 bits;
+
+	if (!search->summary)
+		return 1;
+	word = sw_lowest_bit(search->summary) & (SW_ACL_WORDS - 1);
+	bits = search->vector[0]->word[word] & search->vector[1]->word[word] & search->vector[2]->word[word] &
+	       search->vector[3]->word[word];
+	from = search->from;
+	if (word == from >> 6)
+		bits &= ~0ULL << (from & 63);
+	if (!bits) {
+		search->summary &= search->summary - 1;
 		return 0;
-	if (walk->local_port < rule->local_port_low || walk->local_port > rule->local_port_high ||
-	    walk->remote_port < rule->remote_port_low || walk->remote_port > rule->remote_port_high)
-		return 0;
-	if (!sw_in_prefix(walk->local_is_source ? &p->first.source : &p->out.destination, &rule->local,
-			  rule->local_bits))
-		return 0;
-	if (!sw_in_prefix(walk->local_is_source ? &p->out.destination : &p->first.source, &rule->remote,
-			  rule->remote_bits))
-		return 0;
-	walk->rule = rule->rule;
-	walk->action = rule->action;
-	return 1;
+	}
+	search->key.index = word << 6 | sw_lowest_bit(bits);
+	rule = bpf_map_lookup_elem(&sw_acl_rules, &search->key);
+	if (!rule)
+		return 1;
+	if (rule->action != SW_ACL_PASS) {
+		search->found = search->key.index;
+		return 1;
+	}
+	search->from = rule->next;
+	search->summary &= ~0ULL << ((rule->next >> 6) & 63);
+	return 0;
 }
 
 /*
- * Judges the connection p->first with the destination of p->out (the un-SNATed client and the chosen DIP) by one
- * side's list. Writes the rule to p->rule (0 out, 1 in). Returns SW_GO_ON or a drop.
+ * The place of the first rule that all four vectors have; Pass goes on at the next stage. Returns -1 when there is none.
+ * A global function: verified once, and not for every origin that the vectors may have.
+ */
+__noinline int sw_acl_first(__u64 table, const struct sw_acl_vector *a, const struct sw_acl_vector *b,
+			    const struct sw_acl_vector *c, const struct sw_acl_vector *d)
+{
+	struct sw_acl_search search = { .key = { .table = table }, .found = -1 };
+
+	if (!a || !b || !c || !d)
+		return -1;
+	search.vector[0] = a;
+	search.vector[1] = b;
+	search.vector[2] = c;
+	search.vector[3] = d;
+	search.summary = a->summary & b->summary & c->summary & d->summary;
+	bpf_loop(SW_ACL_WORDS + SW_ACL_STAGES, sw_acl_look, &search, 0);
+	return search.found;
+}
+
+/*
+ * Judges the connection p->first with the destination of p->out by one side's rules. Writes the rule to p->rule (0 out,
+ * 1 in). Returns SW_ACL_ALLOW or SW_ACL_BLOCK. A global function: verified once.
+ */
+__noinline int sw_acl_decide(__u32 port_id, __u32 direction)
+{
+	struct sw_acl_vector *service, *source, *destination, *source_port;
+	struct sw_acl_scratch *scratch = sw_acl_scratch_here();
+	struct sw_packet *p = sw_packet_here();
+	struct sw_port *port = sw_find_port(port_id);
+	struct sw_acl_rule_key key = {};
+	struct sw_acl_rule *rule;
+	int ports, index;
+	__u32 shape;
+
+	if (!p || !port || !scratch)
+		return SW_ACL_BLOCK;
+	key.table = direction == SW_ACL_OUT ? port->acl_table[1] : port->acl_table[0];
+	shape = direction == SW_ACL_OUT ? port->acl_shape[1] : port->acl_shape[0];
+	scratch->words = direction == SW_ACL_OUT ? port->acl_words[1] : port->acl_words[0];
+	scratch->set.table = key.table;
+	ports = sw_has_ports(p->protocol);
+	service = sw_acl_by_port(key.table, SW_ACL_DESTINATION, p->protocol, ports ? p->out.destination_port : 0);
+	if (!service)
+		return SW_ACL_BLOCK;
+	/* A question that no rule asks: and-ing a vector with itself changes nothing. */
+	source = destination = source_port = service;
+	if (shape & SW_ACL_BY_SOURCE_PORT)
+		source_port = sw_acl_by_port(key.table, SW_ACL_SOURCE, 0, ports ? p->first.source_port : 0);
+	if (shape & SW_ACL_BY_SOURCE)
+		source = sw_acl_by_address(p, port, scratch, SW_ACL_SOURCE, shape & SW_ACL_BY_SOURCE_SETS);
+	if (shape & SW_ACL_BY_DESTINATION)
+		destination = sw_acl_by_address(p, port, scratch, SW_ACL_DESTINATION,
+						shape & SW_ACL_BY_DESTINATION_SETS);
+	if (!source || !destination || !source_port)
+		return SW_ACL_BLOCK;
+	index = sw_acl_first(key.table, service, source, destination, source_port);
+	if (index < 0)
+		return SW_ACL_BLOCK;
+	key.index = index;
+	rule = bpf_map_lookup_elem(&sw_acl_rules, &key);
+	if (!rule)
+		return SW_ACL_BLOCK;
+	if (direction == SW_ACL_OUT)
+		p->rule[0] = rule->rule;
+	else
+		p->rule[1] = rule->rule;
+	if (rule->rule)
+		sw_acl_count(port_id, rule->rule, direction);
+	return rule->action == SW_ACL_ALLOW ? SW_ACL_ALLOW : SW_ACL_BLOCK;
+}
+
+/*
+ * The ACL layer of one side: the un-SNATed client and the chosen DIP. Leaves the rule in p->rule (0 out, 1 in). Returns
+ * SW_GO_ON or a drop.
  */
 SW_INLINE int sw_judge(struct sw_packet *p, struct sw_port *port, __u32 port_id, int side)
 {
-	struct sw_acl_walk walk = {};
-	__u32 entries = port->acl_count[side] & 0xffff;
 	__u8 layer = side == SW_ACL_OUT ? SW_LAYER_ACL_OUT : SW_LAYER_ACL_IN;
-	__u16 source_port = sw_has_ports(p->protocol) ? bpf_ntohs(p->first.source_port) : 0;
-	__u16 destination_port = sw_has_ports(p->protocol) ? bpf_ntohs(p->out.destination_port) : 0;
 
-	if (!entries) {
+	if (!port->acl_words[side]) {
 		sw_step(p, layer, SW_STEP_PASS, 0, 0, port_id);
 		return SW_GO_ON;
 	}
-	if (entries > SW_MAX_ACL_PER_SET)
-		entries = SW_MAX_ACL_PER_SET;
-	walk.key.set = port->acl_set[side];
-	walk.family = p->family;
-	walk.protocol = p->protocol;
-	walk.local_is_source = side == SW_ACL_OUT;
-	walk.local_port = walk.local_is_source ? source_port : destination_port;
-	walk.remote_port = walk.local_is_source ? destination_port : source_port;
-	bpf_loop(entries, sw_acl_try, &walk, 0);
-	if (!walk.rule || walk.action != SW_ACL_ALLOW)
-		return sw_drop_at(p, port_id, layer, SW_REASON_BLOCKED, walk.rule);
-	p->rule[side == SW_ACL_IN] = walk.rule;
-	sw_step(p, layer, SW_STEP_PASS, SW_ACL_ALLOW, walk.rule, port_id);
+	if (sw_acl_decide(port_id, side) != SW_ACL_ALLOW)
+		return sw_drop_at(p, port_id, layer, SW_REASON_BLOCKED, p->rule[side == SW_ACL_IN]);
+	sw_step(p, layer, SW_STEP_PASS, SW_ACL_ALLOW, p->rule[side == SW_ACL_IN], port_id);
 	return SW_GO_ON;
 }
 

@@ -210,12 +210,12 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 		return sw_drop(p, SW_LAYER_FLOW, SW_REASON_MARTIAN);
 	if (flow->backend && !bpf_map_lookup_elem(&sw_backends, &flow->backend))
 		return SW_LOST;
-	if (own && own->generation != (side ? flow->generation[1] : flow->generation[0]))
+	if (own && sw_generation_of(own) != (side ? flow->generation[1] : flow->generation[0]))
 		return SW_STALE;
 	switch (action->fate) {
 	case SW_TO_PORT:
 		target = sw_find_port(action->target);
-		if (!target || target->generation != (side ? flow->generation[0] : flow->generation[1]))
+		if (!target || sw_generation_of(target) != (side ? flow->generation[0] : flow->generation[1]))
 			return SW_STALE;
 		break;
 	case SW_TO_UPLINK:

@@ -201,8 +201,8 @@ SW_INLINE int sw_target_layers(struct sw_packet *p)
 	if (!target)
 		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ENDPOINT);
 	p->port[1] = p->forward.target;
-	p->generation[1] = target->generation;
-	if (target->acl_count[SW_ACL_IN] || target->acl_count[SW_ACL_OUT])
+	p->generation[1] = sw_generation_of(target);
+	if (target->acl_words[SW_ACL_IN] || target->acl_words[SW_ACL_OUT])
 		p->needs_flow = 1;
 	if (target->nat_set && (p->first_arrival == SW_FROM_UPLINK || target->flags & SW_PORT_NAT_EXPLICIT))
 		p->needs_flow = 1; /* its replies must not take the NAT layer for a new connection */
@@ -283,10 +283,10 @@ SW_INLINE int sw_initiator_layers(struct sw_packet *p)
 	own = sw_find_port(p->first_port);
 	if (!own)
 		return sw_drop(p, SW_LAYER_PARSE, SW_REASON_UNKNOWN_PORT);
-	p->generation[0] = own->generation;
+	p->generation[0] = sw_generation_of(own);
 	if (sw_poses_as_tunnel(p, own))
 		return sw_drop_at(p, p->first_port, SW_LAYER_GUARD, SW_REASON_BLOCKED, 0);
-	if (own->acl_count[SW_ACL_IN] || own->acl_count[SW_ACL_OUT])
+	if (own->acl_words[SW_ACL_IN] || own->acl_words[SW_ACL_OUT])
 		p->needs_flow = 1;
 	if (sw_judge(p, own, p->first_port, SW_ACL_OUT) != SW_GO_ON)
 		return TC_ACT_SHOT;

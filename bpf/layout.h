@@ -14,15 +14,26 @@
 
 #include <linux/types.h>
 
-#define SW_LAYOUT_VERSION 2
+#define SW_LAYOUT_VERSION 3
 
 #define SW_MAX_PORTS 4096	   /* ports on one node */
 #define SW_MAX_ENDPOINTS 65536	   /* local and remote endpoints, all networks */
 #define SW_MAX_ROUTES 65536	   /* subnets, remote subnets, host addresses, all networks */
 #define SW_MAX_NEXTHOPS 65536	   /* provider addresses and gateways, and endpoints that are reached by DSR */
 #define SW_MAX_PORTMAPS 16384	   /* host ports */
-#define SW_MAX_ACL_ENTRIES 262144  /* expanded ACL entries, all sets */
-#define SW_MAX_ACL_PER_SET 1024	   /* entries that one first packet may look at */
+#define SW_MAX_ACL_RULES 262144	   /* ACL rules of all tables */
+#define SW_MAX_ACL_PREFIXES 524288 /* addresses in rules, all tables */
+#define SW_MAX_ACL_PORTS 262144	   /* protocols and ports in rules, all tables */
+#define SW_MAX_ACL_VECTORS 65536   /* different combinations of rules */
+#define SW_MAX_ACL_SETS 65536	   /* sets named by rules, all tables */
+#define SW_MAX_ACL_COUNTS 65536	   /* (port, rule) that have judged something */
+#define SW_MAX_SET_MEMBERS 1048576 /* addresses in IP sets, all networks */
+#define SW_MAX_SET_CLASSES 65536   /* different combinations of sets that an address is in */
+#define SW_MAX_SET_SPACES 4096	   /* networks with IP sets */
+#define SW_ACL_WORDS 64		   /* of a vector, 64 rules each: 4096 rules a table */
+#define SW_ACL_STAGES 64	   /* tiers of a table, and the list behind them */
+#define SW_CLASS_SETS 16	   /* sets in a chunk of a class */
+#define SW_CLASS_CHUNKS 16	   /* 256 sets for an address */
 #define SW_MAX_NAT_PREFIXES 65536  /* OutBoundNAT prefixes, all sets */
 #define SW_MAX_VNIS 4096	   /* overlay subnets */
 #define SW_MAX_FLOWS 131072	   /* default; the daemon sets it at load */
@@ -156,9 +167,11 @@ struct sw_port {
 	__u8 gateway_mac[6]; /* of the host end; what the switch answers for the gateway */
 	struct sw_addr address[2]; /* [0] IPv4, [1] IPv6; zero = none */
 	struct sw_addr gateway[2]; /* source of ICMP errors and of hairpinned connections */
-	__u32 acl_set[2];	   /* [0] in, [1] out: keys of sw_acl */
-	__u16 acl_count[2];	   /* entries in each set; 0 = everything passes */
 	__u32 nat_set;		   /* key of sw_nat; 0 = no OutBoundNAT */
+	__u64 acl_table[2];	   /* [0] in, [1] out: in the keys of sw_acl_* */
+	__u64 acl_space;	   /* key of sw_acl_spaces: whose sets the rules name; 0 = they name none */
+	__u8 acl_words[2];	   /* of the tables' vectors; 0 = everything passes */
+	__u8 acl_shape[2];	   /* SW_ACL_BY_*: what the rules ask about */
 	__u32 mtu;		   /* of the endpoint's interface */
 };
 
@@ -377,34 +390,132 @@ struct sw_service_count {
 	__u64 ended;	   /* packets of connections whose backend was removed: each ends one */
 };
 
-/* ---- sw_acl: hash[SW_MAX_ACL_ENTRIES] ------------------------------------------------------------------------
- * The simple prioritised list: entries 0..count-1 of a set are in order of priority, first match wins; when none
- * matches, the packet is blocked. A set is never edited: a change makes a new set, switches the port to it and
- * removes the old one. Writer: daemon. Readers: first packets.
+/* ---- ACL tables ------------------------------------------------------------------------------------------------
+ * One direction's rules of an endpoint, in the order in which they are asked: NetworkACLs, tiers and ACLs together. A
+ * rule's place in that order is a bit. Each question (source, destination, protocol and destination port, source port)
+ * is answered by one longest-prefix look-up with the vector of the rules that are content with it; the first bit that
+ * all vectors have is the rule. So a first packet costs the same look-ups whatever the number of rules.
+ *
+ * Tables, vectors, sets, classes and spaces are named by 64 bits of a hash of their content (sets and spaces: of their
+ * ids): equal ones are shared, and nothing is ever edited; a change of rules is a new table, to which the port
+ * switches. Writer: daemon. Readers: first packets.
  */
-struct sw_acl_key {
-	__u32 set;
+
+/* sw_acl_prefixes: LPM trie[SW_MAX_ACL_PREFIXES] -> u64 (key of sw_acl_vectors). The shortest prefix stands for the
+ * rules that take any address. prefix_bits counts table, family, side and reserved (96 bits) too.
+ */
+struct sw_acl_prefix_key {
+	__u32 prefix_bits;
+	__u32 table_low;  /* the table's number is split: the trie's data begins behind prefix_bits */
+	__u32 table_high;
+	__u8 family;
+	__u8 side; /* SW_ACL_SOURCE, SW_ACL_DESTINATION; SW_ACL_MEMBER in sw_set_members */
+	__u8 reserved[2];
+	struct sw_addr address;
+};
+
+#define SW_ACL_SOURCE 0
+#define SW_ACL_DESTINATION 1
+#define SW_ACL_MEMBER 2
+
+/* sw_acl_ports: LPM trie[SW_MAX_ACL_PORTS] -> u64 (key of sw_acl_vectors). prefix_bits counts table and side (72 bits)
+ * too. Source ports are asked for protocol 0. Protocols without ports have port 0.
+ */
+struct sw_acl_port_key {
+	__u32 prefix_bits;
+	__u32 table_low;
+	__u32 table_high;
+	__u8 side;
+	__u8 protocol;
+	__be16 port;
+};
+
+/* sw_acl_vectors: hash[SW_MAX_ACL_VECTORS], key: hash of the content. Bit i of word w is rule 64 * w + i; bit w of the
+ * summary says that word w is not 0.
+ */
+struct sw_acl_vector {
+	__u64 summary;
+	__u64 word[SW_ACL_WORDS];
+};
+
+/* sw_acl_sets: hash[SW_MAX_ACL_SETS] -> u64 (key of sw_acl_vectors). The rules that name a set on one side. */
+struct sw_acl_set_key {
+	__u64 table;
+	__u64 set;
+	__u32 side;
+	__u32 reserved;
+};
+
+/* sw_acl_rules: hash[SW_MAX_ACL_RULES]. */
+struct sw_acl_rule_key {
+	__u64 table;
 	__u32 index;
+	__u32 reserved;
 };
 
 struct sw_acl_rule {
-	__u32 rule;	/* position of the policy in the endpoint's list, from 1: what drops and traces name */
+	__u32 rule;	/* what drops and traces name: SW_RULE_*; 0 = what holds when no rule matches */
 	__u16 priority;
-	__u16 protocol; /* 256 = any */
-	__u8 action;	/* SW_ACL_ALLOW or SW_ACL_BLOCK */
-	__u8 family;	/* 0 = both, then the prefixes are empty */
-	__u8 local_bits;
-	__u8 remote_bits;
-	struct sw_addr local;
-	struct sw_addr remote;
-	__u16 local_port_low; /* host order, inclusive */
-	__u16 local_port_high;
-	__u16 remote_port_low;
-	__u16 remote_port_high;
+	__u16 next;	/* first rule of the next stage, for SW_ACL_PASS */
+	__u8 action;	/* SW_ACL_BLOCK, SW_ACL_ALLOW, SW_ACL_PASS */
+	__u8 stage;	/* tiers from 0; the list is the last */
+	__u8 reserved[2];
 };
 
 #define SW_ACL_BLOCK 0
 #define SW_ACL_ALLOW 1
+#define SW_ACL_PASS 2 /* what follows in the next stage decides */
+
+#define SW_ACL_BY_SOURCE 1
+#define SW_ACL_BY_SOURCE_SETS 2
+#define SW_ACL_BY_DESTINATION 4
+#define SW_ACL_BY_DESTINATION_SETS 8
+#define SW_ACL_BY_SOURCE_PORT 16
+
+/* A rule's name: the position of the policy in its object's list, from 1; in a tier, that of the rule in the tier. */
+#define SW_RULE_POLICY_MASK 0xffff
+#define SW_RULE_TIER_SHIFT 16
+#define SW_RULE_NETWORK 0x40000000 /* the policy is the network's */
+
+/* sw_acl_counts: per-CPU hash[SW_MAX_ACL_COUNTS] -> u64: first packets (and re-decisions) that a rule has judged.
+ * Writers: first packets. Reader: daemon.
+ */
+struct sw_acl_count_key {
+	__u32 port;
+	__u32 rule;
+	__u8 side; /* SW_ACL_IN, SW_ACL_OUT */
+	__u8 reserved[3];
+};
+
+/* ---- IP sets -----------------------------------------------------------------------------------------------------
+ * An address has a class: the combination of flat sets that it is in. Members are stored once, whoever names their
+ * sets. sw_set_members: LPM trie[SW_MAX_SET_MEMBERS], key: struct sw_acl_prefix_key with the space for the table,
+ * -> u64 (class). A prefix's class counts the sets of the prefixes around it too. Writer: daemon. Readers: first packets.
+ *
+ * sw_set_classes: hash[SW_MAX_SET_CLASSES]: the sets of a class, nested ones too, SW_CLASS_SETS to a chunk, 0 = end.
+ */
+struct sw_set_class_key {
+	__u64 class_number;
+	__u32 chunk;
+	__u32 reserved;
+};
+
+struct sw_set_class {
+	__u64 set[SW_CLASS_SETS];
+};
+
+/* sw_acl_spaces: hash[SW_MAX_SET_SPACES], key: u64. The sets of a network; its generation moves when a member does, so
+ * that flows which rules with sets have allowed are judged again. Writer: daemon, after the members.
+ */
+struct sw_acl_space {
+	__u32 generation;
+	__u32 reserved;
+	__u64 content; /* hash of all members */
+};
+
+/* What a flow keeps of a port's generation and that of its sets, so that neither can move back to an old pair. */
+#define SW_SPACE_FACTOR 0x61c88647
+
 #define SW_PROTOCOL_ANY 256
 
 /* ---- sw_nat: LPM trie[SW_MAX_NAT_PREFIXES] -------------------------------------------------------------------

@@ -35,7 +35,15 @@ SW_MAP(sw_source_ranges, BPF_MAP_TYPE_LPM_TRIE, struct sw_source_range_key, __u3
 SW_MAP(sw_direct, BPF_MAP_TYPE_HASH, struct sw_direct_key, struct sw_portmap, SW_MAX_DIRECT, BPF_F_NO_PREALLOC);
 SW_MAP(sw_affinity, BPF_MAP_TYPE_LRU_HASH, struct sw_affinity_key, struct sw_affinity, SW_MAX_AFFINITY, 0);
 SW_MAP(sw_service_counts, BPF_MAP_TYPE_PERCPU_HASH, __u32, struct sw_service_count, SW_MAX_SERVICE_COUNTS, BPF_F_NO_PREALLOC);
-SW_MAP(sw_acl, BPF_MAP_TYPE_HASH, struct sw_acl_key, struct sw_acl_rule, SW_MAX_ACL_ENTRIES, BPF_F_NO_PREALLOC);
+SW_MAP(sw_acl_prefixes, BPF_MAP_TYPE_LPM_TRIE, struct sw_acl_prefix_key, __u64, SW_MAX_ACL_PREFIXES, BPF_F_NO_PREALLOC);
+SW_MAP(sw_acl_ports, BPF_MAP_TYPE_LPM_TRIE, struct sw_acl_port_key, __u64, SW_MAX_ACL_PORTS, BPF_F_NO_PREALLOC);
+SW_MAP(sw_acl_vectors, BPF_MAP_TYPE_HASH, __u64, struct sw_acl_vector, SW_MAX_ACL_VECTORS, BPF_F_NO_PREALLOC);
+SW_MAP(sw_acl_sets, BPF_MAP_TYPE_HASH, struct sw_acl_set_key, __u64, SW_MAX_ACL_SETS, BPF_F_NO_PREALLOC);
+SW_MAP(sw_acl_rules, BPF_MAP_TYPE_HASH, struct sw_acl_rule_key, struct sw_acl_rule, SW_MAX_ACL_RULES, BPF_F_NO_PREALLOC);
+SW_MAP(sw_acl_counts, BPF_MAP_TYPE_PERCPU_HASH, struct sw_acl_count_key, __u64, SW_MAX_ACL_COUNTS, BPF_F_NO_PREALLOC);
+SW_MAP(sw_set_members, BPF_MAP_TYPE_LPM_TRIE, struct sw_acl_prefix_key, __u64, SW_MAX_SET_MEMBERS, BPF_F_NO_PREALLOC);
+SW_MAP(sw_set_classes, BPF_MAP_TYPE_HASH, struct sw_set_class_key, struct sw_set_class, SW_MAX_SET_CLASSES, BPF_F_NO_PREALLOC);
+SW_MAP(sw_acl_spaces, BPF_MAP_TYPE_HASH, __u64, struct sw_acl_space, SW_MAX_SET_SPACES, BPF_F_NO_PREALLOC);
 SW_MAP(sw_nat, BPF_MAP_TYPE_LPM_TRIE, struct sw_nat_key, struct sw_nat, SW_MAX_NAT_PREFIXES, BPF_F_NO_PREALLOC);
 SW_MAP(sw_vnis, BPF_MAP_TYPE_HASH, __u32, struct sw_vni, SW_MAX_VNIS, BPF_F_NO_PREALLOC);
 SW_MAP(sw_flows, BPF_MAP_TYPE_HASH, struct sw_flow_key, struct sw_flow, SW_MAX_FLOWS, 0);

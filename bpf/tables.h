@@ -12,6 +12,15 @@ SW_INLINE struct sw_port *sw_find_port(__u32 id)
 	return bpf_map_lookup_elem(&sw_ports, &id);
 }
 
+/* What a flow keeps of a port: moves when its policy does, and when the IP sets that its rules name do. */
+SW_INLINE __u32 sw_generation_of(const struct sw_port *port)
+{
+	__u64 number = port->acl_space;
+	struct sw_acl_space *space = number ? bpf_map_lookup_elem(&sw_acl_spaces, &number) : 0;
+
+	return port->generation + (space ? space->generation * SW_SPACE_FACTOR : 0);
+}
+
 SW_INLINE struct sw_nexthop *sw_find_nexthop(__u32 id)
 {
 	return bpf_map_lookup_elem(&sw_nexthops, &id);

@@ -314,7 +314,7 @@ def test_two_thousand_cycles_leak_nothing(net: NodeNet, node: DaemonProcess) -> 
         "Settings": {"Action": "Allow", "Direction": "In", "Protocols": "6", "Priority": 100},
     }
     conf["policies"].append({"name": "EndpointPolicy", "value": acl})
-    tables = ("sw_ports", "sw_endpoints", "sw_routes", "sw_nexthops", "sw_acl", "sw_nat", "sw_buckets")
+    tables = ("sw_ports", "sw_endpoints", "sw_routes", "sw_nexthops", "sw_acl_rules", "sw_nat", "sw_buckets")
 
     def cycle(count: int) -> None:
         for number in range(count):

@@ -244,7 +244,7 @@ async def test_the_audit_repairs_what_tables_lost(net: NodeNet, node: Node) -> N
     await create_network(node)
     backend, pod = NodeBackend(node), net.pod()
     await backend.attach(request(pod))
-    for name in ("sw_ports", "sw_endpoints", "sw_routes", "sw_acl", "sw_nat", "sw_portmaps", "sw_vnis"):
+    for name in ("sw_ports", "sw_endpoints", "sw_routes", "sw_acl_rules", "sw_nat", "sw_portmaps", "sw_vnis"):
         found = node.board.maps[name]
         found.delete_batch([key for key, _ in found.items()])
         assert {item.subject for item in await node.auditor.compare()} == {name}

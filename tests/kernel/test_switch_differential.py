@@ -20,7 +20,7 @@ from samewire.vfp.tables import Flow, FlowKey, Id, Port, TraceOutput
 from tests.support.frames import Played, frames, service_frames, tunnel_frames
 from tests.support.replies import error_about, reply_to
 from tests.support.switch_rig import SwitchRig, now_tick, require_root
-from tests.support.universe import OUTSIDE, VNI, Universe, packed, tables
+from tests.support.universe import OUTSIDE, VNI, Universe, network_sets, packed, put_sets, tables
 
 pytestmark = [pytest.mark.root, pytest.mark.kernelcore]
 
@@ -89,6 +89,7 @@ class _Play:
         self.data = data
         self.simulator = Simulator(universe.tables, now_tick())
         self.played: list[Played] = []
+        self.generation = 1
         self.outcomes: list[Outcome] = []
         rig.load_tables(universe.tables)
 
@@ -104,6 +105,8 @@ class _Play:
                 self._bump()
             elif kind == "change":
                 self._change()
+            elif kind == "sets":
+                self._change_sets()
             elif kind == "lose":
                 self._lose()
             self.receive(self._next(kind))
@@ -151,13 +154,19 @@ class _Play:
         new = replace(port, generation=port.generation + 1)
         change = self.data.draw(st.sampled_from(["nothing", "acl", "none", "nat", "nat", "block"]))
         if change == "acl":
-            new = replace(new, acl_set=other.acl_set, acl_count=other.acl_count)
+            new = replace(
+                new,
+                acl_table=other.acl_table,
+                acl_space=other.acl_space,
+                acl_words=other.acl_words,
+                acl_shape=other.acl_shape,
+            )
         elif change == "none":
-            new = replace(new, acl_count=(0, 0))
+            new = replace(new, acl_words=(0, 0))
         elif change == "nat":
             new = replace(new, nat_set=7 - port.nat_set)
         elif change == "block":
-            new = replace(new, acl_set=(99, 99), acl_count=(1, 1))  # a set that is gone
+            new = replace(new, acl_table=(99, 99), acl_words=(1, 1))  # a table that is gone
         ports[key] = new
         self.rig.put("sw_ports", key, new)
 
@@ -169,6 +178,18 @@ class _Play:
             key = self.data.draw(st.sampled_from(used or list(backends)))
             del backends[key]
             self.rig.remove("sw_backends", key)
+
+    def _change_sets(self) -> None:
+        """Members of the IP sets change: rules that name them judge anew."""
+        before = {name: dict(rows) for name, rows in self.universe.tables.items()}
+        self.generation += 1
+        put_sets(self.universe.tables, self.data.draw(network_sets()), self.generation)
+        for name in ("sw_set_classes", "sw_set_members", "sw_acl_spaces"):
+            after = self.universe.tables[name]
+            for key in before[name].keys() - after.keys():
+                self.rig.remove(name, key)
+            for key, value in after.items():
+                self.rig.put(name, key, value)
 
     def _change(self) -> None:
         """An entry of a table goes, or gets the value of another one."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from hypothesis import strategies as st
 
+from samewire.hcn.policies import ACL, AclAction, AclDirection, Policy
+from samewire.hcn.schema import Network, NetworkType
 from samewire.vfp.address import ZERO, masked
+from samewire.vfp.compile.acl import compile_acl
+from samewire.vfp.compile.acl_table import AclTable
+from samewire.vfp.compile.builder import Builder
+from samewire.vfp.compile.sets import compile_sets
 from samewire.vfp.constants import (
     LAYOUT_VERSION,
     NAT_KEY_BITS,
-    PROTOCOL_ANY,
     ROUTE_KEY_BITS,
     SCOPE_HOST,
     SCOPE_UPLINK,
@@ -22,8 +27,7 @@ from samewire.vfp.constants import (
 from samewire.vfp.record import Record
 from samewire.vfp.simulate.packet import pad
 from samewire.vfp.tables import (
-    AclKey,
-    AclRule,
+    TABLES,
     Config,
     Endpoint,
     EndpointKey,
@@ -38,6 +42,7 @@ from samewire.vfp.tables import (
     RouteKey,
     Vni,
 )
+from tests.support.acl_policies import endpoint_policies, network_policies
 from tests.support.universe_services import add_services
 
 Tables = dict[str, dict[Record, Record]]
@@ -70,6 +75,17 @@ ROUTES: Final = {
     4: ("10.1.0.0/24", "10.2.0.0/24", "0.0.0.0/0", "192.168.9.1/32", "10.1.0.1/32"),
     6: ("fd01::/64", "fd02::/64", "::/0", "fd09::1/128", "fd01::1/128"),
 }
+_PREFIXES: Final = [
+    "10.1.0.0/24",
+    "10.1.0.11",
+    "10.1.0.8/30",
+    "10.2.0.20",
+    "0.0.0.0/1",
+    "fd01::/64",
+    "fd01::11",
+    "2001:db8::/32",
+]
+NETWORK: Final = "11111111-2222-3333-4444-555555555555"
 
 
 class Universe(msgspec.Struct):
@@ -94,45 +110,34 @@ def _route(text: str, scope: int, route: Route) -> tuple[Record, Record]:
     return key, route
 
 
-def _acl_rules() -> st.SearchStrategy[list[AclRule]]:
-    prefix = st.sampled_from(
-        [(4, packed("10.1.0.0"), 24), (4, packed("10.1.0.11"), 32), (6, packed("fd01::"), 64)]
+def network_sets() -> st.SearchStrategy[list[Policy]]:
+    """Policies of a network."""
+    return network_policies(_PREFIXES)
+
+
+def _endpoint_policies() -> st.SearchStrategy[list[Policy]]:
+    """Mostly none, or with last rules that allow: what is blocked makes no flow."""
+    allow = [ACL(action=AclAction.ALLOW, direction=direction, priority=200) for direction in AclDirection]
+    some = endpoint_policies(_PREFIXES)
+    return st.just([]) | st.just([]) | some | some.map(lambda rules: [*rules, *allow])
+
+
+def put_policies(t: Tables, network: list[Policy], endpoint: list[Policy]) -> tuple[AclTable, AclTable]:
+    """Enter the ACL tables of an endpoint."""
+    builder = Builder()
+    made = compile_acl(builder, NETWORK, network, endpoint)
+    for name, rows in builder.entries.items():
+        t.setdefault(name, {}).update(rows)
+    return made
+
+
+def put_sets(t: Tables, network: list[Policy], generation: int) -> None:
+    """Make these the IP sets of the network."""
+    compiled = compile_sets(
+        Network(id=NETWORK, type=NetworkType.OVERLAY, policies=tuple(network)), generation
     )
-    anything = st.just((0, ZERO, 0))
-    ranges = st.sampled_from([(0, 65535), (80, 80), (0, 1023), (8080, 50000)])
-
-    def make(draw: tuple[Any, ...]) -> AclRule:
-        rule, protocol, action, local, remote, local_ports, remote_ports = draw
-        family = local[0] or remote[0]
-        if local[0] and remote[0] and local[0] != remote[0]:
-            remote = (0, ZERO, 0)
-        return AclRule(
-            rule,
-            100,
-            protocol,
-            action,
-            family,
-            local[2],
-            remote[2],
-            local[1],
-            remote[1],
-            *local_ports,
-            *remote_ports,
-        )
-
-    one = st.tuples(
-        st.integers(1, 9),
-        st.sampled_from((PROTOCOL_ANY, *PROTOCOLS)),
-        st.sampled_from((0, 1, 1)),
-        anything | prefix,
-        anything | prefix,
-        ranges,
-        ranges,
-    ).map(make)
-    # Mostly none, or with a last rule that allows: what is blocked makes no flow.
-    allow = AclRule(9, 200, PROTOCOL_ANY, 1, 0, 0, 0, ZERO, ZERO, 0, 65535, 0, 65535)
-    some = st.lists(one, max_size=3)
-    return st.just([]) | st.just([]) | some | some.map(lambda rules: [*rules, allow])
+    for name in ("sw_set_members", "sw_set_classes", "sw_acl_spaces"):
+        t[name] = dict(compiled.entries.get(name, {}))
 
 
 def _config(devices: list[int]) -> Config:
@@ -165,9 +170,10 @@ def _config(devices: list[int]) -> Config:
 @st.composite
 def tables(draw: st.DrawFn, devices: list[int]) -> Universe:
     """Random tables: three pods, of which some lie in the uplink's scope, with random policies."""
-    t: Tables = {
-        name: {} for name in ("sw_ports", "sw_endpoints", "sw_routes", "sw_acl", "sw_nat", "sw_portmaps")
-    }
+    t: Tables = {name: {} for name in ("sw_ports", "sw_endpoints", "sw_routes", "sw_nat", "sw_portmaps")}
+    t |= {name: {} for name in TABLES if name.startswith(("sw_acl_", "sw_set_"))}
+    network = draw(st.just([]) | network_sets())
+    put_sets(t, network, 1)
     t["sw_config"] = {Id(0): _config(devices)}
     t["sw_nexthops"] = {
         Id(1): Nexthop(
@@ -187,7 +193,7 @@ def tables(draw: st.DrawFn, devices: list[int]) -> Universe:
     scope = draw(st.sampled_from([1, 1, SCOPE_UPLINK]))
     t["sw_vnis"] = {Id(VNI): Vni(scope)}
     _draw_routes(draw, t, scope)
-    pods = [_draw_pod(draw, t, scope, i, devices[i]) for i in range(3)]
+    pods = [_draw_pod(draw, t, scope, i, devices[i], network) for i in range(3)]
     _draw_nat(draw, t)
     for family in (4, 6):
         if draw(st.booleans()):
@@ -228,18 +234,11 @@ def _draw_routes(draw: st.DrawFn, t: Tables, scope: int) -> None:
 
 
 def _draw_pod(
-    draw: st.DrawFn, t: Tables, scope: int, index: int, ifindex: int
+    draw: st.DrawFn, t: Tables, scope: int, index: int, ifindex: int, network: list[Policy]
 ) -> tuple[int, bytes, dict[int, bytes]]:
     mac = bytes.fromhex("0e2a0a01000a")[:5] + bytes((index + 10,))
     own = {family: packed(PODS[family][index]) for family in (4, 6)}
-    sets, counts = [], []
-    for direction in (0, 1):
-        rules = draw(_acl_rules())
-        number = 10 * (index + 1) + direction
-        for place, rule in enumerate(rules):
-            t["sw_acl"][AclKey(number, place)] = rule
-        sets.append(number)
-        counts.append(len(rules))
+    acls = put_policies(t, network, draw(_endpoint_policies()))
     flags = draw(st.sampled_from([0] * 10 + [1, 2, 2, 4, 16, 32, 32]))
     t["sw_ports"][Id(ifindex)] = Port(
         generation=draw(st.integers(1, 2)),
@@ -249,9 +248,11 @@ def _draw_pod(
         gateway_mac=GATEWAY_MAC,
         address=(own[4], own[6]),
         gateway=(packed(GATEWAY[4]), packed(GATEWAY[6])),
-        acl_set=(sets[0], sets[1]),
-        acl_count=(counts[0], counts[1]),
         nat_set=draw(st.sampled_from([0, 7, 7])),
+        acl_table=(acls[0].table, acls[1].table),
+        acl_space=acls[0].space or acls[1].space,
+        acl_words=(acls[0].words, acls[1].words),
+        acl_shape=(acls[0].shape, acls[1].shape),
         mtu=1450,
     )
     for family in (4, 6):

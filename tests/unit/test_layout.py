@@ -18,7 +18,7 @@ import pytest
 
 from samewire.vfp import constants
 from samewire.vfp.diff import PUT_ORDER
-from samewire.vfp.tables import RECORDS, TABLES, Count, Id, Kind, PortmapKey, Record
+from samewire.vfp.tables import RECORDS, TABLES, Count, Hash, Id, Kind, PortmapKey, Record
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = ROOT / "bpf" / "layout.h"
@@ -41,6 +41,7 @@ DEFINES = {
     "SW_PORT_": constants.PortFlag,
     "SW_ROUTE_": constants.RouteFlag,
     "SW_ACL_": constants.AclAction,
+    "SW_ACL_BY_": constants.AclShape,
     "SW_NAT_": (constants.NatAction, constants.NatFlag),
     "SW_FLOW_": constants.FlowFlag,
     "SW_SERVICE_": constants.ServiceFlag,
@@ -226,6 +227,7 @@ def test_defines(btf: Btf) -> None:
 
 def test_python_has_no_constant_of_its_own() -> None:
     ours = {"ROUTE_KEY_BITS", "NAT_KEY_BITS", "SOURCE_RANGE_KEY_BITS"}
+    ours |= {"ACL_PREFIX_KEY_BITS", "ACL_PORT_KEY_BITS"}
     header = set(_header_names(r"^#define SW_(\w+)[ \t]+\S"))
     plain = {
         name
@@ -252,7 +254,7 @@ def test_maps_of_the_built_switch(built: str) -> None:
         )
         assert seen == (table.kind, table.max_entries, table.key.size, table.value.size), name
         for side, record in (("key_name", table.key), ("value_name", table.value)):
-            if record not in (Id, Count):
+            if record not in (Id, Count, Hash):
                 assert attributes[side].name == record.c_name, name
 
 

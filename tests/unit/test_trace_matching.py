@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from samewire.hcn.policies import ACL, AclAction, AclDirection
 from samewire.trace.matching import (
     Packet,
     acl_text,
@@ -14,10 +15,12 @@ from samewire.trace.matching import (
     scope_from_host,
 )
 from samewire.vfp.address import ZERO, parse_address
+from samewire.vfp.compile.acl import compile_acl
+from samewire.vfp.compile.builder import Builder
 from samewire.vfp.constants import SCOPE_HOST, NatFlag, RouteKind
 from samewire.vfp.model import Entries
 from samewire.vfp.simulate.packet import Tuple
-from samewire.vfp.tables import AclKey, AclRule, Id, Nat, NatKey, Nexthop, Port, Route, RouteKey
+from samewire.vfp.tables import Id, Nat, NatKey, Nexthop, Port, Route, RouteKey
 from tests.support.tools import CLIENT_PORT, WEB_PORT, compiled
 
 
@@ -81,61 +84,48 @@ def test_next_hops() -> None:
     assert nexthop_address(replace(hop, address=ZERO), 4, packed("192.168.1.9")) == "192.168.1.9"
 
 
-def rule(number: int, **fields: object) -> AclRule:
-    base = AclRule(number, 100, 6, 1, 0, 0, 0, ZERO, ZERO, 0, 65535, 0, 65535)
-    return replace(base, **fields)
-
-
-def with_rules(tables: Entries, *rules: AclRule) -> Entries:
+def with_rules(tables: Entries, *rules: ACL, allow_unmatched: bool = False) -> Entries:
     port = tables["sw_ports"][Id(WEB_PORT)]
     assert isinstance(port, Port)
-    changed = replace(port, acl_set=(9, 9), acl_count=(len(rules), len(rules)))
-    acl = {AclKey(9, index): entry for index, entry in enumerate(rules)}
-    return {**tables, "sw_ports": {Id(WEB_PORT): changed}, "sw_acl": acl}
+    builder = Builder()
+    incoming, outgoing = compile_acl(builder, "NET", (), rules, allow_unmatched)
+    changed = replace(
+        port,
+        acl_table=(incoming.table, outgoing.table),
+        acl_words=(incoming.words, outgoing.words),
+        acl_shape=(incoming.shape, outgoing.shape),
+    )
+    return {**tables, **builder.entries, "sw_ports": {Id(WEB_PORT): changed}}
 
 
-def test_the_entry_of_a_rule_that_matched(tables: Entries) -> None:
-    """A policy with lists becomes several entries of one rule: the one that matched is named."""
+def acl(direction: str = "In", action: str = "Allow", **fields: object) -> ACL:
+    return ACL(action=AclAction(action), direction=AclDirection(direction), **fields)  # type: ignore[arg-type]
+
+
+def test_the_rule_that_decided(tables: Entries) -> None:
     found = with_rules(
         tables,
-        rule(1, local_port_low=443, local_port_high=443),
-        rule(1, protocol=256, remote=packed("10.244.0.0"), remote_bits=16, family=4, local_port_low=80),
-        rule(1, action=0),
+        acl(local_ports="443", protocols="6", priority=100),
+        acl("Out", "Block", protocols="17,6", local_ports="1-3", remote_ports="80-90,100", priority=7),
+        acl(remote_addresses="10.244.0.0/16,fd00::1", priority=200),
     )
-    text = acl_text(found, WEB_PORT, False, packet("10.244.1.5"), 1)
-    assert text == "rule 1, priority 100: allow, any protocol, local ports 80-65535, remote 10.244.0.0/16"
-
-
-@pytest.mark.parametrize(
-    ("fields", "outward", "matches"),
-    [
-        ({}, False, True),
-        ({"protocol": 17}, False, False),
-        ({"family": 6}, False, False),
-        ({"remote_port_low": 40001}, False, False),
-        ({"remote_port_high": 39999}, False, False),
-        ({"remote_port_low": 40000}, True, False),
-        ({"local_port_low": 40000}, True, True),
-        ({"local": packed("10.244.1.5"), "local_bits": 32, "family": 4}, False, True),
-        ({"local": packed("10.244.1.5"), "local_bits": 32, "family": 4}, True, False),
-        ({"remote": packed("10.9.0.0"), "remote_bits": 16, "family": 4}, False, False),
-    ],
-)
-def test_conditions(tables: Entries, fields: dict[str, object], outward: bool, matches: bool) -> None:
-    text = acl_text(with_rules(tables, rule(1, **fields)), WEB_PORT, outward, packet("10.244.1.5"), 1)
-    assert text.startswith("rule 1, priority") == matches
-    assert text.startswith("rule 1")
-
-
-def test_protocols_without_ports_have_port_zero(tables: Entries) -> None:
-    found = with_rules(tables, rule(1, protocol=1, local_port_low=80), rule(1, protocol=1))
-    assert acl_text(found, WEB_PORT, False, packet("10.244.1.5", 0, 1), 1).endswith("allow, icmp")
+    assert acl_text(found, WEB_PORT, False, 1) == "rule 1, priority 100: allow, tcp, local port 443"
+    assert acl_text(found, WEB_PORT, True, 2) == (
+        "rule 2, priority 7: block, tcp,udp, local port 1-3, remote port 80-90,100"
+    )
+    assert acl_text(found, WEB_PORT, False, 3) == (
+        "rule 3, priority 200: allow, any protocol, remote 10.244.0.0/16,fd00::1/128"
+    )
+    assert acl_text(found, WEB_PORT, False, 77) == "rule 77"
 
 
 def test_without_a_match(tables: Entries) -> None:
-    assert acl_text(tables, CLIENT_PORT, True, packet("10.244.1.5"), 0) == "no rules: everything passes"
-    assert acl_text(tables, WEB_PORT, False, packet("10.244.1.5", 1), 0) == "none of 1 entries allows it"
-    assert acl_text(tables, 999, False, packet("10.244.1.5"), 0) == "no rules: everything passes"
+    assert acl_text(tables, CLIENT_PORT, True, 0) == "no rules: everything passes"
+    assert acl_text(with_rules(tables, acl(), acl()), WEB_PORT, False, 0) == "none of 2 rules matches"
+    assert acl_text(with_rules(tables, acl(), allow_unmatched=True), WEB_PORT, False, 0) == (
+        "none of 1 rules matches: let pass"
+    )
+    assert acl_text(tables, 999, False, 0) == "no rules: everything passes"
 
 
 def test_nat(tables: Entries) -> None:

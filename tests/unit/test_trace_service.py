@@ -156,7 +156,7 @@ async def test_a_simulator_that_fails_is_reported(node: FakeNode, client: AsyncH
     assert isinstance(port, Port)
     frame = probe("10.244.1.6", "10.244.1.5")
     node.answers = [TraceRun(output(fate=Fate.PORT), frame)] * 3
-    node.content["sw_acl"] = dict.fromkeys(node.content["sw_acl"], port)  # rows of a wrong type
+    node.content["sw_acl_rules"] = dict.fromkeys(node.content["sw_acl_rules"], port)  # rows of a wrong type
     answer = await ask(client, **TO_WEB)
     assert answer.disagreement.startswith("the simulator failed: AttributeError")
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from samewire.vfp.address import NO_MAC, ZERO, parse_address, parse_mac
 from samewire.vfp.constants import NAT_KEY_BITS, ROUTE_KEY_BITS, ConfigFlag, NatAction, RouteFlag, RouteKind
-from samewire.vfp.diff import Put, Remove, apply, change, diff
+from samewire.vfp.diff import Put, Remove, apply, change, diff, is_early, ordered
 from samewire.vfp.model import Entries
 from samewire.vfp.ownership import Ownership
 from samewire.vfp.render import record_json, record_text
 from samewire.vfp.tables import (
-    AclKey,
     AclRule,
+    AclRuleKey,
+    AclSpace,
     Config,
     DropKey,
     Endpoint,
     EndpointKey,
     FlowKey,
+    Hash,
     Id,
     Nat,
     NatKey,
@@ -28,32 +30,54 @@ from samewire.vfp.tables import (
 TEN = parse_address("10.0.0.1").packed
 MAC = parse_mac("0E-2A-0A-00-00-01")
 KEY = EndpointKey(TEN, 1, 4)
-RULE = AclRule(1, 100, 6, 1, 0, 0, 0, ZERO, ZERO, 0, 65535, 80, 80)
+RULE = AclRule(1, 100, 0, 1, 0)
 
 
-def port(generation: int = 1, acl_set: int = 0) -> Port:
-    return Port(generation, 1, 0, MAC, NO_MAC, (TEN, ZERO), (ZERO, ZERO), (acl_set, 0), (1, 0), 0, 1450)
+def port(generation: int = 1, table: int = 0) -> Port:
+    return Port(
+        generation, 1, 0, MAC, NO_MAC, (TEN, ZERO), (ZERO, ZERO), 0, (table, 0), 0, (1, 0), (0, 0), 1450
+    )
 
 
-def pod(acl_set: int, generation: int) -> Entries:
+def pod(table: int, generation: int) -> Entries:
     return {
-        "sw_ports": {Id(7): port(generation, acl_set)},
+        "sw_ports": {Id(7): port(generation, table)},
         "sw_endpoints": {KEY: Endpoint(7, 0, MAC)},
-        "sw_acl": {AclKey(acl_set, 0): RULE},
+        "sw_acl_rules": {AclRuleKey(table, 0): RULE},
     }
 
 
-def test_a_new_acl_set_comes_first_and_the_old_one_goes_last() -> None:
+def test_a_new_acl_table_comes_first_and_the_old_one_goes_last() -> None:
     assert change(pod(1, 1), pod(2, 2)) == [
-        Put("sw_acl", AclKey(2, 0), RULE),
+        Put("sw_acl_rules", AclRuleKey(2, 0), RULE),
         Put("sw_ports", Id(7), port(2, 2)),
-        Remove("sw_acl", AclKey(1, 0)),
+        Remove("sw_acl_rules", AclRuleKey(1, 0)),
     ]
 
 
 def test_creation_and_deletion_orders_mirror_each_other() -> None:
-    assert [op.table for op in change({}, pod(1, 1))] == ["sw_acl", "sw_ports", "sw_endpoints"]
-    assert [op.table for op in change(pod(1, 1), {})] == ["sw_endpoints", "sw_ports", "sw_acl"]
+    assert [op.table for op in change({}, pod(1, 1))] == ["sw_acl_rules", "sw_ports", "sw_endpoints"]
+    assert [op.table for op in change(pod(1, 1), {})] == ["sw_endpoints", "sw_ports", "sw_acl_rules"]
+
+
+def test_what_has_flows_judged_again_comes_last() -> None:
+    """Flows that are judged again must not meet a member that has yet to go."""
+    key, member = Hash(9), Put("sw_nat", NatKey(NAT_KEY_BITS, 1, 4, ZERO), Nat(0, 0, 0, ZERO))
+    before: Entries = {"sw_acl_spaces": {key: AclSpace(1, 5)}, member.table: {member.key: member.value}}
+    after: Entries = {"sw_acl_spaces": {key: AclSpace(2, 6)}}
+    last = Put("sw_acl_spaces", key, AclSpace(2, 6))
+    assert change(before, after) == [Remove(member.table, member.key), last]
+    assert ordered([last, Remove(member.table, member.key)]) == [Remove(member.table, member.key), last]
+    assert [is_early(operation) for operation in (member, last, Remove("sw_ports", Id(7)))] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_equal_sets_keep_their_generation() -> None:
+    key = Hash(9)
+    assert change({"sw_acl_spaces": {key: AclSpace(1, 5)}}, {"sw_acl_spaces": {key: AclSpace(2, 5)}}) == []
 
 
 def test_arrays_and_tables_of_the_programs_are_left_alone() -> None:

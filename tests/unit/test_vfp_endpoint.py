@@ -47,7 +47,18 @@ from samewire.vfp.model import (
     PortLink,
 )
 from samewire.vfp.numbers import MemoryNumbers
-from samewire.vfp.tables import Bucket, EndpointKey, Id, Nexthop, Port, Portmap, PortmapKey, Route, RouteKey
+from samewire.vfp.tables import (
+    AclRuleKey,
+    Bucket,
+    EndpointKey,
+    Id,
+    Nexthop,
+    Port,
+    Portmap,
+    PortmapKey,
+    Route,
+    RouteKey,
+)
 from samewire.vfp.tables import Endpoint as EndpointRecord
 
 FACTS = NodeFacts(
@@ -123,9 +134,11 @@ def test_port_and_addresses() -> None:
         gateway_mac=gateway_mac("NET-1"),
         address=(four, six),
         gateway=(parse_address("10.244.1.1").packed, parse_address("fd00:244:1::1").packed),
-        acl_set=(0, 0),
-        acl_count=(0, 0),
         nat_set=0,
+        acl_table=(0, 0),
+        acl_space=0,
+        acl_words=(0, 0),
+        acl_shape=(0, 0),
         mtu=1450,
     )
     assert result.entries["sw_endpoints"] == {
@@ -150,9 +163,11 @@ def test_acl_nat_and_routes_are_in() -> None:
     )
     numbers = MemoryNumbers()
     result, port = compiled(pod("10.244.1.5", policies=policies), numbers=numbers)
-    assert (port.acl_set[0], port.acl_count) == (1, (1, 0))
+    assert (port.acl_words, port.acl_space) == ((1, 0), 0)
     assert port.nat_set == 1
-    assert len(result.entries["sw_acl"]) == 1
+    assert [key.table for key in result.entries["sw_acl_rules"] if isinstance(key, AclRuleKey)] == [
+        port.acl_table[0]
+    ]
     assert len(result.entries["sw_nat"]) == 2
     assert Route(RouteKind.HOST, 0, 0, 0) in result.entries["sw_routes"].values()
     again, _ = compiled(pod("10.244.1.5", policies=policies), numbers=numbers)

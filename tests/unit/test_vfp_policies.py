@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from samewire.errors import Invalid
-from samewire.hcn.policies import ACL, AclAction, AclDirection, AclRuleType, NatFlags, OutBoundNAT
-from samewire.vfp.address import ZERO, parse_address
-from samewire.vfp.compile.acl import AclSet, compile_acl, expand_rules
+from samewire.hcn.policies import (
+    ACL,
+    AclAction,
+    AclDirection,
+    NatFlags,
+    NetworkACL,
+    OutBoundNAT,
+    Policy,
+    SetPolicy,
+    SetType,
+    TierAcl,
+    TierAclRule,
+)
+from samewire.hcn.schema import Network, NetworkType
+from samewire.vfp.address import ZERO, parse_address, parse_prefix
+from samewire.vfp.compile.acl import compile_acl
+from samewire.vfp.compile.acl_rules import MAX_RULES, Ends, direction_rules
+from samewire.vfp.compile.acl_table import AclTable
 from samewire.vfp.compile.builder import Builder
 from samewire.vfp.compile.nat import compile_nat, nat_tree
-from samewire.vfp.constants import MAX_ACL_PER_SET, PROTOCOL_ANY
-from samewire.vfp.constants import AclAction as Verdict
-from samewire.vfp.model import NodeFacts
+from samewire.vfp.compile.sets import compile_sets
+from samewire.vfp.diff import change
+from samewire.vfp.model import Compiled, NodeFacts
 from samewire.vfp.numbers import MemoryNumbers
-from samewire.vfp.tables import AclKey, AclRule
+from samewire.vfp.rule_names import rule_text
 
 NODE = (parse_address("192.168.1.10").packed, parse_address("fd00:1::10").packed)
 
@@ -23,100 +40,100 @@ def acl(action: str = "Allow", direction: str = "In", **fields: object) -> ACL:
     return ACL(action=AclAction(action), direction=AclDirection(direction), **fields)  # type: ignore[arg-type]
 
 
-def order(*policies: ACL) -> list[int]:
-    return [entry.rule for entry in expand_rules(enumerate(policies))]
+def order(*policies: Policy, network: tuple[Policy, ...] = ()) -> list[str]:
+    """The names of the incoming rules, in the order in which they are asked."""
+    return [rule_text(rule.number) for rule in direction_rules(AclDirection.IN, network, policies)]
+
+
+def tier(order: int, *rules: TierAclRule, direction: str = "In") -> TierAcl:
+    return TierAcl(name="t", direction=AclDirection(direction), order=order, tier_acl_rules=rules)
+
+
+def tier_rule(action: str, **fields: object) -> TierAclRule:
+    return TierAclRule(tier_acl_rule_action=AclAction(action), **fields)  # type: ignore[arg-type]
 
 
 def test_lower_priority_number_first_then_block_then_list_order() -> None:
-    assert order(acl(priority=200), acl(priority=100), acl("Block", priority=200), acl(priority=100)) == [
-        2,
-        4,
-        3,
-        1,
-    ]
+    policies = acl(priority=200), acl(priority=100), acl("Block", priority=200), acl(priority=100)
+    assert order(*policies) == ["2", "4", "3", "1"]
 
 
-def test_fields_of_an_entry() -> None:
-    policy = acl(
-        protocols="17",
-        local_addresses="10.244.1.5",
-        remote_addresses="10.0.0.7/8",
-        local_ports="53",
-        remote_ports="1024-65535",
-        priority=300,
-        rule_type=AclRuleType.HOST,
+def test_tiers_come_first_by_order_and_the_networks_rules_stand_in_the_list() -> None:
+    network = (
+        NetworkACL(action=AclAction.ALLOW, direction=AclDirection.IN, priority=5),
+        NetworkACL(action=AclAction.ALLOW, direction=AclDirection.OUT, priority=1),
     )
-    assert expand_rules([(4, policy)]) == [
-        AclRule(
-            rule=5,
-            priority=300,
-            protocol=17,
-            action=Verdict.ALLOW,
-            family=4,
-            local_bits=32,
-            remote_bits=8,
-            local=parse_address("10.244.1.5").packed,
-            remote=parse_address("10.0.0.0").packed,
-            local_port_low=53,
-            local_port_high=53,
-            remote_port_low=1024,
-            remote_port_high=65535,
-        )
-    ]
-
-
-def test_an_empty_rule_matches_everything() -> None:
-    (entry,) = expand_rules([(0, acl("Block"))])
-    assert entry == AclRule(1, 0, PROTOCOL_ANY, Verdict.BLOCK, 0, 0, 0, ZERO, ZERO, 0, 65535, 0, 65535)
-
-
-def test_lists_multiply_and_families_do_not_mix() -> None:
-    policy = acl(
-        protocols="6, 17",
-        local_addresses="10.0.0.1,fd00::1",
-        remote_addresses="10.1.0.0/16,fd01::/64",
-        local_ports="80,443",
+    policies = (
+        acl(priority=5),
+        tier(2, tier_rule("Allow")),
+        acl(priority=1),
+        tier(1, tier_rule("Allow", priority=3), tier_rule("Pass", priority=2)),
+        tier(0, tier_rule("Block"), direction="Out"),
+        tier(0),
     )
-    entries = expand_rules([(0, policy)])
-    assert len(entries) == 2 * 2 * 2
-    assert {(entry.family, entry.local_bits, entry.remote_bits) for entry in entries} == {
-        (4, 32, 16),
-        (6, 128, 64),
+    assert order(*policies, network=network) == ["4.2", "4.1", "2.1", "3", "network 1", "1"]
+    stages = [rule.stage for rule in direction_rules(AclDirection.IN, network, policies)]
+    assert stages == [0, 0, 1, 2, 2, 2]
+
+
+def test_which_end_is_which() -> None:
+    """With addresses, local is the endpoint's; a rule that names sets has sources in LocalAddresses (HNS)."""
+    fields = {"local_ports": "80", "remote_ports": "1024-65535", "protocols": "17"}
+    incoming = acl(local_addresses="10.0.0.1", remote_addresses="10.0.0.7/8", **fields)
+    outgoing = acl("Allow", "Out", local_addresses="10.0.0.1", remote_addresses="10.0.0.7/8", **fields)
+    with_sets = acl(local_addresses="clients", remote_addresses="10.0.0.1", **fields)
+    own = Ends((parse_prefix("10.0.0.1/32"),))
+    peer = Ends((parse_prefix("10.0.0.0/8"),))
+    (found,) = direction_rules(AclDirection.IN, (), (incoming,))
+    assert (found.source, found.destination) == (peer, own)
+    assert (found.source_ports, found.destination_ports, found.protocols) == (
+        ((1024, 65535),),
+        ((80, 80),),
+        (17,),
+    )
+    (found,) = direction_rules(AclDirection.OUT, (), (outgoing,))
+    assert (found.source, found.destination) == (own, peer)
+    assert (found.source_ports, found.destination_ports) == (((80, 80),), ((1024, 65535),))
+    (found,) = direction_rules(AclDirection.IN, (), (with_sets,))
+    assert (found.source, found.destination) == (Ends(sets=("clients",)), own)
+    assert found.destination_ports == ((80, 80),)
+
+
+def test_tables_are_named_by_their_content() -> None:
+    one, two = Builder(), Builder()
+    first = compile_acl(one, "NET", (), (OutBoundNAT(), acl(priority=5), acl("Block", "Out")))
+    again = compile_acl(two, "OTHER", (), (OutBoundNAT(), acl(priority=5), acl("Block", "Out", priority=1)))
+    assert first[0] == again[0]
+    assert first[1] != again[1]
+    assert [table.words for table in first] == [1, 1]
+    assert compile_acl(Builder(), "NET", (), (OutBoundNAT(),)) == (AclTable(), AclTable())
+    assert compile_acl(Builder(), "NET", (), (acl(),))[1] == AclTable()
+    named = acl(local_addresses="some-set")
+    spaces = {compile_acl(Builder(), name, (), (named,))[0].space for name in ("NET", "OTHER")}
+    assert len(spaces) == 2
+    assert 0 not in spaces
+
+
+def test_a_list_is_one_rule_however_long() -> None:
+    """What is entered grows with the lists, not with their product."""
+    addresses = ",".join(f"10.1.{i // 250}.{i % 250}" for i in range(1000))
+    ports = ",".join(str(port) for port in range(2000, 4000, 2))
+    builder = Builder()
+    compile_acl(builder, "NET", (), (acl(remote_addresses=addresses, local_ports=ports, protocols="6"),))
+    assert {table: len(rows) for table, rows in builder.entries.items()} == {
+        "sw_acl_rules": 1,
+        "sw_acl_prefixes": 1000,
+        "sw_acl_ports": 1001,
+        "sw_acl_vectors": 2,
     }
 
 
-def test_any_protocol_by_number() -> None:
-    assert [entry.protocol for entry in expand_rules([(0, acl(protocols="6,256"))])] == [PROTOCOL_ANY]
-
-
-def test_pass_lets_pass() -> None:
-    assert [entry.action for entry in expand_rules([(0, acl("Pass"))])] == [Verdict.ALLOW]
-
-
-def test_rules_that_cannot_match_still_close_the_direction() -> None:
-    (entry,) = expand_rules([(0, acl(local_addresses="10.0.0.1", remote_addresses="fd00::1"))])
-    assert (entry.action, entry.rule, entry.protocol, entry.family) == (Verdict.BLOCK, 0, PROTOCOL_ANY, 0)
-
-
-def test_sets_by_direction_and_content() -> None:
-    numbers = MemoryNumbers()
-    one, two = Builder(), Builder()
-    first = compile_acl(one, "E", (OutBoundNAT(), acl(priority=5), acl("Block", "Out")), numbers)
-    assert first == (AclSet(1, 1), AclSet(2, 1))
-    assert set(one.entries["sw_acl"]) == {AclKey(1, 0), AclKey(2, 0)}
-    assert [entry.rule for entry in one.entries["sw_acl"].values() if isinstance(entry, AclRule)] == [2, 3]
-    changed = compile_acl(two, "E", (OutBoundNAT(), acl(priority=6), acl("Block", "Out")), numbers)
-    assert changed == (AclSet(3, 1), AclSet(2, 1))
-    assert compile_acl(Builder(), "E", (OutBoundNAT(),), numbers) == (AclSet(), AclSet())
-    assert compile_acl(Builder(), "E", (acl(),), numbers)[1] == AclSet()
-
-
-def test_too_many_entries() -> None:
-    ports = ",".join(str(port) for port in range(1, MAX_ACL_PER_SET + 1))
-    assert len(expand_rules([(0, acl(local_ports=ports))])) == MAX_ACL_PER_SET
-    with pytest.raises(Invalid) as caught:
-        expand_rules([(0, acl(local_ports=ports)), (3, acl(priority=1000))])
-    assert caught.value.path == "$.Policies[3]"
+def test_too_many() -> None:
+    assert len(direction_rules(AclDirection.IN, (), [acl()] * MAX_RULES)) == MAX_RULES
+    with pytest.raises(Invalid, match="at most 4095 ACL rules"):
+        direction_rules(AclDirection.IN, (), [acl()] * (MAX_RULES + 1))
+    with pytest.raises(Invalid, match="at most 63 tiers"):
+        direction_rules(AclDirection.IN, (), [tier(i, tier_rule("Pass")) for i in range(65)])
 
 
 @pytest.mark.parametrize(
@@ -124,15 +141,52 @@ def test_too_many_entries() -> None:
     [
         (acl(protocols="tcp"), "Protocols"),
         (acl(local_addresses="10.0.0.0/33"), "LocalAddresses"),
-        (acl(remote_addresses="some-set-id"), "RemoteAddresses"),
+        (acl(remote_addresses="10.0.0.256"), "RemoteAddresses"),
         (acl(local_ports="90-80"), "LocalPorts"),
         (acl(remote_ports="http"), "RemotePorts"),
     ],
 )
 def test_invalid_lists_name_the_field(policy: ACL, field: str) -> None:
     with pytest.raises(Invalid) as caught:
-        expand_rules([(2, policy)])
+        direction_rules(AclDirection.IN, (), (OutBoundNAT(), OutBoundNAT(), policy))
     assert caught.value.path == f"$.Policies[2].Settings.{field}"
+
+
+def network(*sets: SetPolicy) -> Network:
+    return Network(id="NET", type=NetworkType.OVERLAY, policies=sets)
+
+
+def changed(before: Compiled, after: Compiled) -> dict[str, int]:
+    """How many entries of each table differ."""
+    touched = Counter(operation.table for operation in change(before.entries, after.entries))
+    return dict(touched)
+
+
+def test_a_member_more_touches_one_entry() -> None:
+    members = [f"10.{i // 250}.{i % 250}.1" for i in range(10_000)]
+    reds = SetPolicy(set_id="red", values=",".join(members))
+    blues = SetPolicy(set_id="blue", values="10.0.7.1,10.0.8.1")
+    before = compile_sets(network(reds, blues), 1)
+    assert len(before.entries["sw_set_members"]) == 10_000
+    more = SetPolicy(set_id="red", values=",".join([*members, "192.0.2.1"]))
+    assert changed(before, compile_sets(network(more, blues), 2)) == {"sw_set_members": 1, "sw_acl_spaces": 1}
+    less = SetPolicy(set_id="blue", values="10.0.7.1")
+    assert changed(before, compile_sets(network(reds, less), 2)) == {"sw_set_members": 1, "sw_acl_spaces": 1}
+    assert changed(before, compile_sets(network(reds, blues), 2)) == {}
+
+
+def test_nested_sets_touch_classes_only() -> None:
+    reds = SetPolicy(set_id="red", values="10.0.0.1,10.0.0.2,10.0.0.3")
+    warm = SetPolicy(set_id="warm", policy_type=SetType.NESTEDIPSET, values="red")
+    before = compile_sets(network(reds), 1)
+    assert changed(before, compile_sets(network(reds, warm), 2)) == {"sw_set_classes": 1, "sw_acl_spaces": 1}
+
+
+def test_an_address_in_too_many_sets() -> None:
+    sets = [SetPolicy(set_id=f"s{i}", values="10.0.0.1") for i in range(257)]
+    assert len(compile_sets(network(*sets[:256]), 1).entries["sw_set_classes"]) == 16
+    with pytest.raises(Invalid, match="257 sets"):
+        compile_sets(network(*sets), 1)
 
 
 def tree(*policies: OutBoundNAT, node: tuple[bytes, ...] = NODE) -> dict[str, str]:

@@ -47,7 +47,7 @@ from samewire.node.tables import KernelTables
 from samewire.node.undo import UndoStack
 from samewire.vfp import compile as compilers
 from samewire.vfp.compile.loadbalancer import LocalPort
-from samewire.vfp.diff import Operation, Put, ordered
+from samewire.vfp.diff import Operation, is_early, ordered
 from samewire.vfp.model import Compiled, NodeFacts, PortLink
 from samewire.vfp.ownership import Ownership
 from samewire.vfp.record import Record
@@ -305,8 +305,8 @@ class NodeSwitch:
             bindings += binding
         all_operations = ordered(operations.values())
         return (
-            [operation for operation in all_operations if isinstance(operation, Put)],
-            [operation for operation in all_operations if not isinstance(operation, Put)],
+            [operation for operation in all_operations if is_early(operation)],
+            [operation for operation in all_operations if not is_early(operation)],
             [step for step in bindings if step.add],
             [step for step in bindings if not step.add and not self.wanted.bindings.wants(step.wish)],
         )
@@ -329,6 +329,10 @@ class NodeSwitch:
         if kind == "network":
             network = _there(view.network(object_id), "network", object_id)
             return compilers.compile_network(network, self.node_facts, self.numbers)
+        if kind == "sets":
+            network = _there(view.network(object_id), "network", object_id)
+            self._generation += 1
+            return compilers.compile_sets(network, self._generation)
         if kind == "route":
             route = _there(view.route(object_id), "route", object_id)
             network = _there(view.network(route.network_id), "network", route.network_id)

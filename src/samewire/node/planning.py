@@ -16,8 +16,10 @@ from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.policies import PortMapping, SDNRoute, VxlanPort, first
 from samewire.hcn.schema import Endpoint, Kind, NamespaceType, Network, Object
 from samewire.hcn.switch import Change, StoreView
+from samewire.node.plan_acl import rules_changed, same_but_rules, sets_changed
 from samewire.node.plan_balancers import has_direct, touched_by_endpoint, touched_by_network
 from samewire.vfp.compile.plan import NetworkPlan, RemoteSubnets, plan_network
+from samewire.vfp.compile.sets import has_sets
 from samewire.vfp.model import NodeFacts
 
 Owner: TypeAlias = tuple[str, str]
@@ -54,6 +56,11 @@ class Steps(msgspec.Struct):
 def network_owner(network_id: str) -> Owner:
     """The owner of a network's own entries."""
     return "network", network_id
+
+
+def sets_owner(network_id: str) -> Owner:
+    """The owner of the entries of a network's IP sets."""
+    return "sets", network_id
 
 
 def endpoint_owner(endpoint_id: str) -> Owner:
@@ -130,6 +137,8 @@ def plan_everything(view: StoreView, has_port: Callable[[str], bool]) -> Steps:
     steps = Steps(owners={NODE: True})
     for network in view.networks():
         steps.owners[network_owner(network.id)] = True
+        if has_sets(network.policies):
+            steps.owners[sets_owner(network.id)] = True
     for endpoint in view.endpoints():
         steps.recompile(endpoint, has_port(endpoint.id), view)
     for route in view.routes():
@@ -178,25 +187,37 @@ def _place_key(endpoint: Endpoint) -> tuple[str, str]:
 def _network(
     steps: Steps, change: Change, view: StoreView, facts: NodeFacts, has_port: Callable[[str], bool]
 ) -> None:
-    before, after = change.before, change.after
+    before, after = (value if isinstance(value, Network) else None for value in (change.before, change.after))
+    if sets_changed(before, after):
+        steps.owners[sets_owner(change.id)] = after is not None and has_sets(after.policies)
+    if before is not None and after is not None and same_but_rules(before, after):
+        if rules_changed(before, after):
+            _local_endpoints(steps, change.id, view, has_port)
+        return
     steps.owners[network_owner(change.id)] = after is not None
-    if not isinstance(after, Network):
+    if after is None:
         return
     port = first(after.policies, VxlanPort)
     if port is not None and port.port != facts.vxlan_port:
         raise Invalid(
             "$.Policies", f"VxlanPort {port.port}: this node's tunnels use UDP port {facts.vxlan_port}"
         )
-    if not isinstance(before, Network) or before.ipams != after.ipams:
+    if before is None or before.ipams != after.ipams:
         _check_subnets(after, facts)
-    if not isinstance(before, Network):
+    if before is None:
         return
-    whole = _without_remote(before, facts) != _without_remote(after, facts)
+    whole = rules_changed(before, after) or _without_remote(before, facts) != _without_remote(after, facts)
     for endpoint in view.endpoints_of_network(change.id):
         if whole or endpoint.is_remote or first(endpoint.policies, SDNRoute) is not None:
             steps.recompile(endpoint, has_port(endpoint.id), view)
     for route in view.routes_of_network(change.id):
         steps.owners[route_owner(route.id)] = True
+
+
+def _local_endpoints(steps: Steps, network_id: str, view: StoreView, has_port: Callable[[str], bool]) -> None:
+    for endpoint in view.endpoints_of_network(network_id):
+        if not endpoint.is_remote:
+            steps.recompile(endpoint, has_port(endpoint.id), view)
 
 
 def _check_subnets(network: Network, facts: NodeFacts) -> None:

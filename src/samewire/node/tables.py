@@ -11,7 +11,7 @@ from samewire.vfp.compile.balanced import TABLES as BALANCED
 from samewire.vfp.diff import Operation, Put
 from samewire.vfp.model import Entries
 from samewire.vfp.record import Record
-from samewire.vfp.tables import TABLES, Port, Table
+from samewire.vfp.tables import TABLES, AclSpace, Port, Table
 
 _MANY: Final = 32  # from here on a batch is cheaper than single updates
 
@@ -81,9 +81,9 @@ class KernelTables:
         return {table.name: self._rows(table) for table in tables}
 
     def generation(self) -> int:
-        """The highest generation of any port; a new one must be above it. Raises KernelError."""
-        rows = self._rows(TABLES["sw_ports"])
-        return max((port.generation for port in rows.values() if isinstance(port, Port)), default=0)
+        """The highest generation of any port or IP sets; a new one must be above it. Raises KernelError."""
+        rows = [*self._rows(TABLES["sw_ports"]).values(), *self._rows(TABLES["sw_acl_spaces"]).values()]
+        return max((row.generation for row in rows if isinstance(row, Port | AclSpace)), default=0)
 
     def _rows(self, table: Table) -> dict[Record, Record]:
         rows: dict[Record, Record] = {}

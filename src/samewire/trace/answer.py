@@ -41,8 +41,8 @@ from samewire.vfp.constants import (
     Reason,
     StepVerdict,
 )
-from samewire.vfp.layers import protocol_text
 from samewire.vfp.model import Entries
+from samewire.vfp.protocols import protocol_text
 from samewire.vfp.simulate.packet import Malformed, parse
 from samewire.vfp.simulate.packet import Packet as Parsed
 from samewire.vfp.tables import Id, Nexthop, Port, TraceStep, Vni
@@ -234,7 +234,7 @@ def _verdict(step: TraceStep) -> str:
 def _matched(node: Node, tables: Entries, arrived: Arrived, packet: Packet, step: TraceStep) -> str:
     match step.layer:
         case Layer.ACL_OUT | Layer.ACL_IN:
-            return acl_text(tables, step.target, step.layer == Layer.ACL_OUT, packet, step.rule)
+            return acl_text(tables, step.target, step.layer == Layer.ACL_OUT, step.rule)
         case Layer.ROUTE:
             return _route(tables, packet, step)
         case Layer.PORTMAP:

@@ -14,8 +14,8 @@ from samewire.trace.rows import typed_rows
 from samewire.trace.snapshot import Finding, Level, Snapshot
 from samewire.vfp.address import ZERO, address_text
 from samewire.vfp.constants import SCOPE_UPLINK, FlowFlag, PortFlag, Reason, RouteKind
-from samewire.vfp.layers import protocol_text
 from samewire.vfp.model import Entries
+from samewire.vfp.protocols import protocol_text
 from samewire.vfp.simulate.flows import tuple_of
 from samewire.vfp.simulate.state import State
 from samewire.vfp.tables import (

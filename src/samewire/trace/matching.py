@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import cast
 
 from msgspec import Struct
 
 from samewire.trace.rows import typed_rows
-from samewire.vfp.address import IPV6, ZERO, address_text, masked
+from samewire.vfp.acl_view import AclIndex, AclRuleView
+from samewire.vfp.address import ZERO, address_text, masked
 from samewire.vfp.constants import (
     ACL_IN,
     ACL_OUT,
     NAT_KEY_BITS,
-    PROTOCOL_ANY,
     ROUTE_KEY_BITS,
     SCOPE_HOST,
-    AclAction,
     NatFlag,
     RouteKind,
 )
-from samewire.vfp.layers import protocol_text
 from samewire.vfp.model import Entries
-from samewire.vfp.simulate.packet import WITH_PORTS, Tuple
+from samewire.vfp.rule_names import rule_text
+from samewire.vfp.simulate.packet import Tuple
 from samewire.vfp.tables import (
-    AclKey,
-    AclRule,
     Id,
     Nat,
     NatKey,
@@ -73,20 +69,23 @@ def nexthop_address(hop: Nexthop, family: int, destination: bytes) -> str:
     return address_text(hop.family, hop.address)
 
 
-def acl_text(tables: Entries, port: int, outward: bool, packet: Packet, rule: int) -> str:
-    """The entry of a port's list that decided; ``rule`` 0: none did."""
+def acl_text(tables: Entries, port: int, outward: bool, rule: int) -> str:
+    """The rule of a port that decided; ``rule`` 0: none did."""
     own = cast(Port | None, tables.get("sw_ports", {}).get(Id(port)))
     side = ACL_OUT if outward else ACL_IN
-    if own is None or not own.acl_count[side]:
+    if own is None or not own.acl_words[side]:
         return "no rules: everything passes"
-    if not rule:
-        return f"none of {own.acl_count[side]} entries allows it"
-    rows = tables.get("sw_acl", {})
-    for index in range(own.acl_count[side]):
-        entry = rows.get(AclKey(own.acl_set[side], index))
-        if isinstance(entry, AclRule) and entry.rule == rule and _matches(entry, packet, outward):
-            return f"rule {rule}, priority {entry.priority}: {', '.join(_conditions(entry))}"
-    return f"rule {rule}"
+    rules = list(AclIndex(tables).rules(own, side))
+    for view in rules:
+        if view.rule == rule and rule:
+            return (
+                f"rule {rule_text(rule)}, priority {view.priority}: {view.action}, {_conditions_text(view)}"
+            )
+    if rule:
+        return f"rule {rule_text(rule)}"
+    if any(not view.rule for view in rules):
+        return f"none of {len(rules) - 1} rules matches: let pass"
+    return f"none of {len(rules)} rules matches"
 
 
 def nat_text(tables: Entries, port: int, packet: Packet, rule: int) -> str:
@@ -138,27 +137,6 @@ def _leads_to(tables: Entries, route: Route) -> str:
     return f"{via} on the uplink, MTU {hop.mtu}"
 
 
-def _matches(rule: AclRule, packet: Packet, outward: bool) -> bool:
-    ends = packet.ends if outward else packet.ends.reverse
-    if rule.protocol not in (PROTOCOL_ANY, packet.protocol) or rule.family not in (0, packet.family):
-        return False
-    ports = (ends.source_port, ends.destination_port) if packet.protocol in WITH_PORTS else (0, 0)
-    if not rule.local_port_low <= ports[0] <= rule.local_port_high:
-        return False
-    if not rule.remote_port_low <= ports[1] <= rule.remote_port_high:
-        return False
-    local = masked(ends.source, rule.local_bits) == masked(rule.local, rule.local_bits)
-    return local and masked(ends.destination, rule.remote_bits) == masked(rule.remote, rule.remote_bits)
-
-
-def _conditions(rule: AclRule) -> Iterator[str]:
-    yield "allow" if rule.action == AclAction.ALLOW else "block"
-    yield "any protocol" if rule.protocol == PROTOCOL_ANY else protocol_text(rule.protocol)
-    for name, packed, bits, low, high in (
-        ("local", rule.local, rule.local_bits, rule.local_port_low, rule.local_port_high),
-        ("remote", rule.remote, rule.remote_bits, rule.remote_port_low, rule.remote_port_high),
-    ):
-        if bits:
-            yield f"{name} {address_text(rule.family or IPV6, packed)}/{bits}"
-        if (low, high) != (0, 65535):
-            yield f"{name} port {low}" if low == high else f"{name} ports {low}-{high}"
+def _conditions_text(view: AclRuleView) -> str:
+    protocol = view.conditions[0].removeprefix("protocol ")
+    return ", ".join(["any protocol" if protocol == "any" else protocol, *view.conditions[1:]])

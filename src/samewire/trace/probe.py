@@ -10,7 +10,7 @@ from msgspec import Struct
 from samewire.errors import Invalid
 from samewire.trace.model import TupleView
 from samewire.vfp.address import IPV4, Address, address_text
-from samewire.vfp.layers import protocol_text
+from samewire.vfp.protocols import protocol_text
 from samewire.vfp.simulate.packet import ICMP, ICMPV6, TCP, UDP, Malformed, Packet, parse
 
 PROTOCOLS: Final = {"tcp": {4: TCP, 6: TCP}, "udp": {4: UDP, 6: UDP}, "icmp": {4: ICMP, 6: ICMPV6}}

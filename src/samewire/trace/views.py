@@ -11,8 +11,9 @@ from samewire.trace.reasons import explain
 from samewire.trace.rows import typed_rows
 from samewire.vfp.address import address_text
 from samewire.vfp.constants import TICK_S, Arrival, Counter, Fate, FlowFlag, Layer, Reason, TcpFlag
-from samewire.vfp.layers import PortView, all_ports, port_layers, protocol_text
+from samewire.vfp.layers import PortView, all_ports, port_layers
 from samewire.vfp.model import Entries
+from samewire.vfp.protocols import protocol_text
 from samewire.vfp.simulate.flows import partner_key, transpose, tuple_of
 from samewire.vfp.simulate.packet import TCP, Tuple
 from samewire.vfp.tables import Count, DropEvent, DropKey, Flow, FlowKey, Id

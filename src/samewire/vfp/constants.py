@@ -8,15 +8,26 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 from typing import Final
 
-LAYOUT_VERSION: Final = 2
+LAYOUT_VERSION: Final = 3
 
 MAX_PORTS: Final = 4096
 MAX_ENDPOINTS: Final = 65536
 MAX_ROUTES: Final = 65536
 MAX_NEXTHOPS: Final = 65536
 MAX_PORTMAPS: Final = 16384
-MAX_ACL_ENTRIES: Final = 262144
-MAX_ACL_PER_SET: Final = 1024
+MAX_ACL_RULES: Final = 262144
+MAX_ACL_PREFIXES: Final = 524288
+MAX_ACL_PORTS: Final = 262144
+MAX_ACL_VECTORS: Final = 65536
+MAX_ACL_SETS: Final = 65536
+MAX_ACL_COUNTS: Final = 65536
+MAX_SET_MEMBERS: Final = 1048576
+MAX_SET_CLASSES: Final = 65536
+MAX_SET_SPACES: Final = 4096
+ACL_WORDS: Final = 64
+ACL_STAGES: Final = 64
+CLASS_SETS: Final = 16
+CLASS_CHUNKS: Final = 16
 MAX_NAT_PREFIXES: Final = 65536
 MAX_VNIS: Final = 4096
 MAX_FLOWS: Final = 131072
@@ -43,12 +54,22 @@ TICK_S: Final = (1 << TICK_SHIFT) / 1e9
 PROTOCOL_ANY: Final = 256
 ACL_IN: Final = 0
 ACL_OUT: Final = 1
+ACL_SOURCE: Final = 0
+ACL_DESTINATION: Final = 1
+ACL_MEMBER: Final = 2
+RULE_POLICY_MASK: Final = 0xFFFF
+RULE_TIER_SHIFT: Final = 16
+RULE_NETWORK: Final = 0x40000000
+SPACE_FACTOR: Final = 0x61C88647
 TRACE_STEPS: Final = 24
 
-# Bits of an LPM key before its address: scope, family, reserved; set or service, family, reserved.
+# Bits of an LPM key before its address or port: scope, family, reserved; set or service, family, reserved; table and
+# what follows it.
 ROUTE_KEY_BITS: Final = 32
 NAT_KEY_BITS: Final = 64
 SOURCE_RANGE_KEY_BITS: Final = 64
+ACL_PREFIX_KEY_BITS: Final = 96
+ACL_PORT_KEY_BITS: Final = 72
 
 
 class Arrival(IntEnum):
@@ -210,10 +231,21 @@ class Choice(IntEnum):
 
 
 class AclAction(IntEnum):
-    """Verdict of an ACL entry."""
+    """What an ACL rule says; PASS: the next stage decides."""
 
     BLOCK = 0
     ALLOW = 1
+    PASS = 2
+
+
+class AclShape(IntFlag):
+    """What a table's rules ask about, besides protocol and destination port."""
+
+    SOURCE = 1
+    SOURCE_SETS = 2
+    DESTINATION = 4
+    DESTINATION_SETS = 8
+    SOURCE_PORT = 16
 
 
 class NatAction(IntEnum):

@@ -3,8 +3,8 @@
 Order makes every moment safe: what others point at is put first (nexthops and sets before routes and ports,
 ports before the addresses that lead to them), and removed last.
 
-What is not compared: a port's ``generation`` (it says when, not what: an equal port keeps its flows), and the
-``full_ns`` of a bucket (it belongs to the programs). An entry that differs in anything
+What is not compared: the ``generation`` of a port or of a network's sets (it says when, not what: an equal port
+keeps its flows), and the ``full_ns`` of a bucket (it belongs to the programs). An entry that differs in anything
 else is put whole, with its new generation or full bucket.
 """
 
@@ -18,13 +18,19 @@ import msgspec
 from samewire.vfp.model import Entries
 from samewire.vfp.record import Record
 from samewire.vfp.render import Json, entry_json, record_text
-from samewire.vfp.tables import TABLES, Bucket, Port
+from samewire.vfp.tables import TABLES, AclSpace, Bucket, Port
 
 # Compiled tables, the pointed-at before the pointing.
 PUT_ORDER: Final = (
     "sw_config",
     "sw_nexthops",
-    "sw_acl",
+    "sw_acl_vectors",
+    "sw_acl_rules",
+    "sw_acl_prefixes",
+    "sw_acl_ports",
+    "sw_acl_sets",
+    "sw_set_classes",
+    "sw_set_members",
     "sw_nat",
     "sw_buckets",
     "sw_ports",
@@ -37,7 +43,11 @@ PUT_ORDER: Final = (
     "sw_services",
     "sw_direct",
     "sw_vnis",
+    "sw_acl_spaces",
 )
+# Put behind all removals: it has flows judged again, and what has gone must be gone by then.
+LATE: Final = frozenset({"sw_acl_spaces"})
+_RANK: Final = {table: i for i, table in enumerate(PUT_ORDER)}
 
 
 class Put(msgspec.Struct, frozen=True):
@@ -81,6 +91,8 @@ def same(before: Record | None, after: Record | None) -> bool:
         return True
     if type(before) is Port and type(after) is Port:
         return msgspec.structs.replace(before, generation=after.generation) == after
+    if type(before) is AclSpace and type(after) is AclSpace:
+        return before.content == after.content
     if type(before) is Bucket and type(after) is Bucket:
         return (before.rate_bytes_per_s, before.burst_bytes) == (after.rate_bytes_per_s, after.burst_bytes)
     return False
@@ -92,9 +104,11 @@ def diff(wanted: Entries, actual: Entries) -> list[Operation]:
     Tables that only the programs write are left alone, whatever ``actual`` holds of them.
     """
     operations: list[Operation] = []
+    late: list[Operation] = []
     for table in PUT_ORDER:
         present = actual.get(table, {})
-        operations += (
+        puts = late if table in LATE else operations
+        puts += (
             Put(table, key, value)
             for key, value in wanted.get(table, {}).items()
             if not same(present.get(key), value)
@@ -104,7 +118,7 @@ def diff(wanted: Entries, actual: Entries) -> list[Operation]:
             continue
         kept = wanted.get(table, {})
         operations += (Remove(table, key) for key in actual.get(table, {}) if key not in kept)
-    return operations
+    return operations + late
 
 
 def change(before: Entries, after: Entries) -> list[Operation]:
@@ -116,12 +130,19 @@ def change(before: Entries, after: Entries) -> list[Operation]:
 
 
 def ordered(operations: Iterable[Operation]) -> list[Operation]:
-    """Operations of several changes as one: puts in order, then removals in reverse order."""
-    rank = {table: i for i, table in enumerate(PUT_ORDER)}
-    return sorted(
-        operations,
-        key=lambda op: rank[op.table] if isinstance(op, Put) else 2 * len(PUT_ORDER) - rank[op.table],
-    )
+    """Operations of several changes as one: puts in order, removals in reverse order, late puts."""
+    return sorted(operations, key=_rank)
+
+
+def is_early(operation: Operation) -> bool:
+    """Whether it comes before what is to be active by then: all puts but the late ones."""
+    return isinstance(operation, Put) and operation.table not in LATE
+
+
+def _rank(operation: Operation) -> int:
+    if isinstance(operation, Remove):
+        return 2 * len(PUT_ORDER) - _RANK[operation.table]
+    return _RANK[operation.table] + (3 * len(PUT_ORDER) if operation.table in LATE else 0)
 
 
 def apply(operations: Iterable[Operation], tables: Entries) -> dict[str, dict[Record, Record]]:

@@ -12,16 +12,15 @@ from typing import TypeVar
 import msgspec
 
 from samewire.errors import NotFound
+from samewire.vfp.acl_view import AclIndex
 from samewire.vfp.address import IPV4, IPV6, ZERO, address_bits, address_text, mac_text
 from samewire.vfp.constants import (
     ACL_IN,
     ACL_OUT,
     NAT_KEY_BITS,
-    PROTOCOL_ANY,
     ROUTE_KEY_BITS,
     SCOPE_HOST,
     SCOPE_UPLINK,
-    AclAction,
     NatAction,
     NatFlag,
     PortFlag,
@@ -29,10 +28,9 @@ from samewire.vfp.constants import (
     RouteKind,
 )
 from samewire.vfp.model import Entries
+from samewire.vfp.protocols import protocol_text
 from samewire.vfp.record import Record
 from samewire.vfp.tables import (
-    AclKey,
-    AclRule,
     Bucket,
     Config,
     Id,
@@ -49,8 +47,6 @@ from samewire.vfp.tables import (
 
 K = TypeVar("K", bound=Record)
 V = TypeVar("V", bound=Record)
-
-_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp", PROTOCOL_ANY: "any"}
 
 
 class RuleView(msgspec.Struct, frozen=True):
@@ -93,26 +89,22 @@ class PortView(msgspec.Struct, frozen=True):
 
 def all_ports(tables: Entries) -> list[PortView]:
     """Every port: the pods' in order of their ids, then the special ones."""
+    index = AclIndex(tables)
     pods = sorted(key.value for key, _ in _rows(tables, "sw_ports", Id, Port))
     special = [ifindex for ifindex, _ in _special(tables)]
-    return [port_layers(tables, ifindex) for ifindex in [*pods, *special]]
+    return [port_layers(tables, ifindex, index) for ifindex in [*pods, *special]]
 
 
-def port_layers(tables: Entries, port: int) -> PortView:
-    """The layers of one port, by its id (ifindex). Raises ``NotFound``."""
+def port_layers(tables: Entries, port: int, index: AclIndex | None = None) -> PortView:
+    """The layers of one port, by its id (ifindex); ``index``: of these tables. Raises ``NotFound``."""
     found = tables.get("sw_ports", {}).get(Id(port))
     if isinstance(found, Port):
-        return _pod(tables, port, found)
+        return _pod(tables, port, found, index or AclIndex(tables))
     kind = dict(_special(tables)).get(port)
     if kind is None:
         raise NotFound("port", str(port))
     layers = {"uplink": _uplink, "tunnel": _tunnel, "host": _host}[kind](tables)
     return PortView(port, kind, SCOPE_UPLINK, 0, (), "", (), layers)
-
-
-def protocol_text(protocol: int) -> str:
-    """A protocol's usual name, or its number."""
-    return _PROTOCOLS.get(protocol, str(protocol))
 
 
 def _special(tables: Entries) -> Iterator[tuple[int, str]]:
@@ -134,7 +126,7 @@ def _rows(tables: Entries, table: str, key: type[K], value: type[V]) -> Iterator
             yield k, v
 
 
-def _pod(tables: Entries, number: int, port: Port) -> PortView:
+def _pod(tables: Entries, number: int, port: Port, index: AclIndex) -> PortView:
     layers = (
         LayerView("GUARD", (GroupView("GUARD_OUT", "out", "exact", tuple(_guard(port))),)),
         LayerView("LB", ()),
@@ -142,8 +134,8 @@ def _pod(tables: Entries, number: int, port: Port) -> PortView:
         LayerView(
             "ACL",
             (
-                GroupView("ACL_OUT", "out", "priority", tuple(_acl(tables, port, ACL_OUT))),
-                GroupView("ACL_IN", "in", "priority", tuple(_acl(tables, port, ACL_IN))),
+                GroupView("ACL_OUT", "out", "priority", tuple(_acl(index, port, ACL_OUT))),
+                GroupView("ACL_IN", "in", "priority", tuple(_acl(index, port, ACL_IN))),
             ),
         ),
         LayerView("ROUTE", (GroupView("ROUTE_OUT", "out", "lpm", _routes(tables, port.scope)),)),
@@ -214,31 +206,17 @@ def _portmaps(tables: Entries, port: int | None) -> tuple[RuleView, ...]:
     return tuple(sorted(rules, key=lambda rule: rule.conditions))
 
 
-def _acl(tables: Entries, port: Port, side: int) -> Iterator[RuleView]:
-    if not port.acl_count[side]:
+def _acl(index: AclIndex, port: Port, side: int) -> Iterator[RuleView]:
+    if not port.acl_words[side]:
         yield RuleView(0, 65535, ("any",), "allow: no rules")
         return
-    rows = tables.get("sw_acl", {})
-    for index in range(port.acl_count[side]):
-        rule = rows.get(AclKey(port.acl_set[side], index))
-        if isinstance(rule, AclRule):
-            verdict = "allow" if rule.action == AclAction.ALLOW else "block"
-            yield RuleView(rule.rule, rule.priority, tuple(_acl_conditions(rule)), verdict)
-    yield RuleView(0, 65535, ("any",), "block: no rule matched")
-
-
-def _acl_conditions(rule: AclRule) -> Iterator[str]:
-    yield f"protocol {protocol_text(rule.protocol)}"
-    for name, packed, bits, low, high in (
-        ("local", rule.local, rule.local_bits, rule.local_port_low, rule.local_port_high),
-        ("remote", rule.remote, rule.remote_bits, rule.remote_port_low, rule.remote_port_high),
-    ):
-        if rule.family and (bits or packed != ZERO):
-            yield f"{name} {address_text(rule.family, packed)}/{bits}"
-        if (low, high) != (0, 65535):
-            yield f"{name} port {low}" if low == high else f"{name} port {low}-{high}"
-    if rule.family and not rule.local_bits and not rule.remote_bits:
-        yield f"ipv{rule.family}"
+    fallback = "block: no rule matched"
+    for rule in index.rules(port, side):
+        if rule.rule:
+            yield RuleView(rule.rule, rule.priority, rule.conditions, rule.action)
+        else:
+            fallback = "allow: no rule matched"
+    yield RuleView(0, 65535, ("any",), fallback)
 
 
 def _nat(tables: Entries, number: int) -> tuple[RuleView, ...]:

@@ -32,7 +32,6 @@ class Numbers(Protocol):
     - ``scope``: network id -> 1..65534
     - ``nexthop``: ``uplink/gateway/4``, ``uplink/onlink/6``, ``uplink/via/<address>``,
       ``tunnel/<network id>/<prefix>``, ``endpoint/<endpoint id>`` -> >= 1
-    - ``acl``: ``<endpoint id>/in|out/<digest>`` -> >= 1
     - ``nat``: ``<digest>`` -> >= 1
     """
 
@@ -47,7 +46,7 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     ``addresses`` are the node's own addresses with their prefix lengths (host bits kept), global scope only,
     the main address of each family first, without those that Samewire itself put on samewire0; ``gateways``
     the default gateways, at most one a family. ``events``: somebody reads drop events; ``checksum_outer``:
-    UDP checksums on IPv4 tunnels.
+    UDP checksums on IPv4 tunnels; ``acl_allow_unmatched``: what an endpoint's ACL rules leave open passes.
     """
 
     name: str
@@ -69,6 +68,7 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     csum_ipv6: bool = False
     events: bool = False
     checksum_outer: bool = False
+    acl_allow_unmatched: bool = False
 
     def address(self, family: int) -> bytes:
         """The node's main address of that family, packed; zero when it has none."""

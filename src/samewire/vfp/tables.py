@@ -15,6 +15,19 @@ import msgspec
 from samewire.vfp import constants as c
 from samewire.vfp.address import ZERO
 from samewire.vfp.record import U8, U16, U32, U64, Addr, Be16, Field, Mac, Pad, Record, record
+from samewire.vfp.records_acl import (
+    AclCountKey,
+    AclPortKey,
+    AclPrefixKey,
+    AclRule,
+    AclRuleKey,
+    AclSetKey,
+    AclSpace,
+    AclVector,
+    Hash,
+    SetClass,
+    SetClassKey,
+)
 from samewire.vfp.records_runtime import (
     Action,
     Affinity,
@@ -100,9 +113,11 @@ class Port(Record, frozen=True, gc=False):
     gateway_mac: Mac
     address: tuple[Addr, Addr]
     gateway: tuple[Addr, Addr]
-    acl_set: tuple[U32, U32]
-    acl_count: tuple[U16, U16]
     nat_set: U32
+    acl_table: tuple[U64, U64]
+    acl_space: U64
+    acl_words: tuple[U8, U8]
+    acl_shape: tuple[U8, U8]
     mtu: U32
 
 
@@ -182,33 +197,6 @@ class Portmap(Record, frozen=True, gc=False):
     address: Addr
 
 
-@record("sw_acl_key")
-class AclKey(Record, frozen=True, gc=False):
-    """Place of an entry in a set."""
-
-    set: U32
-    index: U32
-
-
-@record("sw_acl_rule")
-class AclRule(Record, frozen=True, gc=False):
-    """One expanded ACL entry; port ranges are inclusive."""
-
-    rule: U32
-    priority: U16
-    protocol: U16
-    action: U8
-    family: U8
-    local_bits: U8
-    remote_bits: U8
-    local: Addr
-    remote: Addr
-    local_port_low: U16
-    local_port_high: U16
-    remote_port_low: U16
-    remote_port_high: U16
-
-
 @record("sw_nat_key")
 class NatKey(Record, frozen=True, gc=False):
     """An LPM key; ``prefix_bits`` counts the 64 bits of set, family and reserved too."""
@@ -285,7 +273,15 @@ TABLES: Final[dict[str, Table]] = dict(
         _table("sw_routes", RouteKey, Route, Kind.LPM, c.MAX_ROUTES, compiled=True),
         _table("sw_nexthops", Id, Nexthop, Kind.HASH, c.MAX_NEXTHOPS, compiled=True),
         _table("sw_portmaps", PortmapKey, Portmap, Kind.HASH, c.MAX_PORTMAPS, compiled=True),
-        _table("sw_acl", AclKey, AclRule, Kind.HASH, c.MAX_ACL_ENTRIES, compiled=True),
+        _table("sw_acl_prefixes", AclPrefixKey, Hash, Kind.LPM, c.MAX_ACL_PREFIXES, compiled=True),
+        _table("sw_acl_ports", AclPortKey, Hash, Kind.LPM, c.MAX_ACL_PORTS, compiled=True),
+        _table("sw_acl_vectors", Hash, AclVector, Kind.HASH, c.MAX_ACL_VECTORS, compiled=True),
+        _table("sw_acl_sets", AclSetKey, Hash, Kind.HASH, c.MAX_ACL_SETS, compiled=True),
+        _table("sw_acl_rules", AclRuleKey, AclRule, Kind.HASH, c.MAX_ACL_RULES, compiled=True),
+        _table("sw_acl_counts", AclCountKey, Count, Kind.PERCPU_HASH, c.MAX_ACL_COUNTS),
+        _table("sw_set_members", AclPrefixKey, Hash, Kind.LPM, c.MAX_SET_MEMBERS, compiled=True),
+        _table("sw_set_classes", SetClassKey, SetClass, Kind.HASH, c.MAX_SET_CLASSES, compiled=True),
+        _table("sw_acl_spaces", Hash, AclSpace, Kind.HASH, c.MAX_SET_SPACES, compiled=True),
         _table("sw_nat", NatKey, Nat, Kind.LPM, c.MAX_NAT_PREFIXES, compiled=True),
         _table("sw_vnis", Id, Vni, Kind.HASH, c.MAX_VNIS, compiled=True),
         _table("sw_buckets", Id, Bucket, Kind.HASH, c.MAX_PORTS, compiled=True),
@@ -332,8 +328,16 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     AffinityKey,
     Affinity,
     ServiceCount,
-    AclKey,
+    AclPrefixKey,
+    AclPortKey,
+    AclVector,
+    AclSetKey,
+    AclRuleKey,
     AclRule,
+    AclCountKey,
+    SetClassKey,
+    SetClass,
+    AclSpace,
     NatKey,
     Nat,
     Vni,
@@ -356,8 +360,14 @@ RECORDS: Final[tuple[type[Record], ...]] = (
 __all__ = [
     "RECORDS",
     "TABLES",
-    "AclKey",
+    "AclCountKey",
+    "AclPortKey",
+    "AclPrefixKey",
     "AclRule",
+    "AclRuleKey",
+    "AclSetKey",
+    "AclSpace",
+    "AclVector",
     "Action",
     "Affinity",
     "AffinityKey",
@@ -379,6 +389,7 @@ __all__ = [
     "FlowKey",
     "Fragment",
     "FragmentKey",
+    "Hash",
     "Id",
     "Kind",
     "Nat",
@@ -393,6 +404,8 @@ __all__ = [
     "Service",
     "ServiceCount",
     "ServiceKey",
+    "SetClass",
+    "SetClassKey",
     "Socket",
     "SocketKey",
     "SourceRangeKey",

@@ -6,6 +6,7 @@ from samewire.vfp.compile.link import compile_link
 from samewire.vfp.compile.network import compile_network
 from samewire.vfp.compile.node import compile_node
 from samewire.vfp.compile.route import compile_route
+from samewire.vfp.compile.sets import compile_sets
 
 __all__ = [
     "compile_endpoint",
@@ -14,4 +15,5 @@ __all__ = [
     "compile_network",
     "compile_node",
     "compile_route",
+    "compile_sets",
 ]

@@ -6,7 +6,8 @@ from samewire.errors import Invalid
 from samewire.hcn.policies import OutBoundNAT, PortMapping, ProviderAddress, first, mapping_family
 from samewire.hcn.schema import Endpoint, Network, NetworkType
 from samewire.vfp.address import IPV4, IPV6, NO_MAC, ZERO, Address, Prefix, parse_address, parse_mac
-from samewire.vfp.compile.acl import AclSet, compile_acl
+from samewire.vfp.compile.acl import compile_acl
+from samewire.vfp.compile.acl_table import AclTable
 from samewire.vfp.compile.builder import Builder, onlink_nexthop
 from samewire.vfp.compile.link import (
     POLICE_SLACK_BYTES,
@@ -53,7 +54,7 @@ def compile_endpoint(
     for own in addresses:
         key = EndpointKey(own.packed, scope, own.family)
         builder.put("sw_endpoints", key, EndpointEntry(port_ifindex, 0, mac))
-    acls = compile_acl(builder, endpoint.id, endpoint.policies, numbers)
+    acls = compile_acl(builder, network.id, network.policies, endpoint.policies, facts.acl_allow_unmatched)
     nat = compile_nat(builder, _nat_policies(endpoint, plan), facts, numbers)
     port = _port(endpoint, context, generation, addresses, acls, nat)
     builder.put("sw_ports", Id(port_ifindex), port)
@@ -72,7 +73,7 @@ def _port(
     context: Context,
     generation: int,
     addresses: tuple[Prefix, ...],
-    acls: tuple[AclSet, AclSet],
+    acls: tuple[AclTable, AclTable],
     nat: tuple[int, bool],
 ) -> Port:
     plan = context.plan
@@ -96,9 +97,11 @@ def _port(
         gateway_mac=plan.gateway_mac,
         address=(own[0], own[1]),
         gateway=(gateways[0], gateways[1]),
-        acl_set=(acls[0].set, acls[1].set),
-        acl_count=(acls[0].count, acls[1].count),
         nat_set=nat_set,
+        acl_table=(acls[0].table, acls[1].table),
+        acl_space=acls[0].space or acls[1].space,
+        acl_words=(acls[0].words, acls[1].words),
+        acl_shape=(acls[0].shape, acls[1].shape),
         mtu=endpoint_mtu(endpoint, plan, context.facts),
     )
 

@@ -281,11 +281,11 @@ def _lost_backend(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_sid
 
 
 def _is_stale(state: State, flow: Flow, action: Action, packet_side: int, own: Port | None) -> bool:
-    if own is not None and own.generation != flow.generation[packet_side]:
+    if own is not None and state.generation(own) != flow.generation[packet_side]:
         return True
     if action.fate == Fate.PORT:
         target = state.port(action.target)
-        return target is None or target.generation != flow.generation[1 - packet_side]
+        return target is None or state.generation(target) != flow.generation[1 - packet_side]
     if action.fate in (Fate.UPLINK, Fate.TUNNEL):
         return state.nexthop(action.target) is None
     return False

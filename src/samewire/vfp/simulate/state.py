@@ -12,6 +12,7 @@ from samewire.vfp.constants import (
     NAT_KEY_BITS,
     ROUTE_KEY_BITS,
     SOURCE_RANGE_KEY_BITS,
+    SPACE_FACTOR,
     Arrival,
     Fate,
     Layer,
@@ -21,8 +22,7 @@ from samewire.vfp.constants import (
 from samewire.vfp.record import Record
 from samewire.vfp.simulate.packet import Packet, Tuple
 from samewire.vfp.tables import (
-    AclKey,
-    AclRule,
+    AclSpace,
     Action,
     Affinity,
     AffinityKey,
@@ -37,6 +37,7 @@ from samewire.vfp.tables import (
     FlowKey,
     Fragment,
     FragmentKey,
+    Hash,
     Id,
     Nat,
     NatKey,
@@ -136,39 +137,41 @@ class State:
         keys = cast(Mapping[RouteKey | NatKey | SourceRangeKey, Record], self.tables.get(table, {}))
         return sorted({key.prefix_bits for key in keys}, reverse=True)
 
-    def _get(self, table: str, key: Record) -> Record | None:
+    def get(self, table: str, key: Record) -> Record | None:
+        """An entry of a table."""
         return self.tables.get(table, {}).get(key)
 
     @property
     def config(self) -> Config | None:
         """Facts about the node."""
-        return cast(Config | None, self._get("sw_config", Id(0)))
+        return cast(Config | None, self.get("sw_config", Id(0)))
 
     def port(self, ifindex: int) -> Port | None:
         """A port of the switch."""
-        return cast(Port | None, self._get("sw_ports", Id(ifindex)))
+        return cast(Port | None, self.get("sw_ports", Id(ifindex)))
 
     def nexthop(self, number: int) -> Nexthop | None:
         """A provider address or gateway."""
-        return cast(Nexthop | None, self._get("sw_nexthops", Id(number)))
+        return cast(Nexthop | None, self.get("sw_nexthops", Id(number)))
 
     def endpoint(self, scope: int, family: int, address: bytes) -> Endpoint | None:
         """The owner of an address."""
-        return cast(Endpoint | None, self._get("sw_endpoints", EndpointKey(address, scope, family)))
+        return cast(Endpoint | None, self.get("sw_endpoints", EndpointKey(address, scope, family)))
 
     def vni(self, vni: int) -> Vni | None:
         """The network behind a VNI."""
-        return cast(Vni | None, self._get("sw_vnis", Id(vni)))
+        return cast(Vni | None, self.get("sw_vnis", Id(vni)))
 
-    def acl_rule(self, number: int, index: int) -> AclRule | None:
-        """An entry of an ACL set."""
-        return cast(AclRule | None, self._get("sw_acl", AclKey(number, index)))
+    def generation(self, port: Port) -> int:
+        """What a flow keeps of a port: its generation, mixed with that of the IP sets that its rules name."""
+        space = cast(AclSpace | None, self.get("sw_acl_spaces", Hash(port.acl_space)))
+        return (port.generation + (space.generation * SPACE_FACTOR if space else 0)) & 0xFFFFFFFF
 
     def route(self, scope: int, family: int, address: bytes) -> Route | None:
         """The longest matching route."""
         for length in self._route_lengths:
             key = RouteKey(length, scope, family, masked(address, length - ROUTE_KEY_BITS))
-            found = self._get("sw_routes", key)
+            found = self.get("sw_routes", key)
             if found is not None:
                 return cast(Route, found)
         return None
@@ -177,32 +180,32 @@ class State:
         """The longest matching prefix of a NAT set."""
         for length in self._nat_lengths:
             key = NatKey(length, number, family, masked(address, length - NAT_KEY_BITS))
-            found = self._get("sw_nat", key)
+            found = self.get("sw_nat", key)
             if found is not None:
                 return cast(Nat, found)
         return None
 
     def service(self, key: ServiceKey) -> Service | None:
         """The load balancer of a VIP and port in a scope."""
-        return cast(Service | None, self._get("sw_services", key))
+        return cast(Service | None, self.get("sw_services", key))
 
     def members(self, service: Service) -> Iterator[BackendPlace]:
         """The places of a service's backend set that are taken."""
         for chunk in range(service.chunks):
-            found = self._get("sw_backend_sets", BackendChunkKey(service.set, chunk))
+            found = self.get("sw_backend_sets", BackendChunkKey(service.set, chunk))
             if found is not None:
                 yield from (place for place in cast(BackendChunk, found).place if place.backend)
 
     def backend(self, number: int) -> Backend | None:
         """A backend; None when it has been removed."""
-        return cast(Backend | None, self._get("sw_backends", Id(number)))
+        return cast(Backend | None, self.get("sw_backends", Id(number)))
 
     def in_source_ranges(self, service: int, family: int, client: bytes) -> bool:
         """Whether a client is in one of a service's source ranges."""
         for length in self._range_lengths:
             bits = length - SOURCE_RANGE_KEY_BITS
             key = SourceRangeKey(length, service, family, masked(client, bits))
-            if self._get("sw_source_ranges", key) is not None:
+            if self.get("sw_source_ranges", key) is not None:
                 return True
         return False
 
@@ -214,7 +217,7 @@ class State:
     def portmap(self, family: int, protocol: int, address: bytes, port: int) -> Portmap | None:
         """A host port for this very address, else for every address of the node."""
         for candidate in (address, ZERO):
-            found = self._get("sw_portmaps", PortmapKey(candidate, port, protocol, family))
+            found = self.get("sw_portmaps", PortmapKey(candidate, port, protocol, family))
             if found is not None:
                 return cast(Portmap, found)
         return None

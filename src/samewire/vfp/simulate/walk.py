@@ -1,17 +1,14 @@
-"""The walk of a connection's first packet through the layers (``bpf/first.h``, ``bpf/acl.h``)."""
+"""The walk of a connection's first packet through the layers (``bpf/first.h``)."""
 
 from __future__ import annotations
 
 from msgspec.structs import replace
 
-from samewire.vfp.address import ZERO, masked
+from samewire.vfp.address import ZERO
 from samewire.vfp.constants import (
     ACL_IN,
     ACL_OUT,
-    MAX_ACL_PER_SET,
-    PROTOCOL_ANY,
     SCOPE_UPLINK,
-    AclAction,
     Arrival,
     Fate,
     Layer,
@@ -23,11 +20,12 @@ from samewire.vfp.constants import (
     RouteFlag,
     RouteKind,
 )
+from samewire.vfp.simulate.acl import judge
 from samewire.vfp.simulate.balance import balance, is_near, lend_source, route_across
 from samewire.vfp.simulate.balance import send as _send
 from samewire.vfp.simulate.packet import UDP, WITH_PORTS
 from samewire.vfp.simulate.state import Dropped, Passed, State, Walk
-from samewire.vfp.tables import AclRule, Action, Port
+from samewire.vfp.tables import Action, Port
 
 _NOTHING = Action(0, 0, 0, 0, 0, ZERO, ZERO)
 
@@ -185,44 +183,6 @@ _ROUTING = {
 }
 
 
-def _matches(walk: Walk, rule: AclRule, outward: bool) -> bool:
-    packet = walk.packet
-    if rule.protocol not in (PROTOCOL_ANY, packet.protocol) or rule.family not in (0, packet.family):
-        return False
-    ports = (0, 0)
-    if packet.protocol in WITH_PORTS:
-        ports = (walk.first.source_port, walk.out.destination_port)
-    addresses = (walk.first.source, walk.out.destination)
-    if not outward:
-        ports, addresses = ports[::-1], addresses[::-1]
-    return (
-        rule.local_port_low <= ports[0] <= rule.local_port_high
-        and rule.remote_port_low <= ports[1] <= rule.remote_port_high
-        and masked(addresses[0], rule.local_bits) == masked(rule.local, rule.local_bits)
-        and masked(addresses[1], rule.remote_bits) == masked(rule.remote, rule.remote_bits)
-    )
-
-
-def _acl(state: State, walk: Walk, port: Port, ifindex: int, direction: int) -> None:
-    """Judge by one side's list; the first match decides, no match blocks."""
-    count = min(port.acl_count[direction], MAX_ACL_PER_SET)
-    if not count:
-        return
-    outward = direction == ACL_OUT
-    layer = Layer.ACL_OUT if outward else Layer.ACL_IN
-    for index in range(count):
-        rule = state.acl_rule(port.acl_set[direction], index)
-        if rule is None:
-            break
-        if not _matches(walk, rule, outward):
-            continue
-        if rule.action != AclAction.ALLOW:
-            raise Dropped(layer, Reason.BLOCKED, ifindex, rule.rule)
-        walk.rule = (rule.rule, walk.rule[1]) if outward else (walk.rule[0], rule.rule)
-        return
-    raise Dropped(layer, Reason.BLOCKED, ifindex)
-
-
 def _poses_as_tunnel(state: State, walk: Walk, own: Port) -> bool:
     """What a pod encapsulates itself would speak, inside, for any pod of any network."""
     config = state.config
@@ -238,12 +198,12 @@ def _initiator_layers(state: State, walk: Walk) -> None:
     own = state.port(walk.first_port)
     if own is None:
         raise Dropped(Layer.PARSE, Reason.UNKNOWN_PORT)
-    walk.generation = (own.generation, 0)
+    walk.generation = (state.generation(own), 0)
     if _poses_as_tunnel(state, walk, own):
         raise Dropped(Layer.GUARD, Reason.BLOCKED, walk.first_port)
-    if any(own.acl_count):
+    if any(own.acl_words):
         walk.needs_flow = True
-    _acl(state, walk, own, walk.first_port, ACL_OUT)
+    judge(state, walk, own, walk.first_port, ACL_OUT)
     if not own.nat_set or walk.forward.fate == Fate.HOST or walk.wants_snat:
         return
     nat = state.nat(own.nat_set, walk.packet.family, walk.out.destination)
@@ -259,8 +219,8 @@ def _target_layers(state: State, walk: Walk) -> None:
     if target is None:
         raise Dropped(Layer.ROUTE, Reason.NO_ENDPOINT)
     walk.port = (walk.port[0], ifindex)
-    walk.generation = (walk.generation[0], target.generation)
-    if any(target.acl_count):
+    walk.generation = (walk.generation[0], state.generation(target))
+    if any(target.acl_words):
         walk.needs_flow = True
     if target.nat_set and (walk.first_arrival == Arrival.UPLINK or target.flags & PortFlag.NAT_EXPLICIT):
         walk.needs_flow = True
@@ -268,7 +228,7 @@ def _target_layers(state: State, walk: Walk) -> None:
         walk.out_scope, walk.packet.family, walk.first.source
     )
     if not from_node:
-        _acl(state, walk, target, ifindex, ACL_IN)
+        judge(state, walk, target, ifindex, ACL_IN)
     elsewhere = ifindex == walk.first_port or walk.out_scope != walk.first_scope
     if walk.first_arrival == Arrival.POD and elsewhere and not walk.wants_snat:
         lend_source(walk, target.gateway[side(walk)])
