@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samewire.hcn.base import Wire
-from samewire.hcn.codec import canonical_json, decode_modify, decode_object, encode
+from samewire.hcn.codec import INTERNAL, canonical_json, decode_modify, decode_object, encode
 from samewire.hcn.errors import HcnError
 from samewire.hcn.jsontext import parse_json
 from samewire.hcn.normalise import check_endpoint, check_namespace, check_network, check_route
+from samewire.hcn.normalise_lb import check_load_balancer
 from samewire.hcn.policies import KNOWN_POLICIES, OtherPolicy
 from samewire.hcn.schema import STRUCTS, Kind, Object
 
@@ -26,6 +27,7 @@ CHECKS: dict[Kind, Any] = {
     Kind.ENDPOINT: check_endpoint,
     Kind.NAMESPACE: check_namespace,
     Kind.ROUTE: check_route,
+    Kind.LOADBALANCER: check_load_balancer,
 }
 kinds = st.sampled_from(list(Kind))
 plain_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -81,7 +83,7 @@ def structs(cls: type[Wire], text: st.SearchStrategy[str]) -> st.SearchStrategy[
         names = plain_text.filter(lambda name: name and name.lower() not in KNOWN_POLICIES)
         return st.builds(OtherPolicy, type_name=names, settings_json=json_values.map(canonical_json))
     hints = typing.get_type_hints(cls, include_extras=True)
-    fields = {name: values_of(hint, text) for name, hint in hints.items() if name not in ("extra", "beside")}
+    fields = {name: values_of(hint, text) for name, hint in hints.items() if name not in INTERNAL}
     return st.builds(cls, **fields, extra=unknown_fields)
 
 
