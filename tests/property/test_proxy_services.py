@@ -63,13 +63,15 @@ def endpoints(six: bool) -> st.SearchStrategy[Endpoint]:
 @st.composite
 def slices(draw: st.DrawFn, of: str) -> EndpointSlice:
     six = draw(st.booleans())
-    ports = draw(st.lists(st.sampled_from(PORTS), max_size=2, unique=True))
+    ports = draw(st.lists(st.sampled_from(PORTS), min_size=1, max_size=2, unique=True))
     return EndpointSlice(
         SliceMetadata(
-            name=f"{of}-{draw(st.integers(0, 2))}", namespace="shop", labels=SliceLabels(service_name=of)
+            name=f"{draw(st.sampled_from(NAMES))}-{draw(st.integers(0, 1))}",
+            namespace="shop",
+            labels=SliceLabels(service_name=of),
         ),
         "IPv6" if six else "IPv4",
-        tuple(draw(st.lists(endpoints(six), max_size=4))),
+        tuple(draw(st.lists(endpoints(six), min_size=1, max_size=4))),
         tuple(
             EndpointPort(name, protocol, draw(st.sampled_from([8080, 9090]))) for name, protocol, _ in ports
         ),  # type: ignore[arg-type]
@@ -84,7 +86,7 @@ def services(draw: st.DrawFn, name: str) -> Service:
             [(f"10.96.0.{number}",), (f"fd96::{number}",), (f"10.96.0.{number}", f"fd96::{number}")]
         )
     )
-    chosen = draw(st.lists(st.sampled_from(PORTS), max_size=2, unique=True))
+    chosen = draw(st.lists(st.sampled_from(PORTS), min_size=1, max_size=2, unique=True))
     kind = draw(st.sampled_from(["ClusterIP", "NodePort", "LoadBalancer"]))
     base = 30000 + 10 * number
     ports = tuple(
@@ -105,11 +107,16 @@ def services(draw: st.DrawFn, name: str) -> Service:
 
 one_service = st.sampled_from(NAMES).flatmap(services)
 one_slice = st.sampled_from(NAMES).flatmap(slices)
-steps = st.lists(
-    st.tuples(st.just("put"), st.one_of(one_service, one_slice))
-    | st.tuples(st.just("remove"), st.one_of(one_service, one_slice)),
-    max_size=12,
-)
+steps = st.tuples(
+    st.tuples(*(services(name).map(lambda value: ("put", value)) for name in NAMES)),
+    st.lists(
+        st.tuples(st.just("put"), one_slice)
+        | st.tuples(st.just("put"), one_service)
+        | st.tuples(st.just(EndpointSlice), st.integers(0, 3))
+        | st.tuples(st.just(Service), st.integers(0, 8)),
+        max_size=12,
+    ),
+).map(lambda parts: [*parts[0], *parts[1]])
 
 
 def without_draining(value: LoadBalancer) -> Any:
@@ -126,12 +133,13 @@ async def settle(proxy: ServiceProxy) -> None:
         await asyncio.sleep(0)
 
 
-def apply(source: FakeSource, step: tuple[str, Service | EndpointSlice]) -> None:
+def apply(source: FakeSource, step: tuple[Any, Any]) -> None:
+    """Put an object, or remove one of a kind: the one at that place, if there are so many."""
     what, value = step
     if what == "put":
         source.put(value)
-    elif value.key in source.objects(type(value)):
-        source.remove(source.objects(type(value))[value.key])
+    elif value < len(source.objects(what)):
+        source.remove(list(source.objects(what).values())[value])
 
 
 async def run(
