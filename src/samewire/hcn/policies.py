@@ -342,7 +342,7 @@ KNOWN_POLICIES: dict[str, type[PolicyBase]] = {
 NOT_ENFORCED: frozenset[type[PolicyBase]] = frozenset(
     {
         *(OtherPolicy, VLAN, SourceMacAddress, NeighborDiscovery, PortName),
-        *(NetworkACL, TierAcl, SetPolicy, L4Proxy, L4WFPPROXY),
+        *(L4Proxy, L4WFPPROXY),
         *(AutomaticDNS, InterfaceConstraint, Iov, VSwitchExtension, LayerConstraint, L2Driver, Encryption),
     }
 )
