@@ -27,7 +27,7 @@ from samewire.kube.model import (
 from samewire.proxy.compile import Settings, compile_service
 from samewire.proxy.controller import ServiceProxy
 from samewire.proxy.frontends import VipKind, frontends, rules
-from samewire.proxy.members import PortKey, collect
+from samewire.proxy.members import collect
 from samewire.proxy.topology import Member, choose
 from tests.support.kube_services import HERE, PLACE, THERE, service
 from tests.support.proxy import FakeSource, FakeWriter
@@ -281,7 +281,7 @@ def test_the_rules_read_literally(found: list[Endpoint], uses_cluster: bool, use
         tuple(found),
         (EndpointPort("http", "TCP", 8080),),
     )
-    members = list(collect([piece], HERE).get(PortKey("http", "TCP", 4), ()))
+    members = list(collect([piece], HERE).get(("http", "TCP", 4), ()))
     choice = choose(members, PLACE, uses_cluster=uses_cluster, uses_local=uses_local)
     cluster, local, any_usable = kube_proxy(members, uses_cluster=uses_cluster, uses_local=uses_local)
     assert {m.address for m in choice.cluster or ()} == cluster

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from samewire.kube.model import EndpointPort, SliceLabels
 from samewire.kube.source import Change
-from samewire.proxy.members import PortKey, collect, local_ready_addresses
+from samewire.proxy.members import collect, local_ready_addresses
 from samewire.proxy.table import ServiceTable
 from tests.support.kube_services import HERE, endpoint, endpoint_slice, service
 
-HTTP = PortKey("http", "TCP", 4)
+HTTP = ("http", "TCP", 4)
 
 
 def test_target_ports_differ_by_slice_and_members_are_in_order() -> None:
@@ -32,11 +32,11 @@ def test_ports_by_name_protocol_and_family() -> None:
     six = endpoint_slice(endpoint("fd00::9"), name="web-6", ports=ports)
     found = collect([four, six], HERE)
     assert set(found) == {
-        PortKey(name, protocol, family)
+        (name, protocol, family)
         for name, protocol in (("dns", "UDP"), ("dns-tcp", "TCP"))
         for family in (4, 6)
     }
-    assert [m.address for m in found[PortKey("dns", "UDP", 6)]] == ["fd00::9"]
+    assert [m.address for m in found[("dns", "UDP", 6)]] == ["fd00::9"]
 
 
 def test_what_cannot_be_behind_a_vip_is_left_out() -> None:

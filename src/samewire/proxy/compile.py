@@ -89,9 +89,7 @@ def compile_service(
     return Compiled(
         tuple(
             [
-                builder.build(
-                    frontend, vips, choices[frontend.service_port.name, protocol(frontend), frontend.family]
-                )
+                builder.build(frontend, vips, choices[frontend.port_key])
                 for frontend in found
                 if (vips := _vips(frontend, settings)) is not None
             ]
@@ -103,22 +101,15 @@ def compile_service(
     )
 
 
-def protocol(frontend: Frontend) -> str:
-    """The name of a frontend's protocol."""
-    return frontend.service_port.protocol
-
-
-def _choices(
-    found: Iterable[Frontend], how: Rules, members: Members, place: Place
-) -> dict[tuple[str, str, int], Choice]:
+def _choices(found: Iterable[Frontend], how: Rules, members: Members, place: Place) -> dict[PortKey, Choice]:
     """One choice for each service port and family, whatever the number of its addresses."""
-    accessible: dict[tuple[str, str, int], bool] = {}
+    accessible: dict[PortKey, bool] = {}
     for frontend in found:
-        key = (frontend.service_port.name, protocol(frontend), frontend.family)
+        key = frontend.port_key
         accessible[key] = accessible.get(key, False) or frontend.external
     return {
         key: choose(
-            members.get(PortKey(*key), ()),
+            members.get(key, ()),
             place,
             uses_cluster=not how.internal_local or outside,
             uses_local=how.internal_local or ((how.external_local or how.preserve_destination) and outside),
@@ -208,11 +199,11 @@ class _Builder(NamedTuple):
         left = {key for b in before.backends if (key := (b.ip_address, b.port)) not in used}
         if not left:
             return backends
-        port = PortKey(frontend.service_port.name, frontend.service_port.protocol, frontend.family)
+        datagrams = frontend.service_port.protocol == "UDP"
         kept = [
             _backend(member, _DRAINING)
-            for member in self.members.get(port, ())
-            if (member.address, member.port) in left and (port.protocol != "UDP" or member.serving)
+            for member in self.members.get(frontend.port_key, ())
+            if (member.address, member.port) in left and (member.serving or not datagrams)
         ]
         return (*backends, *kept)
 

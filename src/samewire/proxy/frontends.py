@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from samewire.kube.model import Service, ServicePort
+from samewire.proxy.members import PortKey
 
 DEFAULT_AFFINITY_S: Final = 10800
 PRESERVE_DESTINATION: Final = "true"
@@ -37,6 +38,12 @@ class Frontend(NamedTuple):
     service_port: ServicePort
 
     @property
+    def port_key(self) -> PortKey:
+        """What its members are filed under."""
+        port = self.service_port
+        return (port.name, port.protocol, self.family)
+
+    @property
     def external(self) -> bool:
         """Whether the external traffic policy is for it."""
         return self.kind is not VipKind.CLUSTER_IP
@@ -53,6 +60,13 @@ class Rules(NamedTuple):
     health_check_port: int
 
 
+_LOCAL_OR_NOT: Final = {
+    (internal, external): Rules(internal, external, 0, _NO_RANGES, False, 0)
+    for internal in (False, True)
+    for external in (False, True)
+}
+
+
 def is_ours(service: Service) -> bool:
     """Whether a service is to be balanced by this proxy at all."""
     labels = service.metadata.labels
@@ -62,14 +76,21 @@ def is_ours(service: Service) -> bool:
 def rules(service: Service) -> Rules:
     """The rules of a service."""
     spec = service.spec
-    external_local = spec.external_traffic_policy == "Local" and _reachable_from_outside(service)
+    annotations = service.metadata.annotations
+    if (
+        spec.type == "ClusterIP"
+        and spec.session_affinity == "None"
+        and annotations.preserve_destination == ""
+    ):
+        return _LOCAL_OR_NOT[spec.internal_traffic_policy == "Local", _is_local_outside(service)]
+    external_local = _is_local_outside(service)
     wants_check = external_local and spec.type == "LoadBalancer"
     return Rules(
         internal_local=spec.internal_traffic_policy == "Local",
         external_local=external_local,
         affinity_s=_affinity_s(service),
         source_ranges=_by_family(_source_ranges(service)) if spec.type == "LoadBalancer" else _NO_RANGES,
-        preserve_destination=service.metadata.annotations.preserve_destination == PRESERVE_DESTINATION,
+        preserve_destination=annotations.preserve_destination == PRESERVE_DESTINATION,
         health_check_port=spec.health_check_node_port if wants_check else 0,
     )
 
@@ -85,7 +106,11 @@ def frontends(service: Service) -> list[Frontend]:
     ports = spec.ports
     found: list[Frontend] = []
     families: dict[int, None] = {}
-    for address in service.cluster_ips:
+    if spec.type == "ExternalName":
+        return found
+    for address in spec.cluster_ips or (spec.cluster_ip,):
+        if not address or address == "None":
+            continue
         family = 6 if ":" in address else 4
         families[family] = None
         found += [Frontend(VipKind.CLUSTER_IP, family, address, port.port, port) for port in ports]
@@ -103,12 +128,17 @@ def frontends(service: Service) -> list[Frontend]:
     return found
 
 
-def family_of(address: str) -> int:
-    """4 or 6; 0 for what is no address."""
-    try:
-        return ipaddress.ip_address(address).version
-    except ValueError:
-        return 0
+def _parsed(texts: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Family and shortest form of each address, once; what is no address is left out."""
+    known = set()
+    for text in texts:
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            continue
+        if address not in known:
+            known.add(address)
+            yield address.version, str(address)
 
 
 def _of_addresses(
@@ -117,15 +147,18 @@ def _of_addresses(
     wanted = set(families)
     return [
         Frontend(kind, family, address, port.port, port)
-        for address in dict.fromkeys(addresses)
-        if (family := family_of(address)) in wanted
+        for family, address in _parsed(addresses)
+        if family in wanted
         for port in ports
     ]
 
 
-def _reachable_from_outside(service: Service) -> bool:
+def _is_local_outside(service: Service) -> bool:
+    """Whether the external traffic policy is Local, and there is somebody outside who can come."""
     spec = service.spec
-    return spec.type in ("LoadBalancer", "NodePort") or (spec.type == "ClusterIP" and bool(spec.external_ips))
+    return spec.external_traffic_policy == "Local" and (
+        spec.type in ("LoadBalancer", "NodePort") or (spec.type == "ClusterIP" and bool(spec.external_ips))
+    )
 
 
 def _affinity_s(service: Service) -> int:

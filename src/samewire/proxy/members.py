@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 from samewire.kube.model import Endpoint, EndpointSlice
 from samewire.proxy.topology import Member
@@ -11,13 +11,8 @@ from samewire.proxy.topology import Member
 _FAMILIES: Final = {"IPv4": 4, "IPv6": 6}
 
 
-class PortKey(NamedTuple):
-    """What joins a service's port with those of its slices. ``family``: 4 or 6."""
-
-    name: str
-    protocol: str
-    family: int
-
+PortKey = tuple[str, str, int]
+"""What joins a service's port with those of its slices: name, protocol, family (4 or 6)."""
 
 Members = Mapping[PortKey, tuple[Member, ...]]
 
@@ -39,7 +34,7 @@ def collect(slices: Iterable[EndpointSlice], node: str) -> Members:
             number = port.port
             if port.name is None or not number:
                 continue
-            of_port = found.setdefault(PortKey(port.name, port.protocol or "TCP", family), {})
+            of_port = found.setdefault((port.name, port.protocol or "TCP", family), {})
             for endpoint in piece.endpoints:
                 if not endpoint.addresses or (":" in endpoint.addresses[0]) is not six:
                     continue
@@ -57,7 +52,7 @@ def local_ready_addresses(members: Members, family: int) -> int:
         {
             member.address
             for key, of_port in members.items()
-            if key.family == family
+            if key[2] == family
             for member in of_port
             if member.ready and member.local
         }
