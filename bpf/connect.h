@@ -36,7 +36,8 @@ SW_INLINE void sw_touch(struct sw_packet *p, struct sw_flow *flow, __u8 side)
 		flow->seen_tick = now;
 	if (p->tcp_flags & ~*seen)
 		*seen |= p->tcp_flags;
-	if (side && !(flow->flags & SW_FLOW_REPLIED))
+	/* Direct replies are not seen here: whoever goes on has got one. */
+	if ((side || flow->flags & SW_FLOW_DIRECT) && !(flow->flags & SW_FLOW_REPLIED))
 		flow->flags |= SW_FLOW_REPLIED;
 #endif
 }
@@ -73,6 +74,17 @@ SW_INLINE void sw_refresh_entry(struct sw_packet *p, struct sw_flow *flow)
 	flow->rule[1] = p->rule[1];
 	flow->generation[0] = p->generation[0];
 	flow->generation[1] = p->generation[1];
+}
+
+/* Whom the initiator's direct packets are for, where none of them is in hand. */
+SW_INLINE void sw_recall_mac(struct sw_packet *p, const struct sw_flow *first)
+{
+	struct sw_port *target = first->flags & SW_FLOW_DIRECT ? sw_find_port(first->port[1]) : 0;
+
+	if (target)
+		sw_copy_mac(p->inner_mac, target->mac);
+	else
+		__builtin_memset(p->inner_mac, 0, sizeof(p->inner_mac));
 }
 
 /*
@@ -140,6 +152,9 @@ __noinline int sw_redecide(struct __sk_buff *skb)
 		p->first_scope = p->flow_key.scope;
 		p->first_port = first->port[0];
 		p->kept = first->backend;
+		p->kept_direct = !!(first->flags & SW_FLOW_DIRECT);
+		if (p->arrival != SW_FROM_TUNNEL)
+			sw_recall_mac(p, first);
 		verdict = sw_walk(skb);
 		if (verdict == SW_GO_ON) {
 			struct sw_action *forward = initiator ? &first->action[1] : &first->action[0];
@@ -217,6 +232,9 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 		target = sw_find_port(action->target);
 		if (!target || sw_generation_of(target) != (side ? flow->generation[0] : flow->generation[1]))
 			return SW_STALE;
+		if (flow->flags & SW_FLOW_DIRECT && p->arrival == SW_FROM_TUNNEL && !side &&
+		    !sw_same_mac(p->inner_mac, target->mac))
+			return SW_STALE; /* the first node has chosen another endpoint here */
 		break;
 	case SW_TO_UPLINK:
 	case SW_TO_TUNNEL:
@@ -227,6 +245,9 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 	default:
 		break;
 	}
+	if (flow->flags & SW_FLOW_DIRECT && flow->arrival == SW_FROM_TUNNEL && side && hop &&
+	    p->protocol == IPPROTO_TCP && !p->tcp_flags && sw_clamp_mss(skb, p, hop->mtu))
+		return sw_drop(p, SW_LAYER_LB, SW_REASON_INTERNAL);
 	sw_touch(p, flow, side);
 #ifdef TRACE
 	{

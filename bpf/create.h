@@ -53,7 +53,7 @@ SW_INLINE void sw_start_flow(struct sw_packet *p, __u8 direction, __u8 flags)
 	flow->seen_tick = sw_now_tick();
 	flow->slot = 0;
 	flow->peer_scope = 0;
-	flow->flags = flags | (direction ? SW_FLOW_INITIATOR : 0);
+	flow->flags = flags | (direction ? SW_FLOW_INITIATOR : 0) | (p->is_direct ? SW_FLOW_DIRECT : 0);
 	flow->tcp[0] = flags & SW_FLOW_SECOND ? 0 : p->tcp_flags;
 	flow->tcp[1] = 0;
 	flow->arrival = p->first_arrival;

@@ -40,6 +40,7 @@ SW_INLINE void sw_start_walk(struct sw_packet *p)
 	p->route_flags = 0;
 	p->backend = 0;
 	p->service = 0;
+	p->is_direct = 0;
 }
 
 /* PORTMAP: a port of the node itself may be an endpoint's. Sets the target port when it is. */
@@ -251,6 +252,10 @@ SW_INLINE void sw_route_back(struct sw_packet *p)
 		p->reverse.target = route->nexthop;
 		if (p->out_scope != SW_SCOPE_UPLINK || p->forward.fate == SW_TO_UPLINK)
 			p->reverse.flags |= SW_DECREMENT;
+	} else if (p->is_direct && route->kind == SW_ROUTE_UPLINK) {
+		p->reverse.fate = SW_TO_UPLINK;
+		p->reverse.target = route->nexthop;
+		p->reverse.flags |= route->flags & SW_ROUTE_DECREMENT ? SW_DECREMENT : 0;
 	} else if (p->first_arrival == SW_FROM_TUNNEL && route->kind == SW_ROUTE_TUNNEL) {
 		p->reverse.fate = SW_TO_TUNNEL;
 		p->reverse.target = route->nexthop;
@@ -327,6 +332,8 @@ SW_INLINE int sw_route_to_backend(struct sw_packet *p)
 {
 	int verdict;
 
+	if (p->is_direct)
+		return SW_GO_ON;
 	if (!sw_backend_is_near(p))
 		return sw_route_across(p);
 	verdict = sw_route_from_pod(p);
@@ -341,6 +348,8 @@ SW_INLINE int sw_routing(struct sw_packet *p)
 {
 	int verdict = sw_tunnel_guard(p);
 
+	if (verdict == SW_GO_ON && sw_receive_direct(p))
+		return SW_GO_ON;
 	if (verdict == SW_GO_ON)
 		verdict = sw_balance(0);
 	if (verdict == SW_GO_ON && !p->backend) {

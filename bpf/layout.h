@@ -335,7 +335,8 @@ struct sw_backend {
 /* Why this backend: kind of the LB layer's trace step. */
 #define SW_CHOICE_HASH 1
 #define SW_CHOICE_AFFINITY 2
-#define SW_CHOICE_KEPT 3 /* the flow has it already */
+#define SW_CHOICE_KEPT 3   /* the flow has it already */
+#define SW_CHOICE_DIRECT 4 /* another node has chosen this endpoint */
 
 #define SW_BACKEND_DRAINING 1 /* keeps its connections, gets no new ones, not even by affinity */
 

@@ -11,6 +11,7 @@
 #define SAMEWIRE_LB_H
 
 #include "choose.h"
+#include "direct.h"
 #include "tables.h"
 
 #define SW_REFUSED (-104) /* of the walk: no endpoints, and the client is to be told */
@@ -28,7 +29,7 @@ SW_INLINE int sw_in_source_ranges(const struct sw_packet *p, __u32 service)
 }
 
 /* What the rest of the walk needs to know of the chosen backend. */
-SW_INLINE int sw_use_backend(struct sw_packet *p, __u32 id, __u32 how)
+SW_INLINE int sw_use_backend(struct sw_packet *p, __u32 id, __u32 how, __u16 flags)
 {
 	struct sw_backend *backend = sw_find_backend(id);
 
@@ -38,8 +39,11 @@ SW_INLINE int sw_use_backend(struct sw_packet *p, __u32 id, __u32 how)
 	p->service = backend->service;
 	p->backend_scope = backend->scope;
 	p->needs_flow = 1;
-	sw_copy_address(&p->out.destination, &backend->address);
-	p->out.destination_port = backend->port;
+	sw_choose_direct(p, backend, flags);
+	if (!p->is_direct) {
+		sw_copy_address(&p->out.destination, &backend->address);
+		p->out.destination_port = backend->port;
+	}
 	sw_step(p, SW_LAYER_LB, SW_STEP_REWRITE, how, backend->service, id);
 	return SW_GO_ON;
 }
@@ -68,7 +72,7 @@ __noinline int sw_balance(__u32 node_port)
 	if (!p || !sw_has_ports(p->protocol))
 		return SW_GO_ON;
 	if (p->kept)
-		return sw_use_backend(p, p->kept, SW_CHOICE_KEPT);
+		return sw_use_backend(p, p->kept, SW_CHOICE_KEPT, 0);
 	service = sw_service_of(p, node_port);
 	if (!service)
 		return SW_GO_ON;
@@ -85,7 +89,7 @@ __noinline int sw_balance(__u32 node_port)
 	if (choice.backend) {
 		sw_count_service(service->service, SW_COUNT_CONNECTION);
 		sw_count(SW_COUNTER_LB_CONNECTIONS);
-		return sw_use_backend(p, choice.backend, choice.how);
+		return sw_use_backend(p, choice.backend, choice.how, service->flags);
 	}
 	sw_count_service(service->service, SW_COUNT_REFUSED);
 	if (service->flags & SW_SERVICE_REJECT)

@@ -76,7 +76,9 @@ struct sw_packet {
 	__u32 backend; /* the chosen one; 0 = no service */
 	__u32 service;
 	__u16 backend_scope;
-	__u16 reserved_lb;
+	__u8 is_direct;   /* the VIP stays on the connection's packets */
+	__u8 kept_direct; /* and has done so far */
+	__u8 inner_mac[8]; /* destination of a decapsulated frame: whom it is for */
 
 	/* Parsed. */
 	__u8 direction; /* of the packet under key: 0 or 1 */

@@ -21,6 +21,17 @@
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
+/* PreserveDIP: an endpoint that has got packets for a VIP answers from it. */
+static __noinline int sw_speaks_for_vip(struct sw_packet *p)
+{
+	struct sw_flow *flow;
+
+	p->direction = sw_make_key(&p->key, &p->tuple, p->scope, p->family, p->protocol);
+	flow = bpf_map_lookup_elem(&sw_flows, &p->key);
+	return flow && flow->flags & SW_FLOW_DIRECT && flow->port[1] == p->port_id &&
+	       p->direction != (flow->flags & SW_FLOW_INITIATOR);
+}
+
 /* GUARD: the frame's and the packet's source are the endpoint's own. */
 SW_INLINE int sw_guard(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port)
 {
@@ -34,7 +45,8 @@ SW_INLINE int sw_guard(struct __sk_buff *skb, struct sw_packet *p, const struct 
 	if (!sw_same_mac((__u8 *)data + 6, port->mac))
 		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_MAC);
 	if (!p->neighbour &&
-	    !sw_same_address(&p->tuple.source, sw_side6(p) ? &port->address[1] : &port->address[0]))
+	    !sw_same_address(&p->tuple.source, sw_side6(p) ? &port->address[1] : &port->address[0]) &&
+	    !sw_speaks_for_vip(p))
 		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_IP);
 	return SW_GO_ON;
 }
@@ -152,10 +164,13 @@ SW_INLINE int sw_from_uplink(struct __sk_buff *skb, struct sw_packet *p, __u32 i
 SW_INLINE int sw_from_tunnel(struct __sk_buff *skb, struct sw_packet *p, __u32 ifindex, __u32 vni)
 {
 	struct sw_vni *found = bpf_map_lookup_elem(&sw_vnis, &vni);
+	void *data = (void *)(long)skb->data;
 	int reason;
 
 	sw_arrive(p, SW_FROM_TUNNEL, 0, ifindex, 0);
 	p->tunnel_vni = vni;
+	if (data + ETH_HLEN <= (void *)(long)skb->data_end)
+		sw_copy_mac(p->inner_mac, data);
 	if (!found)
 		return sw_drop(p, SW_LAYER_DECAP, SW_REASON_UNKNOWN_VNI);
 	p->scope = found->scope;

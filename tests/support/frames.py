@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from samewire.vfp.address import ZERO
 from samewire.vfp.constants import SCOPE_HOST, SCOPE_OUTSIDE, Arrival
 from samewire.vfp.simulate import checksum
-from samewire.vfp.tables import ServiceKey
+from samewire.vfp.tables import DirectKey, ServiceKey
 from tests.support.universe import (
     GATEWAY_MAC,
     NODE,
@@ -90,7 +90,10 @@ def _l4(
     from_port, any_port = (draw(st.sampled_from(PORTS)) for _ in range(2))
     ports = from_port.to_bytes(2, "big") + (to_port or any_port).to_bytes(2, "big")
     if protocol == 6:
-        segment = ports + bytes(8) + bytes((0x50, draw(st.sampled_from(_TCP_FLAGS)))) + bytes(6) + body
+        options = draw(st.sampled_from([b"", b"", b"\x02\x04\x05\xb4", b"\x01\x02\x04\x05\xb4\0\0\0"]))
+        words = 0x50 + 4 * len(options)
+        segment = ports + bytes(8) + bytes((words, draw(st.sampled_from(_TCP_FLAGS)))) + bytes(6)
+        segment += options + body
         return fill(segment, 16, pseudo(family, source, destination, 6, len(segment)) + segment)
     if protocol == 17:
         datagram = ports + (8 + len(body)).to_bytes(2, "big") + bytes(2) + body
@@ -226,8 +229,24 @@ def service_frames(draw: st.DrawFn, universe: Universe) -> Played:
 
 
 @st.composite
+def direct_frames(draw: st.DrawFn, universe: Universe) -> bytes:
+    """One decapsulated frame as DSR sends it: to an endpoint's MAC, for a VIP."""
+    key = draw(st.sampled_from(sorted(universe.tables["sw_direct"], key=lambda k: k.pack())))
+    assert isinstance(key, DirectKey)
+    family = key.family
+    source = packed(draw(st.sampled_from([*OUTSIDE[family], REMOTE[family]])))
+    destination = packed(OUTSIDE[family][1]) if key.address == ZERO else key.address
+    payload = draw(_l4(family, key.protocol, source, destination, key.port))
+    mac = key.mac if draw(_MOSTLY) else draw(st.sampled_from(universe.pods))[1]
+    body = ip_packet(family, source, destination, key.protocol, payload, 64, 0, 3)
+    return mac + PEER_MAC + (b"\x08\0" if family == 4 else b"\x86\xdd") + body
+
+
+@st.composite
 def tunnel_frames(draw: st.DrawFn, universe: Universe) -> bytes:
     """One decapsulated frame, mostly from the remote pod to one of the pods here."""
+    if not draw(st.integers(0, 2)):
+        return draw(direct_frames(universe))
     family = draw(st.sampled_from([4, 4, 6]))
     source = packed(REMOTE[family])
     destination = draw(st.sampled_from(universe.pods))[2][family]

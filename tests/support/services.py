@@ -33,6 +33,7 @@ class Target(msgspec.Struct, frozen=True):
     address: str
     port: int
     scope: int
+    direct: int = 0  # the nexthop that names it by its MAC
 
 
 class Balancer:
@@ -96,7 +97,15 @@ class Balancer:
 
     def _put_backend(self, target: Target, flags: int) -> None:
         address = parse_address(target.address)
-        value = Backend(address.packed, target.port, address.family, int(flags), self.number, 0, target.scope)
+        value = Backend(
+            address.packed,
+            target.port,
+            address.family,
+            int(flags),
+            self.number,
+            target.direct,
+            target.scope,
+        )
         self._put("sw_backends", Id(self.backends[target]), value)
 
     def _put_set(self) -> None:

@@ -43,7 +43,7 @@ from samewire.vfp.tables import (
     Vni,
 )
 from tests.support.acl_policies import endpoint_policies, network_policies
-from tests.support.universe_services import add_services
+from tests.support.universe_services import add_direct, add_services
 
 Tables = dict[str, dict[Record, Record]]
 
@@ -208,6 +208,7 @@ def tables(draw: st.DrawFn, devices: list[int]) -> Universe:
     vips = {family: [packed(OUTSIDE[family][1]), packed(REMOTE[family])] for family in (4, 6)}
     targets = {family: [pods[0][2][family], pods[1][2][family], *addresses(family)] for family in (4, 6)}
     add_services(draw, t, scope, vips, targets, {family: packed(GATEWAY[family]) for family in (4, 6)})
+    add_direct(draw, t, scope, vips, pods)
     return Universe(t, pods, devices[-1], devices[-2])
 
 

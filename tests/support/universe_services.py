@@ -22,7 +22,9 @@ from samewire.vfp.tables import (
     BackendChunk,
     BackendChunkKey,
     BackendPlace,
+    DirectKey,
     Id,
+    Portmap,
     Service,
     ServiceKey,
     SourceRangeKey,
@@ -38,6 +40,9 @@ _FLAGS: Final = (
     ServiceFlag.SOURCE_RANGES | ServiceFlag.REJECT,
     ServiceFlag.BY_CLIENT,
     ServiceFlag.BY_CLIENT | ServiceFlag.BY_PROTOCOL,
+    ServiceFlag.DSR,
+    ServiceFlag.DSR,
+    ServiceFlag.PRESERVE,
 )
 
 
@@ -50,7 +55,7 @@ def add_services(
     node: dict[int, bytes],
 ) -> None:
     """Services on some VIPs (zero: NodePorts) with backends among the targets, of one network or of none."""
-    for name in ("sw_services", "sw_backend_sets", "sw_backends", "sw_source_ranges"):
+    for name in ("sw_services", "sw_backend_sets", "sw_backends", "sw_source_ranges", "sw_direct"):
         tables[name] = {}
     for family in (4, 6):
         for index in range(draw(st.integers(1, 4))):
@@ -93,7 +98,7 @@ def _add_set(
             family=family,
             flags=draw(st.sampled_from([0, 0, 0, 1])),
             service=number,
-            direct=0,
+            direct=draw(st.sampled_from([0, 2])),
             scope=draw(st.sampled_from([scope] * 8 + [SCOPE_UPLINK] * 4 + [2])),
         )
         places.append(BackendPlace(backend, draw(st.integers(0, 2**32 - 1))))
@@ -102,3 +107,22 @@ def _add_set(
         if part:
             padded = (_EMPTY, *part, *[_EMPTY] * CHUNK_BACKENDS)[:CHUNK_BACKENDS]
             tables["sw_backend_sets"][BackendChunkKey(number, chunk)] = BackendChunk(padded)
+
+
+def add_direct(
+    draw: st.DrawFn,
+    tables: Tables,
+    scope: int,
+    vips: dict[int, list[bytes]],
+    pods: list[tuple[int, bytes, dict[int, bytes]]],
+) -> None:
+    """What the pods get by DSR, or with the VIP preserved."""
+    for ifindex, mac, own in pods[:2]:
+        for family in (4, 6):
+            address = draw(st.sampled_from([ZERO, *vips[family]]))
+            port = draw(st.sampled_from([80, 8080]))
+            for protocol in (6, 17):
+                key = DirectKey(address, port, protocol, family, mac)
+                target = draw(st.sampled_from([own[family], own[family], vips[family][0]]))
+                internal = port if target != own[family] else 8080
+                tables["sw_direct"][key] = Portmap(ifindex, scope, internal, target)

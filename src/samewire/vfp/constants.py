@@ -228,6 +228,7 @@ class Choice(IntEnum):
     HASH = 1
     AFFINITY = 2
     KEPT = 3
+    DIRECT = 4
 
 
 class AclAction(IntEnum):

@@ -19,6 +19,7 @@ from samewire.vfp.constants import (
     RouteKind,
     ServiceFlag,
 )
+from samewire.vfp.simulate.direct import choose_direct, send
 from samewire.vfp.simulate.packet import WITH_PORTS, Tuple
 from samewire.vfp.simulate.state import Dropped, Refused, State, Walk
 from samewire.vfp.tables import Affinity, AffinityKey, Route, Service, ServiceKey
@@ -51,11 +52,6 @@ def weight(value: int, seed: int) -> int:
     return value ^ value >> 16
 
 
-def send(walk: Walk, fate: Fate, target: int = 0, flags: int = 0) -> None:
-    """Where the initiator's packets go."""
-    walk.forward = replace(walk.forward, fate=fate, target=target, flags=walk.forward.flags | flags)
-
-
 def lend_source(walk: Walk, address: bytes) -> None:
     """The connection gets another source address; the port is found when the flow is inserted."""
     walk.out = replace(walk.out, source=address)
@@ -67,7 +63,7 @@ def balance(state: State, walk: Walk, node_port: bool) -> None:
     if walk.packet.protocol not in WITH_PORTS:
         return
     if walk.kept:
-        _use_backend(state, walk, walk.kept)
+        _use_backend(state, walk, walk.kept, 0)
         return
     service = _service_of(state, walk, node_port)
     if service is None:
@@ -81,7 +77,7 @@ def balance(state: State, walk: Walk, node_port: bool) -> None:
         raise Dropped(Layer.LB, Reason.SOURCE_RANGE, rule=service.service)
     chosen = _choose(state, walk, service)
     if chosen:
-        _use_backend(state, walk, chosen)
+        _use_backend(state, walk, chosen, service.flags)
     elif service.flags & ServiceFlag.REJECT:
         raise Refused(Reason.NO_BACKEND, service.service)
     else:
@@ -143,13 +139,15 @@ def _recall(state: State, key: AffinityKey, ticks: int) -> int:
     return found.backend
 
 
-def _use_backend(state: State, walk: Walk, number: int) -> None:
+def _use_backend(state: State, walk: Walk, number: int, flags: int) -> None:
     backend = state.backend(number)
     if backend is None:
         raise Dropped(Layer.LB, Reason.NO_BACKEND, rule=walk.service)
     walk.backend, walk.service, walk.backend_scope = number, backend.service, backend.scope
     walk.needs_flow = True
-    walk.out = replace(walk.out, destination=backend.address, destination_port=backend.port)
+    choose_direct(state, walk, backend, flags)
+    if not walk.is_direct:
+        walk.out = replace(walk.out, destination=backend.address, destination_port=backend.port)
 
 
 def is_near(state: State, walk: Walk) -> bool:

@@ -19,6 +19,7 @@ from samewire.vfp.constants import (
     TcpFlag,
 )
 from samewire.vfp.simulate.balance import hash_tuple
+from samewire.vfp.simulate.direct import clamp_mss
 from samewire.vfp.simulate.packet import TCP, WITH_PORTS, Tuple
 from samewire.vfp.simulate.state import Dropped, Passed, Refused, State, Walk
 from samewire.vfp.simulate.walk import walk_layers
@@ -99,7 +100,7 @@ def _entry(state: State, walk: Walk, direction: int, actions: tuple[Action, Acti
         seen_tick=state.now_tick,
         slot=0,
         peer_scope=0,
-        flags=flags | (FlowFlag.INITIATOR if direction else 0),
+        flags=flags | (FlowFlag.INITIATOR if direction else 0) | (FlowFlag.DIRECT if walk.is_direct else 0),
         tcp=(0 if second else walk.packet.tcp_flags, 0),
         arrival=walk.first_arrival,
         backend=walk.backend,
@@ -197,6 +198,10 @@ def _redecide(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: i
         walk.first_scope = first_key.scope
         walk.first_port = first.port[0]
         walk.kept = first.backend
+        walk.kept_direct = bool(first.flags & FlowFlag.DIRECT)
+        if walk.arrival != Arrival.TUNNEL:
+            target = state.port(first.port[1]) if walk.kept_direct else None
+            walk.inner_mac = target.mac if target is not None else bytes(6)
         try:
             walk_layers(state, walk)
         except Passed:
@@ -280,15 +285,30 @@ def _lost_backend(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_sid
     raise refused if packet.protocol == TCP else refused.drop
 
 
-def _is_stale(state: State, flow: Flow, action: Action, packet_side: int, own: Port | None) -> bool:
+def _is_stale(
+    state: State, walk: Walk, flow: Flow, action: Action, packet_side: int, own: Port | None
+) -> bool:
     if own is not None and state.generation(own) != flow.generation[packet_side]:
         return True
     if action.fate == Fate.PORT:
         target = state.port(action.target)
-        return target is None or state.generation(target) != flow.generation[1 - packet_side]
+        if target is None or state.generation(target) != flow.generation[1 - packet_side]:
+            return True
+        direct = flow.flags & FlowFlag.DIRECT and walk.arrival == Arrival.TUNNEL and not packet_side
+        return bool(direct) and target.mac != walk.inner_mac  # the first node has chosen another one here
     if action.fate in (Fate.UPLINK, Fate.TUNNEL):
         return state.nexthop(action.target) is None
     return False
+
+
+def _clamp(state: State, walk: Walk, flow: Flow, action: Action, packet_side: int) -> None:
+    direct = flow.flags & FlowFlag.DIRECT and flow.arrival == Arrival.TUNNEL and packet_side
+    packet = walk.packet
+    if not direct or packet.protocol != TCP or packet.tcp_flags:
+        return
+    hop = state.nexthop(action.target) if action.fate in (Fate.UPLINK, Fate.TUNNEL) else None
+    if hop is not None:
+        clamp_mss(packet, hop.mtu)
 
 
 def _touch(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: int) -> None:
@@ -297,7 +317,7 @@ def _touch(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: int)
         flow,
         seen_tick=state.now_tick,
         tcp=(flow.tcp[0], seen) if packet_side else (seen, flow.tcp[1]),
-        flags=flow.flags | (FlowFlag.REPLIED if packet_side else 0),
+        flags=flow.flags | (FlowFlag.REPLIED if packet_side or flow.flags & FlowFlag.DIRECT else 0),
     )
 
 
@@ -322,7 +342,8 @@ def switch(state: State, walk: Walk, own: Port | None) -> Action:
     if flow.backend and state.backend(flow.backend) is None:
         _lost_backend(state, walk, key, flow, packet_side)
         return first_packet(state, walk)
-    if _is_stale(state, flow, action, packet_side, own):
+    if _is_stale(state, walk, flow, action, packet_side, own):
         return _redecide(state, walk, key, flow, packet_side) or first_packet(state, walk)
+    _clamp(state, walk, flow, action, packet_side)
     _touch(state, walk, key, flow, packet_side)
     return action

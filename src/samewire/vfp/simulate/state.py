@@ -31,6 +31,7 @@ from samewire.vfp.tables import (
     BackendChunkKey,
     BackendPlace,
     Config,
+    DirectKey,
     Endpoint,
     EndpointKey,
     Flow,
@@ -118,6 +119,9 @@ class Walk(msgspec.Struct):
     service: int = 0
     backend_scope: int = 0
     service_source: bytes = ZERO
+    is_direct: bool = False
+    kept_direct: bool = False
+    inner_mac: bytes = bytes(6)
 
 
 class State:
@@ -188,6 +192,10 @@ class State:
     def service(self, key: ServiceKey) -> Service | None:
         """The load balancer of a VIP and port in a scope."""
         return cast(Service | None, self.get("sw_services", key))
+
+    def direct(self, key: DirectKey) -> Portmap | None:
+        """What an endpoint gets by DSR."""
+        return cast(Portmap | None, self.get("sw_direct", key))
 
     def members(self, service: Service) -> Iterator[BackendPlace]:
         """The places of a service's backend set that are taken."""

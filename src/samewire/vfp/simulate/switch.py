@@ -21,7 +21,8 @@ from samewire.vfp.constants import (
 )
 from samewire.vfp.record import Record
 from samewire.vfp.simulate import icmp, neighbour
-from samewire.vfp.simulate.flows import switch
+from samewire.vfp.simulate.direct import speaks_for_vip
+from samewire.vfp.simulate.flows import make_key, switch
 from samewire.vfp.simulate.packet import (
     ETH_ARP,
     FRAGMENT_FIRST,
@@ -136,7 +137,8 @@ class Simulator:
         if not port.flags & PortFlag.NO_GUARD:
             if bytes(data[6:12]) != port.mac:
                 raise Dropped(Layer.GUARD, Reason.SPOOFED_MAC)
-            if not packet.neighbour and packet.tuple.source != port.address[packet.family == 6]:
+            own_address = packet.neighbour or packet.tuple.source == port.address[packet.family == 6]
+            if not own_address and not self._speaks_for_vip(walk):
                 raise Dropped(Layer.GUARD, Reason.SPOOFED_IP)
         if packet.neighbour:
             raise Answered(neighbour.answer_neighbour(self.state, packet, walk.scope, port))
@@ -146,6 +148,11 @@ class Simulator:
             raise Dropped(Layer.GUARD, Reason.MARTIAN)
         walk.keep_frame = bool(port.flags & PortFlag.TRANSPARENT) and bytes(data[0:6]) != port.gateway_mac
         return port
+
+    def _speaks_for_vip(self, walk: Walk) -> bool:
+        packet = walk.packet
+        key, direction = make_key(packet.tuple, walk.scope, packet.family, packet.protocol)
+        return speaks_for_vip(self.state.flows.get(key), direction, walk.port_id)
 
     def _from_uplink(self, walk: Walk) -> None:
         walk.scope = SCOPE_UPLINK
@@ -169,6 +176,7 @@ class Simulator:
         if found is None:
             raise Dropped(Layer.DECAP, Reason.UNKNOWN_VNI)
         walk.scope = found.scope
+        walk.inner_mac = bytes(walk.packet.data[0:6])
         self._parse(walk)
         if walk.packet.neighbour or _is_multicast(walk.packet):
             raise Dropped(Layer.L2, Reason.MULTICAST)

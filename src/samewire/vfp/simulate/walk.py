@@ -22,7 +22,8 @@ from samewire.vfp.constants import (
 )
 from samewire.vfp.simulate.acl import judge
 from samewire.vfp.simulate.balance import balance, is_near, lend_source, route_across
-from samewire.vfp.simulate.balance import send as _send
+from samewire.vfp.simulate.direct import receive_direct
+from samewire.vfp.simulate.direct import send as _send
 from samewire.vfp.simulate.packet import UDP, WITH_PORTS
 from samewire.vfp.simulate.state import Dropped, Passed, State, Walk
 from samewire.vfp.tables import Action, Port
@@ -45,6 +46,7 @@ def walk_layers(state: State, walk: Walk) -> None:
     walk.generation = walk.rule = (0, 0)
     walk.needs_flow = walk.wants_snat = False
     walk.backend = walk.service = 0
+    walk.is_direct = False
     _routing(state, walk)
     if walk.first_arrival == Arrival.POD:
         _initiator_layers(state, walk)
@@ -65,6 +67,8 @@ def _routing(state: State, walk: Walk) -> None:
         owner = state.endpoint(walk.first_scope, walk.packet.family, walk.first.source)
         if owner is not None and owner.port:
             raise Dropped(Layer.DECAP, Reason.SPOOFED_IP)
+    if receive_direct(state, walk):
+        return
     balance(state, walk, False)
     if not walk.backend:
         try:
@@ -73,7 +77,7 @@ def _routing(state: State, walk: Walk) -> None:
             balance(state, walk, True)
             if not walk.backend:
                 _to_node(state, walk)
-    if walk.backend:
+    if walk.backend and not walk.is_direct:
         _to_backend(state, walk)
 
 
@@ -255,6 +259,9 @@ def _way_back(state: State, walk: Walk) -> tuple[Fate, int, int] | None:
             return None
         crossing = walk.out_scope != SCOPE_UPLINK or walk.forward.fate == Fate.UPLINK
         return Fate.UPLINK, route.nexthop, RewriteFlag.DECREMENT if crossing else 0
+    if walk.is_direct and route.kind == RouteKind.UPLINK:
+        routed = route.flags & RouteFlag.DECREMENT
+        return Fate.UPLINK, route.nexthop, RewriteFlag.DECREMENT if routed else 0
     if route.kind == RouteKind.TUNNEL:
         return Fate.TUNNEL, route.nexthop, RewriteFlag.DECREMENT
     if route.kind == RouteKind.LOCAL:

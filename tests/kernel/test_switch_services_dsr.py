@@ -1,0 +1,233 @@
+"""Direct Server Return with real packets: the client's address stays, and replies do not pass the first node."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from samewire.hcn.policies import OutBoundNAT
+from samewire.vfp.address import parse_address
+from samewire.vfp.compile.direct import DIRECT_VNI
+from samewire.vfp.constants import SCOPE_ANY, SCOPE_OUTSIDE, SCOPE_UPLINK, FlowFlag, RouteKind, ServiceFlag
+from samewire.vfp.diff import Put
+from samewire.vfp.tables import DirectKey, Id, Nexthop, Port, Portmap, Vni
+from tests.support.netlab import Lab
+from tests.support.node_rig import Node, Pod
+from tests.support.services import Balancer, Target
+from tests.support.traffic import Sniffer, echo_over, tcp, tcp_pair, udp
+from tests.support.worlds import FAR, OUT, Underlay, bridged, node_address, overlay
+
+pytestmark = [pytest.mark.root]
+
+FAMILIES = (4, 6)
+VIP = {4: "192.168.9.200", 6: "fd09::c8"}
+INTERNAL = 8080
+VNI = 4096
+EXCHANGES = ((6, tcp), (17, udp))
+KINDS = ("overlay", "bridged")
+_HOPS = itertools.count(60000)
+
+
+class World:
+    """Two nodes; the first balances, backends are on the second, in an overlay network and on an L2 bridge."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.underlay = underlay = Underlay(lab)
+        self.first, self.second = first, second = underlay.node(11), underlay.node(12)
+        near = first.network(overlay(first, 1, (second, 2, 4)))
+        far = second.network(overlay(second, 2, (first, 1, 4)))
+        self.client = first.pod(near, "10.1.0.10", "fd01::10")
+        self.overlay = second.pod(far, "10.2.0.12", "fd02::12", policies=[OutBoundNAT()])
+        self.bridged = second.pod(second.network(bridged()), "192.168.9.120", "fd09::120")
+        for node in (first, second):
+            node.apply([Put("sw_vnis", Id(DIRECT_VNI), Vni(SCOPE_UPLINK))])
+        for host in (underlay.out, underlay.router):
+            for family in FAMILIES:
+                host.ip("route", "replace", VIP[family], "via", node_address(first, family))
+
+    def port(self, pod: Pod) -> Port:
+        """The pod's port, on the second node."""
+        found = self.second.table("sw_ports")[Id(pod.port)]
+        assert isinstance(found, Port)
+        return found
+
+    def target(self, pod: Pod, family: int) -> Target:
+        """The pod as a backend that can be reached directly."""
+        scope = self.port(pod).scope
+        hop = Nexthop(
+            kind=RouteKind.TUNNEL,
+            family=4,
+            mtu=1450,
+            ifindex=0,
+            vni=DIRECT_VNI if scope == SCOPE_UPLINK else VNI,
+            address=parse_address(node_address(self.second, 4)).packed,
+            local=parse_address(node_address(self.first, 4)).packed,
+            mac=pod.mac,
+        )
+        number = next(_HOPS)
+        self.first.apply([Put("sw_nexthops", Id(number), hop)])
+        return Target(pod.address(family), INTERNAL, scope, number)
+
+    def receive(self, pod: Pod, family: int, protocol: int, vip: str, port: int, keep: bool = False) -> None:
+        """The second node's side: the pod answers for the VIP, or gets its packets as they are."""
+        address = parse_address(vip).packed if vip else bytes(16)
+        key = DirectKey(address, port, protocol, family, pod.mac)
+        own = address if keep else parse_address(pod.address(family)).packed
+        value = Portmap(pod.port, self.port(pod).scope, port if keep else INTERNAL, own)
+        self.second.apply([Put("sw_direct", key, value)])
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with Lab() as lab:
+        yield World(lab)
+
+
+def _passed(node: Node, sniffer: Sniffer, vip: str) -> list[bytes]:
+    """Frames on a node's uplink that come from the VIP."""
+    packed = parse_address(vip).packed[: 4 if "." in vip else 16]
+    at = slice(26, 30) if len(packed) == 4 else slice(22, 38)
+    return [frame for frame in sniffer.frames() if frame[at] == packed]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("where", ["near", "far"])
+def test_the_reply_goes_directly(world: World, where: str, kind: str, family: int) -> None:
+    pod: Pod = getattr(world, kind)
+    client = world.underlay.out if where == "near" else world.underlay.far
+    for protocol, exchange in EXCHANGES:
+        target = world.target(pod, family)
+        service = Balancer(world.first, target, protocol=protocol, flags=int(ServiceFlag.DSR))
+        service.vip(VIP[family], 80, SCOPE_OUTSIDE)
+        world.receive(pod, family, protocol, VIP[family], 80)
+        with Sniffer(world.first.space, "eth0") as sniffer:
+            seen = exchange(client, pod.space, VIP[family], 80, at=(pod.address(family), INTERNAL))
+            assert not _passed(world.first, sniffer, VIP[family])
+        assert seen.client[0] == (OUT if where == "near" else FAR)[family]
+        assert seen.server == (VIP[family], 80)
+        service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_node_port(world: World, kind: str, family: int) -> None:
+    """Any address of any node: the reply comes from the address that the client has used."""
+    pod: Pod = getattr(world, kind)
+    to = node_address(world.first, family)
+    for protocol, exchange in EXCHANGES:
+        service = Balancer(
+            world.first, world.target(pod, family), protocol=protocol, flags=int(ServiceFlag.DSR)
+        )
+        service.vip("", 30080, SCOPE_OUTSIDE, family=family)
+        world.receive(pod, family, protocol, "", 30080)
+        seen = exchange(world.underlay.out, pod.space, to, 30080, at=(pod.address(family), INTERNAL))
+        assert (seen.client[0], seen.server) == (OUT[family], (to, 30080))
+        service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_segments_fit_the_forward_path(world: World, kind: str, family: int) -> None:
+    """The SYN-ACK's MSS is that of the tunnel, though it does not come by it."""
+    pod: Pod = getattr(world, kind)
+    service = Balancer(world.first, world.target(pod, family), flags=int(ServiceFlag.DSR))
+    service.vip(VIP[family], 80, SCOPE_OUTSIDE)
+    world.receive(pod, family, 6, VIP[family], 80)
+    at = (pod.address(family), INTERNAL)
+    with tcp_pair(world.underlay.out, pod.space, VIP[family], 80, at=at) as (near, far):
+        echo_over(near, far, 500_000)
+        overhead = 40 if family == 4 else 60
+        assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= 1450 - overhead
+    service.close()
+
+
+def test_a_removed_backend_ends_its_connection(world: World) -> None:
+    pod = world.bridged
+    target = world.target(pod, 4)
+    service = Balancer(world.first, target, flags=int(ServiceFlag.DSR))
+    service.vip(VIP[4], 80, SCOPE_OUTSIDE)
+    world.receive(pod, 4, 6, VIP[4], 80)
+    with tcp_pair(world.underlay.out, pod.space, VIP[4], 80, at=(pod.ip, INTERNAL)) as (near, far):
+        echo_over(near, far)
+        flow = next(flow for flow in world.first.flow_table().values() if flow.service == service.number)
+        assert flow.flags & FlowFlag.DIRECT
+        assert flow.flags & FlowFlag.REPLIED  # it lives as long as any established connection
+        service.remove(target)
+        near.sendall(b"anybody?")
+        with pytest.raises(ConnectionResetError):
+            near.recv(10)
+    service.close()
+
+
+def test_datagrams_to_another_endpoint_of_the_same_node(world: World) -> None:
+    """The first node chooses anew: the second's flow is for the other endpoint at once."""
+    network = world.bridged.network
+    pods = [world.bridged, world.second.pod(network, "192.168.9.121", "fd09::121")]
+    targets = [world.target(pod, 4) for pod in pods]
+    service = Balancer(world.first, targets[0], protocol=17, flags=int(ServiceFlag.DSR))
+    service.vip(VIP[4], 80, SCOPE_OUTSIDE)
+    for pod in pods:
+        world.receive(pod, 4, 17, VIP[4], 80)
+    with world.underlay.out.socket(socket.AF_INET, socket.SOCK_DGRAM) as near:
+        near.settimeout(5)
+        near.bind((OUT[4], 47000))
+        for pod, target in zip(pods, targets, strict=True):
+            with pod.space.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+                server.settimeout(5)
+                server.bind((pod.ip, INTERNAL))
+                for _ in range(2):
+                    near.sendto(b"x", (VIP[4], 80))
+                    data, sender = server.recvfrom(10)
+                    assert (data, sender) == (b"x", (OUT[4], 47000))
+                    server.sendto(b"y", sender)
+                    assert near.recvfrom(10) == (b"y", (VIP[4], 80))
+            if target == targets[0]:
+                service.remove(target)
+                service.add(targets[1])
+    service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_preserved_destination(world: World, kind: str, family: int) -> None:
+    """PreserveDIP: the pod has the VIP on its loopback, and sees it as the destination."""
+    pod: Pod = getattr(world, kind)
+    bits = 32 if family == 4 else 128
+    pod.space.ip("address", "replace", f"{VIP[family]}/{bits}", "dev", "lo")
+    for protocol, exchange in EXCHANGES:
+        service = Balancer(
+            world.first, world.target(pod, family), protocol=protocol, flags=int(ServiceFlag.PRESERVE)
+        )
+        service.vip(VIP[family], 81, SCOPE_OUTSIDE)
+        world.receive(pod, family, protocol, VIP[family], 81, keep=True)
+        seen = exchange(world.underlay.out, pod.space, VIP[family], 81)
+        assert seen.client[0] == OUT[family]
+        service.close()
+    pod.space.ip("address", "del", f"{VIP[family]}/{bits}", "dev", "lo")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_preserved_destination_here(world: World, family: int) -> None:
+    """A local backend, for a client outside; and the pod may not speak for the VIP otherwise."""
+    pod = world.client
+    bits = 32 if family == 4 else 128
+    pod.space.ip("address", "replace", f"{VIP[family]}/{bits}", "dev", "lo")
+    port = world.first.table("sw_ports")[Id(pod.port)]
+    assert isinstance(port, Port)
+    service = Balancer(
+        world.first, Target(pod.address(family), 82, port.scope), flags=int(ServiceFlag.PRESERVE)
+    )
+    service.vip(VIP[family], 82, SCOPE_OUTSIDE, SCOPE_ANY)
+    seen = tcp(world.underlay.out, pod.space, VIP[family], 82)
+    assert (seen.client[0], seen.server) == (OUT[family], (VIP[family], 82))
+    with pod.space.socket(socket.AF_INET6 if family == 6 else socket.AF_INET, socket.SOCK_STREAM) as near:
+        near.settimeout(0.3)
+        near.bind((VIP[family], 0))
+        with pytest.raises(TimeoutError):
+            near.connect((OUT[family], 80))
+    service.close()
+    pod.space.ip("address", "del", f"{VIP[family]}/{bits}", "dev", "lo")
