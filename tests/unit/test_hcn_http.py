@@ -497,3 +497,17 @@ async def test_what_is_no_request_gets_an_error_of_hns(path: Path, request_bytes
     assert error["Error"]
     writer.close()
     await writer.wait_closed()
+
+
+async def test_what_is_shown_is_what_is_there_now(client: AsyncHnsClient) -> None:
+    network = await client.create(Kind.NETWORK, overlay())
+    namespace = await client.create(Kind.NAMESPACE, Namespace())
+    endpoint = await client.create(Kind.ENDPOINT, Endpoint(network_id=network["ID"]))
+    for state, how in ((3, "Add"), (4, "Remove")):
+        await client.get(Kind.ENDPOINT, endpoint["ID"])
+        await client.modify(Kind.NAMESPACE, namespace["ID"], "Endpoint", how, {"EndpointId": endpoint["ID"]})
+        assert (await client.get(Kind.ENDPOINT, endpoint["ID"]))["State"] == state
+        (listed,) = await client.list(Kind.ENDPOINT)
+        assert listed["State"] == state
+        (shown,) = await client.list(Kind.NAMESPACE)
+        assert ("Resources" in shown) is (how == "Add")

@@ -13,7 +13,7 @@ from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.http_answers import json_response
 from samewire.hcn.jsontext import parse_json
 from samewire.hcn.notifications import Notification
-from samewire.hcn.query import find, parse_query, render
+from samewire.hcn.query import Rendered, find, parse_query, render
 from samewire.hcn.schema import Endpoint, Kind, Object
 from samewire.hcn.service import HnsService
 from samewire.hcn.v1.read import is_v1, to_v2
@@ -58,11 +58,13 @@ class _Handlers:
     def __init__(self, service: HnsService, kind: Kind) -> None:
         self._service = service
         self._kind = kind
+        self._rendered = Rendered()
 
     async def list(self, request: web.Request) -> web.Response:
         view = self._service.view
         found = find(view, self._kind, parse_query(request.query.get("filter", "")))
-        return json_response([render(view, value) for value in found])
+        texts = [self._rendered.json(view, value) for value in found]
+        return web.Response(body=b"[" + b",".join(texts) + b"]", content_type="application/json")
 
     async def enumerate(self, request: web.Request) -> web.Response:
         query = parse_query(await request.read())
@@ -76,7 +78,7 @@ class _Handlers:
         return json_response(render(self._service.view, await self._service.create(self._kind, value)), 201)
 
     async def get(self, request: web.Request) -> web.Response:
-        return json_response(render(self._service.view, self._service.get(self._kind, _id(request))))
+        return self._shown(self._service.get(self._kind, _id(request)))
 
     async def open(self, request: web.Request) -> web.Response:
         if self._service.view.get(self._kind, _id(request)) is None:
@@ -86,7 +88,13 @@ class _Handlers:
     async def query(self, request: web.Request) -> web.Response:
         query = parse_query(await request.read())
         view, value = self._service.view, self._service.get(self._kind, _id(request))
-        return json_response(to_v1(view, value) if query.major == 1 else render(view, value, query.detailed))
+        if query.major == 1:
+            return json_response(to_v1(view, value))
+        return json_response(render(view, value, detailed=True)) if query.detailed else self._shown(value)
+
+    def _shown(self, value: Object) -> web.Response:
+        text = self._rendered.json(self._service.view, value)
+        return web.Response(body=text, content_type="application/json")
 
     async def modify(self, request: web.Request) -> web.Response:
         change = decode_modify(self._kind, parse_json(await request.read()))

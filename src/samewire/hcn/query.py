@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -15,6 +16,8 @@ from samewire.hcn.schema import Endpoint, EndpointState, Kind, Namespace, Networ
 from samewire.hcn.state import View
 
 FILTER_KEYS = frozenset({"id", "name", "virtualnetwork", "virtualnetworkname", "state"})
+MAX_KEPT = 8192
+MAX_KEPT_BYTES = 4096
 QUERY_KEYS = frozenset({"schemaversion", "flags", "filter"})
 
 
@@ -59,6 +62,30 @@ def render(view: View, value: Object, detailed: bool = False) -> dict[str, Any]:
     return body
 
 
+class Rendered:
+    """The JSON text of objects as `render` shows them, kept while an object stays what it is.
+
+    Clients of HCN enumerate and then ask for each object, again and again.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[Object, bytes]] = {}
+
+    def json(self, view: View, value: Object) -> bytes:
+        """Return the JSON text of an object."""
+        if isinstance(value, Namespace):  # shows the endpoints in it, which come and go
+            return msgspec.json.encode(render(view, value))
+        kept = self._kept.get(value.id)
+        if kept is not None and kept[0] is value:
+            return kept[1]
+        text = msgspec.json.encode(render(view, value))
+        if len(text) <= MAX_KEPT_BYTES:
+            if len(self._kept) >= MAX_KEPT:
+                self._kept.clear()
+            self._kept[value.id] = (value, text)
+        return text
+
+
 def _details(view: View, value: Object) -> dict[str, Any]:
     """Return what a detailed query adds to an object's Health."""
     if isinstance(value, Network):
@@ -86,6 +113,7 @@ def find(view: View, kind: Kind, query: Query) -> list[Object]:
     return [value for value in candidates if all(_matches(view, value, *item) for item in wanted.items())]
 
 
+@lru_cache(maxsize=64)
 def parse_query(text: str | bytes) -> Query:
     """Return the query of a call ("" = all objects).
 
