@@ -7,7 +7,10 @@
  * when the daemon does not answer in time. For DEL too: the runtime has to repeat it, or the pod's address
  * and endpoint would be left for ever.
  *
- * SAMEWIRE_CNI_SOCKET		socket of the daemon (default /run/samewire/cni.sock)
+ * Started by the name of another plugin (a symbolic link), it says so in CNI_SAMEWIRE_PLUGIN.
+ *
+ * SAMEWIRE_CNI_SOCKET		socket of the daemon; else the configuration's "samewireSocket", else
+ *				/run/samewire/cni.sock
  * SAMEWIRE_CNI_TIMEOUT_S	time for all of it in seconds (default 30)
  */
 #define _GNU_SOURCE
@@ -37,6 +40,10 @@ extern char **environ;
 /* Oldest first; the same list as SUPPORTED_VERSIONS in cni/result.py. */
 static const char *const versions[] = { "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0" };
 #define VERSIONS (sizeof(versions) / sizeof(versions[0]))
+
+/* The same list as ALIASES in cni/dialects/names.py. */
+static const char *const plugins[] = { "win-bridge", "win-overlay", "sdnbridge", "sdnoverlay", "azure-vnet", "flannel" };
+#define PLUGINS (sizeof(plugins) / sizeof(plugins[0]))
 
 static char request[MAX_REQUEST + 1];
 static char reply[MAX_REPLY + 1];
@@ -159,10 +166,36 @@ static int print_versions(void)
 	return 0;
 }
 
-/* Puts the CNI_* variables and the end mark into the request. Returns the length, 0 = too long. */
-static size_t put_environment(void)
+/* The path of the daemon's socket that a configuration names; false = none that could be one. */
+static int socket_of(const char *conf, char *path, size_t size)
 {
+	const char *p = strstr(conf, "\"samewireSocket\"");
+	size_t length;
+
+	if (!p)
+		return 0;
+	p += strlen("\"samewireSocket\"");
+	p += strspn(p, " \t\r\n:");
+	if (*p++ != '"' || *p != '/')
+		return 0;
+	length = strcspn(p, "\"\\");
+	if (p[length] != '"' || length >= size)
+		return 0;
+	memcpy(path, p, length);
+	path[length] = '\0';
+	return 1;
+}
+
+/* Puts the CNI_* variables and the end mark into the request. Returns the length, 0 = too long. */
+static size_t put_environment(const char *self)
+{
+	const char *name = strrchr(self, '/');
 	size_t length = 0;
+
+	name = name ? name + 1 : self;
+	for (size_t i = 0; i < PLUGINS; i++)
+		if (!strcmp(name, plugins[i]))
+			setenv("CNI_SAMEWIRE_PLUGIN", name, 1);
 
 	for (char **variable = environ; *variable; variable++) {
 		size_t n = strlen(*variable) + 1;
@@ -178,14 +211,15 @@ static size_t put_environment(void)
 	return length + 1;
 }
 
-static int connect_daemon(void)
+static int connect_daemon(const char *conf)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	const char *path = getenv("SAMEWIRE_CNI_SOCKET");
+	char named[sizeof(address.sun_path)];
 	int fd;
 
 	if (!path || !path[0])
-		path = DEFAULT_SOCKET;
+		path = socket_of(conf, named, sizeof(named)) ? named : DEFAULT_SOCKET;
 	if (strlen(path) >= sizeof(address.sun_path)) {
 		errno = ENAMETOOLONG;
 		return -1;
@@ -212,7 +246,7 @@ static void send_request(int fd, size_t length)
 	shutdown(fd, SHUT_WR);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	const char *command = getenv("CNI_COMMAND"), *version;
 	ssize_t conf, length;
@@ -224,14 +258,14 @@ int main(void)
 	set_alarm();
 	if (command && !strcmp(command, "VERSION"))
 		return print_versions();
-	environment = put_environment();
+	environment = put_environment(argc ? argv[0] : "");
 	if (!environment)
 		return too_long("environment");
 	conf = read_all(STDIN_FILENO, request + environment, MAX_REQUEST - environment, -1);
 	if (conf < 0)
 		return too_long("network configuration");
 	version = version_of(request + environment);
-	fd = connect_daemon();
+	fd = connect_daemon(request + environment);
 	if (fd < 0)
 		return no_answer(version, "connect", strerror(errno));
 	send_request(fd, environment + conf);

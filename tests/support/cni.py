@@ -66,6 +66,9 @@ class FakeBackend:
             self.attachments[key] = request
         finally:
             self.active.remove(key)
+        return self._made(request)
+
+    def _made(self, request: AttachRequest) -> Attached:
         return Attached(
             host_interface="sw0123456789a",
             host_mac="0e:00:00:00:00:01",
@@ -74,6 +77,19 @@ class FakeBackend:
             addresses=request.addresses or self._own_addresses(request.network),
             routes=request.routes,
         )
+
+    async def find(
+        self, container_id: str, interface_name: str, netns_path: str
+    ) -> tuple[str, Attached] | None:
+        self._step("find")
+        found = self.attachments.get((container_id, interface_name))
+        if found is None or netns_path not in ("", found.netns_path):
+            return None
+        return found.network, self._made(found)
+
+    async def namespace_path(self, namespace_id: str) -> str:
+        self._step("namespace_path")
+        return f"/run/netns/{namespace_id[:8]}"
 
     async def detach(self, container_id: str, interface_name: str, network: str, netns_path: str) -> None:
         self.overlaps += (container_id, interface_name) in self.active

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from samewire.cni.dialects.names import ALIASES
 from samewire.errors import SamewireError
 
 _CLIENT = "samewire-cni"
@@ -20,7 +21,15 @@ _CLIENT = "samewire-cni"
     type=click.Path(file_okay=False, path_type=Path),
     help="Where the container runtime looks for CNI plugins.",
 )
-def install_cni(bin_dir: Path) -> None:
+@click.option(
+    "--as",
+    "aliases",
+    multiple=True,
+    type=click.Choice(ALIASES),
+    help="Install it under the name of another plugin as well (repeatable), whose configurations it then serves.",
+)
+@click.option("--replace", is_flag=True, help="Take the place of a plugin of that name which is not ours.")
+def install_cni(bin_dir: Path, aliases: tuple[str, ...], replace: bool) -> None:
     """Copy the CNI client to where the container runtime finds it."""
     import samewire
 
@@ -33,9 +42,22 @@ def install_cni(bin_dir: Path) -> None:
         new.write_bytes(source.read_bytes())
         new.chmod(0o755)
         new.rename(target)  # a runtime that starts it now gets the old one or the new one, whole
+        for alias in aliases:
+            _link(bin_dir / alias, replace)
     except OSError as error:
         raise click.ClickException(f"{target}: {error}") from error
-    click.echo(f"installed {target}")
+    click.echo(f"installed {target}{''.join(f', {alias}' for alias in aliases)}")
+
+
+def _link(alias: Path, replace: bool) -> None:
+    """Make a name a link to the client. Raises ClickException when another plugin has it."""
+    ours = alias.is_symlink() and os.readlink(alias) == _CLIENT
+    if os.path.lexists(alias) and not ours and not replace:
+        raise click.ClickException(f"{alias} is another plugin; --replace takes its place")
+    new = alias.with_name(f".{alias.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(_CLIENT)
+    new.rename(alias)
 
 
 @click.command("uninstall")

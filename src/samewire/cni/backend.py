@@ -31,7 +31,8 @@ class Address(Struct, frozen=True):
 class NetworkInfo(Struct, frozen=True):
     """What is known of a network: ``gateways[i]`` is that of ``subnets[i]``, "" where it has none.
 
-    ``mtu`` is that of its endpoints' interfaces in bytes, ``type`` the HCN network type.
+    ``mtu`` is that of its endpoints' interfaces in bytes, ``type`` the HCN network type, ``management_ip`` the
+    node's address in the underlay, "" without one.
     """
 
     subnets: tuple[str, ...] = ()
@@ -39,6 +40,7 @@ class NetworkInfo(Struct, frozen=True):
     mtu: int = 0
     dns: Dns = Dns()
     type: str = ""
+    management_ip: str = ""
 
 
 class AttachRequest(Struct, frozen=True):
@@ -46,7 +48,8 @@ class AttachRequest(Struct, frozen=True):
 
     Without ``addresses`` the backend allocates them from the network's subnets. In ``routes`` a route without
     ``gw`` goes through the gateway of its family. ``mac`` "" and ``mtu`` 0 = the network's choice.
-    ``policies`` are HCN v2 endpoint policies (``{"Type": ..., "Settings": {...}}``).
+    ``policies`` are HCN v2 endpoint policies (``{"Type": ..., "Settings": {...}}``). ``endpoint_name`` "" = that of
+    the pod.
     """
 
     network: str
@@ -61,6 +64,7 @@ class AttachRequest(Struct, frozen=True):
     dns: Dns = Dns()
     pod_namespace: str = ""
     pod_name: str = ""
+    endpoint_name: str = ""
 
 
 class Attached(Struct, frozen=True):
@@ -113,6 +117,19 @@ class CniBackend(Protocol):
         Conflict when a complete one exists or the namespace has an interface of that name, and
         `bad_netns` when ``netns_path`` is not the file of a network namespace other than the node's own.
         """
+        ...
+
+    async def find(
+        self, container_id: str, interface_name: str, netns_path: str
+    ) -> tuple[str, Attached] | None:
+        """Return the network's name and the interface of a complete attachment, None when there is none.
+
+        ``netns_path`` "" = in whatever namespace; an interface in another namespace than that is none.
+        """
+        ...
+
+    async def namespace_path(self, namespace_id: str) -> str:
+        """Return the file of an HCN namespace's network namespace. Raises `bad_netns` where there is none."""
         ...
 
     async def detach(self, container_id: str, interface_name: str, network: str, netns_path: str) -> None:

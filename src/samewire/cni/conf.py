@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 import msgspec
 from msgspec import Struct
 
+from samewire.cni.dialects.names import ALIASES, FLANNEL, Dialect
+from samewire.cni.dialects.read import read_dialect
 from samewire.cni.environment import CniArgs, is_identifier
 from samewire.cni.errors import CniCode, CniError
 from samewire.cni.fields import Fields, address, cidr, mac, prefix, shape
@@ -36,12 +38,18 @@ ATTACHMENT_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")
 
 
 class NetConf(Struct, frozen=True, eq=False):
-    """The keys of every verb; ``value`` is the whole configuration, never changed. ``ipam_type`` "" = no IPAM."""
+    """The keys of every verb; ``value`` is the whole configuration, never changed. ``ipam_type`` "" = no IPAM.
+
+    One of another plugin has been put into Samewire's keys, with what else that plugin does in ``dialect``. One of
+    flannel's is as it was, and stands for another: `samewire.cni.dialects.flannel.delegate`.
+    """
 
     cni_version: str
     name: str
     ipam_type: str
     value: dict[str, Any]
+    dialect: Dialect | None = None
+    flannel: bool = False
 
     @property
     def fields(self) -> Fields:
@@ -87,16 +95,23 @@ class Attachment(Struct, frozen=True):
     previous: Result
 
 
-def decode_conf(data: bytes) -> NetConf:
-    """Return the keys of every verb.
+def decode_conf(data: bytes, plugin: str = "") -> NetConf:
+    """Return the keys of every verb. ``plugin`` is the name that the plugin was called by, "" = its own.
 
     Raises CniError: DECODING_FAILURE for what is not a JSON object, INCOMPATIBLE_VERSION, INVALID_CONFIG.
     """
-    return _remembered(data) if len(data) <= REMEMBERED_BYTES else _decode(data)
+    return _remembered(data, plugin) if len(data) <= REMEMBERED_BYTES else _decode(data, plugin)
 
 
-def _decode(data: bytes) -> NetConf:
-    fields = Fields(_decode_json(data))
+def _decode(data: bytes, plugin: str) -> NetConf:
+    return decode_value(_decode_json(data), plugin)
+
+
+def decode_value(value: dict[str, Any], plugin: str = "") -> NetConf:
+    """Return the keys of every verb of a decoded configuration; raises as `decode_conf` does."""
+    fields = Fields(value)
+    if plugin not in ALIASES:
+        plugin = fields.text("type")
     version = fields.text("cniVersion") or IMPLIED_VERSION
     if version not in SUPPORTED_VERSIONS:
         supported = ", ".join(SUPPORTED_VERSIONS)
@@ -108,11 +123,17 @@ def _decode(data: bytes) -> NetConf:
     name = fields.required_text("name")
     if not is_identifier(name):
         fields.fail("name", f"{name[:64]!r}: expected letters, digits, and _ . - behind the first")
+    if plugin == FLANNEL:
+        return NetConf(version, name, "", fields.value, flannel=True)
+    dialect = None
+    if plugin in ALIASES:
+        translated, dialect = read_dialect(plugin, fields)
+        fields = Fields(translated)
     ipam = fields.child("ipam")
     kind = ipam.required_text("type") if ipam else ""
     if "/" in kind or kind in (".", ".."):
         ipam.fail("type", f"{kind[:64]!r} is not the name of a plugin")
-    return NetConf(version, name, kind, fields.value)
+    return NetConf(version, name, kind, fields.value, dialect)
 
 
 _remembered = lru_cache(maxsize=REMEMBERED)(_decode)
@@ -180,7 +201,7 @@ def as_version(conf: NetConf, version: str) -> NetConf:
     previous = decode_previous(conf)
     if previous is not None:
         value["prevResult"] = encode_result(previous, version)
-    return NetConf(version, conf.name, conf.ipam_type, {"cniVersion": version, **value})
+    return NetConf(version, conf.name, conf.ipam_type, {"cniVersion": version, **value}, conf.dialect)
 
 
 def requested_ips(conf: NetConf, args: CniArgs) -> tuple[str, ...]:

@@ -14,8 +14,11 @@ from samewire.cni.fields import address, cidr, mac
 
 MAX_INTERFACE_NAME = 15
 MAX_PATH = 4096
+PLUGIN_VARIABLE = "CNI_SAMEWIRE_PLUGIN"
+"""Set by the client when it was started by one of the names of `samewire.cni.dialects.names`."""
 
 _IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+_NAMESPACE_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _IN_INTERFACE = re.compile(r"[^\s/:\x00-\x1f\x7f]+")
 
 _KNOWN_ARGS = frozenset(
@@ -63,6 +66,22 @@ class Environment(Struct, frozen=True):
     def key(self) -> tuple[str, str]:
         """What names an attachment within a network."""
         return (self.container_id, self.interface_name)
+
+    @property
+    def sandbox_container(self) -> str:
+        """The container whose namespace this one shares, "" when CNI_NETNS names no container."""
+        head, colon, container_id = self.netns_path.partition(":")
+        return container_id if colon and head == "container" else ""
+
+    @property
+    def namespace_id(self) -> str:
+        """The id of the HCN namespace that CNI_NETNS is, "" when it is a file."""
+        return self.netns_path if _NAMESPACE_ID.fullmatch(self.netns_path) else ""
+
+    @property
+    def plugin(self) -> str:
+        """The name by which the runtime called the client, "" for its own."""
+        return self.variables.get(PLUGIN_VARIABLE, "")
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -132,6 +151,10 @@ def _check_container(container_id: str, interface: str, netns: str) -> None:
         _fail(f"CNI_IFNAME {interface[:64]!r} cannot be the name of an interface")
     if len(interface.encode(errors="replace")) > MAX_INTERFACE_NAME:
         _fail(f"CNI_IFNAME {interface[:64]!r} is longer than {MAX_INTERFACE_NAME} bytes")
+    if _NAMESPACE_ID.fullmatch(netns):
+        return
+    if netns.startswith("container:") and is_identifier(netns.removeprefix("container:")):
+        return
     if netns and (not netns.startswith("/") or len(netns) >= MAX_PATH or not netns.isprintable()):
         _fail(f"CNI_NETNS {netns[:64]!r}: expected the absolute path of a network namespace's file")
 

@@ -24,6 +24,9 @@ TRY_AGAIN = 11
 NO_ANSWER = "the samewire daemon does not answer"
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
+PLUGINS = ("win-bridge", "win-overlay", "sdnbridge", "sdnoverlay", "azure-vnet", "flannel")
+
+_SOCKET = re.compile(rb'"samewireSocket"[ \t\r\n:]*"(/[^"\\]{0,106})"')
 _VERSION = re.compile(rb'"cniVersion"[ \t\r\n:]*"([0-9.]*)"')
 
 
@@ -36,6 +39,9 @@ def main() -> int:
         question = _read(0, MAX_REQUEST, VERSION_WAIT_S) or b""
         _print({"cniVersion": version_of(question), "supportedVersions": VERSIONS})
         return 0
+    name = os.path.basename(sys.argv[0])
+    if name in PLUGINS:
+        variables[b"CNI_SAMEWIRE_PLUGIN"] = name.encode()
     environment = b"".join(b"%b=%b\0" % item for item in variables.items()) + b"\0"
     if len(environment) > MAX_REQUEST:
         return _fail(VERSIONS[-1], IO_FAILURE, "too long", "environment")
@@ -44,7 +50,7 @@ def main() -> int:
         return _fail(VERSIONS[-1], IO_FAILURE, "too long", "network configuration")
     try:
         with socket.socket(socket.AF_UNIX) as daemon:
-            daemon.connect(os.environ.get("SAMEWIRE_CNI_SOCKET") or DEFAULT_SOCKET)
+            daemon.connect(os.environ.get("SAMEWIRE_CNI_SOCKET") or socket_of(conf))
             reply = _ask(daemon, environment + conf)
     except OSError as error:
         return _fail(version_of(conf), TRY_AGAIN, NO_ANSWER, f"connect: {error.strerror or error}")
@@ -56,6 +62,12 @@ def version_of(conf: bytes) -> str:
     found = _VERSION.search(conf)
     version = found.group(1).decode() if found else ""
     return version if version in VERSIONS else VERSIONS[-1]
+
+
+def socket_of(conf: bytes) -> str:
+    """Return the path of the daemon's socket that a configuration names, else the usual one."""
+    found = _SOCKET.search(conf)
+    return os.fsdecode(found.group(1)) if found else DEFAULT_SOCKET
 
 
 def _ask(daemon: socket.socket, request: bytes) -> bytes | None:

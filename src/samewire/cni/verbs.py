@@ -15,15 +15,19 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from samewire.cni.backend import CniBackend
+from samewire.cni.backend import CniBackend, bad_netns
 from samewire.cni.conf import (
+    Attachment,
     NetConf,
     decode_attachment,
     decode_conf,
     decode_previous,
     decode_valid_attachments,
 )
-from samewire.cni.environment import Verb, decode_environment
+from samewire.cni.dialects import flannel
+from samewire.cni.dialects.names import Dialect
+from samewire.cni.dialects.plan import dialect_result, network_object, plan_dialect, plan_dialect_check
+from samewire.cni.environment import Environment, Verb, decode_environment
 from samewire.cni.errors import CniCode, CniError, to_cni_error
 from samewire.cni.locks import AttachmentLocks
 from samewire.cni.plan import add_result, plan_attach, plan_check
@@ -94,7 +98,7 @@ class CniPlugin:
         environment = decode_environment(call.variables)
         if environment.verb is Verb.VERSION:
             return version_info(stdin)
-        conf = decode_conf(stdin)
+        conf = decode_conf(stdin, environment.plugin)
         call.network, call.version = conf.name, conf.cni_version
         first = FIRST_VERSION.get(environment.verb)
         if first and not at_least(conf.cni_version, first):
@@ -102,7 +106,24 @@ class CniPlugin:
                 CniCode.INCOMPATIBLE_VERSION,
                 f"cniVersion {conf.cni_version} does not allow {environment.verb}",
             )
-        return await self._verbs[environment.verb](IpamRequest(conf, environment), self._ipam(conf))
+        if environment.namespace_id:
+            gone = environment.verb is Verb.DEL  # which needs no namespace
+            path = "" if gone else await self._backend.namespace_path(environment.namespace_id)
+            environment = msgspec.structs.replace(environment, netns_path=path)
+        if not conf.flannel:
+            return await self._verbs[environment.verb](IpamRequest(conf, environment), self._ipam(conf))
+        return await self._delegated(conf, environment)
+
+    async def _delegated(self, conf: NetConf, environment: Environment) -> dict[str, Any] | None:
+        """Do what flannel's plugin has its delegate do."""
+        delegation = flannel.delegate(conf, environment)
+        request = IpamRequest(delegation.conf, environment)
+        result = await self._verbs[environment.verb](request, self._ipam(delegation.conf))
+        if environment.verb is Verb.DEL:
+            flannel.forget(delegation.kept)
+        elif environment.verb is Verb.GC:
+            flannel.forget_others(conf, (key[0] for key in decode_valid_attachments(conf)))
+        return result
 
     def _ipam(self, conf: NetConf) -> Ipam | None:
         if conf.ipam_type == "host-local":
@@ -112,6 +133,13 @@ class CniPlugin:
     async def _add(self, request: IpamRequest, ipam: Ipam | None) -> dict[str, Any]:
         conf, environment = request.conf, request.environment
         wanted = decode_attachment(conf, environment.args)
+        if conf.dialect is not None:
+            async with self._locks.attachment(conf.name, environment.key):
+                return await self._add_in_dialect(request, ipam, conf.dialect, wanted)
+        if not environment.netns_path.startswith("/"):
+            raise bad_netns(
+                environment.netns_path, "expected the absolute path of a network namespace's file"
+            )
         async with self._locks.attachment(conf.name, environment.key):
             network = await self._backend.ensure_network(conf.name, wanted.network)
             allocated = await self._allocate(request, ipam) if ipam else None
@@ -126,6 +154,44 @@ class CniPlugin:
             except Exception:
                 await self._undo(request, ipam, detach=True)
                 raise
+
+    async def _add_in_dialect(
+        self, request: IpamRequest, ipam: Ipam | None, dialect: Dialect, wanted: Attachment
+    ) -> dict[str, Any]:
+        """ADD as another plugin does it: an interface that is there in the same network is the answer."""
+        conf, environment = request.conf, request.environment
+        sandbox = environment.sandbox_container
+        path = "" if sandbox else environment.netns_path
+        found = await self._backend.find(
+            sandbox or environment.container_id, environment.interface_name, path
+        )
+        if sandbox:
+            environment = msgspec.structs.replace(environment, container_id=sandbox)
+            if found is None or found[0] != conf.name:
+                raise bad_netns(environment.netns_path, f"that container has no endpoint in {conf.name}")
+        if found is not None and found[0] == conf.name:
+            dns = wanted.runtime_dns.over(wanted.dns)
+            result = dialect_result(conf, dialect, environment, found[1], dns, wanted.previous)
+            return encode_result(result, conf.cni_version)
+        if found is not None:
+            await self._detach(request)  # that of another network is taken for a corrupt one
+        network = None if dialect.creates_network else await self._backend.ensure_network(conf.name, None)
+        allocated = await self._allocate(request, ipam) if ipam else None
+        try:
+            if network is None:
+                wish = network_object(conf, dialect, allocated)
+                network = await self._backend.ensure_network(conf.name, wish)
+            plan = plan_dialect(environment, conf, dialect, wanted, network, allocated)
+            made = await self._backend.attach(plan)
+        except Exception:
+            await self._undo(request, ipam, detach=False)
+            raise
+        result = dialect_result(conf, dialect, environment, made, plan.dns, wanted.previous)
+        try:
+            return encode_result(result, conf.cni_version)
+        except Exception:
+            await self._undo(request, ipam, detach=True)
+            raise
 
     async def _allocate(self, request: IpamRequest, ipam: Ipam) -> Result:
         """Return what IPAM allots; addresses left by an ADD that did not get further are given back first."""
@@ -152,6 +218,8 @@ class CniPlugin:
             log.warning("could not undo a failed ADD", network=request.conf.name, error=str(error))
 
     async def _del(self, request: IpamRequest, ipam: Ipam | None) -> None:
+        if request.environment.sandbox_container:
+            return  # of a container that shares another's namespace: nothing was made for it
         async with self._locks.attachment(request.conf.name, request.environment.key):
             await self._detach(request)
             if ipam:
@@ -168,7 +236,13 @@ class CniPlugin:
         async with self._locks.attachment(request.conf.name, request.environment.key):
             if ipam:
                 await ipam.check(request)
-            await self._backend.check(plan_check(request.environment, request.conf, previous))
+            dialect = request.conf.dialect
+            plan = (
+                plan_check(request.environment, request.conf, previous)
+                if dialect is None
+                else plan_dialect_check(request.environment, request.conf, dialect, previous)
+            )
+            await self._backend.check(plan)
 
     async def _gc(self, request: IpamRequest, ipam: Ipam | None) -> None:
         """Remove what is not valid; go on past failures, and report them together."""

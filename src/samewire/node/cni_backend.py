@@ -78,6 +78,25 @@ class NodeBackend:
             raise NotFound("port of endpoint", made.id)
         return _attached(state.link)
 
+    async def find(
+        self, container_id: str, interface_name: str, netns_path: str
+    ) -> tuple[str, Attached] | None:
+        """Return the network's name and the interface of a complete attachment, None when there is none."""
+        identity = self._check_netns(netns_path) if netns_path else None
+        for endpoint in self._attachments(container_id, interface_name):
+            state = self._node.switch.ports.get(endpoint.id)
+            network = self._view.network(endpoint.network_id)
+            if state is not None and network is not None and identity in (None, state.identity):
+                return network.name, _attached(state.link)
+        return None
+
+    async def namespace_path(self, namespace_id: str) -> str:
+        """Return the file of an HCN namespace's network namespace."""
+        found = self._view.namespace(namespace_id.upper())
+        if found is None or not found.netns_path:
+            raise bad_netns(namespace_id, "there is no HCN namespace of that id with a NetnsPath")
+        return found.netns_path
+
     async def detach(self, container_id: str, interface_name: str, network: str, netns_path: str) -> None:
         """Remove an attachment; none is fine."""
         for endpoint in self._attachments(container_id, interface_name):
@@ -131,6 +150,7 @@ class NodeBackend:
             mtu=plan_network(network, self._node.switch.node_facts).mtu,
             dns=_cni_dns(network.dns),
             type=network.type.value,
+            management_ip=next(iter(self._node.uplink.management), ""),
         )
 
     def _attachments(self, container_id: str, interface_name: str) -> list[Endpoint]:
@@ -169,9 +189,9 @@ def _endpoint(request: AttachRequest) -> Endpoint:
     ]
     if request.mtu:
         policies.append(InterfaceParameters(mtu=request.mtu))
-    name = f"{request.pod_namespace}/{request.pod_name}" if request.pod_name else ""
+    pod = f"{request.pod_namespace}/{request.pod_name}" if request.pod_name else ""
     return Endpoint(
-        name=name.lstrip("/"),
+        name=request.endpoint_name or pod.lstrip("/"),
         ip_configurations=tuple(
             IpConfiguration(ip_address=item.ip, prefix_length=item.prefix_length)
             for item in request.addresses
