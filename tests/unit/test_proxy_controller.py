@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 
@@ -84,8 +85,11 @@ async def test_nothing_is_touched_before_every_kind_is_known(rig: Rig, missing: 
     for _ in range(20):
         await asyncio.sleep(0)
     assert rig.writer.writes == []
+    assert rig.proxy.health.healthy(time.monotonic() + 1000), "an API server that is away is not our fault"
     rig.source.sync(late)
+    assert not rig.proxy.health.healthy(time.monotonic() + 1000)
     await rig.settle()
+    assert rig.proxy.health.healthy(time.monotonic() + 1000)
     assert rig.lb() is not None
     assert "OLD" not in rig.writer.objects
 

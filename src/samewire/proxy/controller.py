@@ -145,14 +145,21 @@ class ServiceProxy:
         for key in keys:
             self._dirty.setdefault(key, received_s)
         if self._dirty:
-            self.health.queued(time.monotonic())
+            self._queued()
             self.figures.last_queued_s = time.time()
         self.figures.services_pending = len(self._dirty)
         self._wake.set()
 
     def _have(self, kind: type) -> None:
         self._unsynced.discard(kind)
+        if self._dirty:
+            self._queued()
         self._wake.set()
+
+    def _queued(self) -> None:
+        """Something waits to be written. While a kind is not known yet that says nothing about us."""
+        if not self._unsynced:
+            self.health.queued(time.monotonic())
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
