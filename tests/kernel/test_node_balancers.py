@@ -166,7 +166,7 @@ async def test_new_maps_are_filled_under_the_old_numbers(node: Node) -> None:
         raise AssertionError(f"{load_balancer_id}: {error}")
 
     fresh = Balancers(node.switch.kernel.tables, node.switch.numbers, lambda _: None)
-    fresh.restore(node.service.view, node.switch.node_facts, before.__getitem__, failed)
+    fresh.restore(node.service.view, node.switch.node_facts, lambda table: dict(before[table]), failed)
     assert actual(node) == fresh.rows == before
 
 

@@ -187,6 +187,7 @@ class Balancers:
         self._numbers.begin()
         self._numbers.start_above(max(highest_number(kernel), highest_number(known)))
         by_service = backends_by_service(known["sw_backends"])
+        lacks: dict[str, Rows] = {table: {} for table in TABLES}
         environments: dict[str, Environment] = {}
         for value in view.load_balancers():
             try:
@@ -197,15 +198,26 @@ class Balancers:
                 compiled = compile_load_balancer(value, env, adopt(value, env, by_service))
                 for table, rows in zip(TABLES, compiled.rows, strict=True):
                     self._merge(table, rows, {}, _NOTHING)
-                    self.rows[table].update(rows)
+                    lacks[table].update(self._take_over(self.rows[table], rows, known[table], kernel[table]))
                 self._held[value.id] = compiled.held
             except SamewireError as error:  # one bad object must not keep the node down
                 failed(value.id, error)
         for table in TABLES:
-            present = kernel[table]
-            self._tables.write_rows(
-                table, {key: row for key, row in self.rows[table].items() if present.get(key) != row}
-            )
+            self._tables.write_rows(table, lacks[table])
+
+    @staticmethod
+    def _take_over(wanted: Rows, rows: Rows, known: Rows, kernel: Rows) -> Rows:
+        """Enter rows into what is wanted; returns those that the kernel lacks.
+
+        What is known already is moved over as it is: there is never twice as much in memory.
+        """
+        lacks = {}
+        for key, row in rows.items():
+            before = known.pop(key, None)
+            wanted[key] = before if before == row else row
+            if (before if known is kernel else kernel.get(key)) != row:
+                lacks[key] = row
+        return lacks
 
     def direct_hops(self, value: LoadBalancer, view: BalancerView, facts: NodeFacts) -> Compiled:
         """The nexthops that a load balancer's backends are reached by with DSR. Raises SamewireError."""

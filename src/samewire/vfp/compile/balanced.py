@@ -91,7 +91,9 @@ def known_backends(known: HeldPort, rows: Mapping[bytes, bytes]) -> dict[tuple[b
     identities = known.identities or {}
     found = {}
     for key in known.backends:
-        row = rows[key]
+        row = rows.get(key)
+        if row is None:
+            continue
         scope = int.from_bytes(row[_SCOPE_AT : _SCOPE_AT + 2], "little")
         found[row[:TARGET_BYTES], scope, identities.get(key, "")] = key
     return found

@@ -298,7 +298,8 @@ def adopt(value: LoadBalancer, env: Environment, by_service: Mapping[int, list[b
         }
         # One that gets connections comes last, and wins over one for the same target that a crash has left.
         placed = {key for variant in found.values() for key in _placed(variant, env.rows["sw_backend_sets"])}
-        backends = tuple(sorted(by_service.get(service, ()), key=placed.__contains__))
+        present = [key for key in by_service.get(service, ()) if key in env.rows["sw_backends"]]
+        backends = tuple(sorted(present, key=placed.__contains__))
         here = {
             key: name
             for key in backends
