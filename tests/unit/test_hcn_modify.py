@@ -26,7 +26,7 @@ from samewire.hcn.policies import (
     policy_type,
     select,
 )
-from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, Object
+from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, NetworkType, Object
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
 from tests.support.hcn import FakeSwitch, at, bridge, overlay
@@ -222,6 +222,13 @@ async def test_no_pod_has_the_address_of_its_subnet(service: HnsService) -> None
     with pytest.raises(HcnError) as caught:
         await service.modify(Kind.NAMESPACE, namespace.id, decode_modify(Kind.NAMESPACE, joined))
     assert caught.value.code is HcnCode.ADDR_INVALID_OR_RESERVED
+
+
+async def test_a_private_network_has_no_way_to_the_node(service: HnsService) -> None:
+    network = await service.create_network(Network(name="p", type=NetworkType.PRIVATE, ipams=bridge().ipams))
+    pod = await service.create_endpoint(Endpoint(network_id=network.id))
+    route = {"Type": "SDNRoute", "Settings": {"DestinationPrefix": "10.96.0.0/12", "NeedEncap": True}}
+    assert (await refused(service, pod, "Update", policies(route))).code is HcnCode.INVALID_POLICY
 
 
 async def test_codes_of_rare_situations(service: HnsService, switch: FakeSwitch) -> None:

@@ -23,13 +23,15 @@ from samewire.hcn.plan.context import (
 from samewire.hcn.plan.macs import choose_mac
 from samewire.hcn.plan.members import without_endpoints
 from samewire.hcn.plan.policies import add_policies, check_sets, remove_policies
-from samewire.hcn.policies import PortMapping, mapping_family, select
+from samewire.hcn.policies import Policy, PortMapping, SDNRoute, mapping_family, select
 from samewire.hcn.schema import (
     Endpoint,
     Kind,
     ModifySettingRequest,
     Namespace,
     NamespaceType,
+    Network,
+    NetworkType,
     PolicySettings,
     PortSettings,
     RequestType,
@@ -65,6 +67,7 @@ def prepare_endpoint(context: Context, endpoint: Endpoint) -> tuple[Endpoint, li
     endpoint = _replace(check_endpoint(endpoint), network_id=network.id)
     refuse_existing(context.view, Kind.ENDPOINT, endpoint.id)
     _check_remote(endpoint)
+    _check_private(network, endpoint.policies)
     check_sets(network, endpoint.policies, "$.Policies")
     endpoint = fill_addresses(context.pool, context.view, network, context.facts, endpoint)
     endpoint = _replace(endpoint, mac_address=choose_mac(context.view, network, endpoint))
@@ -94,7 +97,9 @@ def modify_endpoint(context: Context, endpoint_id: str, request: ModifySettingRe
     else:
         policies = ()
     if request.request_type in (RequestType.ADD, RequestType.UPDATE):
-        check_sets(get_network(context.view, before.network_id), given, "$.Settings.Policies")
+        network = get_network(context.view, before.network_id)
+        _check_private(network, given)
+        check_sets(network, given, "$.Settings.Policies")
     after = _replace(before, policies=policies)
     _check_remote(after)
     _check_mappings(context, after)
@@ -112,6 +117,19 @@ def _modify_port(endpoint: Endpoint, how: RequestType, settings: PortSettings) -
         HcnCode.PORT_NOT_FOUND,
         f"$.Settings.PortId: the switch has no port {settings.port_id[:64]!r}; endpoints get theirs with a namespace",
     )
+
+
+def _check_private(network: Network, policies: tuple[Policy, ...]) -> None:
+    """Refuse a way to the node out of a network that has none, now and not when it is attached. Raises
+    HcnError.
+    """
+    if network.type is not NetworkType.PRIVATE:
+        return
+    if any(isinstance(policy, SDNRoute) and not policy.next_hop for policy in policies):
+        raise HcnError(
+            HcnCode.INVALID_POLICY,
+            "$.Policies: SDNRoute: a Private network has no path to the node; give a NextHop",
+        )
 
 
 def _check_remote(endpoint: Endpoint) -> None:
