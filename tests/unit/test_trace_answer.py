@@ -15,7 +15,7 @@ from samewire.trace.follow import Trail
 from samewire.trace.model import TraceAnswer
 from samewire.trace.render import render
 from samewire.vfp.address import ZERO, parse_address
-from samewire.vfp.constants import Arrival, Fate, Layer, PortFlag, Reason, RouteKind, StepVerdict
+from samewire.vfp.constants import Arrival, Choice, Fate, Layer, PortFlag, Reason, RouteKind, StepVerdict
 from samewire.vfp.model import Entries
 from samewire.vfp.tables import Id, Nexthop, Port, TraceOutput, TraceStep
 from tests.support.tools import (
@@ -392,3 +392,38 @@ def test_tables_of_a_newer_switch(tables: Entries) -> None:
     assert answer.drop is not None
     assert (answer.drop.layer, answer.drop.reason) == ("99", "88")
     assert "✗ dropped on node-1 by 99: 88" in text(answer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Choice.HASH, "service 7: backend 31, 10.244.1.5:8080, chosen by the connection's hash"),
+        (Choice.AFFINITY, "service 7: backend 31, 10.244.1.5:8080, where this client has been before"),
+        (Choice.DIRECT, "DSR: this node's endpoint, named by the node that balances"),
+    ],
+)
+def test_a_service_says_which_backend_and_why(tables: Entries, kind: Choice, words: str) -> None:
+    ends = (CLIENT4, 40000, WEB4, 8080)
+    record = output(
+        step(Layer.LB, StepVerdict.REWRITE, ends, kind=kind, rule=7, target=31),
+        step(Layer.ROUTE, StepVerdict.PASS, ends, kind=Fate.PORT, target=WEB_PORT),
+        step(Layer.ACL_OUT, StepVerdict.PASS, ends, target=CLIENT_PORT),
+        step(Layer.L2, StepVerdict.FINAL, ends, kind=Fate.PORT, target=WEB_PORT),
+        fate=Fate.PORT,
+    )
+    steps = {view.layer: view for view in from_pod(tables, record, "10.96.0.10").steps}
+    assert steps["lb"].matched == words
+    assert steps["route"].matched == f"shop/web-0 ({INTERFACES[WEB_PORT]}) is here"
+
+
+def test_a_backend_behind_another_node(tables: Entries) -> None:
+    ends = (CLIENT4, 40000, FAR4, 8080)
+    hop = hop_number(tables, RouteKind.TUNNEL, "192.168.1.11")
+    record = output(
+        step(Layer.LB, StepVerdict.REWRITE, ends, kind=Choice.HASH, rule=7, target=31),
+        step(Layer.ROUTE, StepVerdict.PASS, ends, kind=Fate.TUNNEL, target=hop),
+        step(Layer.ENCAP, StepVerdict.FINAL, ends, kind=Fate.TUNNEL, target=4096),
+        fate=Fate.TUNNEL,
+    )
+    steps = {view.layer: view for view in from_pod(tables, record, "10.96.0.10").steps}
+    assert steps["route"].matched == "behind node 192.168.1.11"

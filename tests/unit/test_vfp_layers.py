@@ -18,14 +18,24 @@ from samewire.hcn.policies import (
     RemoteSubnetRoute,
 )
 from samewire.hcn.schema import Endpoint, Ipam, IpConfiguration, Network, NetworkType, RouteEntry, Subnet
-from samewire.vfp.address import parse_address, parse_interface
+from samewire.vfp.address import ZERO, parse_address, parse_interface
 from samewire.vfp.compile import compile_endpoint, compile_network, compile_node
-from samewire.vfp.constants import PortFlag
+from samewire.vfp.constants import CHUNK_BACKENDS, SCOPE_ANY, SCOPE_OUTSIDE, PortFlag, ServiceFlag
 from samewire.vfp.layers import GroupView, PortView, all_ports, port_layers, protocol_text
+from samewire.vfp.layers_service import SHOWN, service_rules
 from samewire.vfp.model import Entries, NodeFacts
 from samewire.vfp.numbers import MemoryNumbers
 from samewire.vfp.ownership import Ownership
-from samewire.vfp.tables import Id, Port
+from samewire.vfp.tables import (
+    Backend,
+    BackendChunk,
+    BackendChunkKey,
+    BackendPlace,
+    Id,
+    Port,
+    Service,
+    ServiceKey,
+)
 
 FACTS = NodeFacts(
     name="node-1",
@@ -193,3 +203,42 @@ def test_views_are_json(tables: Entries) -> None:
 
 def test_protocol_text() -> None:
     assert [protocol_text(number) for number in (6, 256, 99)] == ["tcp", "any", "99"]
+
+
+def _service(tables: Entries, number: int, scope: int, flags: int = 0, members: int = 2) -> None:
+    places = tuple(BackendPlace(number * 100 + i if i < members else 0, i) for i in range(CHUNK_BACKENDS))
+    for i in range(members):
+        address = parse_address(f"10.244.1.{i + 1}").packed
+        row = Backend(address, 8080, 4, int(i == 1), number, 0, 1)
+        tables.setdefault("sw_backends", {})[Id(number * 100 + i)] = row  # type: ignore[attr-defined]
+    vip = parse_address(f"10.96.{number >> 8}.{number & 255}").packed
+    rows = (
+        ("sw_backend_sets", BackendChunkKey(number, 0), BackendChunk(places)),
+        ("sw_services", ServiceKey(vip, 80, 6, 4, scope), Service(number, number, 1, flags, 10, ZERO)),
+    )
+    for table, key, value in rows:
+        tables.setdefault(table, {})[key] = value  # type: ignore[attr-defined]
+
+
+def test_services_of_a_scope() -> None:
+    tables: Entries = {}
+    _service(tables, 1, SCOPE_ANY, int(ServiceFlag.DSR))
+    _service(tables, 2, SCOPE_OUTSIDE, int(ServiceFlag.REJECT), members=0)
+    _service(tables, 3, 7)
+    (one,) = service_rules(tables, 5)
+    assert one.id == 1
+    assert one.conditions == ("ipv4 tcp", "destination 10.96.0.1 port 80")
+    assert one.action == (
+        "to one of 2: 10.244.1.1:8080, 10.244.1.2:8080 (draining); clients stay 11 s; direct server return"
+    )
+    assert [rule.id for rule in service_rules(tables, 7)] == [1, 3]
+    (outside,) = service_rules(tables, SCOPE_OUTSIDE)
+    assert (outside.id, outside.action) == (2, "refuse: no backends")
+
+
+def test_many_services_are_counted() -> None:
+    tables: Entries = {}
+    for number in range(1, SHOWN + 2):
+        _service(tables, number, SCOPE_ANY)
+    (rule,) = service_rules(tables, 1)
+    assert rule.action == f"{SHOWN + 1} services: samewire get services"

@@ -35,6 +35,7 @@ from samewire.vfp.address import address_text, mac_text
 from samewire.vfp.constants import (
     SCOPE_UPLINK,
     Arrival,
+    Choice,
     Fate,
     Layer,
     PortFlag,
@@ -190,9 +191,11 @@ def _steps(
     walked = bool(steps) and not (steps[0].verdict == StepVerdict.DROP and steps[0].layer in _BEFORE_THE_WALK)
     if walked:
         yield from _passed_before(tables, arrived, packet)
-    judged = packet  # as the rules see it: the sender's own address, the destination behind PORTMAP
+    judged = packet  # as the rules see it: the sender's own address, the destination behind LB and PORTMAP
+    balanced = False
     for step in steps:
-        if step.layer == Layer.PORTMAP:
+        balanced = balanced or (step.layer == Layer.LB and step.verdict == StepVerdict.REWRITE)
+        if step.layer in (Layer.LB, Layer.PORTMAP) and step.verdict == StepVerdict.REWRITE:
             ends = replace(packet.ends, destination=step.destination, destination_port=step.destination_port)
             judged = replace(packet, ends=ends)
         # A drop before the walk leaves no tuple of its own; NAT's port is chosen after its step.
@@ -201,7 +204,9 @@ def _steps(
             layer=_layer_name(step.layer),
             verdict=_verdict(step),
             rule=step.rule,
-            matched=_matched(node, tables, arrived, packet if step.layer == Layer.ROUTE else judged, step),
+            matched=_way_to_backend(node, tables, judged, step)
+            if balanced and step.layer == Layer.ROUTE and step.verdict != StepVerdict.DROP
+            else _matched(node, tables, arrived, packet if step.layer == Layer.ROUTE else judged, step),
             ends=_step_tuple(packet, shown) if walked and step.verdict != StepVerdict.DROP else None,
         )
 
@@ -239,6 +244,8 @@ def _matched(node: Node, tables: Entries, arrived: Arrived, packet: Packet, step
             return _route(tables, packet, step)
         case Layer.PORTMAP:
             return f"a port of the node that belongs to {_port_name(node, step.target)}"
+        case Layer.LB if step.verdict == StepVerdict.REWRITE:
+            return _backend(packet, step)
         case Layer.FLOW if step.verdict != StepVerdict.DROP:
             allowed = f", allowed by rule {step.rule}" if step.rule else ""
             return f"this connection was decided before{allowed}"
@@ -247,6 +254,34 @@ def _matched(node: Node, tables: Entries, arrived: Arrived, packet: Packet, step
     if step.layer == Layer.NAT:
         return nat_text(tables, arrived.ifindex, packet, step.rule)
     return _delivery(node, tables, step)
+
+
+_CHOICES: Final = {
+    Choice.HASH: "chosen by the connection's hash",
+    Choice.AFFINITY: "where this client has been before",
+    Choice.KEPT: "which the connection has already",
+    Choice.DIRECT: "named by the node that balances",
+}
+
+
+def _backend(packet: Packet, step: TraceStep) -> str:
+    why = _CHOICES[Choice(step.kind)]
+    if step.kind == Choice.DIRECT:
+        return f"DSR: this node's endpoint, {why}"
+    address = address_text(packet.family, step.destination)
+    where = f"[{address}]" if ":" in address else address
+    return f"service {step.rule}: backend {step.target}, {where}:{step.destination_port}, {why}"
+
+
+def _way_to_backend(node: Node, tables: Entries, packet: Packet, step: TraceStep) -> str:
+    """The backend's network may be another one than the packet's: what was found, and not a look-up again."""
+    if step.kind == Fate.PORT:
+        return f"{_port_name(node, step.target)} is here"
+    hop = nexthop(tables, step.target)
+    if hop is None:
+        return "the node itself"
+    via = nexthop_address(hop, packet.family, packet.ends.destination)
+    return f"behind node {via}" if step.kind == Fate.TUNNEL else f"via {via}"
 
 
 def _route(tables: Entries, packet: Packet, step: TraceStep) -> str:

@@ -46,7 +46,8 @@ _SPOOFED: Final = (
 
 REASONS: Final[Mapping[Reason, Explanation]] = {
     Reason.NONE: Explanation(
-        "The switch took the packet in and sends nothing on: an ARP or neighbour message that needs no answer.",
+        "The switch took the packet in and sends nothing on: an ARP or neighbour message that needs no "
+        "answer.",
         "Nothing is wrong.",
     ),
     Reason.MALFORMED: Explanation(
@@ -59,7 +60,8 @@ REASONS: Final[Mapping[Reason, Explanation]] = {
     ),
     Reason.SPOOFED_MAC: Explanation("The source MAC address is not the endpoint's own.", _SPOOFED),
     Reason.SPOOFED_IP: Explanation(
-        "The source IP address is not the endpoint's own; or, from the tunnel, it belongs to a pod of this node.",
+        "The source IP address is not the endpoint's own; or, from the tunnel, it belongs to a pod of this "
+        "node.",
         _SPOOFED + " From the tunnel: two nodes hold the same pod address; see `samewire doctor`.",
     ),
     Reason.SPOOFED_ARP: Explanation("An ARP or ND message speaks for an address of somebody else.", _SPOOFED),
@@ -91,7 +93,8 @@ REASONS: Final[Mapping[Reason, Explanation]] = {
     ),
     Reason.TTL: Explanation(
         "The packet's time to live has ended; the sender is told (time exceeded).",
-        "Expected for traceroute. Otherwise look for a routing loop: trace the same destination on the next node.",
+        "Expected for traceroute. Otherwise look for a routing loop: trace the same destination on the next"
+        " node.",
     ),
     Reason.TOO_BIG: Explanation(
         "The packet is longer than the way can carry; the sender is told the MTU (fragmentation needed, packet too "
@@ -109,7 +112,8 @@ REASONS: Final[Mapping[Reason, Explanation]] = {
         "connections, widen `nat_ports`, or give the endpoint an OutBoundNAT with a VirtualIP of its own.",
     ),
     Reason.NAT_PROTOCOL: Explanation(
-        "The packet would need NAT, and its protocol has no ports or identifier to tell connections apart by.",
+        "The packet would need NAT, and its protocol has no ports or identifier to tell connections apart "
+        "by.",
         "Only one endpoint at a time can talk this protocol to that remote address; add the destination to the "
         "OutBoundNAT's Exceptions if it can answer pod addresses.",
     ),
@@ -129,7 +133,8 @@ REASONS: Final[Mapping[Reason, Explanation]] = {
     ),
     Reason.UNKNOWN_PORT: Explanation(
         "The device is no port of the switch (any more).",
-        "Normal for an instant while a pod is removed. Otherwise `samewire diff`, and is a veth of a deleted pod left?",
+        "Normal for an instant while a pod is removed. Otherwise `samewire diff`, and is a veth of a "
+        "deleted pod left?",
     ),
     Reason.PORT_BLOCKED: Explanation(
         "The port is blocked: nothing passes, in neither direction.",
@@ -143,12 +148,36 @@ REASONS: Final[Mapping[Reason, Explanation]] = {
     Reason.MARTIAN: Explanation(
         "Source and destination are the same, the destination is a loopback or unspecified address, or the packet "
         "comes from the wrong side of a translated connection.",
-        "The program uses an address that means nothing outside of its own namespace (127.0.0.1, 0.0.0.0, its own).",
+        "The program uses an address that means nothing outside of its own namespace (127.0.0.1, 0.0.0.0, "
+        "its own).",
     ),
     Reason.INTERNAL: Explanation(
         "The switch itself failed: a kernel helper returned an error or a program is missing.",
         "Please report it with `samewire doctor --json` and the kernel's version. Restarting the daemon reloads "
         "the programs and keeps all connections.",
+    ),
+    Reason.NO_BACKEND: Explanation(
+        "A service that has no endpoint for this client; where kube-proxy would reject, the client is told "
+        "at once.",
+        "`samewire get services` shows its endpoints. Are its pods ready, and does the selector match their"
+        " labels? With traffic policy Local only this node's pods count.",
+    ),
+    Reason.SOURCE_RANGE: Explanation(
+        "The client is in none of the service's loadBalancerSourceRanges.",
+        "Add its address to `loadBalancerSourceRanges`; a router in between that hides clients behind its "
+        "own address is what the node sees.",
+    ),
+    Reason.BACKEND_GONE: Explanation(
+        "The connection's backend has been removed from its service; whoever speaks on it is told by a "
+        "reset.",
+        "Expected in a rollout, for connections that outlive their pod's termination. Let pods finish their"
+        " connections before they end (preStop, terminationGracePeriodSeconds).",
+    ),
+    Reason.NO_SOURCE: Explanation(
+        "The service's backend is on another node and could not answer this client; the node has no address"
+        " of its own in the backend's network to stand in for it.",
+        "Give the load balancer a SourceVIP in the pod network of this node: `samewire get services -o "
+        "wide`.",
     ),
 }
 

@@ -20,6 +20,7 @@ from samewire.vfp.constants import (
     NAT_KEY_BITS,
     ROUTE_KEY_BITS,
     SCOPE_HOST,
+    SCOPE_OUTSIDE,
     SCOPE_UPLINK,
     NatAction,
     NatFlag,
@@ -27,6 +28,7 @@ from samewire.vfp.constants import (
     RouteFlag,
     RouteKind,
 )
+from samewire.vfp.layers_service import service_rules
 from samewire.vfp.model import Entries
 from samewire.vfp.protocols import protocol_text
 from samewire.vfp.record import Record
@@ -129,7 +131,7 @@ def _rows(tables: Entries, table: str, key: type[K], value: type[V]) -> Iterator
 def _pod(tables: Entries, number: int, port: Port, index: AclIndex) -> PortView:
     layers = (
         LayerView("GUARD", (GroupView("GUARD_OUT", "out", "exact", tuple(_guard(port))),)),
-        LayerView("LB", ()),
+        LayerView("LB", (GroupView("LB_OUT", "out", "exact", _services(tables, port.scope)),)),
         LayerView("PORTMAP", (GroupView("PORTMAP_IN", "in", "exact", _portmaps(tables, number)),)),
         LayerView(
             "ACL",
@@ -155,8 +157,13 @@ def _pod(tables: Entries, number: int, port: Port, index: AclIndex) -> PortView:
     )
 
 
+def _services(tables: Entries, scope: int) -> tuple[RuleView, ...]:
+    return tuple(RuleView(r.id, 0, r.conditions, r.action) for r in service_rules(tables, scope))
+
+
 def _uplink(tables: Entries) -> tuple[LayerView, ...]:
     return (
+        LayerView("LB", (GroupView("LB_IN", "in", "exact", _services(tables, SCOPE_OUTSIDE)),)),
         LayerView("PORTMAP", (GroupView("PORTMAP_IN", "in", "exact", _portmaps(tables, None)),)),
         LayerView("ROUTE", (GroupView("ROUTE_IN", "in", "lpm", _routes(tables, SCOPE_UPLINK)),)),
     )
