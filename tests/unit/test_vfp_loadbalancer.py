@@ -17,9 +17,10 @@ from samewire.hcn.loadbalancers import (
     PortMappingFlags,
 )
 from samewire.hcn.schema import Endpoint, EndpointFlags, IpConfiguration, Network, NetworkType
-from samewire.vfp.address import ZERO, parse_address
+from samewire.vfp.address import ZERO, parse_address, parse_interface
 from samewire.vfp.compile.balanced import backends_by_service, highest_number
 from samewire.vfp.compile.loadbalancer import adopt, compile_load_balancer
+from samewire.vfp.compile.places import Places
 from samewire.vfp.constants import (
     SCOPE_ANY,
     SCOPE_HOST,
@@ -28,9 +29,10 @@ from samewire.vfp.constants import (
     BackendFlag,
     ServiceFlag,
 )
+from samewire.vfp.numbers import MemoryNumbers
 from samewire.vfp.tables import DirectKey, Portmap, SourceRangeKey
 from tests.support import worlds
-from tests.support.balancers import VIP, Balancing, backend, balancer, pod_network, port_of
+from tests.support.balancers import FACTS, VIP, Balancing, backend, balancer, pod_network, port_of
 
 NETWORK = pod_network()
 LOCAL, DRAINING, LOCAL_ONLY = BackendFlags.LOCAL, BackendFlags.DRAINING, BackendFlags.LOCAL_POLICY_ONLY
@@ -378,3 +380,12 @@ def test_a_restart_finds_all_numbers_again() -> None:
         for table, rows in zip(node.rows, compiled.rows, strict=True):
             assert rows.items() <= node.rows[table].items()
         assert compiled.held == node.held[value.id]
+
+
+def test_what_new_facts_about_the_node_mean_for_addresses() -> None:
+    networks = (NETWORK, worlds.bridged(NetworkType.L2BRIDGE))
+    before = Places(networks, FACTS, MemoryNumbers())
+    renumbered = replace(FACTS, addresses=(parse_interface("192.168.1.12/24"), FACTS.addresses[1]))
+    assert before.same(Places(networks, renumbered, MemoryNumbers()))
+    on_the_bridge = replace(FACTS, addresses=(parse_interface("192.168.9.3/24"),))
+    assert not before.same(Places(networks, on_the_bridge, MemoryNumbers()))

@@ -142,7 +142,7 @@ class NodeSwitch:
             self.kernel.hostnet.uplink = facts.uplink_ifindex
             try:
                 steps = plan_everything(view, self.ports.__contains__)
-                if not self.balancers.moved(view, facts):
+                if not self.balancers.moved(view, before[0], facts):
                     steps.balancers = {}
                 await self._carry_out(steps, view)
             except BaseException:

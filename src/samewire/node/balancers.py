@@ -84,10 +84,10 @@ class Balancers:
         """A network has changed: where addresses are has to be worked out anew."""
         self._places = None
 
-    def moved(self, view: BalancerView, facts: NodeFacts) -> bool:
+    def moved(self, view: BalancerView, before: NodeFacts, after: NodeFacts) -> bool:
         """Whether new facts about the node say that some address is elsewhere than it was. Raises Invalid."""
-        before, after = self._places, Places(view.networks(), facts, self._numbers.silent)
-        return before is None or not before.same(after)
+        old, new = (Places(view.networks(), facts, self._numbers.silent) for facts in (before, after))
+        return not old.same(new)
 
     def plan(self, wanted: Mapping[str, bool], view: BalancerView, facts: NodeFacts) -> BalancerChange:
         """Compile load balancers anew (True), or forget them (False). Nothing changes yet. Raises SamewireError."""

@@ -97,13 +97,11 @@ class Places:
         return found
 
     def same(self, other: Places) -> bool:
-        """Whether all addresses are in the same places. Raises Invalid, Exhausted."""
-        if self._networks != other._networks:
-            return False
+        """Whether all addresses are in the same places, for the same networks. Raises Invalid, Exhausted."""
+        pairs = ((self.domain(name), other.domain(name)) for name in ("", *self._networks))
         return all(
-            (mine.scope, mine.lengths, mine.sources) == (theirs.scope, theirs.lengths, theirs.sources)
-            for network_id, mine in self._domains.items()
-            for theirs in (other.domain(network_id),)
+            (one.scope, one.lengths, one.sources) == (two.scope, two.lengths, two.sources)
+            for one, two in pairs
         )
 
     def _make(self, network_id: str) -> Domain:
