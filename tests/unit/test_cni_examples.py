@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from samewire.cni.backend import NetworkInfo
-from samewire.cni.conf import NetConf, decode_attachment, decode_conf
+from samewire.cni.conf import NetConf, decode_attachment, decode_conf, decode_value
+from samewire.cni.dialects.flannel import delegate_value
+from samewire.cni.dialects.names import ALIASES
 from samewire.cni.environment import CniArgs
 from samewire.cni.errors import CniCode
 from samewire.cni.verbs import CniPlugin
@@ -20,7 +22,8 @@ from samewire.ipam.ranges import decode_host_local
 from tests.support.cni import FakeBackend, Runtime
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = sorted((ROOT / "deploy" / "cni").glob("*.conflist"))
+EXAMPLES = sorted((ROOT / "deploy" / "cni").glob("10-samewire-*.conflist"))
+FLANNEL = ROOT / "deploy" / "cni" / "10-flannel-win-bridge.conflist"
 GUIDE = ROOT / "docs" / "guides" / "cni.md"
 
 
@@ -60,6 +63,17 @@ async def test_a_pod_with_each_example(path: Path, tmp_path: Path) -> None:
     assert found["ips"]
 
 
+def test_the_example_of_another_plugin() -> None:
+    listed = json.loads(FLANNEL.read_text())
+    (plugin,) = listed["plugins"]
+    env = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_IPMASQ=true\n"
+    conf = decode_conf(json.dumps({"cniVersion": listed["cniVersion"], "name": "cbr0", **plugin}).encode())
+    wanted = decode_value(delegate_value(conf, env))
+    assert wanted.dialect is not None
+    assert wanted.dialect.plugin == "win-bridge"
+    assert decode_attachment(wanted, CniArgs()).policies
+
+
 def test_the_guide_is_whole() -> None:
     text = GUIDE.read_text()
     for code in CniCode:
@@ -79,5 +93,6 @@ def test_the_guide_is_whole() -> None:
         ),
         *("runtimeConfig.portMappings", "runtimeConfig.bandwidth", "runtimeConfig.dns", "runtimeConfig.ips"),
         *("runtimeConfig.mac", "runtimeConfig.ipRanges", "SAMEWIRE_CNI_SOCKET", "SAMEWIRE_CNI_TIMEOUT_S"),
+        *("optionalFlags", "endpointMacPrefix", "AdditionalArgs", "subnetFile", *ALIASES),
     ):
         assert f"`{key}`" in text, key

@@ -173,7 +173,7 @@ def _port_mappings(runtime: Fields) -> list[dict[str, Any]]:
 def _ipam(ipam: Fields, dialect: Dialect) -> dict[str, Any]:
     """Return the ``ipam`` for an address manager; without a type HNS allocates, from the network's subnets.
 
-    Number 2 of the subnet is nobody's address where it is the gateway.
+    The first addresses of the subnet are nobody's where one of them is the gateway instead of the network's own.
     """
     kind = ipam.text("type")
     if not kind:
@@ -184,7 +184,7 @@ def _ipam(ipam: Fields, dialect: Dialect) -> dict[str, Any]:
         return {"ipam": ipam.value}
     value = {key: item for key, item in ipam.value.items() if key.lower() != "routes"}
     value["routes"] = [route.value for route in ipam.objects("routes") if route.get("dst") is not None]
-    if dialect.second_gateway and subnet and not ipam.text("rangeStart"):
+    if (dialect.second_gateway or dialect.gateways) and subnet and not ipam.text("rangeStart"):
         network = ip_network(subnet)
         if network.num_addresses > 4:
             value["rangeStart"] = str(network[3])
