@@ -11,13 +11,15 @@ from samewire.kube.model import (
     Endpoint,
     EndpointPort,
     EndpointSlice,
+    Node,
+    NodeMetadata,
     Service,
     ServiceAnnotations,
     ServicePort,
 )
-from samewire.proxy.compile import Compiled, Settings, compile_service
+from samewire.proxy.compile import Compiled, Settings, compile_service, provider_address
 from samewire.proxy.ids import OWNER, load_balancer_id, service_key, service_name
-from tests.support.kube_services import HERE, PLACE, endpoint, endpoint_slice, service
+from tests.support.kube_services import HERE, PLACE, THERE, endpoint, endpoint_slice, service
 
 SETTINGS = Settings(PLACE, "NETWORK")
 LOCAL, DRAINING, ONLY = 1, 2, 4
@@ -210,6 +212,43 @@ def test_dsr_is_asked_for_and_only_for_clients_outside(
         "198.51.100.7": expected,
         "203.0.113.9": expected,
     }
+
+
+def test_dsr_reaches_the_nodes_that_take_part_in_it() -> None:
+    value = service(
+        ips=("10.96.0.10", "fd96::10"),
+        type="NodePort",
+        ports=(ServicePort(port=80, name="http", node_port=30080),),
+        annotations=ServiceAnnotations(dsr="true"),
+    )
+    pieces = (
+        endpoint_slice(
+            endpoint("10.244.1.1", node=HERE), endpoint("10.244.2.1"), endpoint("10.244.3.1", node="other")
+        ),
+        endpoint_slice(endpoint("fd44::1"), name="web-6"),
+    )
+    settings = SETTINGS._replace(direct={THERE: "192.0.2.7", HERE: "192.0.2.1"})
+    shown = {
+        (lb.frontend_vips, backend.ip_address): (backend.provider_address, backend.mac_address)
+        for lb in compiled(value, *pieces, settings=settings).load_balancers
+        for backend in lb.backends
+    }
+    assert {key: how for key, how in shown.items() if any(how)} == {
+        ((), "10.244.2.1"): ("192.0.2.7", "0E-2A-0A-F4-02-01")
+    }
+
+
+def test_who_takes_part_in_dsr() -> None:
+    def node(text: str) -> Node:
+        return Node(NodeMetadata(name="n", annotations={"samewire.io/dsr-provider-address": text}))
+
+    assert provider_address(node("192.0.2.7")) == "192.0.2.7"
+    assert provider_address(node("2001:DB8::7")) == "2001:db8::7"
+    assert [provider_address(found) for found in (node(""), node("yes"), Node(NodeMetadata(name="n")))] == [
+        "",
+        "",
+        "",
+    ]
 
 
 def test_node_ports_at_some_addresses() -> None:

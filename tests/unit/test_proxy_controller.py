@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from samewire.hcn.loadbalancers import LoadBalancer
-from samewire.kube.model import Node, NodeMetadata, NodeSpec, ServicePort, Taint
+from samewire.kube.model import Node, NodeMetadata, NodeSpec, ServiceAnnotations, ServicePort, Taint
 from samewire.proxy.controller import ServiceProxy
 from samewire.proxy.ids import OWNER
 from tests.support.kube_services import HERE, endpoint, endpoint_slice, service
@@ -266,6 +266,27 @@ async def test_the_node_moves_to_another_zone(rig: Rig) -> None:
         ("10.244.2.2", 0),
         ("10.244.2.1", 2),
     ]
+
+
+async def test_a_node_begins_to_take_part_in_dsr(rig: Rig) -> None:
+    await rig.source.start()
+    external = service(external_ips=("203.0.113.1",), annotations=ServiceAnnotations(dsr="true"))
+    rig.source.put(external, endpoint_slice(endpoint("10.244.2.1", node="other")))
+    await rig.settle()
+
+    def provider() -> str:
+        found = rig.lb("203.0.113.1")
+        assert found is not None
+        return found.backends[0].provider_address
+
+    assert provider() == ""
+    other = Node(NodeMetadata(name="other", annotations={"samewire.io/dsr-provider-address": "192.0.2.7"}))
+    rig.source.put(other)
+    await rig.settle()
+    assert provider() == "192.0.2.7"
+    rig.source.remove(other)
+    await rig.settle()
+    assert provider() == ""
 
 
 async def test_a_node_on_its_way_out(rig: Rig) -> None:

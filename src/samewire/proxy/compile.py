@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from ipaddress import IPv4Address, ip_address
+from types import MappingProxyType
 from typing import Final, NamedTuple
+
+from msgspec.structs import replace
 
 from samewire.hcn.loadbalancers import (
     BackendFlags,
@@ -19,13 +23,15 @@ from samewire.hcn.loadbalancers import (
     NoEndpointsAction,
     PortMappingFlags,
 )
-from samewire.kube.model import EndpointSlice, Key, Service
+from samewire.hcn.plan.macs import OVERLAY_PREFIX
+from samewire.kube.model import EndpointSlice, Key, Node, Service
 from samewire.proxy.frontends import Frontend, Rules, VipKind, frontends, rules
 from samewire.proxy.ids import OWNER, load_balancer_id, service_name
 from samewire.proxy.members import Members, PortKey, collect, local_ready_addresses
 from samewire.proxy.topology import Choice, Member, Place, choose
 
 PROTOCOLS: Final = {"TCP": 6, "UDP": 17, "SCTP": 132}
+DSR_ANNOTATION: Final = "samewire.io/dsr-provider-address"
 MAX_AFFINITY_S: Final = 2**32 - 1
 
 _EXTERNAL: Final = int(PortMappingFlags.VIP_EXTERNAL_IP)
@@ -45,13 +51,15 @@ _DSR: Final = int(LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN)
 
 class Settings(NamedTuple):
     """What the node adds. ``node_port_addresses``: the addresses at which node ports are reached, None = all.
-    ``dsr``: for services that do not say.
+    ``dsr``: for services that do not say. ``direct``: by name, the nodes that take part in DSR, with the address at
+    which their tunnel ends.
     """
 
     place: Place
     network_id: str = ""
     node_port_addresses: tuple[str, ...] | None = None
     dsr: bool = False
+    direct: Mapping[str, str] = MappingProxyType({})
 
 
 class Compiled(NamedTuple):
@@ -147,11 +155,14 @@ class _Builder(NamedTuple):
         preserve = how.preserve_destination and frontend.kind is VipKind.INGRESS
         external_local = frontend.external and (how.external_local or preserve)
         internal_local = how.internal_local and not frontend.external
+        flags = self._flags(frontend, preserve)
         if internal_local:
             backends = _backends(choice.local or (), ())
         else:
             backends = _backends(choice.cluster or (), (choice.local or ()) if external_local else ())
         backends = self._with_draining(lb_id, frontend, backends)
+        if flags & _DSR and self.settings.direct:
+            backends = self._direct(frontend, backends)
         name = service_name(self.key, port.name)
         mapping = _mapping(
             PROTOCOLS[port.protocol],
@@ -167,7 +178,7 @@ class _Builder(NamedTuple):
             network_id=self.settings.network_id,
             frontend_vips=vips,
             port_mappings=(mapping,),
-            flags=self._flags(frontend, preserve),
+            flags=flags,
             backends=backends,
             affinity_timeout=min(how.affinity_s, MAX_AFFINITY_S),
             source_ranges=how.source_ranges.get(frontend.family, ())
@@ -184,6 +195,23 @@ class _Builder(NamedTuple):
         wants = asked == "true" if asked else self.settings.dsr
         direct = frontend.external and (wants or preserve)
         return (_DSR if direct else 0) | (_IPV6 if frontend.family == 6 else 0)
+
+    def _direct(
+        self, frontend: Frontend, backends: tuple[LoadBalancerBackend, ...]
+    ) -> tuple[LoadBalancerBackend, ...]:
+        """Say of backends on nodes that take part in DSR how they are reached. IPv4 only: a pod's MAC in an overlay
+        follows from its IPv4 address, which the slices of IPv6 addresses do not have.
+        """
+        if frontend.family == 6:
+            return backends
+        nodes = {(m.address, m.port): m.node for m in self.members.get(frontend.port_key, ()) if not m.local}
+        direct = self.settings.direct
+        return tuple(
+            replace(backend, provider_address=provider, mac_address=overlay_mac(backend.ip_address))
+            if (provider := direct.get(nodes.get((backend.ip_address, backend.port), ""), ""))
+            else backend
+            for backend in backends
+        )
 
     def _with_draining(
         self, lb_id: str, frontend: Frontend, backends: tuple[LoadBalancerBackend, ...]
@@ -220,6 +248,20 @@ def _mapping(
         distribution_type=distribution,
         flags=flags,
     )
+
+
+def provider_address(node: Node) -> str:
+    """Where the tunnel of a node ends that takes part in DSR, by its annotation; "" for one that does not."""
+    text = node.metadata.annotations.get(DSR_ANNOTATION, "")
+    try:
+        return str(ip_address(text)) if text else ""
+    except ValueError:
+        return ""
+
+
+def overlay_mac(address: str) -> str:
+    """The MAC that a pod of an overlay network has by its IPv4 address."""
+    return f"{OVERLAY_PREFIX}-{IPv4Address(address).packed.hex('-').upper()}"
 
 
 def _backends(cluster: Iterable[Member], local: Iterable[Member]) -> tuple[LoadBalancerBackend, ...]:

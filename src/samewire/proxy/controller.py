@@ -20,7 +20,7 @@ from samewire.errors import SamewireError
 from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.kube.model import EndpointSlice, Key, Node, Service
 from samewire.kube.source import Batch, Source
-from samewire.proxy.compile import Compiled, Settings, compile_service
+from samewire.proxy.compile import Compiled, Settings, compile_service, provider_address
 from samewire.proxy.figures import Figures, trigger_time_s
 from samewire.proxy.health import ProxyHealth
 from samewire.proxy.healthserver import Check
@@ -125,14 +125,21 @@ class ServiceProxy:
         self._have(EndpointSlice)
 
     def _on_nodes(self, batch: Batch[Node]) -> None:
+        direct = dict(self._settings.direct)
+        wanted = self._settings
         for change in batch.changes:
-            if change.key[1] != self._settings.place.node:
-                continue
-            self.health.set_node(change.new)
-            place = Place(change.key[1], change.new.zone if change.new is not None else "")
-            if place != self._settings.place:
-                self._settings = self._settings._replace(place=place)
-                self._mark(self.table.services, batch.received_s)
+            name = change.key[1]
+            if change.new is not None and (provider := provider_address(change.new)):
+                direct[name] = provider
+            else:
+                direct.pop(name, None)
+            if name == self._settings.place.node:
+                self.health.set_node(change.new)
+                wanted = wanted._replace(place=Place(name, change.new.zone if change.new is not None else ""))
+        wanted = wanted._replace(direct=direct)
+        if wanted != self._settings:
+            self._settings = wanted
+            self._mark(self.table.services, batch.received_s)
         self._have(Node)
 
     def _note_trigger(self, piece: EndpointSlice) -> None:

@@ -66,7 +66,15 @@ def _member(endpoint: Endpoint, port: int, node: str) -> Member:
     local = endpoint.node_name == node
     hints = endpoint.hints
     if hints is None:
-        return Member(endpoint.addresses[0], port, ready, serving, conditions.terminating is True, local)
+        return Member(
+            endpoint.addresses[0],
+            port,
+            ready,
+            serving,
+            conditions.terminating is True,
+            local,
+            node=endpoint.node_name or "",
+        )
     return Member(
         endpoint.addresses[0],
         port,
@@ -76,4 +84,5 @@ def _member(endpoint: Endpoint, port: int, node: str) -> Member:
         local,
         tuple([hint.name for hint in hints.for_zones]),
         tuple([hint.name for hint in hints.for_nodes]),
+        endpoint.node_name or "",
     )

@@ -21,7 +21,7 @@ import msgspec
 class Member(msgspec.Struct, frozen=True, gc=False):
     """One endpoint behind one service port. ``port`` is its target port.
 
-    ``local``: its pod is on this node. ``for_zones``, ``for_nodes``: its hints.
+    ``local``: its pod is on this node. ``for_zones``, ``for_nodes``: its hints. ``node``: the name of its node.
     """
 
     address: str
@@ -32,6 +32,7 @@ class Member(msgspec.Struct, frozen=True, gc=False):
     local: bool = False
     for_zones: tuple[str, ...] = ()
     for_nodes: tuple[str, ...] = ()
+    node: str = ""
 
     @property
     def last_resort(self) -> bool:
