@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from samewire.node.resolver import node_dns
 from tests.support.node import (
     NODE_IP,
     DaemonProcess,
@@ -16,6 +17,7 @@ from tests.support.node import (
     daemon,
     ip_json,
     node_net,
+    overlay,
     path_of,
 )
 
@@ -78,3 +80,12 @@ def test_flannels_endpoint_for_the_node(net: NodeNet, node: DaemonProcess) -> No
     hns(node, "DELETE", f"/networks/{network['ID']}")
     assert on_samewire0(net) == set()
     assert node.differences() == []
+
+
+def test_pods_of_a_network_with_automatic_dns_have_the_nodes_servers(
+    net: NodeNet, node: DaemonProcess
+) -> None:
+    made = node.request("POST", "/v2/networks", {**overlay(), "Policies": [{"Type": "AutomaticDNS"}]})
+    assert "StoredOnly" not in made.get("Health", {}).get("Extra", {})
+    result = node.add("pod", net.pod(), node.conf(policies=[]))
+    assert tuple(result["dns"].get("nameservers", ())) == node_dns().server_list

@@ -343,7 +343,7 @@ NOT_ENFORCED: frozenset[type[PolicyBase]] = frozenset(
     {
         *(OtherPolicy, VLAN, SourceMacAddress, NeighborDiscovery, PortName),
         *(L4Proxy, L4WFPPROXY),
-        *(AutomaticDNS, InterfaceConstraint, Iov, VSwitchExtension, LayerConstraint, L2Driver, Encryption),
+        *(InterfaceConstraint, Iov, VSwitchExtension, LayerConstraint, L2Driver, Encryption),
     }
 )
 """Policies without effect in the switch, which objects report in their Health. Whoever enforces one takes it out."""

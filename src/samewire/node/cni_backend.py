@@ -20,13 +20,14 @@ from samewire.errors import Conflict, NotFound, SamewireError
 from samewire.hcn.codec import decode_object, decode_policy
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.plan.namespaces import NamespaceSpec
-from samewire.hcn.policies import InterfaceParameters, Policy
+from samewire.hcn.policies import AutomaticDNS, InterfaceParameters, Policy, first
 from samewire.hcn.schema import Dns as HcnDns
 from samewire.hcn.schema import Endpoint, IpConfiguration, Kind, Network, RouteEntry
 from samewire.kernel.netns import NetNamespace
 from samewire.node.check import check_attachment
 from samewire.node.node import Node
 from samewire.node.ports import PortState
+from samewire.node.resolver import node_dns
 from samewire.vfp.address import ZERO, address_text
 from samewire.vfp.compile.plan import plan_network
 from samewire.vfp.model import PortLink
@@ -148,7 +149,7 @@ class NodeBackend:
             subnets=tuple(subnet.ip_address_prefix for subnet in subnets),
             gateways=tuple(subnet.gateway for subnet in subnets),
             mtu=plan_network(network, self._node.switch.node_facts).mtu,
-            dns=_cni_dns(network.dns),
+            dns=_cni_dns(network.dns or _automatic_dns(network)),
             type=network.type.value,
             management_ip=next(iter(self._node.uplink.management), ""),
         )
@@ -252,6 +253,12 @@ def _attached(link: PortLink) -> Attached:
             for route in link.routes
         ),
     )
+
+
+def _automatic_dns(network: Network) -> HcnDns | None:
+    """The node's own settings, on a network that is to have them."""
+    policy = first(network.policies, AutomaticDNS)
+    return node_dns() if policy is not None and policy.enable else None
 
 
 def _cni_dns(dns: HcnDns | None) -> Dns:
