@@ -12,11 +12,15 @@ from samewire.errors import Invalid, KernelError
 from samewire.hcn.errors import HcnError
 from samewire.hcn.policies import (
     VSID,
+    AclAction,
+    AclDirection,
     DrMacAddress,
     HostRoute,
+    NetworkACL,
     Policy,
     RemoteSubnetRoute,
     SDNRoute,
+    SetPolicy,
     VxlanPort,
 )
 from samewire.hcn.schema import (
@@ -178,6 +182,30 @@ def test_a_change_of_the_network_itself_touches_all_its_endpoints() -> None:
 def test_a_policy_that_means_nothing_to_endpoints_touches_none_of_them() -> None:
     steps = plan([Change(Kind.NETWORK, "NET", network(), network(DrMacAddress(address="0E-2A-00-00-00-01")))])
     assert ("endpoint", "LOCAL") not in steps.owners
+
+
+REDS = SetPolicy(set_id="red", values="10.0.0.1")
+MORE = SetPolicy(set_id="red", values="10.0.0.1,10.0.0.2")
+RULE = NetworkACL(action=AclAction.BLOCK, direction=AclDirection.IN)
+
+
+def test_ip_sets_touch_nothing_but_themselves() -> None:
+    for before, after, compiled in (((), (REDS,), True), ((REDS,), (MORE,), True), ((REDS,), (), False)):
+        steps = plan([Change(Kind.NETWORK, "NET", network(*before), network(*after))])
+        assert steps == Steps(owners={("sets", "NET"): compiled})
+    steps = plan([Change(Kind.NETWORK, "NET", network(REDS), network(REDS))])
+    assert steps == Steps()
+    gone = [
+        Change(Kind.ROUTE, "ROUTE", SDN, None),
+        *(Change(Kind.ENDPOINT, value.id, value, None) for value in (LOCAL, FAR, ROUTED)),
+        Change(Kind.NETWORK, "NET", network(REDS), None),
+    ]
+    assert plan(gone).owners["sets", "NET"] is False
+
+
+def test_a_networks_rules_touch_its_local_endpoints() -> None:
+    steps = plan([Change(Kind.NETWORK, "NET", network(), network(RULE))])
+    assert set(steps.owners) == {("endpoint", "LOCAL"), ("endpoint", "ROUTED")}
 
 
 def test_deleting_a_network_forgets_it() -> None:

@@ -1,0 +1,176 @@
+"""ACLs and IP sets through the service, down to the kernel: what a change touches, and what it does not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from samewire.errors import SamewireError
+from samewire.hcn.codec import decode_modify, decode_object
+from samewire.hcn.schema import Kind
+from samewire.kernel.bpf import unmount_bpffs
+from samewire.node.config import NodeConfig
+from samewire.node.node import Node
+from samewire.vfp.diff import Operation
+from samewire.vfp.tables import Port
+from tests.support.node import NodeNet, node_net, path_of
+
+pytestmark = [pytest.mark.root]
+
+TABLES = (
+    "sw_acl_vectors", "sw_acl_rules", "sw_acl_prefixes", "sw_acl_ports", "sw_acl_sets", "sw_set_classes",
+    "sw_set_members", "sw_acl_spaces",
+)  # fmt: skip
+
+
+@pytest.fixture
+def net() -> Iterator[NodeNet]:
+    with node_net() as made, made.inside():
+        yield made
+
+
+@pytest_asyncio.fixture
+async def node(net: NodeNet, tmp_path: Path) -> AsyncIterator[Node]:
+    config = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
+    config.run_dir.mkdir()
+    try:
+        made = await Node.start(config, lambda _: None)
+        yield made
+        await made.close()
+    finally:
+        unmount_bpffs(config.bpf_dir)
+
+
+class Pods:
+    """Two pods on a network with sets; the operations of each change are recorded."""
+
+    def __init__(self, node: Node, net: NodeNet, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.node, self.net = node, net
+        self.written: list[Operation] = []
+        write = node.switch.kernel.tables.write
+
+        def recorded(operations: Iterable[Operation]) -> None:
+            items = list(operations)
+            self.written += items
+            write(items)
+
+        monkeypatch.setattr(node.switch.kernel.tables, "write", recorded)
+
+    async def start(self, *sets: dict[str, Any]) -> None:
+        network = {
+            "Name": "n",
+            "Type": "Internal",
+            "Ipams": [{"Subnets": [{"IpAddressPrefix": "10.50.0.0/24"}]}],
+        }
+        made = await self.node.service.create(Kind.NETWORK, decode_object(Kind.NETWORK, network))
+        self.network = made.id
+        self.endpoints: list[str] = []
+        for i in (10, 11):
+            space = await self.node.service.create(
+                Kind.NAMESPACE, decode_object(Kind.NAMESPACE, {"NetnsPath": path_of(self.net.pod())})
+            )
+            body = {"HostComputeNetwork": self.network, "IpConfigurations": [{"IpAddress": f"10.50.0.{i}"}]}
+            made = await self.node.service.create(Kind.ENDPOINT, decode_object(Kind.ENDPOINT, body))
+            self.endpoints.append(made.id)
+            join = {"ResourceType": "Endpoint", "RequestType": "Add", "Settings": {"EndpointId": made.id}}
+            await self.node.service.modify(Kind.NAMESPACE, space.id, decode_modify(Kind.NAMESPACE, join))
+        if sets:
+            await self.change(Kind.NETWORK, self.network, "Add", *sets)
+
+    async def change(self, kind: Kind, object_id: str, how: str, *policies: dict[str, Any]) -> Counter[str]:
+        """Modify policies; returns how many entries of each table were touched."""
+        self.written.clear()
+        body = {"ResourceType": "Policy", "RequestType": how, "Settings": {"Policies": list(policies)}}
+        await self.node.service.modify(kind, object_id, decode_modify(kind, body))
+        return Counter(operation.table for operation in self.written)
+
+    def wanted_is_there(self) -> None:
+        wanted, actual = self.node.switch.wanted.entries.tables(), self.node.switch.kernel.tables.read(TABLES)
+        for table in TABLES:
+            assert actual[table] == dict(wanted.get(table, {})), table
+
+
+@pytest_asyncio.fixture
+async def pods(node: Node, net: NodeNet, monkeypatch: pytest.MonkeyPatch) -> Pods:
+    return Pods(node, net, monkeypatch)
+
+
+def ip_set(name: str, values: Iterable[str]) -> dict[str, Any]:
+    return {"Type": "SetPolicy", "Settings": {"Id": name, "Name": name, "Values": ",".join(values)}}
+
+
+def acl(action: str, priority: int, **fields: str) -> dict[str, Any]:
+    return {"Type": "ACL", "Settings": {"Action": action, "Direction": "In", "Priority": priority, **fields}}
+
+
+@pytest.mark.asyncio
+async def test_a_set_of_ten_thousand(pods: Pods) -> None:
+    """A member more touches one entry and the sets' generation, and no port, whoever names the set."""
+    members = [f"10.{i // 250}.{i % 250}.7" for i in range(10_000)]
+    await pods.start(ip_set("big", members), ip_set("small", ["10.0.0.7"]))
+    for endpoint in pods.endpoints:
+        await pods.change(Kind.ENDPOINT, endpoint, "Update", acl("Allow", 1, LocalAddresses="big"))
+    pods.wanted_is_there()
+    touched = await pods.change(Kind.NETWORK, pods.network, "Update", ip_set("big", [*members, "192.0.2.1"]))
+    assert touched == {"sw_set_members": 1, "sw_acl_spaces": 1}
+    assert pods.written[-1].table == "sw_acl_spaces"
+    touched = await pods.change(Kind.NETWORK, pods.network, "Update", ip_set("big", members))
+    assert touched == {"sw_set_members": 1, "sw_acl_spaces": 1}
+    assert [operation.table for operation in pods.written] == ["sw_set_members", "sw_acl_spaces"]
+    assert not await pods.change(Kind.NETWORK, pods.network, "Update", ip_set("big", members))
+    pods.wanted_is_there()
+
+
+@pytest.mark.asyncio
+async def test_a_thousand_rules(pods: Pods) -> None:
+    """The same list again touches nothing; pods with one list share its table; what is gone leaves nothing."""
+    await pods.start(ip_set("clients", ["10.50.0.10"]))
+    rules = [
+        acl(
+            "Block" if i % 2 else "Allow",
+            i + 1,
+            RemoteAddresses=f"10.{i // 250}.{i % 250}.0/24",
+            RemotePorts="80",
+        )
+        for i in range(1000)
+    ]
+    first, second = pods.endpoints
+    await pods.change(Kind.ENDPOINT, first, "Update", *rules)
+    pods.wanted_is_there()
+    assert not await pods.change(Kind.ENDPOINT, first, "Update", *rules)
+    assert await pods.change(Kind.ENDPOINT, second, "Update", *rules) == {"sw_ports": 1}
+    await pods.change(Kind.ENDPOINT, second, "Update", *rules[1:], acl("Pass", 9, LocalAddresses="clients"))
+    pods.wanted_is_there()
+    for endpoint in pods.endpoints:
+        await pods.change(Kind.ENDPOINT, endpoint, "Reset")
+    await pods.change(Kind.NETWORK, pods.network, "Reset")
+    assert not any(pods.node.switch.kernel.tables.read(TABLES).values())
+
+
+@pytest.mark.asyncio
+async def test_the_networks_rules(pods: Pods) -> None:
+    await pods.start()
+    rule = {"Type": "NetworkACL", "Settings": {"Action": "Block", "Direction": "In", "Protocols": "17"}}
+    touched = await pods.change(Kind.NETWORK, pods.network, "Add", rule)
+    assert touched["sw_ports"] == 2
+    pods.wanted_is_there()
+    ports = pods.node.switch.kernel.tables.read(["sw_ports"])["sw_ports"].values()
+    assert [port.acl_words for port in ports if isinstance(port, Port)] == [(1, 0), (1, 0)]
+    touched = await pods.change(Kind.NETWORK, pods.network, "Remove", rule)
+    assert touched["sw_ports"] == 2
+    assert not any(pods.node.switch.kernel.tables.read(TABLES).values())
+
+
+@pytest.mark.asyncio
+async def test_a_change_that_fails_leaves_sets_as_they_were(pods: Pods) -> None:
+    await pods.start(*(ip_set(f"s{i}", ["10.0.0.1"]) for i in range(256)))
+    before = pods.node.switch.kernel.tables.read(TABLES)
+    with pytest.raises(SamewireError, match="257 sets"):
+        await pods.change(Kind.NETWORK, pods.network, "Add", ip_set("one-more", ["10.0.0.1"]))
+    assert pods.node.switch.kernel.tables.read(TABLES) == before
+    pods.wanted_is_there()
