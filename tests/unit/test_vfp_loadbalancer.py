@@ -389,3 +389,50 @@ def test_what_new_facts_about_the_node_mean_for_addresses() -> None:
     assert before.same(Places(networks, renumbered, MemoryNumbers()))
     on_the_bridge = replace(FACTS, addresses=(parse_interface("192.168.9.3/24"),))
     assert not before.same(Places(networks, on_the_bridge, MemoryNumbers()))
+
+
+@pytest.mark.parametrize(
+    ("vips", "port_flags", "lb_flags", "scopes", "flags"),
+    [
+        ((VIP,), 0, 0, {1, SCOPE_HOST}, 0),  # ClusterIP
+        ((VIP,), 0, 1, {1, SCOPE_HOST}, ServiceFlag.DSR),  # ClusterIP with enableDSR
+        ((), 2 | 16, 0, {1, SCOPE_HOST, SCOPE_OUTSIDE}, 0),  # NodePort
+        ((VIP,), 16, 0, {1, SCOPE_HOST, SCOPE_OUTSIDE}, 0),  # ExternalIP
+        (
+            (VIP,),
+            16,
+            1,
+            {1, SCOPE_HOST, SCOPE_OUTSIDE},
+            ServiceFlag.DSR,
+        ),  # ingress, externalTrafficPolicy Local
+        (
+            (VIP,),
+            16 | 4 | 8,
+            1,
+            {1, SCOPE_HOST, SCOPE_OUTSIDE},
+            ServiceFlag.DSR | ServiceFlag.PRESERVE,
+        ),  # ingress, preserve-destination
+        ((VIP,), 4 | 8, 0, {1, SCOPE_HOST, SCOPE_OUTSIDE}, ServiceFlag.PRESERVE),  # health check
+    ],
+)
+def test_the_load_balancers_of_kube_proxy_on_windows(
+    vips: tuple[str, ...], port_flags: int, lb_flags: int, scopes: set[int], flags: int
+) -> None:
+    far = pod("10.244.2.9", flags=EndpointFlags.REMOTE_ENDPOINT)
+    node = Balancing(NETWORK, endpoints=(pod("10.244.1.5"), far))
+    node.put(
+        balancer(
+            network_id=NETWORK.id,
+            endpoint_ids=("E-10.244.1.5", "E-10.244.2.9"),
+            source_vip="10.244.1.2",
+            frontend_vips=vips,
+            port_mappings=(mapping(flags=port_flags),),
+            flags=lb_flags,
+        )
+    )
+    services = node.services()
+    assert {scope for _, _, scope in services} == scopes
+    for service in services.values():
+        assert service.flags == flags | ServiceFlag.REJECT
+        assert service.source == packed("10.244.1.2")
+        assert node.names(service) == {"10.244.1.5:8080", "10.244.2.9:8080"}
