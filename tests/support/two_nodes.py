@@ -39,16 +39,16 @@ class FarNet(msgspec.Struct):
 
 
 class World:
-    """Two nodes with an overlay network: two pods on the first, one on the second."""
+    """Two nodes with an overlay network: two pods on the first, one on the second. ``settings``: of both daemons."""
 
-    def __init__(self, stack: ExitStack, directory: Path) -> None:
+    def __init__(self, stack: ExitStack, directory: Path, **settings: Any) -> None:
         self.net = stack.enter_context(node_net())
         self.far_net = FarNet(self._second_node())
         for name in ("near", "far"):
             (directory / name).mkdir()
-        self.near = stack.enter_context(daemon(self.net, directory / "near", name="near"))
+        self.near = stack.enter_context(daemon(self.net, directory / "near", name="near", **settings))
         far_net: Any = self.far_net
-        self.far = stack.enter_context(daemon(far_net, directory / "far", name="far"))
+        self.far = stack.enter_context(daemon(far_net, directory / "far", name="far", **settings))
         for process in (self.near, self.far):
             process.start()
         self._networks()
