@@ -14,8 +14,7 @@ struct sw_choice {
 	__u32 set;
 	__u32 hash;    /* of the connection, or of the client */
 	__u32 backend; /* the best so far; 0 = none */
-	__u32 seed;
-	__u32 weight;
+	__u64 score;   /* its weight, then its seed: 63 bits */
 	__u32 how; /* SW_CHOICE_* */
 };
 
@@ -80,6 +79,19 @@ SW_INLINE __u32 sw_weight(__u32 hash, __u32 seed)
 	return hash ^ hash >> 16;
 }
 
+/* All ones where a < b, else nothing; both below 2^63. */
+SW_INLINE __u64 sw_mask_below(__u64 a, __u64 b)
+{
+	__u64 mask = (__s64)(a - b) >> 63;
+
+	asm volatile("" : "+r"(mask)); /* stays arithmetic */
+	return mask;
+}
+
+/*
+ * Without a branch on what is weighed: the verifier would go through every order in which 16 members can beat one
+ * another. An empty place has the score 0, which beats nothing.
+ */
 static long sw_weigh_chunk(__u32 index, void *context)
 {
 	struct sw_choice *best = context;
@@ -91,17 +103,13 @@ static long sw_weigh_chunk(__u32 index, void *context)
 	if (!chunk)
 		return 0;
 	for (i = 0; i < SW_CHUNK_BACKENDS; i++) {
-		__u32 backend = chunk->place[i].backend;
+		__u64 backend = chunk->place[i].backend;
 		__u32 seed = chunk->place[i].seed;
-		__u32 weight = sw_weight(best->hash, seed);
+		__u64 score = ((__u64)sw_weight(best->hash, seed) << 31 | seed >> 1) & sw_mask_below(0, backend);
+		__u64 better = sw_mask_below(best->score, score | (1 & sw_mask_below(0, backend)));
 
-		if (!backend)
-			continue;
-		if (best->backend && (weight < best->weight || (weight == best->weight && seed <= best->seed)))
-			continue;
-		best->backend = backend;
-		best->seed = seed;
-		best->weight = weight;
+		best->backend = (best->backend & ~better) | (backend & better);
+		best->score = (best->score & ~better) | (score & better);
 	}
 	return 0;
 }
@@ -136,8 +144,7 @@ static __noinline int sw_choose(const struct sw_service *service, const struct s
 
 	choice->set = service->set;
 	choice->backend = 0;
-	choice->seed = 0;
-	choice->weight = 0;
+	choice->score = 0;
 	choice->how = SW_CHOICE_HASH;
 	if (!chunks)
 		return 0;

@@ -119,12 +119,11 @@ def _choose(state: State, walk: Walk, service: Service) -> int:
 
 def heaviest(state: State, service: Service, value: int) -> int:
     """The member of a service's set that a hash chooses; 0 when the set is empty."""
-    best = (-1, -1)
-    chosen = 0
+    best = chosen = 0
     for place in state.members(service):
-        found = (weight(value, place.seed), place.seed)
-        if found > best:
-            best, chosen = found, place.backend
+        score = weight(value, place.seed) << 31 | place.seed >> 1
+        if best < score | 1:
+            best, chosen = score, place.backend
     return chosen
 
 
