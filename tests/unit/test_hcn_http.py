@@ -388,6 +388,30 @@ async def test_one_request_for_each_entry_point_of_the_library(client: AsyncHnsC
     assert (await raw(path, "POST", f"/v2/networks/{{{made}}}/open"))[:2] == (204, None)
     status, error, _ = await raw(path, "POST", f"/v2/networks/{MISSING}/open")
     assert (status, error["ErrorCode"]) == (404, 0x80070490)
+    old = {"SchemaVersion": {"Major": 1, "Minor": 0}}
+    status, shown, _ = await raw(path, "POST", f"/v2/networks/{made}/query", json.dumps(old).encode())
+    assert (status, shown["Subnets"][0]["AddressPrefix"]) == (200, "10.244.1.0/24")
+    status, sent, _ = await raw(path, "POST", f"/v2/networks/{made}/query", json.dumps({"Flags": 1}).encode())
+    assert sent["Health"]["Extra"]["Resources"] == {"Endpoints": [endpoint["ID"]]}
+    v1_shape = {**shown, "Name": "again", "ID": "", "Subnets": [{"AddressPrefix": "10.9.0.0/24"}]}
+    v1_shape |= {"Type": "l2bridge", "SchemaVersion": {"Major": 1, "Minor": 0}, "Policies": []}
+    status, again, _ = await raw(path, "POST", "/v2/networks", json.dumps(v1_shape).encode())
+    assert (status, again["Type"]) == (201, "L2Bridge")
+    assert again["Ipams"][0]["Subnets"][0]["IpAddressPrefix"] == "10.9.0.0/24"
+    listed = {
+        "References": [f"/endpoints/{endpoint['ID']}"],
+        "Policies": [
+            {"Type": "ELB", "Protocol": 6, "InternalPort": 80, "ExternalPort": 80, "VIPs": ["10.96.0.9"]}
+        ],
+    }
+    status, balancer, _ = await raw(path, "POST", "/v2/loadbalancers", json.dumps(listed).encode())
+    assert (status, balancer["FrontendVIPs"]) == (201, ["10.96.0.9"])
+    status, shown, _ = await raw(
+        path, "POST", f"/v2/loadbalancers/{balancer['ID']}/query", json.dumps(old).encode()
+    )
+    assert (shown["References"], shown["Policies"][0]["VIPs"]) == (listed["References"], ["10.96.0.9"])
+    status, error, _ = await raw(path, "POST", "/v2/routes", json.dumps(listed).encode())
+    assert (status, error["ErrorCode"]) == (400, HcnCode.INVALID_POLICY)
     asked_for = json.dumps(query).encode()
     assert (await raw(path, "POST", f"/v2/networks/{made}/query", asked_for))[1] == network
     status, stats, _ = await raw(path, "POST", f"/v2/endpoints/{endpoint['ID']}/stats")

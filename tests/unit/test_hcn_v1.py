@@ -312,6 +312,7 @@ def test_which_shape_it_is() -> None:
     assert not is_v1(Kind.NETWORK, {"Name": "x", "Ipams": []})
     assert is_v1(Kind.ENDPOINT, {"virtualnetwork": "x"})
     assert not is_v1(Kind.ROUTE, {"IPAddress": "x"})
+    assert is_v1(Kind.ROUTE, {"References": []})
 
 
 async def test_text_with_not_found_for_azure(answer: Hns) -> None:

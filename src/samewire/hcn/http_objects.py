@@ -16,6 +16,7 @@ from samewire.hcn.notifications import Notification
 from samewire.hcn.query import Rendered, find, parse_query, render
 from samewire.hcn.schema import Endpoint, Kind, Object
 from samewire.hcn.service import HnsService
+from samewire.hcn.v1 import lists
 from samewire.hcn.v1.read import is_v1, to_v2
 from samewire.hcn.v1.write import to_v1
 
@@ -62,7 +63,10 @@ class _Handlers:
 
     async def list(self, request: web.Request) -> web.Response:
         view = self._service.view
-        found = find(view, self._kind, parse_query(request.query.get("filter", "")))
+        query = parse_query(request.query.get("filter", ""))
+        found = find(view, self._kind, query)
+        if query.major == 1:
+            return json_response([to_v1(view, value) for value in found])
         texts = [self._rendered.json(view, value) for value in found]
         return web.Response(body=b"[" + b",".join(texts) + b"]", content_type="application/json")
 
@@ -73,7 +77,10 @@ class _Handlers:
     async def create(self, request: web.Request) -> web.Response:
         body = parse_json(await request.read())
         if is_v1(self._kind, body):
-            body = to_v2(self._kind, body, self._service.view)
+            lists_it = self._kind in lists.KINDS
+            body = (
+                lists.as_kind(self._kind, body) if lists_it else to_v2(self._kind, body, self._service.view)
+            )
         value = _with_handles(decode_object(self._kind, body), request.query)
         return json_response(render(self._service.view, await self._service.create(self._kind, value)), 201)
 

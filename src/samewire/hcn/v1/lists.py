@@ -51,6 +51,14 @@ def to_v2(body: Any) -> tuple[Kind, JsonObject]:
     return Kind.LOADBALANCER, {**common, **_balancer(policies)}
 
 
+def as_kind(kind: Kind, body: Any) -> JsonObject:
+    """Return the v2 JSON of a policy list that is to be of a kind. Raises HcnError."""
+    found, given = to_v2(body)
+    if found is not kind:
+        raise HcnError(HcnCode.INVALID_POLICY, f"$.Policies: these are no policies of {kind.value}")
+    return given
+
+
 def _references(value: Any) -> JsonObject:
     if not isinstance(value, list):
         fail("$.References", 'expected an array such as ["/endpoints/<id>"]')

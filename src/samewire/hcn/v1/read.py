@@ -38,6 +38,8 @@ MARKS: dict[Kind, frozenset[str]] = {
         }
     ),
     Kind.NAMESPACE: frozenset({"isdefault", "resourcelist"}),
+    Kind.LOADBALANCER: frozenset({"references"}),
+    Kind.ROUTE: frozenset({"references"}),
 }
 """Fields (lower case) that only v1 has: with them, and without a SchemaVersion, an object is in v1 shape."""
 

@@ -26,7 +26,6 @@ from samewire.hcn.schema import (
     Dns,
     Endpoint,
     EndpointFlags,
-    Kind,
     Namespace,
     NamespaceType,
     Network,
@@ -35,6 +34,7 @@ from samewire.hcn.schema import (
     Subnet,
 )
 from samewire.hcn.state import View
+from samewire.hcn.v1 import lists
 from samewire.hcn.v1.read import DEFAULT_ROUTES
 
 JsonObject = dict[str, Any]
@@ -44,9 +44,9 @@ HNS_VERSION = 15 << 32 | 4
 
 
 def to_v1(view: View, value: Object) -> JsonObject:
-    """Return an object in v1 shape; kinds that v1 has not keep theirs."""
-    write = _WRITERS.get(_KINDS.get(type(value)))
-    return write(view, value) if write else render(view, value)
+    """Return an object in v1 shape: load balancers and routes as policy lists."""
+    write = _WRITERS.get(type(value))
+    return write(view, value) if write else lists.to_v1(value)
 
 
 def network_to_v1(view: View, network: Network) -> JsonObject:
@@ -173,13 +173,8 @@ def _unknown(value: Wire) -> JsonObject:
     return {name: msgspec.json.decode(text) for name, text in value.extra}
 
 
-_KINDS: dict[type, Kind | None] = {
-    Network: Kind.NETWORK,
-    Endpoint: Kind.ENDPOINT,
-    Namespace: Kind.NAMESPACE,
-}
-_WRITERS: dict[Kind | None, Callable[[View, Any], JsonObject]] = {
-    Kind.NETWORK: network_to_v1,
-    Kind.ENDPOINT: endpoint_to_v1,
-    Kind.NAMESPACE: namespace_to_v1,
+_WRITERS: dict[type, Callable[[View, Any], JsonObject]] = {
+    Network: network_to_v1,
+    Endpoint: endpoint_to_v1,
+    Namespace: namespace_to_v1,
 }
