@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest_asyncio
 from msgspec.structs import replace
 
 from samewire.cni.backend import Address, AttachRequest
+from samewire.cni.result import Route
 from samewire.errors import KernelError, SamewireError
 from samewire.hcn.codec import decode_modify, decode_object
 from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerFlags, PortMappingFlags
@@ -23,8 +27,8 @@ from samewire.node.config import NodeConfig
 from samewire.node.node import Node
 from samewire.vfp.compile.balanced import TABLES
 from samewire.vfp.tables import Backend
-from tests.support.balancers import backend, balancer
-from tests.support.node import NodeNet, node_net, overlay, path_of
+from tests.support.balancers import VIP, backend, balancer
+from tests.support.node import NodeNet, in_namespace, node_net, overlay, path_of
 
 pytestmark = pytest.mark.root
 
@@ -98,7 +102,7 @@ async def attach(node: Node, pod: str, address: str, container: str = "c") -> No
             interface_name="eth0",
             netns_path=path_of(pod),
             addresses=(Address(address, 24, "10.244.0.1"),),
-            routes=(),
+            routes=(Route("0.0.0.0/0", "10.244.0.1"),),
             policies=(),
         )
     )
@@ -390,3 +394,52 @@ async def test_a_vip_for_one_network_goes_with_it(node: Node) -> None:
     await node.service.delete(Kind.NETWORK, network.id)
     assert not any(actual(node).values())
     assert node.service.view.load_balancers() == []
+
+
+_SERVER = (
+    "import socket, sys\n"
+    "listener = socket.create_server(('', 8080))\n"
+    "print('ready', flush=True)\n"
+    "while True: listener.accept()[0].sendall(sys.argv[1].encode())\n"
+)
+
+
+@contextmanager
+def served(pod: str, name: str) -> Iterator[None]:
+    """A server in a pod that says its name."""
+    line = ["nsenter", f"--net={path_of(pod)}", sys.executable, "-c", _SERVER, name]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def ask(pod: str, address: str) -> str:
+    """Who answers at port 80; "" when the connection is refused."""
+    code = (
+        "import socket, sys\n"
+        "try: peer = socket.create_connection((sys.argv[1], 80), 5)\n"
+        "except ConnectionRefusedError: sys.exit()\n"
+        "print(peer.recv(100).decode())\n"
+    )
+    return in_namespace(pod, sys.executable, "-c", code, address).stdout.strip()
+
+
+async def test_pods_reach_the_pods_behind_a_vip(node: Node, net: NodeNet) -> None:
+    client, one, two = net.pod(), net.pod(), net.pod()
+    for pod, address in ((client, "10.244.0.5"), (one, "10.244.0.6"), (two, "10.244.0.7")):
+        await attach(node, pod, address, address)
+    names = {e.addresses[0]: e.id for e in node.service.view.endpoints()}
+    with served(one, "one"), served(two, "two"):
+        made = await node.service.create_load_balancer(
+            balancer(id="", endpoint_ids=(names["10.244.0.6"], names["10.244.0.7"]))
+        )
+        assert {ask(client, VIP) for _ in range(20)} == {"one", "two"}
+        await node.service.delete_attached_endpoint(names["10.244.0.6"])
+        assert {ask(client, VIP) for _ in range(5)} == {"two"}
+        await node.service.delete_attached_endpoint(names["10.244.0.7"])
+        assert ask(client, VIP) == ""
+    await node.service.delete(Kind.LOADBALANCER, made.id)
