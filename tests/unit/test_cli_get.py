@@ -187,10 +187,10 @@ def test_ports(daemon: StubDaemon) -> None:
 
 def test_layers(daemon: StubDaemon) -> None:
     found = lines(get(daemon, "layers", "web-0"))
-    assert found[0] == ["LAYER", "GROUP", "RULE", "CONDITIONS", "ACTION"]
-    assert ["LB", "-", "-", "-", "-"] in found
-    assert ["ACL", "ACL_IN", "1", "protocol tcp, local port 80", "allow"] in found
-    assert any(row[:2] == ["ROUTE", "ROUTE_OUT"] and "vni 4096" in row[-1] for row in found)
+    assert found[0] == ["LAYER", "GROUP", "RULE", "CONDITIONS", "ACTION", "JUDGED"]
+    assert any(row[0] == "LB" for row in found)
+    assert ["ACL", "ACL_IN", "1", "protocol tcp, local port 80", "allow", "-"] in found
+    assert any(row[:2] == ["ROUTE", "ROUTE_OUT"] and "vni 4096" in row[-2] for row in found)
 
 
 def test_flows(daemon: StubDaemon) -> None:

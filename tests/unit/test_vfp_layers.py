@@ -21,16 +21,20 @@ from samewire.hcn.schema import Endpoint, Ipam, IpConfiguration, Network, Networ
 from samewire.vfp.address import ZERO, parse_address, parse_interface
 from samewire.vfp.compile import compile_endpoint, compile_network, compile_node
 from samewire.vfp.constants import CHUNK_BACKENDS, SCOPE_ANY, SCOPE_OUTSIDE, PortFlag, ServiceFlag
-from samewire.vfp.layers import GroupView, PortView, all_ports, port_layers, protocol_text
+from samewire.vfp.layers import GroupView, PortView, all_ports, port_layers
 from samewire.vfp.layers_service import SHOWN, service_rules
 from samewire.vfp.model import Entries, NodeFacts
 from samewire.vfp.numbers import MemoryNumbers
 from samewire.vfp.ownership import Ownership
+from samewire.vfp.protocols import protocol_text
+from samewire.vfp.rule_names import rule_number, rule_text
 from samewire.vfp.tables import (
+    AclCountKey,
     Backend,
     BackendChunk,
     BackendChunkKey,
     BackendPlace,
+    Count,
     Id,
     Port,
     Service,
@@ -242,3 +246,12 @@ def test_many_services_are_counted() -> None:
         _service(tables, number, SCOPE_ANY)
     (rule,) = service_rules(tables, 1)
     assert rule.action == f"{SHOWN + 1} services: samewire get services"
+
+
+def test_rules_say_how_often_they_have_judged(tables: Entries) -> None:
+    """And tiers' rules have a name that says which."""
+    counted = {**tables, "sw_acl_counts": {AclCountKey(42, 2, 0): Count(7), AclCountKey(42, 3, 1): Count(9)}}
+    found = group(port_layers(counted, 42), "ACL_IN").rules
+    assert [(rule.name, rule.judged) for rule in found] == [("2", 7), ("3", 0), ("", 0)]
+    assert rule_text(rule_number(4, 2)) == "4.2"
+    assert rule_text(rule_number(1, network=True)) == "network 1"

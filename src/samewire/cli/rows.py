@@ -278,9 +278,10 @@ LAYERS: Final = View(
     (
         Column("LAYER", _field("layer")),
         Column("GROUP", _field("group")),
-        Column("RULE", _rule("id")),
+        Column("RULE", lambda row: _rule("name")(row) or _rule("id")(row)),
         Column("CONDITIONS", lambda row: ", ".join(row["rule"].get("conditions", ()))),
         Column("ACTION", _rule("action")),
+        Column("JUDGED", _rule("judged")),
         Column("MATCHER", _field("matcher"), wide=True),
         Column("PRIORITY", _rule("priority"), wide=True),
     ),

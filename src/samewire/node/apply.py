@@ -24,10 +24,11 @@ from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import Netlink
 from samewire.node import links
 from samewire.node.balancers import Balancers
-from samewire.node.bindings import BindingChange, HostBindings
+from samewire.node.bindings import BindingChange
 from samewire.node.hooks import Hooks
 from samewire.node.hostnet import HostNet
 from samewire.node.numbers import Key, StoreNumbers
+from samewire.node.places import identity_text
 from samewire.node.plan_balancers import touched_by_link
 from samewire.node.planning import (
     NODE,
@@ -45,11 +46,11 @@ from samewire.node.stats import read_stats
 from samewire.node.sweep import PortSweeper
 from samewire.node.tables import KernelTables
 from samewire.node.undo import UndoStack
+from samewire.node.wanted import Wanted
 from samewire.vfp import compile as compilers
 from samewire.vfp.compile.loadbalancer import LocalPort
 from samewire.vfp.diff import Operation, is_early, ordered
 from samewire.vfp.model import Compiled, NodeFacts, PortLink
-from samewire.vfp.ownership import Ownership
 from samewire.vfp.record import Record
 
 log = structlog.get_logger(__name__)
@@ -77,25 +78,6 @@ class _Opened(msgspec.Struct, frozen=True):
     pair: links.Pair
 
 
-class Wanted:
-    """What all objects together want: table entries and the node's own stack, with their owners."""
-
-    def __init__(self) -> None:
-        self.entries = Ownership()
-        self.bindings = HostBindings()
-
-    def replace(self, owner: Owner, compiled: Compiled) -> tuple[list[Operation], list[BindingChange]]:
-        """Make ``compiled`` what ``owner`` wants; returns what has to be done for it."""
-        return (
-            self.entries.replace(owner, compiled.entries),
-            self.bindings.replace(owner, compiled.binding),
-        )
-
-    def held(self, owner: Owner) -> Compiled:
-        """What an owner wants now."""
-        return Compiled(self.entries.entries(owner), self.bindings.held(owner))
-
-
 class NodeSwitch:
     """Implements `samewire.hcn.switch.Switch`. Use from one event loop."""
 
@@ -107,11 +89,14 @@ class NodeSwitch:
         self.ports = Ports()
         self.balancers = Balancers(kernel.tables, numbers, self._local_port)
         self.lock = asyncio.Lock()
-        self.sweeper = PortSweeper(kernel.tables.maps["sw_flows"], kernel.tables.maps["sw_drops"])
+        self.sweeper = PortSweeper(
+            *(kernel.tables.maps[name] for name in ("sw_flows", "sw_drops", "sw_acl_counts"))
+        )
         self.version = 0
         """Grows with every change; a reader that saw two values has not seen one state."""
         self.suspect = asyncio.Event()
         """Set when the kernel may differ from what is wanted: the audit should look."""
+        self.netns_identity = identity_text
         self._hcn_facts = hcn_facts
         self._generation = kernel.tables.generation()
         with NetNamespace("/proc/thread-self/ns/net") as own:

@@ -28,7 +28,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     the SNAT pool, inclusive. ``flow_entries``: size of the flow table. ``host_cgroup``: cgroup-v2 directory whose
     processes reach host ports at the socket; empty = no hooks. ``metrics_listen``: "host:port" for Prometheus;
     empty = only on the unix socket. ``audit_interval_s``: time between comparisons with the kernel.
-    ``allowed_uids``: who, besides root, may use the HTTP socket.
+    ``allowed_uids``: who, besides root, may use the HTTP socket. ``acl_unmatched``: what becomes of connections in a
+    direction for which an endpoint has ACL rules, when none matches (HNS does not say).
 
     Services: at most one of ``kubeconfig`` (with ``kube_context``), ``in_cluster`` and ``manifests`` (a directory)
     says where they come from; none = no services. ``node_name``: this node's name there, "" = ``name``.
@@ -49,6 +50,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     metrics_listen: str = ""
     audit_interval_s: Annotated[float, msgspec.Meta(ge=1, le=86400)] = 60.0
     allowed_uids: tuple[int, ...] = ()
+    acl_unmatched: Literal["block", "allow"] = "block"
     kubeconfig: str = ""
     kube_context: str = ""
     in_cluster: bool = False

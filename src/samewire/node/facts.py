@@ -124,6 +124,7 @@ def node_facts(config: NodeConfig, uplink: Uplink, devices: Devices) -> NodeFact
         vxlan_port=config.vxlan_port,
         flow_slots=config.flow_slots,
         csum_ipv6=has_csum_ipv6(),
+        acl_allow_unmatched=config.acl_unmatched == "allow",
     )
 
 

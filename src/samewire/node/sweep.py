@@ -1,4 +1,4 @@
-"""Removes what the programs have noted about ports that are gone: their flows and their drops.
+"""Removes what the programs have noted about ports that are gone: their flows, drops and rule counts.
 
 The flows are stale anyway; this frees their places in the table.
 """
@@ -13,7 +13,7 @@ import structlog
 
 from samewire.errors import KernelError
 from samewire.kernel.bpf import BpfMap
-from samewire.vfp.tables import DropKey, Flow
+from samewire.vfp.tables import AclCountKey, DropKey, Flow
 
 log = structlog.get_logger(__name__)
 
@@ -26,9 +26,10 @@ _PORTS_AT: Final = next(field for field in Flow.fields if field.name == "port").
 class PortSweeper:
     """Collects ports, and sweeps once for all of them."""
 
-    def __init__(self, flows: BpfMap, drops: BpfMap) -> None:
+    def __init__(self, flows: BpfMap, drops: BpfMap, acl_counts: BpfMap) -> None:
         self._flows = flows
         self._drops = drops
+        self._acl_counts = acl_counts
         self._ports: set[int] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -46,12 +47,14 @@ class PortSweeper:
             self._task = None
 
     async def sweep(self, ports: set[int]) -> int:
-        """Remove all flows and drops of these ports, a slice at a time; returns how many flows. Raises
+        """Remove all flows and counts of these ports, a slice at a time; returns how many flows. Raises
         KernelError.
         """
         removed = 0
         doomed = [key for key, _ in self._drops.items() if DropKey.unpack(key).port in ports]
         self._drops.delete_batch(doomed)
+        doomed = [key for key, _ in self._acl_counts.items() if AclCountKey.unpack(key).port in ports]
+        self._acl_counts.delete_batch(doomed)
         doomed = []
         for number, (key, value) in enumerate(self._flows.items()):
             if not ports.isdisjoint(_PORTS.unpack_from(value, _PORTS_AT)):

@@ -65,7 +65,7 @@ class _Views:
     async def layers(self, request: web.Request) -> web.Response:
         _check_parameters(request, "endpoint")
         compiled = [table.name for table in TABLES.values() if table.compiled]
-        tables = await self._read(*compiled)
+        tables = await self._read(*compiled, "sw_acl_counts")
         names = self._names()
         query = request.query.get("endpoint", "")
         if query in _SPECIAL:

@@ -32,9 +32,12 @@ from samewire.vfp.layers_service import service_rules
 from samewire.vfp.model import Entries
 from samewire.vfp.protocols import protocol_text
 from samewire.vfp.record import Record
+from samewire.vfp.rule_names import rule_text
 from samewire.vfp.tables import (
+    AclCountKey,
     Bucket,
     Config,
+    Count,
     Id,
     Nat,
     NatKey,
@@ -52,12 +55,18 @@ V = TypeVar("V", bound=Record)
 
 
 class RuleView(msgspec.Struct, frozen=True):
-    """One rule: all conditions must hold. ``id`` 0 = not numbered; ``priority``: the lower decides first."""
+    """One rule: all conditions must hold. ``id`` 0 = not numbered; ``priority``: the lower decides first.
+
+    ``name``: of a numbered one, for people. ``judged``: first packets, and flows after a change, that it decided on (of
+    ACL rules only).
+    """
 
     id: int
     priority: int
     conditions: tuple[str, ...]
     action: str
+    name: str = ""
+    judged: int = 0
 
 
 class GroupView(msgspec.Struct, frozen=True):
@@ -136,8 +145,8 @@ def _pod(tables: Entries, number: int, port: Port, index: AclIndex) -> PortView:
         LayerView(
             "ACL",
             (
-                GroupView("ACL_OUT", "out", "priority", tuple(_acl(index, port, ACL_OUT))),
-                GroupView("ACL_IN", "in", "priority", tuple(_acl(index, port, ACL_IN))),
+                GroupView("ACL_OUT", "out", "priority", tuple(_acl(tables, index, number, port, ACL_OUT))),
+                GroupView("ACL_IN", "in", "priority", tuple(_acl(tables, index, number, port, ACL_IN))),
             ),
         ),
         LayerView("ROUTE", (GroupView("ROUTE_OUT", "out", "lpm", _routes(tables, port.scope)),)),
@@ -213,14 +222,18 @@ def _portmaps(tables: Entries, port: int | None) -> tuple[RuleView, ...]:
     return tuple(sorted(rules, key=lambda rule: rule.conditions))
 
 
-def _acl(index: AclIndex, port: Port, side: int) -> Iterator[RuleView]:
+def _acl(tables: Entries, index: AclIndex, number: int, port: Port, side: int) -> Iterator[RuleView]:
     if not port.acl_words[side]:
         yield RuleView(0, 65535, ("any",), "allow: no rules")
         return
     fallback = "block: no rule matched"
     for rule in index.rules(port, side):
         if rule.rule:
-            yield RuleView(rule.rule, rule.priority, rule.conditions, rule.action)
+            count = tables.get("sw_acl_counts", {}).get(AclCountKey(number, rule.rule, side))
+            judged = count.value if isinstance(count, Count) else 0
+            yield RuleView(
+                rule.rule, rule.priority, rule.conditions, rule.action, rule_text(rule.rule), judged
+            )
         else:
             fallback = "allow: no rule matched"
     yield RuleView(0, 65535, ("any",), fallback)
