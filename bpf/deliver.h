@@ -82,7 +82,8 @@ SW_INLINE int sw_to_uplink(struct __sk_buff *skb, struct sw_packet *p, const str
 	return bpf_redirect_neigh(hop->ifindex, &neighbour, sizeof(neighbour), 0);
 }
 
-SW_INLINE int sw_to_tunnel(struct __sk_buff *skb, struct sw_packet *p, const struct sw_nexthop *hop)
+/* Not inline: the key would stand on the stack of all that may come here, and those chains are long. */
+static __noinline int sw_to_tunnel(struct __sk_buff *skb, struct sw_packet *p, const struct sw_nexthop *hop)
 {
 	struct sw_config *config = sw_config_here();
 	struct bpf_tunnel_key key = {};

@@ -94,7 +94,7 @@ SW_INLINE int sw_answer_in(struct __sk_buff *skb, struct sw_packet *p)
 }
 
 /* port: the pod that asks, or 0 for the wire. */
-SW_INLINE int sw_arp(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port, __u32 uplink)
+static __noinline int sw_arp(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port, __u32 uplink)
 {
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
@@ -229,7 +229,7 @@ static __noinline int sw_advertise(struct __sk_buff *skb, struct sw_packet *p, c
 #endif
 
 /* ICMPv6 that is about the link. port: the pod that sent it, or 0 for the wire. */
-SW_INLINE int sw_neighbour(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port, __u32 uplink)
+static __noinline int sw_neighbour(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port, __u32 uplink)
 {
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;

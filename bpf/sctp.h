@@ -11,10 +11,9 @@
 #include "account.h"
 
 #define SW_CRC32C 0x82f63b78U /* Castagnoli's polynomial, reflected: the highest bit is x^0 */
-#define SW_CRC_ONE 0x80000000U
 #define SW_CRC_X8 0x00800000U
 
-__noinline __u32 sw_crc_multiply(__u32 a, __u32 b)
+SW_INLINE __u32 sw_crc_multiply(__u32 a, __u32 b)
 {
 	__u32 product = 0;
 	int i;
@@ -27,18 +26,20 @@ __noinline __u32 sw_crc_multiply(__u32 a, __u32 b)
 	return product;
 }
 
-/* x to the power of 8 * bytes. */
-__noinline __u32 sw_crc_shift(__u32 bytes)
+/* The CRC of what `crc` is the CRC of, with so many zero bytes behind it. Global: verified once. */
+__noinline __u32 sw_crc_extend(__u32 crc, __u32 bytes)
 {
-	__u32 result = SW_CRC_ONE, power = SW_CRC_X8;
+	__u32 power = SW_CRC_X8;
 	int i;
 
 	for (i = 0; i < 16; i++) {
+		__u32 extended = sw_crc_multiply(crc, power);
+
 		if (bytes >> i & 1)
-			result = sw_crc_multiply(result, power);
+			crc = extended;
 		power = sw_crc_multiply(power, power);
 	}
-	return result;
+	return crc;
 }
 
 /* Bytes from the SCTP header to the end of the packet, as IP has it: a short frame is padded. */
@@ -64,7 +65,7 @@ static __noinline int sw_rewrite_sctp_port(struct __sk_buff *skb, struct sw_pack
 	if (bpf_skb_load_bytes(skb, offset + 8, &checksum, 4))
 		return SW_REASON_INTERNAL;
 	if (checksum) { /* zero: left to a NIC */
-		checksum ^= sw_crc_multiply(changed, sw_crc_shift(sw_sctp_length(skb, p) & 0xffff));
+		checksum ^= sw_crc_extend(changed, sw_sctp_length(skb, p) & 0xffff);
 		if (bpf_skb_store_bytes(skb, offset + 8, &checksum, 4, 0))
 			return SW_REASON_INTERNAL;
 	}
