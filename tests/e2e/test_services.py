@@ -22,6 +22,7 @@ from tests.support.node import (
     poll,
 )
 from tests.support.service_cluster import Cluster, service, service_cluster, slice_of
+from tests.support.two_nodes import run
 
 pytestmark = pytest.mark.root
 
@@ -184,6 +185,9 @@ def test_get_services(cluster: Cluster) -> None:
     assert value["tally"] == {"flows": 0, "connections": 0, "refused": 0, "ended": 0}
     assert node.ask("GET", "/v2/services?name=nobody")[0] == 404
     assert node.request("GET", "/v2/services?name=default/web")[0]["name"] == "web"
+    shown = run(node, "get", "services", "default/web", "-o", "wide")
+    assert shown.exit_code == 0, shown.output
+    assert "10.244.7.1:8080" in shown.output
 
 
 def test_a_daemon_without_a_source_has_no_services(net: NodeNet, tmp_path: Path) -> None:
