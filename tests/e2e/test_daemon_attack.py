@@ -227,6 +227,23 @@ def test_a_new_namespace_at_the_path_of_a_dead_one(net: NodeNet, node: DaemonPro
     assert len(node.endpoints()) == 1
 
 
+def test_a_new_namespace_at_the_path_of_one_that_died_while_the_daemon_was_away(
+    net: NodeNet, node: DaemonProcess, pod: str
+) -> None:
+    node.stop(signal.SIGKILL)
+    remove_namespace(pod)
+    netns.create(path_of(pod)).close()
+    node.start()
+    poll("it is seen", lambda: "another namespace" in str(node.request("GET", "/v2/health")["problems"]))
+    assert [link["ifname"] for link in ip_json("link", netns_name=pod)] == ["lo"]
+    node.add("successor", pod, node.conf())
+    assert can_ping(pod, ROUTER_IP)
+    node.stop(signal.SIGKILL)
+    node.start()  # what is remembered now is the new one
+    assert can_ping(pod, ROUTER_IP)
+    poll("nothing differs", lambda: node.differences() == [])
+
+
 def test_a_host_port_cannot_take_the_tunnels_packets(net: NodeNet, node: DaemonProcess) -> None:
     mapping = {"hostPort": 4789, "containerPort": 53, "protocol": "udp"}
     conf = node.conf(capabilities={"portMappings": True}, runtimeConfig={"portMappings": [mapping]})

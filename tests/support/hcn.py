@@ -35,9 +35,13 @@ class FakeSwitch:
         self.node = facts
         self.objects: dict[tuple[Kind, str], Object] = {}
         self.calls: list[list[Change]] = []
+        self.identities: dict[str, str] = {}
         self.fail_next: SamewireError | None = None
         self.gate: asyncio.Event | None = None
         self.entered = asyncio.Event()
+
+    def netns_identity(self, path: str) -> str:
+        return self.identities.get(path, "")
 
     async def apply(self, changes: Sequence[Change], view: StoreView) -> None:
         self.entered.set()

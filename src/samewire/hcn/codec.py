@@ -102,7 +102,7 @@ FLAT_TYPES = frozenset({*KNOWN_POLICIES, *V2_NAMES})
 LISTS_AS_TEXT = frozenset({ACL, NetworkACL, TierAclRule, FilterTuple, SetPolicy})
 """Structs with comma-separated lists, for which some clients send JSON arrays."""
 
-INTERNAL = frozenset({"extra", "beside", "shared_containers", "detached"})
+INTERNAL = frozenset({"extra", "beside", "shared_containers", "detached", "netns_identity"})
 """Attributes that are no fields of the JSON object."""
 
 FLAGS: dict[type[Wire], type[enum.IntFlag]] = {

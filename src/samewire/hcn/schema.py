@@ -284,7 +284,8 @@ class Namespace(Wire, frozen=True, kw_only=True):
 
     ``resources`` holds the containers only: the endpoints of a namespace are the ones that name it (one
     truth), and the API adds them on output. ``netns_path`` (Linux extension) is the file of the network
-    namespace.
+    namespace. ``netns_identity`` says which one that was when an endpoint came to it, "" while none has; it is
+    kept, and not shown.
     """
 
     id: str = ""
@@ -294,6 +295,7 @@ class Namespace(Wire, frozen=True, kw_only=True):
     type: NamespaceType | None = None
     resources: tuple[Resource, ...] = ()
     netns_path: str = ""
+    netns_identity: str = ""
     schema_version: SchemaVersion = SchemaVersion()
 
 

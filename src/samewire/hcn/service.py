@@ -208,6 +208,7 @@ class HnsService:
             changes = plan(Context(self.view, self._switch.facts(), self._pool))
             if not changes:
                 return changes
+            changes = namespaces.identified(changes, self.view, self._switch.netns_identity)
             self.notifications.before(changes)
             await self._make_true(changes)
             self.notifications.after(changes)

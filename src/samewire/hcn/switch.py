@@ -98,6 +98,12 @@ class Switch(Protocol):
         """
         ...
 
+    def netns_identity(self, path: str) -> str:
+        """Return what tells the network namespace in a file from any other, of this boot or another; "" when
+        there is none.
+        """
+        ...
+
     def facts(self) -> NodeFacts:
         """Return what the node knows of itself now."""
         ...

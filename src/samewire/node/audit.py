@@ -26,6 +26,7 @@ from samewire.node.apply import NodeSwitch
 from samewire.node.audit_balancers import BalancerAudit
 from samewire.node.bindings import WantedAddress, WantedFilter, Wish
 from samewire.node.devices import OWN_DEVICES, reserved_ports, wrong_settings
+from samewire.node.places import kept_identity
 from samewire.node.planning import netns_path
 from samewire.node.portranges import parse_ports, port_range
 from samewire.node.ports import PortState
@@ -252,6 +253,7 @@ class _Pass:
     async def _missing(self, endpoint: Endpoint, path: str, state: PortState | None) -> None:
         """A link is gone: make it again if its namespace is still the one it was in."""
         identity = state.identity if state is not None else self._lost.get(endpoint.id)
+        identity = identity or kept_identity(endpoint, self._view)
         reason = _dead(path, identity)
         self.found.append(Difference("endpoint", endpoint.id, reason or "its interface is gone"))
         if not self._repair:
@@ -297,6 +299,10 @@ class _Pass:
             self.found.append(Difference("endpoint", endpoint_id, self._degraded[endpoint_id]))
             return
         with netns:
+            if state.identity not in (None, netns.identity):
+                self._degraded[endpoint_id] = f"{state.link.netns_path} is another namespace now"
+                self.found.append(Difference("endpoint", endpoint_id, self._degraded[endpoint_id]))
+                return
             wrong = links.inside_differences(state.link, netns)
             for number, text in enumerate(wrong):
                 repair = None if number else _repair_inside(state.link, netns)

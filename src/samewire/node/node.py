@@ -33,6 +33,7 @@ from samewire.node.hooks import Hooks
 from samewire.node.hostnet import HostNet
 from samewire.node.migrate import Migration
 from samewire.node.numbers import StoreNumbers
+from samewire.node.places import kept_identity
 from samewire.node.planning import netns_path
 from samewire.node.ports import PortState
 from samewire.node.reaper import LinkReaper
@@ -202,11 +203,12 @@ class Node:
         network = self.store.state.network(endpoint.network_id)
         if not path or network is None:
             return None
+        identity = kept_identity(endpoint, self.store.state)
         try:
             with NetNamespace(path) as netns:
-                identity = netns.identity
+                identity = identity or netns.identity
         except NotFound:
-            identity = None
+            pass
         wanted = compile_link(endpoint, network, self.switch.node_facts, path)
         return PortState(link.ifindex, wanted, identity)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import msgspec
 
 from samewire.hcn.errors import HcnCode, HcnError
@@ -110,6 +112,38 @@ def create_attached_endpoint(
     endpoint = attached(context.view, endpoint, namespace)
     changes.append(created(Kind.ENDPOINT, endpoint))
     return endpoint, changes
+
+
+def identified(changes: Sequence[Change], view: View, identity: Callable[[str], str]) -> Sequence[Change]:
+    """Return changes in which each namespace that an endpoint joins says which network namespace it is now."""
+    pending = Pending(view, changes)
+    joined: dict[str, Namespace] = {}
+    for change in changes:
+        after, before = change.after, change.before
+        if not isinstance(after, Endpoint) or not after.namespace_id or after.is_remote:
+            continue
+        if isinstance(before, Endpoint) and before.namespace_id == after.namespace_id:
+            continue
+        namespace = pending.namespace(after.namespace_id)
+        if namespace is not None and namespace.netns_path:
+            joined[namespace.id] = namespace
+    for namespace in joined.values():
+        now = identity(namespace.netns_path)
+        if now and now != namespace.netns_identity:
+            changes = _with_identity(changes, namespace, now)
+    return changes
+
+
+def _with_identity(changes: Sequence[Change], namespace: Namespace, identity: str) -> Sequence[Change]:
+    after = _replace(namespace, netns_identity=identity)
+    if any(change.kind is Kind.NAMESPACE and change.id == namespace.id for change in changes):
+        return [
+            _replace(change, after=after)
+            if change.kind is Kind.NAMESPACE and change.id == namespace.id
+            else change
+            for change in changes
+        ]
+    return [*modified(Kind.NAMESPACE, namespace, after), *changes]
 
 
 def host_namespace(context: Context) -> tuple[Namespace, list[Change]]:
