@@ -163,6 +163,8 @@ def _schemas() -> JsonObject:
     for title in (TITLES[Kind.NETWORK], TITLES[Kind.ENDPOINT]):
         schemas[title]["properties"]["Health"] = {"type": "object", "readOnly": True}
     schemas[TITLES[Kind.ENDPOINT]]["properties"]["State"] = {"type": "integer", "readOnly": True}
+    guid: JsonObject = {"type": "string", "readOnly": True}
+    schemas[TITLES[Kind.NAMESPACE]]["properties"]["NamespaceGuid"] = guid
     return dict(sorted({**schemas, **SCHEMAS, **_FIXED}.items()))
 
 

@@ -49,6 +49,7 @@ def render(view: View, value: Object, detailed: bool = False) -> dict[str, Any]:
     if isinstance(value, Endpoint):
         body["State"] = int(endpoint_state(value))
     if isinstance(value, Namespace):
+        body["NamespaceGuid"] = value.id
         members = view.endpoints_of_namespace(value.id)
         resources = [{"Type": ResourceType.ENDPOINT.value, "Data": {"Id": member.id}} for member in members]
         if resources:
