@@ -337,6 +337,40 @@ def test_a_database_of_version_1_is_brought_up_to_date(path: Path) -> None:
         store.set_setting("a", {"b": 1})
 
 
+def test_a_database_of_version_2_keeps_its_objects_and_their_order(path: Path) -> None:
+    ids = ["C", "A", "B"]
+    with opened(path) as store:
+        for object_id in ids:
+            put(store, Endpoint(id=object_id))
+    with sqlite3.connect(path) as db:
+        rows = db.execute("SELECT kind, id, position, boot_id, json FROM objects").fetchall()
+        db.execute("DROP TABLE objects")
+        db.execute(
+            "CREATE TABLE objects (kind TEXT NOT NULL, id TEXT NOT NULL, position INTEGER NOT NULL, "
+            "boot_id TEXT NOT NULL, json BLOB NOT NULL, PRIMARY KEY (kind, id)) WITHOUT ROWID"
+        )
+        db.executemany("INSERT INTO objects VALUES (?, ?, ?, ?, ?)", rows)
+        db.execute("PRAGMA user_version = 2")
+    db.close()
+    with opened(path) as store:
+        put(store, Endpoint(id="D"))
+        put(store, Endpoint(id="A", name="new"))
+    with opened(path) as store:
+        assert [value.id for value in everything(store)] == [*ids, "D"]
+        assert store.state.endpoint("A") == Endpoint(id="A", name="new")
+
+
+def test_blocks_of_numbers_are_never_given_twice(path: Path) -> None:
+    with opened(path) as store:
+        assert [store.reserve_numbers("balancing", 10) for _ in range(2)] == [1, 11]
+    with opened(path) as store:
+        store.skip_numbers("balancing", 30)
+        store.skip_numbers("balancing", 5)
+        assert store.reserve_numbers("balancing", 10) == 31
+        with pytest.raises(Exhausted):
+            store.reserve_numbers("balancing", store_module.MAX_NUMBER)
+
+
 def test_settings_are_kept(path: Path) -> None:
     with opened(path) as store:
         assert store.setting("a") is None
