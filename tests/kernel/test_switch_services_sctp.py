@@ -1,0 +1,169 @@
+"""SCTP through services, with raw packets: ports and addresses change, and the CRC32c stays right.
+
+The kernel that tests run on may have no SCTP: the packets are made and checked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Final
+
+import pytest
+
+from samewire.vfp.address import parse_address
+from samewire.vfp.constants import SCOPE_ANY, SCOPE_OUTSIDE, Layer, Reason, ServiceFlag
+from samewire.vfp.simulate.packet import SCTP, Packet, parse
+from samewire.vfp.tables import Id, Port
+from tests.support.frames import ip_packet
+from tests.support.netlab import Lab, Space
+from tests.support.node_rig import Pod
+from tests.support.services import Balancer, Target
+from tests.support.traffic import Sniffer, inject
+from tests.support.worlds import OUT, Underlay, node_address, overlay
+
+pytestmark = [pytest.mark.root]
+
+FAMILIES = (4, 6)
+VIP: Final = {4: "10.96.0.10", 6: "fd96::10"}
+SOURCE_VIP: Final = {4: "10.1.0.2", 6: "fd01::2"}
+INTERNAL, CLIENT_PORT = 8080, 41000
+_POLYNOMIAL: Final = 0x82F63B78
+
+
+def crc32c(data: bytes) -> int:
+    """RFC 9260, appendix A, bit by bit."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (_POLYNOMIAL if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def test_the_reference_is_right() -> None:
+    assert crc32c(b"123456789") == 0xE3069283
+
+
+def packet(family: int, ends: tuple[str, int, str, int], body: bytes) -> bytes:
+    """An IP packet with an SCTP packet whose checksum is right."""
+    source, source_port, destination, destination_port = ends
+    head = source_port.to_bytes(2, "big") + destination_port.to_bytes(2, "big") + b"\1\2\3\4"
+    checksum = crc32c(head + bytes(4) + body).to_bytes(4, "little")
+    addresses = parse_address(source).packed, parse_address(destination).packed
+    return ip_packet(family, *addresses, SCTP, head + checksum + body, 64, 0, 0)
+
+
+class World:
+    """A node with a client and a server, and another node with a server; all by raw frames."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.underlay = Underlay(lab)
+        self.node, self.other = self.underlay.node(11), self.underlay.node(12)
+        near = self.node.network(overlay(self.node, 1, (self.other, 2, 4)))
+        far = self.other.network(overlay(self.other, 2, (self.node, 1, 4)))
+        self.client = self.node.pod(near, "10.1.0.10", "fd01::10")
+        self.local = self.node.pod(near, "10.1.0.11", "fd01::11")
+        self.remote = self.other.pod(far, "10.2.0.12", "fd02::12")
+        port = self.node.table("sw_ports")[Id(self.client.port)]
+        assert isinstance(port, Port)
+        self.port = port
+
+    def service(self, pod: Pod, family: int, **fields: int | str) -> Balancer:
+        """A service with this pod as its backend."""
+        target = Target(pod.address(family), INTERNAL, self.port.scope)
+        return Balancer(self.node, target, protocol=SCTP, source=SOURCE_VIP[family], **fields)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with Lab() as lab:
+        yield World(lab)
+
+
+def _ethernet(family: int, to: bytes, source: bytes, body: bytes) -> bytes:
+    return to + source + (b"\x08\0" if family == 4 else b"\x86\xdd") + body
+
+
+def _received(sniffer: Sniffer, port: int) -> Packet:
+    """The SCTP packet to a port that arrives, its checksum checked."""
+
+    def wanted(frame: bytes) -> bool:
+        if frame[12:14] not in (b"\x08\0", b"\x86\xdd"):
+            return False
+        found = parse(bytearray(frame))
+        return found.protocol == SCTP and found.tuple.destination_port == port
+
+    found = parse(bytearray(sniffer.wait(wanted)))
+    head = bytes(found.data[found.l4 :])
+    if found.family == 4:
+        head = head[: int.from_bytes(found.data[16:18], "big") - 20]
+    assert crc32c(head[:8] + bytes(4) + head[12:]) == int.from_bytes(head[8:12], "little")
+    return found
+
+
+def _converse(
+    near: tuple[Space, bytes, bytes], server: Pod, family: int, client: str, to: str, port: int
+) -> str:
+    """One packet there and one back; who the server saw."""
+    space, own_mac, gateway_mac = near
+    body = bytes(range(1, 78))
+    with Sniffer(server.space, "eth0", outgoing=False) as sniffer:
+        ends = client, CLIENT_PORT, to, port
+        inject(space, "eth0", _ethernet(family, gateway_mac, own_mac, packet(family, ends, body)))
+        there = _received(sniffer, INTERNAL)
+    seen = there.tuple
+    size = 4 if family == 4 else 16
+    assert seen.destination == parse_address(server.address(family)).packed
+    with Sniffer(space, "eth0", outgoing=False) as sniffer:
+        peer = str(ip_address(seen.source[:size]))
+        answer = packet(family, (server.address(family), INTERNAL, peer, seen.source_port), body[::-1])
+        back = bytes(there.data[6:12])
+        inject(server.space, "eth0", _ethernet(family, back, server.mac, answer))
+        here = _received(sniffer, CLIENT_PORT)
+    assert here.tuple.source == parse_address(to).packed
+    assert here.tuple.source_port == port
+    return peer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("server", ["local", "remote"])
+def test_from_a_pod(world: World, server: str, family: int) -> None:
+    pod: Pod = getattr(world, server)
+    service = world.service(pod, family)
+    service.vip(VIP[family], 80, SCOPE_ANY)
+    near = world.client.space, world.client.mac, world.port.gateway_mac
+    client = world.client.address(family)
+    assert _converse(near, pod, family, client, VIP[family], 80) == client
+    service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("server", ["local", "remote"])
+def test_node_port_from_outside(world: World, server: str, family: int) -> None:
+    """A remote backend sees the SourceVIP, and a port of the pool."""
+    pod: Pod = getattr(world, server)
+    service = world.service(pod, family)
+    service.vip("", 30080, SCOPE_OUTSIDE, family=family)
+    out = world.underlay.out
+    # The node answers by neighbour discovery: it must know the client.
+    out.command("ping", "-c", "1", "-W", "2", node_address(world.node, family))
+    near = out, out.mac("eth0"), world.node.facts.uplink_mac
+    seen = _converse(near, pod, family, OUT[family], node_address(world.node, family), 30080)
+    assert seen == (OUT[family] if server == "local" else SOURCE_VIP[family])
+    service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_refused(world: World, family: int) -> None:
+    """Port unreachable, as for every protocol but TCP."""
+    service = Balancer(world.node, protocol=SCTP, flags=int(ServiceFlag.REJECT))
+    service.vip(VIP[family], 81, SCOPE_ANY)
+    ends = world.client.address(family), CLIENT_PORT, VIP[family], 81
+    frame = _ethernet(family, world.port.gateway_mac, world.client.mac, packet(family, ends, bytes(20)))
+    with Sniffer(world.client.space, "eth0", outgoing=False) as sniffer:
+        inject(world.client.space, "eth0", frame)
+        at, kind = (34, b"\3\3") if family == 4 else (54, b"\1\4")
+        sniffer.wait(lambda got: got[at : at + 2] == kind)
+    assert world.node.dropped(world.client.port, Layer.LB, Reason.NO_BACKEND)
+    service.close()
