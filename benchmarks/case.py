@@ -36,6 +36,13 @@ METRICS = {
     "later_packet": Metric("later packets of a flow", "ns", "lower"),
     "cpu": Metric("daemon CPU time, start and 250 ADDs", "s", "lower"),
     "memory": Metric("daemon resident memory", "MB", "lower"),
+    "service_start": Metric("cold start until the last service answers", "s", "lower"),
+    "service_memory": Metric("daemon resident memory", "MB", "lower"),
+    "change_p50": Metric("one slice's change, arrival to effect, p50", "ms", "lower"),
+    "change_p99": Metric("one slice's change, arrival to effect, p99", "ms", "lower"),
+    "change_cpu": Metric("one slice's change, daemon CPU time", "ms", "lower"),
+    "storm_lost": Metric("1,000 changes/s: services that end up wrong", "", "lower"),
+    "storm_backlog": Metric("1,000 changes/s: until all are in, after the last", "s", "lower"),
 }
 
 

@@ -6,6 +6,9 @@ always a pass. A goal against a fixed limit has the peer "limit".
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from benchmarks import ours, peers
 from benchmarks.case import Case, Comparison
 from benchmarks.cni import Cni
@@ -13,9 +16,12 @@ from benchmarks.datapath import Datapath
 from benchmarks.ours import NAME
 from benchmarks.packet_cost import MANY_RULES_NAME, PacketCost
 from benchmarks.scale import Scale
+from benchmarks.scenario import Scenario
+from benchmarks.services import ClusterIP, EpollRelay, ServiceScale, UserMode, clusterip_name, size_name
 
 MODES = ("stream", "rr", "udp_rr", "crr")
 LIMIT = "limit"
+SERVICES = (1, 1_000, 10_000, 50_000)
 
 # "Independent of the number of rules": within this of the figure with few.
 RULES_TOLERANCE = 0.9
@@ -82,6 +88,59 @@ def _outside() -> Datapath:
     return Datapath("outside", (peers.RawVeth, ours.Outside, peers.KernelMasquerade), modes, comparisons)
 
 
+def _services() -> Datapath:
+    straight = peers.BridgePods.name
+    own: list[Callable[[], Scenario]] = [partial(ClusterIP, count) for count in SERVICES]
+    of_straight = {"stream": 0.99, "rr": 0.98, "udp_rr": 0.98, "crr": 0.93}
+    proxy = peers.KubeProxyShape.name
+    comparisons = tuple(
+        line
+        for count in SERVICES
+        for line in (
+            *(Comparison(mode, clusterip_name(count), NAME, goal) for mode, goal in of_straight.items()),
+            *(Comparison(mode, clusterip_name(count), proxy, 1.4) for mode in ("rr", "crr")),
+        )
+    )
+    kube_proxy = tuple(Comparison(mode, proxy, straight) for mode in MODES)
+    scenarios = (ours.SameNode, *own, peers.BridgePods, peers.KubeProxyShape)
+    return Datapath("services", scenarios, MODES, (*comparisons, *kube_proxy))
+
+
+def _relay() -> Datapath:
+    """The node holds the gateway's address only on a network with a host port: HostRoute."""
+    own, peer, modes = f"{NAME}, user mode", EpollRelay.name, ("stream", "rr", "crr")
+    comparisons = (
+        Comparison("stream", own, peer, 1.0),
+        Comparison("rr", own, peer),
+        Comparison("crr", own, peer, 1.0),
+        *(Comparison(mode, name, NAME) for name in (own, peer) for mode in modes),
+    )
+    return Datapath("relay", (ours.SameNode, UserMode, EpollRelay), modes, comparisons)
+
+
+def _service_scale() -> ServiceScale:
+    limits = {
+        (1_000, 2): (1.0, 150.0),
+        (10_000, 2): (1.0, 150.0),
+        (50_000, 2): (5.0, 400.0),
+        (5_000, 50): (None, None),
+    }
+    comparisons: list[Comparison] = []
+    for (services, endpoints), (start_s, memory_mb) in limits.items():
+        name = size_name(services, endpoints)
+        if start_s is None:
+            comparisons += [Comparison("service_start", name), Comparison("service_memory", name)]
+        else:
+            comparisons.append(Comparison("service_start", name, LIMIT, 1.0, limit=start_s))
+            comparisons.append(Comparison("service_memory", name, LIMIT, 1.0, limit=memory_mb))
+        comparisons.append(Comparison("change_p50", name))
+        comparisons.append(Comparison("change_p99", name, LIMIT, 1.0, limit=5.0))
+        comparisons.append(Comparison("change_cpu", name, LIMIT, 1.0, limit=2.0))
+    storm = size_name(10_000, 2)
+    comparisons += [Comparison("storm_lost", storm), Comparison("storm_backlog", storm)]
+    return ServiceScale(tuple(limits), tuple(comparisons))
+
+
 def _cni() -> Cni:
     plain, masq = "bridge", "bridge + ipMasq"
     goals = {
@@ -120,5 +179,16 @@ def _scale() -> Scale:
 
 def cases() -> dict[str, Case]:
     """All cases by name, in the order they run."""
-    made = (_cni(), _same_node(), _overlay(), _l2bridge(), _outside(), _packet_cost(), _scale())
+    made: tuple[Case, ...] = (
+        _cni(),
+        _same_node(),
+        _overlay(),
+        _l2bridge(),
+        _outside(),
+        _packet_cost(),
+        _scale(),
+        _services(),
+        _relay(),
+        _service_scale(),
+    )
     return {case.name: case for case in made}

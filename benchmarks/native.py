@@ -51,7 +51,8 @@ def build() -> None:
     """
     BUILD.mkdir(exist_ok=True)
     include = f"-I/usr/include/{platform.machine()}-linux-gnu"
-    for name, command in (("load", _C), ("cni_exec", _C), ("stateless.o", (*_BPF, include))):
+    programs = (("load", _C), ("cni_exec", _C), ("epoll_relay", _C), ("stateless.o", (*_BPF, include)))
+    for name, command in programs:
         source, target = SOURCE / f"{name.removesuffix('.o')}.c", BUILD / name
         if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
             partial = target.with_suffix(".tmp")
@@ -65,11 +66,15 @@ def ports_of(mode: str) -> int:
 
 
 class Endpoints(msgspec.Struct, frozen=True):
-    """Where a measurement runs: client and server namespaces (names) and the address the client calls."""
+    """Where a measurement runs: client and server namespaces (names) and the address the client calls.
+
+    ``server_address``: what the server binds, where that is another one.
+    """
 
     client: str
     server: str
     address: str
+    server_address: str = ""
 
 
 def measure(ends: Endpoints, mode: str, seconds: float, cpu: int, port: int) -> LoadResult:
@@ -78,9 +83,11 @@ def measure(ends: Endpoints, mode: str, seconds: float, cpu: int, port: int) -> 
     Raises:
         BenchError: the server does not come up, or the client fails (no route, loss, time-out).
     """
-    common = ["-m", mode, "-a", ends.address, "-P", str(port), "-N", str(ports_of(mode)), "-p", str(cpu)]
-    with _server([*common, *_namespace(ends.server)]):
-        said = netns.run([BUILD / "load", "-c", *common, *_namespace(ends.client), "-t", str(seconds)])
+    common = ["-m", mode, "-P", str(port), "-N", str(ports_of(mode)), "-p", str(cpu)]
+    bound = ["-a", ends.server_address or ends.address, *_namespace(ends.server)]
+    called = ["-a", ends.address, *_namespace(ends.client)]
+    with _server([*common, *bound]):
+        said = netns.run([BUILD / "load", "-c", *common, *called, "-t", str(seconds)])
     return msgspec.json.decode(said, type=LoadResult)
 
 

@@ -5,21 +5,27 @@ Commands run with ``nsenter --net=`` and not ``ip netns exec``, which remounts /
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from benchmarks.errors import BenchError
 
 PREFIX = "swb"
 NETNS_DIR = Path("/run/netns")
 COMMAND_TIMEOUT_S = 60
+CLONE_NEWNET = 0x40000000
+
+T = TypeVar("T")
 
 
 def run(
@@ -167,3 +173,28 @@ class Sandbox:
             delete(names)
         finally:
             shutil.rmtree(self.tmp, ignore_errors=True)
+
+
+def call_in(netns: str, work: Callable[[], T]) -> T:
+    """What ``work`` returns when its thread is in a namespace of ours: its sockets are born there.
+
+    Raises what ``work`` raises, and OSError when the namespace cannot be entered.
+    """
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def run_there() -> None:
+        try:
+            with Path(path(netns)).open() as namespace:
+                if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), f"setns {netns}")
+            result.append(work())
+        except BaseException as error:  # handed to the caller, whatever it is
+            failure.append(error)
+
+    thread = threading.Thread(target=run_there)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]

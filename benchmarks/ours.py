@@ -18,9 +18,10 @@ def pod_policies(inside: str) -> list[Json]:
 
 
 def overlay(name: str, subnet: str) -> Json:
-    """An overlay network of one node; the gateway is the subnet's .1."""
+    """An overlay network of one node, which the node is part of; the gateway is the subnet's .1."""
     gateway = subnet.rpartition(".")[0] + ".1"
-    return network(name, "Overlay", subnet, gateway, vni=VNI)
+    made = network(name, "Overlay", subnet, gateway, vni=VNI)
+    return {**made, "Policies": [{"Type": "HostRoute", "Settings": {}}]}
 
 
 def dr_mac(created: Json) -> str:

@@ -94,9 +94,13 @@ class SamewireNode:
             "SAMEWIRE_CNI_SOCKET": str(self._run_dir / "cni.sock"),
         }
 
+    def configure(self, **settings: object) -> None:
+        """Change the daemon's configuration; it counts from the next start on."""
+        self._config.write_text(json.dumps({**json.loads(self._config.read_text()), **settings}))
+
     # --- the daemon -------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, wait: bool = True) -> None:
         """Start the daemon and wait until it is healthy. Raises ``BenchError`` with the end of its log."""
         executable = Path(sys.executable).parent / "samewire"
         for needed in (executable, CNI_CLIENT):
@@ -113,12 +117,14 @@ class SamewireNode:
         ]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        if wait:
+            self._await_health(self._process)
+
+    def _await_health(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + HEALTH_TIMEOUT_S
         while not self._healthy():
-            if self._process.poll() is not None:
-                raise BenchError(
-                    f"samewire daemon ended with status {self._process.returncode}: {self._tail()}"
-                )
+            if process.poll() is not None:
+                raise BenchError(f"samewire daemon ended with status {process.returncode}: {self._tail()}")
             if time.monotonic() >= deadline:
                 raise BenchError(
                     f"samewire daemon is not healthy after {HEALTH_TIMEOUT_S:.0f} s: {self._tail()}"
