@@ -100,6 +100,8 @@ def plan_batch(context: Context, owner: str, put: Iterable[LoadBalancer], delete
         elif before is not None:
             wanted[load_balancer_id] = None
     for value in put:
+        if value.owner == owner and view.load_balancer(value.id) == value:
+            continue  # what is there has been checked
         try:
             value = _complete(view, value if value.owner == owner else _replace(value, owner=owner))
             before = view.load_balancer(value.id)
