@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -242,6 +243,30 @@ def test_a_new_namespace_at_the_path_of_one_that_died_while_the_daemon_was_away(
     node.start()  # what is remembered now is the new one
     assert can_ping(pod, ROUTER_IP)
     poll("nothing differs", lambda: node.differences() == [])
+
+
+def test_the_state_directory_deleted_under_the_daemon(net: NodeNet, node: DaemonProcess, pod: str) -> None:
+    state = node.directory / "state"
+    moved = node.directory / "moved"
+    state.rename(moved)
+    status, error = node.cni("ADD", "second", net.pod(), node.conf())
+    assert (status, "deleted or replaced" in str(error)) == (1, True), error
+    assert "deleted or replaced" in str(node.request("GET", "/v2/health")["problems"])
+    findings = node.request("GET", "/v2/doctor")["findings"]
+    assert [item["check"] for item in findings if "deleted" in str(item)] == ["state"]
+    assert can_ping(pod, ROUTER_IP)
+    node.stop(signal.SIGKILL)
+    node.spawn()
+    assert node.wait_dead() == 1
+    assert "samewire uninstall" in node.tail()
+    assert can_ping(pod, ROUTER_IP), "a start without the database takes nothing away"
+    if state.exists():
+        shutil.rmtree(state)
+    moved.rename(state)
+    node.start()
+    assert can_ping(pod, ROUTER_IP)
+    node.add("second", net.pod(), node.conf())
+    assert node.differences() == []
 
 
 def test_a_host_port_cannot_take_the_tunnels_packets(net: NodeNet, node: DaemonProcess) -> None:

@@ -279,6 +279,21 @@ def test_ipv4_routes(node: NetNamespace, netlink: rt.Netlink, ifindex: int) -> N
     assert netlink.dump(rt.route_dump(4, 4242)) == []
 
 
+@pytest.mark.parametrize(
+    ("family", "prefix", "via"), [(4, "10.5.0.0/16", "10.244.1.1"), (6, "fd00:5::/48", "fd00:1::1")]
+)
+def test_of_a_multipath_route_the_first_next_hop_counts(
+    node: NetNamespace, netlink: rt.Netlink, ifindex: int, family: int, prefix: str, via: str
+) -> None:
+    own = "10.244.1.9/24" if family == 4 else "fd00:1::9/64"
+    ip(node, "address", "add", own, "dev", "sw0", *(["nodad"] if family == 6 else []))
+    hops = [word for gateway in (via, f"{via}1") for word in ("nexthop", "via", gateway, "dev", "sw0")]
+    ip(node, f"-{family}", "route", "add", prefix, *hops)
+    destination = packed(prefix.partition("/")[0])
+    found = [r for r in netlink.dump(rt.route_dump(family, 254)) if r.destination == destination]
+    assert [(route.oif, route.gateway) for route in found][:1] == [(ifindex, packed(via))]
+
+
 def test_ipv6_routes(node: NetNamespace, netlink: rt.Netlink, ifindex: int) -> None:
     netlink.batch(
         [

@@ -164,6 +164,10 @@ async def test_a_nat_network_picks_a_free_subnet(service: HnsService, switch: Fa
         await service.create_network(Network(name="nat3"))
 
 
+def on_host(network: Network) -> Network:
+    return replace(network, policies=(*network.policies, HostRoute()))
+
+
 @pytest.mark.parametrize(
     ("one", "two", "code"),
     [
@@ -172,6 +176,9 @@ async def test_a_nat_network_picks_a_free_subnet(service: HnsService, switch: Fa
         (bridge(prefix="10.244.1.0/24"), overlay(), HcnCode.INVALID_SUBNET),
         (overlay(), overlay(name="b", prefix="10.9.0.0/16"), HcnCode.INVALID_NETWORK),
         (overlay(), overlay(name="b", vni=4097), None),
+        (on_host(overlay()), overlay(name="b", vni=4097), None),
+        (on_host(overlay()), on_host(overlay(name="b", vni=4097)), HcnCode.INVALID_SUBNET),
+        (on_host(overlay()), on_host(overlay(name="b", vni=4097, prefix="10.9.0.0/16")), None),
         (bridge(), bridge(name="b", prefix="10.1.1.0/24", gateway="10.1.1.1"), None),
         (bridge(), replace(bridge(name="b"), type=NetworkType.PRIVATE), None),
         (replace(bridge(), type=NetworkType.INTERNAL), bridge(name="b"), None),

@@ -215,6 +215,7 @@ AILMENTS: list[tuple[str, Snapshot, Level, str, str]] = [
         "has dropped 12 packets",
     ),
     ("NodePorts", facts(nat_port_low=32000), WARNING, "nat-range", "overlaps the NodePort range"),
+    ("state", replace(HEALTHY, state_lost="it was deleted"), ERROR, "state", "deleted"),
     ("drift", replace(HEALTHY, differences=("table sw_ports: x",)), ERROR, "diff", "does not hold"),
     (
         "degraded endpoint",

@@ -79,6 +79,7 @@ class Store:
         except (OSError, sqlite3.Error) as error:
             raise StoreError(str(path), f"cannot be opened: {error}") from error
         try:
+            self._file = _identity(path)
             self._prepare()
             self._load()
         except sqlite3.Error as error:
@@ -87,6 +88,12 @@ class Store:
         except BaseException:
             self._db.close()
             raise
+
+    def lost(self) -> str:
+        """Why what is written now would be gone with this process; "" when the file is where it was."""
+        if _identity(self.path) == self._file:
+            return ""
+        return "the database was deleted or replaced under the running daemon; put it back, or `samewire uninstall`"
 
     def close(self) -> None:
         """Close the file."""
@@ -220,6 +227,9 @@ class Store:
         self._counters.update(self._db.execute("SELECT kind, last FROM counters").fetchall())
 
     def _transaction(self, write: Callable[[], object]) -> None:
+        lost = self.lost()
+        if lost:
+            raise StoreError(str(self.path), lost)
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -290,6 +300,15 @@ def _casualties(state: State, old: Iterable[tuple[Kind, str]], alive: Callable[[
 
 def _kind_of(holder: Network | Namespace) -> Kind:
     return Kind.NETWORK if isinstance(holder, Network) else Kind.NAMESPACE
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Which file a path is; zeros when there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
 
 
 def _create_if_absent(path: Path) -> None:

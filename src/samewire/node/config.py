@@ -90,6 +90,11 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return self.run_dir / "cni.sock"
 
     @property
+    def database(self) -> Path:
+        """The file of the desired objects."""
+        return self.state_dir / "samewire.db"
+
+    @property
     def bpf_dir(self) -> Path:
         """Mount point of the daemon's own bpffs."""
         return self.run_dir / "bpf"

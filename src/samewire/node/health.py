@@ -11,7 +11,8 @@ from samewire.node.node import Node
 def health(node: Node) -> dict[str, Any]:
     """The node's state in a few lines. ``status`` is ``ok`` or ``degraded``."""
     last = node.auditor.last
-    problems = [*([node.trouble] if node.trouble else []), *last.failed]
+    lost = node.store.lost()
+    problems = [*([lost] if lost else []), *([node.trouble] if node.trouble else []), *last.failed]
     if not node.uplink.ifindex:
         problems.append(f"uplink {node.config.uplink or 'of the default route'} is missing")
     problems += [f"endpoint {endpoint_id}: {reason}" for endpoint_id, reason in node.auditor.degraded.items()]

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 import samewire
-from samewire.errors import KernelError, NotFound, SamewireError
+from samewire.errors import Conflict, KernelError, NotFound, SamewireError, Unavailable
 from samewire.hcn.schema import Endpoint
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
@@ -91,8 +91,9 @@ class Node:
         ``listen`` is called before anything is changed: from then on the node is told what the kernel announces.
         """
         require_floor()
+        _refuse_to_forget(config.database)
         mount_bpffs(config.bpf_dir)
-        store = Store(config.state_dir / "samewire.db")
+        store = Store(config.database)
         try:
             for change in store.prune_after_reboot():
                 log.info("gone with the reboot", kind=change.kind.value, id=change.id)
@@ -123,6 +124,9 @@ class Node:
 
     async def refresh(self) -> bool:
         """Read the node's own state again; whether anything has changed. Raises SamewireError."""
+        lost = self.store.lost()
+        if lost:  # with it went the MACs of the node's devices, which must not be drawn anew
+            raise Unavailable(str(self.config.state_dir), lost)
         uplink = read_uplink(self.netlink, self.config.uplink)
         devices = ensure_devices(
             self.netlink, self.config.state_dir, vxlan_port=self.config.vxlan_port, mtu=uplink.mtu
@@ -224,6 +228,19 @@ class Node:
         outcome = self.board.programs["sw_start_ageing"].test_run(_FRAME, SkbContext())
         if outcome.retval:
             raise KernelError("start the ageing of flows", errno.EIO, f"step {outcome.retval} failed")
+
+
+def _refuse_to_forget(database: Path) -> None:
+    """Without its database a node would take pods that live for leftovers. Raises Conflict when there are any."""
+    if database.exists():
+        return
+    with Netlink() as netlink:
+        pods = sorted(link.name for link in netlink.dump(link_dump()) if is_leftover(link))
+    if pods:
+        raise Conflict(
+            f"{database} is gone, and {len(pods)} interfaces of pods are there ({pods[0]}, ...). Put the state "
+            "directory back, or remove them with `samewire uninstall`, and with them the pods' network"
+        )
 
 
 def _cannot_balance(load_balancer_id: str, error: SamewireError) -> None:

@@ -75,6 +75,10 @@ class ToolView:
             self._names = {link.ifindex: link.name for link in self._node.netlink.dump(link_dump())}
         return self._names.get(ifindex, "")
 
+    def balancer_owners(self) -> dict[int, str]:
+        """The load balancers by the numbers of their services."""
+        return self._node.switch.balancers.owners()
+
     def tables(self, names: Collection[str] = ()) -> Entries:
         """The content of tables as the kernel has them now. Raises KernelError, NotFound.
 
@@ -127,6 +131,7 @@ class ToolView:
             kernel_stats=_read(kernel_stats),
             flow_capacity=node.board.maps["sw_flows"].max_entries,
             ageing_ticks=ticks,
+            state_lost=node.store.lost(),
         )
 
     def _rows(self, table: Table) -> dict[Record, Record]:

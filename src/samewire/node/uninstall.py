@@ -69,7 +69,7 @@ def _relay(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
 
 def _filters(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
     """Link addresses that the uplink lets in for endpoints on the underlay."""
-    path = config.state_dir / "samewire.db"
+    path = config.database
     uplink = read_uplink(netlink, config.uplink)
     if not path.exists() or not uplink.ifindex:
         return

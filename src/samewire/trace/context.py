@@ -74,6 +74,10 @@ class TraceContext(Protocol):
         """The interface name of a port or device, "" when there is none. Called on the event loop."""
         ...
 
+    def balancer_owners(self) -> Mapping[int, str]:
+        """The load balancers by the numbers of their services. Called on the event loop."""
+        ...
+
     def tables(self, names: Collection[str] = ()) -> Entries:
         """The content of tables as the kernel has them now; of all when none is named.
 

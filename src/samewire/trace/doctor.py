@@ -48,6 +48,7 @@ _CHECKS: Final[tuple[Check, ...]] = (
     doctor_network.tunnel_device,
     doctor_network.reverse_path_filter,
     doctor_network.node_ports,
+    doctor_switch.state,
     doctor_switch.differences,
     doctor_switch.endpoints,
     doctor_switch.namespaces,

@@ -43,6 +43,18 @@ _TELLING: Final = {
 }
 
 
+def state(snapshot: Snapshot) -> Iterator[Finding]:
+    """What the node is to be can be written down."""
+    if snapshot.state_lost:
+        yield Finding(
+            Level.ERROR,
+            "state",
+            "database",
+            snapshot.state_lost,
+            "Put the state directory back, then restart the daemon; no change is taken until then.",
+        )
+
+
 def differences(snapshot: Snapshot) -> Iterator[Finding]:
     """The kernel holds what is wanted."""
     for text in snapshot.differences or ():

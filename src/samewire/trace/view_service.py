@@ -63,21 +63,22 @@ class _Views:
         return json_response(rows)
 
     async def layers(self, request: web.Request) -> web.Response:
-        _check_parameters(request, "endpoint")
+        _check_parameters(request, "endpoint", "object")
         compiled = [table.name for table in TABLES.values() if table.compiled]
         tables = await self._read(*compiled, "sw_acl_counts")
         names = self._names()
+        owners, only = self._context.balancer_owners(), request.query.get("object", "").upper()
         query = request.query.get("endpoint", "")
         if query in _SPECIAL:
             found = [row.id for row in port_rows(tables, names) if row.kind == query]
             if not found:
                 raise NotFound("port", query)
-            return json_response(layer_row(tables, names, found[0]))
+            return json_response(layer_row(tables, names, found[0], owners, only))
         if not query:
             raise Invalid(
                 "endpoint", f"layers of which port? an endpoint's name, or one of {', '.join(_SPECIAL)}"
             )
-        return json_response(layer_row(tables, names, self._port(request)))
+        return json_response(layer_row(tables, names, self._port(request), owners, only))
 
     async def flows(self, request: web.Request) -> web.Response:
         _check_parameters(request, "endpoint", "summary", "limit")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
+
+from msgspec.structs import replace
 
 from samewire.trace.context import EndpointInfo
 from samewire.trace.model import DropEventView, DropRow, FlowEnd, FlowRow, FlowSummary, PortRow, TupleView
@@ -11,12 +13,12 @@ from samewire.trace.reasons import explain
 from samewire.trace.rows import typed_rows
 from samewire.vfp.address import address_text
 from samewire.vfp.constants import TICK_S, Arrival, Counter, Fate, FlowFlag, Layer, Reason, TcpFlag
-from samewire.vfp.layers import PortView, all_ports, port_layers
+from samewire.vfp.layers import GroupView, LayerView, PortView, RuleView, all_ports, port_layers
 from samewire.vfp.model import Entries
 from samewire.vfp.protocols import protocol_text
 from samewire.vfp.simulate.flows import partner_key, transpose, tuple_of
 from samewire.vfp.simulate.packet import TCP, Tuple
-from samewire.vfp.tables import Count, DropEvent, DropKey, Flow, FlowKey, Id
+from samewire.vfp.tables import Count, DropEvent, DropKey, Flow, FlowKey, Id, Service, ServiceKey
 
 _PLACES: Final = {Arrival.UPLINK: "uplink", Arrival.TUNNEL: "tunnel", Arrival.HOST: "node"}
 _FATES: Final = {Fate.UPLINK: "uplink", Fate.TUNNEL: "tunnel", Fate.HOST: "node"}
@@ -48,9 +50,39 @@ def port_rows(tables: Entries, names: Names) -> list[PortRow]:
     return [_port_row(view, names, layers=False) for view in all_ports(tables)]
 
 
-def layer_row(tables: Entries, names: Names, ifindex: int) -> PortRow:
-    """One port with its layers, groups and rules. Raises NotFound."""
-    return _port_row(port_layers(tables, ifindex), names, layers=True)
+def layer_row(
+    tables: Entries, names: Names, ifindex: int, owners: Mapping[int, str] | None = None, only: str = ""
+) -> PortRow:
+    """One port with its layers, groups and rules. Raises NotFound.
+
+    ``owners``: load balancers by the numbers of their services; ``only``: rules of this object alone.
+    """
+    known = owners or {}
+    if only in known.values():  # before they are too many to be shown
+        services = typed_rows(tables, "sw_services", ServiceKey, Service)
+        wanted = {key: value for key, value in services if known.get(value.service) == only}
+        tables = {**tables, "sw_services": wanted}
+    row = _port_row(port_layers(tables, ifindex), names, layers=True)
+    layers = tuple(replace(layer, groups=_owned(row, layer, known, only)) for layer in row.layers)
+    return replace(row, layers=layers)
+
+
+def _owned(row: PortRow, layer: LayerView, owners: Mapping[int, str], only: str) -> tuple[GroupView, ...]:
+    """The groups of a layer, each rule with the object that made it."""
+    found = []
+    for group in layer.groups:
+        rules = [replace(rule, object=_owner(row, layer.name, rule, owners)) for rule in group.rules]
+        found.append(replace(group, rules=tuple(r for r in rules if not only or r.object == only)))
+    return tuple(found)
+
+
+def _owner(row: PortRow, layer: str, rule: RuleView, owners: Mapping[int, str]) -> str:
+    if layer == "LB":
+        return owners.get(rule.id, "")
+    if row.endpoint is None:
+        return ""
+    of_network = layer == "ROUTE" or rule.name.startswith("network")
+    return row.endpoint.network_id if of_network else row.endpoint.id
 
 
 def flow_rows(tables: Entries, names: Names, now_tick: int, port: int = 0) -> list[FlowRow]:

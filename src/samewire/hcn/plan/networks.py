@@ -14,6 +14,7 @@ from samewire.hcn.plan.endpoints import delete_endpoints
 from samewire.hcn.plan.policies import check_sets
 from samewire.hcn.policies import (
     DrMacAddress,
+    HostRoute,
     InterfaceConstraint,
     NetAdapterName,
     Policy,
@@ -133,7 +134,9 @@ def check_clashes(view: View, network: Network) -> None:
         name = other.name or other.id
         if network.vni and other.vni == network.vni:
             raise HcnError(HcnCode.INVALID_NETWORK, f"$.Ipams: VSID {network.vni} is that of network {name}")
-        tenants = network.type is NetworkType.OVERLAY and other.type is NetworkType.OVERLAY
+        overlays = network.type is NetworkType.OVERLAY and other.type is NetworkType.OVERLAY
+        # The node's own routing table is one: of overlays that it is part of none may have another's subnet.
+        tenants = overlays and not (first(network.policies, HostRoute) and first(other.policies, HostRoute))
         if tenants or network.type in ISOLATED or other.type in ISOLATED:
             continue
         for subnet in network.subnets:

@@ -30,12 +30,16 @@ _RTA_PREFSRC = 7
 _RTA_MULTIPATH = 9
 _RTA_TABLE = 15
 _RTA_VIA = 18
+_RTNH_F_DEAD = 1
 _RTNH_F_ONLINK = 4
+_RTNH_F_LINKDOWN = 16
 _KINDS = {"unicast": 1, "local": 2, "broadcast": 3, "anycast": 4, "multicast": 5}
 _KINDS |= {"blackhole": 6, "unreachable": 7, "prohibit": 8, "throw": 9}
 _KIND_NAMES = {number: name for name, number in _KINDS.items()}
 
 _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst bits, src bits, tos, table, protocol, scope, type, flags
+
+_RTNEXTHOP = struct.Struct("=HBBi")  # length, flags, weight - 1, interface
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -107,19 +111,23 @@ def route_del(
 
 
 def route_dump(family: int, table: int | None = None) -> Query[Route]:
-    """The routes of one IP version, of one table or of all. Multipath routes are left out: none are ours."""
+    """The routes of one IP version, of one table or of all. Of a multipath route the first next hop counts."""
     head = _RTMSG.pack(kernel_family(family), 0, 0, 0, 0, 0, 0, 0, 0)
     body = head if table is None else head + codec.u32(_RTA_TABLE, table)
     return Query(_RTM_GETROUTE, body, f"list IPv{family} routes", decode_route)
 
 
 def decode_route(body: memoryview) -> Route | None:
-    """An RTM_NEWROUTE or RTM_DELROUTE body; ``None`` for other families and for multipath routes."""
+    """An RTM_NEWROUTE or RTM_DELROUTE body; ``None`` for other families. Of several next hops it is the first that
+    is up, or the first.
+    """
     head, found = codec.fixed(_RTMSG, body)
     family, bits, _source_bits, _tos, table, protocol, scope, kind, flags = head
     version = version_of(family)
-    if version is None or _RTA_MULTIPATH in found:
+    if version is None:
         return None
+    if _RTA_MULTIPATH in found:
+        found = {**found, **_first_hop(found[_RTA_MULTIPATH])}
     gateway = codec.get_bytes(found, _RTA_GATEWAY) or codec.get_bytes(found, _RTA_VIA)[2:]
     return Route(
         family=version,
@@ -135,6 +143,22 @@ def decode_route(body: memoryview) -> Route | None:
         kind=_KIND_NAMES.get(kind, str(kind)),
         metric=codec.get_u32(found, _RTA_PRIORITY, 0),
     )
+
+
+def _first_hop(data: memoryview) -> dict[int, memoryview]:
+    """The interface and gateway of the next hop that a multipath route goes by, as attributes of the route."""
+    hops = []
+    while len(data) >= _RTNEXTHOP.size:
+        length, flags, _weight, _oif = _RTNEXTHOP.unpack_from(data)
+        if not _RTNEXTHOP.size <= length <= len(data):
+            raise codec.malformed(f"a next hop of {length} bytes in {len(data)}")
+        oif = data[_RTNEXTHOP.size - 4 : _RTNEXTHOP.size]
+        found = {_RTA_OIF: oif, **codec.attributes(data[_RTNEXTHOP.size : length])}
+        hops.append((bool(flags & (_RTNH_F_DEAD | _RTNH_F_LINKDOWN)), found))
+        data = data[(length + 3) & ~3 :]
+    if not hops:
+        raise codec.malformed("a multipath route without next hops")
+    return min(hops, key=lambda hop: hop[0])[1]
 
 
 def _default_scope(family: int, gateway: bytes | None, kind: str) -> int:
