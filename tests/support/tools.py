@@ -223,6 +223,9 @@ class FakeNode:
     def name_of_port(self, ifindex: int) -> str:
         return INTERFACES.get(ifindex, "")
 
+    def balancer_owners(self) -> dict[int, str]:
+        return {}
+
     def tables(self, names: Collection[str] = ()) -> Entries:
         return {name: rows for name, rows in self.content.items() if not names or name in names}
 

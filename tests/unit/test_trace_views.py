@@ -19,14 +19,24 @@ from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
 from samewire.trace import view_service
 from samewire.trace.model import FlowRow
-from samewire.trace.views import Names, drop_rows, flow_rows, flow_summary, port_rows
-from samewire.vfp.address import parse_address
-from samewire.vfp.constants import Arrival, Counter, Layer, Reason
+from samewire.trace.views import Names, drop_rows, flow_rows, flow_summary, layer_row, port_rows
+from samewire.vfp.address import ZERO, parse_address
+from samewire.vfp.constants import SCOPE_ANY, Arrival, Counter, Layer, Reason
 from samewire.vfp.model import Entries
 from samewire.vfp.simulate import Simulator
 from samewire.vfp.simulate.flows import make_key
 from samewire.vfp.simulate.packet import Tuple
-from samewire.vfp.tables import Action, Count, DropEvent, DropKey, Flow, FlowKey, Id
+from samewire.vfp.tables import (
+    Action,
+    Count,
+    DropEvent,
+    DropKey,
+    Flow,
+    FlowKey,
+    Id,
+    Service,
+    ServiceKey,
+)
 from tests.support.hcn import FakeSwitch
 from tests.support.tools import (
     CLIENT_PORT,
@@ -323,3 +333,25 @@ async def test_a_watch_ends_with_the_daemon(
         session.get("http://x/v2/switch/drops?watch=1") as response,
     ):
         assert len((await response.read()).splitlines()) == 1
+
+
+def test_rules_name_the_object_that_made_them() -> None:
+    row = layer_row(compiled(), NAMES, WEB_PORT)
+    made_by = {
+        layer.name: {rule.object for group in layer.groups for rule in group.rules} for layer in row.layers
+    }
+    assert made_by["ACL"] == {WEB_ID}
+    assert made_by["ROUTE"] == {INFOS[0].network_id}
+    routes = layer_row(compiled(), NAMES, WEB_PORT, {}, INFOS[0].network_id).layers
+    assert {layer.name for layer in routes if any(group.rules for group in layer.groups)} == {"ROUTE"}
+
+
+def test_a_load_balancers_rules_are_found_among_too_many() -> None:
+    key = ServiceKey(parse_address("10.96.0.0").packed, 80, 6, 4, SCOPE_ANY)
+    value = Service(0, 0, 0, 0, 0, ZERO)
+    services = {replace(key, port=port): replace(value, service=port) for port in range(1, 200)}
+    tables = {**compiled(), "sw_services": services}
+    owners = {port: f"LB-{port}" for port in range(1, 200)}
+    row = layer_row(tables, NAMES, WEB_PORT, owners, "LB-7")
+    [rule] = [rule for layer in row.layers for group in layer.groups for rule in group.rules]
+    assert (rule.id, rule.object) == (7, "LB-7")

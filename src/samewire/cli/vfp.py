@@ -63,9 +63,10 @@ def list_layers(socket: str, port: str, as_document: bool) -> None:
 @click.pass_obj
 def list_rules(socket: str, port: str, layer: str, group: str, name: str, as_document: bool) -> None:
     """The rules of a port. Their numbers are those that drops, flows and traces name."""
-    rules = list(_rules(_layers(socket, port), layer, group, name))
+    found = _layers(socket, port, name)
+    rules = list(_rules(found, layer, group))
     if (layer or group) and not rules:
-        _check_names(_layers(socket, port), layer, group)
+        _check_names(found, layer, group)
     _print(rules, as_document, (_blocks(_rule_fields(rule)) for rule in rules))
 
 
@@ -220,14 +221,14 @@ def _owner(socket: str, address: str) -> Json | None:
     return next((port for port in _get(socket, "ports") if address in port["addresses"]), None)
 
 
-def _layers(socket: str, name: str) -> Json:
+def _layers(socket: str, name: str, made_by: str = "") -> Json:
     port = _find_port(socket, name)
     query = port["endpoint"]["id"] if port.get("endpoint") else port["kind"]
-    found: Json = _get(socket, "layers", endpoint=query)
+    found: Json = _get(socket, "layers", endpoint=query, object=made_by)
     return found
 
 
-def _rules(port: Json, layer: str, group: str, name: str) -> Iterator[Json]:
+def _rules(port: Json, layer: str, group: str) -> Iterator[Json]:
     for one in port["layers"]:
         if layer and one["name"].lower() != layer.lower():
             continue
@@ -235,8 +236,7 @@ def _rules(port: Json, layer: str, group: str, name: str) -> Iterator[Json]:
             if group and each["name"].lower() != group.lower():
                 continue
             for rule in each["rules"]:
-                if not name or str(rule.get("object", "")).lower() == name.lower():
-                    yield {"layer": one["name"], "group": each["name"], **rule}
+                yield {"layer": one["name"], "group": each["name"], **rule}
 
 
 def _check_names(port: Json, layer: str, group: str) -> None:
@@ -286,13 +286,13 @@ def _layer_fields(layer: Json) -> Mapping[str, object]:
 
 def _rule_fields(rule: Json) -> Mapping[str, object]:
     return {
-        "Rule": rule["id"] or "-",
+        "Rule": rule.get("name") or rule["id"] or "-",
         "  Layer": f"{rule['layer']} {rule['group']}",
         "  Priority": rule["priority"],
         "  Conditions": "; ".join(rule["conditions"]),
         "  Action": rule["action"],
         "  Object": rule.get("object", ""),
-        "  Matched": rule.get("matched"),
+        "  Judged": rule.get("judged") or "",
     }
 
 

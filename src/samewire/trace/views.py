@@ -16,6 +16,7 @@ from samewire.vfp.constants import TICK_S, Arrival, Counter, Fate, FlowFlag, Lay
 from samewire.vfp.layers import GroupView, LayerView, PortView, RuleView, all_ports, port_layers
 from samewire.vfp.model import Entries
 from samewire.vfp.protocols import protocol_text
+from samewire.vfp.record import Record
 from samewire.vfp.simulate.flows import partner_key, transpose, tuple_of
 from samewire.vfp.simulate.packet import TCP, Tuple
 from samewire.vfp.tables import Count, DropEvent, DropKey, Flow, FlowKey, Id, Service, ServiceKey
@@ -60,7 +61,9 @@ def layer_row(
     known = owners or {}
     if only in known.values():  # before they are too many to be shown
         services = typed_rows(tables, "sw_services", ServiceKey, Service)
-        wanted = {key: value for key, value in services if known.get(value.service) == only}
+        wanted: dict[Record, Record] = {
+            key: value for key, value in services if known.get(value.service) == only
+        }
         tables = {**tables, "sw_services": wanted}
     row = _port_row(port_layers(tables, ifindex), names, layers=True)
     layers = tuple(replace(layer, groups=_owned(row, layer, known, only)) for layer in row.layers)

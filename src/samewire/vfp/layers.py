@@ -58,7 +58,7 @@ class RuleView(msgspec.Struct, frozen=True):
     """One rule: all conditions must hold. ``id`` 0 = not numbered; ``priority``: the lower decides first.
 
     ``name``: of a numbered one, for people. ``judged``: first packets, and flows after a change, that it decided on (of
-    ACL rules only).
+    ACL rules only). ``object``: id of the HCN object that made it, where that is known.
     """
 
     id: int
@@ -67,6 +67,7 @@ class RuleView(msgspec.Struct, frozen=True):
     action: str
     name: str = ""
     judged: int = 0
+    object: str = ""
 
 
 class GroupView(msgspec.Struct, frozen=True):
