@@ -27,6 +27,7 @@ from samewire.hcn.policies import (
 from samewire.hcn.schema import Endpoint, Ipam, IpConfiguration, Network, NetworkType, RouteEntry, Subnet
 from samewire.trace.context import EndpointInfo, TraceRun
 from samewire.trace.probe import PROTOCOLS, Probe, build
+from samewire.vfp.acl_names import AclNames
 from samewire.vfp.address import ZERO, parse_address, parse_interface
 from samewire.vfp.compile import compile_endpoint, compile_network, compile_node
 from samewire.vfp.constants import Arrival, Fate
@@ -225,6 +226,9 @@ class FakeNode:
 
     def balancer_owners(self) -> dict[int, str]:
         return {}
+
+    def acl_names(self, ifindex: int) -> AclNames:
+        return AclNames({1: "allow-web"} if ifindex == WEB_PORT else {})
 
     def tables(self, names: Collection[str] = ()) -> Entries:
         return {name: rows for name, rows in self.content.items() if not names or name in names}

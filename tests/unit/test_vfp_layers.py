@@ -13,13 +13,21 @@ from samewire.hcn.policies import (
     AclAction,
     AclDirection,
     HostRoute,
+    NetworkACL,
     OutBoundNAT,
     PortMapping,
     RemoteSubnetRoute,
+    SetPolicy,
+    TierAcl,
+    TierAclRule,
 )
 from samewire.hcn.schema import Endpoint, Ipam, IpConfiguration, Network, NetworkType, RouteEntry, Subnet
-from samewire.vfp.address import ZERO, parse_address, parse_interface
+from samewire.vfp.acl_names import AclNames, acl_names
+from samewire.vfp.acl_view import AclIndex
+from samewire.vfp.address import NO_MAC, ZERO, parse_address, parse_interface
 from samewire.vfp.compile import compile_endpoint, compile_network, compile_node
+from samewire.vfp.compile.acl import compile_acl
+from samewire.vfp.compile.builder import Builder
 from samewire.vfp.constants import CHUNK_BACKENDS, SCOPE_ANY, SCOPE_OUTSIDE, PortFlag, ServiceFlag
 from samewire.vfp.layers import GroupView, PortView, all_ports, port_layers
 from samewire.vfp.layers_service import SHOWN, service_rules
@@ -248,10 +256,45 @@ def test_many_services_are_counted() -> None:
     assert rule.action == f"{SHOWN + 1} services: samewire get services"
 
 
-def test_rules_say_how_often_they_have_judged(tables: Entries) -> None:
+def test_rules_say_what_they_are_called_and_how_often_they_judged(tables: Entries) -> None:
     """And tiers' rules have a name that says which."""
     counted = {**tables, "sw_acl_counts": {AclCountKey(42, 2, 0): Count(7), AclCountKey(42, 3, 1): Count(9)}}
-    found = group(port_layers(counted, 42), "ACL_IN").rules
-    assert [(rule.name, rule.judged) for rule in found] == [("2", 7), ("3", 0), ("", 0)]
+    found = group(port_layers(counted, 42, names=AclNames({2: "web"})), "ACL_IN").rules
+    assert [(rule.name, rule.policy, rule.judged) for rule in found] == [
+        ("2", "web", 7),
+        ("3", "", 0),
+        ("", "", 0),
+    ]
     assert rule_text(rule_number(4, 2)) == "4.2"
     assert rule_text(rule_number(1, network=True)) == "network 1"
+
+
+def test_names_of_rules_and_sets() -> None:
+    rule = TierAclRule(rule_id="one", tier_acl_rule_action=AclAction.PASS, local_addresses="red")
+    policies = (
+        ACL(rule_id="mine", action=AclAction.ALLOW, direction=AclDirection.IN),
+        TierAcl(direction=AclDirection.IN, tier_acl_rules=(rule, msgspec.structs.replace(rule, rule_id=""))),
+    )
+    network = Network(
+        id="NET",
+        type=NetworkType.OVERLAY,
+        policies=(
+            SetPolicy(set_id="red", values="10.0.0.1"),
+            NetworkACL(action=AclAction.BLOCK, direction=AclDirection.IN, rule_id="all"),
+        ),
+    )
+    names = acl_names(Endpoint(id="POD", network_id="NET", policies=policies), network)
+    assert {rule_text(number): name for number, name in names.policies.items()} == {
+        "network 2": "all",
+        "1": "mine",
+        "2.1": "one",
+    }
+    assert list(names.sets.values()) == ["red"]
+    builder = Builder()
+    incoming, _ = compile_acl(builder, "NET", network.policies, policies)
+    port = Port(
+        1, 1, 0, NO_MAC, NO_MAC, (ZERO, ZERO), (ZERO, ZERO), 0, (incoming.table, 0), incoming.space,
+        (incoming.words, 0), (incoming.shape, 0), 1500,
+    )  # fmt: skip
+    (first, *_) = AclIndex(builder.entries).rules(port, 0, names.sets)
+    assert (first.conditions, first.action) == (("protocol any", "remote set red"), "pass to the next tier")

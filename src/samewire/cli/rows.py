@@ -282,6 +282,8 @@ LAYERS: Final = View(
         Column("CONDITIONS", lambda row: ", ".join(row["rule"].get("conditions", ()))),
         Column("ACTION", _rule("action")),
         Column("JUDGED", _rule("judged")),
+        Column("OBJECT", _rule("object"), wide=True),
+        Column("POLICY", _rule("policy"), wide=True),
         Column("MATCHER", _field("matcher"), wide=True),
         Column("PRIORITY", _rule("priority"), wide=True),
     ),

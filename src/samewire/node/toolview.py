@@ -20,6 +20,7 @@ from samewire.node.node import Node, switch_object
 from samewire.node.stats import all_counters
 from samewire.trace.context import EndpointInfo, PortInfo, TraceRun, describe_endpoints
 from samewire.trace.snapshot import LinkInfo, Snapshot
+from samewire.vfp.acl_names import AclNames, acl_names
 from samewire.vfp.compile.balanced import TABLES as BALANCED
 from samewire.vfp.constants import Arrival, Counter
 from samewire.vfp.model import LINK_GROUP, Entries
@@ -78,6 +79,13 @@ class ToolView:
     def balancer_owners(self) -> dict[int, str]:
         """The load balancers by the numbers of their services."""
         return self._node.switch.balancers.owners()
+
+    def acl_names(self, ifindex: int) -> AclNames:
+        """Whose rules and sets the numbers in a port's ACL tables are."""
+        state = self._node.store.state
+        endpoint = state.endpoint(self._node.switch.ports.endpoint_of(ifindex))
+        network = state.network(endpoint.network_id) if endpoint is not None else None
+        return acl_names(endpoint, network) if endpoint is not None and network is not None else AclNames()
 
     def tables(self, names: Collection[str] = ()) -> Entries:
         """The content of tables as the kernel has them now. Raises KernelError, NotFound.

@@ -10,6 +10,7 @@ from msgspec import Struct
 from samewire.hcn.query import endpoint_state
 from samewire.hcn.schema import Endpoint
 from samewire.hcn.switch import StoreView
+from samewire.vfp.acl_names import AclNames
 from samewire.vfp.constants import Arrival
 from samewire.vfp.model import Entries
 from samewire.vfp.tables import DropEvent, TraceOutput
@@ -76,6 +77,10 @@ class TraceContext(Protocol):
 
     def balancer_owners(self) -> Mapping[int, str]:
         """The load balancers by the numbers of their services. Called on the event loop."""
+        ...
+
+    def acl_names(self, ifindex: int) -> AclNames:
+        """What the numbers in a port's ACL tables stand for. Called on the event loop."""
         ...
 
     def tables(self, names: Collection[str] = ()) -> Entries:

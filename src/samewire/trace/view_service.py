@@ -78,7 +78,8 @@ class _Views:
             raise Invalid(
                 "endpoint", f"layers of which port? an endpoint's name, or one of {', '.join(_SPECIAL)}"
             )
-        return json_response(layer_row(tables, names, self._port(request), owners, only))
+        port = self._port(request)
+        return json_response(layer_row(tables, names, port, owners, only, self._context.acl_names(port)))
 
     async def flows(self, request: web.Request) -> web.Response:
         _check_parameters(request, "endpoint", "summary", "limit")

@@ -11,6 +11,7 @@ from samewire.trace.context import EndpointInfo
 from samewire.trace.model import DropEventView, DropRow, FlowEnd, FlowRow, FlowSummary, PortRow, TupleView
 from samewire.trace.reasons import explain
 from samewire.trace.rows import typed_rows
+from samewire.vfp.acl_names import AclNames
 from samewire.vfp.address import address_text
 from samewire.vfp.constants import TICK_S, Arrival, Counter, Fate, FlowFlag, Layer, Reason, TcpFlag
 from samewire.vfp.layers import GroupView, LayerView, PortView, RuleView, all_ports, port_layers
@@ -52,11 +53,17 @@ def port_rows(tables: Entries, names: Names) -> list[PortRow]:
 
 
 def layer_row(
-    tables: Entries, names: Names, ifindex: int, owners: Mapping[int, str] | None = None, only: str = ""
+    tables: Entries,
+    names: Names,
+    ifindex: int,
+    owners: Mapping[int, str] | None = None,
+    only: str = "",
+    acl: AclNames | None = None,
 ) -> PortRow:
     """One port with its layers, groups and rules. Raises NotFound.
 
-    ``owners``: load balancers by the numbers of their services; ``only``: rules of this object alone.
+    ``owners``: load balancers by the numbers of their services; ``only``: rules of this object alone; ``acl``: names of
+    the port's ACL rules and sets.
     """
     known = owners or {}
     if only in known.values():  # before they are too many to be shown
@@ -65,7 +72,7 @@ def layer_row(
             key: value for key, value in services if known.get(value.service) == only
         }
         tables = {**tables, "sw_services": wanted}
-    row = _port_row(port_layers(tables, ifindex), names, layers=True)
+    row = _port_row(port_layers(tables, ifindex, names=acl), names, layers=True)
     layers = tuple(replace(layer, groups=_owned(row, layer, known, only)) for layer in row.layers)
     return replace(row, layers=layers)
 

@@ -69,7 +69,7 @@ class _Rows(msgspec.Struct):
 
 
 class AclIndex:
-    """All ACL tables, sorted out once for many ports. Sets are named by their hashes, as the tables have them."""
+    """All ACL tables, sorted out once for many ports. Sets without a name are shown as their hashes."""
 
     def __init__(self, tables: Entries) -> None:
         self._tables: dict[int, _Rows] = {}
@@ -87,7 +87,9 @@ class AclIndex:
         for set_key, name in _typed(tables, "sw_acl_sets", AclSetKey, Hash):
             self._rows(set_key.table).sets[set_key.side, set_key.set] = vectors.get(name.value, 0)
 
-    def rules(self, port: Port, direction: int) -> Iterator[AclRuleView]:
+    def rules(
+        self, port: Port, direction: int, set_names: Mapping[int, str] | None = None
+    ) -> Iterator[AclRuleView]:
         """The rules of one direction of a port, in the order in which they are asked."""
         rows = self._tables.get(port.acl_table[direction]) if port.acl_words[direction] else None
         if rows is None:
@@ -101,7 +103,7 @@ class AclIndex:
                 rule.priority,
                 rule.stage,
                 _VERDICTS[AclAction(rule.action)],
-                tuple(_conditions(rows, 1 << place, ends)),
+                tuple(_conditions(rows, 1 << place, ends, set_names or {})),
             )
 
     def _rows(self, table: int) -> _Rows:
@@ -115,11 +117,11 @@ class AclIndex:
             rows.ports.setdefault((key.side, key.protocol), {})[key.port, bits - 8] = vector
 
 
-def _conditions(rows: _Rows, bit: int, ends: tuple[str, str]) -> Iterator[str]:
+def _conditions(rows: _Rows, bit: int, ends: tuple[str, str], set_names: Mapping[int, str]) -> Iterator[str]:
     protocols, ports = _service(rows, bit)
     yield f"protocol {protocols}"
     for side, name in ((ACL_SOURCE, ends[0]), (ACL_DESTINATION, ends[1])):
-        items = [*_addresses(rows, side, bit), *_sets(rows, side, bit)]
+        items = [*_addresses(rows, side, bit), *_sets(rows, side, bit, set_names)]
         if items:
             yield f"{name} {','.join(items)}"
         if side == ACL_SOURCE:
@@ -131,10 +133,10 @@ def _conditions(rows: _Rows, bit: int, ends: tuple[str, str]) -> Iterator[str]:
             yield f"{name} port {','.join(map(_range_text, found))}"
 
 
-def _sets(rows: _Rows, side: int, bit: int) -> Iterator[str]:
+def _sets(rows: _Rows, side: int, bit: int, set_names: Mapping[int, str]) -> Iterator[str]:
     for (of_side, name), vector in rows.sets.items():
         if of_side == side and vector & bit:
-            yield f"set {name:016x}"
+            yield f"set {set_names.get(name, f'{name:016x}')}"
 
 
 def _service(rows: _Rows, bit: int) -> tuple[str, tuple[tuple[int, int], ...]]:

@@ -12,6 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from samewire.errors import NotFound
+from samewire.vfp.acl_names import AclNames
 from samewire.vfp.acl_view import AclIndex
 from samewire.vfp.address import IPV4, IPV6, ZERO, address_bits, address_text, mac_text
 from samewire.vfp.constants import (
@@ -58,7 +59,8 @@ class RuleView(msgspec.Struct, frozen=True):
     """One rule: all conditions must hold. ``id`` 0 = not numbered; ``priority``: the lower decides first.
 
     ``name``: of a numbered one, for people. ``judged``: first packets, and flows after a change, that it decided on (of
-    ACL rules only). ``object``: id of the HCN object that made it, where that is known.
+    ACL rules only). ``object``: id of the HCN object that made it, where that is known. ``policy``: the ``Id`` that
+    an ACL policy gave it.
     """
 
     id: int
@@ -68,6 +70,7 @@ class RuleView(msgspec.Struct, frozen=True):
     name: str = ""
     judged: int = 0
     object: str = ""
+    policy: str = ""
 
 
 class GroupView(msgspec.Struct, frozen=True):
@@ -107,11 +110,13 @@ def all_ports(tables: Entries) -> list[PortView]:
     return [port_layers(tables, ifindex, index) for ifindex in [*pods, *special]]
 
 
-def port_layers(tables: Entries, port: int, index: AclIndex | None = None) -> PortView:
+def port_layers(
+    tables: Entries, port: int, index: AclIndex | None = None, names: AclNames | None = None
+) -> PortView:
     """The layers of one port, by its id (ifindex); ``index``: of these tables. Raises ``NotFound``."""
     found = tables.get("sw_ports", {}).get(Id(port))
     if isinstance(found, Port):
-        return _pod(tables, port, found, index or AclIndex(tables))
+        return _pod(tables, port, found, index or AclIndex(tables), names or AclNames())
     kind = dict(_special(tables)).get(port)
     if kind is None:
         raise NotFound("port", str(port))
@@ -138,7 +143,7 @@ def _rows(tables: Entries, table: str, key: type[K], value: type[V]) -> Iterator
             yield k, v
 
 
-def _pod(tables: Entries, number: int, port: Port, index: AclIndex) -> PortView:
+def _pod(tables: Entries, number: int, port: Port, index: AclIndex, names: AclNames) -> PortView:
     layers = (
         LayerView("GUARD", (GroupView("GUARD_OUT", "out", "exact", tuple(_guard(port))),)),
         LayerView("LB", (GroupView("LB_OUT", "out", "exact", _services(tables, port.scope)),)),
@@ -146,8 +151,12 @@ def _pod(tables: Entries, number: int, port: Port, index: AclIndex) -> PortView:
         LayerView(
             "ACL",
             (
-                GroupView("ACL_OUT", "out", "priority", tuple(_acl(tables, index, number, port, ACL_OUT))),
-                GroupView("ACL_IN", "in", "priority", tuple(_acl(tables, index, number, port, ACL_IN))),
+                GroupView(
+                    "ACL_OUT", "out", "priority", tuple(_acl(tables, index, number, port, ACL_OUT, names))
+                ),
+                GroupView(
+                    "ACL_IN", "in", "priority", tuple(_acl(tables, index, number, port, ACL_IN, names))
+                ),
             ),
         ),
         LayerView("ROUTE", (GroupView("ROUTE_OUT", "out", "lpm", _routes(tables, port.scope)),)),
@@ -223,17 +232,24 @@ def _portmaps(tables: Entries, port: int | None) -> tuple[RuleView, ...]:
     return tuple(sorted(rules, key=lambda rule: rule.conditions))
 
 
-def _acl(tables: Entries, index: AclIndex, number: int, port: Port, side: int) -> Iterator[RuleView]:
+def _acl(
+    tables: Entries, index: AclIndex, number: int, port: Port, side: int, names: AclNames
+) -> Iterator[RuleView]:
     if not port.acl_words[side]:
         yield RuleView(0, 65535, ("any",), "allow: no rules")
         return
     fallback = "block: no rule matched"
-    for rule in index.rules(port, side):
+    for rule in index.rules(port, side, names.sets):
         if rule.rule:
             count = tables.get("sw_acl_counts", {}).get(AclCountKey(number, rule.rule, side))
-            judged = count.value if isinstance(count, Count) else 0
             yield RuleView(
-                rule.rule, rule.priority, rule.conditions, rule.action, rule_text(rule.rule), judged
+                id=rule.rule,
+                priority=rule.priority,
+                conditions=rule.conditions,
+                action=rule.action,
+                name=rule_text(rule.rule),
+                policy=names.policies.get(rule.rule, ""),
+                judged=count.value if isinstance(count, Count) else 0,
             )
         else:
             fallback = "allow: no rule matched"
