@@ -327,7 +327,11 @@ def test_host_ports_from_the_nodes_own_sockets(net: NodeNet, tmp_path: Path) -> 
     cgroup = mount / PREFIX
     cgroup.mkdir()
     try:
-        with daemon(net, tmp_path, host_cgroup=str(cgroup)) as node:
+        with daemon(net, tmp_path) as node:
+            node.start()
+            node.stop()
+            settings = json.loads(node.config.read_text())
+            node.config.write_text(json.dumps({**settings, "host_cgroup": str(cgroup)}))
             node.start()
             node.request("POST", "/v2/networks", overlay())
             pod = net.pod()
@@ -342,6 +346,13 @@ def test_host_ports_from_the_nodes_own_sockets(net: NodeNet, tmp_path: Path) -> 
                 assert ask(net.node, "127.0.0.1", 8080, cgroup) == "hello ('127.0.0.1', 8080)"
                 node.start()
                 assert ask(net.node, "127.0.0.1", 8080, cgroup) == "hello ('127.0.0.1', 8080)"
+                for wanted, answer in (("", ""), (str(cgroup), "hello ('127.0.0.1', 8080)")):
+                    node.stop()  # the socket programs are loaded for who needs them only
+                    node.config.write_text(json.dumps({**settings, "host_cgroup": wanted}))
+                    node.start()
+                    assert ask(net.node, "127.0.0.1", 8080, cgroup) == answer
+                    assert can_ping(pod, NODE_IP)
+                    assert node.differences() == []
     finally:
         cgroup.rmdir()
 

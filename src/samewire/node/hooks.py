@@ -34,7 +34,7 @@ _UPLINK: Final[tuple[tuple[str, Direction, AttachType], ...]] = (
     ("sw_uplink_in", "ingress", AttachType.TCX_INGRESS),
     ("sw_uplink_out", "egress", AttachType.TCX_EGRESS),
 )
-_SOCKETS: Final[dict[str, AttachType]] = {
+SOCKETS: Final[dict[str, AttachType]] = {
     "sw_connect4": AttachType.CGROUP_INET4_CONNECT,
     "sw_connect6": AttachType.CGROUP_INET6_CONNECT,
     "sw_sendmsg4": AttachType.CGROUP_UDP4_SENDMSG,
@@ -132,14 +132,14 @@ class Hooks:
                 raise NotFound("cgroup", str(cgroup)) from error
             try:
                 inode = os.fstat(directory).st_ino
-                for name, kind in _SOCKETS.items():
+                for name, kind in SOCKETS.items():
                     if name in self._programs:
                         pin = self._links / f"{name}_{inode}"
                         self._attach_link(pin, self._programs[name], directory, kind)
                         keep.add(pin.name)
             finally:
                 os.close(directory)
-        for name in _SOCKETS:
+        for name in SOCKETS:
             self._unpin_others(f"{name}_", keep)
         self._socket_pins = {self._links / name for name in keep}
 

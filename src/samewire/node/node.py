@@ -29,7 +29,7 @@ from samewire.node.audit import Auditor, is_leftover
 from samewire.node.config import NodeConfig
 from samewire.node.devices import ensure_devices, reserve_ports
 from samewire.node.facts import Uplink, hcn_facts, node_facts, read_uplink
-from samewire.node.hooks import Hooks
+from samewire.node.hooks import SOCKETS, Hooks
 from samewire.node.hostnet import HostNet
 from samewire.node.migrate import Migration
 from samewire.node.numbers import StoreNumbers
@@ -99,7 +99,9 @@ class Node:
                 log.info("gone with the reboot", kind=change.kind.value, id=change.id)
             netlink = Netlink()
             entries = {"sw_flows": config.flow_entries, "sw_flow_slots": config.flow_slots}
-            board = Switchboard(config.bpf_dir, object_path or switch_object(), entries)
+            # The verifier takes half a second for the socket programs.
+            idle = () if config.host_cgroup else tuple(SOCKETS)
+            board = Switchboard(config.bpf_dir, object_path or switch_object(), entries, idle)
             try:
                 node = cls(config, store, netlink, board)
                 listen(node)

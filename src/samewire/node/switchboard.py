@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -53,10 +53,17 @@ class Sources(msgspec.Struct):
 class Switchboard:
     """Maps and programs of the switch, by name. A context manager."""
 
-    def __init__(self, bpf_dir: Path, object_path: Path, entries: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        bpf_dir: Path,
+        object_path: Path,
+        entries: Mapping[str, int],
+        left_out: Collection[str] = (),
+    ) -> None:
         """Open what is pinned, or load the object; nothing is attached yet.
 
-        ``entries``: sizes that differ from those the object declares. Raises KernelError, OSError.
+        ``entries``: sizes that differ from those the object declares. ``left_out``: programs that are not needed, and
+        not loaded. Raises KernelError, OSError.
         """
         self._dir = bpf_dir
         self.object_path = object_path
@@ -70,6 +77,8 @@ class Switchboard:
             for name in _DIRECTORIES:
                 (bpf_dir / name).mkdir(mode=0o700, exist_ok=True)
             self._object.set_max_entries(entries)
+            self._object.leave_out(left_out)
+            self._needed = {*PROGRAMS, *self._object.program_names()} - set(left_out)
             if not self._open_pinned():
                 self._load()
         except BaseException:
@@ -100,9 +109,10 @@ class Switchboard:
             path = self._dir / "programs" / name
             path.unlink(missing_ok=True)
             program.pin(path)
-        for path in (self._dir / "maps").iterdir():
-            if path.name not in self.maps:
-                path.unlink()
+        for directory, found in (("maps", self.maps.keys()), ("programs", self.programs.keys())):
+            for path in (self._dir / directory).iterdir():
+                if path.name not in found:
+                    path.unlink()
         new = self._saved_object.with_name("switch.o.new")
         shutil.copyfile(self.object_path, new)
         new.rename(self._saved_object)
@@ -159,7 +169,7 @@ class Switchboard:
         except NotFound:
             complete = False
         else:
-            complete = programs.keys() >= set(PROGRAMS) and all(
+            complete = programs.keys() >= self._needed and all(
                 self._fits(name, found) for name, found in maps.items()
             )
         if not complete:

@@ -142,6 +142,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "bpf_map__initial_value": (c_void_p, (c_void_p, ct.POINTER(ct.c_size_t))),
     "bpf_map__reuse_fd": (ct.c_int, (c_void_p, ct.c_int)),
     "bpf_program__name": (ct.c_char_p, (c_void_p,)),
+    "bpf_program__set_autoload": (ct.c_int, (c_void_p, ct.c_bool)),
     "bpf_program__fd": (ct.c_int, (c_void_p,)),
     "bpf_map_update_elem": (ct.c_int, (ct.c_int, c_void_p, c_void_p, ct.c_uint64)),
     "bpf_map_lookup_elem": (ct.c_int, (ct.c_int, c_void_p, c_void_p)),

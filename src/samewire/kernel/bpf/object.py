@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes as ct
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,6 +29,7 @@ class BpfObject:
             )
         self.path = path
         self.programs: dict[str, BpfProgram] = {}
+        self._left_out: set[str] = set()
         self.maps: dict[str, BpfMap] = {}
 
     def __enter__(self) -> Self:
@@ -91,6 +92,13 @@ class BpfObject:
             b.lib.bpf_map__max_entries(handle),
         )
 
+    def leave_out(self, names: Collection[str]) -> None:
+        """Do not load these programs: the verifier's time for them is saved. Call before `load`."""
+        for name, handle in self._program_handles().items():
+            if name in names:
+                b.check(b.lib.bpf_program__set_autoload(handle, False), f"leave out {name}")
+                self._left_out.add(name)
+
     def load(self) -> None:
         """Create the maps and verify the programs. Raises KernelError with the verifier's log."""
         operation = f"load {self.path.name}"
@@ -104,6 +112,7 @@ class BpfObject:
         self.programs = {
             name: BpfProgram(b.lib.bpf_program__fd(handle), owned=False)
             for name, handle in self._program_handles().items()
+            if name not in self._left_out
         }
 
     def close(self) -> None:
