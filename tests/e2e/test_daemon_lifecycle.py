@@ -225,6 +225,8 @@ def test_a_pod_whose_namespace_died_is_degraded_until_del(
 
 
 def test_leftovers_with_our_mark_are_removed(net: NodeNet, node: DaemonProcess) -> None:
+    node.start()  # without a database the start would be refused: the leftovers could be pods that live
+    node.stop()
     ip("link", "add", "swdeadbeef", "type", "veth", "peer", "x1", netns_name=net.node)
     ip("link", "set", "swdeadbeef", "group", "21367", netns_name=net.node)
     ip("link", "add", "other", "type", "veth", "peer", "x2", netns_name=net.node)
