@@ -42,6 +42,19 @@ BUILT = Path(__file__).parents[2] / "src" / "samewire" / "_build"
 DEVICES = 6
 FLOWS = 4096
 SLOTS = 8192
+SMALL = 1024
+# Tables that are emptied between plays: reading an empty one costs its size.
+_LARGE = (
+    "sw_services",
+    "sw_backend_sets",
+    "sw_backends",
+    "sw_source_ranges",
+    "sw_direct",
+    "sw_affinity",
+    "sw_service_counts",
+    "sw_nexthops",
+    "sw_endpoints",
+)
 PROGRAMS = {Arrival.POD: "sw_pod", Arrival.UPLINK: "sw_uplink_in", Arrival.HOST: "sw_host"}
 FREE = FlowKey((ZERO, ZERO), (0, 0), 0, 0, 0)
 _CLONE_NEWNET = 0x40000000
@@ -83,7 +96,7 @@ class SwitchRig:
             subprocess.run(
                 ["ip", "link", "add", f"p{i}", "type", "veth", "peer", "name", f"q{i}"], check=True
             )
-        sizes = {"sw_flows": FLOWS, "sw_flow_slots": SLOTS}
+        sizes = {"sw_flows": FLOWS, "sw_flow_slots": SLOTS} | dict.fromkeys(_LARGE, SMALL)
         self.object = BpfObject(BUILT / "switch.o")
         self.object.set_max_entries(sizes)
         self.object.load()
