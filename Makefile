@@ -60,11 +60,33 @@ $(OUT)/samewire-relay: $(wildcard native/relay/*.c native/relay/*.h)
 	@mkdir -p $(OUT)
 	$(CC) -O2 -Wall -Wextra -Werror -static -s -o $@ $(filter %.c,$^)
 
+# What Windows programs load under Wine; docs/guides/windows-clients.md. Only the tests need it.
+SHIM     := $(OUT)/windows
+SHIM_CC  ?= x86_64-w64-mingw32-gcc
+SHIM_C   := $(addprefix compat/windows/,call.c http.c text.c platform.c)
+SHIM_H   := $(wildcard compat/windows/*.h)
+
+.PHONY: windows-shim
+windows-shim: build/.apt-WINDOWS $(SHIM)/computenetwork.dll $(SHIM)/vmcompute.dll $(SHIM)/client.exe $(SHIM)/libcomputenetwork.so ## the DLLs for Windows programs
+
+$(SHIM)/%.dll: compat/windows/%.c compat/windows/handles.c $(SHIM_C) $(SHIM_H)
+	@mkdir -p $(SHIM)
+	$(SHIM_CC) -O2 -Wall -Wextra -Werror -shared -static-libgcc -s -o $@ $(filter %.c,$^) -lws2_32 -lole32
+
+# The same exports for Linux: a test double of the real library.
+$(SHIM)/libcomputenetwork.so: compat/windows/computenetwork.c compat/windows/handles.c $(SHIM_C) $(SHIM_H)
+	@mkdir -p $(SHIM)
+	$(CC) -O2 -Wall -Wextra -Werror -fvisibility=hidden -fPIC -shared -pthread -s -o $@ $(filter %.c,$^)
+
+$(SHIM)/client.exe: compat/windows/test/client.c
+	@mkdir -p $(SHIM)
+	$(SHIM_CC) -O2 -Wall -Wextra -Werror -static -s -o $@ $< -lole32
+
 .PHONY: setup
 setup: build/.apt-RUN build/.installed native ## what running needs
 
 .PHONY: setup-test
-setup-test: build/.apt-RUN build/.apt-TEST build/.installed native
+setup-test: build/.apt-RUN build/.apt-TEST build/.installed native windows-shim
 
 # --- the two commands -----------------------------------------------------------------------------
 .PHONY: lab lab-down

@@ -25,7 +25,7 @@ from samewire.errors import (
     Unavailable,
     Unsupported,
 )
-from samewire.hcn import http, notifications
+from samewire.hcn import http_guard, notifications
 from samewire.hcn.client import AsyncHnsClient, HnsClient
 from samewire.hcn.codec import encode as http_body
 from samewire.hcn.errors import HcnCode, HcnError
@@ -261,7 +261,7 @@ async def test_who_may_ask(
     uid: int,
     status: int,
 ) -> None:
-    monkeypatch.setattr(http, "_peer_uid", lambda request: uid)
+    monkeypatch.setattr(http_guard, "_peer_uid", lambda peer: uid)
     path = tmp_path / "other.sock"
     server = HttpServer(make_app(service, allowed_uids=allowed), path)
     await server.start()
@@ -278,13 +278,13 @@ async def test_the_kernel_says_who_asks(
     service: HnsService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    real = http._peer_uid
+    real = http_guard._peer_uid
 
-    def spy(request: web.Request) -> int:
-        seen.append(real(request))
+    def spy(peer: Any) -> int:
+        seen.append(real(peer))
         return 0
 
-    monkeypatch.setattr(http, "_peer_uid", spy)
+    monkeypatch.setattr(http_guard, "_peer_uid", spy)
     path = tmp_path / "other.sock"
     server = HttpServer(make_app(service), path)
     await server.start()

@@ -1,7 +1,7 @@
 """The HTTP API of the daemon on a unix socket: HCN objects in JSON (docs/api.md).
 
-Every answer to a wrong request is ``{"Success": false, "Error": "...", "ErrorCode": <HRESULT>}``. Who may
-ask is decided by the kernel's word on the peer (SO_PEERCRED), on top of the socket's mode 0600.
+Every answer to a wrong request is ``{"Success": false, "Error": "...", "ErrorCode": <HRESULT>}``. Who may ask is
+`samewire.hcn.http_guard`'s business, on top of the socket's mode 0600.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ import asyncio
 import os
 import socket
 import stat
-import struct
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import structlog
 from aiohttp import web
@@ -22,6 +20,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from samewire.errors import Conflict, SamewireError, Unavailable
 from samewire.hcn.errors import HcnCode
 from samewire.hcn.http_answers import classify, error_response, json_response
+from samewire.hcn.http_guard import guard
 from samewire.hcn.http_objects import object_routes
 from samewire.hcn.http_protocol import protocol_factory
 from samewire.hcn.service import HnsService
@@ -45,14 +44,15 @@ def make_app(
     service: HnsService,
     extra_routes: Sequence[web.AbstractRouteDef] = (),
     allowed_uids: Collection[int] = (),
+    token: str = "",
 ) -> web.Application:
-    """Return the application; user id 0 and ``allowed_uids`` may use it.
+    """Return the application; user id 0 and ``allowed_uids`` may use it, and over TCP who has the ``token``.
 
     ``extra_routes`` are the tools' endpoints; they share the error bodies and the authorisation, and raise
     SamewireError.
     """
     app = web.Application(
-        middlewares=[_error_middleware, _peer_middleware(frozenset({0, *allowed_uids}))],
+        middlewares=[_error_middleware, guard(allowed_uids, token)],
         client_max_size=MAX_REQUEST_BYTES,
     )
     app.add_routes([web.get("/v2/version", _version), *object_routes(service), *v1_routes(service)])
@@ -69,12 +69,13 @@ def _end_streams(service: HnsService) -> Callable[[web.Application], Awaitable[N
 
 
 class HttpServer:
-    """An application listening on a unix socket of mode 0600."""
+    """An application listening on a unix socket of mode 0600, and at ``tcp`` (host, port) where that is given."""
 
-    def __init__(self, app: web.Application, path: Path) -> None:
+    def __init__(self, app: web.Application, path: Path, tcp: tuple[str, int] | None = None) -> None:
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
         self._path = path
-        self._listening: asyncio.Server | None = None
+        self._tcp = tcp
+        self._listening: list[asyncio.Server] = []
 
     async def start(self) -> None:
         """Listen. Raises Conflict when another process does already, Unavailable when the socket cannot be
@@ -86,12 +87,19 @@ class HttpServer:
             raise Unavailable(str(self._path), str(error)) from error
         await self._runner.setup()
         loop, protocol = asyncio.get_running_loop(), protocol_factory(self._runner)
-        self._listening = await loop.create_unix_server(protocol, sock=listener, backlog=BACKLOG)
+        self._listening = [await loop.create_unix_server(protocol, sock=listener, backlog=BACKLOG)]
+        if self._tcp is None:
+            return
+        host, port = self._tcp
+        try:
+            self._listening.append(await loop.create_server(protocol, host, port, backlog=BACKLOG))
+        except OSError as error:
+            raise Unavailable(f"{host}:{port}", f"the HNS listener cannot be had: {error}") from error
 
     async def close(self) -> None:
         """Stop listening, finish the requests under way (for `CLOSE_TIMEOUT_S`), remove the socket."""
-        if self._listening is not None:
-            self._listening.close()
+        for listening in self._listening:
+            listening.close()
         await self._runner.cleanup()
         self._path.unlink(missing_ok=True)
 
@@ -135,34 +143,6 @@ async def _error_middleware(request: web.Request, handler: Handler) -> web.Strea
     except Exception:
         log.exception("a request failed by a bug", method=request.method, path=request.path[:256])
         return error_response(500, HcnCode.E_FAIL, "internal error; the daemon's log has the details")
-
-
-def _peer_middleware(allowed_uids: frozenset[int]) -> Any:
-    @web.middleware
-    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        uid = _peer_uid(request)
-        if uid not in allowed_uids:
-            raise HcnForbidden(f"user id {uid} may not use this socket")
-        return await handler(request)
-
-    return check
-
-
-class HcnForbidden(web.HTTPForbidden):
-    """The peer is nobody we serve."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason=reason)
-
-
-def _peer_uid(request: web.Request) -> int:
-    """Return the user id of the process that connected, -1 when the connection is gone."""
-    transport = request.transport
-    peer = transport.get_extra_info("socket") if transport else None
-    if peer is None:
-        return -1
-    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[1])
 
 
 async def _version(_: web.Request) -> web.Response:

@@ -42,8 +42,8 @@ class ServiceMatrix:
         self._balancers = [node for node in state.nodes if node.plan.stack is Stack.SAMEWIRE]
 
     def probes(self) -> Iterator[Probe]:
-        """Every cell, Service by Service."""
-        for service in self._state.services:
+        """Every cell, Service by Service; none where no node balances."""
+        for service in self._state.services if self._balancers else ():
             for port in service.ports:
                 if port.protocol != "SCTP" and service.selector:
                     for frontend in self._frontends(service, port):

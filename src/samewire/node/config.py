@@ -14,6 +14,7 @@ import msgspec
 from samewire.errors import Invalid
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+LOOPBACKS: Final = ("127.0.0.1", "::1")
 
 _LINK_NAME_BYTES: Final = 15
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
@@ -50,6 +51,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     metrics_listen: str = ""
     audit_interval_s: Annotated[float, msgspec.Meta(ge=1, le=86400)] = 60.0
     allowed_uids: tuple[int, ...] = ()
+    hns_listen: str = ""
     acl_unmatched: Literal["block", "allow"] = "block"
     kubeconfig: str = ""
     kube_context: str = ""
@@ -73,6 +75,19 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def balances(self) -> bool:
         """Whether this node balances services."""
         return self.has_source and self.proxy_mode != "off"
+
+    @property
+    def hns_address(self) -> tuple[str, int] | None:
+        """Host and port of the HNS listener for programs without unix sockets, or None. Raises Invalid."""
+        found = _address(self.hns_listen)
+        if found is not None and found[0] not in LOOPBACKS:
+            raise Invalid("hns_listen", f"{found[0]!r} is not loopback: use {' or '.join(LOOPBACKS)}")
+        return found
+
+    @property
+    def hns_token_file(self) -> Path:
+        """What a client of the HNS listener has to send."""
+        return self.run_dir / "hns.token"
 
     @property
     def relay_socket(self) -> Path:
@@ -175,11 +190,12 @@ def _check(config: NodeConfig) -> None:
         raise Invalid("nat_ports", f"{low}-{high} is no range; give the lowest and the highest port")
     if low <= config.vxlan_port <= high:
         raise Invalid("nat_ports", f"holds the VXLAN port {config.vxlan_port}")
-    for key in ("metrics_listen", "healthz_listen"):
+    for key in ("metrics_listen", "healthz_listen", "hns_listen"):
         text = getattr(config, key)
         found = _LISTEN.fullmatch(text)
         if text and (found is None or not 1 <= int(found[2]) <= 65535):
             raise Invalid(key, f"{text!r} is not host:port")
+    _ = config.hns_address
     _check_services(config)
 
 

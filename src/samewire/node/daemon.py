@@ -19,6 +19,7 @@ from samewire.cni.server import CniServer
 from samewire.cni.verbs import CniPlugin
 from samewire.errors import Unavailable
 from samewire.hcn.http import HttpServer, make_app
+from samewire.hcn.http_guard import read_token
 from samewire.kernel.rtnetlink import LinkMonitor
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
@@ -89,8 +90,9 @@ class Daemon:
             *doctor_service.routes(tools),
             *service_routes(node, services),
         ]
-        app = make_app(node.service, routes, config.allowed_uids)
-        http = HttpServer(app, config.http_socket)
+        token = read_token(config.hns_token_file) if config.hns_address is not None else ""
+        app = make_app(node.service, routes, config.allowed_uids, token)
+        http = HttpServer(app, config.http_socket, config.hns_address)
         await http.start()
         self._closers.append(("http", http.close))
         cni = CniServer(CniPlugin(NodeBackend(node)), config.cni_socket, allowed_uids=config.allowed_uids)

@@ -1,0 +1,162 @@
+"""A Windows program under Wine, with our computenetwork.dll and vmcompute.dll, against a whole daemon.
+
+The libraries are where Windows programs look for them, in system32 of a prefix of this test's own. Wine has no
+libraries of these names, so that nothing but ours can answer.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import samewire
+from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.library_client import LibraryClient
+from samewire.hcn.schema import Kind
+from samewire.kernel.computenetwork import ComputeNetwork
+from tests.support.node import DaemonProcess, NodeNet, daemon, node_net, overlay
+
+pytestmark = pytest.mark.root
+
+BUILT = Path(samewire.__file__).parent / "_build" / "windows"
+LISTEN = "127.0.0.1:9434"
+LIMIT_S = 180
+
+
+@pytest.fixture
+def net() -> Iterator[NodeNet]:
+    with node_net() as made:
+        yield made
+
+
+@pytest.fixture
+def node(net: NodeNet, tmp_path: Path) -> Iterator[DaemonProcess]:
+    with daemon(net, tmp_path, hns_listen=LISTEN) as process:
+        yield process.start()
+
+
+class Wine:
+    """A private Windows, as far as it goes: `run` programs in a node's namespace."""
+
+    def __init__(self, directory: Path) -> None:
+        self._env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(directory),
+            "WINEPREFIX": str(directory / "prefix"),
+            "WINEARCH": "win64",
+            "WINEDEBUG": "-all",
+            "WINEDLLOVERRIDES": "mscoree,mshtml=",
+        }
+        directory.mkdir(exist_ok=True)
+        self._wine = shutil.which("wine64") or next(
+            str(path) for path in Path("/usr/lib").glob("wine*/wine64") if path.exists()
+        )
+
+    def install(self, net: NodeNet) -> None:
+        """Make the prefix and put the libraries where they belong."""
+        self.run(net, "wineboot", "--init")
+        system32 = Path(self._env["WINEPREFIX"]) / "drive_c/windows/system32"
+        for name in ("computenetwork.dll", "vmcompute.dll"):
+            shutil.copy(BUILT / name, system32 / name)
+
+    def run(self, net: NodeNet, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end."""
+        inside = ["nsenter", f"--net=/run/netns/{net.node}", self._wine, *command]
+        return subprocess.run(
+            inside,
+            env={**self._env, **env},
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def stop(self) -> None:
+        """End what serves the prefix."""
+        server = Path(self._wine).with_name("wineserver")
+        found = str(server) if server.exists() else shutil.which("wineserver")
+        if found:
+            subprocess.run([found, "-k"], env=self._env, capture_output=True, timeout=30, check=False)
+
+
+@pytest.fixture
+def wine(net: NodeNet, tmp_path: Path) -> Iterator[Wine]:
+    made = Wine(tmp_path / "wine")
+    try:
+        made.install(net)
+        yield made
+    finally:
+        made.stop()
+
+
+def test_every_export_of_both_libraries(net: NodeNet, node: DaemonProcess, wine: Wine) -> None:
+    token = (node.run_dir / "hns.token").read_text().strip()
+    done = wine.run(net, str(BUILT / "client.exe"), SAMEWIRE_HNS_ADDRESS=LISTEN, SAMEWIRE_HNS_TOKEN=token)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 wrong" in done.stdout
+    assert "WRONG" not in done.stdout
+    assert node.request("GET", "/v2/networks") == []
+    by_file = wine.run(
+        net,
+        str(BUILT / "client.exe"),
+        SAMEWIRE_HNS_ADDRESS=LISTEN,
+        SAMEWIRE_HNS_TOKEN_FILE=f"Z:{node.run_dir}/hns.token".replace("/", "\\"),
+    )
+    assert by_file.returncode == 0, by_file.stdout
+    refused = wine.run(
+        net, str(BUILT / "client.exe"), SAMEWIRE_HNS_ADDRESS=LISTEN, SAMEWIRE_HNS_TOKEN="guess"
+    )
+    assert refused.returncode != 0
+    assert "WRONG HcnCreateNetwork" in refused.stdout
+
+
+@pytest.mark.parametrize("header", [b"", b"Authorization: Bearer guess\r\n"])
+def test_nobody_without_the_token(net: NodeNet, node: DaemonProcess, header: bytes) -> None:
+    node.request("POST", "/v2/networks", overlay())
+    said = _raw(net, b"GET /v2/networks HTTP/1.0\r\n" + header + b"\r\n")
+    assert b" 403 " in said.split(b"\r\n")[0]
+    assert b"token" in said
+    token = (node.run_dir / "hns.token").read_bytes().strip()
+    said = _raw(net, b"GET /v2/networks HTTP/1.0\r\nAuthorization: Bearer " + token + b"\r\n\r\n")
+    assert b" 200 " in said.split(b"\r\n")[0]
+    assert (node.run_dir / "hns.token").stat().st_mode & 0o777 == 0o600
+
+
+def _raw(net: NodeNet, request: bytes) -> bytes:
+    """What the listener answers to bytes."""
+
+    with net.inside(), socket.create_connection(("127.0.0.1", 9434), timeout=10) as client:
+        client.sendall(request)
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def test_the_python_client_over_the_librarys_exports(
+    net: NodeNet, node: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ABI is that of a library built for Linux from the shim's own sources: no Windows Python runs here."""
+    monkeypatch.setenv("SAMEWIRE_HNS_ADDRESS", LISTEN)
+    monkeypatch.setenv("SAMEWIRE_HNS_TOKEN_FILE", str(node.run_dir / "hns.token"))
+    with net.inside():
+        client = LibraryClient(ComputeNetwork(str(BUILT / "libcomputenetwork.so")))
+        network = client.create(Kind.NETWORK, overlay("päd-中"))
+        assert client.list(Kind.NETWORK, Name="päd-中") == [network]
+        assert client.list(Kind.NETWORK, Name="another") == []
+        endpoint = client.create(Kind.ENDPOINT, {"HostComputeNetwork": network["ID"], "Name": "e"})
+        acl = {"Type": "ACL", "Settings": {"Action": "Block", "Direction": "In", "Priority": 100}}
+        changed = client.modify(Kind.ENDPOINT, endpoint["ID"], "Policy", "Add", {"Policies": [acl]})
+        assert [policy["Type"] for policy in changed["Policies"]] == ["ACL"]
+        with pytest.raises(HcnError) as taken:
+            client.create(Kind.NETWORK, {**overlay("other"), "ID": network["ID"]})
+        assert taken.value.code is HcnCode.NETWORK_ALREADY_EXISTS
+        client.delete(Kind.NETWORK, network["ID"])
+        with pytest.raises(HcnError) as gone:
+            client.get(Kind.ENDPOINT, endpoint["ID"])
+        assert gone.value.code is HcnCode.ERROR_NOT_FOUND
+    assert node.request("GET", "/v2/networks") == []
