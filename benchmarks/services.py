@@ -82,6 +82,7 @@ class ClusterIP(SameNode):
     label = "ours-service"
 
     def __init__(self, services: int, endpoints: int = 2) -> None:
+        self.label = f"{self.label}{services}"  # names its namespaces: several sizes are up at once
         super().__init__()
         self.services = services
         self.name = clusterip_name(services)
