@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,7 @@ from tests.support.node import (
     Json,
     NodeNet,
     can_ping,
-    daemon,
     ip_json,
-    node_net,
     overlay,
     path_of,
 )
@@ -36,18 +33,6 @@ NAT: Json = {
     "value": {"Type": "OutBoundNAT", "ExceptionList": ["10.244.0.0/16"]},
 }
 TIMEOUT_S = 30
-
-
-@pytest.fixture
-def net() -> Iterator[NodeNet]:
-    with node_net() as made:
-        yield made
-
-
-@pytest.fixture
-def node(net: NodeNet, tmp_path: Path) -> Iterator[DaemonProcess]:
-    with daemon(net, tmp_path) as process:
-        yield process.start()
 
 
 @pytest.fixture

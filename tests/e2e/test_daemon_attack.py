@@ -23,7 +23,6 @@ from tests.support.node import (
     in_namespace,
     ip,
     ip_json,
-    node_net,
     overlay,
     path_of,
     poll,
@@ -33,12 +32,6 @@ from tests.support.node import (
 pytestmark = pytest.mark.root
 
 POD_IP = "10.244.0.2"
-
-
-@pytest.fixture
-def net() -> Iterator[NodeNet]:
-    with node_net() as made:
-        yield made
 
 
 @pytest.fixture

@@ -31,25 +31,12 @@ from tests.support.node import (
     in_namespace,
     ip,
     ip_json,
-    node_net,
     overlay,
     path_of,
     poll,
 )
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def net() -> Iterator[NodeNet]:
-    with node_net() as made:
-        yield made
-
-
-@pytest.fixture
-def node(net: NodeNet, tmp_path: Path) -> Iterator[DaemonProcess]:
-    with daemon(net, tmp_path) as process:
-        yield process.start()
 
 
 def policy(kind: str, **settings: Any) -> Json:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ from tests.support.node import (
     in_namespace,
     ip,
     ip_json,
-    node_net,
     overlay,
     path_of,
     poll,
@@ -34,15 +32,9 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def net() -> Iterator[NodeNet]:
-    with node_net() as made:
-        yield made
-
-
-@pytest.fixture
-def node(net: NodeNet, tmp_path: Path) -> Iterator[DaemonProcess]:
-    with daemon(net, tmp_path) as process:
-        yield process
+def node(unstarted: DaemonProcess) -> DaemonProcess:
+    """Not started yet."""
+    return unstarted
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,26 +12,12 @@ from tests.support.node import (
     DaemonProcess,
     NodeNet,
     can_ping,
-    daemon,
     ip_json,
-    node_net,
     overlay,
     path_of,
 )
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def net() -> Iterator[NodeNet]:
-    with node_net() as made:
-        yield made
-
-
-@pytest.fixture
-def node(net: NodeNet, tmp_path: Path) -> Iterator[DaemonProcess]:
-    with daemon(net, tmp_path) as process:
-        yield process.start()
 
 
 def hns(node: DaemonProcess, method: str, path: str, body: Any = None) -> Any:

@@ -26,9 +26,7 @@ from tests.support.node import (
     DaemonProcess,
     Json,
     NodeNet,
-    daemon,
     in_namespace,
-    node_net,
     overlay,
     path_of,
     poll,
@@ -113,15 +111,9 @@ class Traffic:
 
 
 @pytest.fixture
-def net() -> Iterator[NodeNet]:
-    with node_net() as made:
-        yield made
-
-
-@pytest.fixture
-def node(net: NodeNet, tmp_path: Path) -> Iterator[DaemonProcess]:
-    with daemon(net, tmp_path) as process:
-        yield process
+def node(unstarted: DaemonProcess) -> DaemonProcess:
+    """Not started yet."""
+    return unstarted
 
 
 @pytest.fixture

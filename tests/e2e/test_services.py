@@ -17,7 +17,6 @@ from tests.support.node import (
     NodeNet,
     daemon,
     in_namespace,
-    node_net,
     overlay,
     poll,
 )
@@ -27,12 +26,6 @@ from tests.support.two_nodes import run
 pytestmark = pytest.mark.root
 
 HEALTH_PORT = 31999
-
-
-@pytest.fixture
-def net() -> Iterator[NodeNet]:
-    with node_net() as made:
-        yield made
 
 
 @pytest.fixture

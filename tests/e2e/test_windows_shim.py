@@ -20,19 +20,13 @@ from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.library_client import LibraryClient
 from samewire.hcn.schema import Kind
 from samewire.kernel.computenetwork import ComputeNetwork
-from tests.support.node import DaemonProcess, NodeNet, daemon, node_net, overlay
+from tests.support.node import DaemonProcess, NodeNet, daemon, overlay
 
 pytestmark = pytest.mark.root
 
 BUILT = Path(samewire.__file__).parent / "_build" / "windows"
 LISTEN = "127.0.0.1:9434"
 LIMIT_S = 180
-
-
-@pytest.fixture
-def net() -> Iterator[NodeNet]:
-    with node_net() as made:
-        yield made
 
 
 @pytest.fixture

@@ -1,0 +1,30 @@
+"""What most of these tests run on: a node's network, and the daemon in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.node import DaemonProcess, NodeNet, daemon, node_net
+
+
+@pytest.fixture
+def net() -> Iterator[NodeNet]:
+    """A node's network namespace with a router next to it."""
+    with node_net() as made:
+        yield made
+
+
+@pytest.fixture
+def unstarted(net: NodeNet, tmp_path: Path) -> Iterator[DaemonProcess]:
+    """The node's daemon, to be started by the test."""
+    with daemon(net, tmp_path) as process:
+        yield process
+
+
+@pytest.fixture
+def node(unstarted: DaemonProcess) -> DaemonProcess:
+    """The node's daemon, up."""
+    return unstarted.start()
