@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ctypes as ct
-import os
 from enum import IntEnum
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 import msgspec
 
 from samewire.kernel.bpf import _libbpf as b
+from samewire.kernel.bpf.handle import Handle
 from samewire.kernel.bpf.program import BpfProgram
 
 _LINK_TYPE_TCX: Final = 11
@@ -43,11 +42,11 @@ class LinkInfo(msgspec.Struct, frozen=True):
     ifindex: int
 
 
-class BpfLink:
-    """A link by descriptor. A context manager."""
+class BpfLink(Handle):
+    """A link by descriptor; closing it detaches the program, unless the link is pinned."""
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
+        super().__init__(fd, "link")
 
     @classmethod
     def attach(cls, program: BpfProgram, target: int, kind: AttachType) -> Self:
@@ -67,12 +66,6 @@ class BpfLink:
         b.begin(operation)
         b.check(b.lib.bpf_link_update(self.fd, program.fd, None), operation)
 
-    def pin(self, path: Path) -> None:
-        """Pin the link."""
-        operation = f"pin link {path.name}"
-        b.begin(operation)
-        b.check(b.lib.bpf_obj_pin(self.fd, os.fsencode(path)), operation)
-
     def info(self) -> LinkInfo:
         """Read back what is attached where."""
         operation = "read link information"
@@ -87,16 +80,3 @@ class BpfLink:
         operation = "detach a link"
         b.begin(operation)
         b.check(b.lib.bpf_link_detach(self.fd), operation)
-
-    def close(self) -> None:
-        """Close the descriptor; an unpinned link is detached. A second call does nothing."""
-        b.close(self.fd)
-        self.fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import ctypes as ct
 import errno
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from samewire.errors import KernelError, NotFound
 from samewire.kernel.bpf import _libbpf as b
+from samewire.kernel.bpf.handle import Handle
 
 _BATCH: Final = 4096
 _PERCPU_TYPES: Final = frozenset({5, 6, 10})  # BPF_MAP_TYPE_PERCPU_HASH, _ARRAY, LRU_PERCPU_HASH
@@ -36,22 +35,20 @@ def possible_cpus() -> int:
     return b.check(b.lib.libbpf_num_possible_cpus(), "count possible CPUs")
 
 
-class BpfMap:
-    """A map. ``owned`` descriptors are closed by ``close()``; those of a loaded object belong to it."""
+class BpfMap(Handle):
+    """A map."""
 
     def __init__(self, fd: int, *, owned: bool = True) -> None:
         info = b.MapInfo()
         length = ct.c_uint32(ct.sizeof(info))
         b.check(b.lib.bpf_obj_get_info_by_fd(fd, ct.byref(info), ct.byref(length)), "read map information")
-        self.fd = fd
-        self.name: str = info.name.decode()
+        super().__init__(fd, "map", info.name.decode(), owned=owned)
         self.id: int = info.id
         self.type: int = info.type
         self.key_size: int = info.key_size
         self.value_size: int = info.value_size
         self.max_entries: int = info.max_entries
         self.flags: int = info.map_flags
-        self._owned = owned
         self.per_cpu = info.type in _PERCPU_TYPES
         self._stride = (self.value_size + 7) // 8 * 8 if self.per_cpu else self.value_size
         self._room = self._stride * possible_cpus() if self.per_cpu else self.value_size
@@ -75,26 +72,6 @@ class BpfMap:
     def shape(self) -> tuple[int, int, int, int, int]:
         """What must agree for two programs to share the map: type, sizes, entries, flags."""
         return self.type, self.key_size, self.value_size, self.max_entries, self.flags
-
-    def pin(self, path: Path) -> None:
-        """Pin the map, so that it outlives this process."""
-        operation = f"pin map {self.name}"
-        b.begin(operation)
-        b.check(b.lib.bpf_obj_pin(self.fd, os.fsencode(path)), operation)
-
-    def close(self) -> None:
-        """Close an owned descriptor; a second call does nothing."""
-        if self._owned:
-            b.close(self.fd)
-        self.fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def update(self, key: bytes, value: bytes, flag: UpdateFlag = UpdateFlag.ANY) -> None:
         """Write one element. Per-CPU maps take one value for all CPUs, or all of them as ``lookup`` gives."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ctypes as ct
 import errno
-import os
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 import msgspec
 
 from samewire.errors import NotFound
 from samewire.kernel.bpf import _libbpf as b
+from samewire.kernel.bpf.handle import Handle
 
 _SCHED_CLS: Final = 3  # BPF_PROG_TYPE_SCHED_CLS
 _INSTRUCTION_BYTES: Final = 8
@@ -51,7 +50,7 @@ class TestRun(msgspec.Struct, frozen=True):
     context: SkbContext
 
 
-class BpfProgram:
+class BpfProgram(Handle):
     """A program by descriptor."""
 
     def __init__(self, fd: int, *, owned: bool = True) -> None:
@@ -60,10 +59,8 @@ class BpfProgram:
         b.check(
             b.lib.bpf_obj_get_info_by_fd(fd, ct.byref(info), ct.byref(length)), "read program information"
         )
-        self.fd = fd
+        super().__init__(fd, "program", info.name.decode(), owned=owned)
         self.id: int = info.id
-        self.name: str = info.name.decode()
-        self._owned = owned
 
     @classmethod
     def from_instructions(cls, name: str, instructions: bytes) -> Self:
@@ -87,26 +84,6 @@ class BpfProgram:
         if fd == -errno.ENOENT:
             raise NotFound("program", str(program_id))
         return cls(b.check(fd, f"open program {program_id}"))
-
-    def pin(self, path: Path) -> None:
-        """Pin the program."""
-        operation = f"pin program {self.name}"
-        b.begin(operation)
-        b.check(b.lib.bpf_obj_pin(self.fd, os.fsencode(path)), operation)
-
-    def close(self) -> None:
-        """Close an owned descriptor; a second call does nothing."""
-        if self._owned:
-            b.close(self.fd)
-        self.fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def test_run(self, data: bytes, context: SkbContext | None = None, repeat: int = 1) -> TestRun:
         """Run a tc program on a frame of at least 14 bytes in the calling thread's network namespace."""
