@@ -93,6 +93,7 @@ class Balancers:
         """Compile load balancers anew (True), or forget them (False). Nothing changes yet. Raises SamewireError."""
         self._numbers.begin()  # what is asked for here is no owner's
         puts: dict[str, Rows] = {table: {} for table in TABLES}
+        changed: dict[str, Rows] = {table: {} for table in TABLES}
         held: dict[str, Held | None] = {}
         stale: dict[str, set[bytes]] = {table: set() for table in TABLES}
         for load_balancer_id in wanted:
@@ -113,25 +114,26 @@ class Balancers:
             held[load_balancer_id] = compiled.held
             for table, rows in zip(TABLES, compiled.rows, strict=True):
                 if rows:
-                    self._merge(table, rows, puts[table], stale[table])
+                    self._merge(table, rows, puts[table], stale[table], changed[table])
         removals = {table: [key for key in keys if key not in puts[table]] for table, keys in stale.items()}
-        changed = {
-            table: {key: row for key, row in rows.items() if self.rows[table].get(key) != row}
-            for table, rows in puts.items()
-        }
         return BalancerChange(changed, removals, held, self._gone(held))
 
     def _gone(self, held: Mapping[str, Held | None]) -> list[bytes]:
         before = {port.service for found in held for port in _ports(self._held.get(found))}
-        after = {port.service for now in held.values() for port in _ports(now)}
-        return [number.to_bytes(4, "little") for number in before - after]
+        if before:
+            before.difference_update(port.service for now in held.values() for port in _ports(now))
+        return [number.to_bytes(4, "little") for number in before]
 
-    def _merge(self, table: str, rows: Rows, puts: Rows, stale: set[bytes]) -> None:
+    def _merge(self, table: str, rows: Rows, puts: Rows, stale: set[bytes], changed: Rows) -> None:
+        """Enter a load balancer's rows into those of a change. Raises Conflict."""
         present = self.rows[table]
         for key, row in rows.items():
-            if key in puts or (key in present and key not in stale):
+            before = present.get(key)
+            if key in puts or (before is not None and key not in stale):
                 raise Conflict(f"another load balancer has the entry {key.hex()} of {table}")
             puts[key] = row
+            if before != row:
+                changed[key] = row
 
     def write_puts(self, change: BalancerChange) -> None:
         """Write what is new, the pointed-at before the pointing. Raises KernelError."""
@@ -197,7 +199,7 @@ class Balancers:
                     environments[value.network_id] = env
                 compiled = compile_load_balancer(value, env, adopt(value, env, by_service))
                 for table, rows in zip(TABLES, compiled.rows, strict=True):
-                    self._merge(table, rows, {}, _NOTHING)
+                    self._merge(table, rows, {}, _NOTHING, {})
                     lacks[table].update(self._take_over(self.rows[table], rows, known[table], kernel[table]))
                 self._held[value.id] = compiled.held
             except SamewireError as error:  # one bad object must not keep the node down

@@ -26,8 +26,9 @@ TABLES: Final = ("sw_backends", "sw_backend_sets", "sw_source_ranges", "sw_servi
 Rows = dict[bytes, bytes]
 Tables = Mapping[str, Mapping[bytes, bytes]]
 
-CHUNK_WORDS: Final = 2 * CHUNK_BACKENDS
-CHUNK: Final = struct.Struct(f"={CHUNK_WORDS}I")
+CHUNK_BYTES: Final = BackendChunk.size
+FREE: Final = bytes(CHUNK_BYTES // CHUNK_BACKENDS)
+"""A place in a chunk without a backend; else there are its number and its seed."""
 ID: Final = struct.Struct("=I")
 SERVICE_HEAD: Final = struct.Struct("=IIH")  # service, set, chunks
 pack_service_key = ServiceKey.packer()
@@ -40,8 +41,6 @@ pack_portmap = Portmap.packer()
 TARGET_BYTES: Final = 18  # bytes of a backend: address and port
 _SCOPE_AT: Final = next(field.offset for field in Backend.fields if field.name == "scope")
 _SERVICE_AT: Final = next(field.offset for field in Backend.fields if field.name == "service")
-
-assert CHUNK.size == BackendChunk.size
 
 
 class Variant(msgspec.Struct, frozen=True, gc=False):

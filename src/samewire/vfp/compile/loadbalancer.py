@@ -23,8 +23,8 @@ from samewire.hcn.loadbalancers import (
 )
 from samewire.vfp.address import ZERO, parse_prefix
 from samewire.vfp.compile.balanced import (
-    CHUNK,
-    CHUNK_WORDS,
+    CHUNK_BYTES,
+    FREE,
     ID,
     NO_SET,
     SERVICE_HEAD,
@@ -141,14 +141,14 @@ class _Job:
         service = known.service if known else env.number()
         found = members(value, mapping.internal_port, env.domain, env.view)
         keys = self._backends(service, found, known)
-        everybody, local = _variants(found)
+        everybody, local = _variants(found, keys)
         external = value.external_traffic_policy_local and seen.outside
         internal = value.internal_traffic_policy_local
         all_set = local_set = NO_SET
         if not (internal and (external or not seen.outside)):
-            all_set = self._set(known.all if known else NO_SET, mapping.protocol, found, keys, everybody)
+            all_set = self._set(known.all if known else NO_SET, mapping.protocol, everybody)
         if internal or external:
-            local_set = self._set(known.local if known else NO_SET, mapping.protocol, found, keys, local)
+            local_set = self._set(known.local if known else NO_SET, mapping.protocol, local)
         flags = _service_flags(value, mapping)
         source = self._source(found)
         ticks = _affinity_ticks(value, mapping)
@@ -165,20 +165,9 @@ class _Job:
         self._source_ranges(service)
         if flags & (_DSR | _PRESERVE):
             self._receive(mapping, found, preserve=bool(flags & _PRESERVE))
-        identities = {
-            key: member.identity for key, member in zip(keys, found, strict=True) if member.identity
-        }
-        self.ports.append(
-            HeldPort(
-                mapping.protocol,
-                mapping.external_port,
-                service,
-                all_set,
-                local_set,
-                tuple(keys),
-                identities or None,
-            )
-        )
+        here = {key: member.identity for key, member in zip(keys, found, strict=True) if member.identity}
+        held = mapping.protocol, mapping.external_port, service, all_set, local_set, tuple(keys), here or None
+        self.ports.append(HeldPort(*held))
 
     def inside(self, host: bool) -> tuple[int, ...]:
         """The scopes of clients that are pods, or the node."""
@@ -198,48 +187,49 @@ class _Job:
         old = known_backends(known, env.rows["sw_backends"]) if known else None
         keys = []
         for member in found:
-            key = old.pop((member.target, member.scope, member.identity), None) if old else None
+            target, scope, flags, identity, _, mac = member
+            key = old.pop((target, scope, identity), None) if old else None
             if key is None:
                 key = ID.pack(env.number())
-            flags = _KEPT if member.flags & DRAINING else 0
-            hop = env.hop(member, env.domain) if member.mac else 0
-            self.backends[key] = pack_backend(
-                member.target[:16], member.target[16:], family, flags, service, hop, member.scope
-            )
+            flags = _KEPT if flags & DRAINING else 0
+            hop = env.hop(member, env.domain) if mac else 0
+            self.backends[key] = pack_backend(target[:16], target[16:], family, flags, service, hop, scope)
             keys.append(key)
         return keys
 
-    def _set(
-        self, before: Variant, protocol: int, found: list[Member], keys: list[bytes], chosen: list[int]
-    ) -> Variant:
-        """The chunks of a set. Who is in it stays where it is, as far as the set's size allows.
+    def _set(self, before: Variant, protocol: int, chosen: dict[bytes, bytes]) -> Variant:
+        """The chunks of a set of keys with their targets. Who is in it stays where it is, as far as the set's size
+        allows.
 
         A seed is a checksum of address, port and protocol: the same on every node, and different for all members of
         a service (checksums of texts that differ within 32 bits do).
         """
         number = before.set or self.env.number()
         chunks = -(-len(chosen) // CHUNK_BACKENDS)
-        seeds = {int.from_bytes(keys[i], "little"): crc32(found[i].target, protocol) for i in chosen}
-        words = self._words(before, chunks, seeds)
+        places = self._places(before, chunks, chosen) if before.chunks else chosen
+        data = b"".join(
+            [key + crc32(chosen[key], protocol).to_bytes(4, "little") if key else FREE for key in places]
+        )
         for chunk in range(chunks):
-            part = words[chunk * CHUNK_WORDS : (chunk + 1) * CHUNK_WORDS]
-            self.sets[pack_chunk_key(number, chunk)] = CHUNK.pack(*part)
+            part = data[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES]
+            self.sets[pack_chunk_key(number, chunk)] = part.ljust(CHUNK_BYTES, b"\0")
         return Variant(number, chunks)
 
-    def _words(self, before: Variant, chunks: int, seeds: dict[int, int]) -> list[int]:
-        """The places of a set: backend, seed, backend, seed ..."""
-        size = chunks * CHUNK_BACKENDS
-        old: list[int] = []
+    def _places(self, before: Variant, chunks: int, chosen: dict[bytes, bytes]) -> list[bytes]:
+        """The keys in the order of their places; empty where nobody is."""
+        old: list[bytes] = []
         for chunk in range(min(before.chunks, chunks)):
             row = self.env.rows["sw_backend_sets"].get(pack_chunk_key(before.set, chunk))
-            old += CHUNK.unpack(row)[::2] if row else (0,) * CHUNK_BACKENDS
-        if not old:
-            words = [word for place in seeds.items() for word in place]
-            return words + [0] * (2 * size - len(words))
-        places = [backend if backend in seeds else 0 for backend in old] + [0] * (size - len(old))
-        new = iter(seeds.keys() - set(places))
-        places = [backend or next(new, 0) for backend in places]
-        return [word for backend in places for word in (backend, seeds.get(backend, 0))]
+            old += (
+                [row[at : at + 4] for at in range(0, CHUNK_BYTES, len(FREE))]
+                if row
+                else [b""] * CHUNK_BACKENDS
+            )
+        places = [key if key in chosen else b"" for key in old]
+        taken = set(places)
+        new = iter([key for key in chosen if key not in taken])
+        places = [key or next(new, b"") for key in places]
+        return [*places, *new]
 
     def _source(self, found: list[Member]) -> bytes:
         if self.value.source_vip:
@@ -316,13 +306,19 @@ def _placed(variant: Variant, rows: Mapping[bytes, bytes]) -> Iterable[bytes]:
     """The keys of a set's members."""
     for chunk in range(variant.chunks):
         row = rows.get(pack_chunk_key(variant.set, chunk), b"")
-        yield from (row[at : at + 4] for at in range(0, len(row), 8))
+        yield from (row[at : at + 4] for at in range(0, len(row), len(FREE)))
 
 
-def _variants(found: list[Member]) -> tuple[list[int], list[int]]:
-    """Who gets new connections: under the policy Cluster, under the policy Local. Positions in ``found``."""
-    everybody = [i for i, m in enumerate(found) if not m.flags & (DRAINING | LOCAL_POLICY_ONLY)]
-    local = [i for i, m in enumerate(found) if m.flags & (LOCAL | DRAINING) == LOCAL]
+def _variants(found: list[Member], keys: list[bytes]) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
+    """Who gets new connections: under the policy Cluster, under the policy Local. Targets by key."""
+    everybody: dict[bytes, bytes] = {}
+    local: dict[bytes, bytes] = {}
+    for key, member in zip(keys, found, strict=True):
+        flags = member.flags
+        if not flags & (DRAINING | LOCAL_POLICY_ONLY):
+            everybody[key] = member.target
+        if flags & (LOCAL | DRAINING) == LOCAL:
+            local[key] = member.target
     return everybody, local
 
 
