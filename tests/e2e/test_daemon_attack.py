@@ -191,11 +191,23 @@ def test_a_body_that_cannot_be_decoded_is_the_clients_fault(node: DaemonProcess)
     assert b"a request failed by a bug" not in node.log.read_bytes()
 
 
-def test_a_vxlan_port_that_is_taken_is_named(net: NodeNet, tmp_path: Path) -> None:
+def test_a_vxlan_port_that_is_taken(net: NodeNet, tmp_path: Path) -> None:
+    """Overlays need it, and the start of a node that has one; nothing else does."""
     other = ("link", "add", "other", "type", "vxlan", "id", "9", "dstport", "4789", "dev", "eth0")
-    ip(*other, netns_name=net.node)
-    ip("link", "set", "other", "up", netns_name=net.node)
-    with daemon(net, tmp_path) as node:
+    with daemon(net, tmp_path, audit_interval_s=1) as node:
+        ip(*other, netns_name=net.node)
+        ip("link", "set", "other", "up", netns_name=net.node)
+        node.start()
+        assert "UDP port 4789 (vxlan_port) is in use" in str(node.request("GET", "/v2/health")["problems"])
+        status, error = node.ask("POST", "/v2/networks", overlay())
+        assert (status, "vxlan_port is taken" in error["Error"]) == (404, True), error
+        ip("link", "delete", "other", netns_name=net.node)
+        poll("the tunnel is up", lambda: node.ask("POST", "/v2/networks", overlay())[0] in (200, 201))
+        poll("nothing differs", lambda: node.differences() == [])
+        node.stop(signal.SIGKILL)
+        ip("link", "delete", "swvxlan0", netns_name=net.node)
+        ip(*other, netns_name=net.node)
+        ip("link", "set", "other", "up", netns_name=net.node)
         node.spawn()
         assert node.wait_dead() == 1
         assert "UDP port 4789 (vxlan_port) is in use" in node.tail()

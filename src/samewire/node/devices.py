@@ -57,7 +57,7 @@ _SETTINGS: Final[dict[str, tuple[tuple[str, str, int], ...]]] = {
 
 
 class Devices(msgspec.Struct, frozen=True, kw_only=True):
-    """Indexes and MACs of the node's own devices."""
+    """Indexes and MACs of the node's own devices. ``tunnel_up``: whether the tunnel's UDP port is ours."""
 
     host_ifindex: int
     host_mac: bytes
@@ -65,13 +65,19 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True):
     host_peer_mac: bytes
     tunnel_ifindex: int
     tunnel_mac: bytes
+    tunnel_up: bool = True
 
 
-def ensure_devices(netlink: Netlink, state_dir: Path, *, vxlan_port: int, mtu: int) -> Devices:
-    """Make the devices what they should be. Raises Conflict (a name is taken), KernelError, Unavailable."""
+def ensure_devices(
+    netlink: Netlink, state_dir: Path, *, vxlan_port: int, mtu: int, tunnel_needed: bool = True
+) -> Devices:
+    """Make the devices what they should be. Raises Conflict (a name is taken), KernelError, Unavailable.
+
+    Without ``tunnel_needed`` a taken VXLAN port leaves the tunnel down, and is no error.
+    """
     keepsakes = load_keepsakes(state_dir)
     host, peer = _ensure_pair(netlink, keepsakes, mtu)
-    tunnel = _ensure_tunnel(netlink, keepsakes, vxlan_port)
+    tunnel = _ensure_tunnel(netlink, keepsakes, vxlan_port, needed=tunnel_needed)
     if keepsakes.vxlan_port != vxlan_port:
         save_keepsakes(state_dir, msgspec.structs.replace(keepsakes, vxlan_port=vxlan_port))
     return Devices(
@@ -81,6 +87,7 @@ def ensure_devices(netlink: Netlink, state_dir: Path, *, vxlan_port: int, mtu: i
         host_peer_mac=peer.mac,
         tunnel_ifindex=tunnel.ifindex,
         tunnel_mac=tunnel.mac,
+        tunnel_up=tunnel.up,
     )
 
 
@@ -155,7 +162,7 @@ def _ensure_pair(netlink: Netlink, keepsakes: Keepsakes, mtu: int) -> tuple[Link
     return _bring(netlink, host, host_mac, mtu, arp=False), _bring(netlink, peer, peer_mac, mtu)
 
 
-def _ensure_tunnel(netlink: Netlink, keepsakes: Keepsakes, port: int) -> Link:
+def _ensure_tunnel(netlink: Netlink, keepsakes: Keepsakes, port: int, *, needed: bool) -> Link:
     mac = mac_bytes(keepsakes.tunnel_mac)
     tunnel = _own_link(netlink, TUNNEL)
     if tunnel is not None and (tunnel.kind != "vxlan" or keepsakes.vxlan_port not in (0, port)):
@@ -172,6 +179,8 @@ def _ensure_tunnel(netlink: Netlink, keepsakes: Keepsakes, port: int) -> Link:
     except KernelError as error:
         if error.errno != errno.EADDRINUSE:
             raise
+        if not needed:
+            return netlink.get(link_get(tunnel.ifindex))
         raise Conflict(f"UDP port {port} (vxlan_port) is in use by another device or program") from error
 
 

@@ -131,7 +131,7 @@ def node_facts(config: NodeConfig, uplink: Uplink, devices: Devices) -> NodeFact
 def hcn_facts(config: NodeConfig, uplink: Uplink, devices: Devices) -> HcnFacts:
     """The facts for the HNS service."""
     return HcnFacts(
-        dr_mac=mac_text(devices.tunnel_mac),
+        dr_mac=mac_text(devices.tunnel_mac) if devices.tunnel_up else "",
         management_ips=uplink.management,
         uplink=uplink.name,
         mtu=uplink.mtu,

@@ -15,6 +15,8 @@ def health(node: Node) -> dict[str, Any]:
     problems = [*([lost] if lost else []), *([node.trouble] if node.trouble else []), *last.failed]
     if not node.uplink.ifindex:
         problems.append(f"uplink {node.config.uplink or 'of the default route'} is missing")
+    if not node.devices.tunnel_up:
+        problems.append(f"no overlay can be made: UDP port {node.config.vxlan_port} (vxlan_port) is in use")
     problems += [f"endpoint {endpoint_id}: {reason}" for endpoint_id, reason in node.auditor.degraded.items()]
     return {
         "status": "degraded" if problems else "ok",

@@ -17,7 +17,7 @@ import structlog
 
 import samewire
 from samewire.errors import Conflict, KernelError, NotFound, SamewireError, Unavailable
-from samewire.hcn.schema import Endpoint
+from samewire.hcn.schema import Endpoint, NetworkType
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
 from samewire.kernel.bpf import SkbContext, mount_bpffs
@@ -27,7 +27,7 @@ from samewire.kernel.rtnetlink import Link, Netlink, link_dump
 from samewire.node.apply import Kernel, NodeSwitch
 from samewire.node.audit import Auditor, is_leftover
 from samewire.node.config import NodeConfig
-from samewire.node.devices import ensure_devices, reserve_ports
+from samewire.node.devices import Devices, ensure_devices, reserve_ports
 from samewire.node.facts import Uplink, hcn_facts, node_facts, read_uplink
 from samewire.node.hooks import SOCKETS, Hooks
 from samewire.node.hostnet import HostNet
@@ -63,9 +63,7 @@ class Node:
         self.netlink = netlink
         self.board = board
         self.uplink = read_uplink(netlink, config.uplink)
-        self.devices = ensure_devices(
-            netlink, config.state_dir, vxlan_port=config.vxlan_port, mtu=self.uplink.mtu
-        )
+        self.devices = self._ensure_devices(self.uplink.mtu)
         self.hooks = Hooks(netlink, config.bpf_dir, board.programs)
         self.reaper = LinkReaper()
         hostnet = HostNet(netlink, self.devices.host_ifindex)
@@ -130,9 +128,7 @@ class Node:
         if lost:  # with it went the MACs of the node's devices, which must not be drawn anew
             raise Unavailable(str(self.config.state_dir), lost)
         uplink = read_uplink(self.netlink, self.config.uplink)
-        devices = ensure_devices(
-            self.netlink, self.config.state_dir, vxlan_port=self.config.vxlan_port, mtu=uplink.mtu
-        )
+        devices = self._ensure_devices(uplink.mtu)
         if (uplink, devices) == (self.uplink, self.devices):
             return False
         log.info("the node has changed", uplink=uplink.name, addresses=[str(a) for a in uplink.addresses])
@@ -164,6 +160,17 @@ class Node:
         """Have the programs send a record of each drop, or not. Raises SamewireError."""
         self._reporting = on
         await self.switch.set_config(self._facts(), self.store.state)
+
+    def _ensure_devices(self, mtu: int) -> Devices:
+        """Make the node's own devices; overlays only need the tunnel, so a taken port stops none of the rest."""
+        needed = any(network.type is NetworkType.OVERLAY for network in self.store.state.networks())
+        return ensure_devices(
+            self.netlink,
+            self.config.state_dir,
+            vxlan_port=self.config.vxlan_port,
+            mtu=mtu,
+            tunnel_needed=needed,
+        )
 
     def _facts(self) -> NodeFacts:
         facts = node_facts(self.config, self.uplink, self.devices)

@@ -13,7 +13,16 @@ from samewire.hcn.normalise_policies import Scope
 from samewire.hcn.plan.context import Context, get_network, modified
 from samewire.hcn.plan.networks import check_adapter, check_clashes, stamped, with_gateways
 from samewire.hcn.plan.policies import add_policies, check_sets, put_policies, remove_policies
-from samewire.hcn.policies import AclRule, Policy, SetPolicy, TierAcl, acl_addresses, sets_named
+from samewire.hcn.policies import (
+    AclRule,
+    HostRoute,
+    Policy,
+    SetPolicy,
+    TierAcl,
+    acl_addresses,
+    first,
+    sets_named,
+)
 from samewire.hcn.schema import (
     Dns,
     ExtensionSettings,
@@ -85,6 +94,8 @@ def _policies(context: Context, network: Network, how: RequestType, settings: Po
     after = _replace(network, policies=policies)
     if how in (RequestType.ADD, RequestType.UPDATE):
         check_sets(after, given, "$.Settings.Policies")
+        if first(after.policies, HostRoute) and not first(network.policies, HostRoute):
+            check_clashes(context.view, after)
     if how is not RequestType.ADD:
         _refuse_to_lose_sets(context.view, network, after)
     return after

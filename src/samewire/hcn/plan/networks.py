@@ -65,7 +65,10 @@ def create_network(context: Context, network: Network) -> list[Change]:
     check_adapter(network.policies, context.facts)
     check_sets(network, network.policies, "$.Policies")
     if network.type is NetworkType.OVERLAY and not (context.facts.management_ips and context.facts.dr_mac):
-        raise HcnError(HcnCode.ADAPTER_NOT_FOUND, "$.Type: the node has no uplink address for an overlay")
+        raise HcnError(
+            HcnCode.ADAPTER_NOT_FOUND,
+            "$.Type: the node has no uplink address for an overlay, or its vxlan_port is taken",
+        )
     return [created(Kind.NETWORK, stamped(network, context.facts))]
 
 
