@@ -77,9 +77,7 @@ class Daemon:
         self._closers.append(("lock", _async(lock.close)))
         watcher = Watcher(LinkMonitor(quiet=QUIET))
         self._closers.append(("monitor", _async(watcher.stop_listening)))
-        node = self.node = await Node.start(config, watcher.listen, object_path)
-        self._closers.append(("node", node.close))
-        services = _services(node)
+        node, services = await self._node_and_services(watcher, object_path)
         render = LateMetrics(node, services).render
         tools = ToolView(node)
         self._closers.append(("tools", _async(tools.close)))
@@ -108,13 +106,27 @@ class Daemon:
             await services.start()
         log.info("serving", http=str(config.http_socket), cni=str(config.cni_socket))
 
+    async def _node_and_services(
+        self, watcher: Watcher, object_path: Path | None
+    ) -> tuple[Node, Services | None]:
+        """Bring the node up, and list Services while the kernel verifies its programs."""
+        config = self.config
+        starting = asyncio.ensure_future(Node.start(config, watcher.listen, object_path))
+        source = None
+        try:
+            if config.balances:
+                await asyncio.sleep(0)
+                from samewire.node.services import Services, listen
 
-def _services(node: Node) -> Services | None:
-    if not node.config.balances:
-        return None
-    from samewire.node.services import Services
-
-    return Services(node)
+                source = await listen(config)
+        finally:
+            try:
+                node = self.node = await starting
+                self._closers.append(("node", node.close))
+            finally:
+                if source is not None:
+                    self._closers.append(("source", source.close))
+        return node, Services(node, source) if source is not None else None
 
 
 async def run_daemon(config: NodeConfig) -> None:

@@ -7,9 +7,11 @@ finish or remove it.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -99,7 +101,10 @@ class Node:
             entries = {"sw_flows": config.flow_entries, "sw_flow_slots": config.flow_slots}
             # The verifier takes half a second for the socket programs.
             idle = () if config.host_cgroup else tuple(SOCKETS)
-            board = Switchboard(config.bpf_dir, object_path or switch_object(), entries, idle)
+            path = object_path or switch_object()
+            with ThreadPoolExecutor(1) as verifier:  # others have their turn meanwhile
+                opening = verifier.submit(Switchboard, config.bpf_dir, path, entries, idle)
+                board = await asyncio.wrap_future(opening)
             try:
                 node = cls(config, store, netlink, board)
                 listen(node)

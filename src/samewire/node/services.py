@@ -5,11 +5,14 @@ Imported only when the configuration names a source: a node without one does not
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
+from samewire.kube.model import EndpointSlice, Service
+from samewire.kube.model import Node as KubeNode
 from samewire.kube.open import SourceConfig, open_source
-from samewire.kube.source import Source
+from samewire.kube.source import Batch, Source
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
 from samewire.proxy.controller import ServiceProxy
@@ -21,15 +24,14 @@ from samewire.vfp.address import address_text
 
 
 class Services:
-    """Everything about services on one node. Make it in the event loop; `start`, and `close` before the node.
-
-    Raises Invalid when the source cannot be opened.
+    """Everything about services on one node, from a source that listens already. Make it in the event loop; `start`,
+    and `close` before the node; the source is closed by who opened it, before.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, source: Source) -> None:
         config = node.config
         self.node: Final = node
-        self.source: Final[Source] = open_source(_source_config(config))
+        self.source: Final = source
         addresses = _addresses_of(node)
         direct = HnsWriter(node.service, config.proxy_network, config.node_port_addresses, addresses)
         self._relay: Final = Relay(config.relay_socket)
@@ -38,6 +40,9 @@ class Services:
         self.proxy: Final = ServiceProxy(self.source, writer, config.node_name or config.name, dsr=config.dsr)
         self.health: Final = HealthServer(self.proxy.health, config.healthz_address)
         self.proxy.on_checks = lambda: self.health.update(self.proxy.checks)
+        self.proxy.on_complete = (
+            gc.freeze
+        )  # what a start makes stays: no change waits for a look at all of it
 
     async def start(self) -> None:
         """Begin to watch, to write and to answer. Raises Invalid."""
@@ -45,14 +50,29 @@ class Services:
         if self._in_switch:
             await self._relay.stop()  # one of an earlier life in user mode
         self.proxy.start()
-        await self.source.start()
 
     async def close(self) -> None:
         """Stop. Services stay in the switch."""
-        await self.source.close()
         await self.proxy.close()
         await self.health.close()
         await self._relay.close()
+
+
+async def listen(config: NodeConfig) -> Source:
+    """Open the source and begin to list what services are made of: that can be done while the node still comes up.
+
+    Raises Invalid when the source cannot be opened.
+    """
+    source = open_source(_source_config(config))
+    source.watch(Service, _leave_it)
+    source.watch(EndpointSlice, _leave_it)
+    source.watch(KubeNode, _leave_it)
+    await source.start()
+    return source
+
+
+def _leave_it(batch: Batch[Any]) -> None:
+    """The source keeps what is in it for handlers that come later."""
 
 
 def _source_config(config: NodeConfig) -> SourceConfig:

@@ -75,6 +75,8 @@ class ServiceProxy:
         self.checks: dict[Key, Check] = {}
         self.on_checks: Callable[[], None] = lambda: None
         """Called when `checks` has changed."""
+        self.on_complete: Callable[[], None] = lambda: None
+        """Called once, when everything that a start has found is written."""
         self._source = source
         self._writer = writer
         self._settings = Settings(Place(node, ""), dsr=dsr)
@@ -203,6 +205,8 @@ class ServiceProxy:
                 await asyncio.sleep(0)
         finally:
             self._writing = False
+        if self.health.updated_s is None:
+            self.on_complete()
         self.health.updated(time.monotonic())
         return max(min(self._retries.values()) - _now(), 0.0) if self._retries else VERIFY_S
 
