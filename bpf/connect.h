@@ -206,6 +206,20 @@ static __noinline int sw_is_reopened(struct sw_packet *p, struct sw_flow *flow)
 	return 1;
 }
 
+/*
+ * A datagram on a flow that has no backend: is its destination a service's by now? Clients that send for ever from one
+ * port (and began before their service was here) would never get to it. Asked once a tick.
+ */
+static __noinline int sw_has_become_service(struct sw_packet *p)
+{
+	sw_copy_tuple(&p->first, &p->tuple);
+	p->first_arrival = p->arrival;
+	p->first_scope = p->scope;
+	if (sw_service_of(p, 0))
+		return 1;
+	return sw_is_host_address(p->scope, p->family, &p->tuple.destination) && sw_service_of(p, 1);
+}
+
 /* A hit: check that it is still true, then apply it. Returns a verdict, SW_STALE, SW_LOST, or SW_GO_ON: no flow. */
 SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow *flow, const struct sw_port *own)
 {
@@ -225,6 +239,11 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 		return sw_drop(p, SW_LAYER_FLOW, SW_REASON_MARTIAN);
 	if (flow->backend && !bpf_map_lookup_elem(&sw_backends, &flow->backend))
 		return SW_LOST;
+	if (p->protocol == IPPROTO_UDP && !side && !flow->backend && !(flow->flags & SW_FLOW_DIRECT) &&
+	    flow->seen_tick != sw_now_tick() && sw_has_become_service(p)) {
+		sw_forget(p, flow);
+		return SW_GO_ON;
+	}
 	if (own && sw_generation_of(own) != (side ? flow->generation[1] : flow->generation[0]))
 		return SW_STALE;
 	switch (action->fate) {

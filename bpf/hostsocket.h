@@ -76,6 +76,17 @@ SW_INLINE void sw_write_target(struct bpf_sock_addr *context, const struct sw_ad
 	}
 }
 
+/*
+ * The cgroup may hold pods' processes too. They are none of our business here: their loopback is their own, and what
+ * they send is balanced where it enters the switch.
+ */
+SW_INLINE int sw_is_node_socket(struct bpf_sock_addr *context)
+{
+	struct sw_config *config = sw_config_here();
+
+	return !config || !config->netns || (__u32)bpf_get_netns_cookie(context) == config->netns;
+}
+
 SW_INLINE int sw_is_loopback(const struct sw_target *target)
 {
 	const __u32 *word = (const __u32 *)target->address.b;
@@ -138,6 +149,22 @@ SW_INLINE struct sw_service *sw_socket_service(const struct sw_target *target, i
 	return sw_find_service(&key, SW_SCOPE_HOST);
 }
 
+/* Source ranges hold for the node as for everybody: by its own address on the underlay. */
+static __noinline int sw_socket_may(const struct sw_target *target, const struct sw_service *service)
+{
+	struct sw_config *config = sw_config_here();
+	struct sw_source_range_key key = {
+		.prefix_bits = 64 + (target->family == 4 ? 32 : 128),
+		.service = service->service,
+		.family = target->family,
+	};
+
+	if (!(service->flags & SW_SERVICE_SOURCE_RANGES) || !config)
+		return 1;
+	sw_copy_address(&key.address, target->family == 4 ? &config->address[0] : &config->address[1]);
+	return bpf_map_lookup_elem(&sw_source_ranges, &key) != 0;
+}
+
 /* Chooses a backend and remembers it. 0: there is none. */
 static __noinline struct sw_backend *sw_socket_choose(__u64 cookie, const struct sw_target *target,
 						      const struct sw_service *service)
@@ -169,12 +196,16 @@ SW_INLINE int sw_socket_forward(struct bpf_sock_addr *context, int socket_family
 	int here;
 
 	sw_read_target(context, &target, socket_family);
-	if (target.protocol != IPPROTO_TCP && target.protocol != IPPROTO_UDP)
+	if ((target.protocol != IPPROTO_TCP && target.protocol != IPPROTO_UDP) || !sw_is_node_socket(context))
 		return SW_SOCKET_OK;
 	here = sw_is_loopback(&target) || sw_is_host_address(SW_SCOPE_UPLINK, target.family, &target.address);
 	service = sw_socket_service(&target, here);
 	cookie = bpf_get_socket_cookie(context);
 	if (service) {
+		if (!sw_socket_may(&target, service)) {
+			sw_count_service(service->service, SW_COUNT_REFUSED);
+			return SW_SOCKET_NO;
+		}
 		backend = sw_socket_recall(cookie, &target) ?: sw_socket_choose(cookie, &target, service);
 		if (backend) {
 			sw_write_target(context, &backend->address, backend->port, socket_family, target.family);

@@ -146,7 +146,7 @@ struct sw_config {
 	__u32 idle_udp_stream;
 	__u32 idle_icmp;
 	__u32 idle_other;
-	__u32 reserved;
+	__u32 netns; /* low half of the cookie of the node's network namespace: whose sockets are its own; 0 = any */
 	struct sw_addr address[2]; /* the node's on the underlay, [0] IPv4, [1] IPv6: source towards backends out there */
 };
 

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from samewire.hcn.policies import OutBoundNAT
+from samewire.vfp.address import parse_address
 from samewire.vfp.constants import (
     SCOPE_ANY,
     SCOPE_HOST,
     SCOPE_OUTSIDE,
     SCOPE_UPLINK,
+    SOURCE_RANGE_KEY_BITS,
     Counter,
     Layer,
     Reason,
     ServiceFlag,
 )
-from samewire.vfp.tables import Id, Port
+from samewire.vfp.diff import Put, Remove
+from samewire.vfp.tables import Flow, FlowKey, Id, Port, SourceRangeKey
 from tests.support.cgroups import own_cgroup, within
 from tests.support.netlab import Lab, Space
 from tests.support.node_rig import Node, Pod
 from tests.support.services import Balancer, Target
-from tests.support.traffic import tcp, udp
+from tests.support.traffic import bound, family_of, tcp, udp
 from tests.support.worlds import FAR, OUT, Underlay, bridged, node_address, overlay
 
 pytestmark = [pytest.mark.root]
@@ -197,6 +201,67 @@ def test_from_a_process_of_the_node(world: World, server: str, family: int) -> N
     with within(world.group):
         for client, _ in exchanges(world, world.node.space, pod.space, target, VIP[family], SCOPE_HOST):
             assert client == ("10.1.0.1" if family == 4 else "fd01::1")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_processes_of_pods_are_not_the_nodes(world: World, family: int) -> None:
+    """Pods' processes are in the node's control group too: their loopback stays their own."""
+    service = Balancer(world.node, world.target(world.local, family))
+    service.vip("", 30080, SCOPE_ANY, family=family)
+    with within(world.group):
+        seen = tcp(world.client.space, world.client.space, LOOPBACK[family], 30080)
+        assert seen.client[0] == LOOPBACK[family]
+    service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_source_ranges_hold_for_the_node(world: World, family: int) -> None:
+    """By its address on the underlay, as for a client outside."""
+    target = world.target(world.local, family)
+    service = Balancer(world.node, target, flags=ServiceFlag.SOURCE_RANGES)
+    service.vip(OUTER_VIP[family], 80, SCOPE_ANY)
+    own = parse_address(node_address(world.node, family))
+    bits = 32 if family == 4 else 128
+    with within(world.group):
+        near = world.node.space.socket(family_of(target.address), socket.SOCK_STREAM)
+        with near, pytest.raises(PermissionError):
+            near.connect((OUTER_VIP[family], 80))
+        key = SourceRangeKey(SOURCE_RANGE_KEY_BITS + bits, service.number, family, own.packed)
+        world.node.apply([Put("sw_source_ranges", key, Id(1))])
+        at = (target.address, target.port)
+        assert tcp(world.node.space, world.local.space, OUTER_VIP[family], 80, at=at).server[1] == 80
+    world.node.apply([Remove("sw_source_ranges", key)])
+    service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_datagrams_that_began_before_their_service(world: World, family: int) -> None:
+    """A client that never stops and keeps its port: what it has sent went out by the NAT, and gets to the service."""
+    target = world.target(world.local, family)
+    with (
+        bound(world.client.space, socket.SOCK_DGRAM, world.client.address(family), 45077) as near,
+        bound(world.local.space, socket.SOCK_DGRAM, target.address, target.port) as far,
+    ):
+        near.sendto(b"early", (VIP[family], 80))
+        assert any(
+            isinstance(flow, Flow) and not flow.backend and 45077 in key.port
+            for key, flow in world.node.table("sw_flows").items()
+            if isinstance(key, FlowKey)
+        )
+        service = Balancer(world.node, target, protocol=17)
+        service.vip(VIP[family], 80, SCOPE_ANY)
+        far.settimeout(0.1)
+        deadline = time.monotonic() + 5.0
+        while True:
+            near.sendto(b"x", (VIP[family], 80))
+            try:
+                _, sender = far.recvfrom(100)
+                break
+            except TimeoutError:
+                assert time.monotonic() < deadline, "the client stays where it was"
+        far.sendto(b"answer", sender)
+        assert near.recvfrom(100)[1][:2] == (VIP[family], 80)
+        service.close()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

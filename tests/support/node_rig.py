@@ -18,6 +18,7 @@ from samewire.kernel import sysctl
 from samewire.kernel.bpf import BpfLink, BpfMap, BpfObject, BpfProgram, SkbContext
 from samewire.kernel.bpf.link import AttachType
 from samewire.kernel.features import has_csum_ipv6, has_tcx
+from samewire.kernel.netns import cookie as netns_cookie
 from samewire.kernel.rtnetlink import (
     Request,
     address_add,
@@ -175,6 +176,7 @@ class Node:
             nat_port_high=nat_ports[1],
             flow_slots=self.slots,
             csum_ipv6=has_csum_ipv6(),
+            netns=self.space.run(netns_cookie) & 0xFFFFFFFF,
         )
 
     def _attach(self) -> None:

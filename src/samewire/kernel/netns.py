@@ -78,7 +78,7 @@ class NetNamespace:
         boot. The cookie is needed because a new namespace soon gets the inode of one that has died.
         """
         if self._identity is None:
-            self._identity = os.fstat(self.fd).st_ino, briefly_in(self.fd, _cookie)
+            self._identity = os.fstat(self.fd).st_ino, briefly_in(self.fd, cookie)
         return self._identity
 
     def run(self, function: Callable[[], T]) -> T:
@@ -185,7 +185,7 @@ def briefly_in(netns_fd: int, function: Callable[[], T]) -> T:
         os.close(own)
 
 
-def _cookie() -> int:
+def cookie() -> int:
     """The kernel's number for the namespace of the calling thread, given once (Linux 5.14)."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
         return int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)

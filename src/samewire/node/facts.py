@@ -10,6 +10,7 @@ import msgspec
 
 from samewire.hcn.switch import NodeFacts as HcnFacts
 from samewire.kernel.features import has_csum_ipv6
+from samewire.kernel.netns import cookie as netns_cookie
 from samewire.kernel.rtnetlink import (
     Address as LinkAddress,
 )
@@ -125,6 +126,7 @@ def node_facts(config: NodeConfig, uplink: Uplink, devices: Devices) -> NodeFact
         flow_slots=config.flow_slots,
         csum_ipv6=has_csum_ipv6(),
         acl_allow_unmatched=config.acl_unmatched == "allow",
+        netns=netns_cookie() & 0xFFFFFFFF,
     )
 
 

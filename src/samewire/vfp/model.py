@@ -46,7 +46,8 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     ``addresses`` are the node's own addresses with their prefix lengths (host bits kept), global scope only,
     the main address of each family first, without those that Samewire itself put on samewire0; ``gateways``
     the default gateways, at most one a family. ``events``: somebody reads drop events; ``checksum_outer``:
-    UDP checksums on IPv4 tunnels; ``acl_allow_unmatched``: what an endpoint's ACL rules leave open passes.
+    UDP checksums on IPv4 tunnels; ``acl_allow_unmatched``: what an endpoint's ACL rules leave open passes; ``netns``:
+    low half of the cookie of the node's network namespace, 0 = unknown.
     """
 
     name: str
@@ -69,6 +70,7 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     events: bool = False
     checksum_outer: bool = False
     acl_allow_unmatched: bool = False
+    netns: int = 0
 
     def address(self, family: int) -> bytes:
         """The node's main address of that family, packed; zero when it has none."""

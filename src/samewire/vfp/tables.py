@@ -74,7 +74,9 @@ class Count(Record, frozen=True, gc=False):
 
 @record("sw_config")
 class Config(Record, frozen=True, gc=False):
-    """Facts about the node. Idle times are in ticks of 2^30 ns; ``address``: [IPv4, IPv6] on the underlay."""
+    """Facts about the node. Idle times are in ticks of 2^30 ns; ``netns``: low half of the cookie of the node's network
+    namespace, 0 = unknown; ``address``: [IPv4, IPv6] on the underlay.
+    """
 
     layout_version: U32
     uplink_ifindex: U32
@@ -97,7 +99,7 @@ class Config(Record, frozen=True, gc=False):
     idle_udp_stream: U32
     idle_icmp: U32
     idle_other: U32
-    reserved: ClassVar[Pad] = Pad(4)
+    netns: U32 = 0
     address: tuple[Addr, Addr] = (ZERO, ZERO)
 
 

@@ -80,6 +80,7 @@ def _config(facts: NodeFacts) -> Config:
         nat_port_high=facts.nat_port_high,
         vxlan_port=facts.vxlan_port,
         flags=int(flags),
+        netns=facts.netns,
         address=(facts.address(4), facts.address(6)),
         **{name: round(seconds / TICK_S) for name, seconds in IDLE_S.items()},
     )

@@ -65,7 +65,7 @@ def balance(state: State, walk: Walk, node_port: bool) -> None:
     if walk.kept:
         _use_backend(state, walk, walk.kept, 0)
         return
-    service = _service_of(state, walk, node_port)
+    service = service_of(state, walk, node_port)
     if service is None:
         return
     walk.service = service.service
@@ -84,7 +84,8 @@ def balance(state: State, walk: Walk, node_port: bool) -> None:
         raise Dropped(Layer.LB, Reason.NO_BACKEND, rule=service.service)
 
 
-def _service_of(state: State, walk: Walk, node_port: bool) -> Service | None:
+def service_of(state: State, walk: Walk, node_port: bool) -> Service | None:
+    """The service of ``walk.first``, by its address or as a node port."""
     address = ZERO if node_port else walk.first.destination
     outside = walk.first_arrival == Arrival.UPLINK
     scopes = (SCOPE_OUTSIDE,) if outside else (walk.first_scope, SCOPE_ANY)

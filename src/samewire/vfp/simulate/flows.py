@@ -18,9 +18,9 @@ from samewire.vfp.constants import (
     RewriteFlag,
     TcpFlag,
 )
-from samewire.vfp.simulate.balance import hash_tuple
+from samewire.vfp.simulate.balance import hash_tuple, service_of
 from samewire.vfp.simulate.direct import clamp_mss
-from samewire.vfp.simulate.packet import TCP, WITH_PORTS, Tuple
+from samewire.vfp.simulate.packet import TCP, UDP, WITH_PORTS, Tuple
 from samewire.vfp.simulate.state import Dropped, Passed, Refused, State, Walk
 from samewire.vfp.simulate.walk import walk_layers
 from samewire.vfp.tables import Action, Flow, FlowKey, Port
@@ -285,6 +285,20 @@ def _lost_backend(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_sid
     raise refused if packet.protocol == TCP else refused.drop
 
 
+def _has_become_service(state: State, walk: Walk, flow: Flow) -> bool:
+    """A client's datagrams on a flow that has no backend: is their destination a service's by now? Once a tick."""
+    packet = walk.packet
+    if packet.protocol != UDP or flow.backend or flow.flags & FlowFlag.DIRECT:
+        return False
+    if flow.seen_tick == state.now_tick:
+        return False
+    walk.first, walk.first_arrival, walk.first_scope = packet.tuple, walk.arrival, walk.scope
+    own = state.is_host_address(walk.scope, packet.family, packet.tuple.destination)
+    return any(
+        service_of(state, walk, node_port) is not None for node_port in ((False, True) if own else (False,))
+    )
+
+
 def _is_stale(
     state: State, walk: Walk, flow: Flow, action: Action, packet_side: int, own: Port | None
 ) -> bool:
@@ -341,6 +355,9 @@ def switch(state: State, walk: Walk, own: Port | None) -> Action:
         raise Dropped(Layer.FLOW, Reason.MARTIAN)
     if flow.backend and state.backend(flow.backend) is None:
         _lost_backend(state, walk, key, flow, packet_side)
+        return first_packet(state, walk)
+    if not packet_side and _has_become_service(state, walk, flow):
+        remove(state, key)
         return first_packet(state, walk)
     if _is_stale(state, walk, flow, action, packet_side, own):
         return _redecide(state, walk, key, flow, packet_side) or first_packet(state, walk)
