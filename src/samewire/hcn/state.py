@@ -201,12 +201,18 @@ class State(View):
 
     def __init__(self) -> None:
         self._objects: dict[Kind, dict[str, Object]] = {kind: {} for kind in Kind}
+        # A batch of a proxy looks up thousands of these, several times each.
+        self._load_balancers = cast(dict[str, LoadBalancer], self._objects[Kind.LOADBALANCER])
         # Most keys have one id: then the id itself stands for the set.
         self._index: dict[Key, str | dict[str, None]] = {}
 
     def get(self, kind: Kind, object_id: str) -> Object | None:
         """Return one object, or None."""
         return self._objects[kind].get(object_id)
+
+    def load_balancer(self, load_balancer_id: str) -> LoadBalancer | None:
+        """Return a load balancer, or None."""
+        return self._load_balancers.get(load_balancer_id)
 
     def all(self, kind: Kind) -> list[Object]:
         """Return all objects of a kind in order of creation."""

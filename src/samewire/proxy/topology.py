@@ -90,6 +90,8 @@ def distribution_of(members: Sequence[Member], place: Place) -> Distribution:
 
 
 def _cluster(members: Sequence[Member], place: Place) -> tuple[Member, ...]:
+    if not members or not (members[0].for_nodes or members[0].for_zones or not members[0].ready):
+        return _ready_or_last_resort(members)  # a ready member without a hint
     match distribution_of(members, place):
         case Distribution.SAME_NODE:
             return tuple(m for m in members if m.ready and place.node in m.for_nodes)
@@ -100,5 +102,5 @@ def _cluster(members: Sequence[Member], place: Place) -> tuple[Member, ...]:
 
 
 def _ready_or_last_resort(members: Sequence[Member]) -> tuple[Member, ...]:
-    ready = [member for member in members if member.ready]
-    return tuple(ready or [member for member in members if member.last_resort])
+    ready = tuple([member for member in members if member.ready])
+    return ready or tuple([member for member in members if member.last_resort])

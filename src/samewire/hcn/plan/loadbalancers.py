@@ -100,11 +100,13 @@ def plan_batch(context: Context, owner: str, put: Iterable[LoadBalancer], delete
         elif before is not None:
             wanted[load_balancer_id] = None
     for value in put:
-        if value.owner == owner and view.load_balancer(value.id) == value:
+        before = view.load_balancer(value.id)
+        if value.owner == owner and before == value:
             continue  # what is there has been checked
         try:
             value = _complete(view, value if value.owner == owner else _replace(value, owner=owner))
-            before = view.load_balancer(value.id)
+            if before is None:
+                before = view.load_balancer(value.id)  # by the canonical form of the id
             if before is not None and before.owner != owner:
                 raise _foreign(before)
             value = sources.complete(value)

@@ -37,14 +37,13 @@ class Member(NamedTuple):
 
 def members(value: LoadBalancer, internal_port: int, domain: Domain, view: EndpointView) -> list[Member]:
     """The backends of one port mapping."""
-    found = list(_endpoints(value, internal_port, domain, view)) if value.endpoint_ids else []
-    named = {member.target for member in found}
     family = 6 if value.is_ipv6 else 4
-    for backend in value.backends:
-        member = _backend(backend, family, internal_port, domain, view)
-        if member is not None and member.target not in named:
-            found.append(member)
-    return found
+    backends = [_backend(backend, family, internal_port, domain, view) for backend in value.backends]
+    if not value.endpoint_ids:
+        return [member for member in backends if member is not None]
+    found = list(_endpoints(value, internal_port, domain, view))
+    named = {member.target for member in found}
+    return found + [member for member in backends if member is not None and member.target not in named]
 
 
 def _endpoints(

@@ -63,9 +63,12 @@ class Domain(NamedTuple):
 
     def find(self, family: int, packed: bytes) -> Place:
         """The place of an address."""
+        lengths = self.lengths[family]
+        if not lengths:
+            return OUT_THERE
         bits = 32 if family == IPV4 else 128
         number = int.from_bytes(packed[: bits // 8])
-        for length, places in self.lengths[family]:
+        for length, places in lengths:
             found = places.get(number >> (bits - length))
             if found is not None:
                 return found
