@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,10 +20,13 @@ from samewire.hcn.loadbalancers import (
     LoadBalancerFlags,
     LoadBalancerPortMapping,
 )
+from samewire.proxy.controller import ServiceProxy
 from samewire.proxy.ids import OWNER
 from samewire.proxy.relay import Relay
 from samewire.proxy.userspace import RelayWriter
-from tests.support.proxy import FakeWriter
+from tests.support.kube_services import HERE, endpoint, endpoint_slice, service
+from tests.support.proxy import FakeSource, FakeWriter
+from tests.unit.test_proxy_relay import until
 
 LOCAL, LOCAL_ONLY, DRAINING = (
     int(BackendFlags.LOCAL),
@@ -125,3 +132,44 @@ async def test_the_relay_of_an_earlier_life_forgets_what_nobody_wants(relay: Rel
     await again.write([load_balancer(("10.244.0.3", LOCAL))], [])
     assert {name: counts.port for name, counts in (await relay.list()).items()} == {ID: port}
     await again.close()
+
+
+async def test_a_relay_that_is_killed_is_replaced_and_told_everything(relay: Relay, tmp_path: Path) -> None:
+    """The next one listens at other ports: the switch must not send anybody to the old ones."""
+    source, inner = FakeSource(), FakeWriter()
+    writer = RelayWriter(inner, relay, lambda: ["127.0.0.1"])
+    proxy = ServiceProxy(source, writer, HERE)
+    writer.on_lost = proxy.write_again
+    proxy.start()
+    for number in range(3):
+        name = f"web{number}"
+        source.put(service(name, ips=(f"10.96.0.{number + 1}",)), quiet=True)
+        source.put(endpoint_slice(endpoint("10.244.0.2"), of=name, name=name), quiet=True)
+    await source.start()
+
+    async def written() -> bool:
+        known = {lb_id: counts.port for lb_id, counts in (await relay.list()).items()}
+        return len(known) == 3 and known == {
+            lb.id: lb.backends[0].port for lb in inner.objects.values() if lb.backends
+        }
+
+    try:
+        await until(written)
+        ports = {lb.backends[0].port for lb in inner.objects.values()}
+        os.kill(_pid_behind(tmp_path / "relay.sock"), signal.SIGKILL)
+        await until(lambda: _true(not ports & {lb.backends[0].port for lb in inner.objects.values()}))
+        await until(written)
+    finally:
+        await proxy.close()
+
+
+async def _true(so: bool) -> bool:
+    return so
+
+
+def _pid_behind(path: Path) -> int:
+    """The process that listens at a unix socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        packed = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int(struct.unpack("3i", packed)[0])

@@ -36,8 +36,10 @@ class Services:
         direct = HnsWriter(node.service, config.proxy_network, config.node_port_addresses, addresses)
         self._relay: Final = Relay(config.relay_socket)
         self._in_switch: Final = config.proxy_mode == "kernel"
-        writer = direct if self._in_switch else RelayWriter(direct, self._relay, addresses)
+        relayed = RelayWriter(direct, self._relay, addresses)
+        writer = direct if self._in_switch else relayed
         self.proxy: Final = ServiceProxy(self.source, writer, config.node_name or config.name, dsr=config.dsr)
+        relayed.on_lost = self.proxy.write_again
         self.health: Final = HealthServer(self.proxy.health, config.healthz_address)
         self.proxy.on_checks = lambda: self.health.update(self.proxy.checks)
         self.proxy.on_complete = (

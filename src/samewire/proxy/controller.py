@@ -104,6 +104,10 @@ class ServiceProxy:
             self._task.cancel()
             await asyncio.wait({self._task})
 
+    def write_again(self) -> None:
+        """What is written may not be what was wanted any more: compare, and write what differs."""
+        self._mark(self.table.services, _now())
+
     @property
     def idle(self) -> bool:
         """Whether everything that is known is written, but for services that failed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -49,10 +49,30 @@ class RelayCounts(msgspec.Struct, frozen=True):
     open: int
 
 
+class _Protocol(asyncio.StreamReaderProtocol):
+    """Tells when the other side hangs up, which is when the relay ends."""
+
+    def __init__(self, reader: asyncio.StreamReader, lost: Callable[[asyncio.StreamReader], None]) -> None:
+        super().__init__(reader)
+        self._reader = reader
+        self._lost = lost
+
+    def eof_received(self) -> bool:
+        super().eof_received()
+        self._lost(self._reader)
+        return False  # close our side too
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._lost(self._reader)
+
+
 class Relay:
     """A connection to the relay at ``socket``; started when none answers there. Use from one event loop."""
 
     def __init__(self, socket: Path) -> None:
+        self.on_lost: Callable[[], None] = lambda: None
+        """Called when the relay has ended by itself: it is started again when it is told something."""
         self._socket = socket
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -130,11 +150,22 @@ class Relay:
             return await self._start()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=1 << 20)
+        protocol = _Protocol(reader, self._hung_up)
         try:
-            self._reader, self._writer = await asyncio.open_unix_connection(self._socket, limit=1 << 20)
+            transport, _ = await loop.create_unix_connection(lambda: protocol, str(self._socket))
         except OSError as error:
             raise Unavailable("relay", f"{self._socket}: no relay there: {error}") from error
+        self._reader, self._writer = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
         return self._reader, self._writer
+
+    def _hung_up(self, reader: asyncio.StreamReader) -> None:
+        """A connection has ended; if it was not us, the relay has, and with it all that it knew."""
+        if reader is not self._reader:
+            return
+        self._reader = self._writer = None
+        self.on_lost()
 
     async def _start(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Start the relay in a session of its own, so that it outlives us, and connect."""

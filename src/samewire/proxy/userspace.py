@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
+import structlog
 from msgspec.structs import replace
 
 from samewire.errors import SamewireError, Unavailable
@@ -17,6 +18,8 @@ from samewire.hcn.loadbalancers import BackendFlags, DistributionType, LoadBalan
 from samewire.hcn.loadbalancers import LoadBalancerFlags as Flags
 from samewire.proxy.controller import Writer
 from samewire.proxy.relay import Relay, RelayBackend, RelayService
+
+log = structlog.get_logger(__name__)
 
 _PROTOCOLS: Final = {6: "tcp", 17: "udp"}
 _LOCAL: Final = int(BackendFlags.LOCAL)
@@ -31,8 +34,11 @@ class RelayWriter:
     """Implements `samewire.proxy.controller.Writer`. ``addresses``: the node's addresses, main ones first."""
 
     def __init__(self, inner: Writer, relay: Relay, addresses: Callable[[], Sequence[str]]) -> None:
+        self.on_lost: Callable[[], None] = lambda: None
+        """Called when the relay has ended and everything has to be written again."""
         self._inner = inner
         self._relay = relay
+        relay.on_lost = self._forget
         self._addresses = addresses
         self._wanted: dict[str, LoadBalancer] = {}
         self._swept = False
@@ -77,6 +83,12 @@ class RelayWriter:
                 unused += [lb_id, lb_id + _LOCAL_SUFFIX]
         await self._relay.delete(unused)
         return failed
+
+    def _forget(self) -> None:
+        """The next relay listens at other ports: nothing that is in the switch is right any more."""
+        log.warning("the relay has ended; starting another one")
+        self._wanted.clear()
+        self.on_lost()
 
     async def close(self) -> None:
         """Hang up; the relay goes on."""
