@@ -16,6 +16,7 @@ from samewire.hcn.loadbalancers import (
     NoEndpointsAction,
     PortMappingFlags,
 )
+from samewire.hcn.policies import SDNRoute
 from samewire.hcn.schema import Endpoint, EndpointFlags, IpConfiguration, Network, NetworkType
 from samewire.vfp.address import ZERO, parse_address, parse_interface
 from samewire.vfp.compile.balanced import backends_by_service, highest_number
@@ -302,6 +303,13 @@ def test_a_pod_that_is_not_here_is_no_backend() -> None:
     node.put(value)
     assert node.backends()["10.244.1.5:8080"] != ids["10.244.1.5:8080"]
     assert node.backends()["10.244.2.5:8080"] == ids["10.244.2.5:8080"]
+
+
+def test_an_address_of_the_subnet_behind_the_node_is_a_backend_without_an_endpoint() -> None:
+    guest = SDNRoute(destination_prefix="10.244.1.5/32", need_encap=True)
+    node = Balancing(pod_network(guest))
+    node.put(balancer(backend("10.244.1.5"), backend("10.244.1.6")))
+    assert set(node.backends()) == {"10.244.1.5:8080"}
 
 
 def test_what_an_endpoint_gets_by_dsr() -> None:

@@ -363,7 +363,14 @@ def test_sdn_route_policies_of_a_network() -> None:
         ("192.168.1.0/24", "192.168.1.1"),
         policies=(SDNRoute(destination_prefix="10.96.0.0/12", need_encap=True),),
     )
-    assert routes(compile_network(bridged, FACTS, MemoryNumbers()).entries, 0) == {"10.96.0.0/12": "HOST"}
+    compiled = compile_network(bridged, FACTS, MemoryNumbers())
+    assert routes(compiled.entries, 0) == {"10.96.0.0/12": "HOST"}
+    assert compiled.binding.forwards  # what the node gets is not all for itself
+
+
+def test_a_node_that_only_gets_what_is_for_itself_does_not_forward() -> None:
+    pods = network(NetworkType.OVERLAY, ("10.244.1.0/24", "10.244.1.1"), vni=4096, policies=(HostRoute(),))
+    assert not compile_network(pods, FACTS, MemoryNumbers()).binding.forwards
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from samewire.kernel.rtnetlink import Link, Netlink, link_dump
 from samewire.node import links
 from samewire.node.apply import NodeSwitch
 from samewire.node.audit_balancers import BalancerAudit
-from samewire.node.bindings import WantedAddress, WantedFilter, Wish
+from samewire.node.bindings import WantedAddress, WantedFilter, WantedForwarding, Wish
 from samewire.node.devices import OWN_DEVICES, reserved_ports, wrong_settings
 from samewire.node.places import kept_identity
 from samewire.node.planning import netns_path
@@ -365,4 +365,6 @@ def _words(wish: Wish) -> str:
             return f"address {prefix}"
         case WantedFilter(mac):
             return f"link address {mac.hex(':')}"
+        case WantedForwarding():
+            return "forwarding"
     return f"route {wish.destination} from {wish.source or 'any'}"

@@ -23,7 +23,11 @@ class WantedFilter(msgspec.Struct, frozen=True, order=True):
     mac: bytes
 
 
-Wish: TypeAlias = WantedAddress | HostRoute | WantedFilter
+class WantedForwarding(msgspec.Struct, frozen=True, order=True):
+    """The node passes on what arrives on samewire0 (IPv4)."""
+
+
+Wish: TypeAlias = WantedAddress | HostRoute | WantedFilter | WantedForwarding
 
 
 class BindingChange(msgspec.Struct, frozen=True):
@@ -123,6 +127,8 @@ def wishes(binding: HostBinding) -> Iterator[Wish]:
     yield from (WantedAddress(prefix) for prefix in binding.addresses)
     yield from binding.routes
     yield from (WantedFilter(mac) for mac in binding.nic_filters)
+    if binding.forwards:
+        yield WantedForwarding()
 
 
 def _source(route: HostRoute) -> tuple[bool, Address | None]:
@@ -130,4 +136,4 @@ def _source(route: HostRoute) -> tuple[bool, Address | None]:
 
 
 def _rank(wish: Wish) -> tuple[int, Wish]:
-    return (WantedAddress, HostRoute, WantedFilter).index(type(wish)), wish
+    return (WantedAddress, HostRoute, WantedFilter, WantedForwarding).index(type(wish)), wish

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 
+from samewire.kernel import sysctl
 from samewire.kernel.rtnetlink import (
     Netlink,
     Request,
@@ -19,7 +20,8 @@ from samewire.kernel.rtnetlink import (
     route_replace,
 )
 from samewire.kernel.rtnetlink.routes import TABLE_MAIN
-from samewire.node.bindings import BindingChange, WantedAddress, WantedFilter, Wish
+from samewire.node.bindings import BindingChange, WantedAddress, WantedFilter, WantedForwarding, Wish
+from samewire.node.devices import HOST
 from samewire.node.facts import short
 from samewire.vfp.address import ZERO, Address, Prefix
 from samewire.vfp.model import FAMILIES, HostRoute
@@ -28,6 +30,7 @@ _PROTOCOL_KERNEL = 2
 _SCOPE_GLOBAL = 0
 # Not 0, which the node's own routes have: a route of ours must never take the place of one of them. Theirs wins.
 _METRIC = 21367
+_FORWARDING = ("net", "ipv4", "conf", HOST, "forwarding")
 
 
 class HostNet:
@@ -51,6 +54,9 @@ class HostNet:
         requests = [request for step in steps for request in self._requests(step)]
         if requests:
             self._netlink.batch(requests)
+        for step in steps:
+            if isinstance(step.wish, WantedForwarding):
+                sysctl.write(_FORWARDING, int(step.add))
         lost = {route for route in routes if route.source is None} - self._routes() if routes else set()
         if lost:
             self._netlink.batch([self._route(route, add=True) for route in lost])
@@ -80,6 +86,8 @@ class HostNet:
             if address.scope == _SCOPE_GLOBAL:
                 found.add(WantedAddress(_prefix(address.family, address.address, address.bits)))
         found.update(self._routes())
+        if sysctl.read(_FORWARDING) == "1":
+            found.add(WantedForwarding())
         if self.uplink:
             found.update(WantedFilter(entry.mac) for entry in self._netlink.dump(fdb_dump(self.uplink)))
         return found

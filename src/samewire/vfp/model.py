@@ -138,13 +138,16 @@ class HostBinding(msgspec.Struct, frozen=True, kw_only=True):
     """What one owner wants of the node's own stack; the union over all owners is applied.
 
     ``addresses`` (as /32 or /128) and ``routes`` on samewire0; ``reserved_ports`` as ip_local_reserved_ports
-    writes it (``49152-65535``); ``nic_filters`` MACs, unicast and multicast, that the uplink must let in.
+    writes it (``49152-65535``); ``nic_filters`` MACs, unicast and multicast, that the uplink must let in;
+    ``forwards``: what the switch hands over is not all for the node itself, which has to pass it on (IPv4; for IPv6
+    the kernel has one switch for all interfaces).
     """
 
     addresses: tuple[Prefix, ...] = ()
     routes: tuple[HostRoute, ...] = ()
     reserved_ports: str = ""
     nic_filters: tuple[bytes, ...] = ()
+    forwards: bool = False
 
 
 class Compiled(msgspec.Struct, frozen=True):

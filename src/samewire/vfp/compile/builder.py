@@ -13,10 +13,11 @@ from samewire.vfp.tables import Nexthop, Route, RouteKey
 
 
 class Builder:
-    """Collects entries; putting a key twice keeps the last value."""
+    """Collects entries; putting a key twice keeps the last value. ``forwards``: the node has to pass on some of it."""
 
     def __init__(self) -> None:
         self.entries: dict[str, dict[Record, Record]] = {}
+        self.forwards = False
 
     def put(self, table: str, key: Record, value: Record) -> None:
         """Add or replace one entry."""

@@ -64,8 +64,9 @@ def compile_endpoint(
         # Deeper than the shaper in the pod: what that lets pass is not dropped here.
         builder.put("sw_buckets", Id(port_ifindex), Bucket(rate, burst + POLICE_SLACK_BYTES, 0))
     sdn_routes(builder, endpoint.policies, context)
-    binding = _bridged(builder, plan, addresses, mac, facts) if plan.bridged else HostBinding()
-    return Compiled(builder.entries, binding)
+    if plan.bridged:
+        return Compiled(builder.entries, _bridged(builder, plan, addresses, mac, facts))
+    return Compiled(builder.entries, HostBinding(forwards=builder.forwards))
 
 
 def _port(
@@ -153,7 +154,7 @@ def _bridged(
             routes.append(HostRoute(prefix, Address(own.family, source) if source != ZERO else None))
         if own.family == IPV6:
             filters.append(solicited_node_mac(own.packed))
-    return HostBinding(routes=tuple(routes), nic_filters=tuple(filters))
+    return HostBinding(routes=tuple(routes), nic_filters=tuple(filters), forwards=builder.forwards)
 
 
 def solicited_node_mac(address: bytes) -> bytes:

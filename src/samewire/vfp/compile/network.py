@@ -72,4 +72,4 @@ def _host_binding(builder: Builder, plan: NetworkPlan, scope: int) -> HostBindin
     for route in routes:
         builder.from_host(route.destination, scope)
     addresses = tuple(subnet.gateway.host_prefix for subnet in bound if subnet.gateway is not None)
-    return HostBinding(addresses=addresses, routes=tuple(routes))
+    return HostBinding(addresses=addresses, routes=tuple(routes), forwards=builder.forwards)

@@ -11,6 +11,7 @@ from samewire.hcn.frontends import has_host_port
 from samewire.hcn.schema import Network
 from samewire.vfp.address import IPV4, ZERO, Prefix
 from samewire.vfp.compile.plan import Context, NetworkPlan, network_context
+from samewire.vfp.compile.route import host_prefixes
 from samewire.vfp.constants import SCOPE_UPLINK
 from samewire.vfp.model import FAMILIES, NodeFacts, Numbers
 
@@ -118,6 +119,8 @@ class Places:
             context = network_context(network, self._facts, self._numbers)
             contexts.setdefault(context.scope, context)
             prefixes += _prefixes(network, context.plan, context.scope)
+            elsewhere = Place(context.scope, network.id, Near.ELSEWHERE)
+            prefixes += [(prefix, elsewhere) for prefix in host_prefixes(network, context)]
             for family, address in _sources(context.plan):
                 sources.setdefault((context.scope, family), address)
         scope = next(iter(contexts)) if own else SCOPE_UPLINK

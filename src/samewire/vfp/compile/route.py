@@ -26,7 +26,7 @@ from samewire.vfp.address import ZERO, Address, Prefix, parse_address, parse_pre
 from samewire.vfp.compile.builder import Builder, gateway_nexthop, uplink_nexthop
 from samewire.vfp.compile.plan import Context, network_context
 from samewire.vfp.constants import RouteFlag, RouteKind
-from samewire.vfp.model import Compiled, NodeFacts, Numbers
+from samewire.vfp.model import Compiled, HostBinding, NodeFacts, Numbers
 from samewire.vfp.tables import Id
 
 
@@ -47,7 +47,7 @@ def compile_route(route: Route, network: Network, facts: NodeFacts, numbers: Num
     builder = Builder()
     for i, entry in enumerate(route.routes):
         _sdn_route(builder, entry, f"$.Routes[{i}]", context)
-    return Compiled(builder.entries)
+    return Compiled(builder.entries, HostBinding(forwards=builder.forwards))
 
 
 def sdn_routes(builder: Builder, policies: Iterable[Policy], context: Context) -> None:
@@ -55,6 +55,20 @@ def sdn_routes(builder: Builder, policies: Iterable[Policy], context: Context) -
     for i, policy in enumerate(policies):
         if isinstance(policy, SDNRoute):
             _sdn_route(builder, policy, f"$.Policies[{i}].Settings", context)
+
+
+def host_prefixes(network: Network, context: Context) -> list[Prefix]:
+    """The prefixes that SDNRoute policies of a network send through the node's own stack: not its endpoints, even
+    where they are in its subnets. Raises ``Invalid``.
+    """
+    found = []
+    for i, policy in enumerate(network.policies):
+        if isinstance(policy, SDNRoute):
+            path = f"$.Policies[{i}].Settings"
+            destination = parse_prefix(policy.destination_prefix, f"{path}.DestinationPrefix")
+            if _target(Builder(), policy.next_hop, destination, path, context) is _HOST:
+                found.append(destination)
+    return found
 
 
 def subnet_routes(builder: Builder, network: Network, context: Context) -> None:
@@ -80,6 +94,7 @@ def _sdn_route(builder: Builder, entry: SdnRoute | SDNRoute, path: str, context:
     target = _target(builder, entry.next_hop, destination, path, context)
     if target is _HOST and context.plan.type is NetworkType.PRIVATE:
         raise Invalid(f"{path}.NextHop", "a Private network has no path to the node")
+    builder.forwards |= target is _HOST
     _add(builder, destination, target, context)
 
 
