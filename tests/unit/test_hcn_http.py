@@ -147,6 +147,8 @@ async def test_filters(client: AsyncHnsClient, path: Path) -> None:
     assert await client.list(Kind.ENDPOINT, State=1, Name="a") == [mine[0], other]
     assert await client.list(Kind.ENDPOINT, State="3") == []
     assert await client.list(Kind.ENDPOINT, ID=MISSING) == []
+    assert await client.list(Kind.ENDPOINT, ID=f"{{{mine[0]['ID'].lower()}}}") == mine[:1]
+    assert await client.list(Kind.ENDPOINT, VirtualNetwork=f"{{{one['ID']}}}") == mine
     assert await client.list(Kind.ROUTE, VirtualNetworkName="cbr0") == []
     query = {"SchemaVersion": {"Major": 2}, "Flags": 0, "Filter": json.dumps({"Name": "vxlan0"})}
     assert (await raw(path, "GET", f"/v2/networks?filter={json.dumps(query)}"))[1] == [one]

@@ -280,7 +280,7 @@ async def test_requests_for_parts(
 
 async def test_other_requests_are_refused(service: HnsService) -> None:
     made = await service.create_load_balancer(balancer())
-    body = {"ResourceType": "LoadBalancer", "RequestType": "Refresh", "Settings": {}}
+    body = {"ResourceType": "LoadBalancer", "RequestType": "Reset", "Settings": {}}
     with pytest.raises(HcnError) as caught:
         await service.modify(Kind.LOADBALANCER, made.id, decode_modify(Kind.LOADBALANCER, body))
     assert caught.value.code is HcnCode.REQUEST_UNSUPPORTED

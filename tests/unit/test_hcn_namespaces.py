@@ -309,3 +309,11 @@ async def test_routes_are_not_modified(service: HnsService, network: Network) ->
     with pytest.raises(HcnError) as caught:
         await service.modify(Kind.ROUTE, route.id, request)
     assert caught.value.code is HcnCode.REQUEST_UNSUPPORTED
+
+
+async def test_a_refresh_changes_nothing(service: HnsService, network: Network) -> None:
+    namespace = await service.create_namespace(Namespace())
+    held = await endpoint(service, network)
+    settings = EndpointSettings(endpoint_id=held.id)
+    assert await modify(service, namespace, RequestType.REFRESH, settings) == namespace
+    assert service.view.endpoints_of_namespace(namespace.id) == []

@@ -190,7 +190,7 @@ async def test_the_node_itself_is_compartment_1(hns: Hns, answer: Hns, service: 
     shown = await hns("POST", f"{path}/attach", {"SystemType": "Host", "CompartmentId": 1})
     assert shown["Namespace"]["CompartmentId"] == 1
     assert shown["Namespace"]["IsDefault"]
-    assert shown["State"] == 3
+    assert shown["State"] == 2  # no pod: agents that filter by 3 leave it alone
     again = await answer("POST", f"{path}/attach", {"CompartmentId": 1})
     assert again["Error"] == "This endpoint is already attached to the switch."
     assert (await hns("POST", f"{path}/detach"))["State"] == 4
@@ -257,6 +257,32 @@ async def test_policy_lists_are_load_balancers_and_routes(hns: Hns, answer: Hns,
     assert mixed["ErrorCode"] == HcnCode.INVALID_POLICY
     wrong = await answer("POST", "/policylists/", {"References": ["/pods/1"], "Policies": [elb]})
     assert wrong["ErrorCode"] == HcnCode.INVALID_JSON_REFERENCE
+
+
+async def test_an_update_is_made_whole_or_not_at_all(hns: Hns, answer: Hns) -> None:
+    network = await hns("POST", "/networks/", l2bridge(Policies=[{"Type": "Custom", "Colour": 1}]))
+    path = f"/networks/{network['ID']}"
+    wrong = {"Policies": [{"Type": "Custom", "Colour": 2}], "DNSServerList": "no address"}
+    assert (await answer("POST", path, wrong))["ErrorCode"] == HcnCode.INVALID_IP
+    assert await hns("GET", path) == network
+    changed = await hns("POST", path, {**wrong, "DNSServerList": "10.0.0.10"})
+    assert {"Type": "Custom", "Colour": 2} in changed["Policies"]
+    assert changed["DNSServerList"] == "10.0.0.10"
+
+
+async def test_an_empty_list_of_policies_takes_them_away(hns: Hns) -> None:
+    network = await hns("POST", "/networks/", l2bridge())
+    endpoint = await hns(
+        "POST",
+        "/endpoints/",
+        {"VirtualNetwork": network["ID"], "EncapOverhead": 50, "Policies": [{"Type": "OutBoundNAT"}]},
+    )
+    path = f"/endpoints/{endpoint['ID']}"
+    assert await hns("POST", path, {"Name": "x"}) == endpoint  # says nothing of policies
+    changed = await hns("POST", path, {"Policies": []})
+    assert "Policies" not in changed
+    assert changed["EncapOverhead"] == 50  # a field of v1, none of its policies
+    assert (await hns("POST", path, {"Policies": [], "EncapOverhead": 60}))["EncapOverhead"] == 60
 
 
 async def test_the_rest(hns: Hns, answer: Hns) -> None:

@@ -12,17 +12,33 @@ from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.jsontext import parse_json
 from samewire.hcn.policies import NOT_ENFORCED, policy_type
 from samewire.hcn.readers import integer
-from samewire.hcn.schema import Endpoint, EndpointState, Kind, Namespace, Network, Object, ResourceType
+from samewire.hcn.schema import (
+    Endpoint,
+    EndpointState,
+    Kind,
+    Namespace,
+    NamespaceType,
+    Network,
+    Object,
+    ResourceType,
+)
 from samewire.hcn.state import View
+from samewire.hcn.switch import StoreView
 
 FILTER_KEYS = frozenset({"id", "name", "virtualnetwork", "virtualnetworkname", "state"})
+GUID_KEYS = frozenset({"id", "virtualnetwork"})
 MAX_KEPT = 8192
 MAX_KEPT_BYTES = 4096
 QUERY_KEYS = frozenset({"schemaversion", "flags", "filter"})
 
 
-def endpoint_state(endpoint: Endpoint) -> EndpointState:
-    """Return the state HNS would report: process-isolated pods are "attached sharing"."""
+def endpoint_state(view: StoreView, endpoint: Endpoint) -> EndpointState:
+    """Return the state HNS would report: process-isolated pods are "attached sharing", what is attached to the
+    node itself is "attached". (Policy agents filter by the former to get the pods and nothing else.)
+    """
+    namespace = view.namespace(endpoint.namespace_id) if endpoint.namespace_id else None
+    if namespace is not None and namespace.type is NamespaceType.HOST_DEFAULT:
+        return EndpointState.ATTACHED
     if endpoint.namespace_id or endpoint.shared_containers:
         return EndpointState.ATTACHED_SHARING
     return EndpointState.DETACHED if endpoint.detached else EndpointState.CREATED
@@ -47,7 +63,7 @@ def render(view: View, value: Object, detailed: bool = False) -> dict[str, Any]:
     """
     body = encode(value)
     if isinstance(value, Endpoint):
-        body["State"] = int(endpoint_state(value))
+        body["State"] = int(endpoint_state(view, value))
     if isinstance(value, Namespace):
         body["NamespaceGuid"] = value.id
         members = view.endpoints_of_namespace(value.id)
@@ -107,7 +123,7 @@ def find(view: View, kind: Kind, query: Query) -> list[Object]:
     """Return the objects of a kind that a query's filter matches; all of its keys must."""
     wanted = query.filter
     if "id" in wanted:
-        found = view.get(kind, wanted["id"].upper())
+        found = view.get(kind, wanted["id"])
         candidates = [] if found is None else [found]
     else:
         candidates = view.all(kind)
@@ -160,19 +176,24 @@ def _filter(value: Any) -> dict[str, str]:
     for key, item in value.items():
         if key.lower() not in FILTER_KEYS or isinstance(item, dict | list | bool) or item is None:
             raise HcnError(HcnCode.E_INVALIDARG, f"filter: {key[:64]!r} is not something to filter by")
-        result[key.lower()] = str(item)
+        text = str(item)
+        result[key.lower()] = _plain_guid(text) if key.lower() in GUID_KEYS else text
     return result
+
+
+def _plain_guid(text: str) -> str:
+    return text.upper().removeprefix("{").removesuffix("}")
 
 
 def _matches(view: View, value: Object, key: str, wanted: str) -> bool:
     if key == "id":
-        return value.id == wanted.upper()
+        return value.id == wanted
     if key == "name":
         return value.name == wanted
     if key == "state":
-        return isinstance(value, Endpoint) and str(int(endpoint_state(value))) == wanted
+        return isinstance(value, Endpoint) and str(int(endpoint_state(view, value))) == wanted
     network_id = "" if isinstance(value, Network | Namespace) else value.network_id
     if key == "virtualnetwork":
-        return network_id == wanted.upper()
+        return network_id == wanted
     network = view.network(network_id)
     return network is not None and network.name == wanted

@@ -100,6 +100,12 @@ class HnsService:
             ) from error
         return self.get(kind, object_id)
 
+    async def modify_network(self, network_id: str, requests: Sequence[ModifySettingRequest]) -> None:
+        """Modify a network by several requests at once: all of them, or none. Raises SamewireError."""
+        await self._change(
+            lambda context: network_changes.modify_network(context, network_id.upper(), *requests)
+        )
+
     async def delete(self, kind: Kind, object_id: str) -> None:
         """Delete an object. Raises SamewireError."""
         await self._change(lambda context: _DELETERS[kind](context, object_id.upper()))

@@ -131,5 +131,5 @@ def _describe(view: StoreView, endpoint: Endpoint, port: PortInfo | None) -> End
         interface=endpoint.interface_name,
         container_id=endpoint.container_id,
         remote=endpoint.is_remote,
-        state=int(endpoint_state(endpoint)),
+        state=int(endpoint_state(view, endpoint)),
     )

@@ -60,8 +60,12 @@ def create_load_balancer(context: Context, value: LoadBalancer) -> list[Change]:
 def modify_load_balancer(
     context: Context, load_balancer_id: str, request: ModifySettingRequest
 ) -> list[Change]:
-    """Plan a modification: a whole object instead of the present one, or parts of it. Raises HcnError."""
+    """Plan a modification: a whole object instead of the present one, or parts of it. Refresh changes nothing.
+    Raises HcnError.
+    """
     before = get_load_balancer(context.view, load_balancer_id)
+    if request.request_type is RequestType.REFRESH:
+        return []
     settings = request.settings
     if isinstance(settings, LoadBalancer):
         after = _replace(settings, id=before.id)

@@ -60,8 +60,10 @@ def create_namespace(context: Context, namespace: Namespace) -> list[Change]:
 
 
 def modify_namespace(context: Context, namespace_id: str, request: ModifySettingRequest) -> list[Change]:
-    """Plan adding or removing an endpoint or a container. Raises HcnError."""
+    """Plan adding or removing an endpoint or a container. Refresh changes nothing. Raises HcnError."""
     namespace = get_namespace(context.view, namespace_id)
+    if request.request_type is RequestType.REFRESH:
+        return []
     settings, adds = request.settings, request.request_type is RequestType.ADD
     if not adds and request.request_type is not RequestType.REMOVE:
         raise HcnError(

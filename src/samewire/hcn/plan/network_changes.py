@@ -49,18 +49,18 @@ VFP_EXTENSION = "E9B59CFA-2BE1-4B21-828F-B6FBDBDDC017"
 """The switch extension that HNS's policies are enforced by; here the switch itself."""
 
 
-def modify_network(context: Context, network_id: str, request: ModifySettingRequest) -> list[Change]:
-    """Plan a modify request for a network. Refresh changes nothing: the switch is always as the object says.
-    Raises HcnError.
+def modify_network(context: Context, network_id: str, *requests: ModifySettingRequest) -> list[Change]:
+    """Plan modify requests for a network, as one change. Refresh changes nothing: the switch is always as the
+    object says. Raises HcnError.
     """
-    before = get_network(context.view, network_id)
-    change = _CHANGES.get(type(request.settings))
-    if change is None:
-        raise HcnError(HcnCode.REQUEST_UNSUPPORTED, "$.ResourceType: not one of a network")
-    if request.request_type is RequestType.REFRESH:
-        return []
-    after = change(context, before, request.request_type, request.settings)
-    return modified(Kind.NETWORK, before, stamped(after, context.facts))
+    before = after = get_network(context.view, network_id)
+    for request in requests:
+        change = _CHANGES.get(type(request.settings))
+        if change is None:
+            raise HcnError(HcnCode.REQUEST_UNSUPPORTED, "$.ResourceType: not one of a network")
+        if request.request_type is not RequestType.REFRESH:
+            after = stamped(change(context, after, request.request_type, request.settings), context.facts)
+    return modified(Kind.NETWORK, before, after)
 
 
 def check_extension(extension_id: str, enabled: bool, path: str) -> None:

@@ -17,11 +17,11 @@ from samewire.hcn.jsontext import parse_json
 from samewire.hcn.plan.attach import AttachRequest, SystemType
 from samewire.hcn.plan.network_changes import check_extension
 from samewire.hcn.readers import enum_reader, integer
-from samewire.hcn.schema import Kind, Object
+from samewire.hcn.schema import Endpoint, Kind, ModifySettingRequest, Object
 from samewire.hcn.service import HnsService
 from samewire.hcn.v1 import lists
 from samewire.hcn.v1.read import Fields, to_v2
-from samewire.hcn.v1.write import HNS_VERSION, to_v1
+from samewire.hcn.v1.write import HNS_VERSION, field_policies, to_v1
 
 Call = Callable[["V1Calls", str, bytes], Awaitable[Any]]
 
@@ -85,19 +85,19 @@ class V1Calls:
         return await self._service.create(kind, value)
 
     async def _update(self, kind: Kind, object_id: str, body: Any) -> Any:
-        """Change an object by its new form: its policies and DNS, and the extensions of a network."""
+        """Change an object by its new form, at once: its policies, and DNS and extensions of a network."""
         before = self._service.get(kind, object_id)
+        given = to_v2(kind, body, self._service.view)
         if kind is Kind.NETWORK:
             _check_extensions(Fields(body).items("Extensions"))
-        given = to_v2(kind, body, self._service.view)
-        requests = [("Policy", {"Policies": given["Policies"]})] if "Policies" in given else []
-        if kind is Kind.NETWORK and "Dns" in given:
-            requests.append(("DNS", given["Dns"]))
-        if kind is Kind.NAMESPACE:
-            requests = []
-        for resource, settings in requests:
-            change = {"ResourceType": resource, "RequestType": "Update", "Settings": settings}
-            await self._service.modify(kind, before.id, decode_modify(kind, change))
+            named = {"Policy": {"Policies": given.get("Policies", [])}}
+            if "Dns" in given:
+                named["DNS"] = given["Dns"]
+            await self._service.modify_network(before.id, [_update_of(kind, *item) for item in named.items()])
+        elif isinstance(before, Endpoint) and Fields(body).take("Policies") is not None:
+            policies = given.get("Policies", []) + field_policies(before, body)
+            request = _update_of(kind, "Policy", {"Policies": policies})
+            await self._service.modify(kind, before.id, request)
         return self._shown(kind, object_id)
 
     async def _attach(self, object_id: str, action: str, body: bytes) -> Any:
@@ -181,6 +181,10 @@ class V1Calls:
 
 _LISTINGS = ("activities", "plugins", "endpointaddresses", "portpools")
 """Lists whose content nobody documents; those without a meaning here are empty."""
+
+
+def _update_of(kind: Kind, resource: str, settings: Any) -> ModifySettingRequest:
+    return decode_modify(kind, {"ResourceType": resource, "RequestType": "Update", "Settings": settings})
 
 
 def _guid(text: str) -> str:

@@ -20,6 +20,7 @@ from samewire.hcn.policies import (
     ProviderAddress,
     SourceMacAddress,
     first,
+    policy_type,
 )
 from samewire.hcn.query import endpoint_state, render
 from samewire.hcn.schema import (
@@ -105,11 +106,21 @@ def endpoint_to_v1(view: View, endpoint: Endpoint) -> JsonObject:
             "EncapOverhead": overhead.overhead if overhead else None,
             "Namespace": namespace_to_v1(view, namespace) if namespace else None,
             "SharedContainers": list(endpoint.shared_containers),
-            "State": int(endpoint_state(endpoint)),
+            "State": int(endpoint_state(view, endpoint)),
             "Flags": endpoint.flags,
             "Owner": endpoint.owner,
         }
     ) | _unknown(endpoint)
+
+
+def field_policies(endpoint: Endpoint, body: Any) -> list[JsonObject]:
+    """Return an endpoint's policies that are fields in v1, but for those that ``body`` gives anew."""
+    given = {key.lower() for key in body} if isinstance(body, dict) else set()
+    return [
+        encode_policy(policy)
+        for policy in endpoint.policies
+        if isinstance(policy, _ENDPOINT_FIELDS) and policy_type(policy).lower() not in given
+    ]
 
 
 def namespace_to_v1(view: View, namespace: Namespace) -> JsonObject:
