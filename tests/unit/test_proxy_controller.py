@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
+from samewire.errors import SamewireError
 from samewire.hcn.loadbalancers import LoadBalancer
-from samewire.kube.model import Node, NodeMetadata, NodeSpec, ServiceAnnotations, ServicePort, Taint
-from samewire.proxy.controller import ServiceProxy
+from samewire.kube.model import (
+    EndpointSlice,
+    Node,
+    NodeMetadata,
+    NodeSpec,
+    Service,
+    ServiceAnnotations,
+    ServicePort,
+    Taint,
+)
+from samewire.proxy.controller import MAX_TRIGGERS, ServiceProxy
 from samewire.proxy.ids import OWNER
 from tests.support.kube_services import HERE, endpoint, endpoint_slice, service
 from tests.support.proxy import FakeSource, FakeWriter
@@ -202,6 +214,57 @@ async def test_an_address_that_moves_between_services(rig: Rig) -> None:
     rig.source.put(second)  # comes before the first goes
     rig.source.remove(first)
     await rig.until(lambda: (lb := rig.lb()) is not None and lb.service_name == "shop/b:http")
+
+
+async def test_an_address_that_becomes_free_is_taken_at_once(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(value: LoadBalancer) -> str:
+        others = (lb for lb in rig.writer.objects.values() if lb.id != value.id)
+        return "taken" if any(set(lb.frontend_vips) & set(value.frontend_vips) for lb in others) else ""
+
+    monkeypatch.setattr("samewire.proxy.controller.FIRST_RETRY_S", 30.0)
+    rig.writer.refuse = refuse
+    await rig.source.start()
+    rig.source.put(service("a"))
+    await rig.settle()
+    rig.source.put(service("b"))
+    await rig.settle()
+    assert rig.proxy.figures.statuses["shop", "b"].error == "taken"
+    rig.source.remove(service("a"))
+    await rig.until(lambda: (lb := rig.lb()) is not None and lb.service_name == "shop/b:http")
+
+
+async def test_changes_that_never_stop_are_no_illness(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is always something that waits, and nothing waits for long. What failed is tried again meanwhile."""
+    monkeypatch.setattr("samewire.proxy.health.TIMEOUT_S", 0.5)
+    await rig.source.start()
+    rig.source.put(service("web0"))
+    await rig.settle()
+    rig.writer.refuse = lambda value: "no" if value.frontend_vips == ("10.96.0.1",) else ""
+    rig.source.put(service("bad", ips=("10.96.0.1",)))
+    write, count = rig.writer.write, itertools.count()
+
+    async def busy(*what: Any) -> Mapping[str, SamewireError]:
+        port = ServicePort(port=80, name="http", node_port=30000 + next(count) % 1000)
+        rig.source.put(service("web0", type="NodePort", ports=(port,)))
+        return await write(*what)
+
+    monkeypatch.setattr(rig.writer, "write", busy)
+    rig.source.put(service("web0", ips=("10.96.0.12",)))
+    ends = time.monotonic() + 1.0
+    while time.monotonic() < ends:  # it looks at plain values
+        await asyncio.sleep(0)
+        assert rig.proxy.health.healthy(time.monotonic())
+    assert rig.proxy.figures.statuses["shop", "bad"].attempts > 1
+
+
+async def test_a_service_that_waits_for_ever_does_not_grow(rig: Rig) -> None:
+    rig.source.sync(Service, EndpointSlice)  # the nodes may not be listed
+    for number in range(1000):
+        triggered = (datetime.now(UTC) + timedelta(seconds=5)).isoformat()
+        rig.source.put(endpoint_slice(endpoint(f"10.244.2.{number % 250}"), triggered=triggered))
+    assert len(rig.proxy._triggers["shop", "web"]) <= MAX_TRIGGERS
 
 
 async def test_there_is_no_network_yet(rig: Rig) -> None:

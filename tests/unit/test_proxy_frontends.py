@@ -62,6 +62,21 @@ def test_addresses_of_a_family_that_the_service_has_not_are_left_out() -> None:
     assert shown(value)[1:] == [("external", "203.0.113.1", 80)]
 
 
+def test_an_address_named_twice_is_one_frontend() -> None:
+    """As load balancers on the nodes' own addresses do; two would be in each other's way."""
+    value = service(
+        type="LoadBalancer",
+        ips=DUAL,
+        external_ips=("203.0.113.1", "203.0.113.2", "10.96.0.10"),
+        ingress=("203.0.113.1", "fd96:0::10", "203.0.113.3", "203.0.113.3"),
+    )
+    assert shown(value)[2:] == [
+        ("external", "203.0.113.2", 80),
+        ("ingress", "203.0.113.1", 80),
+        ("ingress", "203.0.113.3", 80),
+    ]
+
+
 def test_ingress_addresses_in_vip_mode_only() -> None:
     points = (
         "203.0.113.1",

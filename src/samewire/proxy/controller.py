@@ -35,6 +35,8 @@ BATCH: Final = 500
 FIRST_RETRY_S: Final = 0.05
 LAST_RETRY_S: Final = 30.0
 NETWORK_RETRY_S: Final = 1.0
+MAX_TRIGGERS: Final = 100
+"""Trigger times kept of one service that waits."""
 VERIFY_S: Final = 30.0
 """How often it is checked that nobody has deleted a load balancer of ours."""
 
@@ -152,7 +154,9 @@ class ServiceProxy:
         at_s = trigger_time_s(piece.metadata.annotations.last_change_trigger_time)
         key = piece.service_key
         if at_s > self._born_s and key is not None:
-            self._triggers.setdefault(key, []).append(at_s)
+            known = self._triggers.setdefault(key, [])
+            if len(known) < MAX_TRIGGERS:
+                known.append(at_s)
 
     def _mark(self, keys: Iterable[Key], received_s: float) -> None:
         for key in keys:
@@ -198,14 +202,13 @@ class ServiceProxy:
             return NETWORK_RETRY_S
         if not self._adopted:
             self._adopt()
-        now = _now()
-        for key in [key for key, due_s in self._retries.items() if due_s <= now]:
-            self._dirty.setdefault(key, now)
-            del self._retries[key]
+        self._take_up_again()
         self._writing = True
         try:
             while self._dirty:
                 await self._write_some()
+                self._take_up_again()
+                self.health.waiting(next(iter(self._dirty.values()), time.monotonic()))
                 await asyncio.sleep(0)
         finally:
             self._writing = False
@@ -213,6 +216,13 @@ class ServiceProxy:
             self.on_complete()
         self.health.updated(time.monotonic())
         return max(min(self._retries.values()) - _now(), 0.0) if self._retries else VERIFY_S
+
+    def _take_up_again(self) -> None:
+        """Services that have failed, and are due."""
+        now = _now()
+        for key in [key for key, due_s in self._retries.items() if due_s <= now]:
+            self._dirty.setdefault(key, now)
+            del self._retries[key]
 
     def _find_network(self) -> bool:
         network_id = self._writer.network_id()
@@ -257,6 +267,8 @@ class ServiceProxy:
         changed = {value.id for value in puts} | set(deletes)
         failed = await self._write(puts, deletes) if changed else {}
         self._record(keys, compiled, changed, failed)
+        if len(self._retries) <= BATCH and any(lb_id not in failed for lb_id in deletes):
+            self._retries = dict.fromkeys(self._retries, 0.0)  # the address that one waits for may be free
         self._observe(triggers)
         self.figures.syncs.observe(time.perf_counter() - began)
         self.figures.last_sync_s = time.time()

@@ -120,34 +120,44 @@ def frontends(service: Service) -> list[Frontend]:
         found += [
             Frontend(VipKind.NODE_PORT, family, "", port.node_port, port) for port in ports if port.node_port
         ]
-    found += _of_addresses(VipKind.EXTERNAL_IP, spec.external_ips, families, ports)
-    ingress = [
-        entry.ip for entry in service.status.load_balancer.ingress if entry.ip and entry.ip_mode != "Proxy"
-    ]
+    # An address may be named in several ways. It is one frontend: the one that most is asked of.
+    known = {frontend.address for frontend in found}
+    ingress = list(_parsed(_ingress(service), known))
+    external = list(_parsed(spec.external_ips, known))
+    found += _of_addresses(VipKind.EXTERNAL_IP, external, families, ports)
     found += _of_addresses(VipKind.INGRESS, ingress, families, ports)
     return found
 
 
-def _parsed(texts: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """Family and shortest form of each address, once; what is no address is left out."""
-    known = set()
+def _ingress(service: Service) -> Iterator[str]:
+    """The addresses that a cloud's load balancer leaves in the packets it sends on."""
+    for entry in service.status.load_balancer.ingress:
+        if entry.ip and entry.ip_mode != "Proxy":
+            yield entry.ip
+
+
+def _parsed(texts: Iterable[str], known: set[str]) -> Iterator[tuple[int, str]]:
+    """Family and shortest form of each address that is not known, which it is from then on; what is no address is left
+    out.
+    """
     for text in texts:
         try:
             address = ipaddress.ip_address(text)
         except ValueError:
             continue
-        if address not in known:
-            known.add(address)
-            yield address.version, str(address)
+        short = str(address)
+        if short not in known:
+            known.add(short)
+            yield address.version, short
 
 
 def _of_addresses(
-    kind: VipKind, addresses: Iterable[str], families: Iterable[int], ports: Iterable[ServicePort]
+    kind: VipKind, addresses: Iterable[tuple[int, str]], families: Iterable[int], ports: Iterable[ServicePort]
 ) -> list[Frontend]:
     wanted = set(families)
     return [
         Frontend(kind, family, address, port.port, port)
-        for family, address in _parsed(addresses)
+        for family, address in addresses
         if family in wanted
         for port in ports
     ]

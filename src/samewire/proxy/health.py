@@ -26,6 +26,11 @@ class ProxyHealth:
         if self._oldest_pending_s is None:
             self._oldest_pending_s = now_s
 
+    def waiting(self, since_s: float) -> None:
+        """Some of what had arrived is programmed; the oldest of the rest is there since then."""
+        if self._oldest_pending_s is not None:
+            self._oldest_pending_s = max(self._oldest_pending_s, since_s)
+
     def updated(self, now_s: float) -> None:
         """All changes that had arrived are programmed."""
         self._oldest_pending_s = None
