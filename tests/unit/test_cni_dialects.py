@@ -222,6 +222,41 @@ async def test_flannel_and_win_bridge(node: Node, backend: FakeBackend) -> None:
     assert (await runtime.error("ADD"))["code"] == CniCode.TRY_AGAIN
 
 
+SIX = "FLANNEL_IPV6_NETWORK=fd00:244::/48\nFLANNEL_IPV6_SUBNET=fd00:244:0:1::1/64\n"
+DUAL = {"enableDualStack": True}
+
+
+@pytest.mark.parametrize(
+    ("delegate", "addresses"),
+    [
+        ({"type": "win-bridge"}, ["10.244.1.3"]),
+        ({"type": "sdnbridge"}, ["10.244.1.2"]),
+        ({"type": "sdnbridge", "optionalFlags": DUAL}, ["10.244.1.2", "fd00:244:0:1::2"]),
+        ({"type": "samewire-cni"}, ["10.244.1.2", "fd00:244:0:1::2"]),
+    ],
+)
+async def test_flannel_with_both_families(
+    node: Node, backend: FakeBackend, delegate: Conf, addresses: list[str]
+) -> None:
+    node.flannel()
+    node.subnet_file.write_text(node.subnet_file.read_text() + SIX)
+    await node.runtime({**WIN_BRIDGE_2, "delegate": delegate}, cniVersion="1.0.0").ok("ADD")
+    made = backend.attachments["pod1", "eth0"]
+    assert [item.ip for item in made.addresses] == addresses
+    nat = [item for kind, item in policies(backend) if kind == "OutBoundNAT"]
+    if delegate["type"] == "samewire-cni":
+        assert {text for item in nat for text in item["Exceptions"]} >= {"10.244.0.0/16", "fd00:244::/48"}
+
+
+async def test_flannel_with_ipv6_alone(node: Node, backend: FakeBackend) -> None:
+    node.subnet_file.write_text(SIX)
+    runtime = node.runtime({**WIN_BRIDGE_2, "delegate": {"type": "samewire-cni"}}, cniVersion="1.0.0")
+    await runtime.ok("ADD")
+    assert [item.ip for item in backend.attachments["pod1", "eth0"].addresses] == ["fd00:244:0:1::2"]
+    refused = await node.runtime(WIN_BRIDGE_2).error("ADD", "pod2")
+    assert "FLANNEL_NETWORK" in refused["details"]
+
+
 async def test_flannel_check_and_gc(node: Node, backend: FakeBackend) -> None:
     node.flannel()
     runtime = node.runtime(WIN_BRIDGE_2, cniVersion="1.1.0")
@@ -416,6 +451,7 @@ async def test_check(node: Node, backend: FakeBackend) -> None:
         ({"loopbackDSR": 1}, "loopbackDSR"),
         ({"policies": [{"name": "EndpointPolicy", "value": {"Type": "ACL"}}]}, "policies[0]"),
         ({"name": "cbr0"}, "name"),
+        ({"ipam": {"type": "azure-cns"}}, "ipam.type"),
     ],
 )
 async def test_an_error_names_its_key(node: Node, change: Conf, key: str) -> None:

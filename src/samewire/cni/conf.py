@@ -16,7 +16,7 @@ from samewire.cni.dialects.names import ALIASES, FLANNEL, Dialect
 from samewire.cni.dialects.read import read_dialect
 from samewire.cni.environment import CniArgs, is_identifier
 from samewire.cni.errors import CniCode, CniError
-from samewire.cni.fields import Fields, address, cidr, mac, prefix, shape
+from samewire.cni.fields import Fields, address, cidr, mac, prefix_list, shape
 from samewire.cni.policies import HostPort, decode_bandwidth, decode_host_ports, decode_policies
 from samewire.cni.result import (
     IMPLIED_VERSION,
@@ -150,7 +150,7 @@ def _attachment(conf: NetConf, args: CniArgs) -> Attachment:
     runtime, cni_args = fields.child("runtimeConfig"), fields.child("args").child("cni")
     dns, runtime_dns = fields.child("dns"), runtime.child("dns")
     dns.parsed_texts("nameservers", address)
-    except_prefix = fields.parsed("ipMasqNetwork", prefix, "")
+    spared = fields.parsed("ipMasqNetwork", prefix_list, "")
     return Attachment(
         policies=decode_policies(fields),
         qos=decode_bandwidth(runtime),
@@ -165,7 +165,7 @@ def _attachment(conf: NetConf, args: CniArgs) -> Attachment:
         mac=runtime.parsed("mac", mac, "") or cni_args.parsed("mac", mac, "") or args.mac,
         mtu=fields.number("mtu", MAX_MTU),
         masquerade=fields.flag("ipMasq"),
-        masquerade_except=(except_prefix,) if except_prefix else (),
+        masquerade_except=tuple(spared.split(",")) if spared else (),
         default_gateway=fields.optional_flag("isDefaultGateway"),
         network=fields.child("network").value or None,
         previous=decode_previous(conf) or Result(),

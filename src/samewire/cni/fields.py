@@ -43,6 +43,11 @@ def prefix(text: str) -> str:
     return str(ip_network(text, strict=False))
 
 
+def prefix_list(text: str) -> str:
+    """Return comma-separated prefixes in canonical form. Raises ValueError."""
+    return ",".join(prefix(item.strip()) for item in text.split(","))
+
+
 @lru_cache(maxsize=4096)
 def mac(text: str) -> str:
     """Return the MAC address of one station, such as 0e:2a:0a:01:00:05. Raises ValueError."""

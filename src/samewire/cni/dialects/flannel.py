@@ -1,6 +1,7 @@
 """flannel's plugin: it makes no interface, but a configuration for another plugin, from what flanneld wrote down.
 
 As on Windows: the delegate is win-bridge when none is named, and ``ipMasq`` is what flanneld says, not its inverse.
+Addresses are IPv4's, but Samewire's own plugin as delegate, and the SDN plugins with ``enableDualStack``, get both.
 The configuration that ADD used is kept by container id, so that DEL does not depend on flanneld's file.
 """
 
@@ -15,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from samewire.cni.conf import NetConf, decode_value
-from samewire.cni.dialects.names import NETWORK_TYPES, OWN, WIN_BRIDGE
+from samewire.cni.dialects.names import NETWORK_TYPES, OWN, SDN_BRIDGE, SDN_OVERLAY, WIN_BRIDGE
 from samewire.cni.environment import Environment, Verb
 from samewire.cni.errors import CniCode, CniError
 from samewire.cni.fields import Fields, prefix
@@ -69,7 +70,6 @@ def delegate_value(conf: NetConf, subnet_file: str) -> dict[str, Any]:
     Raises CniError(INVALID_CONFIG), Unavailable when the file lacks something.
     """
     env = parse_env(subnet_file)
-    network, subnet = _prefix_of(env, "FLANNEL_NETWORK"), _prefix_of(env, "FLANNEL_SUBNET")
     fields = conf.fields.child("delegate")
     if fields.get("name") is not None:
         fields.fail("name", "must not be there: it is that of the network")
@@ -78,15 +78,33 @@ def delegate_value(conf: NetConf, subnet_file: str) -> dict[str, Any]:
     present = {key.lower() for key in value}
     if "ipmasq" not in present:
         value["ipMasq"] = env.get("FLANNEL_IPMASQ", "").lower() == "true"
-    value["ipMasqNetwork"] = network
+    (network, subnet), *more = _ranges(env, both=_takes_both_families(kind, fields))
+    value["ipMasqNetwork"] = ",".join((network, *(item for item, _ in more)))
     version = conf.fields.text("cniVersion") or fields.text("cniVersion") or DEFAULT_VERSION
     ipam = {
         key: item for key, item in fields.child("ipam").value.items() if key.lower() not in ("type", "subnet")
     }
-    value.update(
-        name=conf.name, type=kind, cniVersion=version, ipam={**ipam, "type": "host-local", "subnet": subnet}
-    )
+    ipam.update(type="host-local", subnet=subnet)
+    if more:
+        ipam["ranges"] = [[{"subnet": item}] for _, item in more]
+    value.update(name=conf.name, type=kind, cniVersion=version, ipam=ipam)
     return value
+
+
+def _takes_both_families(kind: str, delegate: Fields) -> bool:
+    """Whether pods get IPv6 addresses too: flannel on Windows gives none, so its plugins have to say so."""
+    flags = delegate.child("optionalFlags")
+    return kind in OWN or (kind in (SDN_BRIDGE, SDN_OVERLAY) and flags.flag("enableDualStack"))
+
+
+def _ranges(env: dict[str, str], both: bool) -> list[tuple[str, str]]:
+    """Return the cluster's prefix and the node's, of each family. Raises Unavailable."""
+    names = [("FLANNEL_NETWORK", "FLANNEL_SUBNET"), ("FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET")]
+    if not (both and env.get("FLANNEL_IPV6_SUBNET")):
+        names = names[:1]
+    elif not env.get("FLANNEL_SUBNET"):
+        names = names[1:]
+    return [(_prefix_of(env, network), _prefix_of(env, subnet)) for network, subnet in names]
 
 
 def parse_env(text: str) -> dict[str, str]:

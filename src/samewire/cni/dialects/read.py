@@ -17,6 +17,7 @@ from samewire.hcn.flat import from_flat
 
 PROTOCOLS: Final = {"1": "icmpv4", "2": "igmp", "6": "tcp", "17": "udp", "58": "icmpv6"}
 MAPPED: Final = ("tcp", "udp")
+AZURE_CNS: Final = "azure-cns"
 DEFAULT_MAC_PREFIX: Final = "0E-2A"
 MAX_PORT: Final = 2**16 - 1
 
@@ -179,6 +180,10 @@ def _ipam(ipam: Fields, dialect: Dialect) -> dict[str, Any]:
     if not kind:
         fixed = ipam.parsed("ipAddress", address, "")
         return {"args": {"cni": {"ips": [fixed]}}} if fixed else {}
+    if kind == AZURE_CNS:
+        ipam.fail(
+            "type", f"{AZURE_CNS} is a service of Azure's own nodes; name host-local, azure-vnet-ipam or none"
+        )
     subnet = ipam.parsed("subnet", prefix, "")
     if kind != "host-local":
         return {"ipam": ipam.value}
