@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.support.node import NODE_IP, ROUTER_IP, DaemonProcess, Json, in_namespace, path_of, poll
+from tests.support.node import NODE_IP, ROUTER_IP, DaemonProcess, Json, poll
 from tests.support.service_cluster import ask, backends_of, names, server, service, slice_of
-from tests.support.two_nodes import FAR, FAR_IP, World
+from tests.support.two_nodes import FAR, World
 
 pytestmark = pytest.mark.root
 
@@ -55,33 +54,6 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield Cluster(stack, tmp_path)
 
 
-@contextmanager
-def captured(namespace: str, device: str, expression: str, into: Path) -> Iterator[None]:
-    """Packets of a device that fit, as tcpdump's lines in a file."""
-    command = [
-        "nsenter",
-        f"--net={path_of(namespace)}",
-        "tcpdump",
-        "-l",
-        "-n",
-        "--immediate-mode",
-        "-i",
-        device,
-        expression,
-    ]
-    with (
-        into.open("w") as out,
-        subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True) as process,
-    ):
-        try:
-            assert process.stderr is not None
-            while "listening on" not in process.stderr.readline():
-                pass
-            yield
-        finally:
-            process.terminate()
-
-
 def test_a_backend_elsewhere(cluster: Cluster) -> None:
     cluster.publish()
     assert names(ask(cluster.world.client, "10.96.0.10", 80, times=3)) == {"remote"}
@@ -91,18 +63,3 @@ def test_a_backend_elsewhere(cluster: Cluster) -> None:
     assert not any(answer.endswith(f" {ROUTER_IP}") for answer in answers), (
         "translated: replies come back this way"
     )
-
-
-def test_direct_server_return(cluster: Cluster, tmp_path: Path) -> None:
-    annotations = {"samewire.io/dsr-provider-address": FAR_IP}
-    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "far", "annotations": annotations}}
-    cluster.write("node", node)
-    cluster.publish(**{"samewire.io/dsr": "true"})
-    for device in ("all", "eth0", "eth1"):  # replies with the near node's address come from the far one
-        in_namespace(cluster.router, "sysctl", "-qw", f"net.ipv4.conf.{device}.rp_filter=0")
-    by_near, by_far = tmp_path / "near-replies", tmp_path / "far-replies"
-    reply = f"tcp and src host {NODE_IP} and src port 30080"
-    with captured(cluster.router, "eth0", reply, by_near), captured(cluster.router, "eth1", reply, by_far):
-        assert ask(cluster.router, NODE_IP, 30080, times=3) == [f"remote {ROUTER_IP}"] * 3
-        poll("replies straight from the far node", lambda: NODE_IP in by_far.read_text())
-    assert NODE_IP not in by_near.read_text(), "none comes by way of the near node"

@@ -26,6 +26,7 @@ from tests.support.node import (
 )
 
 FAR_IP, FAR_ROUTER_IP = "192.168.78.2", "192.168.78.1"
+FAR_IP6, FAR_ROUTER_IP6 = "fd78::2", "fd78::1"
 CLIENT, WEB, FAR = "10.244.0.2", "10.244.0.3", "10.244.1.2"
 WEB6, FAR6 = "fd00:244::3", "fd00:244:1::2"
 NEAR_SUBNETS = ("10.244.0.0/24", "fd00:244::/64")
@@ -64,15 +65,18 @@ class World:
     def _second_node(self) -> str:
         name, router = self.net.namespace("f"), self.net.router
         ip("link", "add", "eth0", "netns", name, "type", "veth", "peer", "eth1", "netns", router)
-        for where, device, address in (
-            (name, "eth0", f"{FAR_IP}/24"),
-            (router, "eth1", f"{FAR_ROUTER_IP}/24"),
+        for where, device, address, address6 in (
+            (name, "eth0", f"{FAR_IP}/24", f"{FAR_IP6}/64"),
+            (router, "eth1", f"{FAR_ROUTER_IP}/24", f"{FAR_ROUTER_IP6}/64"),
         ):
             ip("address", "add", address, "dev", device, netns_name=where)
+            ip("address", "add", address6, "dev", device, "nodad", netns_name=where)
             ip("link", "set", device, "up", netns_name=where)
         ip("link", "set", "lo", "up", netns_name=name)
         ip("route", "add", "default", "via", FAR_ROUTER_IP, netns_name=name)
-        in_namespace(router, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        ip("route", "add", "default", "via", FAR_ROUTER_IP6, netns_name=name)
+        for key in ("ipv4.ip_forward", "ipv6.conf.all.forwarding"):
+            in_namespace(router, "sysctl", "-qw", f"net.{key}=1")
         return name
 
     def _networks(self) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv6Address
 from typing import Any
 
 import pytest
 
-from samewire.hcn.loadbalancers import DistributionType, LoadBalancer, NoEndpointsAction
+from samewire.hcn.loadbalancers import DistributionType, LoadBalancer, NoEndpointsAction, direct_mac
 from samewire.kube.model import (
     Endpoint,
     EndpointPort,
@@ -234,8 +235,16 @@ def test_dsr_reaches_the_nodes_that_take_part_in_it() -> None:
         for backend in lb.backends
     }
     assert {key: how for key, how in shown.items() if any(how)} == {
-        ((), "10.244.2.1"): ("192.0.2.7", "0E-2A-0A-F4-02-01")
+        ((), "10.244.2.1"): ("192.0.2.7", "0E-2A-0A-F4-02-01"),
+        ((), "fd44::1"): ("192.0.2.7", direct_mac(IPv6Address("fd44::1").packed).hex("-").upper()),
     }
+
+
+def test_the_mac_of_an_address_names_it_among_its_neighbours() -> None:
+    first = int(IPv6Address("fd44::1"))
+    macs = {direct_mac((first + n).to_bytes(16)) for n in range(1000)}
+    assert len(macs) == 1000
+    assert {mac[:2] for mac in macs} == {b"\x0e\x2b"}
 
 
 def test_who_takes_part_in_dsr() -> None:

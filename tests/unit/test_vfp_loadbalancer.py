@@ -15,6 +15,7 @@ from samewire.hcn.loadbalancers import (
     LoadBalancerPortMapping,
     NoEndpointsAction,
     PortMappingFlags,
+    direct_mac,
 )
 from samewire.hcn.policies import SDNRoute
 from samewire.hcn.schema import Endpoint, EndpointFlags, IpConfiguration, Network, NetworkType
@@ -323,11 +324,14 @@ def test_what_an_endpoint_gets_by_dsr() -> None:
         flags=LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN,
     )
     node.put(value)
-    key = DirectKey(packed(VIP), 80, 6, 4, mac)
-    assert node.table("sw_direct") == {key: Portmap(9, 1, 8080, packed("10.244.1.5"))}
+    own, known = (
+        DirectKey(packed(VIP), 80, 6, 4, name) for name in (mac, direct_mac(packed("10.244.1.5")[:4]))
+    )
+    row = Portmap(9, 1, 8080, packed("10.244.1.5"))
+    assert node.table("sw_direct") == {own: row, known: row}, "by its own MAC, and by that of its address"
     assert sorted(row.direct for row in node.table("sw_backends").values()) == [0, 77]
     node.put(replace(value, port_mappings=(mapping(flags=PortMappingFlags.PRESERVE_DIP),)))
-    assert node.table("sw_direct") == {key: Portmap(9, 1, 80, packed(VIP))}
+    assert set(node.table("sw_direct").values()) == {Portmap(9, 1, 80, packed(VIP))}
     node.ports.clear()
     node.put(value)
     assert node.table("sw_direct") == {}

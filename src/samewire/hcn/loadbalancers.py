@@ -6,6 +6,8 @@ The shape is HCN's; `LoadBalancer` lists what Linux adds to it.
 from __future__ import annotations
 
 import enum
+from typing import Final
+from zlib import crc32
 
 from samewire.hcn.base import U16, U32, SchemaVersion, Wire
 
@@ -72,8 +74,8 @@ class LoadBalancerPortMapping(Wire, frozen=True, kw_only=True, gc=False):
 class LoadBalancerBackend(Wire, frozen=True, kw_only=True, gc=False):
     """A backend that is no endpoint object. ``port`` 0 = the mapping's internal port.
 
-    ``provider_address`` and ``mac_address`` are those of a pod on a node that takes part in DSR: its node, and the
-    pod's own MAC.
+    ``provider_address`` and ``mac_address`` are for a pod on a node that takes part in DSR: its node, and the pod's
+    own MAC or the one of `direct_mac`.
     """
 
     ip_address: str
@@ -120,6 +122,22 @@ class LoadBalancer(Wire, frozen=True, kw_only=True, gc=False):
         if self.frontend_vips:
             return ":" in self.frontend_vips[0]
         return bool(self.flags & LoadBalancerFlags.ENABLE_IPV6)
+
+
+_DIRECT_4: Final = bytes.fromhex("0E2A")
+_DIRECT_6: Final = bytes.fromhex("0E2B")
+
+
+def direct_mac(address: bytes) -> bytes:
+    """Return the MAC that names an endpoint on the forward hop of DSR, by its address (4 or 16 bytes) alone.
+
+    A node that balances knows the addresses of pods elsewhere, and not their MACs: so the pod's node takes this one
+    for the pod's, too. For IPv4 it is the MAC that pods of overlay networks have, as on Windows; for IPv6 a checksum,
+    which differs for addresses that differ within 32 bits.
+    """
+    if len(address) == 4:
+        return _DIRECT_4 + address
+    return _DIRECT_6 + crc32(address).to_bytes(4)
 
 
 class LoadBalancerSettings(Wire, frozen=True, kw_only=True):

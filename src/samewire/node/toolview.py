@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Final, TypeVar
@@ -22,7 +23,7 @@ from samewire.trace.context import EndpointInfo, PortInfo, TraceRun, describe_en
 from samewire.trace.snapshot import LinkInfo, Snapshot
 from samewire.vfp.acl_names import AclNames, acl_names
 from samewire.vfp.compile.balanced import TABLES as BALANCED
-from samewire.vfp.constants import Arrival, Counter
+from samewire.vfp.constants import TICK_SHIFT, Arrival, Counter
 from samewire.vfp.model import LINK_GROUP, Entries
 from samewire.vfp.record import Record
 from samewire.vfp.tables import TABLES, Count, DropEvent, Id, Table, TraceInput, TraceOutput
@@ -139,6 +140,7 @@ class ToolView:
             kernel_stats=_read(kernel_stats),
             flow_capacity=node.board.maps["sw_flows"].max_entries,
             ageing_ticks=ticks,
+            now_tick=time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> TICK_SHIFT,
             state_lost=node.store.lost(),
         )
 

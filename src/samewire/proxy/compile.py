@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from ipaddress import IPv4Address, ip_address
+from ipaddress import ip_address
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -22,8 +22,8 @@ from samewire.hcn.loadbalancers import (
     LoadBalancerPortMapping,
     NoEndpointsAction,
     PortMappingFlags,
+    direct_mac,
 )
-from samewire.hcn.plan.macs import OVERLAY_PREFIX
 from samewire.kube.model import EndpointSlice, Key, Node, Service
 from samewire.proxy.frontends import Frontend, Rules, VipKind, frontends, rules
 from samewire.proxy.ids import OWNER, load_balancer_id, service_name
@@ -199,15 +199,11 @@ class _Builder(NamedTuple):
     def _direct(
         self, frontend: Frontend, backends: tuple[LoadBalancerBackend, ...]
     ) -> tuple[LoadBalancerBackend, ...]:
-        """Say of backends on nodes that take part in DSR how they are reached. IPv4 only: a pod's MAC in an overlay
-        follows from its IPv4 address, which the slices of IPv6 addresses do not have.
-        """
-        if frontend.family == 6:
-            return backends
+        """Say of backends on nodes that take part in DSR how they are reached."""
         nodes = {(m.address, m.port): m.node for m in self.members.get(frontend.port_key, ()) if not m.local}
         direct = self.settings.direct
         return tuple(
-            replace(backend, provider_address=provider, mac_address=overlay_mac(backend.ip_address))
+            replace(backend, provider_address=provider, mac_address=_direct_mac(backend.ip_address))
             if (provider := direct.get(nodes.get((backend.ip_address, backend.port), ""), ""))
             else backend
             for backend in backends
@@ -259,9 +255,8 @@ def provider_address(node: Node) -> str:
         return ""
 
 
-def overlay_mac(address: str) -> str:
-    """The MAC that a pod of an overlay network has by its IPv4 address."""
-    return f"{OVERLAY_PREFIX}-{IPv4Address(address).packed.hex('-').upper()}"
+def _direct_mac(address: str) -> str:
+    return direct_mac(ip_address(address).packed).hex("-").upper()
 
 
 def _backends(cluster: Iterable[Member], local: Iterable[Member]) -> tuple[LoadBalancerBackend, ...]:

@@ -49,7 +49,8 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     alive. ``sysctls``: text by path below /proc/sys (``net/ipv4/conf/eth0/rp_filter``), those that exist.
     ``kernel_stats``: counters of /proc/net/snmp and netstat (``Udp.NoPorts``, ``TcpExt.IPReversePathFilter``).
     ``flow_capacity``: entries that fit into sw_flows. ``ageing_ticks``: AGEING_TICKS, read twice at least 0.2 s
-    apart. ``state_lost``: why nothing can be kept any more, "" when all is well.
+    apart. ``now_tick``: the clock that flows are aged by. ``state_lost``: why nothing can be kept any more, "" when
+    all is well.
     """
 
     facts: NodeFacts
@@ -64,6 +65,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     kernel_stats: Mapping[str, int] | None
     flow_capacity: int
     ageing_ticks: tuple[int, int] | None
+    now_tick: int = 0
     state_lost: str = ""
 
 

@@ -8,6 +8,7 @@ that stays keeps its backend id, and so its connections.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 from typing import Final, NamedTuple
 from zlib import crc32
 
@@ -20,6 +21,7 @@ from samewire.hcn.loadbalancers import (
     LoadBalancerPortMapping,
     NoEndpointsAction,
     PortMappingFlags,
+    direct_mac,
 )
 from samewire.vfp.address import ZERO, parse_prefix
 from samewire.vfp.compile.balanced import (
@@ -244,14 +246,17 @@ class _Job:
                 self.ranges[pack_range(bits, service, self.family, prefix.packed)] = _ONE
 
     def _receive(self, mapping: LoadBalancerPortMapping, found: list[Member], *, preserve: bool) -> None:
-        """What reaches the members that are here by DSR: packets to the VIP, and to the endpoint's own MAC."""
+        """What reaches the members that are here by DSR: packets to the VIP, and to the endpoint's own MAC or the one
+        that stands for its address.
+        """
         port = mapping.external_port.to_bytes(2, "big")
         for member in found:
             local = self.env.port(member.identity) if member.identity else None
             if local is None:
                 continue
-            for vip in self.vips:
-                key = pack_direct(vip, port, mapping.protocol, self.family, local.mac)
+            macs = {local.mac, direct_mac(member.target[: 4 if self.family == 4 else 16])}
+            for vip, mac in product(self.vips, macs):
+                key = pack_direct(vip, port, mapping.protocol, self.family, mac)
                 address, internal = (vip, port) if preserve else (member.target[:16], member.target[16:])
                 self.direct[key] = pack_portmap(local.ifindex, member.scope, internal, address)
 
