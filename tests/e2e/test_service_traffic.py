@@ -91,6 +91,9 @@ def test_from_everywhere_to_every_address(cluster: Cluster, group: Path) -> None
             assert names(ask(node, vip, 80, group=group, **asked)) == both  # type: ignore[arg-type]
             assert names(ask(node, node_ip, 30080, group=group, **asked)) == both  # type: ignore[arg-type]
         assert names(ask(node, "127.0.0.1", 30080, group=group, protocol=protocol, times=24)) == both
+        # a control group that holds pods too, as /sys/fs/cgroup does: their loopback is their own
+        assert ask(client, "127.0.0.1", 30080, group=group, protocol=protocol) == ["refused"]
+        assert names(ask(client, VIPS[0], 80, group=group, protocol=protocol, times=24)) == both
     (answer,) = ask(outside, NODE_IP, 30080)
     assert answer.endswith(f" {ROUTER_IP}"), "a backend here sees the client itself"
     (found,) = cluster.services()
