@@ -25,6 +25,7 @@ from samewire.kube.model import (
     SliceAnnotations,
     SliceLabels,
     SliceMetadata,
+    TargetRef,
 )
 from samewire.proxy.topology import Place
 
@@ -64,12 +65,14 @@ def endpoint(
     terminating: bool | None = None,
     zones: tuple[str, ...] = (),
     nodes: tuple[str, ...] = (),
+    uid: str = "",
 ) -> Endpoint:
     """An endpoint on another node, unless said otherwise."""
     hints = None
     if zones or nodes:
         hints = EndpointHints(tuple(map(Hint, zones)), tuple(map(Hint, nodes)))
-    return Endpoint((address,), EndpointConditions(ready, serving, terminating), node, None, hints)
+    target = TargetRef(uid) if uid else None
+    return Endpoint((address,), EndpointConditions(ready, serving, terminating), node, None, hints, target)
 
 
 def endpoint_slice(

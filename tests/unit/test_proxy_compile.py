@@ -316,6 +316,18 @@ def test_what_comes_back_drains_no_more() -> None:
     assert third == first
 
 
+def test_another_pod_at_an_address_is_another_backend() -> None:
+    value = service()
+    first = compiled(value, endpoint_slice(endpoint("10.244.2.1", uid="one"))).load_balancers[0]
+    assert first.backends[0].target_id == "one"
+    other = endpoint("10.244.2.1", uid="two")
+    second = compiled(value, endpoint_slice(other), before={first.id: first}).load_balancers[0]
+    assert [b.target_id for b in second.backends] == ["two"]
+    unready = endpoint_slice(endpoint("10.244.2.1", uid="two", ready=False), endpoint("10.244.2.2"))
+    third = compiled(value, unready, before={first.id: first}).load_balancers[0]
+    assert backends(third) == [("10.244.2.2", 0)], "it does not drain what the first had"
+
+
 def test_health_check() -> None:
     value = everything(external_traffic_policy="Local", health_check_node_port=31000)
     found = compiled(value, endpoint_slice(HERE_READY, HERE_LAST, AWAY_READY))

@@ -249,6 +249,18 @@ def test_survivors_keep_their_ids() -> None:
     assert node.backends()[f"{FAR[1]}:8080"] not in ids.values()
 
 
+def test_another_one_behind_an_address_gets_another_id() -> None:
+    node = Balancing(NETWORK)
+    node.put(balancer(backend(FAR[0]), backend(FAR[1], target_id="one")))
+    before = node.backends()
+    node.put(balancer(backend(FAR[0], target_id="known now"), backend(FAR[1], target_id="one")))
+    assert node.backends() == before, "whoever is there may always have been"
+    node.put(balancer(backend(FAR[0], target_id="another"), backend(FAR[1], target_id="one")))
+    after = node.backends()
+    assert after[f"{FAR[0]}:8080"] > max(before.values())
+    assert after[f"{FAR[1]}:8080"] == before[f"{FAR[1]}:8080"]
+
+
 def test_one_backend_more_touches_one_chunk() -> None:
     node = Balancing(NETWORK)
     many = [backend(f"10.244.2.{i}") for i in range(1, 101)]
@@ -377,7 +389,9 @@ def test_a_restart_finds_all_numbers_again() -> None:
     node = Balancing(NETWORK, endpoints=(endpoint,))
     values = [
         balancer(backend("10.244.1.5", flags=LOCAL), *map(backend, FAR), external_traffic_policy_local=True),
-        balancer(backend(FAR[0]), id="B", frontend_vips=(), external_traffic_policy_local=True),
+        balancer(
+            backend(FAR[0], target_id="one"), id="B", frontend_vips=(), external_traffic_policy_local=True
+        ),
         balancer(backend(FAR[0]), id="C", frontend_vips=("10.96.0.12",), internal_traffic_policy_local=True),
         balancer(id="D", frontend_vips=("10.96.0.13",), source_ranges=("192.0.2.0/24",)),
     ]

@@ -75,7 +75,8 @@ class LoadBalancerBackend(Wire, frozen=True, kw_only=True, gc=False):
     """A backend that is no endpoint object. ``port`` 0 = the mapping's internal port.
 
     ``provider_address`` and ``mac_address`` are for a pod on a node that takes part in DSR: its node, and the pod's
-    own MAC or the one of `direct_mac`.
+    own MAC or the one of `direct_mac`. ``target_id`` says who is behind the address, in any words ("" = unknown):
+    with another one it is another backend, which gets none of the connections of the first.
     """
 
     ip_address: str
@@ -83,6 +84,7 @@ class LoadBalancerBackend(Wire, frozen=True, kw_only=True, gc=False):
     flags: U32 = 0
     provider_address: str = ""
     mac_address: str = ""
+    target_id: str = ""
 
 
 class LoadBalancer(Wire, frozen=True, kw_only=True, gc=False):

@@ -61,6 +61,7 @@ from samewire.kube.service_model import (
     SliceAnnotations,
     SliceLabels,
     SliceMetadata,
+    TargetRef,
     TrafficPolicy,
 )
 
@@ -113,5 +114,6 @@ __all__ = [
     "SliceLabels",
     "SliceMetadata",
     "Taint",
+    "TargetRef",
     "TrafficPolicy",
 ]

@@ -169,6 +169,12 @@ class EndpointHints(Struct, frozen=True, gc=False, rename="camel", omit_defaults
     for_nodes: tuple[Hint, ...] = ()
 
 
+class TargetRef(Struct, frozen=True, gc=False, omit_defaults=True):
+    """What an endpoint stands for, by its ``uid``: an address can pass from one pod to another."""
+
+    uid: str = ""
+
+
 class Endpoint(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
     """One endpoint of a slice. By the API's rule the addresses are alternatives: use the first."""
 
@@ -177,6 +183,7 @@ class Endpoint(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True
     node_name: str | None = None
     zone: str | None = None
     hints: EndpointHints | None = None
+    target_ref: TargetRef | None = None
 
     def __post_init__(self) -> None:
         keep_once(self, "node_name", "zone")

@@ -25,6 +25,7 @@ from samewire.kube.model import (
     ServiceSpec,
     SliceLabels,
     SliceMetadata,
+    TargetRef,
 )
 
 MAX_ENDPOINTS: Final = 100
@@ -105,6 +106,7 @@ def _endpoint(spec: ServiceSpec, pod: Pod, addresses: tuple[str, ...], nodes: Ma
         node_name=pod.spec.node_name or None,
         zone=zone,
         hints=hints,
+        target_ref=TargetRef(pod.metadata.uid) if pod.metadata.uid else None,
     )
 
 

@@ -220,14 +220,15 @@ class _Builder(NamedTuple):
         if before is None or not before.backends:
             return backends
         used = {(backend.ip_address, backend.port) for backend in backends}
-        left = {key for b in before.backends if (key := (b.ip_address, b.port)) not in used}
+        left = {key: b.target_id for b in before.backends if (key := (b.ip_address, b.port)) not in used}
         if not left:
             return backends
         datagrams = frontend.service_port.protocol == "UDP"
         kept = [
             _backend(member, _DRAINING)
             for member in self.members.get(frontend.port_key, ())
-            if (member.address, member.port) in left and (member.serving or not datagrams)
+            if (member.serving or not datagrams)
+            and left.get((member.address, member.port)) in ("", member.uid)
         ]
         return (*backends, *kept)
 
@@ -262,7 +263,12 @@ def _direct_mac(address: str) -> str:
 def _backends(cluster: Iterable[Member], local: Iterable[Member]) -> tuple[LoadBalancerBackend, ...]:
     """Backends for the policy Cluster, and those that only the policy Local uses."""
     found = [
-        LoadBalancerBackend(ip_address=member.address, port=member.port, flags=_LOCAL if member.local else 0)
+        LoadBalancerBackend(
+            ip_address=member.address,
+            port=member.port,
+            flags=_LOCAL if member.local else 0,
+            target_id=member.uid,
+        )
         for member in cluster
     ]
     if local:
@@ -273,5 +279,8 @@ def _backends(cluster: Iterable[Member], local: Iterable[Member]) -> tuple[LoadB
 
 def _backend(member: Member, flags: int) -> LoadBalancerBackend:
     return LoadBalancerBackend(
-        ip_address=member.address, port=member.port, flags=flags | (_LOCAL if member.local else 0)
+        ip_address=member.address,
+        port=member.port,
+        flags=flags | (_LOCAL if member.local else 0),
+        target_id=member.uid,
     )

@@ -64,7 +64,8 @@ def _member(endpoint: Endpoint, port: int, node: str) -> Member:
     ready = conditions.ready is not False
     serving = ready if conditions.serving is None else conditions.serving
     local = endpoint.node_name == node
-    hints = endpoint.hints
+    hints, target = endpoint.hints, endpoint.target_ref
+    uid = target.uid if target is not None else ""
     if hints is None:
         return Member(
             endpoint.addresses[0],
@@ -74,6 +75,7 @@ def _member(endpoint: Endpoint, port: int, node: str) -> Member:
             conditions.terminating is True,
             local,
             node=endpoint.node_name or "",
+            uid=uid,
         )
     return Member(
         endpoint.addresses[0],
@@ -85,4 +87,5 @@ def _member(endpoint: Endpoint, port: int, node: str) -> Member:
         tuple([hint.name for hint in hints.for_zones]),
         tuple([hint.name for hint in hints.for_nodes]),
         endpoint.node_name or "",
+        uid,
     )

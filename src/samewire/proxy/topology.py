@@ -22,6 +22,7 @@ class Member(msgspec.Struct, frozen=True, gc=False):
     """One endpoint behind one service port. ``port`` is its target port.
 
     ``local``: its pod is on this node. ``for_zones``, ``for_nodes``: its hints. ``node``: the name of its node.
+    ``uid``: the pod's, where that is known.
     """
 
     address: str
@@ -33,6 +34,7 @@ class Member(msgspec.Struct, frozen=True, gc=False):
     for_zones: tuple[str, ...] = ()
     for_nodes: tuple[str, ...] = ()
     node: str = ""
+    uid: str = ""
 
     @property
     def last_resort(self) -> bool:

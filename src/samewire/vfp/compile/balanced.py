@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
+from itertools import repeat
 from typing import Final
 
 import msgspec
@@ -54,7 +55,9 @@ NO_SET: Final = Variant(0, 0)
 
 
 class HeldPort(msgspec.Struct, frozen=True, gc=False):
-    """What one port mapping has: its service id, its sets (all backends, local ones), and its backends' keys."""
+    """What one port mapping has: its service id, its sets (all backends, local ones), its backends' keys, and in the
+    same order who these are (None: nothing is known of any).
+    """
 
     protocol: int
     port: int
@@ -62,7 +65,7 @@ class HeldPort(msgspec.Struct, frozen=True, gc=False):
     all: Variant
     local: Variant
     backends: tuple[bytes, ...]
-    identities: dict[bytes, str] | None
+    identities: tuple[str, ...] | None
 
 
 class Held(msgspec.Struct, frozen=True, gc=False):
@@ -86,15 +89,15 @@ class Held(msgspec.Struct, frozen=True, gc=False):
 
 
 def known_backends(known: HeldPort, rows: Mapping[bytes, bytes]) -> dict[tuple[bytes, int, str], bytes]:
-    """The backends of a port mapping by what must not change of one: target, scope, endpoint."""
-    identities = known.identities or {}
+    """The backends of a port mapping by what must not change of one: target, scope, identity."""
+    identities = known.identities or repeat("")
     found = {}
-    for key in known.backends:
+    for key, identity in zip(known.backends, identities, strict=False):
         row = rows.get(key)
         if row is None:
             continue
         scope = int.from_bytes(row[_SCOPE_AT : _SCOPE_AT + 2], "little")
-        found[row[:TARGET_BYTES], scope, identities.get(key, "")] = key
+        found[row[:TARGET_BYTES], scope, identity] = key
     return found
 
 

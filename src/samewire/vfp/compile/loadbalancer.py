@@ -167,8 +167,11 @@ class _Job:
         self._source_ranges(service)
         if flags & (_DSR | _PRESERVE):
             self._receive(mapping, found, preserve=bool(flags & _PRESERVE))
-        here = {key: member.identity for key, member in zip(keys, found, strict=True) if member.identity}
-        held = mapping.protocol, mapping.external_port, service, all_set, local_set, tuple(keys), here or None
+        who = tuple([member.endpoint or member.tenant for member in found])
+        held = (
+            *(mapping.protocol, mapping.external_port, service, all_set, local_set, tuple(keys)),
+            who if any(who) else None,
+        )
         self.ports.append(HeldPort(*held))
 
     def inside(self, host: bool) -> tuple[int, ...]:
@@ -189,8 +192,12 @@ class _Job:
         old = known_backends(known, env.rows["sw_backends"]) if known else None
         keys = []
         for member in found:
-            target, scope, flags, identity, _, mac = member
-            key = old.pop((target, scope, identity), None) if old else None
+            target, scope, flags, endpoint, _, mac, tenant = member
+            key = None
+            if old:
+                key = old.pop((target, scope, endpoint or tenant), None)
+                if key is None and not endpoint:  # of whom nothing was known may be the one that now is
+                    key = old.pop((target, scope, ""), None)
             if key is None:
                 key = ID.pack(env.number())
             flags = _KEPT if flags & DRAINING else 0
@@ -251,7 +258,7 @@ class _Job:
         """
         port = mapping.external_port.to_bytes(2, "big")
         for member in found:
-            local = self.env.port(member.identity) if member.identity else None
+            local = self.env.port(member.endpoint) if member.endpoint else None
             if local is None:
                 continue
             macs = {local.mac, direct_mac(member.target[: 4 if self.family == 4 else 16])}
@@ -295,14 +302,12 @@ def adopt(value: LoadBalancer, env: Environment, by_service: Mapping[int, list[b
         placed = {key for variant in found.values() for key in _placed(variant, env.rows["sw_backend_sets"])}
         present = [key for key in by_service.get(service, ()) if key in env.rows["sw_backends"]]
         backends = tuple(sorted(present, key=placed.__contains__))
-        here = {
-            key: name
-            for key in backends
-            if (name := identities.get(env.rows["sw_backends"][key][:TARGET_BYTES]))
-        }
+        who = tuple([identities.get(env.rows["sw_backends"][key][:TARGET_BYTES], "") for key in backends])
         sets = found.get(False, NO_SET), found.get(True, NO_SET)
         ports.append(
-            HeldPort(mapping.protocol, mapping.external_port, service, *sets, backends, here or None)
+            HeldPort(
+                mapping.protocol, mapping.external_port, service, *sets, backends, who if any(who) else None
+            )
         )
     return Held((), tuple(ports), (), ())
 

@@ -23,16 +23,23 @@ class EndpointView(Protocol):
 
 
 class Member(NamedTuple):
-    """One backend. ``target``: its 16 address bytes and its port in network order. ``identity``: the endpoint that
-    it is here, "" for one elsewhere. ``provider`` and ``mac``: how DSR reaches it, empty when it does not.
+    """One backend. ``target``: its 16 address bytes and its port in network order. ``endpoint``: the one that it is
+    here, "" for one elsewhere. ``provider`` and ``mac``: how DSR reaches it, empty when it does not. ``tenant``: who
+    is behind an address elsewhere, as far as that is known.
     """
 
     target: bytes
     scope: int
     flags: int
-    identity: str = ""
+    endpoint: str = ""
     provider: str = ""
     mac: bytes = b""
+    tenant: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What must not change of a backend beside its target."""
+        return self.endpoint or self.tenant
 
 
 def members(value: LoadBalancer, internal_port: int, domain: Domain, view: EndpointView) -> list[Member]:
@@ -68,14 +75,15 @@ def _backend(
     packed = pack(backend.ip_address)
     target = packed + (backend.port or internal_port).to_bytes(2, "big")
     place = domain.find(family, packed)
-    identity = ""
+    here = ""
     if place.near is not Near.ELSEWHERE:
         endpoint = view.endpoint_by_ip(place.network_id, backend.ip_address)
         if endpoint is not None:
-            identity = endpoint.id
+            here = endpoint.id
         elif place.near is Near.POD:
             return None
     if backend.mac_address:
         mac = parse_mac(backend.mac_address, "$.Backends")
-        return Member(target, place.scope, backend.flags, identity, backend.provider_address, mac)
-    return Member(target, place.scope, backend.flags, identity)
+        provider = backend.provider_address
+        return Member(target, place.scope, backend.flags, here, provider, mac, backend.target_id)
+    return Member(target, place.scope, backend.flags, here, tenant=backend.target_id)
