@@ -34,6 +34,11 @@ _COMMANDS: Final[Mapping[str, _Command]] = {
     "install-cni": _Command(
         "samewire.cli.node", "install_cni", "Put the CNI client where runtimes look for it."
     ),
+    "takeover": _Command(
+        "samewire.cli.takeover",
+        "takeover",
+        "Take this node over from flannel and kube-proxy, or give it back.",
+    ),
     "uninstall": _Command("samewire.cli.node", "uninstall", "Remove everything of Samewire from this node."),
     "lab": _Command("samewire.cli.lab", "lab", "Mixed clusters in network namespaces of this machine."),
 }

@@ -1,0 +1,152 @@
+"""``samewire takeover``: from flannel and kube-proxy to Samewire, with the node's pods running, and back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+from rich.console import Console
+
+from samewire.errors import Invalid
+from samewire.node.config import load_config
+from samewire.takeover.model import Command, Found, MakeNetwork, Places, Setting, Step, Write
+from samewire.takeover.runner import Takeover
+
+_DONE: Final = {
+    "takeover": "Samewire has the network. Old pods go on until they are re-created; then: samewire takeover --remove",
+    "undo": "Everything is as it was.",
+    "remove": "What Samewire replaced is gone.",
+}
+
+
+@click.command("takeover")
+@click.option(
+    "--config",
+    "config_file",
+    default="/etc/samewire/config.toml",
+    show_default=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The daemon's configuration file.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what is there and what would be done; change nothing.")
+@click.option("--remove", is_flag=True, help="Remove what was replaced, once no old pod lives on it.")
+@click.option("--undo", is_flag=True, help="The way back: everything as it was before the takeover.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+@click.option("--cni-conf-dir", default=Places().conf_dir, show_default=True, help="CNI configurations.")
+@click.option("--cni-bin-dir", default=Places().bin_dir, show_default=True, help="CNI plugins.")
+@click.option("--subnet-file", default=Places().subnet_file, show_default=True, help="What flanneld wrote.")
+def takeover(
+    config_file: Path,
+    dry_run: bool,
+    remove: bool,
+    undo: bool,
+    as_json: bool,
+    cni_conf_dir: str,
+    cni_bin_dir: str,
+    subnet_file: str,
+) -> None:
+    """Bring Samewire's network up beside flannel's and kube-proxy's, with the node's pods running.
+
+    The daemon must be running. May be repeated at any time; one that was cut off is finished by the next.
+
+    Exit status: 0 done, 1 refused or failed (the message says what to do), 2 wrong usage, 3 there is nothing to take
+    over, 4 the daemon (or a tool that is needed) does not answer.
+    """
+    if remove and undo:
+        raise click.UsageError("--remove and --undo exclude each other")
+    if os.geteuid() != 0:
+        raise click.ClickException("takeover needs root")
+    action = "remove" if remove else "undo" if undo else "takeover"
+    shown = _Shown(as_json)
+    places = Places(conf_dir=cni_conf_dir, bin_dir=cni_bin_dir, subnet_file=subnet_file)
+    run = Takeover(_config(config_file), config_file, places, shown.step)
+    if dry_run:
+        found = run.found()
+        shown.plan(found, run.steps(found, action))
+        return
+    {"takeover": run.take_over, "undo": run.undo, "remove": run.remove}[action]()
+    shown.done(action)
+
+
+def _config(path: Path) -> Any:
+    if not path.exists():
+        raise Invalid(str(path), "is not there; --config names the daemon's configuration")
+    return load_config(path)
+
+
+class _Shown:
+    """What the user sees: a line a step, or one JSON object at the end."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._json = as_json
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._steps: list[Step] = []
+
+    def step(self, step: Step) -> None:
+        self._steps.append(step)
+        if not self._json:
+            self._console.print(f"[green]{len(self._steps):3}[/]  {_escaped(step.title)}")
+
+    def done(self, action: str) -> None:
+        if self._json:
+            click.echo(json.dumps({"action": action, "done": [step.title for step in self._steps]}, indent=2))
+        else:
+            self._console.print(_DONE[action])
+
+    def plan(self, found: Found, steps: list[Step]) -> None:
+        if self._json:
+            plain = {"found": msgspec.to_builtins(found), "steps": msgspec.to_builtins(steps)}
+            click.echo(json.dumps(plain, indent=2))
+            return
+        self._console.print("[bold]Found[/]")
+        for line in _found_lines(found):
+            self._console.print(f"  {_escaped(line)}")
+        self._console.print("[bold]Steps[/] (nothing has been changed)")
+        for number, step in enumerate(steps, 1):
+            self._console.print(f"[green]{number:3}[/]  {_escaped(step.title)}")
+            for line in _details(step):
+                self._console.print(f"       [dim]{_escaped(line)}[/]")
+
+
+def _found_lines(found: Found) -> Iterable[str]:
+    if found.conf:
+        yield f"CNI network {found.conf.name} of flannel's: {found.conf.path}"
+    for subnet in found.subnets:
+        yield f"pods here {subnet.prefix}, of the cluster {subnet.cluster}"
+    for tunnel in found.tunnels:
+        state = "up" if tunnel.up else "down"
+        yield f"{tunnel.name}: VNI {tunnel.vni}, UDP {tunnel.port}, {state}"
+    yield from (f"pods {remote.prefix} behind {remote.provider} ({remote.mac})" for remote in found.remotes)
+    if found.bridge:
+        yield f"{found.bridge.name} with {len(found.bridge.guests)} pods"
+        yield from (f"  {guest}" for guest in found.bridge.guests)
+    for rules in found.rules:
+        yield f"{rules.tool} {rules.table}: {len(rules.chains)} chains, {len(rules.rules)} rules"
+        yield from (f"  used by another rule: {text}" for text in rules.blockers)
+    yield from (f"nftables table {table.family} {table.name}" for table in found.tables)
+    if found.ipvs:
+        yield "kube-ipvs0 (its virtual servers are not Samewire's to tell apart: `kube-proxy --cleanup` has them)"
+    yield from (f"running: {process}" for process in found.processes)
+
+
+def _details(step: Step) -> Iterable[str]:
+    match step:
+        case Command(argv=argv, stdin=stdin):
+            yield f"$ {' '.join(argv)}"
+            yield from (f"  {line}" for line in stdin.splitlines())
+        case Write(path=path, text=text):
+            yield f"{path}:"
+            yield from (f"  {line}" for line in text.splitlines())
+        case Setting(path=path, value=value):
+            yield f"{path} = {value}"
+        case MakeNetwork(value=value):
+            yield from json.dumps(value, indent=1).splitlines()
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", "\\[")

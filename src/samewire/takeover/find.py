@@ -1,0 +1,152 @@
+"""Reads what is there. Changes nothing, and loads no kernel module: of iptables' older half only tables that are there
+are listed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from samewire.errors import NotFound, Unavailable
+from samewire.takeover import links
+from samewire.takeover.conflists import ASIDE, is_ours, read_conf, read_subnets
+from samewire.takeover.iptables import old_rules, old_tables
+from samewire.takeover.model import Bridge, Found, OldConf, OldRules, OldTable, Places
+from samewire.takeover.system import has, processes, run, run_json
+
+WRITERS: Final = ("flanneld", "kube-proxy")
+"""The programs that keep the old network up."""
+
+_ENDINGS: Final = (".conf", ".conflist", ".json")
+_LEGACY_TABLES: Final = {"ip": "ip_tables_names", "ip6": "ip6_tables_names"}
+_IPVS: Final = "kube-ipvs0"
+SYSCTL: Final = "/proc/sys"
+
+
+def find(places: Places) -> Found:
+    """Return what is there. Raises Invalid (a file that says something else), KernelError, Unavailable."""
+    conf, aside = _confs(Path(places.conf_dir))
+    listing = _listing()
+    subnets, mtu = _subnets(Path(places.subnet_file))
+    leases = _leases(conf) if conf else {}
+    bridge = links.bridge_of(listing, conf.bridge, subnets, leases) if conf else None
+    tunnels = links.tunnels(listing)
+    return Found(
+        subnets=subnets,
+        mtu=mtu,
+        bridge=bridge,
+        tunnels=tunnels,
+        remotes=links.remotes(listing, tunnels),
+        conf=conf,
+        aside=aside,
+        leases=leases,
+        rules=tuple(_rules(conf.name if conf else "")),
+        tables=_tables(),
+        ipvs=any(link["ifname"] == _IPVS for link in listing.links),
+        processes=tuple(processes(WRITERS)),
+        restore=links.restoring(listing, tunnels, bridge),
+        settings=_settings(bridge),
+    )
+
+
+def _confs(directory: Path) -> tuple[OldConf | None, tuple[str, ...]]:
+    """flannel's configuration, in force or put aside, and the paths of all that were put aside."""
+    found: OldConf | None = None
+    aside = []
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        put_aside = path.name.endswith(ASIDE)
+        if not put_aside and path.suffix not in _ENDINGS:
+            continue
+        text = _read(path)
+        if is_ours(text):
+            continue
+        conf = read_conf(str(path).removesuffix(ASIDE), text)
+        if conf is not None:
+            found = found or conf
+            aside += [str(path)] if put_aside else []
+    return found, tuple(aside)
+
+
+def _subnets(path: Path) -> tuple[Any, int]:
+    return read_subnets(_read(path)) if path.exists() else ((), 0)
+
+
+def _leases(conf: OldConf) -> dict[str, str]:
+    directory = Path(conf.data_dir) / conf.name
+    found = {}
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        if path.name[0] in "0123456789abcdef" and ("." in path.name or ":" in path.name):
+            found[path.name] = _read(path).split("\n")[0].strip()
+    return found
+
+
+def _listing() -> links.Listing:
+    found = run_json("ip", "-d", "-j", "address")
+    names = {item["id"]: item["name"] for item in run_json("ip", "-j", "netns", "list") if "id" in item}
+    wanted = {link["link_netnsid"] for link in found if "master" in link and "link_netnsid" in link}
+    return links.Listing(
+        links=found,
+        routes=[*run_json("ip", "-j", "-4", "route"), *run_json("ip", "-j", "-6", "route")],
+        neighbours=run_json("ip", "-j", "neigh", "show", "nud", "all"),
+        fdb=run_json("bridge", "-j", "fdb", "show"),
+        proxies=run_json("ip", "-6", "-j", "neigh", "show", "proxy"),
+        inside={
+            number: (names[number], run_json("ip", "-n", names[number], "-j", "address"))
+            for number in sorted(wanted)
+            if number in names
+        },
+    )
+
+
+def _rules(network: str) -> list[OldRules]:
+    found = []
+    for family, start in (("ip", "iptables"), ("ip6", "ip6tables")):
+        for kind in ("nft", "legacy"):
+            tool = f"{start}-{kind}"
+            if kind == "legacy" and not _legacy(family):
+                continue
+            if not has(f"{tool}-save"):
+                if kind == "legacy":
+                    raise Unavailable(f"{tool}-save", "there are legacy tables, and it is not installed")
+                continue
+            found += old_rules(tool, run([f"{tool}-save"]), network)
+    return found
+
+
+def _legacy(family: str) -> bool:
+    """Whether there are legacy tables: to list one that is not there would load it."""
+    try:
+        return bool(Path(f"/proc/thread-self/net/{_LEGACY_TABLES[family]}").read_text(encoding="ascii"))
+    except OSError:
+        return False
+
+
+def _tables() -> tuple[OldTable, ...]:
+    return tuple(old_tables(run(["nft", "-j", "list", "tables"]))) if has("nft") else ()
+
+
+def _settings(bridge: Bridge | None) -> tuple[tuple[str, str], ...]:
+    """The bridge's settings that a takeover changes, as they are."""
+    paths = [
+        f"net/{family}/{place}/{bridge.name}/{key}"
+        for family, place, key in (
+            ("ipv4", "conf", "proxy_arp"),
+            ("ipv4", "neigh", "proxy_delay"),
+            ("ipv6", "conf", "proxy_ndp"),
+            ("ipv6", "neigh", "proxy_delay"),
+        )
+        if bridge is not None
+    ]
+    return tuple(
+        (path, _read(Path(SYSCTL) / path).strip()) for path in paths if os.path.exists(f"{SYSCTL}/{path}")
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise NotFound("file", str(path)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unavailable(str(path), f"cannot be read: {error}") from error

@@ -1,0 +1,119 @@
+"""Which chains and rules of iptables are kube-proxy's, flannel's and the old CNI plugins'. Pure.
+
+The names are those of kube-proxy (iptables and ipvs mode), flanneld and the CNI plugins ``portmap`` and ``bridge``.
+kubelet's own (KUBE-FIREWALL, KUBE-KUBELET-CANARY, KUBE-MARK-DROP, KUBE-IPTABLES-HINT) are not among them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from msgspec import Struct
+
+from samewire.takeover.model import OldRules, OldTable
+
+_ENTRIES: Final = re.compile(
+    r"KUBE-(SERVICES|EXTERNAL-SERVICES|NODEPORTS|POSTROUTING|FORWARD|PROXY-FIREWALL|LOAD-BALANCER|NODE-PORT"
+    r"|SOURCE-RANGES-FIREWALL|IPVS-FILTER|IPVS-OUT-FILTER)|FLANNEL-(POSTRTG|FWD)"
+)
+"""The chains that the kernel's own jump to."""
+_INNER: Final = re.compile(r"KUBE-(MARK-MASQ|PROXY-CANARY|(SVC|SVL|SEP|EXT|FW|XLB)-[A-Z2-7]{16})")
+_OF_A_POD: Final = re.compile(r"CNI-(DN-)?[0-9a-f]+")
+_BUILT_IN: Final = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
+_FLANNELD: Final = ("flanneld masq", "flanneld forward")
+"""flanneld before 0.22 had no chains of its own, but these comments."""
+_TABLES: Final = frozenset(
+    {("ip", "kube-proxy"), ("ip6", "kube-proxy"), ("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6")}
+)
+
+
+class _Rule(Struct, frozen=True):
+    chain: str
+    target: str
+    comment: str
+    text: str
+
+
+def old_rules(tool: str, saved: str, network: str) -> list[OldRules]:
+    """Return what is theirs in the output of ``<tool>-save``; ``network`` is the old CNI network's name."""
+    found = []
+    for table, chains, rules in _tables(saved):
+        theirs = [name for name in chains if _ENTRIES.fullmatch(name) or _INNER.fullmatch(name)]
+        of_pods = {rule.target for rule in rules if _is_of_pod(rule, network)} & set(chains)
+        owned = {*theirs, *of_pods}
+        outside = [rule for rule in rules if rule.chain not in owned]
+        jumps = [rule for rule in outside if _is_theirs(rule, of_pods)]
+        others = [rule for rule in outside if rule.target in owned and rule not in jumps]
+        if owned or jumps:
+            found.append(
+                OldRules(
+                    tool=tool,
+                    table=table,
+                    chains=(*theirs, *sorted(of_pods)),
+                    rules=tuple(rule.text for rule in jumps),
+                    blockers=tuple(rule.text for rule in others),
+                )
+            )
+    return found
+
+
+def removal(rules: OldRules) -> str:
+    """Return the text for ``<tool>-restore --noflush`` that removes exactly these, all at once."""
+    return "\n".join(
+        [
+            f"*{rules.table}",
+            *(f":{chain} - [0:0]" for chain in rules.chains),  # makes it empty
+            *(f"-D{rule.removeprefix('-A')}" for rule in rules.rules),
+            *(f"-X {chain}" for chain in rules.chains),
+            "COMMIT\n",
+        ]
+    )
+
+
+def old_tables(listed: str) -> list[OldTable]:
+    """Return their tables in the output of ``nft -j list tables``."""
+    items = json.loads(listed or '{"nftables": []}')["nftables"]
+    tables = [item["table"] for item in items if "table" in item]
+    return sorted(
+        OldTable(one["family"], one["name"]) for one in tables if (one["family"], one["name"]) in _TABLES
+    )
+
+
+def _tables(saved: str) -> Iterator[tuple[str, list[str], list[_Rule]]]:
+    table, chains, rules = "", list[str](), list[_Rule]()
+    for line in saved.splitlines():
+        if line.startswith("*"):
+            table, chains, rules = line[1:].strip(), [], []
+        elif line.startswith(":"):
+            chains.append(line[1:].split()[0])
+        elif line.startswith("-A "):
+            rules.append(_rule(line))
+        elif line.startswith("COMMIT"):
+            yield table, chains, rules
+
+
+def _rule(text: str) -> _Rule:
+    words = shlex.split(text)
+    return _Rule(words[1], _after(words, ("-j", "-g")), _after(words, ("--comment",)), text)
+
+
+def _after(words: list[str], names: Iterable[str]) -> str:
+    return next((words[i + 1] for i, word in enumerate(words[:-1]) if word in names), "")
+
+
+def _is_of_pod(rule: _Rule, network: str) -> bool:
+    """Whether a CNI plugin wrote it for one pod of the network."""
+    named = f'name: "{network}" id: "' in rule.comment
+    return named and bool(_OF_A_POD.fullmatch(rule.target))
+
+
+def _is_theirs(rule: _Rule, of_pods: set[str]) -> bool:
+    if rule.target in of_pods:
+        return True
+    if rule.chain not in _BUILT_IN:
+        return False
+    return bool(_ENTRIES.fullmatch(rule.target)) or rule.comment in _FLANNELD

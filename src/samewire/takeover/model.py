@@ -1,0 +1,204 @@
+"""What there is on a node to take over, and the steps of doing so. Values only."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from msgspec import Struct
+
+
+class Tunnel(Struct, frozen=True, kw_only=True):
+    """A VXLAN device of flannel's. ``addresses`` with prefix length; ``port``: UDP."""
+
+    name: str
+    vni: int
+    port: int
+    up: bool
+    addresses: tuple[str, ...] = ()
+
+
+class Remote(Struct, frozen=True, order=True):
+    """The pods of another node: their prefix, that node's address on the underlay, its VXLAN device's MAC."""
+
+    prefix: str
+    provider: str
+    mac: str
+
+
+class Guest(Struct, frozen=True, order=True):
+    """A running pod of the old network: a port of the bridge.
+
+    ``netns`` is the name of its network namespace, "" where it has none; ``container`` who leases its address.
+    """
+
+    port: str
+    addresses: tuple[str, ...] = ()
+    netns: str = ""
+    container: str = ""
+
+    def __str__(self) -> str:
+        who = self.container or self.netns or "of an unknown namespace"
+        return f"{self.port} ({' '.join((*self.addresses, who))})"
+
+
+class Bridge(Struct, frozen=True, kw_only=True):
+    """The old pods' bridge. ``gateways``: its addresses in the pods' subnets, with prefix length.
+
+    ``routes`` to single pods that a takeover has made; ``proxied``: the IPv6 addresses that it answers for.
+    """
+
+    name: str
+    gateways: tuple[str, ...]
+    guests: tuple[Guest, ...] = ()
+    routes: tuple[str, ...] = ()
+    proxied: tuple[str, ...] = ()
+
+
+class Subnet(Struct, frozen=True):
+    """This node's pods of one family: their prefix, and that of all pods of the cluster."""
+
+    prefix: str
+    cluster: str
+
+    @property
+    def family(self) -> int:
+        """4 or 6."""
+        return 6 if ":" in self.prefix else 4
+
+
+class OldConf(Struct, frozen=True, kw_only=True):
+    """A CNI configuration of flannel's. ``value`` is what stands in it; ``others``: plugins that Samewire does not
+    stand in for, which are run behind its own.
+    """
+
+    path: str
+    name: str
+    bridge: str
+    data_dir: str
+    version: str
+    dns: dict[str, object] = {}
+    others: tuple[dict[str, object], ...] = ()
+
+
+class OldRules(Struct, frozen=True, kw_only=True):
+    """kube-proxy's and flannel's part of one iptables table.
+
+    ``tool``: the prefix of the commands (``iptables-nft``). ``rules`` are theirs in chains of others, as iptables-save
+    writes them; ``blockers`` are rules of others that use their chains.
+    """
+
+    tool: str
+    table: str
+    chains: tuple[str, ...]
+    rules: tuple[str, ...]
+    blockers: tuple[str, ...] = ()
+
+
+class OldTable(Struct, frozen=True, order=True):
+    """A table of nftables that is kube-proxy's or flannel's own."""
+
+    family: str
+    name: str
+
+
+class Found(Struct, frozen=True, kw_only=True):
+    """What is there. ``leases``: containers by address, in the old network's directory. ``aside``: configurations that
+    were put aside. ``processes`` that would write it all again.
+    """
+
+    subnets: tuple[Subnet, ...] = ()
+    mtu: int = 0
+    bridge: Bridge | None = None
+    tunnels: tuple[Tunnel, ...] = ()
+    remotes: tuple[Remote, ...] = ()
+    conf: OldConf | None = None
+    aside: tuple[str, ...] = ()
+    leases: dict[str, str] = {}
+    rules: tuple[OldRules, ...] = ()
+    tables: tuple[OldTable, ...] = ()
+    ipvs: bool = False
+    processes: tuple[str, ...] = ()
+    restore: tuple[str, ...] = ()
+    """Lines for ``ip -batch`` that put back what a takeover changes of the old network."""
+    settings: tuple[tuple[str, str], ...] = ()
+    """Kernel settings of the bridge as they are, by path below /proc/sys."""
+
+
+class Places(Struct, frozen=True, kw_only=True):
+    """Where things are on this node."""
+
+    conf_dir: str = "/etc/cni/net.d"
+    bin_dir: str = "/opt/cni/bin"
+    subnet_file: str = "/run/flannel/subnet.env"
+    journal: str = "/var/lib/samewire/takeover.json"
+
+
+class Command(Struct, frozen=True, tag="command"):
+    """A command, with what it reads from stdin."""
+
+    title: str
+    argv: tuple[str, ...]
+    stdin: str = ""
+
+
+class Write(Struct, frozen=True, tag="write"):
+    """A file to be replaced as a whole."""
+
+    title: str
+    path: str
+    text: str
+
+
+class Copy(Struct, frozen=True, tag="copy"):
+    """An executable to be put in place."""
+
+    title: str
+    source: str
+    path: str
+
+
+class Rename(Struct, frozen=True, tag="rename"):
+    """A file's new name."""
+
+    title: str
+    path: str
+    new: str
+
+
+class Remove(Struct, frozen=True, tag="remove"):
+    """A file to be removed."""
+
+    title: str
+    path: str
+
+
+class Setting(Struct, frozen=True, tag="setting"):
+    """A kernel setting; the path is relative to /proc/sys, its parts divided by slashes."""
+
+    title: str
+    path: str
+    value: str
+
+
+class MakeNetwork(Struct, frozen=True, tag="network"):
+    """The HNS network as it should be; made, or its policies changed."""
+
+    title: str
+    value: dict[str, object]
+
+
+class DropNetwork(Struct, frozen=True, tag="no-network"):
+    """The HNS network of a name to be removed."""
+
+    title: str
+    name: str
+
+
+Step: TypeAlias = Command | Write | Copy | Rename | Remove | Setting | MakeNetwork | DropNetwork
+
+
+class Journal(Struct, frozen=True, kw_only=True):
+    """What the way back needs, written before the first step. ``removed``: there is no way back any more."""
+
+    found: Found
+    removed: bool = False

@@ -1,0 +1,371 @@
+"""From what is there to the steps: of a takeover, of its way back, and of the removal of what it replaced. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from samewire.errors import Conflict, NotFound, Unsupported
+from samewire.takeover.conflists import ASIDE, NAME, conflist, ranges
+from samewire.takeover.iptables import removal
+from samewire.takeover.links import PROTOCOL
+from samewire.takeover.model import (
+    Bridge,
+    Command,
+    Copy,
+    DropNetwork,
+    Found,
+    Journal,
+    MakeNetwork,
+    Places,
+    Remove,
+    Rename,
+    Setting,
+    Step,
+    Subnet,
+    Write,
+)
+
+TUNNEL: Final = "swvxlan0"
+_CLIENT: Final = "samewire-cni"
+
+
+class Node(Struct, frozen=True, kw_only=True):
+    """What has to be known of Samewire here.
+
+    ``balances``: whether it does kube-proxy's work. ``pods``: the addresses of its endpoints in the network.
+    ``client``: the CNI client of this installation. ``running``: false once Samewire has been uninstalled.
+    """
+
+    vxlan_port: int
+    balances: bool
+    config: str
+    pods: tuple[str, ...] = ()
+    client: str = ""
+    running: bool = True
+
+
+def check_takeover(found: Found, journal: Journal | None, node: Node, places: Places) -> None:
+    """Refuse what cannot be taken over. Raises NotFound, Unsupported, Conflict."""
+    if found.conf is None:
+        raise NotFound("CNI configuration of flannel's in", places.conf_dir)
+    if not found.subnets:
+        raise NotFound("flanneld's file", f"{places.subnet_file} with a FLANNEL_SUBNET")
+    tunnels = found.tunnels or (journal.found.tunnels if journal else ())
+    if not tunnels:
+        raise Unsupported("a flannel without a flannel.N device", "its backend to be vxlan")
+    ports = sorted({tunnel.port for tunnel in tunnels})
+    if ports != [node.vxlan_port]:
+        raise Conflict(
+            f"{tunnels[0].name} uses UDP port {ports[0]}, Samewire {node.vxlan_port}: set vxlan_port = {ports[0]} in "
+            f"{node.config} and restart samewire"
+        )
+    _check_services(found, node)
+
+
+def takeover(found: Found, journal: Journal, node: Node, places: Places) -> tuple[list[Step], list[Step]]:
+    """The steps of a takeover: those that bring new pods to Samewire, and then, with what is found after those, the
+    rest. Raises nothing that `check_takeover` has let pass.
+    """
+    early = [*_client(node, places), *_conflists(found, spared(found, node), places)]
+    return early, [*_old_pods(found, spared(found, node)), *_handover(found), _network(found, journal, node)]
+
+
+def undo(found: Found, journal: Journal | None, node: Node, places: Places) -> list[Step]:
+    """The steps back. Raises NotFound when nothing was taken over, Conflict when there is no way back (now)."""
+    if journal is None:
+        raise NotFound("takeover in", places.journal)
+    if journal.removed:
+        raise Conflict(
+            "what was there has been removed: deploy flannel and kube-proxy again, they bring theirs"
+        )
+    if node.pods:
+        raise Conflict(
+            f"pods of Samewire would lose their network: {', '.join(node.pods)}; drain the node first"
+        )
+    before = journal.found
+    assert before.conf is not None
+    steps: list[Step] = [
+        Rename(f"put {Path(path).name} back", path, path.removesuffix(ASIDE)) for path in found.aside
+    ]
+    steps.append(Remove("remove Samewire's CNI configuration", f"{places.conf_dir}/{NAME}"))
+    if node.running:
+        steps.append(DropNetwork(f"remove the HNS network {before.conf.name}", before.conf.name))
+    steps.append(tunnel_back(before, running=node.running))
+    if before.bridge is not None:
+        steps += _bridge_as_it_was(found, before.bridge, before)
+    return steps
+
+
+def tunnel_back(before: Found, *, running: bool = True) -> Command:
+    """flannel's tunnel as it was. ``running``: Samewire's is there."""
+    devices = [tunnel.name for tunnel in before.tunnels]
+    own = [f"link set {TUNNEL} down"] if running else []
+    lines = [*own, *(f"link set {name} up" for name in devices), *before.restore]
+    return _batch(f"give the UDP port back to {', '.join(devices)}", lines)
+
+
+def remove(found: Found, journal: Journal | None, node: Node, places: Places) -> list[Step]:
+    """The steps that remove what was replaced. Raises NotFound before a takeover, Conflict while it is in use."""
+    if journal is None:
+        raise NotFound("takeover in", f"{places.journal}; run `samewire takeover` first")
+    _check_removal(found, node)
+    before = journal.found
+    full = _with_before(found, before)
+    steps: list[Step] = []
+    if not journal.removed:
+        text = conflist(full, ())
+        steps.append(Write("give new pods the whole subnet", f"{places.conf_dir}/{NAME}", text))
+        steps.append(_network(full, journal, node))
+    devices = [*([found.bridge.name] if found.bridge else []), *(tunnel.name for tunnel in found.tunnels)]
+    devices += ["kube-ipvs0"] if found.ipvs else []
+    steps += [Command(f"remove {name}", ("ip", "link", "delete", name)) for name in devices]
+    steps += [
+        Command(
+            f"remove {len(rules.chains)} chains and {len(rules.rules)} rules from {rules.tool} {rules.table}",
+            (f"{rules.tool}-restore", "--noflush", "-w"),
+            removal(rules),
+        )
+        for rules in found.rules
+    ]
+    steps += [
+        Command(
+            f"remove table {table.family} {table.name}", ("nft", "delete", "table", table.family, table.name)
+        )
+        for table in found.tables
+    ]
+    steps += [Remove(f"remove {Path(path).name}", path) for path in found.aside]
+    if found.subnets:
+        steps.append(Remove("remove flanneld's file", places.subnet_file))
+    return steps
+
+
+def spared(found: Found, node: Node) -> tuple[str, ...]:
+    """The addresses of the old pods; of a pod whose namespace has no name they may be any that is leased."""
+    guests = found.bridge.guests if found.bridge else ()
+    known = {address for guest in guests for address in guest.addresses}
+    if any(not guest.addresses for guest in guests):
+        known.update(found.leases)
+    return tuple(sorted(known - set(node.pods), key=lambda text: (":" in text, ipaddress.ip_address(text))))
+
+
+def network_object(found: Found, spared: Iterable[str], port: int) -> dict[str, Any]:
+    """The HNS network in flannel's place."""
+    vni = found.tunnels[0].vni
+    assert found.conf is not None
+    policies: list[dict[str, Any]] = [
+        {"Type": "HostRoute", "Settings": {}},
+        {"Type": "VxlanPort", "Settings": {"Port": port}},
+    ]
+    policies += [
+        {
+            "Type": "RemoteSubnetRoute",
+            "Settings": {
+                "DestinationPrefix": remote.prefix,
+                "IsolationId": vni,
+                "ProviderAddress": remote.provider,
+                "DistributedRouterMacAddress": remote.mac.upper().replace(":", "-"),
+            },
+        }
+        for remote in found.remotes
+    ]
+    policies += [
+        {"Type": "SDNRoute", "Settings": {"DestinationPrefix": _host(address), "NeedEncap": True}}
+        for address in spared
+    ]
+    return {
+        "SchemaVersion": {"Major": 2, "Minor": 0},
+        "Name": found.conf.name,
+        "Type": "Overlay",
+        "Ipams": [{"Type": "Static", "Subnets": [_subnet(subnet, vni) for subnet in found.subnets]}],
+        "Policies": policies,
+    }
+
+
+def journal_of(found: Found, journal: Journal | None) -> Journal:
+    """What to write down before the first step. As long as flannel's tunnel is up, what is found now counts; but the
+    settings are those of before the first run.
+    """
+    if journal is None or journal.removed:
+        return Journal(found=found)
+    if not any(tunnel.up for tunnel in found.tunnels):
+        return journal
+    return Journal(found=msgspec.structs.replace(found, settings=journal.found.settings or found.settings))
+
+
+def _check_services(found: Found, node: Node) -> None:
+    proxied = any(chain.startswith("KUBE-") for rules in found.rules for chain in rules.chains)
+    proxied |= any(table.name == "kube-proxy" for table in found.tables)
+    if proxied and not node.balances:
+        raise Conflict(
+            "kube-proxy's rules are here, and Samewire balances no services, so new pods would have none: set "
+            f'kubeconfig or in_cluster (and not proxy_mode = "off") in {node.config} and restart samewire'
+        )
+
+
+def _check_removal(found: Found, node: Node) -> None:
+    guests = found.bridge.guests if found.bridge else ()
+    if guests:
+        raise Conflict(
+            f"{len(guests)} pods still live on {found.bridge.name if found.bridge else ''}: "
+            f"{', '.join(map(str, guests))}; re-create them first (drain the node)"
+        )
+    if found.processes:
+        raise Conflict(f"{' and '.join(found.processes)} would write it again: stop them on this node first")
+    blockers = [f"{rules.tool} -t {rules.table} {text}" for rules in found.rules for text in rules.blockers]
+    if blockers:
+        raise Conflict(f"rules of others use kube-proxy's chains: {'; '.join(blockers)}; change them first")
+    _check_services(found, node)
+
+
+def _client(node: Node, places: Places) -> list[Step]:
+    target = f"{places.bin_dir}/{_CLIENT}"
+    return [Copy(f"install {target}", node.client, target)] if node.client else []
+
+
+def _conflists(found: Found, spared: Iterable[str], places: Places) -> list[Step]:
+    conf = found.conf
+    assert conf is not None
+    steps: list[Step] = [
+        Write(
+            f"new pods of network {conf.name} go to Samewire",
+            f"{places.conf_dir}/{NAME}",
+            conflist(found, spared),
+        )
+    ]
+    if conf.path + ASIDE not in found.aside:
+        steps.append(Rename(f"put {Path(conf.path).name} aside", conf.path, conf.path + ASIDE))
+    return steps
+
+
+def _old_pods(found: Found, spared: tuple[str, ...]) -> list[Step]:
+    """The node's way to each old pod by itself; the bridge answers old pods for the new ones."""
+    bridge = found.bridge
+    if bridge is None:
+        return []
+    steps: list[Step] = []
+    for subnet in found.subnets:
+        own = [address for address in spared if (6 if ":" in address else 4) == subnet.family]
+        steps.append(_routes(bridge, subnet, own))
+        if subnet.family == 4:
+            steps += _answering(bridge, "ipv4", "proxy_arp")
+            continue
+        steps += _answering(bridge, "ipv6", "proxy_ndp")
+        window = [
+            ipaddress.IPv6Address(number).compressed
+            for span in ranges(subnet, own, window=True)
+            for number in _numbers(span)
+        ]
+        lines = [f"neigh replace proxy {address} dev {bridge.name}" for address in window]
+        steps.append(_batch(f"{bridge.name} answers old pods for {len(lines)} IPv6 addresses", lines, 6))
+    return steps
+
+
+def _routes(bridge: Bridge, subnet: Subnet, own: list[str]) -> Command:
+    gateway = next((g.partition("/")[0] for g in bridge.gateways if (":" in g) == (":" in subnet.prefix)), "")
+    source = f" src {gateway}" if gateway and subnet.family == 4 else ""
+    device = bridge.name
+    lines = [f"route replace {_host(a)} dev {device} proto {PROTOCOL}{source}" for a in own]
+    gone = [text for text in bridge.routes if text not in own and (":" in text) == (subnet.family == 6)]
+    lines += [f"route delete {_host(text)} dev {device} proto {PROTOCOL}" for text in gone]
+    lines.append(f"route flush exact {subnet.prefix} dev {device} proto kernel")
+    return _batch(
+        f"{device} holds {len(own)} old pods of {subnet.prefix}, and no longer all of it",
+        lines,
+        subnet.family,
+    )
+
+
+def _answering(bridge: Bridge, family: str, key: str) -> list[Step]:
+    title = f"{bridge.name} answers old pods for the others ({key})"
+    return [
+        Setting(title, f"net/{family}/neigh/{bridge.name}/proxy_delay", "0"),
+        Setting(title, f"net/{family}/conf/{bridge.name}/{key}", "1"),
+    ]
+
+
+def _handover(found: Found) -> list[Step]:
+    """In one batch: the port is nobody's for less than a millisecond. flannel's addresses go to the bridge, for the
+    node's connections that have them.
+    """
+    up = [tunnel for tunnel in found.tunnels if tunnel.up]
+    if not up:
+        return []
+    lines = []
+    if found.bridge is not None:
+        lines = [
+            f"address replace {address} dev {found.bridge.name}{' nodad' if ':' in address else ''}"
+            for tunnel in up
+            for address in tunnel.addresses
+        ]
+    lines += [f"link set {tunnel.name} down" for tunnel in up]
+    lines.append(f"link set {TUNNEL} up")
+    names = ", ".join(tunnel.name for tunnel in up)
+    return [_batch(f"hand UDP port {up[0].port} over from {names} to {TUNNEL}", lines)]
+
+
+def _network(found: Found, journal: Journal, node: Node) -> MakeNetwork:
+    full, old = _with_before(found, journal.found), spared(found, node)
+    value = network_object(full, old, node.vxlan_port)
+    what = f"{len(full.remotes)} subnets of other nodes, {len(old)} addresses of old pods"
+    return MakeNetwork(f"HNS network {value['Name']}: VNI {full.tunnels[0].vni}, {what}", value)
+
+
+def _bridge_as_it_was(found: Found, bridge: Bridge, before: Found) -> list[Step]:
+    steps: list[Step] = []
+    for family in (4, 6):
+        six = family == 6
+        lines = [
+            f"address flush dev {bridge.name} to {address}"
+            for tunnel in before.tunnels
+            for address in tunnel.addresses
+            if (":" in address) == six
+        ]
+        lines += [f"route flush dev {bridge.name} proto {PROTOCOL}"]
+        proxied = found.bridge.proxied if six and found.bridge else ()
+        lines += [f"neigh delete proxy {address} dev {bridge.name}" for address in proxied]
+        steps.append(_batch(f"{bridge.name} holds all IPv{family} pods again", lines, family))
+    steps += [Setting(f"{path.rpartition('/')[2]} as it was", path, value) for path, value in before.settings]
+    return steps
+
+
+def _with_before(found: Found, before: Found) -> Found:
+    """What is there now, and what only was there before the takeover."""
+    return msgspec.structs.replace(
+        found,
+        subnets=found.subnets or before.subnets,
+        mtu=found.mtu or before.mtu,
+        tunnels=found.tunnels or before.tunnels,
+        remotes=found.remotes or before.remotes,
+        conf=found.conf or before.conf,
+    )
+
+
+def _subnet(subnet: Subnet, vni: int) -> dict[str, Any]:
+    gateway = ipaddress.ip_network(subnet.prefix)[1]
+    default = "::/0" if subnet.family == 6 else "0.0.0.0/0"
+    return {
+        "IpAddressPrefix": subnet.prefix,
+        "Routes": [{"NextHop": str(gateway), "DestinationPrefix": default}],
+        "Policies": [{"Type": "VSID", "Settings": {"IsolationId": vni}}],
+    }
+
+
+def _numbers(span: dict[str, str]) -> range:
+    return range(
+        int(ipaddress.ip_address(span["rangeStart"])), int(ipaddress.ip_address(span["rangeEnd"])) + 1
+    )
+
+
+def _batch(title: str, lines: Iterable[str], family: int = 0) -> Command:
+    option = (f"-{family}",) if family else ()
+    return Command(title, ("ip", *option, "-batch", "-"), "".join(f"{line}\n" for line in lines))
+
+
+def _host(address: str) -> str:
+    return f"{address}/{128 if ':' in address else 32}"

@@ -1,0 +1,124 @@
+"""A takeover from beginning to end: find, plan, write down, apply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+import samewire
+from samewire.errors import SamewireError, Unavailable
+from samewire.hcn.client import HnsClient
+from samewire.kernel.rtnetlink import Netlink, link_dump
+from samewire.node.config import NodeConfig
+from samewire.takeover import plan
+from samewire.takeover.apply import Applier, forget_journal, load_journal, save_journal
+from samewire.takeover.find import find
+from samewire.takeover.model import Found, Journal, Places, Step
+from samewire.takeover.plan import TUNNEL
+
+JOURNAL: Final = "takeover.json"
+
+
+class Takeover:
+    """One run on this node. ``tell`` is called before each step. All methods raise SamewireError."""
+
+    def __init__(
+        self, config: NodeConfig, config_file: Path, places: Places, tell: Callable[[Step], None]
+    ) -> None:
+        self._config = config
+        self._config_file = config_file
+        self._places = msgspec.structs.replace(places, journal=str(config.state_dir / JOURNAL))
+        self._applier = Applier(HnsClient(config.http_socket), tell)
+
+    def found(self) -> Found:
+        """What is there now."""
+        return find(self._places)
+
+    def steps(self, found: Found, action: str) -> list[Step]:
+        """What ``takeover``, ``undo`` or ``remove`` would do, as far as can be said before it begins."""
+        journal = self._journal
+        if action == "undo":
+            return plan.undo(found, journal, self._node(found, journal, undo=True), self._places)
+        node = self._node(found, journal)
+        if action == "remove":
+            return plan.remove(found, journal, node, self._places)
+        plan.check_takeover(found, journal, node, self._places)
+        early, late = plan.takeover(found, plan.journal_of(found, journal), node, self._places)
+        return [*early, *late]
+
+    def take_over(self) -> Found:
+        """Bring Samewire's network up beside what is there; returns what was found. May be repeated."""
+        found, journal = self.found(), self._journal
+        node = self._node(found, journal)
+        plan.check_takeover(found, journal, node, self._places)
+        journal = plan.journal_of(found, journal)
+        save_journal(self._journal_file, journal)
+        early, _ = plan.takeover(found, journal, node, self._places)
+        self._applier.apply(early)
+        # From here on no pod comes to the old network; one may have, since it was looked at.
+        now = self.found()
+        again, late = plan.takeover(now, plan.journal_of(now, journal), node, self._places)
+        with self._tunnel_back_on_failure(journal):
+            self._applier.apply([*(step for step in again if step not in early), *late])
+        return now
+
+    def undo(self) -> None:
+        """Everything as it was."""
+        found = self.found()
+        self._applier.apply(self.steps(found, "undo"))
+        forget_journal(self._journal_file)
+
+    def remove(self) -> None:
+        """Remove what was replaced. May be repeated."""
+        steps = self.steps(self.found(), "remove")
+        journal = self._journal
+        assert journal is not None
+        self._applier.apply(steps[:2] if not journal.removed else ())
+        save_journal(self._journal_file, msgspec.structs.replace(journal, removed=True))
+        self._applier.apply(steps[2:] if not journal.removed else steps)
+
+    @property
+    def _journal_file(self) -> Path:
+        return Path(self._places.journal)
+
+    @property
+    def _journal(self) -> Journal | None:
+        return load_journal(self._journal_file)
+
+    def _node(self, found: Found, journal: Journal | None, *, undo: bool = False) -> plan.Node:
+        conf = found.conf or (journal.found.conf if journal else None)
+        running = True
+        try:
+            pods = self._applier.pods(conf.name) if conf else []
+        except Unavailable:
+            if not undo or _has_tunnel():
+                raise
+            pods, running = [], False
+        return plan.Node(
+            vxlan_port=self._config.vxlan_port,
+            balances=self._config.balances,
+            config=str(self._config_file),
+            pods=tuple(pods),
+            client=str(Path(samewire.__file__).parent / "_build" / "samewire-cni"),
+            running=running,
+        )
+
+    @contextmanager
+    def _tunnel_back_on_failure(self, journal: Journal) -> Iterator[None]:
+        """Without Samewire's network in its place, flannel's tunnel has to go on."""
+        try:
+            yield
+        except SamewireError:
+            conf = journal.found.conf
+            if conf is not None and self._applier.network(conf.name) is None:
+                self._applier.apply([plan.tunnel_back(journal.found)])
+            raise
+
+
+def _has_tunnel() -> bool:
+    with Netlink() as netlink:
+        return any(link.name == TUNNEL for link in netlink.dump(link_dump()))
