@@ -393,7 +393,7 @@ def test_modify_requests(kind: Kind, resource: str, settings: Any, wanted: objec
         (Kind.ENDPOINT, {"RequestType": "Add"}, HcnCode.REQUEST_UNSUPPORTED),
         (Kind.ENDPOINT, {"ResourceType": {"a": ["b" * 9999]}}, HcnCode.REQUEST_UNSUPPORTED),
         (Kind.ROUTE, {"ResourceType": "Policy", "RequestType": "Add"}, HcnCode.REQUEST_UNSUPPORTED),
-        (Kind.ENDPOINT, {"ResourceType": "Policy", "RequestType": "Explode"}, HcnCode.INVALID_JSON),
+        (Kind.ENDPOINT, {"ResourceType": "Policy", "RequestType": "Explode"}, HcnCode.REQUEST_UNSUPPORTED),
         (Kind.ENDPOINT, {"ResourceType": "Policy"}, HcnCode.INVALID_JSON),
         (Kind.NAMESPACE, {"ResourceType": "Endpoint", "RequestType": "Add"}, HcnCode.INVALID_JSON),
         (Kind.NAMESPACE, "x", HcnCode.INVALID_JSON),

@@ -153,7 +153,8 @@ def decode_modify(kind: Kind, value: Any) -> ModifySettingRequest:
             f"{resource!r:.40} of {kind.value} cannot be modified; known: {', '.join(_RESOURCES[kind])}",
             HcnCode.REQUEST_UNSUPPORTED,
         )
-    request_type = enum_reader(RequestType)(fields.get("requesttype"), "$.RequestType")
+    code = HcnCode.REQUEST_UNSUPPORTED if fields.get("requesttype") else HcnCode.INVALID_JSON
+    request_type = enum_reader(RequestType, code)(fields.get("requesttype"), "$.RequestType")
     settings = fields.get("settings")
     body = _read_struct(wanted, {} if settings is None else settings, "$.Settings")
     return ModifySettingRequest(request_type=request_type, settings=cast(ModifySettings, body))

@@ -138,6 +138,8 @@ def _route_entry(route: RouteEntry, path: str, code: HcnCode) -> RouteEntry:
         fail(path, "a route needs DestinationPrefix and NextHop", code)
     hop = values.ip(route.next_hop, f"{path}.NextHop")
     prefix = values.prefix(route.destination_prefix, f"{path}.DestinationPrefix")
+    if prefix == "0.0.0.0/0" and ":" in hop:
+        prefix = "::/0"  # as hns.v2.psm1 says "default route" of either family
     if parse_prefix(hop).version != parse_prefix(prefix).version:
         fail(f"{path}.NextHop", f"{hop} and {prefix} differ in IP version", code)
     return _replace(route, next_hop=hop, destination_prefix=prefix)

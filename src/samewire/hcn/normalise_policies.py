@@ -174,6 +174,8 @@ def _nat(policy: OutBoundNAT) -> OutBoundNAT:
 
 
 def _mapping(policy: PortMapping) -> PortMapping:
+    if not policy.protocol:
+        policy = _replace(policy, protocol=TCP)  # hns.v2.psm1 names none
     if policy.protocol not in (TCP, UDP):
         _fail(
             "Settings.Protocol",

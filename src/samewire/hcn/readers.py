@@ -78,15 +78,17 @@ def integer(value: Any) -> int | None:
     return None
 
 
-def enum_reader(wanted: type[enum.Enum]) -> Read:
-    """A member of an enumeration by its name in any case, or by its number in the schema."""
+def enum_reader(wanted: type[enum.Enum], otherwise: HcnCode = HcnCode.INVALID_JSON) -> Read:
+    """A member of an enumeration by its name in any case, or by its number in the schema; ``otherwise`` is the
+    error's code.
+    """
     members = list(wanted)
     names = {str(member.value).lower(): member for member in members}
     numbers = NETWORK_MODES if wanted is NetworkType else [member.value for member in members]
     names |= {
         str(number): names[name.lower()] for number, name in enumerate(numbers) if name.lower() in names
     }
-    code = HcnCode.INVALID_NETWORK_TYPE if wanted is NetworkType else HcnCode.INVALID_JSON
+    code = HcnCode.INVALID_NETWORK_TYPE if wanted is NetworkType else otherwise
     shared = ICS_MODES if wanted is NetworkType else frozenset()
 
     def read(value: Any, path: str) -> enum.Enum:
@@ -145,11 +147,17 @@ def int_enum_reader(wanted: type[enum.IntEnum]) -> Read:
 
 
 def list_reader(read: Read) -> Read:
-    """An array of what another reader reads."""
+    """An array of what another reader reads. Texts that are null are passed over: PowerShell has one in an array
+    of nothing.
+    """
 
     def read_list(value: Any, path: str) -> tuple[Any, ...]:
         if not isinstance(value, list):
             fail(path, f"expected an array, got {shape(value)}")
-        return tuple(read(item, f"{path}[{index}]") for index, item in enumerate(value))
+        return tuple(
+            read(item, f"{path}[{index}]")
+            for index, item in enumerate(value)
+            if item is not None or read is not read_text
+        )
 
     return read_list
