@@ -13,6 +13,7 @@ from benchmarks import ours, peers
 from benchmarks.case import Case, Comparison
 from benchmarks.cni import Cni
 from benchmarks.datapath import Datapath
+from benchmarks.nodeport import Direct, DirectStraight, Translated, TranslatedStraight
 from benchmarks.ours import NAME
 from benchmarks.packet_cost import MANY_RULES_NAME, PacketCost
 from benchmarks.scale import Scale
@@ -106,6 +107,15 @@ def _services() -> Datapath:
     return Datapath("services", scenarios, MODES, (*comparisons, *kube_proxy))
 
 
+def _nodeport() -> Datapath:
+    """Called from outside, the pod on another node."""
+    pairs = ((Translated, TranslatedStraight), (Direct, DirectStraight))
+    comparisons = tuple(
+        Comparison(mode, own.name, straight.name, 0.9) for own, straight in pairs for mode in MODES
+    )
+    return Datapath("node-port", [one for pair in pairs for one in pair], MODES, comparisons)
+
+
 def _relay() -> Datapath:
     """The node holds the gateway's address only on a network with a host port: HostRoute."""
     own, peer, modes = f"{NAME}, user mode", EpollRelay.name, ("stream", "rr", "crr")
@@ -188,6 +198,7 @@ def cases() -> dict[str, Case]:
         _packet_cost(),
         _scale(),
         _services(),
+        _nodeport(),
         _relay(),
         _service_scale(),
     )

@@ -122,6 +122,31 @@ def flannel_masquerade(node: str, pod_cidr: str) -> None:
         inside(node, "iptables", "-w", "-t", "nat", "-A", "POSTROUTING", *rule.split())
 
 
+def flannel_vxlan(a: str, b: str) -> None:
+    """Join two nodes (192.168.77.11 and .12) as flannel does, with 10.244.0.0/24 and 10.244.1.0/24."""
+    for index, node in enumerate((a, b)):
+        vxlan = ["type", "vxlan", "id", "1", "dstport", "8472", "nolearning", "dev", "eth0"]
+        ip(node, "link", "add", "flannel.1", *vxlan, "local", f"192.168.77.{11 + index}")
+        address(node, "flannel.1", f"10.244.{index}.0/32")
+        ip(node, "link", "set", "flannel.1", "up")
+    for index, (node, other) in enumerate(((a, b), (b, a))):
+        remote, vtep = f"10.244.{1 - index}.0", netns.mac(other, "flannel.1")
+        ip(node, "neigh", "add", remote, "lladdr", vtep, "dev", "flannel.1", "nud", "permanent")
+        fdb = [
+            "bridge",
+            "fdb",
+            "add",
+            vtep,
+            "dev",
+            "flannel.1",
+            "dst",
+            f"192.168.77.{12 - index}",
+            "self",
+        ]
+        inside(node, *fdb, "permanent")
+        ip(node, "route", "add", f"{remote}/24", "via", remote, "dev", "flannel.1", "onlink")
+
+
 class RawVeth(Scenario):
     """Two namespaces joined by one veth pair: the limit of all."""
 
@@ -294,27 +319,7 @@ class KernelVxlan(_TwoKernelNodes):
     pod_mtu = 1500 - VXLAN_OVERHEAD
 
     def _join(self, a: str, b: str) -> None:
-        for index, node in enumerate((a, b)):
-            vxlan = ["type", "vxlan", "id", "1", "dstport", "8472", "nolearning", "dev", "eth0"]
-            ip(node, "link", "add", "flannel.1", *vxlan, "local", f"192.168.77.{11 + index}")
-            address(node, "flannel.1", f"10.244.{index}.0/32")
-            ip(node, "link", "set", "flannel.1", "up")
-        for index, (node, other) in enumerate(((a, b), (b, a))):
-            remote, vtep = f"10.244.{1 - index}.0", netns.mac(other, "flannel.1")
-            ip(node, "neigh", "add", remote, "lladdr", vtep, "dev", "flannel.1", "nud", "permanent")
-            fdb = [
-                "bridge",
-                "fdb",
-                "add",
-                vtep,
-                "dev",
-                "flannel.1",
-                "dst",
-                f"192.168.77.{12 - index}",
-                "self",
-            ]
-            inside(node, *fdb, "permanent")
-            ip(node, "route", "add", f"{remote}/24", "via", remote, "dev", "flannel.1", "onlink")
+        flannel_vxlan(a, b)
 
 
 class KernelHostGateway(_TwoKernelNodes):
