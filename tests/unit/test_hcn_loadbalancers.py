@@ -352,6 +352,19 @@ async def test_a_batch(service: HnsService, switch: FakeSwitch) -> None:
     assert service.view.load_balancer(changed.id) == replace(changed, owner=OWNER)
 
 
+async def test_numbers_that_fit_nowhere_stop_no_other(service: HnsService) -> None:
+    """A caller in this process has not come by the decoder."""
+    good, *bad = numbered(6, backends=backends("10.244.2.9"))
+    mapping = good.port_mappings[0]
+    bad[0] = replace(bad[0], port_mappings=(replace(mapping, external_port=70000),))
+    bad[1] = replace(bad[1], port_mappings=(replace(mapping, external_port=-1),))
+    bad[2] = replace(bad[2], port_mappings=(replace(mapping, internal_port=70000),))
+    bad[3] = replace(bad[3], backends=(LoadBalancerBackend(ip_address="10.244.2.9", port=70000),))
+    bad[4] = replace(bad[4], affinity_timeout=-5)
+    failed = await service.change_load_balancers(OWNER, [*bad, good])
+    assert set(failed) == {value.id for value in bad}
+
+
 async def test_one_bad_object_stops_no_other(service: HnsService, switch: FakeSwitch) -> None:
     values = numbered(5)
     values[1] = replace(values[1], port_mappings=())

@@ -166,6 +166,21 @@ async def test_a_bug_of_the_writer_ends_nothing(rig: Rig) -> None:
     await rig.until(lambda: rig.lb() is not None)
 
 
+async def test_a_bug_about_one_service_stops_no_other(rig: Rig) -> None:
+    def refuse(value: LoadBalancer) -> str:
+        if value.frontend_vips == ("10.96.0.1",):
+            raise OverflowError("int too big to convert")
+        return ""
+
+    rig.writer.refuse = refuse
+    rig.source.put(service("bad", ips=("10.96.0.1",)), service("good", ips=("10.96.0.2",)), quiet=True)
+    await rig.source.start()
+    await rig.settle()
+    assert rig.lb("10.96.0.2") is not None
+    statuses = rig.proxy.figures.statuses
+    assert (statuses["shop", "good"].error, "Overflow" in statuses["shop", "bad"].error) == ("", True)
+
+
 async def test_what_could_not_be_made_need_not_be_deleted(rig: Rig) -> None:
     rig.writer.refuse = lambda value: "no"
     await rig.source.start()

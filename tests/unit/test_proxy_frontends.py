@@ -122,6 +122,11 @@ def test_a_health_check_needs_local_policy_and_a_load_balancer(spec: dict[str, s
     assert rules(service(health_check_node_port=31000, **spec)).health_check_port == expected
 
 
+def test_a_health_check_needs_a_port_that_there_is() -> None:
+    spec = {"type": "LoadBalancer", "external_traffic_policy": "Local"}
+    assert rules(service(health_check_node_port=70000, **spec)).health_check_port == 0
+
+
 def test_source_ranges() -> None:
     spec = {"type": "LoadBalancer", "load_balancer_source_ranges": (" 10.0.0.0/8 ", "fd00::/8", "nonsense")}
     annotation = ServiceAnnotations(load_balancer_source_ranges="192.0.2.0/24, 2001:db8::/32")

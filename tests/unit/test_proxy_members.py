@@ -44,7 +44,11 @@ def test_what_cannot_be_behind_a_vip_is_left_out() -> None:
     nameless = endpoint_slice(endpoint("10.244.1.9"), ports=(EndpointPort(name=None, port=80),))
     names = endpoint_slice(endpoint("example.org"), family="FQDN")
     wrong_family = endpoint_slice(endpoint("fd00::9"), family="IPv4")
-    assert not any(collect([every_port, nameless, names, wrong_family], HERE).values())
+    no_port = [
+        endpoint_slice(endpoint("10.244.1.9"), ports=(EndpointPort(name="http", port=n),))
+        for n in (0, -1, 1 << 16)
+    ]
+    assert not any(collect([every_port, nameless, names, wrong_family, *no_port], HERE).values())
 
 
 def test_an_endpoint_in_two_slices_counts_once() -> None:

@@ -27,6 +27,8 @@ UDP: Final = 17
 SCTP: Final = 132
 MAX_BACKENDS: Final = 16384
 MAX_FRONTENDS: Final = 256
+MAX_PORT: Final = 2**16 - 1
+MAX_AFFINITY_S: Final = 2**32 - 1
 
 
 def check_load_balancer(value: LoadBalancer) -> LoadBalancer:
@@ -52,6 +54,8 @@ def check_load_balancer(value: LoadBalancer) -> LoadBalancer:
         )
     for attribute in ("name", "owner", "service_name"):
         values.name(getattr(value, attribute), f"$.{attribute}", HcnCode.INVALID_JSON)
+    if not 0 <= value.affinity_timeout <= MAX_AFFINITY_S:
+        fail("$.AffinityTimeout", f"{value.affinity_timeout} s is no time to wait", HcnCode.E_INVALIDARG)
     if any(getattr(value, attribute) is not item for attribute, item in changed.items()):
         value = _replace(value, **changed)
     _check_mappings(value)
@@ -91,6 +95,8 @@ def check_backends(items: tuple[LoadBalancerBackend, ...], path: str) -> tuple[L
         address = item.ip_address
         if station(address, path) is not address or item.mac_address or item.provider_address:
             break
+        if not 0 <= item.port <= MAX_PORT:
+            break
         seen.add((address, item.port))
     else:
         if len(seen) == len(items):
@@ -105,6 +111,8 @@ def check_backends(items: tuple[LoadBalancerBackend, ...], path: str) -> tuple[L
 def _backend(item: LoadBalancerBackend, path: str) -> LoadBalancerBackend:
     if bool(item.provider_address) != bool(item.mac_address):
         fail(path, "ProviderAddress and MacAddress go together", HcnCode.E_INVALIDARG)
+    if not 0 <= item.port <= MAX_PORT:
+        fail(f"{path}.Port", f"{item.port} is no port", HcnCode.E_INVALIDARG)
     provider = item.provider_address
     return _replace(
         item,
@@ -156,6 +164,12 @@ def _check_mapping(mapping: LoadBalancerPortMapping, path: str) -> None:
         )
     if mapping.external_port == 0:
         fail(f"{path}.ExternalPort", "is required", HcnCode.E_INVALIDARG)
+    if (
+        not 0 < mapping.external_port <= MAX_PORT
+    ):  # of a caller in this process, who has not come by the decoder
+        fail(f"{path}.ExternalPort", f"{mapping.external_port} is no port", HcnCode.E_INVALIDARG)
+    if not 0 <= mapping.internal_port <= MAX_PORT:
+        fail(f"{path}.InternalPort", f"{mapping.internal_port} is no port", HcnCode.INVALID_INTERNAL_PORT)
 
 
 def _needs_internal_port(value: LoadBalancer) -> bool:

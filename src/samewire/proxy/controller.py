@@ -281,10 +281,25 @@ class ServiceProxy:
             return await self._writer.write(puts, deletes)
         except SamewireError as error:
             failure = error
-        except Exception as error:  # a bug must not end the proxy: others of its services can be written
-            log.exception("load balancers cannot be written")
-            failure = SamewireError(f"{type(error).__name__}: {error}")
+        except Exception:  # a bug must not end the proxy: others of its services can be written
+            log.exception("load balancers cannot be written; trying them one by one")
+            return await self._write_singly(puts, deletes)
         return dict.fromkeys([*(value.id for value in puts), *deletes], failure)
+
+    async def _write_singly(
+        self, puts: Sequence[LoadBalancer], deletes: Sequence[str]
+    ) -> Mapping[str, SamewireError]:
+        """Find out which load balancer it is that cannot be written."""
+        failed: dict[str, SamewireError] = {}
+        steps = [(lb_id, (), (lb_id,)) for lb_id in deletes] + [(value.id, (value,), ()) for value in puts]
+        for lb_id, put, delete in steps:
+            try:
+                failed |= await self._writer.write(put, delete)
+            except SamewireError as error:
+                failed[lb_id] = error
+            except Exception as error:  # the cause is in the log
+                failed[lb_id] = SamewireError(f"{type(error).__name__}: {error}")
+        return failed
 
     def _compile(self, key: Key) -> Compiled:
         table = self.table

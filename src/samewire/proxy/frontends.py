@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from samewire.kube.model import Service, ServicePort
-from samewire.proxy.members import PortKey
+from samewire.proxy.members import MAX_PORT, PortKey
 
 DEFAULT_AFFINITY_S: Final = 10800
 PRESERVE_DESTINATION: Final = "true"
@@ -84,6 +84,7 @@ def rules(service: Service) -> Rules:
     ):
         return _LOCAL_OR_NOT[spec.internal_traffic_policy == "Local", _is_local_outside(service)]
     external_local = _is_local_outside(service)
+    port = spec.health_check_node_port
     wants_check = external_local and spec.type == "LoadBalancer"
     return Rules(
         internal_local=spec.internal_traffic_policy == "Local",
@@ -91,7 +92,7 @@ def rules(service: Service) -> Rules:
         affinity_s=_affinity_s(service),
         source_ranges=_by_family(_source_ranges(service)) if spec.type == "LoadBalancer" else _NO_RANGES,
         preserve_destination=annotations.preserve_destination == PRESERVE_DESTINATION,
-        health_check_port=spec.health_check_node_port if wants_check else 0,
+        health_check_port=port if wants_check and 0 < port <= MAX_PORT else 0,
     )
 
 

@@ -8,6 +8,8 @@ from typing import Final
 from samewire.kube.model import Endpoint, EndpointSlice
 from samewire.proxy.topology import Member
 
+MAX_PORT: Final = 2**16 - 1
+
 _FAMILIES: Final = {"IPv4": 4, "IPv6": 6}
 
 
@@ -32,7 +34,7 @@ def collect(slices: Iterable[EndpointSlice], node: str) -> Members:
         six = family == 6
         for port in piece.ports:
             number = port.port
-            if port.name is None or not number:
+            if port.name is None or number is None or not 0 < number <= MAX_PORT:
                 continue
             of_port = found.setdefault((port.name, port.protocol or "TCP", family), {})
             for endpoint in piece.endpoints:
