@@ -26,6 +26,7 @@ from samewire.node.apply import NodeSwitch
 from samewire.node.audit_balancers import BalancerAudit
 from samewire.node.bindings import WantedAddress, WantedFilter, WantedForwarding, Wish
 from samewire.node.devices import OWN_DEVICES, reserved_ports, wrong_settings
+from samewire.node.hostsockets import end_orphans
 from samewire.node.places import kept_identity
 from samewire.node.planning import netns_path
 from samewire.node.portranges import parse_ports, port_range
@@ -117,6 +118,7 @@ class Auditor:
             balancers.failed.append(str(error))
         found += (Difference("table", *item) for item in balancers.found)
         one.failed += balancers.failed
+        end_orphans(self._switch.kernel.tables)
         if any(difference.kind == "device" for difference in found):
             self.devices_wrong.set()
         self.degraded = degraded

@@ -15,6 +15,7 @@ import structlog
 from samewire.errors import Conflict, KernelError, SamewireError
 from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.schema import Endpoint, Network
+from samewire.node.hostsockets import end_orphans
 from samewire.node.numbers import StoreNumbers
 from samewire.node.tables import KernelTables
 from samewire.vfp.compile.balanced import (
@@ -54,13 +55,14 @@ class BalancerView(Protocol):
 
 class BalancerChange(msgspec.Struct):
     """A planned change. ``puts`` and ``removals`` by table; ``held``: what its load balancers have afterwards;
-    ``gone``: keys of the services that are no more.
+    ``gone``: keys of the services that are no more; ``datagrams``: whether backends for UDP may go.
     """
 
     puts: dict[str, Rows]
     removals: dict[str, list[bytes]]
     held: dict[str, Held | None]
     gone: list[bytes]
+    datagrams: bool
 
 
 class Balancers:
@@ -116,7 +118,10 @@ class Balancers:
                 if rows:
                     self._merge(table, rows, puts[table], stale[table], changed[table])
         removals = {table: [key for key in keys if key not in puts[table]] for table, keys in stale.items()}
-        return BalancerChange(changed, removals, held, self._gone(held))
+        datagrams = bool(removals["sw_backends"]) and any(
+            port.protocol == _UDP for found in held for port in _ports(self._held.get(found))
+        )
+        return BalancerChange(changed, removals, held, self._gone(held), datagrams)
 
     def _gone(self, held: Mapping[str, Held | None]) -> list[bytes]:
         before = {port.service for found in held for port in _ports(self._held.get(found))}
@@ -161,6 +166,8 @@ class Balancers:
             self._tables.remove_rows(COUNTS, change.gone)
         except KernelError as error:
             log.warning("counts of removed services stay until the next audit", error=str(error))
+        if change.datagrams:
+            end_orphans(self._tables)
 
     def take_back(self, change: BalancerChange) -> None:
         """Give the kernel back what it had before a change that has not been accepted. Raises KernelError."""
@@ -273,6 +280,7 @@ class Balancers:
 
 
 _NOTHING: Final[set[bytes]] = set()
+_UDP: Final = 17
 
 
 def _ports(held: Held | None) -> tuple[HeldPort, ...]:

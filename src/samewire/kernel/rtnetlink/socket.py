@@ -34,13 +34,11 @@ _DATAGRAM_BYTES = 64 << 10
 _DUMP_ATTEMPTS = 10
 
 
-def open_socket(netns_fd: int | None) -> _socket.socket:
-    """A NETLINK_ROUTE socket in a namespace (``None``: the caller's own)."""
+def open_socket(netns_fd: int | None, protocol: int = _socket.NETLINK_ROUTE) -> _socket.socket:
+    """A netlink socket in a namespace (``None``: the caller's own)."""
 
     def make() -> _socket.socket:
-        return _socket.socket(
-            _socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _socket.NETLINK_ROUTE
-        )
+        return _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, protocol)
 
     operation = "open netlink socket"
     try:
@@ -61,9 +59,9 @@ def open_socket(netns_fd: int | None) -> _socket.socket:
 class Netlink:
     """A connection to route netlink of one network namespace. A context manager; not for two threads at once."""
 
-    def __init__(self, netns_fd: int | None = None) -> None:
+    def __init__(self, netns_fd: int | None = None, protocol: int = _socket.NETLINK_ROUTE) -> None:
         """Open in the namespace ``netns_fd`` (``None``: the caller's own); the descriptor may be closed after."""
-        self._socket = open_socket(netns_fd)
+        self._socket = open_socket(netns_fd, protocol)
         self._buffer = bytearray(_ANSWER_BYTES)
         self._sequence = 0
 
