@@ -342,6 +342,28 @@ async def test_noise_does_not_hurt(path: Path) -> None:
     assert await AsyncHnsClient(path).list(Kind.NETWORK) == []
 
 
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_client_that_closes_its_half_is_answered(path: Path, switch: FakeSwitch, count: int) -> None:
+    switch.gate = asyncio.Event()
+    reader, writer = await asyncio.open_unix_connection(path)
+    for number in range(count):
+        body = json.dumps({"Name": f"n{number}", "Type": "Private"}).encode()
+        head = f"POST /v2/networks HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+    writer.write_eof()
+    await switch.entered.wait()
+    switch.gate.set()
+    answers = await asyncio.wait_for(reader.read(), 10)
+    assert answers.count(b"HTTP/1.1 201") == count
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_many_connect_at_once(path: Path) -> None:
+    found = await asyncio.gather(*(raw(path, "GET", "/v2/networks") for _ in range(1000)))
+    assert {status for status, _, _ in found} == {200}
+
+
 def test_the_client_says_when_nobody_answers(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="No such file"):
         HnsClient(tmp_path / "nobody.sock").list(Kind.NETWORK)

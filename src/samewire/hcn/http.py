@@ -31,7 +31,7 @@ __all__ = ["HttpServer", "classify", "error_response", "json_response", "listen"
 VERSION = {"Major": 15, "Minor": 4}
 MAX_REQUEST_BYTES = 1 << 20
 CLOSE_TIMEOUT_S = 5.0
-BACKLOG = 128
+BACKLOG = 1024
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

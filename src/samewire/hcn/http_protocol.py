@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 from aiohttp import web
@@ -18,6 +19,14 @@ MAX_TEXT = 256
 
 class JsonProtocol(web.RequestHandler):
     """Answers bytes that are no HTTP request, and expectations it cannot meet, as HNS answers errors."""
+
+    __slots__ = ("_answered", "_half_closed", "_last_body")
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._answered = 0
+        self._half_closed = False
+        self._last_body: Any = None
 
     def handle_error(
         self,
@@ -40,6 +49,23 @@ class JsonProtocol(web.RequestHandler):
         response.force_close()
         return response
 
+    def data_received(self, data: bytes) -> None:
+        """Read requests, and note the body of the last one: the only one that can lack something."""
+        super().data_received(data)
+        if self._messages:
+            self._last_body = self._messages[-1][1]
+
+    def eof_received(self) -> bool:
+        """Answer what has been asked whole by a client that then closed its half; True keeps the other one open.
+
+        Not a stream: its listener cannot be told from one that has gone.
+        """
+        request = self._current_request
+        streams = request is not None and request.writer.output_size > 0
+        waiting = self._request_count > self._answered and self._last_body.is_eof()
+        self._half_closed = waiting and not streams
+        return self._half_closed
+
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
@@ -47,7 +73,11 @@ class JsonProtocol(web.RequestHandler):
         if resp.status >= 400 and not resp.prepared and resp.content_type != "application/json":
             resp = error_response(resp.status, HcnCode.E_INVALIDARG, f"the request is refused: {resp.reason}")
             resp.force_close()
-        return await super().finish_response(request, resp, start_time)
+        finished = await super().finish_response(request, resp, start_time)
+        self._answered += 1
+        if self._half_closed and self._answered == self._request_count:
+            self.close()
+        return finished
 
 
 def protocol_factory(runner: web.AppRunner) -> Callable[[], JsonProtocol]:
