@@ -78,7 +78,7 @@ ALLOWED: dict[Scope, frozenset[type[PolicyBase]]] = {
     Scope.NETWORK: frozenset(
         {
             *(DrMacAddress, HostRoute, NeighborDiscovery, NetAdapterName, ProviderAddress, RemoteSubnetRoute),
-            *(SourceMacAddress, VxlanPort, SetPolicy, NetworkACL, L4Proxy),
+            *(SourceMacAddress, VxlanPort, SetPolicy, NetworkACL, L4Proxy, SDNRoute),
             *(AutomaticDNS, InterfaceConstraint, VSwitchExtension, LayerConstraint, L2Driver, VLAN),
         }
     ),

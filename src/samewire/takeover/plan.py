@@ -38,12 +38,14 @@ _CLIENT: Final = "samewire-cni"
 class Node(Struct, frozen=True, kw_only=True):
     """What has to be known of Samewire here.
 
-    ``balances``: whether it does kube-proxy's work. ``pods``: the addresses of its endpoints in the network.
+    ``balances``: whether it does kube-proxy's work, for the network ``balances_for`` ("" = all).
+    ``pods``: the addresses of its endpoints in the network.
     ``client``: the CNI client of this installation. ``running``: false once Samewire has been uninstalled.
     """
 
     vxlan_port: int
     balances: bool
+    balances_for: str
     config: str
     pods: tuple[str, ...] = ()
     client: str = ""
@@ -66,6 +68,11 @@ def check_takeover(found: Found, journal: Journal | None, node: Node, places: Pl
             f"{node.config} and restart samewire"
         )
     _check_services(found, node)
+    if node.balances and node.balances_for != found.conf.name:
+        raise Conflict(
+            f'set proxy_network = "{found.conf.name}" in {node.config} and restart samewire: it must not answer for '
+            "node ports before it has the network, nor for other networks afterwards"
+        )
 
 
 def takeover(found: Found, journal: Journal, node: Node, places: Places) -> tuple[list[Step], list[Step]]:
