@@ -55,7 +55,7 @@ class JsonProtocol(web.RequestHandler):
         if self._messages:
             self._last_body = self._messages[-1][1]
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio defines it so, aiohttp narrower
         """Answer what has been asked whole by a client that then closed its half; True keeps the other one open.
 
         Not a stream: its listener cannot be told from one that has gone.
@@ -88,4 +88,4 @@ def protocol_factory(runner: web.AppRunner) -> Callable[[], JsonProtocol]:
     if server is None:
         raise RuntimeError("the runner is not set up")
     # None is aiohttp's way to say "no access log"
-    return lambda: JsonProtocol(server, loop=loop, access_log=None)  # type: ignore[arg-type]
+    return lambda: JsonProtocol(server, loop=loop, access_log=None)
