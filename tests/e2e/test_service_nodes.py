@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.node import NODE_IP, ROUTER_IP, DaemonProcess, Json, poll
-from tests.support.service_cluster import ask, backends_of, names, server, service, slice_of
-from tests.support.two_nodes import FAR, World
+from tests.support.service_cluster import ask, backends_of, held, names, server, service, slice_of
+from tests.support.two_nodes import FAR, World, run
 
 pytestmark = pytest.mark.root
 
@@ -63,3 +64,27 @@ def test_a_backend_elsewhere(cluster: Cluster) -> None:
     assert not any(answer.endswith(f" {ROUTER_IP}") for answer in answers), (
         "translated: replies come back this way"
     )
+
+
+def test_what_the_tools_say(cluster: Cluster) -> None:
+    """Of a connection that has two entries in the flow table, and of one that is only traced."""
+    cluster.publish()
+    near = cluster.world.near
+    with held(cluster.router, NODE_IP, 30080) as connection:
+        assert connection.ask().startswith("remote ")
+        (found,) = near.request("GET", "/v2/services?counts=1")
+        assert found["tally"] == {"flows": 1, "connections": 1, "refused": 0, "ended": 0}
+        assert 0 < found["latency_s"] < 10
+        assert abs(time.time() - found["changed_s"]) < 60
+        shown = run(near, "get", "services", "-o", "wide").output.split()
+    assert {"default/web", f"{FAR}:8080", "FLOWS", "DROPS", "CHANGED", "LATENCY"} <= set(shown)
+    traced = run(near, "trace", "--from", "shop/client", "--to", "10.96.0.10:80")
+    assert f"default/web:http: backend {FAR}:8080, chosen by the connection's hash" in traced.output
+    assert "BUG" not in traced.output, "the simulator and the switch agree"
+    cluster.write("web", service("web", "10.96.0.10", ports=PORTS))
+    poll("no backends", lambda: "reject" in _trace(near) or "no_backend" in _trace(near))
+    assert "default/web:http: " in _trace(near)
+
+
+def _trace(process: DaemonProcess) -> str:
+    return run(process, "trace", "--from", "shop/client", "--to", "10.96.0.10:80").output

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
@@ -34,10 +34,12 @@ from samewire.vfp.constants import Arrival, Fate
 from samewire.vfp.model import Entries, NodeFacts
 from samewire.vfp.numbers import MemoryNumbers
 from samewire.vfp.ownership import Ownership
+from samewire.vfp.record import Record
 from samewire.vfp.simulate import Simulator
 from samewire.vfp.tables import DropEvent, Flow, TraceOutput, TraceStep
 
 WEB_PORT, CLIENT_PORT, UPLINK, TUNNEL, HOST, HOST_PEER = 42, 43, 2, 5, 6, 7
+SERVICE_NAMES = {7: "shop/web:http"}
 INTERFACES = {
     WEB_PORT: "sw00000000042",
     CLIENT_PORT: "sw00000000043",
@@ -226,6 +228,12 @@ class FakeNode:
 
     def balancer_owners(self) -> dict[int, str]:
         return {}
+
+    def service_name(self, number: int) -> str:
+        return SERVICE_NAMES.get(number, "")
+
+    def rows(self, name: str) -> Mapping[Record, Record]:
+        return self.content.get(name, {})
 
     def acl_names(self, ifindex: int) -> AclNames:
         return AclNames({1: "allow-web"} if ifindex == WEB_PORT else {})

@@ -23,6 +23,7 @@ from tests.support.tools import (
     HOST,
     INFOS,
     INTERFACES,
+    SERVICE_NAMES,
     TUNNEL,
     UPLINK,
     WEB_PORT,
@@ -31,7 +32,12 @@ from tests.support.tools import (
     probe,
 )
 
-NODE = Node(name="node-1", endpoints=INFOS, interface=lambda ifindex: INTERFACES.get(ifindex, ""))
+NODE = Node(
+    name="node-1",
+    endpoints=INFOS,
+    interface=lambda ifindex: INTERFACES.get(ifindex, ""),
+    service=lambda number: SERVICE_NAMES.get(number, ""),
+)
 CLIENT4, WEB4, FAR4, OUTSIDE4, SNAT4 = (
     "10.244.1.6",
     "10.244.1.5",
@@ -397,8 +403,8 @@ def test_tables_of_a_newer_switch(tables: Entries) -> None:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (Choice.HASH, "service 7: backend 31, 10.244.1.5:8080, chosen by the connection's hash"),
-        (Choice.AFFINITY, "service 7: backend 31, 10.244.1.5:8080, where this client has been before"),
+        (Choice.HASH, "shop/web:http: backend 10.244.1.5:8080, chosen by the connection's hash"),
+        (Choice.AFFINITY, "shop/web:http: backend 10.244.1.5:8080, where this client has been before"),
         (Choice.DIRECT, "DSR: this node's endpoint, named by the node that balances"),
     ],
 )

@@ -14,6 +14,7 @@ from samewire.errors import NotFound, Unavailable
 from samewire.hcn.http import json_response
 from samewire.hcn.loadbalancers import BackendFlags, LoadBalancer
 from samewire.node.node import Node
+from samewire.vfp.constants import FlowFlag
 from samewire.vfp.tables import Backend, Flow, ServiceCount
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _U32: Final = 4
 _PROTOCOLS: Final = {6: "TCP", 17: "UDP", 132: "SCTP"}
 _DRAINING: Final = int(BackendFlags.DRAINING)
 _LOCAL: Final = int(BackendFlags.LOCAL)
+_SECOND: Final = int(FlowFlag.SECOND)  # the other entry of a connection that has two
 
 
 class BackendInfo(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -96,11 +98,11 @@ def read_counts(node: Node) -> Counts:
     maps = node.board.maps
     number_at = _offset(Backend, "service")
     owner = {key: _u32(value, number_at) for key, value in maps["sw_backends"].items()}
-    backend_at = _offset(Flow, "backend")
+    backend_at, flags_at = _offset(Flow, "backend"), _offset(Flow, "flags")
     flows = Counter(
         owner[backend]
         for _, value in maps["sw_flows"].items()
-        if (backend := value[backend_at : backend_at + _U32]) in owner
+        if (backend := value[backend_at : backend_at + _U32]) in owner and not value[flags_at] & _SECOND
     )
     found = maps["sw_service_counts"]
     counters = {}

@@ -17,6 +17,7 @@ from samewire.kernel.bpf import BpfObject, SkbContext
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import Netlink, link_dump
 from samewire.node.events import DropEvents
+from samewire.node.liverows import LiveRows
 from samewire.node.node import Node, switch_object
 from samewire.node.stats import all_counters
 from samewire.trace.context import EndpointInfo, PortInfo, TraceRun, describe_endpoints
@@ -81,6 +82,11 @@ class ToolView:
         """The load balancers by the numbers of their services."""
         return self._node.switch.balancers.owners()
 
+    def service_name(self, number: int) -> str:
+        """What Kubernetes, or else HNS, calls a service of the switch."""
+        found = self._node.store.state.load_balancer(self.balancer_owners().get(number, ""))
+        return (found.service_name or found.name or f"load balancer {found.id}") if found is not None else ""
+
     def acl_names(self, ifindex: int) -> AclNames:
         """Whose rules and sets the numbers in a port's ACL tables are."""
         state = self._node.store.state
@@ -98,6 +104,12 @@ class ToolView:
             if name not in self._node.board.maps or name not in TABLES:
                 raise NotFound("table", name)
         return {name: self._rows(TABLES[name]) for name in wanted}
+
+    def rows(self, name: str) -> LiveRows:
+        """A table, looked up as it is asked. Raises NotFound."""
+        if name not in self._node.board.maps or name not in TABLES:
+            raise NotFound("table", name)
+        return LiveRows(TABLES[name], self._node.board.maps[name])
 
     def run_traced(
         self, frame: bytes, arrival: Arrival, ifindex: int, vni: int, family: int, tunnel_source: bytes

@@ -68,6 +68,7 @@ class Node(Struct, frozen=True, kw_only=True):
     name: str
     endpoints: Sequence[EndpointInfo]
     interface: Callable[[int], str]
+    service: Callable[[int], str]
 
 
 def parse_frame(frame: bytes) -> Parsed:
@@ -245,12 +246,15 @@ def _matched(node: Node, tables: Entries, arrived: Arrived, packet: Packet, step
         case Layer.PORTMAP:
             return f"a port of the node that belongs to {_port_name(node, step.target)}"
         case Layer.LB if step.verdict == StepVerdict.REWRITE:
-            return _backend(packet, step)
+            return _backend(node, packet, step)
         case Layer.FLOW if step.verdict != StepVerdict.DROP:
             allowed = f", allowed by rule {step.rule}" if step.rule else ""
             return f"this connection was decided before{allowed}"
     if step.verdict == StepVerdict.DROP:
-        return _reason_name(step.reason)
+        reason = _reason_name(step.reason)
+        return (
+            f"{_service_name(node, step.rule)}: {reason}" if step.layer == Layer.LB and step.rule else reason
+        )
     if step.layer == Layer.NAT:
         return nat_text(tables, arrived.ifindex, packet, step.rule)
     return _delivery(node, tables, step)
@@ -264,13 +268,17 @@ _CHOICES: Final = {
 }
 
 
-def _backend(packet: Packet, step: TraceStep) -> str:
+def _backend(node: Node, packet: Packet, step: TraceStep) -> str:
     why = _CHOICES[Choice(step.kind)]
     if step.kind == Choice.DIRECT:
         return f"DSR: this node's endpoint, {why}"
     address = address_text(packet.family, step.destination)
     where = f"[{address}]" if ":" in address else address
-    return f"service {step.rule}: backend {step.target}, {where}:{step.destination_port}, {why}"
+    return f"{_service_name(node, step.rule)}: backend {where}:{step.destination_port}, {why}"
+
+
+def _service_name(node: Node, number: int) -> str:
+    return node.service(number) or f"service {number}"
 
 
 def _way_to_backend(node: Node, tables: Entries, packet: Packet, step: TraceStep) -> str:

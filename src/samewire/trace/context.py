@@ -13,6 +13,7 @@ from samewire.hcn.switch import StoreView
 from samewire.vfp.acl_names import AclNames
 from samewire.vfp.constants import Arrival
 from samewire.vfp.model import Entries
+from samewire.vfp.record import Record
 from samewire.vfp.tables import DropEvent, TraceOutput
 
 
@@ -79,6 +80,12 @@ class TraceContext(Protocol):
         """The load balancers by the numbers of their services. Called on the event loop."""
         ...
 
+    def service_name(self, number: int) -> str:
+        """What a service is called ("namespace/name:port" if Kubernetes has it), "" when nobody knows. Called on the
+        event loop.
+        """
+        ...
+
     def acl_names(self, ifindex: int) -> AclNames:
         """What the numbers in a port's ACL tables stand for. Called on the event loop."""
         ...
@@ -88,6 +95,10 @@ class TraceContext(Protocol):
 
         Values of per-CPU tables are summed. Called from a worker thread.
         """
+        ...
+
+    def rows(self, name: str) -> Mapping[Record, Record]:
+        """A table that is too large to be read whole: each look-up is one in the kernel. Raises NotFound."""
         ...
 
     def run_traced(

@@ -49,7 +49,11 @@ _TABLES: Final = (
     "sw_vnis",
     "sw_flows",
     "sw_fragments",
+    "sw_affinity",
+    "sw_source_ranges",
 )
+_LOOKED_UP: Final = ("sw_services", "sw_backend_sets", "sw_backends", "sw_direct")
+"""A few look-ups a packet; there may be very much in them."""
 
 
 def routes(context: TraceContext) -> list[web.RouteDef]:
@@ -84,7 +88,8 @@ class _Tracer:
         return json_response(answer)
 
     async def _trace(self, wanted: TraceRequest, source: EndpointInfo | None) -> TraceAnswer:
-        tables = await asyncio.to_thread(self._context.tables, _TABLES)
+        read = await asyncio.to_thread(self._context.tables, _TABLES)
+        tables = {**read, **{name: self._context.rows(name) for name in _LOOKED_UP}}
         prepared = _prepare_pod(wanted, source, tables) if source else _prepare_frame(wanted, tables)
         arrived, tunnel = prepared.arrived, prepared.tunnel_source
         run = await asyncio.to_thread(
@@ -100,6 +105,7 @@ class _Tracer:
             name=self._context.node,
             endpoints=self._context.endpoints(),
             interface=self._context.name_of_port,
+            service=self._context.service_name,
         )
         answer = make_answer(node, tables, arrived, run)
         anew = prepared.flow_known and not run.output.flow_hit and not run.output.drop_reason
