@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,24 @@ def test_a_pod_reaches_itself_through_its_service(cluster: Cluster) -> None:
         for protocol in ("tcp", "udp"):
             assert names(ask(pod, vip, 80, protocol=protocol, times=3)) == {"one"}
             assert names(ask(pod, node_ip, 30080, protocol=protocol, times=3)) == {"one"}
+
+
+def test_node_ports_at_an_address_that_comes_later(net: NodeNet, tmp_path: Path) -> None:
+    manifests = tmp_path / "manifests"
+    manifests.mkdir()
+    late = "198.51.100.7"
+    options = {"manifests": str(manifests), "node_port_addresses": ["198.51.100.0/24"]}
+    with daemon(net, tmp_path, **options) as node, service_cluster(net, node, manifests) as cluster:
+        cluster.start()
+        cluster.pod("one", port=8080)
+        cluster.write("web", node_port(), *cluster.slices("web", "one"))
+        cluster.wait_for_pods("web", "one")
+        assert ask(net.router, NODE_IP, 30080) == ["refused"]  # by the node: nobody listens
+        ip("route", "add", late, "via", NODE_IP, netns_name=net.router)
+        ip("address", "add", f"{late}/32", "dev", "eth0", netns_name=net.node)
+        poll("the node port", lambda: names(ask(net.router, late, 30080)) == {"one"}, timeout_s=10)
+        ip("address", "del", f"{late}/32", "dev", "eth0", netns_name=net.node)
+        poll("it goes", lambda: late not in json.dumps(cluster.services()), timeout_s=10)
 
 
 def test_no_endpoints_are_refused_at_once(cluster: Cluster, group: Path) -> None:

@@ -312,3 +312,13 @@ async def test_nonsense_is_answered_and_forgotten(relay: Relay, tmp_path: Path, 
     assert (await asyncio.wait_for(reader.readline(), WAIT_S)).startswith(b"error ")
     await hang_up(writer)
     assert await relay.list() == {}
+
+
+async def test_a_relay_that_hangs_holds_up_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next daemon, which needs none, asks it to end, and does not wait for ever."""
+    monkeypatch.setattr("samewire.proxy.relay.ANSWER_TIMEOUT_S", 0.05)
+    path = tmp_path / "relay.sock"
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(path))
+        deaf.listen()
+        await asyncio.wait_for(Relay(path).stop(), WAIT_S)

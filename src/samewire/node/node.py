@@ -81,6 +81,8 @@ class Node:
         )
         self.service = HnsService(store, self.switch)
         self.auditor = Auditor(self.switch, store.state, self)
+        self.on_new_facts: Callable[[], None] = lambda: None
+        """Called when the node's own addresses or devices have changed."""
 
     @classmethod
     async def start(
@@ -143,6 +145,7 @@ class Node:
         self.uplink, self.devices = uplink, devices
         await self.switch.set_facts(self._facts(), hcn_facts(self.config, uplink, devices), self.store.state)
         await self.service.refresh_facts()
+        self.on_new_facts()
         self.switch.suspect.set()
         return True
 

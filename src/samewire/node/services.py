@@ -40,6 +40,7 @@ class Services:
         writer = direct if self._in_switch else relayed
         self.proxy: Final = ServiceProxy(self.source, writer, config.node_name or config.name, dsr=config.dsr)
         relayed.on_lost = self.proxy.write_again
+        node.on_new_facts = self.proxy.look_again
         self.health: Final = HealthServer(self.proxy.health, config.healthz_address)
         self.proxy.on_checks = lambda: self.health.update(self.proxy.checks)
         self.proxy.on_complete = (

@@ -106,6 +106,10 @@ class ServiceProxy:
             self._task.cancel()
             await asyncio.wait({self._task})
 
+    def look_again(self) -> None:
+        """The network, or the addresses of node ports, may be others now."""
+        self._wake.set()
+
     def write_again(self) -> None:
         """What is written may not be what was wanted any more: compare, and write what differs."""
         self._mark(self.table.services, _now())

@@ -109,10 +109,11 @@ class Relay:
             with contextlib.suppress(Unavailable):
                 reader, writer = await self._connect()
                 writer.write(b"quit\n")
-                with contextlib.suppress(OSError):
-                    await writer.drain()
-                    while await reader.read(4096):  # its end is the end of the process
-                        pass
+                with contextlib.suppress(OSError):  # a timeout is one too: it may hang
+                    async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                        await writer.drain()
+                        while await reader.read(4096):  # its end is the end of the process
+                            pass
             await self._close()
             self._bury(wait=True)
 
