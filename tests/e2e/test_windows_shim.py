@@ -16,9 +16,12 @@ from pathlib import Path
 import pytest
 
 import samewire
+from samewire.hcn.client import HcnClient
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.library_client import LibraryClient
+from samewire.hcn.notifications import NotificationType
 from samewire.hcn.schema import Kind
+from samewire.hcn.switch import EndpointStats
 from samewire.kernel.computenetwork import ComputeNetwork
 from tests.support.node import DaemonProcess, NodeNet, daemon, overlay
 
@@ -149,7 +152,17 @@ def test_the_python_client_over_the_librarys_exports(
         with pytest.raises(HcnError) as taken:
             client.create(Kind.NETWORK, {**overlay("other"), "ID": network["ID"]})
         assert taken.value.code is HcnCode.NETWORK_ALREADY_EXISTS
-        client.delete(Kind.NETWORK, network["ID"])
+        typed = HcnClient(client)
+        assert typed.endpoints.stats(endpoint["ID"]) == EndpointStats()
+        assert typed.endpoints.addresses(endpoint["ID"]) == (endpoint["IpConfigurations"][0]["IpAddress"],)
+        with typed.notifications() as events:
+            client.delete(Kind.NETWORK, network["ID"])
+            told = [next(events) for _ in range(2)]
+        assert [event.type for event in told] == [
+            NotificationType.NETWORK_PRE_DELETE,
+            NotificationType.NETWORK_DELETE,
+        ]
+        assert told[1].data["ID"] == network["ID"]
         with pytest.raises(HcnError) as gone:
             client.get(Kind.ENDPOINT, endpoint["ID"])
         assert gone.value.code is HcnCode.ERROR_NOT_FOUND

@@ -1,4 +1,6 @@
-"""A client of the daemon's HTTP API over its unix socket, for the command line and the lab."""
+"""Clients of HCN: `HcnClient` with objects as structs, over any transport; `HnsClient`, which is the transport over the
+daemon's unix socket, with objects as JSON values. The other one is `samewire.hcn.library_client.LibraryClient`.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +8,141 @@ import asyncio
 import http.client
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar, cast
 from urllib.parse import quote, urlencode
+
+import msgspec
 
 from samewire.errors import Unavailable
 from samewire.hcn.base import Wire
-from samewire.hcn.codec import encode
+from samewire.hcn.codec import decode_object, encode, encode_modify
 from samewire.hcn.errors import HcnCode, HcnError
-from samewire.hcn.schema import Kind
+from samewire.hcn.loadbalancers import LoadBalancer
+from samewire.hcn.notifications import Notification
+from samewire.hcn.schema import (
+    Endpoint,
+    EndpointState,
+    Kind,
+    ModifySettingRequest,
+    ModifySettings,
+    Namespace,
+    Network,
+    RequestType,
+    Route,
+)
+from samewire.hcn.switch import EndpointStats
 
 DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_SOCKET = "/run/samewire/samewire.sock"
+
+T = TypeVar("T", Network, Endpoint, Namespace, Route, LoadBalancer)
+
+
+class Transport(Protocol):
+    """How `HcnClient` reaches HCN: JSON values in and out, HcnError for what is refused."""
+
+    def enumerate(self, kind: Kind, **where: str | int) -> list[str]: ...
+    def list(self, kind: Kind, **where: str | int) -> list[dict[str, Any]]: ...
+    def get(self, kind: Kind, object_id: str) -> dict[str, Any]: ...
+    def create(self, kind: Kind, value: dict[str, Any]) -> dict[str, Any]: ...
+    def change(self, kind: Kind, object_id: str, body: dict[str, Any]) -> dict[str, Any]: ...
+    def delete(self, kind: Kind, object_id: str) -> None: ...
+    def stats(self, endpoint_id: str) -> dict[str, Any]: ...
+    def addresses(self, endpoint_id: str) -> dict[str, Any]: ...
+    def notifications(self) -> AbstractContextManager[Iterator[dict[str, Any]]]: ...
+
+
+class Objects(Generic[T]):
+    """The objects of one kind. All calls block, and raise HcnError for what is refused, Unavailable when nobody
+    answers.
+    """
+
+    def __init__(self, transport: Transport, kind: Kind) -> None:
+        self._transport = transport
+        self._kind = kind
+
+    def enumerate(self, **where: str | int) -> list[str]:
+        """Return the ids of all objects, or of those that match."""
+        return self._transport.enumerate(self._kind, **where)
+
+    def list(self, **where: str | int) -> list[T]:
+        """Return all objects, or those that match HNS's filter keys (``Name="cbr0"``)."""
+        return [self._decoded(value) for value in self._transport.list(self._kind, **where)]
+
+    def get(self, object_id: str) -> T:
+        """Return one object."""
+        return self._decoded(self._transport.get(self._kind, object_id))
+
+    def find(self, name: str) -> T | None:
+        """Return the first object of a name, None when there is none."""
+        return next(iter(self.list(Name=name)), None)
+
+    def create(self, value: T) -> T:
+        """Create an object and return it complete: its id, addresses, and what else the service chose."""
+        return self._decoded(self._transport.create(self._kind, encode(value)))
+
+    def modify(self, object_id: str, how: RequestType, settings: ModifySettings) -> T:
+        """Modify an object and return it: ``RequestType.ADD, PolicySettings(policies=(ACL(...),))``. The type of the
+        settings says which resource; raises TypeError for settings of another kind of object.
+        """
+        body = encode_modify(self._kind, ModifySettingRequest(request_type=how, settings=settings))
+        return self._decoded(self._transport.change(self._kind, object_id, body))
+
+    def delete(self, object_id: str) -> None:
+        """Delete an object."""
+        self._transport.delete(self._kind, object_id)
+
+    def _decoded(self, value: dict[str, Any]) -> T:
+        return cast(T, decode_object(self._kind, value))
+
+
+class Endpoints(Objects[Endpoint]):
+    """Endpoints, and what can be asked of them alone."""
+
+    def stats(self, endpoint_id: str) -> EndpointStats:
+        """Return the counters."""
+        return msgspec.convert(self._transport.stats(endpoint_id), EndpointStats)
+
+    def addresses(self, endpoint_id: str) -> tuple[str, ...]:
+        """Return the IP addresses."""
+        found = self._transport.addresses(endpoint_id).get("IpConfigurations", [])
+        return tuple(str(item["IpAddress"]) for item in found)
+
+    def state(self, endpoint_id: str) -> EndpointState:
+        """Return the state: attached to a pod, to the node, or not."""
+        return EndpointState(self._transport.get(self._kind, endpoint_id).get("State", 0))
+
+
+class LoadBalancers(Objects[LoadBalancer]):
+    """Load balancers, which are also changed by their new form."""
+
+    def replace(self, value: LoadBalancer) -> LoadBalancer:
+        """Put a load balancer in the place of the one of its id, and return it."""
+        return self.modify(value.id, RequestType.UPDATE, value)
+
+
+class HcnClient:
+    """HCN on this node: the daemon at ``transport``, a path, or whatever else a `Transport` reaches."""
+
+    def __init__(self, transport: Transport | Path | str = DEFAULT_SOCKET) -> None:
+        through = HnsClient(transport) if isinstance(transport, Path | str) else transport
+        self._transport: Transport = through
+        self.networks: Objects[Network] = Objects(through, Kind.NETWORK)
+        self.endpoints = Endpoints(through, Kind.ENDPOINT)
+        self.namespaces: Objects[Namespace] = Objects(through, Kind.NAMESPACE)
+        self.routes: Objects[Route] = Objects(through, Kind.ROUTE)
+        self.load_balancers = LoadBalancers(through, Kind.LOADBALANCER)
+
+    @contextmanager
+    def notifications(self) -> Iterator[Iterator[Notification]]:
+        """Return what happens from now on, in order; the last is a ServiceDisconnect, when the service ends.
+        Leaving the context ends the listening.
+        """
+        with self._transport.notifications() as events:
+            yield (msgspec.convert(event, Notification) for event in events)
 
 
 class HnsClient:
@@ -28,6 +154,12 @@ class HnsClient:
     def __init__(self, socket_path: Path | str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         self._path = str(socket_path)
         self._timeout_s = timeout_s
+
+    def enumerate(self, kind: Kind, **where: str | int) -> list[str]:
+        """Return the ids of all objects of a kind, or of those that match."""
+        query = {"Filter": json.dumps(where)}
+        found: list[str] = self.post_json(f"/v2/{kind.value}/enumerate", query)
+        return found
 
     def list(self, kind: Kind, **where: str | int) -> list[dict[str, Any]]:
         """Return all objects of a kind, or those that match HNS's filter keys (``Name="cbr0"``)."""
@@ -55,12 +187,42 @@ class HnsClient:
     ) -> dict[str, Any]:
         """Modify an object (``"Policy", "Add", {"Policies": [...]}``) and return it."""
         body = {"ResourceType": resource_type, "RequestType": request_type, "Settings": _plain(settings)}
-        changed: dict[str, Any] = self.post_json(_path(kind, object_id), body)
-        return changed
+        return self.change(kind, object_id, body)
 
     def delete(self, kind: Kind, object_id: str) -> None:
         """Delete an object."""
         self._call("DELETE", _path(kind, object_id), None)
+
+    def change(self, kind: Kind, object_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Send a modify request, or a whole load balancer, and return the object."""
+        changed: dict[str, Any] = self.post_json(_path(kind, object_id), body)
+        return changed
+
+    def stats(self, endpoint_id: str) -> dict[str, Any]:
+        """Return the counters of an endpoint."""
+        found: dict[str, Any] = self.get_json(f"{_path(Kind.ENDPOINT, endpoint_id)}/stats")
+        return found
+
+    def addresses(self, endpoint_id: str) -> dict[str, Any]:
+        """Return the addresses of an endpoint."""
+        found: dict[str, Any] = self.get_json(f"{_path(Kind.ENDPOINT, endpoint_id)}/addresses")
+        return found
+
+    @contextmanager
+    def notifications(self) -> Iterator[Iterator[dict[str, Any]]]:
+        """Return what happens from now on, until the daemon ends or the context is left."""
+        connection = _UnixConnection(self._path, self._timeout_s)
+        try:
+            connection.request("GET", "/v2/notifications")
+            response = connection.getresponse()
+            if response.status >= 400:
+                _interpret(response.status, response.read())
+            response.readline()  # comes when the daemon listens
+            yield (json.loads(line) for line in response if line.strip())
+        except (OSError, http.client.HTTPException) as error:
+            raise Unavailable(f"samewire at {self._path}", str(error) or type(error).__name__) from error
+        finally:
+            connection.close()
 
     def get_json(self, path: str) -> Any:
         """Return the answer to any GET."""

@@ -160,6 +160,20 @@ def decode_modify(kind: Kind, value: Any) -> ModifySettingRequest:
     return ModifySettingRequest(request_type=request_type, settings=cast(ModifySettings, body))
 
 
+def encode_modify(kind: Kind, request: ModifySettingRequest) -> dict[str, Any]:
+    """Return the JSON object of a modify request; of a whole load balancer that is the load balancer. Raises
+    TypeError for settings of another kind.
+    """
+    settings = request.settings
+    if isinstance(settings, LoadBalancer):
+        return encode(settings)
+    names = [name for name, struct in _RESOURCES[kind].items() if struct is type(settings)]
+    if not names:
+        raise TypeError(f"{type(settings).__name__} are no settings of {kind.value}")
+    how = request.request_type.value
+    return {"ResourceType": names[0], "RequestType": how, "Settings": encode(settings)}
+
+
 _RESOURCES: dict[Kind, dict[str, type[Wire]]] = {
     Kind.NETWORK: {
         "Policy": PolicySettings,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import queue
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from samewire.hcn.base import Wire
 from samewire.hcn.codec import encode
 from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.notifications import NotificationType
 from samewire.hcn.schema import Kind
 from samewire.kernel.computenetwork import ComputeNetwork, LibraryError
 
@@ -32,10 +36,15 @@ class LibraryClient:
     def __init__(self, library: ComputeNetwork | None = None) -> None:
         self._library = library or ComputeNetwork()
 
+    def enumerate(self, kind: Kind, **where: str | int) -> list[str]:
+        """The ids of all objects of a kind, or of those that match."""
+        found: list[str] = self._call(self._library.enumerate, f"{_NAMES[kind]}s", _query(where))
+        return found
+
     def list(self, kind: Kind, **where: str | int) -> list[dict[str, Any]]:
         """All objects of a kind, or those that match HNS's filter keys (``Name="cbr0"``)."""
         found = []
-        for object_id in self._call(self._library.enumerate, f"{_NAMES[kind]}s", _query(where)):
+        for object_id in self.enumerate(kind, **where):
             try:
                 found.append(self.get(kind, object_id))
             except HcnError as error:
@@ -68,19 +77,61 @@ class LibraryClient:
         """Modify an object (``"Policy", "Add", {"Policies": [...]}``) and return it."""
         plain = encode(settings) if isinstance(settings, Wire) else settings
         request = {"ResourceType": resource_type, "RequestType": request_type, "Settings": plain}
-        self._call(self._library.modify, _NAMES[kind], object_id, request)
-        return self.get(kind, object_id)
+        return self.change(kind, object_id, request)
 
     def delete(self, kind: Kind, object_id: str) -> None:
         """Delete an object."""
         self._call(self._library.delete, _NAMES[kind], object_id)
 
+    def change(self, kind: Kind, object_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Send a modify request, or a whole load balancer, and return the object."""
+        self._call(self._library.modify, _NAMES[kind], object_id, body)
+        return self.get(kind, object_id)
+
+    def stats(self, endpoint_id: str) -> dict[str, Any]:
+        """The counters of an endpoint."""
+        return self._of_endpoint(endpoint_id, "Stats")
+
+    def addresses(self, endpoint_id: str) -> dict[str, Any]:
+        """The addresses of an endpoint."""
+        return self._of_endpoint(endpoint_id, "Addresses")
+
+    @contextmanager
+    def notifications(self) -> Iterator[Iterator[dict[str, Any]]]:
+        """What happens from now on, until the service ends or the context is left."""
+        heard: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+        def put(number: int, status: int, text: str) -> None:
+            heard.put({"Type": number, "Status": status, "Data": json.loads(text) if text else {}})
+
+        with _errors(), self._library.listening(put):
+            yield _until_the_end(heard)
+
+    def _of_endpoint(self, endpoint_id: str, what: str) -> dict[str, Any]:
+        name = _NAMES[Kind.ENDPOINT]
+        found: dict[str, Any] = self._call(self._library.query, name, endpoint_id, _query({}), what)
+        return found
+
     def _call(self, function: Any, *arguments: Any) -> Any:
-        try:
+        with _errors():
             return function(*arguments)
-        except LibraryError as error:
-            code = HcnCode(error.hresult) if error.hresult in _KNOWN else HcnCode.E_FAIL
-            raise HcnError(code, error.text or str(error)) from error
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except LibraryError as error:
+        code = HcnCode(error.hresult) if error.hresult in _KNOWN else HcnCode.E_FAIL
+        raise HcnError(code, error.text or str(error)) from error
+
+
+def _until_the_end(heard: queue.SimpleQueue[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    while True:
+        event = heard.get()
+        yield event
+        if event["Type"] == NotificationType.SERVICE_DISCONNECT:
+            return
 
 
 def _query(where: dict[str, str | int]) -> str:

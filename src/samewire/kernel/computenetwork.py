@@ -10,7 +10,8 @@ import ctypes
 import json
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from samewire.errors import SamewireError, Unsupported
@@ -68,11 +69,11 @@ class ComputeNetwork:
                 self._close("Network", opened)
         self._close(one, handle)
 
-    def query(self, one: str, object_id: str, query: str = "") -> Json:
-        """An object's properties. Raises LibraryError."""
+    def query(self, one: str, object_id: str, query: str = "", what: str = "Properties") -> Json:
+        """An object's properties; of an endpoint also its ``Stats`` or ``Addresses``. Raises LibraryError."""
         handle, result = self._open(one, object_id), ctypes.c_void_p()
         try:
-            self._call(f"HcnQuery{one}Properties", handle, _text(query), ctypes.byref(result))
+            self._call(f"HcnQuery{one}{what}", handle, _text(query), ctypes.byref(result))
         finally:
             self._close(one, handle)
         found: Json = json.loads(self._taken(result) or "{}")
@@ -89,6 +90,28 @@ class ComputeNetwork:
     def delete(self, one: str, object_id: str) -> None:
         """Delete an object. Raises LibraryError."""
         self._call(f"HcnDelete{one}", _guid(object_id))
+
+    @contextmanager
+    def listening(self, heard: Callable[[int, int, str], None]) -> Iterator[None]:
+        """Call ``heard`` with the number, HRESULT and JSON text of each notification, on a thread of the library's.
+        Raises LibraryError.
+        """
+
+        def told(number: int, _: int | None, status: int, data: int | None) -> None:
+            heard(number, status & 0xFFFFFFFF, _read(data) if data else "")
+
+        callback, handle = _callback(told), ctypes.c_void_p()
+        register = self._library.HcnRegisterServiceCallback
+        register.restype = ctypes.c_int32
+        code = register(callback, None, ctypes.byref(handle))
+        if code != S_OK:
+            raise LibraryError("HcnRegisterServiceCallback", code & 0xFFFFFFFF, "")
+        try:
+            yield
+        finally:
+            unregister = self._library.HcnUnregisterServiceCallback
+            unregister.argtypes = [ctypes.c_void_p]
+            unregister(handle)
 
     def _open(self, one: str, object_id: str) -> ctypes.c_void_p:
         handle = ctypes.c_void_p()
@@ -115,12 +138,22 @@ class ComputeNetwork:
         if not pointer.value:
             return ""
         try:
-            length = 0
-            while ctypes.c_uint16.from_address(pointer.value + 2 * length).value:
-                length += 1
-            return ctypes.string_at(pointer.value, 2 * length).decode("utf-16-le")
+            return _read(pointer.value)
         finally:
             self._free(pointer)
+
+
+_callback: Final[Any] = getattr(ctypes, "WINFUNCTYPE", ctypes.CFUNCTYPE)(
+    None, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p
+)
+
+
+def _read(address: int) -> str:
+    """The UTF-16 text at an address."""
+    length = 0
+    while ctypes.c_uint16.from_address(address + 2 * length).value:
+        length += 1
+    return ctypes.string_at(address, 2 * length).decode("utf-16-le")
 
 
 def _text(text: str) -> Any:
