@@ -16,7 +16,7 @@ from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.policies import PortMapping, SDNRoute, VxlanPort, first
 from samewire.hcn.schema import Endpoint, Kind, NamespaceType, Network, Object
 from samewire.hcn.switch import Change, StoreView
-from samewire.node.plan_acl import rules_changed, same_but_rules, sets_changed
+from samewire.node.plan_acl import proxies_changed, rules_changed, same_but_rules, sets_changed
 from samewire.node.plan_balancers import has_direct, touched_by_endpoint, touched_by_network
 from samewire.vfp.compile.plan import NetworkPlan, RemoteSubnets, plan_network
 from samewire.vfp.compile.sets import has_sets
@@ -206,7 +206,11 @@ def _network(
         _check_subnets(after, facts)
     if before is None:
         return
-    whole = rules_changed(before, after) or _without_remote(before, facts) != _without_remote(after, facts)
+    whole = (
+        rules_changed(before, after)
+        or proxies_changed(before, after)
+        or _without_remote(before, facts) != _without_remote(after, facts)
+    )
     for endpoint in view.endpoints_of_network(change.id):
         if whole or endpoint.is_remote or first(endpoint.policies, SDNRoute) is not None:
             steps.recompile(endpoint, has_port(endpoint.id), view)
@@ -221,10 +225,16 @@ def _local_endpoints(steps: Steps, network_id: str, view: StoreView, has_port: C
 
 
 def _check_subnets(network: Network, facts: NodeFacts) -> None:
-    """A subnet bound to the host must not be the underlay's own: samewire0 would have the router's address."""
+    """A subnet bound to the host must not be the underlay's own: samewire0 would have the router's address.
+
+    The node may have the gateway's address already, and the subnet's first: those of the bridge and the tunnel of the
+    network that this one takes the place of.
+    """
     plan = plan_network(network, facts)
     for subnet in plan.subnets:
         for own in facts.addresses:
+            if own in (subnet.prefix.address.host_prefix, subnet.gateway and subnet.gateway.host_prefix):
+                continue
             if plan.bound(subnet) and (own in subnet.prefix or subnet.prefix in own.network):
                 raise HcnError(
                     HcnCode.INVALID_SUBNET, f"$.Ipams: {subnet.prefix} overlaps the node's own {own}"

@@ -16,6 +16,7 @@ from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.schema import Kind
 from samewire.kernel import sysctl
 from samewire.takeover.model import (
+    AwaitServices,
     Command,
     Copy,
     DropNetwork,
@@ -32,7 +33,9 @@ from samewire.takeover.system import run
 T = TypeVar("T")
 
 _TUNNEL_TIMEOUT_S: Final = 15.0
+_SERVICES_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.02
+_SETTLED_S: Final = 0.25
 _KEPT_UP_TO_DATE: Final = ("RemoteSubnetRoute", "SDNRoute")
 
 
@@ -85,6 +88,8 @@ class Applier:
                 sysctl.write(step.path.split("/"), step.value)
             case MakeNetwork():
                 self._make(step.value)
+            case AwaitServices():
+                self._await_services()
             case DropNetwork():
                 found = self.network(step.name)
                 if found is not None:
@@ -135,6 +140,22 @@ class Applier:
                 if error.code is not HcnCode.ADAPTER_NOT_FOUND or time.monotonic() > deadline:
                     raise
             time.sleep(_POLL_S)
+
+    def _await_services(self) -> None:
+        """Until some are in the switch, and no more of them come."""
+        deadline, before = time.monotonic() + _SERVICES_TIMEOUT_S, -1
+        while True:
+            found = self._client.get_json("/v2/services")
+            programmed = sum(1 for one in found if one.get("addresses") or one.get("error"))
+            if programmed and programmed == before:
+                return
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    "samewire",
+                    f"no services within {_SERVICES_TIMEOUT_S:.0f} s; `samewire get services` says why",
+                )
+            before = programmed
+            time.sleep(_SETTLED_S)
 
 
 def _policies(network: dict[str, Any]) -> list[dict[str, Any]]:

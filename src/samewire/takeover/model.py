@@ -194,7 +194,15 @@ class DropNetwork(Struct, frozen=True, tag="no-network"):
     name: str
 
 
-Step: TypeAlias = Command | Write | Copy | Rename | Remove | Setting | MakeNetwork | DropNetwork
+class AwaitServices(Struct, frozen=True, tag="services"):
+    """Until the switch has the services."""
+
+    title: str
+
+
+Step: TypeAlias = (
+    Command | Write | Copy | Rename | Remove | Setting | MakeNetwork | DropNetwork | AwaitServices
+)
 
 
 class Journal(Struct, frozen=True, kw_only=True):

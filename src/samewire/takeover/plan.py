@@ -15,6 +15,7 @@ from samewire.takeover.conflists import ASIDE, NAME, conflist, ranges
 from samewire.takeover.iptables import removal
 from samewire.takeover.links import PROTOCOL
 from samewire.takeover.model import (
+    AwaitServices,
     Bridge,
     Command,
     Copy,
@@ -80,7 +81,8 @@ def takeover(found: Found, journal: Journal, node: Node, places: Places) -> tupl
     rest. Raises nothing that `check_takeover` has let pass.
     """
     early = [*_client(node, places), *_conflists(found, spared(found, node), places)]
-    return early, [*_old_pods(found, spared(found, node)), *_handover(found), _network(found, journal, node)]
+    late = [*_old_pods(found, spared(found, node)), *_handover(found), _network(found, journal, node)]
+    return early, [*late, AwaitServices("services are balanced by Samewire")] if node.balances else late
 
 
 def undo(found: Found, journal: Journal | None, node: Node, places: Places) -> list[Step]:
