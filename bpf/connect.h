@@ -207,8 +207,8 @@ static __noinline int sw_is_reopened(struct sw_packet *p, struct sw_flow *flow)
 }
 
 /*
- * A datagram on a flow that has no backend: is its destination a service's by now? Clients that send for ever from one
- * port (and began before their service was here) would never get to it. Asked once a tick.
+ * A datagram, or a SYN that is sent again, on a flow that has no backend: is its destination a service's by now? Clients
+ * that send for ever from one port, and connects that wait, would never get to a service that has come after they began.
  */
 static __noinline int sw_has_become_service(struct sw_packet *p)
 {
@@ -239,8 +239,9 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 		return sw_drop(p, SW_LAYER_FLOW, SW_REASON_MARTIAN);
 	if (flow->backend && !bpf_map_lookup_elem(&sw_backends, &flow->backend))
 		return SW_LOST;
-	if (p->protocol == IPPROTO_UDP && !side && !flow->backend && !(flow->flags & SW_FLOW_DIRECT) &&
-	    flow->seen_tick != sw_now_tick() && sw_has_become_service(p)) {
+	if (!side && !flow->backend && !(flow->flags & SW_FLOW_DIRECT) &&
+	    (p->tcp_flags == SW_TCP_SYN || (p->protocol == IPPROTO_UDP && flow->seen_tick != sw_now_tick())) &&
+	    sw_has_become_service(p)) {
 		sw_forget(p, flow);
 		return SW_GO_ON;
 	}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from samewire.vfp.constants import (
 from samewire.vfp.diff import Put, Remove
 from samewire.vfp.tables import Flow, FlowKey, Id, Port, SourceRangeKey
 from tests.support.cgroups import own_cgroup, within
-from tests.support.netlab import Lab, Space
+from tests.support.netlab import Lab, Space, poll
 from tests.support.node_rig import Node, Pod
 from tests.support.services import Balancer, Target
 from tests.support.traffic import bound, family_of, tcp, udp
@@ -262,6 +263,60 @@ def test_datagrams_that_began_before_their_service(world: World, family: int) ->
         far.sendto(b"answer", sender)
         assert near.recvfrom(100)[1][:2] == (VIP[family], 80)
         service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_connect_that_began_before_its_service(world: World, family: int) -> None:
+    """Its next SYN gets there."""
+    target = world.target(world.local, family)
+    with (
+        world.client.space.socket(family_of(target.address), socket.SOCK_STREAM) as near,
+        bound(world.local.space, socket.SOCK_STREAM, target.address, target.port) as listening,
+    ):
+        near.setblocking(False)
+        assert near.connect_ex((VIP[family], 80)) == errno.EINPROGRESS
+        poll(
+            "a flow to nobody",
+            lambda: any(
+                isinstance(flow, Flow)
+                and isinstance(key, FlowKey)
+                and not flow.backend
+                and parse_address(VIP[family]).packed in key.address
+                for key, flow in world.node.table("sw_flows").items()
+            ),
+        )
+        service = Balancer(world.node, target)
+        service.vip(VIP[family], 80, SCOPE_ANY)
+        far, _ = listening.accept()
+        far.close()
+        service.close()
+
+
+@pytest.mark.parametrize("protocol", [6, 17])
+def test_sockets_for_both_families(world: World, protocol: int) -> None:
+    """IPv4-mapped addresses of IPv6 sockets: asked for, connected, and told who has answered."""
+    target = world.target(world.remote, 4)
+    service = Balancer(world.node, target, protocol=protocol)
+    service.vip(VIP[4], 80, SCOPE_ANY)
+    service.vip("", 30080, SCOPE_ANY, family=4)
+    kind = socket.SOCK_STREAM if protocol == 6 else socket.SOCK_DGRAM
+    for address, port in ((VIP[4], 80), ("127.0.0.1", 30080), (node_address(world.node, 4), 30080)):
+        with (
+            within(world.group),
+            bound(world.remote.space, kind, target.address, target.port) as far,
+            world.node.space.socket(socket.AF_INET6, kind) as near,
+        ):
+            near.settimeout(5)
+            to = (f"::ffff:{address}", port)
+            if protocol == 17:
+                near.sendto(b"x", to)
+                far.sendto(b"answer", far.recvfrom(10)[1])
+                assert near.recvfrom(10)[1][:2] == to
+            near.connect(to)
+            assert near.getpeername()[:2] == to
+            near.send(b"x")
+            far.accept()[0].close() if protocol == 6 else far.recv(10)
+    service.close()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

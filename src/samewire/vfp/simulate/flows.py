@@ -286,11 +286,12 @@ def _lost_backend(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_sid
 
 
 def _has_become_service(state: State, walk: Walk, flow: Flow) -> bool:
-    """A client's datagrams on a flow that has no backend: is their destination a service's by now? Once a tick."""
+    """A client's datagram (once a tick) or SYN on a flow that has no backend: is it for a service by now?"""
     packet = walk.packet
-    if packet.protocol != UDP or flow.backend or flow.flags & FlowFlag.DIRECT:
+    if flow.backend or flow.flags & FlowFlag.DIRECT:
         return False
-    if flow.seen_tick == state.now_tick:
+    again = packet.protocol == UDP and flow.seen_tick != state.now_tick
+    if not again and packet.tcp_flags != TcpFlag.SYN:
         return False
     walk.first, walk.first_arrival, walk.first_scope = packet.tuple, walk.arrival, walk.scope
     own = state.is_host_address(walk.scope, packet.family, packet.tuple.destination)
