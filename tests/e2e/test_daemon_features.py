@@ -422,3 +422,25 @@ def test_doctor_finds_a_healthy_node_healthy(net: NodeNet, node: DaemonProcess) 
     node.add("pod", net.pod(), node.conf())
     answer = node.request("GET", "/v2/doctor")
     assert answer == {"healthy": True, "findings": []}
+
+
+def test_statistics_say_what_came_and_what_was_dropped(net: NodeNet, node: DaemonProcess) -> None:
+    node.request("POST", "/v2/networks", overlay())
+    pods = {name: net.pod() for name in ("one", "two")}
+    for name, pod in pods.items():
+        node.add(name, pod, node.conf())
+    two = next(item for item in node.endpoints() if item["ContainerId"] == "two")
+    path, address = f"/v2/endpoints/{two['ID']}", two["IpConfigurations"][0]["IpAddress"]
+    assert can_ping(pods["one"], address)  # who is where has been asked then
+    before = node.request("GET", f"{path}/stats")
+    in_namespace(pods["one"], "ping", "-n", "-c", "3", "-i", "0.01", "-s", "1000", address)
+    after = node.request("GET", f"{path}/stats")
+    assert after["PacketsReceived"] - before["PacketsReceived"] == 3
+    assert after["BytesReceived"] - before["BytesReceived"] == 3 * (14 + 20 + 8 + 1000)
+    acl = {"Type": "ACL", "Settings": {"Action": "Block", "Direction": "In", "Priority": 100}}
+    change = {"ResourceType": "Policy", "RequestType": "Add", "Settings": {"Policies": [acl]}}
+    node.request("POST", path, change)
+    in_namespace(pods["one"], "ping", "-n", "-c", "2", "-i", "0.01", "-W", "1", address, check=False)
+    blocked = node.request("GET", f"{path}/stats")
+    assert blocked["DroppedPacketsIncoming"] - after["DroppedPacketsIncoming"] == 2
+    assert blocked["PacketsReceived"] == after["PacketsReceived"]

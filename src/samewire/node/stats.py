@@ -9,7 +9,7 @@ from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import Link, Netlink
 from samewire.node.devices import find_link
 from samewire.node.ports import PortState
-from samewire.vfp.constants import Arrival
+from samewire.vfp.constants import Arrival, Layer, Reason
 from samewire.vfp.tables import DropKey
 
 
@@ -45,11 +45,18 @@ def read_drops(ifindex: int, drops: BpfMap) -> tuple[int, int]:
     """Packets dropped on their way to and from a port. Raises KernelError."""
     incoming = outgoing = 0
     for key, packets in all_drops(drops):
-        if key.port == ifindex and key.arrival == Arrival.POD:
-            outgoing += packets
-        elif key.port == ifindex:
+        if key.port != ifindex:
+            continue
+        if key.arrival != Arrival.POD or _by_the_target(key):
             incoming += packets
+        else:
+            outgoing += packets
     return incoming, outgoing
+
+
+def _by_the_target(key: DropKey) -> bool:
+    """Whether the port charged is where the packet was going, whichever port it came from."""
+    return key.layer == Layer.ACL_IN or (key.layer == Layer.L2 and key.reason == Reason.PORT_BLOCKED)
 
 
 def all_drops(drops: BpfMap) -> list[tuple[DropKey, int]]:
