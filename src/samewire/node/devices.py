@@ -156,6 +156,7 @@ def _ensure_pair(netlink: Netlink, keepsakes: Keepsakes, mtu: int) -> tuple[Link
             if link is not None:
                 netlink.request(link_del(link.ifindex).tolerating(errno.ENODEV))
         netlink.request(veth_add(HOST, HOST_PEER, group=LINK_GROUP))
+        sysctl.write(("net", "ipv4", "conf", HOST, "forwarding"), 0)  # it begins with what the node has
         host, peer = netlink.get(link_get(HOST)), netlink.get(link_get(HOST_PEER))
     host_mac, peer_mac = mac_bytes(keepsakes.host_mac), mac_bytes(keepsakes.host_peer_mac)
     # Without ARP: whatever is sent towards the switch needs no address resolution.

@@ -28,6 +28,10 @@ _LOCAL: Final = int(BackendFlags.LOCAL)
 _SECOND: Final = int(FlowFlag.SECOND)  # the other entry of a connection that has two
 
 
+NOT_YET: Final = "not programmed yet"
+"""In place of an error, until a service has been looked at for the first time."""
+
+
 class BackendInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """One backend of a virtual address."""
 
@@ -143,7 +147,7 @@ def _info(node: Node, services: Services, value: Service, counts: Counts | None)
         addresses=tuple(map(_address, balancers)),
         changed_s=status.changed_s if status else 0.0,
         latency_s=status.latency_s if status else 0.0,
-        error=status.error if status else "not programmed yet",
+        error=status.error if status else NOT_YET,
         tally=None if counts is None else _tally(node, balancers, counts),
     )
 

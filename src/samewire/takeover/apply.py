@@ -15,6 +15,7 @@ from samewire.hcn.client import HnsClient
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.schema import Kind
 from samewire.kernel import sysctl
+from samewire.node.serviceview import NOT_YET
 from samewire.takeover.model import (
     AwaitServices,
     Command,
@@ -35,7 +36,6 @@ T = TypeVar("T")
 _TUNNEL_TIMEOUT_S: Final = 15.0
 _SERVICES_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.02
-_SETTLED_S: Final = 0.25
 _KEPT_UP_TO_DATE: Final = ("RemoteSubnetRoute", "SDNRoute")
 
 
@@ -142,20 +142,14 @@ class Applier:
             time.sleep(_POLL_S)
 
     def _await_services(self) -> None:
-        """Until some are in the switch, and no more of them come."""
-        deadline, before = time.monotonic() + _SERVICES_TIMEOUT_S, -1
-        while True:
-            found = self._client.get_json("/v2/services")
-            programmed = sum(1 for one in found if one.get("addresses") or one.get("error"))
-            if programmed and programmed == before:
-                return
+        """Until the switch has had its chance with each of them."""
+        deadline = time.monotonic() + _SERVICES_TIMEOUT_S
+        while any(one.get("error") == NOT_YET for one in self._client.get_json("/v2/services")):
             if time.monotonic() > deadline:
                 raise Unavailable(
-                    "samewire",
-                    f"no services within {_SERVICES_TIMEOUT_S:.0f} s; `samewire get services` says why",
+                    "samewire", "services are not programmed; `samewire get services` says which"
                 )
-            before = programmed
-            time.sleep(_SETTLED_S)
+            time.sleep(_POLL_S)
 
 
 def _policies(network: dict[str, Any]) -> list[dict[str, Any]]:
