@@ -373,16 +373,22 @@ def test_one_backend_none_and_one_again(churn: Churn) -> None:
         assert {who(answer) for answer in host.ask()} == {FAR[0]}
 
 
-def test_a_connected_socket_is_ended_though_the_daemon_died_over_it(churn: Churn) -> None:
-    """What the change could not end, the next start ends; sockets that go to the pod itself are nobody's business."""
+@pytest.mark.parametrize("fault", ["kill", "EIO"])
+def test_a_connected_socket_is_ended_at_the_latest_by_the_next_start(churn: Churn, fault: str) -> None:
+    """The daemon dies over it, or the kernel refuses; sockets that go to the pod itself are nobody's business."""
     world = churn.world
     churn.publish(FAR[0], FAR[1])
     with churn.host.open(20, VIP, 80, "udp") as held, churn.host.open(3, FAR[0], PORT, "udp") as direct:
         world.node.stop(signal.SIGKILL)
-        world.node.start({"SAMEWIRE_TEST_FAULT": "end a connected socket|kill|1"})
+        world.node.start({"SAMEWIRE_TEST_FAULT": f"end a connected socket|{fault}|1"})
         world.settle()
         world.endpoints("all", endpoint(FAR[1]))
-        world.node.wait_dead()
+        if fault == "kill":
+            world.node.wait_dead()
+        else:
+            world.wait_for(FAR[1])
+            held.expect()
+            world.node.stop(signal.SIGKILL)
         world.node.start()
         world.wait_for(FAR[1])
         held.expect(FAR[0], ends_with=frozenset({"EDESTADDRREQ", "ECONNABORTED"}))
