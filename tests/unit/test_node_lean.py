@@ -15,12 +15,18 @@ def _python(code: str, **environment: str) -> str:
 
 def test_the_daemon_loads_no_library_it_does_not_use() -> None:
     code = "import sys, samewire.node.lean, samewire.node.daemon; print(*sys.modules)"
+    assert {"rich", "pygments", "prometheus_client", "aiohttp"}.isdisjoint(_python(code).split())
+
+
+def test_the_servers_load_no_library_they_do_not_use() -> None:
+    code = "import sys, samewire.node.lean, samewire.node.servers; print(*sys.modules)"
     assert {"rich", "pygments", "prometheus_client"}.isdisjoint(_python(code).split())
 
 
 def test_others_find_what_was_hidden() -> None:
     code = (
-        "import os, samewire.node.lean, rich.console; print(os.environ.get('SSL_CERT_FILE'), rich.__name__)"
+        "import os, samewire.node.lean, samewire.node.lean_http, rich.console; "
+        "print(os.environ.get('SSL_CERT_FILE'), rich.__name__)"
     )
     assert _python(code) == "None rich"
     assert _python(code, SSL_CERT_FILE="/etc/mine.pem") == "/etc/mine.pem rich"

@@ -13,25 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import structlog
-from aiohttp import web
 
-from samewire.cni.server import CniServer
-from samewire.cni.verbs import CniPlugin
-from samewire.errors import Unavailable
-from samewire.hcn.http import HttpServer, make_app
-from samewire.hcn.http_guard import read_token
 from samewire.kernel.rtnetlink import LinkMonitor
-from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
 from samewire.node.runlock import lock_run_dir
-from samewire.node.serviceview import service_routes
 from samewire.node.testhooks import from_environment
-from samewire.node.tools import LateMetrics, Render, metrics_handler, node_routes
-from samewire.node.toolview import ToolView
 from samewire.node.watch import QUIET, Watcher
-from samewire.trace import doctor_service, view_service
-from samewire.trace import service as trace_service
 
 if TYPE_CHECKING:
     from samewire.node.services import Services
@@ -40,6 +28,8 @@ log = structlog.get_logger(__name__)
 
 Closer = Callable[[], Awaitable[None]]
 
+_COLLECTOR: Final = (20_000, 20, 10)
+"""Cycles are rare here, and a list of fifty thousand services makes millions of objects that stay."""
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -78,27 +68,9 @@ class Daemon:
         watcher = Watcher(LinkMonitor(quiet=QUIET))
         self._closers.append(("monitor", _async(watcher.stop_listening)))
         node, services = await self._node_and_services(watcher, object_path)
-        render = LateMetrics(node, services).render
-        tools = ToolView(node)
-        self._closers.append(("tools", _async(tools.close)))
-        routes = [
-            *node_routes(node, render),
-            *trace_service.routes(tools),
-            *view_service.routes(tools),
-            *doctor_service.routes(tools),
-            *service_routes(node, services),
-        ]
-        token = read_token(config.hns_token_file) if config.hns_address is not None else ""
-        app = make_app(node.service, routes, config.allowed_uids, token)
-        http = HttpServer(app, config.http_socket, config.hns_address)
-        await http.start()
-        self._closers.append(("http", http.close))
-        cni = CniServer(CniPlugin(NodeBackend(node)), config.cni_socket, allowed_uids=config.allowed_uids)
-        await cni.start()
-        self._closers.append(("cni", cni.close))
-        if config.metrics_address is not None:
-            runner = await _serve_metrics(config.metrics_address, render)
-            self._closers.append(("metrics", runner.cleanup))
+        from samewire.node.servers import serve
+
+        await serve(node, services, self._closers)
         watcher.run()
         self._closers.append(("watcher", watcher.close))
         if services is not None:
@@ -109,13 +81,15 @@ class Daemon:
     async def _node_and_services(
         self, watcher: Watcher, object_path: Path | None
     ) -> tuple[Node, Services | None]:
-        """Bring the node up, and list Services while the kernel verifies its programs."""
+        """Bring the node up. While the kernel verifies its programs, import the servers and list Services."""
         config = self.config
         starting = asyncio.ensure_future(Node.start(config, watcher.listen, object_path))
         source = None
         try:
+            await asyncio.sleep(0)
+            import samewire.node.servers  # noqa: F401
+
             if config.balances:
-                await asyncio.sleep(0)
                 from samewire.node.services import Services, listen
 
                 source = await listen(config)
@@ -138,6 +112,7 @@ async def run_daemon(config: NodeConfig) -> None:
         loop.add_signal_handler(number, stop.set)
     await daemon.start(from_environment())
     gc.freeze()  # what is there now stays: the collector need not look at it again and again
+    gc.set_threshold(*_COLLECTOR)
     gc.enable()
     try:
         await stop.wait()
@@ -160,20 +135,6 @@ def configure_logging() -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-
-
-async def _serve_metrics(address: tuple[str, int], render: Render) -> web.AppRunner:
-    app = web.Application()
-    app.router.add_get("/metrics", metrics_handler(render))
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    host, port = address
-    try:
-        await web.TCPSite(runner, host or None, port).start()
-    except OSError as error:
-        await runner.cleanup()
-        raise Unavailable(f"metrics_listen {host}:{port}", str(error)) from error
-    return runner
 
 
 def _async(function: Callable[[], None]) -> Closer:

@@ -1,0 +1,74 @@
+"""The servers of a node: the HTTP API with the tools' views, CNI, and metrics.
+
+Imported while the kernel verifies the switch's programs: what they need takes long to import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+import samewire.node.lean_http  # noqa: F401  # before anything that imports aiohttp
+from samewire.cni.server import CniServer
+from samewire.cni.verbs import CniPlugin
+from samewire.errors import Unavailable
+from samewire.hcn.http import HttpServer, make_app
+from samewire.hcn.http_guard import read_token
+from samewire.node.cni_backend import NodeBackend
+from samewire.node.node import Node
+from samewire.node.serviceview import service_routes
+from samewire.node.tools import LateMetrics, Render, metrics_handler, node_routes
+from samewire.node.toolview import ToolView
+from samewire.trace import doctor_service, view_service
+from samewire.trace import service as trace_service
+
+if TYPE_CHECKING:
+    from samewire.node.services import Services
+
+Closer = Callable[[], Awaitable[None]]
+
+
+async def serve(node: Node, services: Services | None, closers: list[tuple[str, Closer]]) -> None:
+    """Start them; what ends each is appended to ``closers``. Raises SamewireError."""
+    config = node.config
+    render = LateMetrics(node, services).render
+    tools = ToolView(node)
+
+    async def close_tools() -> None:
+        tools.close()
+
+    closers.append(("tools", close_tools))
+    routes = [
+        *node_routes(node, render),
+        *trace_service.routes(tools),
+        *view_service.routes(tools),
+        *doctor_service.routes(tools),
+        *service_routes(node, services),
+    ]
+    token = read_token(config.hns_token_file) if config.hns_address is not None else ""
+    app = make_app(node.service, routes, config.allowed_uids, token)
+    http = HttpServer(app, config.http_socket, config.hns_address)
+    await http.start()
+    closers.append(("http", http.close))
+    cni = CniServer(CniPlugin(NodeBackend(node)), config.cni_socket, allowed_uids=config.allowed_uids)
+    await cni.start()
+    closers.append(("cni", cni.close))
+    if config.metrics_address is not None:
+        runner = await _serve_metrics(config.metrics_address, render)
+        closers.append(("metrics", runner.cleanup))
+
+
+async def _serve_metrics(address: tuple[str, int], render: Render) -> web.AppRunner:
+    app = web.Application()
+    app.router.add_get("/metrics", metrics_handler(render))
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    host, port = address
+    try:
+        await web.TCPSite(runner, host or None, port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise Unavailable(f"metrics_listen {host}:{port}", str(error)) from error
+    return runner
