@@ -83,6 +83,17 @@ def test_layers_and_rules_of_a_port_by_any_name(daemon: StubDaemon, port: str) -
     assert "  Action: " in vfp(daemon, "list-rules", "--port", port).stdout
 
 
+def test_rules_of_an_object_without_naming_a_port(daemon: StubDaemon) -> None:
+    row = plain(layer_row(TABLES, NAMES, WEB_PORT, {}, WEB_ID))
+    daemon.answers[f"GET /v2/switch/layers?endpoint={WEB_ID}&object={WEB_ID}"] = (200, row)
+    rules = json.loads(vfp(daemon, "list-rules", "--object", WEB_ID, "--json").stdout)
+    assert {rule["port"] for rule in rules} == {str(WEB_PORT)}
+    assert f"  Port: {WEB_PORT}" in vfp(daemon, "list-rules", "--object", WEB_ID).stdout
+    result = vfp(daemon, "list-rules")
+    assert result.exit_code == 2
+    assert "--port or --object" in result.stderr
+
+
 def test_a_layer_or_group_that_is_not_there_is_named(daemon: StubDaemon) -> None:
     result = vfp(daemon, "list-rules", "--port", "web-0", "--layer", "SLB")
     assert result.exit_code == 3

@@ -14,6 +14,7 @@ from samewire.trace.context import TraceRun
 from samewire.trace.follow import Trail
 from samewire.trace.model import TraceAnswer
 from samewire.trace.render import render
+from samewire.vfp.acl_names import AclNames
 from samewire.vfp.address import ZERO, parse_address
 from samewire.vfp.constants import Arrival, Choice, Fate, Layer, PortFlag, Reason, RouteKind, StepVerdict
 from samewire.vfp.model import Entries
@@ -37,6 +38,7 @@ NODE = Node(
     endpoints=INFOS,
     interface=lambda ifindex: INTERFACES.get(ifindex, ""),
     service=lambda number: SERVICE_NAMES.get(number, ""),
+    acl=lambda ifindex: AclNames(),
 )
 CLIENT4, WEB4, FAR4, OUTSIDE4, SNAT4 = (
     "10.244.1.6",

@@ -14,10 +14,12 @@ from samewire.trace.matching import (
     route_text,
     scope_from_host,
 )
+from samewire.vfp.acl_names import AclNames
 from samewire.vfp.address import ZERO, parse_address
 from samewire.vfp.compile.acl import compile_acl
 from samewire.vfp.compile.builder import Builder
 from samewire.vfp.constants import SCOPE_HOST, NatFlag, RouteKind
+from samewire.vfp.hashes import set_name
 from samewire.vfp.model import Entries
 from samewire.vfp.simulate.packet import Tuple
 from samewire.vfp.tables import Id, Nat, NatKey, Nexthop, Port, Route, RouteKey
@@ -117,6 +119,14 @@ def test_the_rule_that_decided(tables: Entries) -> None:
         "rule 3, priority 200: allow, any protocol, remote 10.244.0.0/16,fd00::1/128"
     )
     assert acl_text(found, WEB_PORT, False, 77) == "rule 77"
+
+
+def test_a_rule_and_a_set_under_their_own_names(tables: Entries) -> None:
+    found = with_rules(tables, acl("In", "Block", local_addresses="azure-npm-1", priority=10))
+    names = AclNames({1: "azure-acl-web"}, {set_name("NET", "azure-npm-1"): "azure-npm-1"})
+    assert acl_text(found, WEB_PORT, False, 1, names) == (
+        "rule 1 (azure-acl-web), priority 10: block, any protocol, remote set azure-npm-1"
+    )
 
 
 def test_without_a_match(tables: Entries) -> None:

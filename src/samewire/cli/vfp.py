@@ -55,18 +55,27 @@ def list_layers(socket: str, port: str, as_document: bool) -> None:
 
 
 @vfp.command("list-rules")
-@_port_option
+@click.option("--port", metavar="PORT", default="", help="A port, as above; not needed with --object.")
 @click.option("--layer", metavar="LAYER", default="", help="This layer's rules only.")
 @click.option("--group", metavar="GROUP", default="", help="This group's rules only.")
 @click.option("--object", "name", metavar="ID", default="", help="Rules that an HCN object has made only.")
 @_json_option
 @click.pass_obj
 def list_rules(socket: str, port: str, layer: str, group: str, name: str, as_document: bool) -> None:
-    """The rules of a port. Their numbers are those that drops, flows and traces name."""
-    found = _layers(socket, port, name)
-    rules = list(_rules(found, layer, group))
-    if (layer or group) and not rules:
-        _check_names(found, layer, group)
+    """The rules of a port. Their numbers are those that drops, flows and traces name.
+
+    Those of an object without --port: of an endpoint at its own port; of others at one pod of each network, the
+    uplink, the tunnel and the host.
+    """
+    if not (port or name):
+        raise click.UsageError("--port or --object is needed")
+    rules = []
+    for one in [port] if port else _ports_of(socket, name):
+        found = _layers(socket, one, name)
+        there = list(_rules(found, layer, group))
+        if (layer or group) and port and not there:
+            _check_names(found, layer, group)
+        rules += there if port else [{"port": one, **rule} for rule in there]
     _print(rules, as_document, (_blocks(_rule_fields(rule)) for rule in rules))
 
 
@@ -228,6 +237,18 @@ def _layers(socket: str, name: str, made_by: str = "") -> Json:
     return found
 
 
+def _ports_of(socket: str, made_by: str) -> list[str]:
+    """The ports at which the rules of an object may be: its own, else one of each sort, as they are alike."""
+    ports: list[Json] = _get(socket, "ports")
+    found: dict[tuple[str, str], str] = {}
+    for port in ports:
+        endpoint = port.get("endpoint") or {}
+        if endpoint.get("id", "") == made_by.upper():
+            return [str(port["id"])]
+        found.setdefault((port["kind"], endpoint.get("network", "")), str(port["id"]))
+    return list(found.values())
+
+
 def _rules(port: Json, layer: str, group: str) -> Iterator[Json]:
     for one in port["layers"]:
         if layer and one["name"].lower() != layer.lower():
@@ -287,6 +308,8 @@ def _layer_fields(layer: Json) -> Mapping[str, object]:
 def _rule_fields(rule: Json) -> Mapping[str, object]:
     return {
         "Rule": rule.get("name") or rule["id"] or "-",
+        "  Port": rule.get("port", ""),
+        "  Policy": rule.get("policy", ""),
         "  Layer": f"{rule['layer']} {rule['group']}",
         "  Priority": rule["priority"],
         "  Conditions": "; ".join(rule["conditions"]),

@@ -31,6 +31,7 @@ from samewire.trace.model import (
 from samewire.trace.names import endpoint_of_port
 from samewire.trace.probe import view_of
 from samewire.trace.reasons import explain
+from samewire.vfp.acl_names import AclNames
 from samewire.vfp.address import address_text, mac_text
 from samewire.vfp.constants import (
     SCOPE_UPLINK,
@@ -69,6 +70,7 @@ class Node(Struct, frozen=True, kw_only=True):
     endpoints: Sequence[EndpointInfo]
     interface: Callable[[int], str]
     service: Callable[[int], str]
+    acl: Callable[[int], AclNames]
 
 
 def parse_frame(frame: bytes) -> Parsed:
@@ -240,7 +242,8 @@ def _verdict(step: TraceStep) -> str:
 def _matched(node: Node, tables: Entries, arrived: Arrived, packet: Packet, step: TraceStep) -> str:
     match step.layer:
         case Layer.ACL_OUT | Layer.ACL_IN:
-            return acl_text(tables, step.target, step.layer == Layer.ACL_OUT, step.rule)
+            outward = step.layer == Layer.ACL_OUT
+            return acl_text(tables, step.target, outward, step.rule, node.acl(step.target))
         case Layer.ROUTE:
             return _route(tables, packet, step)
         case Layer.PORTMAP:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Final, cast
 
 from msgspec import Struct
 
 from samewire.trace.rows import typed_rows
+from samewire.vfp.acl_names import AclNames
 from samewire.vfp.acl_view import AclIndex, AclRuleView
 from samewire.vfp.address import ZERO, address_text, masked
 from samewire.vfp.constants import (
@@ -30,6 +31,8 @@ from samewire.vfp.tables import (
     Route,
     RouteKey,
 )
+
+_NO_NAMES: Final = AclNames()
 
 
 class Packet(Struct, frozen=True):
@@ -69,20 +72,20 @@ def nexthop_address(hop: Nexthop, family: int, destination: bytes) -> str:
     return address_text(hop.family, hop.address)
 
 
-def acl_text(tables: Entries, port: int, outward: bool, rule: int) -> str:
+def acl_text(tables: Entries, port: int, outward: bool, rule: int, names: AclNames = _NO_NAMES) -> str:
     """The rule of a port that decided; ``rule`` 0: none did."""
     own = cast(Port | None, tables.get("sw_ports", {}).get(Id(port)))
     side = ACL_OUT if outward else ACL_IN
     if own is None or not own.acl_words[side]:
         return "no rules: everything passes"
-    rules = list(AclIndex(tables).rules(own, side))
+    rules = list(AclIndex(tables).rules(own, side, names.sets))
+    given = names.policies.get(rule, "")
+    called = f"rule {rule_text(rule)}" + (f" ({given})" if given else "")
     for view in rules:
         if view.rule == rule and rule:
-            return (
-                f"rule {rule_text(rule)}, priority {view.priority}: {view.action}, {_conditions_text(view)}"
-            )
+            return f"{called}, priority {view.priority}: {view.action}, {_conditions_text(view)}"
     if rule:
-        return f"rule {rule_text(rule)}"
+        return called
     if any(not view.rule for view in rules):
         return f"none of {len(rules) - 1} rules matches: let pass"
     return f"none of {len(rules)} rules matches"

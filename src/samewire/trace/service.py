@@ -106,6 +106,7 @@ class _Tracer:
             endpoints=self._context.endpoints(),
             interface=self._context.name_of_port,
             service=self._context.service_name,
+            acl=self._context.acl_names,
         )
         answer = make_answer(node, tables, arrived, run)
         anew = prepared.flow_known and not run.output.flow_hit and not run.output.drop_reason
