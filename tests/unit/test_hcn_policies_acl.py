@@ -101,13 +101,13 @@ def canonical(value: Any, scope: Scope = Scope.ENDPOINT) -> Policy:
             {
                 "Type": "L4Proxy",
                 "Settings": {
-                    "IP": "10.0.0.0/8",
+                    "IP": "fd00::/8",
                     "Port": 80,
-                    "ExceptionList": ["10.1.1.1"],
+                    "ExceptionList": ["fd00::7"],
                     "Destination": "fd00::1:15001",
                 },
             },
-            L4Proxy(ip="10.0.0.0/8", port="80", exceptions=("10.1.1.1",), destination="[fd00::1]:15001"),
+            L4Proxy(ip="fd00::/8", port="80", exceptions=("fd00::7",), destination="[fd00::1]:15001"),
         ),
         (
             Scope.ENDPOINT,
@@ -193,7 +193,22 @@ def test_the_sets_that_a_policy_names() -> None:
             {"Type": "L4Proxy", "Settings": {"Destination": "10.0.0.1:0"}},
             "Settings.Destination",
         ),
+        (
+            Scope.ENDPOINT,
+            {"Type": "L4Proxy", "Settings": {"IP": "fd00::/8", "Destination": "10.0.0.1:80"}},
+            "Settings.IP",
+        ),
         (Scope.ENDPOINT, {"Type": "L4WFPPROXY"}, "Settings.OutboundProxyPort"),
+        (
+            Scope.ENDPOINT,
+            {"Type": "L4WFPPROXY", "Settings": {"InboundProxyPort": "1", "UserSID": "envoy"}},
+            "Settings.UserSID",
+        ),
+        (
+            Scope.ENDPOINT,
+            {"Type": "L4WFPPROXY", "Settings": {"InboundProxyPort": "1", "FilterTuple": {"Protocols": "17"}}},
+            "Settings.FilterTuple.Protocols",
+        ),
         (
             Scope.ENDPOINT,
             {

@@ -24,8 +24,10 @@ from samewire.hcn.policies import (
     TierAcl,
     acl_ports,
     acl_protocols,
+    family_of,
     is_prefix,
 )
+from samewire.hcn.policies_proxy import user_of_sid
 from samewire.hcn.policy_base import text_items
 from samewire.hcn.readers import PROTOCOLS
 
@@ -86,6 +88,8 @@ def check_l4_proxy(policy: L4Proxy) -> L4Proxy:
     address = values.station_ip(address, "Settings.Destination")
     destination = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     _port(port, "Settings.Destination")
+    if policy.ip and family_of(values.address_or_prefix(policy.ip, "Settings.IP")) != family_of(address):
+        _fail("Settings.IP", f"{policy.ip} and the proxy's address {address} differ in IP version")
     return _replace(
         policy,
         ip=values.address_or_prefix(policy.ip, "Settings.IP") if policy.ip else "",
@@ -112,10 +116,16 @@ def check_wfp_proxy(policy: L4WFPPROXY) -> L4WFPPROXY:
     ):
         if text:
             _port(text, f"Settings.{name}")
+    if policy.user_sid:
+        _parsed(user_of_sid, policy.user_sid, "Settings.UserSID")
     wanted = policy.filter_tuple
+    if wanted:
+        wanted = _tuple(wanted, "Settings.FilterTuple", with_sets=False)
+        if TCP not in (acl_protocols(wanted.protocols) or (TCP,)):
+            _fail("Settings.FilterTuple.Protocols", f"only TCP ({TCP}) can be handed to a proxy in the pod")
     return _replace(
         policy,
-        filter_tuple=_tuple(wanted, "Settings.FilterTuple", with_sets=False) if wanted else None,
+        filter_tuple=wanted,
         inbound_exceptions=_exceptions(policy.inbound_exceptions, "Settings.InboundExceptions"),
         outbound_exceptions=_exceptions(policy.outbound_exceptions, "Settings.OutboundExceptions"),
     )

@@ -342,7 +342,6 @@ KNOWN_POLICIES: dict[str, type[PolicyBase]] = {
 NOT_ENFORCED: frozenset[type[PolicyBase]] = frozenset(
     {
         *(OtherPolicy, VLAN, SourceMacAddress, NeighborDiscovery, PortName),
-        *(L4Proxy, L4WFPPROXY),
         *(InterfaceConstraint, Iov, VSwitchExtension, LayerConstraint, L2Driver, Encryption),
     }
 )

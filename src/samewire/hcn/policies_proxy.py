@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from samewire.hcn.base import U16, U32, Wire
 from samewire.hcn.policy_base import PolicyBase
+
+_LOCAL_SYSTEM: Final = "S-1-5-18"
+_MAX_USER: Final = 2**32 - 2  # 2**32 - 1 is "no user"
 
 
 class L4Proxy(PolicyBase, frozen=True, kw_only=True):
@@ -22,7 +27,7 @@ class L4Proxy(PolicyBase, frozen=True, kw_only=True):
 
 
 class FilterTuple(Wire, frozen=True, kw_only=True):
-    """Which connections an L4WFPPROXY policy is about; lists as in ACLs, "" = any."""
+    """Which connections an L4WFPPROXY policy is about; lists as in ACLs, "" = any (of protocols: TCP)."""
 
     protocols: str = ""
     local_addresses: str = ""
@@ -43,7 +48,7 @@ class L4WFPPROXY(PolicyBase, frozen=True, kw_only=True):
     """TCP connections of an endpoint go to a proxy that listens in the pod itself.
 
     ``inbound_proxy_port``: for what arrives, ``outbound_proxy_port``: for what the pod opens ("" = none).
-    What the account ``user_sid`` opens is left alone (here: the digits after the last dash are the user id).
+    What the account ``user_sid`` opens is left alone (see `user_of_sid`).
     """
 
     inbound_proxy_port: str = ""
@@ -52,3 +57,22 @@ class L4WFPPROXY(PolicyBase, frozen=True, kw_only=True):
     user_sid: str = ""
     inbound_exceptions: ProxyExceptions | None = None
     outbound_exceptions: ProxyExceptions | None = None
+
+
+def user_of_sid(sid: str) -> int:
+    """Return the user id that a SID stands for, as the pod sees it. Raises ValueError.
+
+    A plain number is itself. ``S-1-22-1-<id>`` is how Samba names Unix users; LocalSystem is root; of other SIDs the
+    last number, so that those which configurations for Windows carry (``S-1-5-32-556``) name somebody, too.
+    """
+    last = sid.rpartition("-")[2]
+    digits = last.isascii() and last.isdigit() and len(last) <= len(str(_MAX_USER))
+    if not digits or int(last) > _MAX_USER or not (sid == last or sid.upper().startswith("S-1-")):
+        raise ValueError(f"{sid[:64]!r} is neither a SID nor a user id")
+    return 0 if sid.upper() == _LOCAL_SYSTEM else int(last)
+
+
+def proxy_destination(policy: L4Proxy) -> tuple[str, int]:
+    """Return address and port of a checked policy's proxy."""
+    address, _, port = policy.destination.rpartition(":")
+    return address.removeprefix("[").removesuffix("]"), int(port)

@@ -22,7 +22,7 @@ from samewire.hcn.switch import Change, EndpointStats, StoreView
 from samewire.hcn.switch import NodeFacts as HcnFacts
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import Netlink
-from samewire.node import links
+from samewire.node import links, proxies
 from samewire.node.balancers import Balancers
 from samewire.node.bindings import BindingChange
 from samewire.node.hooks import Hooks
@@ -219,12 +219,21 @@ class NodeSwitch:
             kernel.hostnet.apply(binds)
             for endpoint_id in steps.attach:
                 made = opened[endpoint_id]
+                if made.link.proxies:
+                    undo.push(
+                        "proxy rules", partial(proxies.remove, made.link.host_name, made.link.netns_path)
+                    )
                 links.activate(kernel.netlink, kernel.hooks, made.link, made.pair, made.netns)
             for endpoint in steps.relink.values():
                 self._change_link(endpoint, view, undo)
             kernel.hostnet.apply(unbinds)
             balancers.write_removals(balance)
             kernel.tables.write(removals)
+            for endpoint_id, state in old.items():
+                if state is not None and (
+                    endpoint_id not in opened or opened[endpoint_id].link.netns_path != state.link.netns_path
+                ):
+                    proxies.remove(state.link.host_name, state.link.netns_path)
             await self._delete_links(steps, [state for state in old.values() if state is not None], undo)
             balancers.accept(balance)
         finally:

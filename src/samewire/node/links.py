@@ -37,6 +37,7 @@ from samewire.kernel.rtnetlink import (
     veth_add,
 )
 from samewire.kernel.rtnetlink.routes import TABLE_MAIN
+from samewire.node import proxies
 from samewire.node.devices import find_link
 from samewire.node.facts import short
 from samewire.node.hooks import Hooks
@@ -88,7 +89,8 @@ def create(netlink: Netlink, link: PortLink, netns: NetNamespace) -> Pair:
 
 
 def activate(netlink: Netlink, hooks: Hooks, link: PortLink, pair: Pair, netns: NetNamespace) -> None:
-    """Open the port: the tables must hold its policies by now. Raises KernelError."""
+    """Open the port: the tables must hold its policies by now. Raises KernelError, Unsupported."""
+    proxies.write(link, netns)
     requests = hooks.pod_requests(pair.host)
     if link.rate_bytes_per_s:
         requests.append(shaper(pair.host, link.rate_bytes_per_s, link.burst_bytes))
@@ -127,7 +129,7 @@ def pod_requests(link: PortLink, peer: int) -> list[Request]:
 
 
 def change(netlink: Netlink, before: PortLink, after: PortLink, ifindex: int, netns: NetNamespace) -> None:
-    """Bring an active pair from one state to another. Raises KernelError."""
+    """Bring an active pair from one state to another. Raises KernelError, Unsupported."""
     if (before.rate_bytes_per_s, before.burst_bytes) != (after.rate_bytes_per_s, after.burst_bytes):
         if after.rate_bytes_per_s:
             netlink.request(shaper(ifindex, after.rate_bytes_per_s, after.burst_bytes))
@@ -135,6 +137,8 @@ def change(netlink: Netlink, before: PortLink, after: PortLink, ifindex: int, ne
             netlink.request(qdisc_del_root(ifindex).tolerating(errno.ENOENT, errno.EINVAL))
     if before.mtu != after.mtu:
         netlink.request(link_set(ifindex, mtu=after.mtu))
+    if before.proxies != after.proxies:
+        proxies.write(after, netns)
     if _inside(before) == _inside(after):
         return
     with Netlink(netns.fd) as inside:
@@ -180,7 +184,7 @@ def inside_differences(link: PortLink, netns: NetNamespace) -> list[str]:
                 for route in link.routes
                 if route.destination.family == family and _route_key(route) not in routes
             ]
-        return wrong
+    return wrong + proxies.differences(link, netns)
 
 
 def host_differences(netlink: Netlink, link: PortLink, found: Link) -> list[str]:
@@ -214,6 +218,7 @@ def repair_inside(link: PortLink, netns: NetNamespace) -> None:
         peer = inside.get(link_get(link.interface_name)).ifindex
         inside.request(link_set(peer, mtu=link.mtu, mac=link.mac))
         inside.batch(pod_requests(link, peer))
+    proxies.write(link, netns)
 
 
 def shaper(ifindex: int, rate_bytes_per_s: int, burst_bytes: int) -> Request:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from samewire.hcn.policies import NetworkACL, Policy, SetPolicy
+from samewire.hcn.policies import L4Proxy, NetworkACL, Policy, SetPolicy
 from samewire.hcn.schema import Network
 
 _APART = (SetPolicy, NetworkACL)
@@ -20,6 +20,11 @@ def same_but_rules(before: Network, after: Network) -> bool:
 def rules_changed(before: Network, after: Network) -> bool:
     """Whether the rules that a network adds to all its endpoints are others."""
     return _of(NetworkACL, before.policies) != _of(NetworkACL, after.policies)
+
+
+def proxies_changed(before: Network, after: Network) -> bool:
+    """Whether the proxies that a network has for all its endpoints are others."""
+    return _of(L4Proxy, before.policies) != _of(L4Proxy, after.policies)
 
 
 def sets_changed(before: Network | None, after: Network | None) -> bool:

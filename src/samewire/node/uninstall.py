@@ -25,14 +25,17 @@ from samewire.kernel.rtnetlink import (
     route_dump,
 )
 from samewire.kernel.rtnetlink.routes import PROTOCOL, TABLE_MAIN
+from samewire.node import proxies
 from samewire.node.config import NodeConfig
 from samewire.node.devices import OWN_DEVICES, give_ports_back
 from samewire.node.facts import read_uplink
 from samewire.node.hooks import detach_uplink, pins
 from samewire.node.keepsakes import FILE_NAME, find_keepsakes, save_keepsakes
+from samewire.node.planning import netns_path
 from samewire.node.runlock import lock_run_dir
 from samewire.proxy.relay import Relay
 from samewire.vfp.compile import compile_endpoint
+from samewire.vfp.compile.link import host_name
 from samewire.vfp.model import FAMILIES, LINK_GROUP, NodeFacts
 from samewire.vfp.numbers import MemoryNumbers
 
@@ -46,7 +49,7 @@ def uninstall(config: NodeConfig, *, purge: bool = False) -> list[str]:
     failures: list[SamewireError] = []
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with lock_run_dir(config.run_dir), Netlink() as netlink:
-        for step in (_relay, _filters, _uplink, _links, _routes, _ports, _pins, _files):
+        for step in (_relay, _filters, _proxies, _uplink, _links, _routes, _ports, _pins, _files):
             try:
                 done += step(config, netlink)
             except SamewireError as error:
@@ -94,6 +97,20 @@ def _filters(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
     for mac in sorted(macs):
         if not netlink.request(fdb_del_self(uplink.ifindex, mac).tolerating(errno.ENOENT)):
             yield f"link address {mac.hex(':')} on {uplink.name}"
+
+
+def _proxies(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
+    """Rules in the pods' own namespaces, which outlive their interfaces."""
+    if not config.database.exists():
+        return
+    store = Store(config.database)
+    try:
+        found = [(host_name(item.id), netns_path(item, store.state)) for item in store.state.endpoints()]
+    finally:
+        store.close()
+    for table, path in found:
+        if path and proxies.remove(table, path):
+            yield f"proxy rules {table} in {path}"
 
 
 def _uplink(config: NodeConfig, netlink: Netlink) -> Iterator[str]:

@@ -102,11 +102,36 @@ class LinkNeighbour(msgspec.Struct, frozen=True):
     mac: bytes
 
 
+class ProxyRule(msgspec.Struct, frozen=True, kw_only=True):
+    """New connections of a pod that its own stack hands to a proxy.
+
+    ``name``: of the policy, for people. ``outbound``: the pod opens them, ``remote`` is the destination; else they
+    arrive, ``remote`` is the client. Empty prefixes and ports stand for any; what an ``except_`` names is left alone
+    (``except_ports``: the port that is connected to). ``user``: the account whose sockets are left alone. ``target``:
+    the proxy's address, None = the pod itself.
+    """
+
+    name: str
+    outbound: bool
+    family: int
+    protocol: int
+    port: int
+    target: Address | None = None
+    local: tuple[Prefix, ...] = ()
+    remote: tuple[Prefix, ...] = ()
+    local_ports: tuple[tuple[int, int], ...] = ()
+    remote_ports: tuple[tuple[int, int], ...] = ()
+    except_remote: tuple[Prefix, ...] = ()
+    except_ports: tuple[tuple[int, int], ...] = ()
+    user: int | None = None
+
+
 class PortLink(msgspec.Struct, frozen=True, kw_only=True):
     """The veth pair wanted for one endpoint.
 
     ``netns_path`` empty: the endpoint is not attached yet and has no link. Rates and bursts are caps, 0 =
-    none: *towards* the pod by a TBF on the host end, ``outgoing`` by a TBF on the pod's own end.
+    none: *towards* the pod by a TBF on the host end, ``outgoing`` by a TBF on the pod's own end. ``proxies``: asked
+    in this order, the first match decides.
     """
 
     endpoint_id: str
@@ -123,6 +148,7 @@ class PortLink(msgspec.Struct, frozen=True, kw_only=True):
     burst_bytes: int = 0
     outgoing_rate_bytes_per_s: int = 0
     outgoing_burst_bytes: int = 0
+    proxies: tuple[ProxyRule, ...] = ()
     group: int = LINK_GROUP
     alias: str = LINK_ALIAS
 

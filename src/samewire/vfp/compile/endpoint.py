@@ -20,6 +20,7 @@ from samewire.vfp.compile.link import (
 )
 from samewire.vfp.compile.nat import compile_nat
 from samewire.vfp.compile.plan import Context, NetworkPlan, network_context
+from samewire.vfp.compile.proxy import proxies_translated
 from samewire.vfp.compile.route import sdn_routes
 from samewire.vfp.constants import SCOPE_UPLINK, PortFlag, RouteKind
 from samewire.vfp.model import Compiled, HostBinding, HostRoute, NodeFacts, Numbers
@@ -55,7 +56,7 @@ def compile_endpoint(
         key = EndpointKey(own.packed, scope, own.family)
         builder.put("sw_endpoints", key, EndpointEntry(port_ifindex, 0, mac))
     acls = compile_acl(builder, network.id, network.policies, endpoint.policies, facts.acl_allow_unmatched)
-    nat = compile_nat(builder, _nat_policies(endpoint, plan), facts, numbers)
+    nat = compile_nat(builder, _nat_policies(endpoint, network, plan), facts, numbers)
     port = _port(endpoint, context, generation, addresses, acls, nat)
     builder.put("sw_ports", Id(port_ifindex), port)
     _portmaps(builder, endpoint, addresses, scope, port_ifindex)
@@ -107,11 +108,18 @@ def _port(
     )
 
 
-def _nat_policies(endpoint: Endpoint, plan: NetworkPlan) -> tuple[tuple[int, OutBoundNAT], ...]:
-    """The endpoint's OutBoundNAT policies; without any, a NAT network translates everything."""
+def _nat_policies(
+    endpoint: Endpoint, network: Network, plan: NetworkPlan
+) -> tuple[tuple[int, OutBoundNAT], ...]:
+    """The endpoint's OutBoundNAT policies; without any, a NAT network translates everything. A proxy that shall
+    see the node's address is a destination of one more.
+    """
     policies = [(i + 1, p) for i, p in enumerate(endpoint.policies) if isinstance(p, OutBoundNAT)]
     if plan.type is NetworkType.NAT and not policies:
         policies.append((len(endpoint.policies) + 1, OutBoundNAT()))
+    translated = proxies_translated(network.policies, endpoint.policies)
+    if translated:
+        policies.append((len(endpoint.policies) + 2, OutBoundNAT(destinations=translated)))
     return tuple(policies)
 
 

@@ -7,6 +7,7 @@ from samewire.hcn.policies import QOS, EncapOverhead, InterfaceParameters, first
 from samewire.hcn.schema import Endpoint, Network, NetworkType
 from samewire.vfp.address import ZERO, Address, Prefix, address_bits, parse_address, parse_mac, parse_prefix
 from samewire.vfp.compile.plan import NetworkPlan, plan_network
+from samewire.vfp.compile.proxy import compile_proxies
 from samewire.vfp.model import LinkNeighbour, LinkRoute, NodeFacts, PortLink
 
 DEFAULT_INTERFACE = "eth0"
@@ -44,6 +45,7 @@ def compile_link(endpoint: Endpoint, network: Network, facts: NodeFacts, netns_p
         burst_bytes=burst,
         outgoing_rate_bytes_per_s=outgoing_rate,
         outgoing_burst_bytes=outgoing_burst,
+        proxies=compile_proxies(network.policies, endpoint.policies, addresses),
     )
 
 

@@ -1,0 +1,411 @@
+"""L4WFPPROXY and L4Proxy through the service, with real connections of real pods."""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from samewire.errors import KernelError
+from samewire.hcn.codec import decode_modify, decode_object
+from samewire.hcn.schema import Kind
+from samewire.kernel import faults, nftables
+from samewire.kernel.bpf import unmount_bpffs
+from samewire.kernel.netns import NetNamespace
+from samewire.node.config import NodeConfig
+from samewire.node.node import Node
+from samewire.node.uninstall import uninstall
+from tests.support.node import NodeNet, node_net, path_of
+
+pytestmark = [pytest.mark.root, pytest.mark.asyncio]
+
+PROXY_USER = 1337
+OUTBOUND, INBOUND, SERVER = 15001, 15006, 8080
+SUBNETS = {
+    "10.50.0.0/24": {"NextHop": "10.50.0.1", "DestinationPrefix": "0.0.0.0/0"},
+    "fd50::/64": {"NextHop": "fd50::1", "DestinationPrefix": "::/0"},
+}
+A, B = {4: "10.50.0.10", 6: "fd50::10"}, {4: "10.50.0.11", 6: "fd50::11"}
+UNREACHABLE = pytest.raises(OSError, match=r"timed out|unreachable")
+_libc = ctypes.CDLL(None)
+_ORIGINAL = 80  # SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST
+
+
+class Listener:
+    """A TCP or UDP server in a pod that says who it is and, of a connection, what it was meant for."""
+
+    def __init__(
+        self, netns: str, name: str, port: int, stack: ExitStack, kind: int = socket.SOCK_STREAM
+    ) -> None:
+        self.name = name
+        with NetNamespace(path_of(netns)) as space:
+            self.socket = space.run(lambda: socket.socket(socket.AF_INET6, kind))
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(("::", port))
+        stream = kind == socket.SOCK_STREAM
+        if stream:
+            self.socket.listen()
+        self._kept: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._accept if stream else self._answer)
+        self._thread.start()
+        stack.callback(self._close)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            self._kept.append(connection)
+            peer = connection.getpeername()[0].removeprefix("::ffff:")
+            connection.sendall(f"{self.name} {original(connection)} {peer}\n".encode())
+
+    def _answer(self) -> None:
+        while True:
+            try:
+                _, client = self.socket.recvfrom(100)
+            except OSError:
+                return
+            if not client:
+                return
+            self.socket.sendto(self.name.encode(), client)
+
+    def _close(self) -> None:
+        self.socket.shutdown(socket.SHUT_RDWR) if self.socket.type == socket.SOCK_STREAM else self._wake()
+        self._thread.join()
+        for connection in [*self._kept, self.socket]:
+            connection.close()
+
+    def _wake(self) -> None:
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+
+def original(connection: socket.socket) -> str:
+    """What the kernel says a connection was meant for; "-" when it knows of no translation."""
+    four = connection.getsockname()[0].startswith("::ffff:")
+    try:
+        if four:
+            raw = connection.getsockopt(socket.SOL_IP, _ORIGINAL, 16)
+            return f"{socket.inet_ntop(socket.AF_INET, raw[4:8])}:{struct.unpack_from('>H', raw, 2)[0]}"
+        raw = connection.getsockopt(socket.IPPROTO_IPV6, _ORIGINAL, 28)
+        return f"{socket.inet_ntop(socket.AF_INET6, raw[8:24])}:{struct.unpack_from('>H', raw, 2)[0]}"
+    except OSError:
+        return "-"
+
+
+class World:
+    """Two pods, ``a`` with the proxy's rules and ``b``, on a network of both families."""
+
+    def __init__(self, node: Node, net: NodeNet, stack: ExitStack) -> None:
+        self.node, self.net, self.stack = node, net, stack
+        self.a, self.b = net.pod(), net.pod()
+        self.spaces: dict[str, str] = {}
+
+    async def start(self) -> None:
+        network = {
+            "Name": "n",
+            "Type": "Internal",
+            "Ipams": [
+                {"Subnets": [{"IpAddressPrefix": p, "Routes": [route]} for p, route in SUBNETS.items()]}
+            ],
+        }
+        self.network = (await self.node.service.create(Kind.NETWORK, decode_object(Kind.NETWORK, network))).id
+        self.endpoint = await self.pod(self.a, A)
+        self.other = await self.pod(self.b, B)
+
+    async def pod(self, netns: str, addresses: dict[int, str], *policies: dict[str, Any]) -> str:
+        service = self.node.service
+        space = await service.create(
+            Kind.NAMESPACE, decode_object(Kind.NAMESPACE, {"NetnsPath": path_of(netns)})
+        )
+        body = {
+            "HostComputeNetwork": self.network,
+            "IpConfigurations": [{"IpAddress": address} for address in addresses.values()],
+            "Policies": list(policies),
+        }
+        made = await service.create(Kind.ENDPOINT, decode_object(Kind.ENDPOINT, body))
+        self.spaces[made.id] = space.id
+        await self.member("Add", made.id)
+        return made.id
+
+    async def member(self, how: str, endpoint: str) -> None:
+        body = {"ResourceType": "Endpoint", "RequestType": how, "Settings": {"EndpointId": endpoint}}
+        await self.node.service.modify(
+            Kind.NAMESPACE, self.spaces[endpoint], decode_modify(Kind.NAMESPACE, body)
+        )
+
+    async def policies(self, how: str, *policies: dict[str, Any], kind: Kind = Kind.ENDPOINT) -> None:
+        body = {"ResourceType": "Policy", "RequestType": how, "Settings": {"Policies": list(policies)}}
+        where = self.endpoint if kind is Kind.ENDPOINT else self.network
+        await self.node.service.modify(kind, where, decode_modify(kind, body))
+
+    def listen(self, netns: str, name: str, port: int, kind: int = socket.SOCK_STREAM) -> None:
+        Listener(netns, name, port, self.stack, kind)
+
+    def open(self, netns: str, address: str, port: int, user: int = 0) -> socket.socket:
+        """A connection; its first line is what answered."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+        def as_user() -> socket.socket:
+            _libc.setfsuid(user)  # of this thread alone, which ends with this function
+            return socket.socket(family, socket.SOCK_STREAM)
+
+        with NetNamespace(path_of(netns)) as space:
+            made = space.run(as_user)
+        self.stack.callback(made.close)
+        made.settimeout(3)
+        made.connect((address, port))
+        return made
+
+    def ask(self, netns: str, address: str, port: int, user: int = 0) -> str:
+        """Who answers, and what for."""
+        with self.open(netns, address, port, user) as made:
+            return said(made)
+
+    def ask_datagram(self, netns: str, address: str, port: int) -> str:
+        with NetNamespace(path_of(netns)) as space:
+            made = space.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        with made:
+            made.settimeout(3)
+            made.connect((address, port))
+            made.send(b"?")
+            return made.recv(100).decode()
+
+    def tables(self, netns: str) -> list[str]:
+        command = ["nsenter", f"--net={path_of(netns)}", "nft", "list", "tables"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+def said(connection: socket.socket) -> str:
+    with connection.makefile() as lines:
+        return lines.readline().strip()
+
+
+def sidecar(**settings: Any) -> dict[str, Any]:
+    return {"Type": "L4WFPPROXY", "Settings": {"UserSID": f"S-1-22-1-{PROXY_USER}", **settings}}
+
+
+def at(address: str, port: int) -> str:
+    return f"{ip_address(address)}:{port}"
+
+
+@pytest.fixture
+def net() -> Iterator[NodeNet]:
+    with node_net() as made, made.inside():
+        yield made
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Iterator[NodeConfig]:
+    made = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
+    made.run_dir.mkdir()
+    try:
+        yield made
+    finally:
+        unmount_bpffs(made.bpf_dir)
+
+
+@pytest_asyncio.fixture
+async def world(net: NodeNet, config: NodeConfig) -> AsyncIterator[World]:
+    node = await Node.start(config, lambda _: None)
+    with ExitStack() as stack:
+        made = World(node, net, stack)
+        await made.start()
+        yield made
+    await made.node.close()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+async def test_a_sidecar_gets_what_the_pod_opens(world: World, family: int) -> None:
+    """All but what its own account opens, and what the exceptions and the filter leave alone."""
+    world.listen(world.a, "proxy", OUTBOUND)
+    for port in (SERVER, 9090, 9091):
+        world.listen(world.b, "server", port)
+    target = B[family]
+    assert world.ask(world.a, target, SERVER).startswith("server")
+    await world.policies(
+        "Add", sidecar(OutboundProxyPort=str(OUTBOUND), OutboundExceptions={"PortExceptions": ["9090-9091"]})
+    )
+    assert world.ask(world.a, target, SERVER) == f"proxy {at(target, SERVER)} {A[family]}"
+    assert world.ask(world.a, target, SERVER, PROXY_USER) == f"server - {A[family]}"
+    assert world.ask(world.a, target, 9091) == f"server - {A[family]}"
+    alone = {"IpAddressExceptions": [target]}
+    await world.policies("Update", sidecar(OutboundProxyPort=str(OUTBOUND), OutboundExceptions=alone))
+    assert world.ask(world.a, target, SERVER).startswith("server")
+    await world.policies(
+        "Update", sidecar(OutboundProxyPort=str(OUTBOUND), FilterTuple={"RemotePorts": "9091"})
+    )
+    assert world.ask(world.a, target, SERVER).startswith("server")
+    assert world.ask(world.a, target, 9091) == f"proxy {at(target, 9091)} {A[family]}"
+
+
+@pytest.mark.parametrize("family", [4, 6])
+async def test_a_sidecar_gets_what_arrives(world: World, family: int) -> None:
+    world.listen(world.a, "proxy", INBOUND)
+    world.listen(world.a, "application", SERVER)
+    world.listen(world.a, "application", 9090)
+    await world.policies(
+        "Add",
+        sidecar(
+            InboundProxyPort=str(INBOUND),
+            InboundExceptions={"PortExceptions": ["9090"], "IpAddressExceptions": ["10.50.0.99"]},
+        ),
+    )
+    assert world.ask(world.b, A[family], SERVER) == f"proxy {at(A[family], SERVER)} {B[family]}"
+    assert world.ask(world.b, A[family], 9090).startswith("application")
+    # From the pod itself nothing arrives: that is how the proxy reaches the application.
+    assert world.ask(world.a, "::1" if family == 6 else "127.0.0.1", SERVER).startswith("application")
+
+
+async def test_a_proxy_elsewhere(world: World) -> None:
+    """TCP or UDP to some destinations goes to a proxy in another pod, for one endpoint or all of a network."""
+    world.listen(world.b, "server", SERVER)
+    world.listen(world.b, "proxy", 3128)
+    world.listen(world.b, "dns", 5353, socket.SOCK_DGRAM)
+    await world.policies(
+        "Add",
+        {
+            "Type": "L4Proxy",
+            "Settings": {
+                "IP": "192.0.2.0/24",
+                "Port": "443",
+                "Protocol": 6,
+                "Destination": f"{B[4]}:3128",
+                "ExceptionList": ["192.0.2.7"],
+            },
+        },
+        {"Type": "L4Proxy", "Settings": {"Port": "53", "Protocol": 17, "Destination": f"{B[4]}:5353"}},
+    )
+    assert world.ask(world.a, "192.0.2.9", 443).startswith("proxy")
+    with UNREACHABLE:
+        world.ask(world.a, "192.0.2.7", 443)
+    with UNREACHABLE:
+        world.ask(world.a, "192.0.2.9", 80)
+    assert world.ask(world.a, B[4], SERVER).startswith("server")
+    assert world.ask_datagram(world.a, "192.0.2.53", 53) == "dns"
+    await world.policies("Update")
+    with UNREACHABLE:
+        world.ask(world.a, "192.0.2.9", 443)
+    every = {"Type": "L4Proxy", "Settings": {"Port": str(SERVER), "Destination": f"{B[4]}:3128"}}
+    await world.policies("Add", every, kind=Kind.NETWORK)
+    assert world.ask(world.a, "192.0.2.9", SERVER).startswith("proxy")
+    # The endpoint that has the proxy is no client of it.
+    assert world.tables(world.b) == []
+    await world.policies("Remove", every, kind=Kind.NETWORK)
+    with UNREACHABLE:
+        world.ask(world.a, "192.0.2.9", SERVER)
+
+
+async def test_old_connections_go_on(world: World) -> None:
+    """Those from before the policy stay with the server, those of before its removal with the proxy."""
+    with NetNamespace(path_of(world.b)) as space:
+        server = space.run(lambda: socket.create_server((B[4], SERVER)))
+    with NetNamespace(path_of(world.a)) as space:
+        proxy = space.run(lambda: socket.create_server(("0.0.0.0", OUTBOUND)))
+    for listener in (server, proxy):
+        listener.settimeout(3)
+        world.stack.callback(listener.close)
+
+    def pair(listener: socket.socket) -> tuple[socket.socket, socket.socket]:
+        client = world.open(world.a, B[4], SERVER)
+        far = listener.accept()[0]
+        world.stack.callback(far.close)
+        return client, far
+
+    def alive(ends: tuple[socket.socket, socket.socket]) -> bool:
+        for one, two in (ends, ends[::-1]):
+            two.settimeout(3)
+            one.sendall(b"x")
+            if two.recv(1) != b"x":
+                return False
+        return True
+
+    direct = pair(server)
+    await world.policies("Add", sidecar(OutboundProxyPort=str(OUTBOUND)))
+    assert alive(direct)
+    proxied = pair(proxy)
+    assert alive(proxied)
+    await world.policies("Update")
+    assert alive(proxied)
+    assert alive(direct)
+    assert alive(pair(server))
+    await world.policies("Add", sidecar(OutboundProxyPort=str(OUTBOUND)))
+    assert alive(proxied)
+
+
+async def test_the_audit_and_a_new_daemon_set_it_right(world: World, config: NodeConfig) -> None:
+    world.listen(world.a, "proxy", OUTBOUND)
+    world.listen(world.b, "server", SERVER)
+    await world.policies("Add", sidecar(OutboundProxyPort=str(OUTBOUND)))
+    for script in (
+        "flush ruleset",
+        f"flush chain inet {world.tables(world.a)[0].split()[-1]} outbound",
+    ):
+        with NetNamespace(path_of(world.a)) as space:
+            nftables.change(space, script, "break it")
+        found = await world.node.auditor.compare()
+        assert [(item.kind, item.subject) for item in found] == [("pod", world.endpoint)]
+        assert world.ask(world.a, B[4], SERVER).startswith("server")
+        await world.node.auditor.audit()
+        assert await world.node.auditor.compare() == []
+        assert world.ask(world.a, B[4], SERVER).startswith("proxy")
+    # Rules that were written just before a daemon died, and of which the store knows nothing.
+    table = world.tables(world.b)
+    assert table == []
+    state = world.node.switch.ports.get(world.other)
+    assert state is not None
+    with NetNamespace(path_of(world.b)) as space:
+        nftables.change(
+            space,
+            f"add table inet {state.link.host_name}\n"
+            f"add chain inet {state.link.host_name} outbound {{ type nat hook output priority -100; }}\n"
+            f'add rule inet {state.link.host_name} outbound tcp dport 1 redirect to :2 comment "policy 1"',
+            "half a change",
+        )
+    await world.node.close()
+    assert world.ask(world.a, B[4], SERVER).startswith("proxy")
+    world.node = await Node.start(config, lambda _: None)
+    await world.node.auditor.audit()
+    with NetNamespace(path_of(world.b)) as space:
+        assert nftables.rules(space, state.link.host_name) == [("outbound", "keeps connections tracked")]
+    assert world.ask(world.a, B[4], SERVER).startswith("proxy")
+
+
+async def test_nothing_stays_behind(world: World, config: NodeConfig) -> None:
+    """Neither after the endpoint has left the namespace, nor of a change that failed."""
+    await world.policies("Add", sidecar(OutboundProxyPort=str(OUTBOUND)))
+    assert len(world.tables(world.a)) == 1
+    await world.member("Remove", world.endpoint)
+    assert world.tables(world.a) == []
+
+    def fail(operation: str) -> None:
+        if operation.startswith("hand connections"):
+            raise KernelError(operation, 5)
+
+    faults.inject = fail
+    try:
+        with pytest.raises(KernelError):
+            await world.member("Add", world.endpoint)
+    finally:
+        faults.inject = None
+    assert world.tables(world.a) == []
+    await world.member("Add", world.endpoint)
+    assert len(world.tables(world.a)) == 1
+    await world.node.close()
+    uninstall(config)
+    assert world.tables(world.a) == []
+    world.node = await Node.start(config, lambda _: None)
