@@ -18,7 +18,7 @@ import pytest
 from tests.apiserver.fake_server import Fault
 from tests.support.api_node import NODE_PORT, PORT, PORTS, VIP, ApiNode, api_node, far
 from tests.support.cgroups import own_cgroup
-from tests.support.crowd import Crowds, crowds, endpoint
+from tests.support.crowd import Crowd, Crowds, crowds, endpoint
 from tests.support.node import NODE_IP, PREFIX, Json, poll
 
 pytestmark = pytest.mark.root
@@ -56,6 +56,20 @@ class Churn:
         return endpoint(address, node="node" if address in self.near else "far", going=going)
 
 
+def who(answer: str) -> str:
+    """The address of who answered."""
+    return answer.split()[1]
+
+
+def follow(senders: Crowd, last: list[str], *alive: str) -> list[str]:
+    """Senders of datagrams ask again: those whose backend is alive stay with it, the others get one that is."""
+    now = senders.ask()
+    for before, after in zip(last, now, strict=True):
+        assert who(after) in alive
+        assert before == after or who(before) not in alive
+    return now
+
+
 @pytest.fixture(scope="module")
 def churn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Churn]:
     with ExitStack() as stack:
@@ -91,18 +105,26 @@ def test_a_rollout_one_by_one(churn: Churn) -> None:
     churn.publish(*old)
     world = churn.world
     ended: list[str] = []
-    with churn.pod.open(MANY, VIP, 80) as held:
+    with (
+        churn.pod.open(MANY, VIP, 80) as held,
+        churn.pod.open(1, VIP, 80, "udp", source=45001) as sender,
+        churn.outside.open(20, NODE_IP, NODE_PORT, "udp") as senders,
+    ):
+        one, twenty = sender.first, senders.first
         for step, going in enumerate(old):
             ready = [*old[step + 1 :], *new[: step + 1]]
             live = [churn.endpoint(address) for address in ready]
             world.endpoints("all", *live, churn.endpoint(going, going=True))
             world.wait_for(*ready, draining=[going])
             held.expect(*ended, ends_with=ENDED)
+            one = follow(sender, one, *ready, going)
+            twenty = follow(senders, twenty, *ready, going)
             with churn.pod.open(40, VIP, 80) as later:
                 assert later.addresses <= set(ready), "one that drains gets nothing new"
             churn.backends(*ready)
             ended.append(going)
             held.expect(*ended, ends_with=ENDED)
+            one, twenty = follow(sender, one, *ready), follow(senders, twenty, *ready)
         assert set(ended) == held.addresses
 
 
@@ -164,13 +186,14 @@ def test_lists_that_come_again(churn: Churn) -> None:
     churn.publish(*backends)
     api, world = churn.api, churn.world
     before = world.tables()
-    with churn.pod.open(MANY, VIP, 80) as held:
+    with churn.pod.open(MANY, VIP, 80) as held, churn.pod.open(40, VIP, 80, "udp") as senders:
         listed = api.asked("list", "endpointslices")
         api.call(api.server.store.forget_history)
         api.call(lambda: api.server.disturb("expire"))
         poll("a new list", lambda: api.asked("list", "endpointslices") > listed)
         poll("a new watch", world.connected)
         held.expect()
+        senders.expect()
         assert world.tables() == before
         # changes in the gap: nobody sees the event, only the next list
         api.call(lambda: api.server.drop("endpointslices"))
@@ -178,6 +201,7 @@ def test_lists_that_come_again(churn: Churn) -> None:
         api.call(api.server.store.forget_history)
         world.wait_for(*backends[1:])
         held.expect(backends[0], ends_with=ENDED)
+        follow(senders, senders.first, *backends[1:])
 
 
 def test_an_api_server_that_goes_away_or_hangs_changes_nothing(churn: Churn) -> None:
@@ -230,10 +254,17 @@ def test_kill_9_in_the_middle_and_a_start_without_an_api_server(churn: Churn) ->
             assert new.addresses <= set(backends)
         world.node.stop(signal.SIGKILL)  # once more, and now things change while nobody looks
         world.endpoints("all", *map(churn.endpoint, backends[2:]), endpoint(far(700)))
+        api.call(lambda: api.server.plan(Fault("list", "endpointslices", hang=True)))
+        watched = api.asked("watch", "services")
         api.up()
         world.node.start()
+        poll("services are known", lambda: api.asked("watch", "services") > watched)
+        assert world.tables() == before, "half of what there is says nothing"
+        api.down()
+        api.up()
         world.wait_for(*backends[2:], far(700))
         held.expect(*backends[:2], ends_with=ENDED)
+        follow(datagrams, datagrams.first, *backends[2:], far(700))
 
 
 @pytest.mark.parametrize(
@@ -310,11 +341,6 @@ def test_a_renamed_port_moves_nothing(churn: Churn) -> None:
         churn.api.put("endpointslices", {**piece, "ports": both[2:]})
         world.settle()
         held.expect()
-
-
-def who(answer: str) -> str:
-    """The address of who answered."""
-    return answer.split()[1]
 
 
 def test_datagrams_to_a_removed_backend_go_elsewhere_at_once(churn: Churn) -> None:
