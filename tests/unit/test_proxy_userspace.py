@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -92,6 +93,28 @@ async def test_clients_from_outside_have_a_listener_of_their_own_under_the_polic
     assert (outside.flags, outside.port) == (LOCAL | LOCAL_ONLY, listeners[f"{ID}/local"].port)
     await writer.write([replace(local, external_traffic_policy_local=False)], [])
     assert set(await relay.list()) == {ID}
+
+
+async def test_another_pod_at_an_address_gets_nothing_of_the_first(relay: Relay) -> None:
+    """Within one change: connections to the pod before end, those to others go on."""
+    writer = RelayWriter(FakeWriter(), relay, lambda: ["127.0.0.1"])
+    with socket.create_server(("127.0.0.1", 0)) as pod:
+        here = LoadBalancerBackend(ip_address="127.0.0.1", port=pod.getsockname()[1], target_id="one")
+        wanted = replace(load_balancer(), backends=(here,), affinity_timeout=0)
+        await writer.write([wanted], [])
+        with socket.create_connection(("127.0.0.1", (await relay.list())[ID].port)) as client:
+            client.settimeout(5)
+            far = pod.accept()[0]
+            far.settimeout(5)
+            await writer.write([replace(wanted, name="edited")], [])
+            client.sendall(b"still")
+            assert far.recv(10) == b"still"
+            await writer.write([replace(wanted, backends=(replace(here, target_id="two"),))], [])
+            with far, contextlib.suppress(ConnectionResetError):
+                assert far.recv(10) == b"", "the first pod's connection has ended"
+        with socket.create_connection(("127.0.0.1", (await relay.list())[ID].port)):
+            pod.settimeout(5)
+            pod.accept()[0].close()
 
 
 async def test_without_an_active_backend_the_switch_refuses(relay: Relay) -> None:

@@ -66,6 +66,7 @@ class RelayWriter:
         """Tell the relay, then the switch; a load balancer that the relay refuses is not written."""
         failed: dict[str, SamewireError] = {}
         await self._sweep()
+        await self._listen([less for lb in puts if (less := _survivors(self._wanted.get(lb.id), lb))], failed)
         ports = await self._listen(puts, failed)
         relayed = [_relayed(lb, ports, self._addresses()) for lb in puts if lb.id not in failed]
         failed |= await self._inner.write(relayed, deletes)
@@ -124,6 +125,18 @@ class RelayWriter:
             else:
                 failed[name.removesuffix(_LOCAL_SUFFIX)] = answer
         return ports
+
+
+def _survivors(before: LoadBalancer | None, lb: LoadBalancer) -> LoadBalancer | None:
+    """A load balancer without the addresses that others have now; None when there are none of these.
+
+    The relay knows a backend by its address: told so first, it ends what the one before had.
+    """
+    if before is None:
+        return None
+    was = {(one.ip_address, one.port): one.target_id for one in before.backends if one.target_id}
+    same = tuple(one for one in lb.backends if was.get((one.ip_address, one.port)) in (None, one.target_id))
+    return replace(lb, backends=same) if len(same) < len(lb.backends) else None
 
 
 def _is_relayed(lb: LoadBalancer) -> bool:
