@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import socket
+from collections.abc import Collection, Iterator
+from typing import Final
 
 from samewire.errors import Invalid
 from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.schema import Endpoint, Kind, Network
 from samewire.hcn.switch import Change, StoreView
-from samewire.vfp.address import Address, Prefix, parse_address
+from samewire.vfp.address import IPV4, Prefix
 from samewire.vfp.compile.plan import NetworkPlan, plan_network
 from samewire.vfp.model import NodeFacts
 
@@ -50,7 +52,9 @@ def touched_by_network(
         return
     old, new = _plan(before, facts), _plan(after, facts)
     whole = (old is None) != (new is None) or _rest(old) != _rest(new)
-    prefixes = _prefixes(old) | _prefixes(new) if whole else _prefixes(old) ^ _prefixes(new)
+    prefixes = Prefixes(_prefixes(old) | _prefixes(new) if whole else _prefixes(old) ^ _prefixes(new))
+    if not whole and not prefixes:
+        return
     for value in view.load_balancers():
         if value.network_id == network.id:
             if whole or _has_backend(value, prefixes):
@@ -77,10 +81,49 @@ def _prefixes(plan: NetworkPlan | None) -> set[Prefix]:
     return {remote.prefix for remote in plan.remote.all} | {subnet.prefix for subnet in plan.subnets}
 
 
-def _has_backend(value: LoadBalancer, prefixes: Iterable[Prefix]) -> bool:
-    return any(parse(backend.ip_address) in prefix for backend in value.backends for prefix in prefixes)
+_FEW: Final = 16
 
 
-def parse(text: str) -> Address:
-    """An address that has been checked."""
-    return parse_address(text, "$.Backends")
+class Prefixes:
+    """Prefixes that are asked about very many addresses: the cost depends on how many lengths there are."""
+
+    def __init__(self, prefixes: Collection[Prefix]) -> None:
+        self._four: dict[int, set[int]] = {}
+        self._six: dict[int, set[int]] = {}
+        for prefix in prefixes:
+            bits, kept, size = (32, self._four, 4) if prefix.family == IPV4 else (128, self._six, 16)
+            shift = bits - prefix.bits
+            kept.setdefault(shift, set()).add(int.from_bytes(prefix.packed[:size]) >> shift)
+        # The first octets as text: a node that joins is one prefix, and most addresses need not be read.
+        few = len(prefixes) <= _FEW
+        self._starts = (
+            tuple(_octets(prefix) for prefix in prefixes if prefix.family == IPV4) if few else ("",)
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self._four or self._six)
+
+    def __contains__(self, address: str) -> bool:
+        """Whether an address, in a form that has been checked, is in one of them."""
+        if ":" in address:
+            lengths = self._six
+            if not lengths:
+                return False
+            number = int.from_bytes(socket.inet_pton(socket.AF_INET6, address))
+        elif address.startswith(self._starts):
+            lengths, number = self._four, int.from_bytes(socket.inet_aton(address))
+        else:
+            return False
+        for shift, found in lengths.items():  # noqa: SIM110  # a generator costs as much as all the rest
+            if number >> shift in found:
+                return True
+        return False
+
+
+def _octets(prefix: Prefix) -> str:
+    """What the addresses of an IPv4 prefix begin with, as far as that is whole octets."""
+    return "".join(f"{byte}." for byte in prefix.packed[: min(prefix.bits // 8, 3)])
+
+
+def _has_backend(value: LoadBalancer, prefixes: Prefixes) -> bool:
+    return any(backend.ip_address in prefixes for backend in value.backends)
