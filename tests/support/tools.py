@@ -31,7 +31,7 @@ from samewire.vfp.acl_names import AclNames
 from samewire.vfp.address import ZERO, parse_address, parse_interface
 from samewire.vfp.compile import compile_endpoint, compile_network, compile_node
 from samewire.vfp.constants import Arrival, Fate
-from samewire.vfp.model import Entries, NodeFacts
+from samewire.vfp.model import Entries, NodeFacts, ProxyRule
 from samewire.vfp.numbers import MemoryNumbers
 from samewire.vfp.ownership import Ownership
 from samewire.vfp.record import Record
@@ -219,6 +219,7 @@ class FakeNode:
         self.runs: list[tuple[bytes, Arrival, int, int, int, bytes]] = []
         self.events: asyncio.Queue[DropEvent] = asyncio.Queue()
         self.listeners = 0
+        self.proxy_rules: dict[int, tuple[ProxyRule, ...]] = {}
 
     def endpoints(self) -> Sequence[EndpointInfo]:
         return self.infos
@@ -237,6 +238,9 @@ class FakeNode:
 
     def acl_names(self, ifindex: int) -> AclNames:
         return AclNames({1: "allow-web"} if ifindex == WEB_PORT else {})
+
+    def proxies(self, ifindex: int) -> tuple[ProxyRule, ...]:
+        return self.proxy_rules.get(ifindex, ())
 
     def tables(self, names: Collection[str] = ()) -> Entries:
         return {name: rows for name, rows in self.content.items() if not names or name in names}

@@ -21,8 +21,9 @@ from samewire.trace import service
 from samewire.trace.context import TraceRun
 from samewire.trace.model import TraceAnswer
 from samewire.trace.probe import tuple_view
-from samewire.vfp.address import ZERO, parse_address
+from samewire.vfp.address import ZERO, parse_address, parse_prefix
 from samewire.vfp.constants import Arrival, Fate
+from samewire.vfp.model import ProxyRule
 from samewire.vfp.tables import Id, Port, TraceStep
 from tests.support.hcn import FakeSwitch
 from tests.support.tools import (
@@ -114,6 +115,28 @@ async def test_a_connection_that_exists_is_asked_about_with_an_ack(
     assert answer.received.source_port == 40000
     assert node.runs[-1][0][47] == 0x10
     assert any("judged anew" in note for note in answer.notes)  # the fake records no flow hit
+
+
+async def test_what_the_pods_own_stacks_do_is_a_note(node: FakeNode, client: AsyncHnsClient) -> None:
+    out = ProxyRule(name="policy 1", outbound=True, family=4, protocol=6, port=15001, user=1337)
+    into = ProxyRule(
+        name="policy 2",
+        outbound=False,
+        family=4,
+        protocol=6,
+        port=15006,
+        remote=(parse_prefix("10.244.1.0/24"),),
+        except_ports=((81, 90),),
+    )
+    node.proxy_rules = {CLIENT_PORT: (out,), WEB_PORT: (into,)}
+    sent = (
+        "the sender's own stack hands a new connection like this to port 15001 of the pod (policy 1), "
+        "unless user 1337 opens it"
+    )
+    received = "the receiver's own stack hands a new connection like this to port 15006 of the pod (policy 2)"
+    assert (await ask(client, **TO_WEB)).notes == (sent, received)
+    assert (await ask(client, **{**TO_WEB, "port": 85})).notes == (sent,)
+    assert (await ask(client, **{**TO_WEB, "protocol": "udp"})).notes == ()
 
 
 async def test_a_flow_hit_needs_no_note(node: FakeNode, client: AsyncHnsClient) -> None:

@@ -19,10 +19,10 @@ from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
 from samewire.trace import view_service
 from samewire.trace.model import FlowRow
-from samewire.trace.views import Names, drop_rows, flow_rows, flow_summary, layer_row, port_rows
-from samewire.vfp.address import ZERO, parse_address
+from samewire.trace.views import Names, drop_rows, flow_rows, flow_summary, layer_row, port_rows, with_proxies
+from samewire.vfp.address import ZERO, parse_address, parse_prefix
 from samewire.vfp.constants import SCOPE_ANY, Arrival, Counter, Layer, Reason
-from samewire.vfp.model import Entries
+from samewire.vfp.model import Entries, ProxyRule
 from samewire.vfp.simulate import Simulator
 from samewire.vfp.simulate.flows import make_key
 from samewire.vfp.simulate.packet import Tuple
@@ -42,6 +42,7 @@ from tests.support.tools import (
     CLIENT_PORT,
     INFOS,
     INTERFACES,
+    NETWORK_ID,
     UPLINK,
     WEB_ID,
     WEB_PORT,
@@ -245,6 +246,28 @@ async def test_endpoints_of_the_api(server: Path) -> None:
     assert (await fetch(server, "flows?summary=1"))["flow_inserts"] == 2
     assert [row["packets"] for row in await fetch(server, "drops")] == [9, 7, 7]
     assert [row["packets"] for row in await fetch(server, "drops?endpoint=web-0")] == [7]
+
+
+def test_what_a_pods_own_stack_does_is_its_first_layer(tables: Entries) -> None:
+    rule = ProxyRule(
+        name="network policy 2",
+        outbound=True,
+        family=4,
+        protocol=17,
+        port=5353,
+        target=parse_address("10.0.0.9"),
+        remote_ports=((53, 53),),
+        except_remote=(parse_prefix("10.1.0.0/16"),),
+    )
+    row = layer_row(tables, NAMES, WEB_PORT)
+    assert with_proxies(row, ()) == row
+    layer = with_proxies(row, (rule,)).layers[0]
+    assert [(group.name, len(group.rules)) for group in layer.groups] == [("PROXY_OUT", 1), ("PROXY_IN", 0)]
+    (shown,) = layer.groups[0].rules
+    assert shown.conditions == ("ipv4 udp", "destination port 53", "destination not 10.1.0.0/16")
+    assert shown.action == "to the proxy at 10.0.0.9 port 5353"
+    assert shown.object == NETWORK_ID
+    assert with_proxies(row, (rule,), WEB_ID).layers[0].groups[0].rules == ()
 
 
 async def test_layers_of_the_api(server: Path) -> None:

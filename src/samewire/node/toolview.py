@@ -25,7 +25,7 @@ from samewire.trace.snapshot import LinkInfo, Snapshot
 from samewire.vfp.acl_names import AclNames, acl_names
 from samewire.vfp.compile.balanced import TABLES as BALANCED
 from samewire.vfp.constants import TICK_SHIFT, Arrival, Counter
-from samewire.vfp.model import LINK_GROUP, Entries
+from samewire.vfp.model import LINK_GROUP, Entries, ProxyRule
 from samewire.vfp.record import Record
 from samewire.vfp.tables import TABLES, Count, DropEvent, Id, Table, TraceInput, TraceOutput
 
@@ -93,6 +93,11 @@ class ToolView:
         endpoint = state.endpoint(self._node.switch.ports.endpoint_of(ifindex))
         network = state.network(endpoint.network_id) if endpoint is not None else None
         return acl_names(endpoint, network) if endpoint is not None and network is not None else AclNames()
+
+    def proxies(self, ifindex: int) -> tuple[ProxyRule, ...]:
+        """Which new connections the own stack of a port's pod hands to a proxy."""
+        state = self._node.switch.ports.get(self._node.switch.ports.endpoint_of(ifindex))
+        return state.link.proxies if state is not None else ()
 
     def tables(self, names: Collection[str] = ()) -> Entries:
         """The content of tables as the kernel has them now. Raises KernelError, NotFound.

@@ -12,7 +12,7 @@ from samewire.hcn.schema import Endpoint
 from samewire.hcn.switch import StoreView
 from samewire.vfp.acl_names import AclNames
 from samewire.vfp.constants import Arrival
-from samewire.vfp.model import Entries
+from samewire.vfp.model import Entries, ProxyRule
 from samewire.vfp.record import Record
 from samewire.vfp.tables import DropEvent, TraceOutput
 
@@ -88,6 +88,10 @@ class TraceContext(Protocol):
 
     def acl_names(self, ifindex: int) -> AclNames:
         """What the numbers in a port's ACL tables stand for. Called on the event loop."""
+        ...
+
+    def proxies(self, ifindex: int) -> Sequence[ProxyRule]:
+        """Which new connections the own stack of a port's pod hands to a proxy. Called on the event loop."""
         ...
 
     def tables(self, names: Collection[str] = ()) -> Entries:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from typing import Final, cast
 
 import msgspec
@@ -21,6 +22,7 @@ from samewire.trace.names import find_endpoint
 from samewire.trace.probe import ACK, PROTOCOLS, SYN, Probe, build
 from samewire.vfp.address import IPV4, ZERO, Address, address_text, parse_address
 from samewire.vfp.constants import TICK_SHIFT, Arrival
+from samewire.vfp.layers_proxy import proxy_note
 from samewire.vfp.model import Entries
 from samewire.vfp.simulate import Simulator
 from samewire.vfp.simulate.flows import make_key
@@ -113,8 +115,20 @@ class _Tracer:
         if anew:
             note = "the connection exists and is judged anew with its next packet: a policy has changed"
             answer = replace(answer, notes=(*answer.notes, note))
+        answer = replace(answer, notes=(*answer.notes, *self._proxies(answer, arrived)))
         said = await asyncio.to_thread(_simulate, tables, arrived, run, not anew)
         return replace(answer, disagreement=said)
+
+    def _proxies(self, answer: TraceAnswer, arrived: Arrived) -> Iterator[str]:
+        """What the stacks of the pods at both ends do with such a connection."""
+        context = self._context
+        if answer.origin is not None:
+            note = proxy_note(context.proxies(arrived.ifindex), parse_frame(arrived.frame), outbound=True)
+            yield from [note] if note else []
+        if answer.endpoint is not None and answer.fate == "port":
+            delivered = parse_frame(bytes.fromhex(answer.frame))
+            note = proxy_note(context.proxies(answer.endpoint.port), delivered, outbound=False)
+            yield from [note] if note else []
 
 
 def _decode(body: bytes) -> TraceRequest:

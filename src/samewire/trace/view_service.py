@@ -15,7 +15,16 @@ from samewire.errors import Conflict, Invalid, NotFound
 from samewire.hcn.http import json_response
 from samewire.trace.context import TraceContext
 from samewire.trace.names import find_endpoint
-from samewire.trace.views import Names, drop_event, drop_rows, flow_rows, flow_summary, layer_row, port_rows
+from samewire.trace.views import (
+    Names,
+    drop_event,
+    drop_rows,
+    flow_rows,
+    flow_summary,
+    layer_row,
+    port_rows,
+    with_proxies,
+)
 from samewire.vfp.constants import TICK_SHIFT
 from samewire.vfp.model import Entries
 from samewire.vfp.render import entry_json
@@ -79,7 +88,8 @@ class _Views:
                 "endpoint", f"layers of which port? an endpoint's name, or one of {', '.join(_SPECIAL)}"
             )
         port = self._port(request)
-        return json_response(layer_row(tables, names, port, owners, only, self._context.acl_names(port)))
+        row = layer_row(tables, names, port, owners, only, self._context.acl_names(port))
+        return json_response(with_proxies(row, self._context.proxies(port), only))
 
     async def flows(self, request: web.Request) -> web.Response:
         _check_parameters(request, "endpoint", "summary", "limit")

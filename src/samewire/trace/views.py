@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -15,7 +15,8 @@ from samewire.vfp.acl_names import AclNames
 from samewire.vfp.address import address_text
 from samewire.vfp.constants import TICK_S, Arrival, Counter, Fate, FlowFlag, Layer, Reason, TcpFlag
 from samewire.vfp.layers import GroupView, LayerView, PortView, RuleView, all_ports, port_layers
-from samewire.vfp.model import Entries
+from samewire.vfp.layers_proxy import proxy_layer
+from samewire.vfp.model import Entries, ProxyRule
 from samewire.vfp.protocols import protocol_text
 from samewire.vfp.record import Record
 from samewire.vfp.simulate.flows import partner_key, transpose, tuple_of
@@ -75,6 +76,14 @@ def layer_row(
     row = _port_row(port_layers(tables, ifindex, names=acl), names, layers=True)
     layers = tuple(replace(layer, groups=_owned(row, layer, known, only)) for layer in row.layers)
     return replace(row, layers=layers)
+
+
+def with_proxies(row: PortRow, rules: Sequence[ProxyRule], only: str = "") -> PortRow:
+    """The port with what its pod's own stack does before the switch, if it does anything."""
+    if not rules:
+        return row
+    layer = proxy_layer(rules)
+    return replace(row, layers=(replace(layer, groups=_owned(row, layer, {}, only)), *row.layers))
 
 
 def _owned(row: PortRow, layer: LayerView, owners: Mapping[int, str], only: str) -> tuple[GroupView, ...]:
