@@ -155,19 +155,15 @@ class FlannelNode(msgspec.Struct):
             f"FLANNEL_IPV6_SUBNET={gateways[1]}\nFLANNEL_MTU={MTU}\nFLANNEL_IPMASQ=true\n"
         )
 
-    def rules(self, backends: tuple[str, ...]) -> None:
-        """kube-proxy's and flanneld's rules, and the administrator's."""
-        in_namespace(
-            self.name,
-            "iptables-nft-restore",
-            "--noflush",
-            str(self._write("v4.rules", _rules(self, backends))),
-        )
+    def rules(self, backends: tuple[str, ...], kind: str = "nft") -> None:
+        """kube-proxy's and flanneld's rules, and the administrator's; ``kind``: iptables' "nft" or "legacy"."""
+        rules = self._write("v4.rules", _rules(self, backends))
+        in_namespace(self.name, f"iptables-{kind}-restore", "--noflush", str(rules))
         in_namespace(self.name, "nft", "-f", str(self._write("tables.nft", _NFT)))
 
-    def saved(self, tool: str = "iptables-nft-save") -> str:
+    def saved(self, kind: str = "nft") -> str:
         """The rules as they are."""
-        return in_namespace(self.name, tool).stdout
+        return in_namespace(self.name, f"iptables-{kind}-save").stdout
 
     def _write(self, name: str, text: str) -> Path:
         path = self.directory / name
