@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.crowd import crowds
 from tests.support.node import NODE_IP, ROUTER_IP, DaemonProcess, Json, poll
 from tests.support.service_cluster import ask, backends_of, held, names, server, service, slice_of
-from tests.support.two_nodes import FAR, World, run
+from tests.support.two_nodes import FAR, FAR_IP, WEB, World, run
 
 pytestmark = pytest.mark.root
 
+UDP = {"name": "udp", "port": 80, "protocol": "UDP", "nodePort": 30080}
 PORTS = [{"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080}]
 
 
@@ -64,6 +66,54 @@ def test_a_backend_elsewhere(cluster: Cluster) -> None:
     assert not any(answer.endswith(f" {ROUTER_IP}") for answer in answers), (
         "translated: replies come back this way"
     )
+
+
+def test_both_nodes_leave_a_removed_backend_at_once(cluster: Cluster) -> None:
+    """Datagrams from one port, and connections, of pods of both nodes and through the ports of both."""
+    world = cluster.world
+    made = service("web", "10.96.0.10", type="NodePort", ports=[*PORTS, UDP])
+    both = [(WEB, "near"), (FAR, "far")]
+    with ExitStack() as stack:
+        stack.enter_context(server(world.web, "web", 8080))
+        inside = [stack.enter_context(crowds(pod)) for pod in (world.client, world.remote)]
+        outside = stack.enter_context(crowds(cluster.router))
+        cluster.write("web", made, slice_of("web", *both))
+        _wait_for(world, WEB, FAR)
+        connections, senders = (
+            [
+                stack.enter_context(client.open(30, host, port, protocol))
+                for client, host, port in (
+                    *((client, "10.96.0.10", 80) for client in inside),
+                    *((outside, host, 30080) for host in (NODE_IP, FAR_IP)),
+                )
+            ]
+            for protocol in ("tcp", "udp")
+        )
+        assert all(names(crowd.first) == {"web", "remote"} for crowd in (*connections, *senders))
+        cluster.write("web", made, slice_of("web", both[1]))
+        _wait_for(world, FAR)
+        for crowd in senders:
+            for before, after in zip(crowd.first, crowd.ask(), strict=True):
+                assert after.startswith("remote ")
+                assert after == before or before.startswith("web ")
+        for crowd in connections:
+            for before, after in zip(crowd.first, crowd.ask(), strict=True):
+                assert after == ("ECONNRESET" if before.startswith("web ") else before)
+
+
+def _wait_for(world: World, *addresses: str) -> None:
+    """Both nodes have a service with just these backends."""
+    wanted = {f"{address}:8080" for address in addresses}
+    for process in (world.near, world.far):
+        poll(
+            "the backends",
+            lambda process=process: (
+                [  # type: ignore[misc]
+                    backends_of(found) for found in process.request("GET", "/v2/services")
+                ]
+                == [wanted]
+            ),
+        )
 
 
 def test_what_the_tools_say(cluster: Cluster) -> None:
