@@ -4,7 +4,7 @@
  *
  *   put ID tcp|udp LISTEN-ADDRESS AFFINITY-SECONDS [ADDRESS|PORT|a|d]...   -> ok ID LISTENER-PORT
  *	 Makes a service, or replaces its backends: connections to those that stay go on, those to others end. a: active,
- *	 d: draining.
+ *	 d: draining. Another address to listen on is another listener, with another port.
  *   del ID	-> ok ID 0
  *   list	-> service ID PORT tcp|udp ACCEPTED FAILED OPEN, a line each, then: end
  *   stats	-> stats ACCEPTED FAILED REFUSED DATAGRAMS DATAGRAMS-LOST
@@ -205,6 +205,30 @@ static const char *listen_on(struct service *service, const struct address *addr
 	return NULL;
 }
 
+static bool listens_at(const struct service *service, const struct address *address)
+{
+	struct address bound = { .length = sizeof(bound.v6) };
+
+	if (getsockname(service->source.fd, &bound.any, &bound.length) || bound.length != address->length)
+		return false;
+	return bound.any.sa_family == AF_INET ?
+		       bound.v4.sin_addr.s_addr == address->v4.sin_addr.s_addr :
+		       !memcmp(&bound.v6.sin6_addr, &address->v6.sin6_addr, sizeof(bound.v6.sin6_addr));
+}
+
+/* The node's address is another one: a new listener. Connections go on; on an error the old one stays. */
+static const char *move(struct service *service, const struct address *address)
+{
+	struct source before = service->source;
+	const char *error = listen_on(service, address);
+
+	if (error)
+		service->source = before;
+	else
+		close(before.fd);
+	return error;
+}
+
 /* Makes `backends` what the service has; the old ones that are not among them lose their users. */
 static void replace(struct service *service, struct backend **backends, unsigned count)
 {
@@ -325,6 +349,14 @@ static void put(struct control *control, char *rest)
 			free(backends);
 		} else {
 			list_add(&services, &service->of_all);
+		}
+	} else if (!error && !listens_at(service, &address)) {
+		error = move(service, &address);
+		if (error) { /* what is new is nobody's; what was there stays */
+			for (unsigned i = 0; i < count; i++)
+				if (!backend_find(service, &backends[i]->address))
+					free(backends[i]);
+			free(backends);
 		}
 	}
 	if (error) {

@@ -157,6 +157,28 @@ async def test_the_relay_of_an_earlier_life_forgets_what_nobody_wants(relay: Rel
     await again.close()
 
 
+async def test_listeners_follow_the_nodes_address(relay: Relay) -> None:
+    inner, addresses = FakeWriter(), ["127.0.0.1"]
+    writer = RelayWriter(inner, relay, lambda: addresses)
+    calls: list[None] = []
+    writer.on_lost = lambda: calls.append(None)
+    wanted = load_balancer(("10.244.0.2", LOCAL))
+    await writer.write([wanted], [])
+    writer.look_again()
+    assert (calls, writer.get(ID)) == ([], wanted)
+    addresses[0] = "127.0.0.2"
+    writer.look_again()
+    assert len(calls) == 1
+    assert writer.get(ID) != wanted, "it is to be written again"
+    await writer.write([wanted], [])
+    (backend,) = inner.objects[ID].backends
+    assert backend.ip_address == "127.0.0.2"
+    with socket.create_connection((backend.ip_address, backend.port), timeout=5):
+        pass
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", backend.port)):
+        pass
+
+
 async def test_a_relay_that_is_killed_is_replaced_and_told_everything(relay: Relay, tmp_path: Path) -> None:
     """The next one listens at other ports: the switch must not send anybody to the old ones."""
     source, inner = FakeSource(), FakeWriter()

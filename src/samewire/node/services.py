@@ -40,12 +40,18 @@ class Services:
         writer = direct if self._in_switch else relayed
         self.proxy: Final = ServiceProxy(self.source, writer, config.node_name or config.name, dsr=config.dsr)
         relayed.on_lost = self.proxy.write_again
-        node.on_new_facts = self.proxy.look_again
+        self._relayed: Final = None if self._in_switch else relayed
+        node.on_new_facts = self._on_new_facts
         self.health: Final = HealthServer(self.proxy.health, config.healthz_address)
         self.proxy.on_checks = lambda: self.health.update(self.proxy.checks)
         self.proxy.on_complete = (
             gc.freeze
         )  # what a start makes stays: no change waits for a look at all of it
+
+    def _on_new_facts(self) -> None:
+        self.proxy.look_again()
+        if self._relayed is not None:
+            self._relayed.look_again()
 
     async def start(self) -> None:
         """Begin to watch, to write and to answer. Raises Invalid."""

@@ -41,6 +41,7 @@ class RelayWriter:
         relay.on_lost = self._forget
         self._addresses = addresses
         self._wanted: dict[str, LoadBalancer] = {}
+        self._listening: tuple[str | None, str | None] = (None, None)
         self._swept = False
 
     def network_id(self) -> str | None:
@@ -85,6 +86,12 @@ class RelayWriter:
         await self._relay.delete(unused)
         return failed
 
+    def look_again(self) -> None:
+        """The node's addresses may be others now: then all listeners are made anew."""
+        if self._wanted and self._listening != _listen_addresses(self._addresses()):
+            self._wanted.clear()
+            self.on_lost()
+
     def _forget(self) -> None:
         """The next relay listens at other ports: nothing that is in the switch is right any more."""
         log.warning("the relay has ended; starting another one")
@@ -109,6 +116,7 @@ class RelayWriter:
     ) -> Mapping[str, int]:
         """The relay's ports by its services' ids; notes load balancers that have none."""
         services: list[RelayService] = []
+        self._listening = _listen_addresses(self._addresses())
         for lb in puts:
             if not _is_relayed(lb):
                 continue
@@ -145,6 +153,12 @@ def _is_relayed(lb: LoadBalancer) -> bool:
 
 def _listen_address(lb: LoadBalancer, addresses: Iterable[str]) -> str | None:
     return next((one for one in addresses if (":" in one) == lb.is_ipv6), None)
+
+
+def _listen_addresses(addresses: Sequence[str]) -> tuple[str | None, str | None]:
+    """Where services of each family listen."""
+    four, six = (next((one for one in addresses if (":" in one) == v6), None) for v6 in (False, True))
+    return four, six
 
 
 def _services_of(lb: LoadBalancer, listen: str) -> list[RelayService]:
