@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cgroups import own_cgroup
+from tests.support.crowd import crowds
 from tests.support.node import (
     NODE_IP,
     NODE_IP6,
@@ -27,6 +28,8 @@ from tests.support.service_cluster import Cluster, ask, held, names, service, se
 pytestmark = pytest.mark.root
 
 VIPS = ("10.96.0.10", "fd96::10")
+# What a connected UDP socket is told that has been ended: by send(), or by recv().
+TOLD = {"EDESTADDRREQ", "ENOTCONN", "ECONNABORTED"}
 EXTERNAL = ("203.0.113.9", "2001:db8:99::9")
 PORTS = [
     {"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080},
@@ -238,3 +241,21 @@ def test_a_pod_that_goes_takes_its_connections_along_and_no_others(cluster: Clus
         cluster.wait_for_pods("web", "two")
         assert stays.ask() == before
         assert names(ask(client, VIPS[1], 80, times=8)) == {"two"}
+
+
+def test_connected_sockets_of_the_node_end_with_their_backend(cluster: Cluster, group: Path) -> None:
+    """IPv4, IPv6, and IPv4 on an IPv6 socket: those of the backend that goes are told, the others notice nothing."""
+    cluster.pod("one", port=8080)
+    cluster.pod("two", port=8080)
+    cluster.write("web", node_port(), *cluster.slices("web", "one", "two"))
+    cluster.wait_for_pods("web", "one", "two")
+    with crowds(cluster.net.node, group) as clients:
+        targets = [*((vip, 80) for vip in (*VIPS, f"::ffff:{VIPS[0]}")), (NODE_IP6, 30080), ("::1", 30080)]
+        held = [clients.open(20, host, port, "udp") for host, port in targets]
+        assert all(names(crowd.first) == {"one", "two"} for crowd in held)
+        cluster.write("web", node_port(), *cluster.slices("web", "two"))
+        cluster.wait_for_pods("web", "two")
+        for crowd in held:
+            for before, after in zip(crowd.first, crowd.ask(), strict=True):
+                assert after == before if before.startswith("two ") else after in TOLD
+            assert names(crowd.mend()) == {"two"}

@@ -69,7 +69,8 @@ def failed(error):
 
 def opened(order):
     udp = order["protocol"] == "udp"
-    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
+    family = socket.AF_INET6 if ":" in order["host"] else socket.AF_INET
+    one = socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
     one.settimeout(BOUND_S)
     try:
         if order["source"]:
