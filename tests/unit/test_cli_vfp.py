@@ -100,6 +100,13 @@ def test_a_layer_or_group_that_is_not_there_is_named(daemon: StubDaemon) -> None
     assert "GUARD" in result.stderr
 
 
+def test_the_counters_of_flows(daemon: StubDaemon) -> None:
+    counted = {"flow_inserts": 7, "flow_hits": 900, "entries": 0}
+    daemon.answers["GET /v2/switch/flows?summary=1"] = (200, counted)
+    assert json.loads(vfp(daemon, "get-flow-stats", "--json").stdout) == counted
+    assert vfp(daemon, "get-flow-stats").stdout == "Flow inserts: 7\nFlow hits: 900\nEntries: 0\n"
+
+
 def test_flows_of_a_port(daemon: StubDaemon) -> None:
     said = vfp(daemon, "list-unified-flows", "--port", str(CLIENT_PORT)).stdout
     assert "Flow: tcp 10.244.1.6" in said or "Flow: udp 10.244.1.6" in said or "10.244.1.6" in said

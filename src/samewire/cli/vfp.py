@@ -89,6 +89,16 @@ def list_unified_flows(socket: str, port: str, as_document: bool) -> None:
     _print(flows, as_document, (_blocks(_flow_fields(flow)) for flow in flows))
 
 
+@vfp.command("get-flow-stats")
+@_json_option
+@click.pass_obj
+def get_flow_stats(socket: str, as_document: bool) -> None:
+    """The counters of the flow table: connections there are, made, aged, judged anew, and the packets they carried."""
+    found: Json = _get(socket, "flows", summary="1")
+    fields = {name.replace("_", " ").capitalize(): value for name, value in found.items()}
+    _print(found, as_document, [_blocks(fields)])
+
+
 @vfp.command("process-tuples")
 @_port_option
 @click.argument("tuples", nargs=-1, required=True, metavar="TUPLE...")
