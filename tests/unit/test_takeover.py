@@ -291,12 +291,17 @@ def test_the_configuration_in_flannels_place_spares_the_old_pods() -> None:
     ]
 
 
-def test_a_pod_without_a_name_may_have_any_leased_address() -> None:
-    node = replace(NODE, pods=("10.244.1.7",))
-    assert plan.spared(FOUND, node) == ("10.244.1.5", "fd00:244:0:1::5")
+def test_a_pod_without_a_name_may_have_any_address_that_was_leased() -> None:
+    journal = Journal(
+        found=replace(FOUND, leases={"10.244.1.5": "c1", "10.244.1.8": "c2", "10.244.1.9": "c3"})
+    )
+    node = replace(NODE, pods=("10.244.1.5",))
+    assert plan.spared(FOUND, journal, NODE) == ("10.244.1.5", "fd00:244:0:1::5")
     assert FOUND.bridge is not None
     hidden = replace(FOUND, bridge=replace(FOUND.bridge, guests=(Guest("veth1"),)))
-    assert plan.spared(hidden, node) == ("10.244.1.5", "10.244.1.8")
+    # 10.244.1.7 has been leased since, 10.244.1.9 is free again.
+    assert plan.spared(hidden, journal, NODE) == ("10.244.1.5", "10.244.1.8")
+    assert plan.spared(hidden, journal, node) == ("10.244.1.8",)
 
 
 def lines(steps: list[Step]) -> list[str]:

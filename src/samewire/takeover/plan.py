@@ -80,8 +80,9 @@ def takeover(found: Found, journal: Journal, node: Node, places: Places) -> tupl
     """The steps of a takeover: those that bring new pods to Samewire, and then, with what is found after those, the
     rest. Raises nothing that `check_takeover` has let pass.
     """
-    early = [*_client(node, places), *_conflists(found, spared(found, node), places)]
-    late = [*_old_pods(found, spared(found, node)), *_handover(found), _network(found, journal, node)]
+    old = spared(found, journal, node)
+    early = [*_client(node, places), *_conflists(found, old, places)]
+    late = [*_old_pods(found, old), *_handover(found), _network(found, journal, node)]
     return early, [*late, AwaitServices("services are balanced by Samewire")] if node.balances else late
 
 
@@ -154,12 +155,12 @@ def remove(found: Found, journal: Journal | None, node: Node, places: Places) ->
     return steps
 
 
-def spared(found: Found, node: Node) -> tuple[str, ...]:
-    """The addresses of the old pods; of a pod whose namespace has no name they may be any that is leased."""
+def spared(found: Found, journal: Journal, node: Node) -> tuple[str, ...]:
+    """The addresses of the old pods; of a pod whose namespace has no name they may be any that was leased then."""
     guests = found.bridge.guests if found.bridge else ()
     known = {address for guest in guests for address in guest.addresses}
     if any(not guest.addresses for guest in guests):
-        known.update(found.leases)
+        known.update(found.leases.keys() & journal.found.leases.keys())
     return tuple(sorted(known - set(node.pods), key=lambda text: (":" in text, ipaddress.ip_address(text))))
 
 
@@ -319,7 +320,7 @@ def _handover(found: Found) -> list[Step]:
 
 
 def _network(found: Found, journal: Journal, node: Node) -> MakeNetwork:
-    full, old = _with_before(found, journal.found), spared(found, node)
+    full, old = _with_before(found, journal.found), spared(found, journal, node)
     value = network_object(full, old, node.vxlan_port)
     what = f"{len(full.remotes)} subnets of other nodes, {len(old)} addresses of old pods"
     return MakeNetwork(f"HNS network {value['Name']}: VNI {full.tunnels[0].vni}, {what}", value)

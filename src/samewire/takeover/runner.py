@@ -21,6 +21,7 @@ from samewire.takeover.model import Found, Journal, Places, Step
 from samewire.takeover.plan import TUNNEL
 
 JOURNAL: Final = "takeover.json"
+_ROUNDS: Final = 4
 
 
 class Takeover:
@@ -50,8 +51,8 @@ class Takeover:
         early, late = plan.takeover(found, plan.journal_of(found, journal), node, self._places)
         return [*early, *late]
 
-    def take_over(self) -> Found:
-        """Bring Samewire's network up beside what is there; returns what was found. May be repeated."""
+    def take_over(self) -> None:
+        """Bring Samewire's network up beside what is there. May be repeated."""
         found, journal = self.found(), self._journal
         node = self._node(found, journal)
         plan.check_takeover(found, journal, node, self._places)
@@ -59,12 +60,17 @@ class Takeover:
         save_journal(self._journal_file, journal)
         early, _ = plan.takeover(found, journal, node, self._places)
         self._applier.apply(early)
-        # From here on no pod comes to the old network; one may have, since it was looked at.
-        now = self.found()
-        again, late = plan.takeover(now, plan.journal_of(now, journal), node, self._places)
+        # From here on the runtime brings no pod to the old network; but a call may have been under way.
+        old: tuple[str, ...] | None = None
         with self._tunnel_back_on_failure(journal):
-            self._applier.apply([*(step for step in again if step not in early), *late])
-        return now
+            for _ in range(_ROUNDS):
+                now = self.found()
+                node = self._node(now, journal)
+                if plan.spared(now, journal, node) == old:
+                    break
+                old = plan.spared(now, journal, node)
+                again, late = plan.takeover(now, journal, node, self._places)
+                self._applier.apply([*(step for step in again if step not in early), *late])
 
     def undo(self) -> None:
         """Everything as it was."""
