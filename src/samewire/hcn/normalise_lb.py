@@ -33,11 +33,11 @@ MAX_AFFINITY_S: Final = 2**32 - 1
 
 def check_load_balancer(value: LoadBalancer) -> LoadBalancer:
     """Return the canonical form of a load balancer. Raises HcnError."""
-    changed: dict[str, Any] = {
-        "id": values.guid_or_new(value.id, "$.ID"),
-        "frontend_vips": _frontends(value),
-        "backends": check_backends(value.backends, "$.Backends"),
-    }
+    object_id, vips = values.guid_or_new(value.id, "$.ID"), _frontends(value)
+    backends = check_backends(value.backends, "$.Backends")
+    changed: dict[str, Any] = {}
+    if (object_id, vips, backends) != (value.id, value.frontend_vips, value.backends):
+        changed = {"id": object_id, "frontend_vips": vips, "backends": backends}
     if value.source_vip:
         changed["source_vip"] = station(value.source_vip, "$.SourceVIP")
     if value.endpoint_ids:
@@ -56,7 +56,7 @@ def check_load_balancer(value: LoadBalancer) -> LoadBalancer:
         values.name(getattr(value, attribute), f"$.{attribute}", HcnCode.INVALID_JSON)
     if not 0 <= value.affinity_timeout <= MAX_AFFINITY_S:
         fail("$.AffinityTimeout", f"{value.affinity_timeout} s is no time to wait", HcnCode.E_INVALIDARG)
-    if any(getattr(value, attribute) is not item for attribute, item in changed.items()):
+    if changed:
         value = _replace(value, **changed)
     _check_mappings(value)
     _check_families(value)

@@ -259,15 +259,9 @@ class Pending(View):
         self._after: dict[Kind, dict[str, Object | None]] = {kind: {} for kind in Kind}
         self._gone: dict[Key, set[str]] = {}
         self._new: dict[Key, dict[str, None]] = {}
+        self._indexed = False
         for change in changes:
             self._after[change.kind][change.id] = change.after
-        for kind, objects in self._after.items():
-            for object_id, after in objects.items():
-                before = base.get(kind, object_id)
-                for key in _KEYS[kind](before) if before is not None else ():
-                    self._gone.setdefault(key, set()).add(object_id)
-                for key in _KEYS[kind](after) if after is not None else ():
-                    self._new.setdefault(key, {})[object_id] = None
 
     def get(self, kind: Kind, object_id: str) -> Object | None:
         """Return one object as it will be, or None."""
@@ -283,5 +277,17 @@ class Pending(View):
 
     def ids(self, key: Key) -> list[str]:
         """Return the ids that will be under an index key."""
+        if not self._indexed:  # a batch of load balancers of pods elsewhere never asks
+            self._index_changes()
         gone = self._gone.get(key, ())
         return [found for found in self._base.ids(key) if found not in gone] + list(self._new.get(key, ()))
+
+    def _index_changes(self) -> None:
+        self._indexed = True
+        for kind, objects in self._after.items():
+            for object_id, after in objects.items():
+                before = self._base.get(kind, object_id)
+                for key in _KEYS[kind](before) if before is not None else ():
+                    self._gone.setdefault(key, set()).add(object_id)
+                for key in _KEYS[kind](after) if after is not None else ():
+                    self._new.setdefault(key, {})[object_id] = None
