@@ -1,0 +1,110 @@
+"""User mode with a real daemon and relay: the answers of the switch, and what the end of either process leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.cgroups import own_cgroup
+from tests.support.node import NODE_IP, PREFIX, NodeNet, daemon, ip, node_net, poll
+from tests.support.service_cluster import Cluster, ask, held, names, service, service_cluster
+
+pytestmark = pytest.mark.root
+
+VIPS = ("10.96.0.10", "fd96::10")
+PORTS = [
+    {"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080},
+    {"name": "udp", "port": 80, "protocol": "UDP", "nodePort": 30080},
+]
+
+
+@pytest.fixture
+def net() -> Iterator[NodeNet]:
+    with node_net() as made:
+        yield made
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    with own_cgroup(f"{PREFIX}-userspace") as made:
+        yield made
+
+
+@pytest.fixture
+def cluster(net: NodeNet, tmp_path: Path, group: Path) -> Iterator[Cluster]:
+    manifests = tmp_path / "manifests"
+    manifests.mkdir()
+    options = {"manifests": str(manifests), "host_cgroup": str(group), "proxy_mode": "userspace"}
+    with daemon(net, tmp_path, **options) as node, service_cluster(net, node, manifests) as made:
+        made.start()
+        try:
+            yield made
+        finally:
+            os.kill(relay_pid(made), signal.SIGKILL)  # it outlives the daemon
+
+
+def relay_pid(cluster: Cluster) -> int:
+    """The process that listens at the relay's socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(cluster.node.run_dir / "relay.sock"))
+        return int(struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+
+
+def put(cluster: Cluster, *pods: str) -> None:
+    made = service("web", *VIPS, type="NodePort", ports=PORTS, ipFamilyPolicy="PreferDualStack")
+    cluster.write("web", made, *cluster.slices("web", *pods))
+
+
+def test_answers_are_those_of_the_switch(cluster: Cluster, group: Path) -> None:
+    for name in ("one", "two"):
+        cluster.pod(name, port=8080)
+    client, both = cluster.pod("client"), {"one", "two"}
+    put(cluster, "one", "two")
+    poll("the service", lambda: names(ask(client, VIPS[1], 80, times=8)) == both)
+    for protocol in ("tcp", "udp"):
+        asked = {"protocol": protocol, "times": 24}
+        for vip in VIPS:
+            assert names(ask(client, vip, 80, **asked)) == both  # type: ignore[arg-type]
+            assert names(ask(cluster.net.node, vip, 80, group=group, **asked)) == both  # type: ignore[arg-type]
+        assert names(ask(client, NODE_IP, 30080, **asked)) == both  # type: ignore[arg-type]
+        assert names(ask(cluster.net.router, NODE_IP, 30080, **asked)) == both  # type: ignore[arg-type]
+    put(cluster)
+    poll("nobody", lambda: names(ask(client, VIPS[0], 80)) == {"refused"})
+
+
+def test_the_daemon_and_the_relay_end(cluster: Cluster) -> None:
+    """Without the daemon all goes on; without the relay its connections end, and new ones work at once."""
+    cluster.pod("one", port=8080)
+    client = cluster.pod("client")
+    put(cluster, "one")
+    poll("the service", lambda: names(ask(client, VIPS[0], 80)) == {"one"})
+    with held(client, VIPS[0], 80) as stays:
+        assert stays.ask().startswith("one ")
+        cluster.node.stop(signal.SIGKILL)
+        assert stays.ask().startswith("one ")
+        assert names(ask(client, VIPS[0], 80)) == {"one"}
+        cluster.node.start()
+        poll("the daemon knows its services", lambda: bool(cluster.services()))
+        assert stays.ask().startswith("one ")
+        os.kill(relay_pid(cluster), signal.SIGKILL)
+        poll("another relay", lambda: names(ask(client, VIPS[0], 80)) == {"one"}, timeout_s=5)
+        assert not stays.ask().startswith("one ")
+    assert names(ask(client, VIPS[0], 80, protocol="udp")) == {"one"}
+
+
+def test_the_node_gets_another_address(cluster: Cluster) -> None:
+    cluster.pod("one", port=8080)
+    client = cluster.pod("client")
+    put(cluster, "one")
+    poll("the service", lambda: names(ask(client, VIPS[0], 80)) == {"one"})
+    prefix = NODE_IP.rpartition(".")[0]
+    ip("address", "add", f"{prefix}.77/24", "dev", "eth0", netns_name=cluster.net.node)
+    ip("address", "del", f"{NODE_IP}/24", "dev", "eth0", netns_name=cluster.net.node)
+    ip("address", "replace", f"{prefix}.77/24", "dev", "eth0", netns_name=cluster.net.node)
+    poll("the new address", lambda: names(ask(client, VIPS[0], 80)) == {"one"}, timeout_s=10)
