@@ -37,7 +37,8 @@ class Churn:
         self.world = world
         self.api = world.api
         self.near = [world.pod(f"near{number}", server=f"near{number}")[1] for number in range(PODS)]
-        self.pod: Crowds = stack.enter_context(crowds(world.pod("client")[0]))
+        self.client = world.pod("client")[0]
+        self.pod: Crowds = stack.enter_context(crowds(self.client))
         self.host: Crowds = stack.enter_context(crowds(world.net.node, group))
         self.outside: Crowds = stack.enter_context(crowds(world.net.router))
 
@@ -178,6 +179,47 @@ def _late_places(world: ApiNode) -> set[str]:
         places = sets.setdefault(row["key"]["set"], [])
         places += [addresses[place["backend"]] for place in row["value"]["place"] if place["backend"]]
     return set(max(sets.values(), key=len)[1024:])
+
+
+def test_nothing_is_lost_while_it_happens(churn: Churn, tmp_path: Path) -> None:
+    """Traffic goes on all the time: not one packet of those whose backend stays is lost or answered by another."""
+    world, stays, comes = churn.world, churn.near, FAR
+    churn.publish(*stays, *comes)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(crowds(space)) for space in (churn.client, world.net.router) * 2]
+        busy = [
+            stack.enter_context(client.open(60, host, port, protocol))
+            for client, host, port, protocol in zip(
+                clients,
+                (VIP, NODE_IP, VIP, NODE_IP),
+                (80, NODE_PORT, 80, NODE_PORT),
+                ("udp", "udp", "tcp", "tcp"),
+                strict=True,
+            )
+        ]
+        with ExitStack() as during:
+            heard = [
+                during.enter_context(crowd.asking(tmp_path / str(number)))
+                for number, crowd in enumerate(busy)
+            ]
+            for step in range(len(comes)):
+                churn.backends(*stays, *comes[step + 1 :], *(far(800 + number) for number in range(step)))
+            world.service(sessionAffinity="ClientIP")
+            world.settle()
+            churn.api.call(churn.api.server.store.forget_history)
+            churn.api.call(lambda: churn.api.server.disturb("expire"))
+            world.node.stop(signal.SIGKILL)
+            world.node.start()
+            world.service()
+            world.settle()
+        for crowd, all_heard in zip(busy, heard, strict=True):
+            mine = [
+                (before, after)
+                for before, after in zip(crowd.first, all_heard, strict=True)
+                if who(before) in stays
+            ]
+            assert mine
+            assert all(before == after for before, after in mine), mine
 
 
 def test_lists_that_come_again(churn: Churn) -> None:

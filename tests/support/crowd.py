@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,6 +119,37 @@ def ask(order, sockets):
                 watch.unregister(key.fileobj)
     return [answer or "timeout" for answer in answers]
 
+def keep_asking(order, sockets, until):
+    # Each socket asks again as soon as it is answered, whatever the others wait for.
+    heard = [dict() for _ in sockets]
+    due = [0.0] * len(sockets)  # when the answer must be there; 0: to be asked
+    with selectors.DefaultSelector() as watch:
+        for number, one in enumerate(sockets):
+            watch.register(one, selectors.EVENT_READ, number)
+        while not os.path.exists(until):
+            now = time.monotonic()
+            for key in list(watch.get_map().values()):
+                number = key.data
+                if due[number] and due[number] < now:
+                    heard[number]["timeout"] = 1
+                    due[number] = 0.0
+                if not due[number]:
+                    try:
+                        say(order, key.fileobj)
+                        due[number] = now + BOUND_S
+                    except OSError as error:
+                        heard[number][failed(error)] = 1
+                        watch.unregister(key.fileobj)
+            for key, _ in watch.select(0.01):
+                try:
+                    word = hear(order, key.fileobj)
+                    heard[key.data][word] = heard[key.data].get(word, 0) + 1
+                    due[key.data] = 0.0
+                except OSError as error:
+                    heard[key.data][failed(error)] = 1
+                    watch.unregister(key.fileobj)
+    return ["|".join(sorted(words)) for words in heard] + [str(max(max(words.values(), default=0) for words in heard))]
+
 def again(order, one):
     try:
         one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # what it was told is read
@@ -136,6 +168,8 @@ for line in sys.stdin:
     answer = []
     if order["do"] in ("open", "ask"):
         answer = ask(held, sockets)
+    elif order["do"] == "keep asking":
+        answer = keep_asking(held, sockets, order["until"])
     elif order["do"] == "again":
         answer = [again(held, one) for one in sockets]
     elif order["do"] == "mend":
@@ -206,6 +240,25 @@ class Crowd:
     def ask(self) -> list[str]:
         """Ask on every socket."""
         return self._crowds.order(do="ask", crowd=self.name)
+
+    @contextmanager
+    def asking(self, flag: Path) -> Iterator[list[str]]:
+        """Ask all the time while something happens; afterwards the list has what each socket has heard, different
+        answers with "|" between them. ``flag``: a file that is not there yet.
+        """
+        heard: list[str] = []
+
+        def work() -> None:
+            heard.extend(self._crowds.order(do="keep asking", crowd=self.name, until=str(flag)))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield heard
+        finally:
+            flag.touch()
+            thread.join()
+        assert int(heard.pop()) > 10
 
     def connect_again(self) -> list[str]:
         """Connect every socket again: "connected", or an error's name."""
