@@ -94,13 +94,13 @@ async def test_objects_over_the_wire(client: AsyncHnsClient, path: Path) -> None
         "policies": [
             {"type": "OUTBOUNDNAT"},
             {"type": "Iov"},
-            {"type": "VLAN", "settings": {"isolationid": 7}},
+            {"type": "PortName", "settings": {"name": "p"}},
         ],
         "X": 1,
     }
     endpoint = await client.create(Kind.ENDPOINT, sent)
     assert endpoint["IpConfigurations"][0]["IpAddress"] == "10.244.1.2"
-    assert endpoint["Health"] == {"Extra": {"StoredOnly": ["Iov", "VLAN"]}}
+    assert endpoint["Health"] == {"Extra": {"StoredOnly": ["Iov", "PortName"]}}
     assert (endpoint["X"], endpoint["State"]) == (1, 1)
     namespace = await client.create(Kind.NAMESPACE, Namespace(netns_path="/run/netns/a"))
     namespace = await client.modify(
@@ -357,6 +357,22 @@ async def test_a_client_that_closes_its_half_is_answered(path: Path, switch: Fak
     assert answers.count(b"HTTP/1.1 201") == count
     writer.close()
     await writer.wait_closed()
+
+
+async def test_a_direction_full_of_rules_fits_into_a_request(client: AsyncHnsClient) -> None:
+    network = await client.create(Kind.NETWORK, overlay())
+    endpoint = await client.create(Kind.ENDPOINT, Endpoint(network_id=network["ID"]))
+    peers = ",".join(f"10.{n}.0.0/16" for n in range(20))
+    name = "azure-acl-a-namespace-a-policy"
+    rules = [
+        {
+            "Type": "ACL",
+            "Settings": {"Id": name, "Action": "Allow", "Direction": "In", "RemoteAddresses": peers},
+        }
+    ] * 4095
+    policies = {"Policies": rules}
+    changed = await client.modify(Kind.ENDPOINT, endpoint["ID"], "Policy", "Update", policies)
+    assert len(changed["Policies"]) == 4095
 
 
 async def test_many_connect_at_once(path: Path) -> None:

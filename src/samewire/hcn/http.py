@@ -29,7 +29,8 @@ from samewire.hcn.v1.http import v1_routes
 __all__ = ["HttpServer", "classify", "error_response", "json_response", "listen", "make_app"]
 
 VERSION = {"Major": 15, "Minor": 4}
-MAX_REQUEST_BYTES = 1 << 20
+MAX_REQUEST_BYTES = 8 << 20
+"""A whole list of rules, or all sets of a cluster at once as policy agents send them, is several MB."""
 CLOSE_TIMEOUT_S = 5.0
 BACKLOG = 1024
 
