@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from samewire.errors import Exhausted
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.policies import (
+    VLAN,
     VSID,
     DrMacAddress,
     HostRoute,
@@ -398,3 +399,58 @@ async def test_networks_follow_the_addresses_of_the_node(service: HnsService, sw
         HostRoute(),
     )
     await service.delete(Kind.NETWORK, network.id)
+
+
+VLAN_7 = VLAN(isolation_id=7)
+
+
+def added(policy: Policy) -> ModifySettingRequest:
+    return ModifySettingRequest(request_type=RequestType.ADD, settings=PolicySettings(policies=(policy,)))
+
+
+def on_subnet(network: Network) -> Network:
+    return replace(network, ipams=(Ipam(subnets=(replace(network.subnets[0], policies=(VLAN_7,)),)),))
+
+
+@pytest.mark.parametrize("uplink_vlan", [0, 8])
+async def test_a_vlan_that_the_uplink_does_not_tag_is_refused(
+    service: HnsService, switch: FakeSwitch, uplink_vlan: int
+) -> None:
+    """On a network, its subnet and its endpoints, at creation and later; nothing is changed."""
+    switch.with_facts(uplink_vlan=uplink_vlan)
+    refused = pytest.raises(
+        HcnError, match=r"Settings\.IsolationId: VLAN 7: .*the uplink eth0 (is not|carries)"
+    )
+    for network in (bridge(policies=(VLAN_7,)), on_subnet(bridge())):
+        with refused as caught:
+            await service.create(Kind.NETWORK, network)
+        assert caught.value.code is HcnCode.REQUEST_UNSUPPORTED
+    made = await service.create(Kind.NETWORK, bridge())
+    with refused:
+        await service.modify(Kind.NETWORK, made.id, added(VLAN_7))
+    with refused:
+        await service.create(Kind.ENDPOINT, Endpoint(network_id=made.id, policies=(VLAN_7,)))
+    endpoint = await service.create(Kind.ENDPOINT, Endpoint(network_id=made.id))
+    with refused:
+        await service.modify(Kind.ENDPOINT, endpoint.id, added(VLAN_7))
+    assert service.get(Kind.NETWORK, made.id) == made
+    assert service.get(Kind.ENDPOINT, endpoint.id) == endpoint
+
+
+async def test_a_vlan_that_the_uplink_tags_is_taken(service: HnsService, switch: FakeSwitch) -> None:
+    switch.with_facts(uplink_vlan=7)
+    made = await service.create(Kind.NETWORK, on_subnet(bridge(policies=(VLAN_7,))))
+    endpoint = await service.create(Kind.ENDPOINT, Endpoint(network_id=made.id, policies=(VLAN_7,)))
+    switch.with_facts(uplink_vlan=0)
+    # What is there stays, whatever the uplink has become.
+    await service.modify(Kind.NETWORK, made.id, added(NetAdapterName(network_adapter_name="eth0")))
+    kept = service.get(Kind.ENDPOINT, endpoint.id)
+    assert isinstance(kept, Endpoint)
+    assert VLAN_7 in kept.policies
+
+
+async def test_an_overlay_has_no_vlan(service: HnsService, switch: FakeSwitch) -> None:
+    switch.with_facts(uplink_vlan=7)
+    with pytest.raises(HcnError, match="no frames of its own") as caught:
+        await service.create(Kind.NETWORK, replace(overlay(), policies=(*overlay().policies, VLAN_7)))
+    assert caught.value.code is HcnCode.INVALID_NETWORK_TYPE

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from samewire.hcn.errors import HcnCode
 from samewire.hcn.policies import PortMapping, ProviderAddress, SDNRoute
@@ -17,7 +18,7 @@ from samewire.hcn.store import Store
 from samewire.hcn.v1.calls import V1Calls
 from samewire.hcn.v1.http import envelope
 from samewire.hcn.v1.read import is_v1, to_v2
-from tests.support.hcn import FakeSwitch, bridge, overlay
+from tests.support.hcn import FACTS, FakeSwitch, bridge, overlay
 
 MISSING = "0A1B2C3D-0000-0000-0000-00000000000F"
 Hns = Callable[..., Coroutine[Any, Any, Any]]
@@ -26,7 +27,7 @@ Hns = Callable[..., Coroutine[Any, Any, Any]]
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[HnsService]:
     store = Store(tmp_path / "hns.db")
-    yield HnsService(store, FakeSwitch())
+    yield HnsService(store, FakeSwitch(replace(FACTS, uplink_vlan=7)))
     store.close()
 
 

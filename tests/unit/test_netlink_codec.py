@@ -196,3 +196,13 @@ def test_pyroute2_reads_traffic_control_alike() -> None:
     options = message.get_attr("TCA_OPTIONS")
     assert options.get_attr("TCA_BPF_FD") == 9
     assert options.get_attr("TCA_BPF_FLAGS") == 1
+
+
+def test_the_tag_of_a_vlans_interface() -> None:
+    """IFLA_LINKINFO {IFLA_INFO_KIND, IFLA_INFO_DATA {IFLA_VLAN_ID}}; a veth's data mean something else."""
+    head = struct.pack("=BxHiII", 0, 1, 7, 0, 0)
+    for kind, vlan in (("vlan", 100), ("veth", 0)):
+        data = codec.nested(2, codec.attribute(1, struct.pack("=H", 100)))
+        info = codec.nested(18, codec.text(1, kind), data)
+        found = links.decode_link(memoryview(head + info))
+        assert (found.ifindex, found.kind, found.vlan) == (7, kind, vlan)

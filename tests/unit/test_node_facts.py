@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 
+from msgspec.structs import replace
+
 from samewire.kernel.rtnetlink import Address, Link, LinkStats, Route
 from samewire.node.facts import Uplink, choose_uplink
 from samewire.vfp.model import LINK_GROUP
@@ -122,6 +124,12 @@ def test_our_own_devices_do_not_count() -> None:
         [route(7, "0.0.0.0/0", "10.244.0.9"), route(7, "10.244.0.0/24"), *ROUTES],
     )
     assert found == choose_uplink("", LINKS, ADDRESSES, ROUTES)
+
+
+def test_a_vlans_interface_as_the_uplink() -> None:
+    tagged = [replace(one, vlan=7) if one.name == "eth0" else one for one in LINKS]
+    assert choose_uplink("eth0", tagged, ADDRESSES, ROUTES).vlan == 7
+    assert choose_uplink("eth0", LINKS, ADDRESSES, ROUTES).vlan == 0
 
 
 def test_without_an_uplink_the_node_still_has_addresses() -> None:

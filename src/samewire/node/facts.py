@@ -48,6 +48,7 @@ class Uplink(msgspec.Struct, frozen=True, kw_only=True):
     ifindex: int = 0
     mac: bytes = bytes(6)
     mtu: int = DEFAULT_MTU
+    vlan: int = 0
     addresses: tuple[Prefix, ...] = ()
     gateways: tuple[Address, ...] = ()
     local_prefixes: tuple[str, ...] = ()
@@ -99,6 +100,7 @@ def choose_uplink(
         ifindex=nic.ifindex,
         mac=nic.mac,
         mtu=nic.mtu,
+        vlan=nic.vlan,
         addresses=own,
         gateways=tuple(gateways[family] for family in FAMILIES if family in gateways),
         local_prefixes=prefixes,
@@ -139,6 +141,7 @@ def hcn_facts(config: NodeConfig, uplink: Uplink, devices: Devices) -> HcnFacts:
         mtu=uplink.mtu,
         local_prefixes=uplink.local_prefixes,
         nat_ports=config.nat_ports,
+        uplink_vlan=uplink.vlan,
     )
 
 

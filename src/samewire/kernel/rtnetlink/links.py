@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 
 import msgspec
 
@@ -33,6 +34,7 @@ _IFLA_LINK_NETNSID = 37
 _IFLA_INFO_KIND = 1
 _IFLA_INFO_DATA = 2
 _VETH_INFO_PEER = 1
+_IFLA_VLAN_ID = 1
 _IFLA_VXLAN_LEARNING = 7
 _IFLA_VXLAN_PORT = 15
 _IFLA_VXLAN_UDP_ZERO_CSUM6_RX = 20
@@ -57,7 +59,7 @@ class LinkStats(msgspec.Struct, frozen=True):
 
 class Link(msgspec.Struct, frozen=True):
     """An interface. ``peer_ifindex`` (0: none) is the other end of a veth, in the namespace with the local id
-    ``peer_netnsid`` (-1: the same namespace)."""
+    ``peer_netnsid`` (-1: the same namespace). ``vlan``: the 802.1Q tag of a VLAN's interface (0: it is none)."""
 
     ifindex: int
     name: str
@@ -71,6 +73,7 @@ class Link(msgspec.Struct, frozen=True):
     peer_ifindex: int
     peer_netnsid: int
     stats: LinkStats
+    vlan: int = 0
 
 
 def veth_add(
@@ -203,7 +206,15 @@ def decode_link(body: memoryview) -> Link:
         peer_ifindex=codec.get_u32(found, _IFLA_LINK, 0),
         peer_netnsid=-1 if netnsid == 0xFFFFFFFF else netnsid,
         stats=stats,
+        vlan=_vlan(info),
     )
+
+
+def _vlan(info: dict[int, memoryview]) -> int:
+    if codec.get_text(info, _IFLA_INFO_KIND) != "vlan":
+        return 0
+    data = codec.attributes(info.get(_IFLA_INFO_DATA, memoryview(b"")))
+    return int.from_bytes(codec.get_bytes(data, _IFLA_VLAN_ID), sys.byteorder)
 
 
 def decode_ends(body: memoryview) -> tuple[int, int]:

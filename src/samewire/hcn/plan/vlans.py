@@ -1,0 +1,43 @@
+"""VLAN policies: the kernel tags what leaves by a VLAN's own interface; the switch itself does not.
+
+`bpf_redirect_neigh` asks the kernel for the next hop's MAC, and that asks on the interface it sends by: a tag pushed by
+the switch would have the neighbour of the untagged LAN behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.policies import VLAN, Policy
+from samewire.hcn.schema import Network, NetworkType
+from samewire.hcn.switch import NodeFacts
+
+_ON_THE_UNDERLAY = frozenset({NetworkType.L2BRIDGE, NetworkType.L2TUNNEL, NetworkType.TRANSPARENT})
+
+
+def policies_of(network: Network) -> tuple[Policy, ...]:
+    """The network's policies and those of its subnets."""
+    return (*network.policies, *(policy for subnet in network.subnets for policy in subnet.policies))
+
+
+def check_vlans(network: Network, policies: Iterable[Policy], facts: NodeFacts) -> None:
+    """Refuse a VLAN whose tag the frames of this network would not carry. Raises
+    HcnError(INVALID_NETWORK_TYPE, REQUEST_UNSUPPORTED).
+    """
+    for policy in policies:
+        if not isinstance(policy, VLAN):
+            continue
+        if network.type not in _ON_THE_UNDERLAY:
+            raise HcnError(
+                HcnCode.INVALID_NETWORK_TYPE,
+                f"Settings.IsolationId: VLAN {policy.isolation_id}: a network of type {network.type.value} sends "
+                "no frames of its own to the underlay; a VLAN is for L2Bridge, L2Tunnel and Transparent",
+            )
+        if policy.isolation_id != facts.uplink_vlan:
+            here = f"carries VLAN {facts.uplink_vlan}" if facts.uplink_vlan else "is not a VLAN's interface"
+            raise HcnError(
+                HcnCode.REQUEST_UNSUPPORTED,
+                f"Settings.IsolationId: VLAN {policy.isolation_id}: frames are tagged by the kernel, and the uplink "
+                f"{facts.uplink} {here}; make the interface of VLAN {policy.isolation_id} this node's uplink",
+            )
