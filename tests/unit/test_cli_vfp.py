@@ -13,8 +13,11 @@ from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
 from samewire.cli.main import cli
+from samewire.cli.vfp import _flow_fields as flow_fields
+from samewire.cli.vfp import _step_fields as step_fields
 from samewire.trace.probe import tuple_view
 from samewire.trace.views import Names, flow_rows, layer_row, port_rows
+from samewire.vfp.rule_names import rule_number
 from tests.support.tools import (
     CLIENT_ID,
     CLIENT_PORT,
@@ -98,6 +101,19 @@ def test_a_layer_or_group_that_is_not_there_is_named(daemon: StubDaemon) -> None
     result = vfp(daemon, "list-rules", "--port", "web-0", "--layer", "SLB")
     assert result.exit_code == 3
     assert "GUARD" in result.stderr
+
+
+def test_rules_have_one_name_everywhere() -> None:
+    ends = {"protocol": "tcp", "source": "10.0.0.1", "source_port": 1, "destination": "10.0.0.2"}
+    flow = {"ends": {**ends, "destination_port": 2}, "translated": None, "state": "replied", "idle_s": 0}
+    flow |= {"initiator": {"name": "a"}, "target": {"name": "b"}}
+    shown = flow_fields({**flow, "rules": [rule_number(5, network=True), rule_number(3, 2)]})
+    assert shown["  Rules"] == "network 5, 3.2"
+    step = {"verdict": "pass", "matched": "", "ends": None}
+    tier = {**step, "layer": "acl_in", "rule": rule_number(3, 2)}
+    assert step_fields(tier)["  Rule"] == "3.2"
+    assert step_fields({**step, "layer": "lb", "rule": 70_000})["  Rule"] == "70000"  # a service
+    assert step_fields({**step, "layer": "route", "rule": 0})["  Rule"] == ""
 
 
 def test_the_counters_of_flows(daemon: StubDaemon) -> None:

@@ -11,6 +11,7 @@ import click
 
 from samewire.cli.output import as_json
 from samewire.errors import Invalid, NotFound
+from samewire.vfp.rule_names import rule_text
 
 _PROTOCOLS: Final = {"1": "icmp", "58": "icmp", "6": "tcp", "17": "udp"}
 _SYN: Final = 1
@@ -343,16 +344,22 @@ def _flow_fields(flow: Json) -> Mapping[str, object]:
         "  State": flow["state"],
         "  From": flow["initiator"]["name"],
         "  To": flow["target"]["name"],
-        "  Rules": " ".join(str(rule) for rule in flow["rules"] if rule),
+        "  Rules": ", ".join(rule_text(rule) for rule in flow["rules"] if rule),
         "  Idle": f"{flow['idle_s']} s",
     }
+
+
+def _rule_of(step: Json) -> str:
+    """A step's rule as `list-rules` calls it."""
+    number = int(step["rule"])
+    return rule_text(number) if number and step["layer"].startswith("acl") else str(number or "")
 
 
 def _step_fields(step: Json) -> Mapping[str, object]:
     return {
         "Layer": step["layer"],
         "  Verdict": step["verdict"],
-        "  Rule": step["rule"] or "",
+        "  Rule": _rule_of(step),
         "  Matched": step["matched"],
         "  Tuple": _ends(step["ends"]) if step["ends"] else "",
     }
@@ -362,7 +369,7 @@ def _fate_fields(answer: Json) -> Mapping[str, object]:
     drop = answer.get("drop") or {}
     steps = "".join(
         f"\n    {step['layer']}: {step['verdict']}"
-        + (f", rule {step['rule']}" if step["rule"] else "")
+        + (f", rule {_rule_of(step)}" if step["rule"] else "")
         + (f" ({step['matched']})" if step["matched"] else "")
         for step in answer["steps"]
     )
