@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -14,13 +15,14 @@ from msgspec.structs import replace
 
 from samewire.cni.backend import Address, AttachRequest
 from samewire.cni.result import Route
-from samewire.errors import KernelError, SamewireError
+from samewire.errors import Invalid, KernelError, SamewireError
 from samewire.hcn.codec import decode_modify, decode_object
 from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerFlags, PortMappingFlags
 from samewire.hcn.schema import Kind, Network
 from samewire.hcn.switch import Change
 from samewire.kernel import faults
 from samewire.kernel.bpf import unmount_bpffs
+from samewire.node import balancers
 from samewire.node.balancers import Balancers
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
@@ -194,6 +196,32 @@ async def test_numbers_are_never_used_twice(node: Node, start: Start) -> None:
     again = await start()
     await change(again, *numbered(5, "192.168.1.5"))
     assert not before & set(actual(again)["sw_backends"])
+
+
+async def test_what_could_not_be_compiled_at_the_start_is_not_forgotten(
+    node: Node, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is reported as long as it fails, and made as soon as it does not."""
+    one, two = numbered(2, "192.168.1.5")
+    await change(node, one, two)
+    compile_it = balancers.compile_load_balancer
+
+    def fails(value: LoadBalancer, *more: Any) -> Any:
+        if value.id == two.id:
+            raise Invalid("$", "not today")
+        return compile_it(value, *more)
+
+    monkeypatch.setattr(balancers, "compile_load_balancer", fails)
+    again = await start()
+    assert len(again.switch.balancers) == 1
+    assert any("not today" in text for text in again.auditor.last.failed)
+    assert len(await again.auditor.compare()) == 1
+    monkeypatch.setattr(balancers, "compile_load_balancer", compile_it)
+    report = await again.auditor.audit()
+    assert (report.failed, report.repaired) == ((), 1)
+    assert actual(again) == again.switch.balancers.rows
+    assert len(again.switch.balancers) == 2
+    assert (await again.auditor.audit()).differences == ()
 
 
 async def test_the_audit_puts_things_right(node: Node) -> None:

@@ -7,7 +7,9 @@ from itertools import islice
 from typing import Final
 
 from samewire.errors import SamewireError
-from samewire.hcn.switch import StoreView
+from samewire.hcn.loadbalancers import LoadBalancer
+from samewire.hcn.schema import Kind
+from samewire.hcn.switch import Change, StoreView
 from samewire.node.apply import NodeSwitch
 from samewire.node.balancers import COUNTS
 from samewire.vfp.compile.balanced import TABLES
@@ -32,6 +34,12 @@ class BalancerAudit:
 
     async def run(self) -> None:
         """Compare all tables. Raises KernelError when one cannot be read; what was found by then stays."""
+        balancers = self._switch.balancers
+        async with self._switch.lock:
+            lacking = [value for value in self._view.load_balancers() if value.id not in balancers]
+        for value in lacking:
+            if self._view.load_balancer(value.id) == value:
+                await self._lacking(value)
         for table in TABLES:
             await self._table(table)
             if self._unnamed:
@@ -39,6 +47,16 @@ class BalancerAudit:
                 self._unnamed = 0
         if self._repair:
             await self._sweep_counts()
+
+    async def _lacking(self, value: LoadBalancer) -> None:
+        """It could not be compiled at the start. Perhaps it can now; if not, it is not forgotten."""
+        name = value.service_name or value.name or value.id
+        self.found.append(("sw_services", f"nothing of load balancer {name}"))
+        if self._repair:
+            try:
+                await self._switch.apply([Change(Kind.LOADBALANCER, value.id, value, value)], self._view)
+            except SamewireError as error:
+                self.failed.append(f"load balancer {name}: {error}")
 
     async def _sweep_counts(self) -> None:
         """Remove what the programs have counted for services that are no more."""

@@ -82,6 +82,10 @@ class Balancers:
     def __len__(self) -> int:
         return len(self._held)
 
+    def __contains__(self, load_balancer_id: str) -> bool:
+        """Whether a load balancer is in the tables; one that could not be compiled at the start is not."""
+        return load_balancer_id in self._held
+
     def forget_places(self) -> None:
         """A network has changed: where addresses are has to be worked out anew."""
         self._places = None
