@@ -296,12 +296,8 @@ def test_a_dry_run_changes_nothing(cluster: Cluster) -> None:
     assert (cluster.state(), sorted(cluster.directory.rglob("*"))) == before
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("action", [(), ("--undo",)])
-def test_killed_at_any_step(cluster: Cluster, action: tuple[str, ...]) -> None:
-    before = cluster.state()
-    if action:
-        cluster.takeover()
+def killed_at_each_step(cluster: Cluster, *action: str) -> None:
+    """One run after the other, each killed a step later than the one before."""
     steps = len(json.loads(cluster.takeover("--dry-run", "--json", *action))["steps"])
     for step in range(1, steps):
         run = subprocess.Popen(
@@ -315,12 +311,36 @@ def test_killed_at_any_step(cluster: Cluster, action: tuple[str, ...]) -> None:
             for _ in range(step):
                 lines.readline()
             run.send_signal(signal.SIGKILL)
-        assert not cluster.reached(cluster.old, cluster.second)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("action", [(), ("--undo",)])
+def test_killed_at_any_step(cluster: Cluster, action: tuple[str, ...]) -> None:
+    before = cluster.state()
+    if action:
+        cluster.takeover()
+    killed_at_each_step(cluster, *action)
+    assert not cluster.reached(cluster.old, cluster.second)
     cluster.takeover()
     assert not cluster.reached(cluster.old, cluster.second, cluster.remote)
     assert not cluster.reached(cluster.remote, cluster.old)
     cluster.takeover("--undo")
     assert cluster.state() == before
+
+
+@pytest.mark.slow
+def test_a_removal_that_is_killed_at_any_step(cluster: Cluster) -> None:
+    cluster.takeover()
+    new = cluster.new_pod("new-1")
+    cluster.near.delete(cluster.old, "old-1")
+    cluster.near.delete(cluster.second, "old-2")
+    killed_at_each_step(cluster, "--remove")
+    cluster.takeover("--remove")
+    assert cluster.links().isdisjoint({"cni0", *DEVICES})
+    assert "KUBE-SERVICES" not in cluster.near.saved()
+    assert "SDNRoute" not in json.dumps(cluster.daemon.request("GET", "/v2/networks"))
+    assert not cluster.reached(new, cluster.remote)
+    assert not cluster.reached(cluster.remote, new)
 
 
 def test_refusals(cluster: Cluster) -> None:

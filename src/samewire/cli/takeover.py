@@ -12,11 +12,14 @@ import click
 import msgspec
 from rich.console import Console
 
+from samewire.cli.output import as_yaml
 from samewire.errors import Invalid
 from samewire.node.config import load_config
 from samewire.takeover.model import Command, Found, MakeNetwork, Places, Setting, Step, Write
 from samewire.takeover.runner import Takeover
 
+_LINES: Final = 24
+"""Of a command's input that is shown."""
 _DONE: Final = {
     "takeover": "Samewire has the network. Old pods go on until they are re-created; then: samewire takeover --remove",
     "undo": "Everything is as it was.",
@@ -138,14 +141,17 @@ def _details(step: Step) -> Iterable[str]:
     match step:
         case Command(argv=argv, stdin=stdin):
             yield f"$ {' '.join(argv)}"
-            yield from (f"  {line}" for line in stdin.splitlines())
+            lines = stdin.splitlines()
+            yield from (f"  {line}" for line in lines[:_LINES])
+            if len(lines) > _LINES:
+                yield f"  ... and {len(lines) - _LINES} more (--json has them)"
         case Write(path=path, text=text):
             yield f"{path}:"
             yield from (f"  {line}" for line in text.splitlines())
         case Setting(path=path, value=value):
             yield f"{path} = {value}"
         case MakeNetwork(value=value):
-            yield from json.dumps(value, indent=1).splitlines()
+            yield from as_yaml(value).splitlines()
 
 
 def _escaped(text: str) -> str:

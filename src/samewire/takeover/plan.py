@@ -292,10 +292,15 @@ def _routes(bridge: Bridge, subnet: Subnet, own: list[str]) -> Command:
 
 
 def _answering(bridge: Bridge, family: str, key: str) -> list[Step]:
-    title = f"{bridge.name} answers old pods for the others ({key})"
     return [
-        Setting(title, f"net/{family}/neigh/{bridge.name}/proxy_delay", "0"),
-        Setting(title, f"net/{family}/conf/{bridge.name}/{key}", "1"),
+        Setting(
+            f"{bridge.name} answers at once ({family})", f"net/{family}/neigh/{bridge.name}/proxy_delay", "0"
+        ),
+        Setting(
+            f"{bridge.name} answers old pods for new ones ({key})",
+            f"net/{family}/conf/{bridge.name}/{key}",
+            "1",
+        ),
     ]
 
 
