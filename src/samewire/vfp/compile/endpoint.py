@@ -9,6 +9,7 @@ from samewire.vfp.address import IPV4, IPV6, NO_MAC, ZERO, Address, Prefix, pars
 from samewire.vfp.compile.acl import compile_acl
 from samewire.vfp.compile.acl_table import AclTable
 from samewire.vfp.compile.builder import Builder, onlink_nexthop
+from samewire.vfp.compile.isolation import isolation
 from samewire.vfp.compile.link import (
     POLICE_SLACK_BYTES,
     endpoint_addresses,
@@ -55,7 +56,8 @@ def compile_endpoint(
     for own in addresses:
         key = EndpointKey(own.packed, scope, own.family)
         builder.put("sw_endpoints", key, EndpointEntry(port_ifindex, 0, mac))
-    acls = compile_acl(builder, network.id, network.policies, endpoint.policies, facts.acl_allow_unmatched)
+    policies = (*endpoint.policies, *isolation(endpoint, plan, facts, addresses))
+    acls = compile_acl(builder, network.id, network.policies, policies, facts.acl_allow_unmatched)
     nat = compile_nat(builder, _nat_policies(endpoint, network, plan), facts, numbers)
     port = _port(endpoint, context, generation, addresses, acls, nat)
     builder.put("sw_ports", Id(port_ifindex), port)

@@ -1,0 +1,62 @@
+"""Endpoints with DisableInterComputeCommunication, with real packets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from samewire.kernel.bpf import unmount_bpffs
+from samewire.node.config import NodeConfig
+from samewire.node.node import Node
+from tests.support.node import NodeNet, can_ping, node_net
+from tests.support.node_pods import A, B, World
+
+pytestmark = [pytest.mark.root, pytest.mark.asyncio]
+
+DISABLE_ICC = 2
+ALONE = {4: "10.50.0.20", 6: "fd50::20"}
+GATEWAY = {4: "10.50.0.1", 6: "fd50::1"}
+ALLOW_PING = [
+    {"Type": "ACL", "Settings": {"Action": "Allow", "Direction": way, "Protocols": "1,58", "Priority": 100}}
+    for way in ("In", "Out")
+]
+
+
+@pytest.fixture
+def net() -> Iterator[NodeNet]:
+    with node_net() as made, made.inside():
+        yield made
+
+
+@pytest_asyncio.fixture
+async def world(net: NodeNet, tmp_path: Path) -> AsyncIterator[World]:
+    config = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
+    config.run_dir.mkdir()
+    try:
+        node = await Node.start(config, lambda _: None)
+        with ExitStack() as stack:
+            made = World(node, net, stack)
+            await made.start()
+            yield made
+        await node.close()
+    finally:
+        unmount_bpffs(config.bpf_dir)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("ruled", [False, True], ids=["without rules", "with rules"])
+async def test_it_talks_with_the_node_and_with_no_other_endpoint(
+    world: World, family: int, ruled: bool
+) -> None:
+    """An ACL of its own that allows all pings does not open the way to the others."""
+    alone = world.net.pod()
+    await world.pod(alone, ALONE, *(ALLOW_PING if ruled else []), flags=DISABLE_ICC)
+    assert can_ping(world.a, B[family])
+    assert not can_ping(alone, A[family])
+    assert not can_ping(world.a, ALONE[family])
+    assert can_ping(alone, GATEWAY[family])
+    assert can_ping(world.net.node, ALONE[family])
