@@ -5,6 +5,7 @@ kernel is always as the objects say, and after deleting everything it is as it w
 from __future__ import annotations
 
 import json
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,8 +36,16 @@ SYSCTLS = ("net.ipv4.ip_local_reserved_ports", "net.ipv4.conf.all.forwarding", "
 
 @pytest.fixture
 def node(net: NodeNet, tmp_path: Path) -> Iterator[DaemonProcess]:
+    """A daemon, started with the number of files that processes usually have."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with daemon(net, tmp_path, audit_interval_s=3600) as process:
-        yield process.start()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+        try:
+            process.spawn()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        poll("the daemon serves", lambda: process.run_dir.joinpath("cni.sock").exists())
+        yield process
 
 
 class World:
@@ -143,7 +152,7 @@ def test_a_thousand_clients_at_once(net: NodeNet, node: DaemonProcess) -> None:
         client.connect(str(node.run_dir / "samewire.sock"))
         return client
 
-    clients = [connected() for _ in range(1000)]
+    clients = [connected() for _ in range(1100)]
     try:
         for client in clients[:500]:  # say half of something, and no more
             client.sendall(b"POST /v2/networks HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
@@ -151,6 +160,7 @@ def test_a_thousand_clients_at_once(net: NodeNet, node: DaemonProcess) -> None:
             client.sendall(b"GET /v2/networks HTTP/1.1\r\nHost: x\r\n\r\n")
         assert {client.recv(4096)[:12] for client in clients[500:]} == {b"HTTP/1.1 200"}
         assert node.request("POST", "/v2/networks", overlay())["Name"] == "pods"
+        node.add("pod", net.pod(), node.conf())  # a container runtime is served, too
     finally:
         for client in clients:
             client.close()

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 from pathlib import Path
+from typing import Final
 
 import click
 
 from samewire.errors import SamewireError
+
+_FILES: Final = 65536
 
 
 @click.command("daemon")
@@ -43,6 +47,7 @@ def daemon(config_file: Path, **overrides: str | bool | None) -> None:
     from samewire.node.daemon import configure_logging, run_daemon
 
     configure_logging()
+    raise_file_limit()
     try:
         config = load_config(config_file, {key: value for key, value in overrides.items() if value})
         if os.geteuid() != 0:
@@ -50,6 +55,16 @@ def daemon(config_file: Path, **overrides: str | bool | None) -> None:
         asyncio.run(run_daemon(config))
     except SamewireError as error:
         raise click.ClickException(str(error)) from error
+
+
+def raise_file_limit() -> None:
+    """Let the process open as many files as it may: at the usual 1024, a thousand clients of the API would leave
+    none for the container runtime.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 if __name__ == "__main__":
