@@ -24,9 +24,6 @@ class ServiceAnnotations(Struct, frozen=True, gc=False, omit_defaults=True):
     """Annotations that change how a Service is balanced. Values are as written; "" = not there."""
 
     preserve_destination: str = field(default="", name="preserve-destination")
-    win_proxy_optimization: str = field(default="", name="winProxyOptimization")
-    topology_mode: str = field(default="", name="service.kubernetes.io/topology-mode")
-    topology_aware_hints: str = field(default="", name="service.kubernetes.io/topology-aware-hints")
     dsr: str = field(default="", name="samewire.io/dsr")
     load_balancer_source_ranges: str = field(
         default="", name="service.beta.kubernetes.io/load-balancer-source-ranges"
