@@ -1,4 +1,4 @@
-"""Requests as the field's PowerShell module (hns.v2.psm1) writes them, which are not what hcsshim writes."""
+"""Requests as the field's PowerShell modules (hns.psm1, hns.v2.psm1) write them: not what hcsshim writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 from samewire.hcn.codec import decode_modify, decode_object, encode
 from samewire.hcn.schema import Endpoint, Kind, Network
 from samewire.hcn.service import HnsService
+from samewire.hcn.state import State
 from samewire.hcn.store import Store
+from samewire.hcn.v1.read import to_v2
 from tests.support.hcn import FakeSwitch
 
 VERSION = {"Minor": 2, "Major": 2}
@@ -59,6 +61,11 @@ async def test_an_inbound_nat_policy_without_protocol(service: HnsService, netwo
     )
     (policy,) = encode(made)["Policies"]
     assert (policy["Settings"]["Protocol"], policy["Settings"]["InternalPort"]) == (6, 80)
+
+
+def test_an_isolation_without_a_subnet_to_have_it_is_not_lost() -> None:
+    policy = {"Type": "VSID", "VSID": 5000}
+    assert to_v2(Kind.NETWORK, {"Type": "NAT", "Policies": [policy]}, State())["Policies"] == [policy]
 
 
 async def test_an_array_of_nothing(service: HnsService, network: Network) -> None:

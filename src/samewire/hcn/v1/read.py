@@ -141,7 +141,7 @@ def _network(fields: Fields, _: View) -> JsonObject:
     subnets = [_subnet(item, isolation) for item in fields.items("Subnets")]
     pools = fields.items("MacPools")
     return {
-        "Policies": [policy for policy in policies if policy not in isolation] + added,
+        "Policies": [policy for policy in policies if not subnets or policy not in isolation] + added,
         "Ipams": [{"Type": "Static", "Subnets": subnets}] if subnets else None,
         "MacPool": {"Ranges": pools} if pools else None,
         "Dns": _dns("", fields.texts("DNSSuffix"), fields.texts("DNSServerList")),
