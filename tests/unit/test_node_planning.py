@@ -347,3 +347,18 @@ def test_a_subnet_of_the_underlay_cannot_be_bound_to_the_host(subnet: str) -> No
     plan([Change(Kind.NETWORK, "NET", None, network(subnet=subnet))])
     # and an address that the node gets later does not keep the network from being changed
     plan([Change(Kind.NETWORK, "NET", wanted, network(HostRoute(), REMOTE, subnet=subnet))])
+
+
+@pytest.mark.parametrize(
+    ("own", "accepted"),
+    [("10.1.0.1/32", True), ("10.1.0.0/32", True), ("10.1.0.7/32", False), ("10.1.0.1/16", False)],
+)
+def test_the_node_may_have_the_gateways_address_and_the_subnets_first(own: str, accepted: bool) -> None:
+    """Those of a bridge and a tunnel whose network this one takes the place of."""
+    facts = msgspec.structs.replace(FACTS, addresses=(*FACTS.addresses, parse_interface(own)))
+    changes = [Change(Kind.NETWORK, "NET", None, network(HostRoute()))]
+    if accepted:
+        plan_changes(changes, Pending(FULL, changes), facts, frozenset().__contains__)
+        return
+    with pytest.raises(HcnError, match="overlaps the node's own"):
+        plan_changes(changes, Pending(FULL, changes), facts, frozenset().__contains__)
