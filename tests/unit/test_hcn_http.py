@@ -94,13 +94,13 @@ async def test_objects_over_the_wire(client: AsyncHnsClient, path: Path) -> None
         "policies": [
             {"type": "OUTBOUNDNAT"},
             {"type": "Iov"},
-            {"type": "PortName", "settings": {"name": "p"}},
+            {"type": "L2Driver"},
         ],
         "X": 1,
     }
     endpoint = await client.create(Kind.ENDPOINT, sent)
     assert endpoint["IpConfigurations"][0]["IpAddress"] == "10.244.1.2"
-    assert endpoint["Health"] == {"Extra": {"StoredOnly": ["Iov", "PortName"]}}
+    assert endpoint["Health"] == {"Extra": {"StoredOnly": ["Iov", "L2Driver"]}}
     assert (endpoint["X"], endpoint["State"]) == (1, 1)
     namespace = await client.create(Kind.NAMESPACE, Namespace(netns_path="/run/netns/a"))
     namespace = await client.modify(

@@ -16,6 +16,7 @@ from samewire.hcn.policies import (
     AclDirection,
     DrMacAddress,
     HostRoute,
+    L4Proxy,
     NetworkACL,
     Policy,
     RemoteSubnetRoute,
@@ -171,6 +172,20 @@ def test_another_nodes_subnet_touches_only_those_who_route_by_it() -> None:
         ("route", "ROUTE"),
     }
     assert list(steps.relink) == ["ROUTED"]
+
+
+def test_another_nodes_subnet_touches_those_who_may_not_talk_with_it() -> None:
+    alone = msgspec.structs.replace(LOCAL, flags=EndpointFlags.DISABLE_INTER_COMPUTE_COMMUNICATION)
+    base = state((Kind.NETWORK, network()), (Kind.NAMESPACE, SPACE), (Kind.ENDPOINT, alone))
+    steps = plan([Change(Kind.NETWORK, "NET", network(), network(REMOTE))], base)
+    assert ("endpoint", "LOCAL") in steps.owners
+
+
+def test_a_proxy_of_the_network_touches_all_its_pods() -> None:
+    proxy = L4Proxy(destination="10.1.0.9:3128")
+    for before, after in (((), (proxy,)), ((proxy,), ())):
+        steps = plan([Change(Kind.NETWORK, "NET", network(*before), network(*after))])
+        assert list(steps.relink) == ["LOCAL", "ROUTED"]
 
 
 def test_a_change_of_the_network_itself_touches_all_its_endpoints() -> None:

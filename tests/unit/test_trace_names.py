@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from samewire.errors import Conflict, NotFound
+from samewire.hcn.policies import PortName
 from samewire.hcn.schema import Endpoint, Kind, Namespace
 from samewire.hcn.state import State
 from samewire.hcn.switch import Change
@@ -34,6 +35,18 @@ from tests.support.tools import CLIENT, INFOS, INTERFACES, NETWORK, WEB, WEB_ID,
 )
 def test_names(query: str) -> None:
     assert find_endpoint(INFOS, query).id == WEB_ID
+
+
+def test_the_name_that_a_policy_gives_the_port() -> None:
+    named = replace(WEB, policies=(PortName(name="Front"),))
+    state = State()
+    state.apply([Change(Kind.ENDPOINT, WEB_ID, None, named)])
+    (info,) = describe_endpoints(state, {WEB_ID: PortInfo(WEB_PORT, "sw1")})
+    assert info.port_name == "Front"
+    assert find_endpoint([*INFOS[1:], info], "front") is info
+    (away,) = describe_endpoints(state, {})
+    with pytest.raises(NotFound):
+        find_endpoint([away], "front")
 
 
 @pytest.mark.parametrize("query", ["", "web", "0", "10.244.1.50", "c0ff", "2B3C4D", "shop/"])

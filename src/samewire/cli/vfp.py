@@ -300,7 +300,7 @@ def _port_fields(port: Json) -> Mapping[str, object]:
     return {
         "Port": port["id"],
         "  Kind": port["kind"],
-        "  Name": port["interface"],
+        "  Name": endpoint.get("port_name") or port["interface"],
         "  Friendly name": endpoint.get("name", ""),
         "  Endpoint": endpoint.get("id", ""),
         "  Network": endpoint.get("network", ""),

@@ -341,7 +341,7 @@ KNOWN_POLICIES: dict[str, type[PolicyBase]] = {
 
 NOT_ENFORCED: frozenset[type[PolicyBase]] = frozenset(
     {
-        *(OtherPolicy, SourceMacAddress, NeighborDiscovery, PortName),
+        *(OtherPolicy, SourceMacAddress, NeighborDiscovery),
         *(InterfaceConstraint, Iov, VSwitchExtension, LayerConstraint, L2Driver, Encryption),
     }
 )

@@ -14,7 +14,7 @@ from samewire.errors import Invalid
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.policies import PortMapping, SDNRoute, VxlanPort, first
-from samewire.hcn.schema import Endpoint, Kind, NamespaceType, Network, Object
+from samewire.hcn.schema import Endpoint, EndpointFlags, Kind, NamespaceType, Network, Object
 from samewire.hcn.switch import Change, StoreView
 from samewire.node.plan_acl import proxies_changed, rules_changed, same_but_rules, sets_changed
 from samewire.node.plan_balancers import has_direct, touched_by_endpoint, touched_by_network
@@ -212,10 +212,16 @@ def _network(
         or _without_remote(before, facts) != _without_remote(after, facts)
     )
     for endpoint in view.endpoints_of_network(change.id):
-        if whole or endpoint.is_remote or first(endpoint.policies, SDNRoute) is not None:
+        if whole or endpoint.is_remote or _minds_remote(endpoint):
             steps.recompile(endpoint, has_port(endpoint.id), view)
     for route in view.routes_of_network(change.id):
         steps.owners[route_owner(route.id)] = True
+
+
+def _minds_remote(endpoint: Endpoint) -> bool:
+    """Whether a local endpoint's own entries depend on where other nodes' subnets are."""
+    alone = endpoint.flags & EndpointFlags.DISABLE_INTER_COMPUTE_COMMUNICATION
+    return bool(alone) or first(endpoint.policies, SDNRoute) is not None
 
 
 def _local_endpoints(steps: Steps, network_id: str, view: StoreView, has_port: Callable[[str], bool]) -> None:

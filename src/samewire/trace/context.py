@@ -7,6 +7,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from samewire.hcn.policies import PortName, first
 from samewire.hcn.query import endpoint_state
 from samewire.hcn.schema import Endpoint
 from samewire.hcn.switch import StoreView
@@ -28,7 +29,8 @@ class EndpointInfo(Struct, frozen=True, kw_only=True):
     """An endpoint with everything that names it: what leads from a pod to its port and back.
 
     ``name`` is ``namespace/pod`` where a container runtime told it. ``port`` and ``host_interface`` are those of
-    the host end, 0 and "" when it is not attached or remote; ``state`` is the HCN state.
+    the host end, 0 and "" when it is not attached or remote; ``port_name`` is what a PortName policy calls that port;
+    ``state`` is the HCN state.
     """
 
     id: str
@@ -40,6 +42,7 @@ class EndpointInfo(Struct, frozen=True, kw_only=True):
     network_type: str = ""
     port: int = 0
     host_interface: str = ""
+    port_name: str = ""
     namespace_id: str = ""
     netns_path: str = ""
     interface: str = ""
@@ -131,6 +134,7 @@ def describe_endpoints(view: StoreView, ports: Mapping[str, PortInfo]) -> list[E
 def _describe(view: StoreView, endpoint: Endpoint, port: PortInfo | None) -> EndpointInfo:
     network = view.network(endpoint.network_id)
     namespace = view.namespace(endpoint.namespace_id) if endpoint.namespace_id else None
+    named = first(endpoint.policies, PortName)
     return EndpointInfo(
         id=endpoint.id,
         name=endpoint.name,
@@ -141,6 +145,7 @@ def _describe(view: StoreView, endpoint: Endpoint, port: PortInfo | None) -> End
         network_type=network.type.value if network else "",
         port=port.ifindex if port else 0,
         host_interface=port.interface if port else "",
+        port_name=named.name if named else "",
         namespace_id=endpoint.namespace_id,
         netns_path=namespace.netns_path if namespace else "",
         interface=endpoint.interface_name,

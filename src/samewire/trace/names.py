@@ -12,7 +12,8 @@ _PREFIX_LENGTH = 6
 
 
 def find_endpoint(endpoints: Sequence[EndpointInfo], query: str) -> EndpointInfo:
-    """The one endpoint meant by its name (``namespace/pod``), ID, an address, container id, interface or index.
+    """The one endpoint meant by its name (``namespace/pod``), ID, an address, container id, interface, index, or the
+    name of its port.
 
     The pod's name without its namespace and the beginning of an ID or container id (6 characters and more) do as
     well when they are unique. Raises NotFound, Conflict (naming the candidates).
@@ -23,6 +24,7 @@ def find_endpoint(endpoints: Sequence[EndpointInfo], query: str) -> EndpointInfo
         lambda info: word == info.name.lower(),
         lambda info: word in info.addresses,
         lambda info: info.port != 0 and word in (info.host_interface, str(info.port)),
+        lambda info: info.port != 0 and word == info.port_name.lower(),
         lambda info: word == info.name.lower().rpartition("/")[2],
         lambda info: word == info.container_id.lower(),
         lambda info: (
