@@ -6,6 +6,8 @@ addresses of a prefix beyond the uplink, near ones are pods.
 
 from __future__ import annotations
 
+import itertools
+import random
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -220,6 +222,105 @@ def test_nothing_is_lost_while_it_happens(churn: Churn, tmp_path: Path) -> None:
             ]
             assert mine
             assert all(before == after for before, after in mine), mine
+
+
+class Model:
+    """Which endpoints there are, by what random changes have made of them; at least one is ready."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.pods: dict[str, tuple[str, str]] = {}
+        """The UID and the condition of the pod at an address."""
+        self._numbers = itertools.count()
+        for _ in range(6):
+            self.come()
+
+    def come(self, address: str = "") -> None:
+        """A pod, at a new address or at that of another one, which it replaces."""
+        number = next(self._numbers)
+        self.pods[address or far(900 + number)] = (f"uid-{number}", "ready")
+
+    def change(self) -> None:
+        """Something happens to some pods, all at once."""
+        for _ in range(self.chance.randint(1, 3)):
+            address = self.chance.choice(list(self.pods))
+            what = self.chance.choice(("come", "go", "reuse", "ready", "going", "ended", "unready"))
+            if what == "come":
+                self.come()
+            elif what == "reuse":
+                self.come(address)
+            elif what == "go":
+                del self.pods[address]
+            else:
+                self.pods[address] = (self.pods[address][0], what)
+            if "ready" not in (condition for _, condition in self.pods.values()):
+                self.come()
+
+    def endpoints(self) -> list[Json]:
+        """The slice."""
+        made = []
+        for address, (uid, condition) in self.pods.items():
+            going = condition in ("going", "ended")
+            ready, serving = condition == "ready", condition in ("ready", "going")
+            conditions = {"ready": ready, "serving": serving, "terminating": going}
+            made.append({**endpoint(address, uid=uid), "conditions": conditions})
+        return made
+
+    def having(self, *conditions: str) -> set[str]:
+        """The addresses of pods in these conditions."""
+        return {address for address, (_, condition) in self.pods.items() if condition in conditions}
+
+
+@pytest.mark.parametrize("seed", (205, 211))
+def test_whatever_happens(churn: Churn, seed: int) -> None:
+    """Random changes, crashes and lists: a connection lives as long as its pod is listed, and no longer."""
+    chance, world = random.Random(seed), churn.world
+    model = Model(chance)
+    world.service()
+    world.endpoints("all", *model.endpoints())
+    world.settle()
+    with ExitStack() as stack:
+        held: list[tuple[Crowd, dict[str, str]]] = []
+        senders = stack.enter_context(churn.pod.open(60, VIP, 80, "udp"))
+        last, of = senders.first, {address: uid for address, (uid, _) in model.pods.items()}
+        for _ in range(12):
+            held.append(
+                (
+                    stack.enter_context(churn.pod.open(60, VIP, 80)),
+                    {a: uid for a, (uid, _) in model.pods.items()},
+                )
+            )
+            assert held[-1][0].addresses <= model.having("ready")
+            model.change()
+            match chance.randrange(5):
+                case 0:
+                    world.node.stop(signal.SIGKILL)
+                    world.endpoints("all", *model.endpoints())
+                    world.node.start()
+                case 1:
+                    churn.api.call(lambda: churn.api.server.drop("endpointslices"))
+                    world.endpoints("all", *model.endpoints())
+                    churn.api.call(churn.api.server.store.forget_history)
+                    poll("a new watch", world.connected)
+                case 2:
+                    world.service(sessionAffinity=chance.choice(("None", "ClientIP")))
+                    world.endpoints("all", *model.endpoints())
+                case _:
+                    world.endpoints("all", *model.endpoints())
+            world.settle()
+            for crowd, uids in held:
+                gone = {a for a in crowd.addresses if a not in model.pods or model.pods[a][0] != uids[a]}
+                crowd.expect(*gone, ends_with=ENDED)
+            same = {a for a in of if a in model.pods and model.pods[a][0] == of[a]}
+            stay = same & model.having("ready", "going")
+            now = senders.ask()
+            for before, after in zip(last, now, strict=True):
+                assert who(after) in stay | model.having("ready")
+                assert before == after or who(before) not in stay
+            last, of = now, {address: uid for address, (uid, _) in model.pods.items()}
+            for _, uids in held:
+                ended = [a for a in uids if a not in model.pods or model.pods[a][0] != uids[a]]
+                uids.update(dict.fromkeys(ended, "gone for good"))
 
 
 def test_lists_that_come_again(churn: Churn) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from tests.apiserver.fake_server import FakeServer
-from tests.support.crowd import answering
+from tests.support.crowd import answering, endpoint
 from tests.support.node import DaemonProcess, Json, NodeNet, daemon, ip, node_net, overlay, poll
 from tests.support.service_cluster import service
 
@@ -170,9 +170,9 @@ class ApiNode:
         """Wait until everything that has been put is in the switch: a service that comes after it is."""
         self._markers += 1
         name = f"marker{self._markers}"
-        self.service(name, f"10.96.9.{self._markers}", type="ClusterIP")
-        self.endpoints("all", of=name)
-        self.wait_for(of=name)
+        self.service(name, f"10.97.{self._markers // 250}.{self._markers % 250 + 1}", type="ClusterIP")
+        self.endpoints("all", endpoint(far(0)), of=name)  # which comes by another watch than the service
+        self.wait_for(far(0), of=name)
         self.api.delete("services", name)
         self.api.delete("endpointslices", f"{name}-all")
         poll("the marker is gone", lambda: not self._has(name))
