@@ -20,7 +20,7 @@ from samewire.kernel.netns import NetNamespace
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
 from samewire.node.uninstall import uninstall
-from tests.support.node import NodeNet, node_net, path_of
+from tests.support.node import NODE_IP, NodeNet, node_net, path_of
 from tests.support.node_pods import A, B, World
 
 pytestmark = [pytest.mark.root, pytest.mark.asyncio]
@@ -143,6 +143,17 @@ async def test_a_proxy_elsewhere(world: World) -> None:
     await world.policies("Remove", every, kind=Kind.NETWORK)
     with UNREACHABLE:
         world.ask(world.a, "192.0.2.9", SERVER)
+
+
+async def test_a_proxy_that_sees_the_node(world: World) -> None:
+    """OutboundNAT: the pod's address is translated on the way to the proxy, and nowhere else."""
+    world.listen(world.b, "proxy", 3128)
+    world.listen(world.b, "server", SERVER)
+    hidden = {"Port": "443", "Destination": f"{B[4]}:3128", "OutboundNAT": True, "Exceptions": [B[4]]}
+    await world.policies("Add", {"Type": "L4Proxy", "Settings": hidden})
+    assert world.ask(world.a, "192.0.2.9", 443) == f"proxy - {NODE_IP}"
+    await world.policies("Update", {"Type": "L4Proxy", "Settings": {**hidden, "OutboundNAT": False}})
+    assert world.ask(world.a, "192.0.2.9", 443) == f"proxy - {A[4]}"
 
 
 async def test_old_connections_go_on(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from samewire.errors import Invalid
@@ -13,6 +14,7 @@ from samewire.hcn.policies import (
     AclDirection,
     EncapOverhead,
     InterfaceParameters,
+    L4Proxy,
     NatFlags,
     OutBoundNAT,
     Policy,
@@ -34,7 +36,7 @@ from samewire.hcn.schema import (
 from samewire.vfp.address import ZERO, parse_address, parse_interface, parse_mac, parse_prefix
 from samewire.vfp.compile import compile_endpoint, compile_link
 from samewire.vfp.compile.plan import gateway_mac
-from samewire.vfp.constants import ROUTE_KEY_BITS, SCOPE_HOST, PortFlag, RouteFlag, RouteKind
+from samewire.vfp.constants import NAT_KEY_BITS, ROUTE_KEY_BITS, SCOPE_HOST, PortFlag, RouteFlag, RouteKind
 from samewire.vfp.model import (
     LINK_ALIAS,
     LINK_GROUP,
@@ -52,6 +54,7 @@ from samewire.vfp.tables import (
     Bucket,
     EndpointKey,
     Id,
+    NatKey,
     Nexthop,
     Port,
     Portmap,
@@ -177,6 +180,19 @@ def test_acl_nat_and_routes_are_in() -> None:
 def test_explicit_nat_is_flagged() -> None:
     _, port = compiled(pod("10.244.1.5", policies=(OutBoundNAT(destinations=("10.244.1.5/32",)),)))
     assert port.flags == PortFlag.NAT_EXPLICIT
+
+
+def test_a_proxy_that_shall_see_the_node_is_translated_to() -> None:
+    proxy = L4Proxy(destination="10.244.9.9:3128", outbound_nat=True)
+    for of_endpoint, of_network in (((proxy,), ()), ((), (proxy,))):
+        net = msgspec.structs.replace(OVERLAY, policies=(*OVERLAY.policies, *of_network))
+        result, port = compiled(pod("10.244.1.5", policies=of_endpoint), net)
+        (key,) = result.entries["sw_nat"]
+        assert isinstance(key, NatKey)
+        assert (key.address, key.prefix_bits) == (parse_address("10.244.9.9").packed, NAT_KEY_BITS + 32)
+        assert port.flags == PortFlag.NAT_EXPLICIT
+    plain = msgspec.structs.replace(proxy, outbound_nat=False)
+    assert compiled(pod("10.244.1.5", policies=(plain,)))[1].nat_set == 0
 
 
 def test_nat_network_translates_by_default() -> None:
