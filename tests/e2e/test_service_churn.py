@@ -6,79 +6,27 @@ addresses of a prefix beyond the uplink, near ones are pods.
 
 from __future__ import annotations
 
-import itertools
-import random
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.apiserver.fake_server import Fault
-from tests.support.api_node import NODE_PORT, PORT, PORTS, VIP, ApiNode, api_node, far
-from tests.support.cgroups import own_cgroup
-from tests.support.crowd import Crowd, Crowds, crowds, endpoint
-from tests.support.node import NODE_IP, PREFIX, Json, poll
+from tests.support.api_node import NODE_PORT, PORT, PORTS, VIP, ApiNode, far
+from tests.support.churn import ENDED, FAR, MANY, PODS, Churn, churning, follow
+from tests.support.crowd import endpoint
+from tests.support.node import NODE_IP, Json, poll
 
 pytestmark = pytest.mark.root
 
-MANY = 1000
 WAVE = 100
-PODS = 3
-FAR = [far(number) for number in range(20)]
-ENDED = frozenset({"ECONNRESET", "EPIPE"})
-
-
-class Churn:
-    """The node with a few pods behind its services, and clients: in a pod, on the node, outside."""
-
-    def __init__(self, world: ApiNode, group: Path, stack: ExitStack) -> None:
-        self.world = world
-        self.api = world.api
-        self.near = [world.pod(f"near{number}", server=f"near{number}")[1] for number in range(PODS)]
-        self.client = world.pod("client")[0]
-        self.pod: Crowds = stack.enter_context(crowds(self.client))
-        self.host: Crowds = stack.enter_context(crowds(world.net.node, group))
-        self.outside: Crowds = stack.enter_context(crowds(world.net.router))
-
-    def publish(self, *addresses: str, **spec: Any) -> None:
-        """The service with these backends, those that are pods of the node as such."""
-        self.world.service(**spec)
-        self.backends(*addresses)
-
-    def backends(self, *addresses: str) -> None:
-        """Change its backends, in one event, and wait until that is so."""
-        self.world.endpoints("all", *(self.endpoint(address) for address in addresses))
-        self.world.wait_for(*addresses)
-
-    def endpoint(self, address: str, *, going: bool = False) -> Json:
-        """An endpoint of a slice."""
-        return endpoint(address, node="node" if address in self.near else "far", going=going)
-
-
-def who(answer: str) -> str:
-    """The address of who answered."""
-    return answer.split()[1]
-
-
-def follow(senders: Crowd, last: list[str], *alive: str) -> list[str]:
-    """Senders of datagrams ask again: those whose backend is alive stay with it, the others get one that is."""
-    now = senders.ask()
-    for before, after in zip(last, now, strict=True):
-        assert who(after) in alive
-        assert before == after or who(before) not in alive
-    return now
 
 
 @pytest.fixture(scope="module")
 def churn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Churn]:
-    with ExitStack() as stack:
-        group = stack.enter_context(own_cgroup(f"{PREFIX}-churn"))
-        world = stack.enter_context(api_node(tmp_path_factory.mktemp("churn"), group))
-        yield Churn(world, group, stack)
+    with churning(tmp_path_factory.mktemp("churn")) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)
@@ -181,146 +129,6 @@ def _late_places(world: ApiNode) -> set[str]:
         places = sets.setdefault(row["key"]["set"], [])
         places += [addresses[place["backend"]] for place in row["value"]["place"] if place["backend"]]
     return set(max(sets.values(), key=len)[1024:])
-
-
-def test_nothing_is_lost_while_it_happens(churn: Churn, tmp_path: Path) -> None:
-    """Traffic goes on all the time: not one packet of those whose backend stays is lost or answered by another."""
-    world, stays, comes = churn.world, churn.near, FAR
-    churn.publish(*stays, *comes)
-    with ExitStack() as stack:
-        clients = [stack.enter_context(crowds(space)) for space in (churn.client, world.net.router) * 2]
-        busy = [
-            stack.enter_context(client.open(60, host, port, protocol))
-            for client, host, port, protocol in zip(
-                clients,
-                (VIP, NODE_IP, VIP, NODE_IP),
-                (80, NODE_PORT, 80, NODE_PORT),
-                ("udp", "udp", "tcp", "tcp"),
-                strict=True,
-            )
-        ]
-        with ExitStack() as during:
-            heard = [
-                during.enter_context(crowd.asking(tmp_path / str(number)))
-                for number, crowd in enumerate(busy)
-            ]
-            for step in range(len(comes)):
-                churn.backends(*stays, *comes[step + 1 :], *(far(800 + number) for number in range(step)))
-            world.service(sessionAffinity="ClientIP")
-            world.settle()
-            churn.api.call(churn.api.server.store.forget_history)
-            churn.api.call(lambda: churn.api.server.disturb("expire"))
-            world.node.stop(signal.SIGKILL)
-            world.node.start()
-            world.service()
-            world.settle()
-        for crowd, all_heard in zip(busy, heard, strict=True):
-            mine = [
-                (before, after)
-                for before, after in zip(crowd.first, all_heard, strict=True)
-                if who(before) in stays
-            ]
-            assert mine
-            assert all(before == after for before, after in mine), mine
-
-
-class Model:
-    """Which endpoints there are, by what random changes have made of them; at least one is ready."""
-
-    def __init__(self, chance: random.Random) -> None:
-        self.chance = chance
-        self.pods: dict[str, tuple[str, str]] = {}
-        """The UID and the condition of the pod at an address."""
-        self._numbers = itertools.count()
-        for _ in range(6):
-            self.come()
-
-    def come(self, address: str = "") -> None:
-        """A pod, at a new address or at that of another one, which it replaces."""
-        number = next(self._numbers)
-        self.pods[address or far(900 + number)] = (f"uid-{number}", "ready")
-
-    def change(self) -> None:
-        """Something happens to some pods, all at once."""
-        for _ in range(self.chance.randint(1, 3)):
-            address = self.chance.choice(list(self.pods))
-            what = self.chance.choice(("come", "go", "reuse", "ready", "going", "ended", "unready"))
-            if what == "come":
-                self.come()
-            elif what == "reuse":
-                self.come(address)
-            elif what == "go":
-                del self.pods[address]
-            else:
-                self.pods[address] = (self.pods[address][0], what)
-            if "ready" not in (condition for _, condition in self.pods.values()):
-                self.come()
-
-    def endpoints(self) -> list[Json]:
-        """The slice."""
-        made = []
-        for address, (uid, condition) in self.pods.items():
-            going = condition in ("going", "ended")
-            ready, serving = condition == "ready", condition in ("ready", "going")
-            conditions = {"ready": ready, "serving": serving, "terminating": going}
-            made.append({**endpoint(address, uid=uid), "conditions": conditions})
-        return made
-
-    def having(self, *conditions: str) -> set[str]:
-        """The addresses of pods in these conditions."""
-        return {address for address, (_, condition) in self.pods.items() if condition in conditions}
-
-
-@pytest.mark.parametrize("seed", (205, 211))
-def test_whatever_happens(churn: Churn, seed: int) -> None:
-    """Random changes, crashes and lists: a connection lives as long as its pod is listed, and no longer."""
-    chance, world = random.Random(seed), churn.world
-    model = Model(chance)
-    world.service()
-    world.endpoints("all", *model.endpoints())
-    world.settle()
-    with ExitStack() as stack:
-        held: list[tuple[Crowd, dict[str, str]]] = []
-        senders = stack.enter_context(churn.pod.open(60, VIP, 80, "udp"))
-        last, of = senders.first, {address: uid for address, (uid, _) in model.pods.items()}
-        for _ in range(12):
-            held.append(
-                (
-                    stack.enter_context(churn.pod.open(60, VIP, 80)),
-                    {a: uid for a, (uid, _) in model.pods.items()},
-                )
-            )
-            assert held[-1][0].addresses <= model.having("ready")
-            model.change()
-            match chance.randrange(5):
-                case 0:
-                    world.node.stop(signal.SIGKILL)
-                    world.endpoints("all", *model.endpoints())
-                    world.node.start()
-                case 1:
-                    churn.api.call(lambda: churn.api.server.drop("endpointslices"))
-                    world.endpoints("all", *model.endpoints())
-                    churn.api.call(churn.api.server.store.forget_history)
-                    poll("a new watch", world.connected)
-                case 2:
-                    world.service(sessionAffinity=chance.choice(("None", "ClientIP")))
-                    world.endpoints("all", *model.endpoints())
-                case _:
-                    world.endpoints("all", *model.endpoints())
-            world.settle()
-            for crowd, uids in held:
-                gone = {a for a in crowd.addresses if a not in model.pods or model.pods[a][0] != uids[a]}
-                crowd.expect(*gone, ends_with=ENDED)
-            same = {a for a in of if a in model.pods and model.pods[a][0] == of[a]}
-            stay = same & model.having("ready", "going")
-            now = senders.ask()
-            for before, after in zip(last, now, strict=True):
-                assert who(after) in stay | model.having("ready")
-                assert before == after or who(before) not in stay
-            last, of = now, {address: uid for address, (uid, _) in model.pods.items()}
-            for _, uids in held:
-                ended = [a for a in uids if a not in model.pods or model.pods[a][0] != uids[a]]
-                uids.update(dict.fromkeys(ended, "gone for good"))
 
 
 def test_lists_that_come_again(churn: Churn) -> None:
@@ -484,122 +292,6 @@ def test_a_renamed_port_moves_nothing(churn: Churn) -> None:
         churn.api.put("endpointslices", {**piece, "ports": both[2:]})
         world.settle()
         held.expect()
-
-
-def test_datagrams_to_a_removed_backend_go_elsewhere_at_once(churn: Churn) -> None:
-    """Senders that never change their port, everywhere; those of other backends stay where they are."""
-    backends = [*churn.near, *FAR[:3]]
-    churn.publish(*backends)
-    with ExitStack() as stack:
-        told = stack.enter_context(churn.host.open(40, VIP, 80, "udp"))
-        silent = [
-            stack.enter_context(opened)
-            for opened in (
-                churn.pod.open(40, VIP, 80, "udp"),
-                churn.pod.open(40, NODE_IP, NODE_PORT, "udp", connected=False),
-                churn.host.open(40, VIP, 80, "udp", connected=False),
-                churn.host.open(40, "127.0.0.1", NODE_PORT, "udp", connected=False),
-                churn.outside.open(40, NODE_IP, NODE_PORT, "udp"),
-                churn.outside.open(40, NODE_IP, NODE_PORT, "udp", connected=False),
-            )
-        ]
-        for crowd in (told, *silent):
-            assert crowd.addresses == set(backends)
-        gone = {churn.near[0], FAR[0]}
-        churn.backends(*(address for address in backends if address not in gone))
-        for crowd in silent:
-            for before, after in zip(crowd.first, crowd.ask(), strict=True):
-                assert who(after) not in gone
-                assert (before == after) == (who(before) not in gone)
-        told.expect(*gone, ends_with=frozenset({"EDESTADDRREQ", "ECONNABORTED"}))
-        # as an application does that is told: it connects again, with the socket that it has
-        for before, after in zip(told.first, told.mend(), strict=True):
-            assert who(after) not in gone
-            assert (before == after) == (who(before) not in gone)
-
-
-def test_one_backend_none_and_one_again(churn: Churn) -> None:
-    """Datagrams are refused in between, and go on afterwards, all from the same ports."""
-    churn.publish(churn.near[0])
-    with ExitStack() as stack:
-        host = stack.enter_context(churn.host.open(2, VIP, 80, "udp"))
-        loose = stack.enter_context(churn.host.open(2, VIP, 80, "udp", connected=False))
-        pod = stack.enter_context(churn.pod.open(1, VIP, 80, "udp", source=45000))
-        outside = stack.enter_context(churn.outside.open(2, NODE_IP, NODE_PORT, "udp"))
-        churn.backends()
-        for crowd in (loose, pod, outside):
-            assert set(crowd.ask()) == {"ECONNREFUSED"}
-        assert set(host.ask()) <= {"EDESTADDRREQ", "ECONNABORTED"}
-        assert set(host.connect_again()) == {"ECONNREFUSED"}
-        for client, where in ((churn.pod, VIP), (churn.host, VIP), (churn.outside, NODE_IP)):
-            port = 80 if where == VIP else NODE_PORT
-            with client.open(1, where, port, "tcp") as refused:
-                assert refused.first == ["ECONNREFUSED"]
-        churn.backends(FAR[0])
-        for crowd in (loose, pod, outside):
-            assert {who(answer) for answer in crowd.ask()} == {FAR[0]}
-        assert set(host.connect_again()) == {"connected"}
-        assert {who(answer) for answer in host.ask()} == {FAR[0]}
-
-
-@pytest.mark.parametrize("fault", ["kill", "EIO"])
-def test_a_connected_socket_is_ended_at_the_latest_by_the_next_start(churn: Churn, fault: str) -> None:
-    """The daemon dies over it, or the kernel refuses; sockets that go to the pod itself are nobody's business."""
-    world = churn.world
-    churn.publish(FAR[0], FAR[1])
-    with churn.host.open(20, VIP, 80, "udp") as held, churn.host.open(3, FAR[0], PORT, "udp") as direct:
-        world.node.stop(signal.SIGKILL)
-        world.node.start({"SAMEWIRE_TEST_FAULT": f"end a connected socket|{fault}|1"})
-        world.settle()
-        world.endpoints("all", endpoint(FAR[1]))
-        if fault == "kill":
-            world.node.wait_dead()
-        else:
-            world.wait_for(FAR[1])
-            held.expect()
-            world.node.stop(signal.SIGKILL)
-        world.node.start()
-        world.wait_for(FAR[1])
-        held.expect(FAR[0], ends_with=frozenset({"EDESTADDRREQ", "ECONNABORTED"}))
-        direct.expect()
-
-
-def test_an_address_that_another_pod_gets(churn: Churn) -> None:
-    """A far pod is replaced within one event, by one with the same address: old flows are not for the new pod."""
-    world = churn.world
-    world.service()
-    world.endpoints("all", endpoint(FAR[0], uid="one"), endpoint(FAR[1], uid="other"))
-    world.wait_for(*FAR[:2])
-    with churn.pod.open(100, VIP, 80) as held, churn.outside.open(40, NODE_IP, NODE_PORT) as outside:
-        world.endpoints("all", endpoint(FAR[0], uid="two"), endpoint(FAR[1], uid="other"))
-        world.settle()
-        held.expect(FAR[0], ends_with=ENDED)
-        outside.expect(FAR[0], ends_with=ENDED)
-    # the same while nobody watches: only a list shows it, and only to the next daemon
-    with churn.pod.open(100, VIP, 80) as held:
-        world.node.stop(signal.SIGKILL)
-        world.endpoints("all", endpoint(FAR[0], uid="three"), endpoint(FAR[1], uid="other"))
-        world.node.start()
-        world.settle()
-        held.expect(FAR[0], ends_with=ENDED)
-        with churn.pod.open(40, VIP, 80) as new:
-            assert new.addresses == set(FAR[:2])
-
-
-def test_an_address_that_another_pod_of_the_node_gets(churn: Churn) -> None:
-    """The runtime replaces the pod before Kubernetes has said anything of it."""
-    world = churn.world
-    first, address = world.pod("first", server="first")
-    churn.publish(address, churn.near[1])
-    churn.near.append(address)
-    with churn.pod.open(60, VIP, 80) as held, churn.pod.open(40, VIP, 80, "udp") as datagrams:
-        assert datagrams.addresses == {address, churn.near[1]}
-        world.remove("first", first)
-        _, again = world.pod("second", server="second", address=address)
-        assert again == address
-        held.expect(address, ends_with=ENDED)
-        churn.backends(churn.near[1])
-        assert {who(answer) for answer in datagrams.ask()} == {churn.near[1]}
 
 
 def test_a_service_that_cannot_be_holds_up_no_other(churn: Churn) -> None:
