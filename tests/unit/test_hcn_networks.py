@@ -16,6 +16,7 @@ from samewire.hcn.policies import (
     VSID,
     DrMacAddress,
     HostRoute,
+    InterfaceConstraint,
     NetAdapterName,
     OutBoundNAT,
     Policy,
@@ -454,3 +455,18 @@ async def test_an_overlay_has_no_vlan(service: HnsService, switch: FakeSwitch) -
     with pytest.raises(HcnError, match="no frames of its own") as caught:
         await service.create(Kind.NETWORK, replace(overlay(), policies=(*overlay().policies, VLAN_7)))
     assert caught.value.code is HcnCode.INVALID_NETWORK_TYPE
+
+
+async def test_a_constraint_to_another_interface_is_refused(service: HnsService) -> None:
+    right, other = (InterfaceConstraint(interface_alias=name) for name in ("eth0", "eth1"))
+    made = await service.create(Kind.NETWORK, bridge(policies=(right,)))
+    await service.create(Kind.ENDPOINT, Endpoint(network_id=made.id, policies=(right,)))
+    plain = await service.create(Kind.ENDPOINT, Endpoint(network_id=made.id))
+    refused = pytest.raises(HcnError, match="is eth0, not eth1")
+    with refused as caught:
+        await service.create(Kind.NETWORK, bridge("b", "10.2.0.0/24", "10.2.0.1", policies=(other,)))
+    assert caught.value.code is HcnCode.ADAPTER_NOT_FOUND
+    with refused:
+        await service.create(Kind.ENDPOINT, Endpoint(network_id=made.id, policies=(other,)))
+    with refused:
+        await service.modify(Kind.ENDPOINT, plain.id, added(other))

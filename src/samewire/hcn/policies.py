@@ -342,7 +342,7 @@ KNOWN_POLICIES: dict[str, type[PolicyBase]] = {
 NOT_ENFORCED: frozenset[type[PolicyBase]] = frozenset(
     {
         *(OtherPolicy, SourceMacAddress, NeighborDiscovery),
-        *(InterfaceConstraint, Iov, VSwitchExtension, LayerConstraint, L2Driver, Encryption),
+        *(Iov, VSwitchExtension, LayerConstraint, L2Driver, Encryption),
     }
 )
 """Policies without effect in the switch, which objects report in their Health. Whoever enforces one takes it out."""

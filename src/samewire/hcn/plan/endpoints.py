@@ -23,7 +23,7 @@ from samewire.hcn.plan.context import (
 from samewire.hcn.plan.macs import choose_mac
 from samewire.hcn.plan.members import without_endpoints
 from samewire.hcn.plan.policies import add_policies, check_sets, remove_policies
-from samewire.hcn.plan.vlans import check_vlans
+from samewire.hcn.plan.uplink import check_constraint, check_vlans
 from samewire.hcn.policies import Policy, PortMapping, SDNRoute, mapping_family, select
 from samewire.hcn.schema import (
     Endpoint,
@@ -70,6 +70,7 @@ def prepare_endpoint(context: Context, endpoint: Endpoint) -> tuple[Endpoint, li
     _check_remote(endpoint)
     _check_private(network, endpoint.policies)
     check_vlans(network, endpoint.policies, context.facts)
+    check_constraint(endpoint.policies, context.facts)
     check_sets(network, endpoint.policies, "$.Policies")
     endpoint = fill_addresses(context.pool, context.view, network, context.facts, endpoint)
     endpoint = _replace(endpoint, mac_address=choose_mac(context.view, network, endpoint))
@@ -102,6 +103,7 @@ def modify_endpoint(context: Context, endpoint_id: str, request: ModifySettingRe
         network = get_network(context.view, before.network_id)
         _check_private(network, given)
         check_vlans(network, given, context.facts)
+        check_constraint(given, context.facts)
         check_sets(network, given, "$.Settings.Policies")
     after = _replace(before, policies=policies)
     _check_remote(after)

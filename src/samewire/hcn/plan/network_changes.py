@@ -13,7 +13,7 @@ from samewire.hcn.normalise_policies import Scope
 from samewire.hcn.plan.context import Context, get_network, modified
 from samewire.hcn.plan.networks import check_adapter, check_clashes, stamped, with_gateways
 from samewire.hcn.plan.policies import add_policies, check_sets, put_policies, remove_policies
-from samewire.hcn.plan.vlans import check_vlans, policies_of
+from samewire.hcn.plan.uplink import check_vlans, policies_of
 from samewire.hcn.policies import (
     AclRule,
     HostRoute,

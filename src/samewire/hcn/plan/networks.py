@@ -12,11 +12,10 @@ from samewire.hcn.normalise import check_network, check_subnet
 from samewire.hcn.plan.context import Context, created, deleted, get_network, modified, refuse_existing
 from samewire.hcn.plan.endpoints import delete_endpoints
 from samewire.hcn.plan.policies import check_sets
-from samewire.hcn.plan.vlans import check_vlans, policies_of
+from samewire.hcn.plan.uplink import check_constraint, check_vlans, policies_of
 from samewire.hcn.policies import (
     DrMacAddress,
     HostRoute,
-    InterfaceConstraint,
     NetAdapterName,
     Policy,
     ProviderAddress,
@@ -163,12 +162,7 @@ def check_adapter(policies: tuple[Policy, ...], facts: NodeFacts) -> None:
             HcnCode.ADAPTER_NOT_FOUND,
             f"$.Policies: the uplink of this node is {facts.uplink}, not {adapter.network_adapter_name}",
         )
-    constraint = first(policies, InterfaceConstraint)
-    if constraint and constraint.interface_alias not in ("", facts.uplink):
-        raise HcnError(
-            HcnCode.ADAPTER_NOT_FOUND,
-            f"$.Policies: the uplink of this node is {facts.uplink}, not {constraint.interface_alias}",
-        )
+    check_constraint(policies, facts)
     provider = first(policies, ProviderAddress)
     if provider and provider.provider_address not in facts.management_ips:
         raise HcnError(

@@ -1,7 +1,8 @@
-"""VLAN policies: the kernel tags what leaves by a VLAN's own interface; the switch itself does not.
+"""What policies ask of the node's uplink.
 
-`bpf_redirect_neigh` asks the kernel for the next hop's MAC, and that asks on the interface it sends by: a tag pushed by
-the switch would have the neighbour of the untagged LAN behind it.
+VLAN: the kernel tags what leaves by a VLAN's own interface; the switch itself does not. `bpf_redirect_neigh` asks the
+kernel for the next hop's MAC, and that asks on the interface it sends by: a tag pushed by the switch would have the
+neighbour of the untagged LAN behind it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from samewire.hcn.errors import HcnCode, HcnError
-from samewire.hcn.policies import VLAN, Policy
+from samewire.hcn.policies import VLAN, InterfaceConstraint, Policy, first
 from samewire.hcn.schema import Network, NetworkType
 from samewire.hcn.switch import NodeFacts
 
@@ -19,6 +20,16 @@ _ON_THE_UNDERLAY = frozenset({NetworkType.L2BRIDGE, NetworkType.L2TUNNEL, Networ
 def policies_of(network: Network) -> tuple[Policy, ...]:
     """The network's policies and those of its subnets."""
     return (*network.policies, *(policy for subnet in network.subnets for policy in subnet.policies))
+
+
+def check_constraint(policies: Iterable[Policy], facts: NodeFacts) -> None:
+    """Refuse to be bound to another interface than the uplink. Raises HcnError(ADAPTER_NOT_FOUND)."""
+    constraint = first(policies, InterfaceConstraint)
+    if constraint and constraint.interface_alias not in ("", facts.uplink):
+        raise HcnError(
+            HcnCode.ADAPTER_NOT_FOUND,
+            f"$.Policies: the uplink of this node is {facts.uplink}, not {constraint.interface_alias}",
+        )
 
 
 def check_vlans(network: Network, policies: Iterable[Policy], facts: NodeFacts) -> None:
