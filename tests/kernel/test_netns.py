@@ -231,3 +231,23 @@ def test_a_new_namespace_is_not_mistaken_for_a_dead_one() -> None:
             seen.add(namespace.identity)
         netns.delete(path)
     assert len(seen) == 20
+
+
+def test_an_open_namespace_is_entered_once_to_be_known_and_again_after_it_was_closed(
+    netns_factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    namespace = netns_factory()
+    entered: list[int] = []
+    enter = netns.briefly_in
+
+    def counted(fd: int, function: Callable[[], int]) -> int:
+        entered.append(fd)
+        return enter(fd, function)
+
+    monkeypatch.setattr(netns, "briefly_in", counted)
+    with netns.NetNamespace(namespace.path) as first, netns.NetNamespace(namespace.path) as again:
+        assert again.identity == first.identity
+        assert len(entered) == 1
+    with netns.NetNamespace(namespace.path) as later:
+        assert later.identity == first.identity
+    assert len(entered) == 2

@@ -33,6 +33,11 @@ _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _WHAT = "network namespace"
 
+_identified: dict[int, tuple[int, int]] = {}
+"""Identities by inode, each kept by an open `NetNamespace`: while that is open no other can have its inode. One that
+is opened again meanwhile, as by the steps of a CNI ADD, need not be entered to be known.
+"""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
 _libc.unshare.argtypes = [ctypes.c_int]
@@ -59,6 +64,7 @@ class NetNamespace:
         self.path = os.fspath(path)
         self._fd = _open(self.path)
         self._identity: tuple[int, int] | None = None
+        self._keeps = False
 
     @classmethod
     def from_pid(cls, pid: int) -> Self:
@@ -78,7 +84,10 @@ class NetNamespace:
         boot. The cookie is needed because a new namespace soon gets the inode of one that has died.
         """
         if self._identity is None:
-            self._identity = os.fstat(self.fd).st_ino, briefly_in(self.fd, cookie)
+            inode = os.fstat(self.fd).st_ino
+            known = _identified.get(inode)
+            self._identity = made = known or (inode, briefly_in(self.fd, cookie))
+            self._keeps = known is None and _identified.setdefault(inode, made) is made
         return self._identity
 
     def run(self, function: Callable[[], T]) -> T:
@@ -87,6 +96,9 @@ class NetNamespace:
 
     def close(self) -> None:
         """Close the descriptor; a second call does nothing."""
+        if self._keeps and self._identity is not None:
+            del _identified[self._identity[0]]  # before the namespace can die, and its inode be another's
+            self._keeps = False
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

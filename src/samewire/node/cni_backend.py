@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import msgspec
@@ -59,7 +61,10 @@ class NodeBackend:
         network = self._view.network_by_name(request.network)
         if network is None:
             raise NotFound("network", request.network)
-        identity = self._check_netns(request.netns_path)
+        with self._pod_netns(request.netns_path) as netns:  # open all the time: every step asks which it is
+            return await self._attach(network, request, netns.identity)
+
+    async def _attach(self, network: Network, request: AttachRequest, identity: tuple[int, int]) -> Attached:
         for endpoint in self._stale(request.netns_path, request.interface_name, identity):
             await self._service.delete_attached_endpoint(endpoint.id)
         for endpoint in self._attachments(request.container_id, request.interface_name):
@@ -83,7 +88,10 @@ class NodeBackend:
         self, container_id: str, interface_name: str, netns_path: str
     ) -> tuple[str, Attached] | None:
         """Return the network's name and the interface of a complete attachment, None when there is none."""
-        identity = self._check_netns(netns_path) if netns_path else None
+        identity = None
+        if netns_path:
+            with self._pod_netns(netns_path) as netns:
+                identity = netns.identity
         for endpoint in self._attachments(container_id, interface_name):
             state = self._node.switch.ports.get(endpoint.id)
             network = self._view.network(endpoint.network_id)
@@ -173,15 +181,18 @@ class NodeBackend:
             and ((state := self._node.switch.ports.get(endpoint.id)) is None or state.identity != identity)
         ]
 
-    def _check_netns(self, path: str) -> tuple[int, int]:
-        try:
-            with NetNamespace(path) as netns:
-                identity = netns.identity
-        except SamewireError as error:
-            raise bad_netns(path, str(error)) from error
-        if identity == self._own_netns:
-            raise bad_netns(path, "it is the node's own")
-        return identity
+    @contextmanager
+    def _pod_netns(self, path: str) -> Iterator[NetNamespace]:
+        """The open network namespace of a pod. Raises CniError when it is none."""
+        with ExitStack() as stack:
+            try:
+                netns = stack.enter_context(NetNamespace(path))
+                own = netns.identity == self._own_netns
+            except SamewireError as error:
+                raise bad_netns(path, str(error)) from error
+            if own:
+                raise bad_netns(path, "it is the node's own")
+            yield netns
 
 
 def _endpoint(request: AttachRequest) -> Endpoint:
