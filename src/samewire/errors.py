@@ -43,8 +43,8 @@ class Invalid(SamewireError):
 class NotFound(SamewireError):
     """An object that does not exist (as opposed to one that could not be read)."""
 
-    def __init__(self, what: str, name: str) -> None:
-        super().__init__(f"{what} {name!r} not found")
+    def __init__(self, what: str, name: str, hint: str = "") -> None:
+        super().__init__(f"{what} {name!r} not found{f': {hint}' if hint else ''}")
         self.what = what
         self.name = name
 

@@ -95,12 +95,18 @@ def test_rules_of_an_object_without_naming_a_port(daemon: StubDaemon) -> None:
     result = vfp(daemon, "list-rules")
     assert result.exit_code == 2
     assert "--port or --object" in result.stderr
+    daemon.answers[f"GET /v2/switch/layers?endpoint={WEB_ID}&object=nothing"] = (200, {**row, "layers": []})
+    ports = daemon.answers["GET /v2/switch/ports"][1]
+    daemon.answers["GET /v2/switch/ports"] = (200, [port for port in ports if port["id"] == WEB_PORT])
+    result = vfp(daemon, "list-rules", "--object", "nothing")
+    assert result.exit_code == 3
+    assert "rules of object 'nothing' not found" in result.stderr
 
 
 def test_a_layer_or_group_that_is_not_there_is_named(daemon: StubDaemon) -> None:
     result = vfp(daemon, "list-rules", "--port", "web-0", "--layer", "SLB")
     assert result.exit_code == 3
-    assert "GUARD" in result.stderr
+    assert "layer 'SLB' not found: there are GUARD" in result.stderr
 
 
 def test_rules_have_one_name_everywhere() -> None:

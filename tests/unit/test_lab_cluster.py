@@ -79,7 +79,17 @@ def test_every_field_of_the_schema_is_described() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("stack: kernel", "stack: kernl", "lab.yaml:8: nodes[1].stack: Invalid enum value 'kernl'"),
+        (
+            "stack: kernel",
+            "stack: kernl",
+            "lab.yaml:8: nodes[1].stack: Invalid enum value 'kernl'; there are samewire, kernel",
+        ),
+        ("type: l3", "type: l4", "underlay.type: Invalid enum value 'l4'; there are l2, l3"),
+        (
+            "type: Overlay",
+            "type: overlay",
+            "networks[0].type: Invalid enum value 'overlay'; there are Overlay",
+        ),
         ("stack: kernel", "stak: kernel", "lab.yaml:8: nodes[1].stak: no such field"),
         ("    stack: kernel\n", "", "lab.yaml:7: nodes[1].stack: this field is required"),
         ("name: beta", "name: Beta!", "lab.yaml:7: nodes[1].name: Expected `str` matching regex"),

@@ -77,6 +77,8 @@ def list_rules(socket: str, port: str, layer: str, group: str, name: str, as_doc
         if (layer or group) and port and not there:
             _check_names(found, layer, group)
         rules += there if port else [{"port": one, **rule} for rule in there]
+    if not (rules or port or layer or group):
+        raise NotFound("rules of object", name, "--object takes an ID of `samewire hns list`")
     _print(rules, as_document, (_blocks(_rule_fields(rule)) for rule in rules))
 
 
@@ -275,10 +277,10 @@ def _check_names(port: Json, layer: str, group: str) -> None:
     """Raises NotFound for a layer or group that the port has not."""
     layers = {one["name"].lower(): one for one in port["layers"]}
     if layer and layer.lower() not in layers:
-        raise NotFound("layer", f"{layer} (there are {', '.join(one['name'] for one in port['layers'])})")
+        raise NotFound("layer", layer, f"there are {', '.join(one['name'] for one in port['layers'])}")
     groups = [each["name"] for one in port["layers"] for each in one["groups"]]
     if group and group.lower() not in (one.lower() for one in groups):
-        raise NotFound("group", f"{group} (there are {', '.join(groups)})")
+        raise NotFound("group", group, f"there are {', '.join(groups)}")
 
 
 def _is_layer(name: str, wanted: str) -> bool:

@@ -15,10 +15,16 @@ import msgspec
 import yaml
 
 from samewire.errors import Invalid
-from samewire.lab.cluster import Cluster
+from samewire.lab.cluster import Cluster, NetworkType, ProxyMode, Stack, UnderlayType
 from samewire.lab.rules import violations
 
 _UNKNOWN_FIELD = re.compile(r"unknown field `([^`]+)`")
+_CHOICES = {
+    "$.underlay.type": UnderlayType,
+    "$.nodes[].stack": Stack,
+    "$.networks[].type": NetworkType,
+    "$.services.proxy_mode": ProxyMode,
+}
 _MISSING_FIELD = re.compile(r"missing required field `([^`]+)`")
 
 
@@ -112,6 +118,8 @@ def _convert(data: Any, reader: _Reader) -> Cluster:
         if named := _UNKNOWN_FIELD.search(message) or _MISSING_FIELD.search(message):
             path = f"{path}.{named[1]}"
             message = "no such field" if _UNKNOWN_FIELD.search(message) else "this field is required"
+        elif choices := _CHOICES.get(re.sub(r"\d+", "", path)):
+            message += f"; there are {', '.join(choice.value for choice in choices)}"
         raise ClusterFileError([reader.fault(path, message)]) from error
 
 

@@ -53,7 +53,7 @@ def read_plan(file: Path) -> Plan:
         try:
             texts[manifest.path] = (file.parent / manifest.path).read_text(encoding="utf-8")
         except OSError as error:
-            raise Invalid(f"manifests[{index}].path", f"{manifest.path}: {error.strerror}") from error
+            raise Invalid(f"{file}: manifests[{index}].path", f"{manifest.path}: {error.strerror}") from error
     return make_plan(cluster, texts)
 
 

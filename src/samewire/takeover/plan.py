@@ -56,9 +56,11 @@ class Node(Struct, frozen=True, kw_only=True):
 def check_takeover(found: Found, journal: Journal | None, node: Node, places: Places) -> None:
     """Refuse what cannot be taken over. Raises NotFound, Unsupported, Conflict."""
     if found.conf is None:
-        raise NotFound("CNI configuration of flannel's in", places.conf_dir)
+        raise NotFound(
+            "CNI configuration of flannel's in", places.conf_dir, "--cni-conf-dir names another place"
+        )
     if not found.subnets:
-        raise NotFound("flanneld's file", f"{places.subnet_file} with a FLANNEL_SUBNET")
+        raise NotFound("FLANNEL_SUBNET in", places.subnet_file, "--subnet-file names another file")
     tunnels = found.tunnels or (journal.found.tunnels if journal else ())
     if not tunnels:
         raise Unsupported("a flannel without a flannel.N device", "its backend to be vxlan")
@@ -123,7 +125,7 @@ def tunnel_back(before: Found, *, running: bool = True) -> Command:
 def remove(found: Found, journal: Journal | None, node: Node, places: Places) -> list[Step]:
     """The steps that remove what was replaced. Raises NotFound before a takeover, Conflict while it is in use."""
     if journal is None:
-        raise NotFound("takeover in", f"{places.journal}; run `samewire takeover` first")
+        raise NotFound("takeover in", places.journal, "run `samewire takeover` first")
     _check_removal(found, node)
     before = journal.found
     full = _with_before(found, before)
