@@ -216,6 +216,7 @@ def test_lists_and_defaults() -> None:
             SERVICE.format(name="web", port="x"),
             r"Expected `int`, got `str` - at `\$.ports\[0\].port`|spec.ports",
         ),
+        (SERVICE.format(name="web", port=99999), r"Expected `int` <= 65535 - at `\$.ports\[0\].port`"),
         (
             "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nstatus: {podIP: nope}\n",
             "'nope' does not appear to be",

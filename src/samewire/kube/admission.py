@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from samewire.errors import Exhausted, Invalid
@@ -29,10 +29,10 @@ _MOST_ADDRESSES: Final = 1 << 32
 class WantedPort(Struct, frozen=True, rename="camel"):
     """A port of a manifest's Service, with what endpoints are derived from."""
 
-    port: int
+    port: Annotated[int, Meta(ge=1, le=65535)]
     name: str = ""
     protocol: Protocol = "TCP"
-    target_port: int | str = 0
+    target_port: Annotated[int, Meta(ge=0, le=65535)] | str = 0
 
 
 class WantedSpec(Struct, frozen=True, rename="camel"):
