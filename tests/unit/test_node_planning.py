@@ -19,6 +19,7 @@ from samewire.hcn.policies import (
     L4Proxy,
     NetworkACL,
     Policy,
+    ProviderAddress,
     RemoteSubnetRoute,
     SDNRoute,
     SetPolicy,
@@ -164,14 +165,20 @@ def test_new_policies_keep_the_link() -> None:
 
 
 def test_another_nodes_subnet_touches_only_those_who_route_by_it() -> None:
-    steps = plan([Change(Kind.NETWORK, "NET", network(), network(REMOTE))])
-    assert set(steps.owners) == {
-        ("network", "NET"),
-        ("endpoint", "FAR"),
-        ("endpoint", "ROUTED"),
-        ("route", "ROUTE"),
-    }
+    """FAR is elsewhere: five thousand remote endpoints are no matter of a node that joins."""
+    behind = endpoint("BEHIND", "10.2.0.6", remote=True)
+    provider = ProviderAddress(provider_address=REMOTE.provider_address)
+    by_provider = endpoint("BY_PROVIDER", "10.1.0.8", remote=True, policies=(provider,))
+    others = [Change(Kind.ENDPOINT, one.id, None, one) for one in (behind, by_provider)]
+    base = state(*((Kind.ENDPOINT, one) for one in (LOCAL, FAR, ROUTED)), (Kind.NETWORK, network()))
+    base.apply([*others, Change(Kind.NAMESPACE, "NS", None, SPACE), Change(Kind.ROUTE, "ROUTE", None, SDN)])
+    touched = {("network", "NET"), ("endpoint", "BEHIND"), ("endpoint", "ROUTED"), ("route", "ROUTE")}
+    steps = plan([Change(Kind.NETWORK, "NET", network(), network(REMOTE))], base)
+    assert set(steps.owners) == touched | {("endpoint", "BY_PROVIDER")}
     assert list(steps.relink) == ["ROUTED"]
+    second = msgspec.structs.replace(REMOTE, destination_prefix="10.3.0.0/16")
+    steps = plan([Change(Kind.NETWORK, "NET", network(second), network(second, REMOTE))], base)
+    assert set(steps.owners) == touched
 
 
 def test_another_nodes_subnet_touches_those_who_may_not_talk_with_it() -> None:

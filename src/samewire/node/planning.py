@@ -13,11 +13,11 @@ import msgspec
 from samewire.errors import Invalid
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.loadbalancers import LoadBalancer
-from samewire.hcn.policies import PortMapping, SDNRoute, VxlanPort, first
+from samewire.hcn.policies import PortMapping, ProviderAddress, SDNRoute, VxlanPort, first
 from samewire.hcn.schema import Endpoint, EndpointFlags, Kind, NamespaceType, Network, Object
 from samewire.hcn.switch import Change, StoreView
 from samewire.node.plan_acl import proxies_changed, rules_changed, same_but_rules, sets_changed
-from samewire.node.plan_balancers import has_direct, touched_by_endpoint, touched_by_network
+from samewire.node.plan_balancers import Prefixes, has_direct, touched_by_endpoint, touched_by_network
 from samewire.vfp.compile.plan import NetworkPlan, RemoteSubnets, plan_network
 from samewire.vfp.compile.sets import has_sets
 from samewire.vfp.model import NodeFacts
@@ -211,11 +211,29 @@ def _network(
         or proxies_changed(before, after)
         or _without_remote(before, facts) != _without_remote(after, facts)
     )
+    moved = MovedSubnets(plan_network(before, facts).remote, plan_network(after, facts).remote)
     for endpoint in view.endpoints_of_network(change.id):
-        if whole or endpoint.is_remote or _minds_remote(endpoint):
+        if whole or (moved.concern(endpoint) if endpoint.is_remote else _minds_remote(endpoint)):
             steps.recompile(endpoint, has_port(endpoint.id), view)
     for route in view.routes_of_network(change.id):
         steps.owners[route_owner(route.id)] = True
+
+
+class MovedSubnets:
+    """The remote subnets that a change of a network has brought, taken or altered."""
+
+    def __init__(self, before: RemoteSubnets, after: RemoteSubnets) -> None:
+        moved = set(before.all) ^ set(after.all)
+        self._prefixes = Prefixes({subnet.prefix for subnet in moved})
+        providers = {subnet.provider for subnet in moved}
+        self._providers = {str(one) for one in providers if before.behind(one) != after.behind(one)}
+
+    def concern(self, endpoint: Endpoint) -> bool:
+        """Whether the way to a remote endpoint may be another one: a node that joins is none of the others'."""
+        policy = first(endpoint.policies, ProviderAddress)
+        if policy is not None and policy.provider_address in self._providers:
+            return True
+        return any(address in self._prefixes for address in endpoint.addresses)
 
 
 def _minds_remote(endpoint: Endpoint) -> bool:

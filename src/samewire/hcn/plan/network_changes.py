@@ -13,7 +13,7 @@ from samewire.hcn.normalise_policies import Scope
 from samewire.hcn.plan.context import Context, get_network, modified
 from samewire.hcn.plan.networks import check_adapter, check_clashes, stamped, with_gateways
 from samewire.hcn.plan.policies import add_policies, check_sets, put_policies, remove_policies
-from samewire.hcn.plan.uplink import check_vlans, policies_of
+from samewire.hcn.plan.uplink import check_vlans, vlans_of
 from samewire.hcn.policies import (
     AclRule,
     HostRoute,
@@ -61,8 +61,8 @@ def modify_network(context: Context, network_id: str, *requests: ModifySettingRe
             raise HcnError(HcnCode.REQUEST_UNSUPPORTED, "$.ResourceType: not one of a network")
         if request.request_type is not RequestType.REFRESH:
             after = stamped(change(context, after, request.request_type, request.settings), context.facts)
-    known = policies_of(before)
-    check_vlans(after, (policy for policy in policies_of(after) if policy not in known), context.facts)
+    known = vlans_of(before)
+    check_vlans(after, (policy for policy in vlans_of(after) if policy not in known), context.facts)
     return modified(Kind.NETWORK, before, after)
 
 

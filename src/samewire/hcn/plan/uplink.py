@@ -17,9 +17,10 @@ from samewire.hcn.switch import NodeFacts
 _ON_THE_UNDERLAY = frozenset({NetworkType.L2BRIDGE, NetworkType.L2TUNNEL, NetworkType.TRANSPARENT})
 
 
-def policies_of(network: Network) -> tuple[Policy, ...]:
-    """The network's policies and those of its subnets."""
-    return (*network.policies, *(policy for subnet in network.subnets for policy in subnet.policies))
+def vlans_of(network: Network) -> list[VLAN]:
+    """The VLAN policies of the network and of its subnets."""
+    lists = (network.policies, *(subnet.policies for subnet in network.subnets))
+    return [policy for policies in lists for policy in policies if isinstance(policy, VLAN)]
 
 
 def check_constraint(policies: Iterable[Policy], facts: NodeFacts) -> None:

@@ -140,8 +140,9 @@ def network_context(network: Network, facts: NodeFacts, numbers: Numbers) -> Con
     return Context(plan, scope, facts, numbers)
 
 
-_MEMO: dict[str, tuple[Network, NodeFacts, NetworkPlan]] = {}
+_MEMO: dict[str, tuple[tuple[Network, NodeFacts, NetworkPlan], ...]] = {}
 _MEMO_SIZE: Final = 256
+_STATES: Final = 2  # a change asks about a network as it was and as it will be, in turns
 
 
 def plan_network(network: Network, facts: NodeFacts) -> NetworkPlan:
@@ -149,13 +150,14 @@ def plan_network(network: Network, facts: NodeFacts) -> NetworkPlan:
 
     Raises ``Invalid``, naming the field, for texts that are no addresses.
     """
-    known = _MEMO.get(network.id)
-    if known is not None and known[0] is network and known[1] is facts:
-        return known[2]
+    known = _MEMO.get(network.id, ())
+    for of_network, of_facts, found in known:
+        if of_network is network and of_facts is facts:
+            return found
     plan = _plan(network, facts)
     if len(_MEMO) >= _MEMO_SIZE:
         _MEMO.clear()
-    _MEMO[network.id] = (network, facts, plan)
+    _MEMO[network.id] = ((network, facts, plan), *known[: _STATES - 1])
     return plan
 
 
