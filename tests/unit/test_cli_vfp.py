@@ -184,20 +184,20 @@ def test_a_rule_of_one_layer(daemon: StubDaemon) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "status"),
     [
-        "",
-        "tcp 10.244.1.6 1",
-        "sctp 10.244.1.6 1 10.244.1.5 80",
-        "tcp 10.244.1.6 x 10.244.1.5 80",
-        "tcp 10.244.1.6 1 10.244.1.5 80 sideways",
-        "tcp 10.244.1.6 1 10.244.1.5 80 out syn",
-        "tcp 10.244.1.99 1 10.244.1.5 80",
-        "tcp nowhere 1 10.244.1.5 80 in",
+        ("", 2),
+        ("tcp 10.244.1.6 1", 2),
+        ("sctp 10.244.1.6 1 10.244.1.5 80", 2),
+        ("tcp 10.244.1.6 x 10.244.1.5 80", 2),
+        ("tcp 10.244.1.6 1 10.244.1.5 80 sideways", 2),
+        ("tcp 10.244.1.6 1 10.244.1.5 80 out syn", 2),
+        ("tcp 10.244.1.99 1 10.244.1.5 80", 1),
+        ("tcp nowhere 1 10.244.1.5 80 in", 1),
     ],
 )
-def test_a_tuple_that_is_none_says_what_is_wrong(daemon: StubDaemon, text: str) -> None:
+def test_a_tuple_that_is_none_says_what_is_wrong(daemon: StubDaemon, text: str, status: int) -> None:
     result = vfp(daemon, "process-tuples", "--port", str(CLIENT_PORT), text)
-    assert result.exit_code == 1
-    assert "tuple" in result.stderr
+    assert result.exit_code == status
+    assert "tuple" in result.stderr.lower()
     assert all(asked != TRACE for asked, _ in daemon.requests)

@@ -142,28 +142,32 @@ class _Tuple(NamedTuple):
 
 
 def _parse(text: str) -> _Tuple:
-    """A tuple as vfpctrl takes it. Raises Invalid."""
+    """A tuple as vfpctrl takes it. Raises BadParameter."""
     words = text.replace(",", " ").split()
     if not 5 <= len(words) <= 7:
-        raise Invalid("tuple", f"{text!r}: want PROTOCOL SOURCE PORT DESTINATION PORT [DIRECTION [FLAGS]]")
+        raise _wrong(f"{text!r}: want PROTOCOL SOURCE PORT DESTINATION PORT [DIRECTION [FLAGS]]")
     protocol = _PROTOCOLS.get(words[0], words[0].lower())
     if protocol not in _PROTOCOLS.values():
-        raise Invalid("tuple", f"{words[0]!r} is none of tcp, udp, icmp, 1, 6, 17, 58")
+        raise _wrong(f"{words[0]!r} is none of tcp, udp, icmp, 1, 6, 17, 58")
     direction = (words[5] if len(words) > 5 else "out").lower()
     if direction not in ("1", "2", "out", "in"):
-        raise Invalid("tuple", f"direction {direction!r}: want 1 or out, 2 or in")
+        raise _wrong(f"direction {direction!r}: want 1 or out, 2 or in")
     flags = words[6] if len(words) > 6 else str(_SYN)
     if not flags.isdecimal():
-        raise Invalid("tuple", f"flags {flags!r}: want 1 for a SYN, 0 for a later packet")
+        raise _wrong(f"flags {flags!r}: want 1 for a SYN, 0 for a later packet")
     ports = [_number(words[2]), _number(words[4])]
     return _Tuple(
         protocol, words[1], ports[0], words[3], ports[1], direction in ("2", "in"), bool(int(flags) & _SYN)
     )
 
 
+def _wrong(message: str) -> click.BadParameter:
+    return click.BadParameter(message, param_hint="TUPLE")
+
+
 def _number(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
-        raise Invalid("tuple", f"port {text!r}: want 0 to 65535")
+        raise _wrong(f"port {text!r}: want 0 to 65535")
     return int(text)
 
 

@@ -81,20 +81,29 @@ class SamewireNode:
         return await self._runtime.add(self._conflist(pod.network), pod, netns_path(netns), arguments)
 
     async def settle(self, services: Mapping[str, bool]) -> None:
-        """Until the daemon has all Services in the switch, with the pods of now."""
+        """Until the daemon has all Services in the switch, with the pods of now. Raises Unavailable, naming those
+        that are missing.
+        """
+        missing = "the daemon does not list its services"
 
         async def settled() -> bool:
+            nonlocal missing
             try:
                 found = await self._hns.get_json("/v2/services")
             except SamewireError:
                 return False
             known = {f"{one['namespace']}/{one['name']}": one for one in found}
-            return all(_is_settled(known.get(key), served) for key, served in services.items())
+            late = [key for key, served in services.items() if not _is_settled(known.get(key), served)]
+            missing = ", ".join(
+                f"{key} ({known.get(key, {}).get('error') or 'no backends yet'})" for key in late
+            )
+            return not late
 
         try:
             await poll(f"the services of {self._node.name}", settled, READY_TIMEOUT_S)
         except TimeoutError as error:
-            raise Unavailable(f"node {self._node.name}", str(error)) from error
+            what = f"services are not in the switch after {READY_TIMEOUT_S:.0f} s: {missing}"
+            raise Unavailable(f"node {self._node.name}", what) from error
 
     def host_addresses_in_pod_network(self, network: str) -> tuple[str, ...]:
         """The gateway addresses that ``samewire0`` holds; none for a network that the host is no part of."""
