@@ -28,8 +28,16 @@ from tests.support.node import DaemonProcess, NodeNet, daemon, overlay
 pytestmark = pytest.mark.root
 
 BUILT = Path(samewire.__file__).parent / "_build" / "windows"
+FILES = ("computenetwork.dll", "vmcompute.dll", "client.exe", "libcomputenetwork.so")
 LISTEN = "127.0.0.1:9434"
 LIMIT_S = 180
+
+
+@pytest.fixture
+def built() -> None:
+    missing = [name for name in FILES if not (BUILT / name).exists()]
+    if missing:
+        pytest.fail(f"{', '.join(missing)} not in {BUILT}: run `make windows-shim`", pytrace=False)
 
 
 @pytest.fixture
@@ -84,7 +92,7 @@ class Wine:
 
 
 @pytest.fixture
-def wine(net: NodeNet, tmp_path: Path) -> Iterator[Wine]:
+def wine(built: None, net: NodeNet, tmp_path: Path) -> Iterator[Wine]:
     made = Wine(tmp_path / "wine")
     try:
         made.install(net)
@@ -135,7 +143,7 @@ def _raw(net: NodeNet, request: bytes) -> bytes:
 
 
 def test_the_python_client_over_the_librarys_exports(
-    net: NodeNet, node: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+    built: None, net: NodeNet, node: DaemonProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ABI is that of a library built for Linux from the shim's own sources: no Windows Python runs here."""
     monkeypatch.setenv("SAMEWIRE_HNS_ADDRESS", LISTEN)
@@ -149,6 +157,12 @@ def test_the_python_client_over_the_librarys_exports(
         acl = {"Type": "ACL", "Settings": {"Action": "Block", "Direction": "In", "Priority": 100}}
         changed = client.modify(Kind.ENDPOINT, endpoint["ID"], "Policy", "Add", {"Policies": [acl]})
         assert [policy["Type"] for policy in changed["Policies"]] == ["ACL"]
+        entries = [{"DestinationPrefix": "10.99.0.0/16", "NextHop": "10.244.0.1"}]
+        route = client.create(Kind.ROUTE, {"HostComputeEndpoints": [endpoint["ID"]], "Setting": entries})
+        assert [entry["DestinationPrefix"] for entry in route["Setting"]] == ["10.99.0.0/16"]
+        client.delete(Kind.ROUTE, route["ID"])
+        assert client.create(Kind.ROUTE, route) == route  # as hcsshim changes the endpoints of one
+        client.delete(Kind.ROUTE, route["ID"])
         with pytest.raises(HcnError) as taken:
             client.create(Kind.NETWORK, {**overlay("other"), "ID": network["ID"]})
         assert taken.value.code is HcnCode.NETWORK_ALREADY_EXISTS

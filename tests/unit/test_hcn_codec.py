@@ -24,6 +24,7 @@ from samewire.hcn.policies import (
     RemoteSubnetRoute,
     SDNRoute,
 )
+from samewire.hcn.query import render
 from samewire.hcn.schema import (
     ContainerSettings,
     Dns,
@@ -36,8 +37,10 @@ from samewire.hcn.schema import (
     RequestType,
     ResourceType,
     Route,
+    SdnRoute,
     SubnetSettings,
 )
+from samewire.hcn.state import View
 
 FLANNEL_NETWORK = {
     "Type": "Overlay",
@@ -204,7 +207,7 @@ def test_what_only_the_service_writes_is_ignored_on_input() -> None:
             "$.Routes[0].NeedEncap: expected true or false",
         ),
         (Kind.NETWORK, {"Name": "a", "NAME": "b"}, "$.Name: given twice"),
-        (Kind.ROUTE, {"Setting": [], "Routes": []}, "$.Routes: given twice"),
+        (Kind.ROUTE, {"Setting": [], "Routes": [{"DestinationPrefix": "::/0"}]}, "$.Routes: given twice"),
     ],
 )
 def test_errors_name_the_field(kind: Kind, sent: Any, path: str) -> None:
@@ -351,7 +354,16 @@ def test_divergent_names_of_routes_and_dns() -> None:
     route = decode_object(Kind.ROUTE, {"Setting": [{"DestinationPrefix": "10.96.0.0/12"}]})
     assert isinstance(route, Route)
     assert route.routes[0].destination_prefix == "10.96.0.0/12"
+    assert decode_object(Kind.ROUTE, {**encode(route), "Setting": encode(route)["Routes"]}) == route
     assert network(Dns={"Suffix": "cluster.local"}).dns == Dns(domain="cluster.local")
+
+
+def test_hcsshim_finds_a_routes_entries() -> None:
+    """It deletes the route that it has read and creates it again, to change the endpoints of one."""
+    made = Route(id="X", routes=(SdnRoute(destination_prefix="10.96.0.0/12"),))
+    shown = render(View(), made)
+    assert shown["Setting"] == shown["Routes"]
+    assert decode_object(Kind.ROUTE, shown) == made
 
 
 def test_references_have_the_names_of_hcn() -> None:

@@ -119,6 +119,11 @@ def canonical(value: Any, scope: Scope = Scope.ENDPOINT) -> Policy:
                 outbound_proxy_port="15001", inbound_exceptions=ProxyExceptions(port_exceptions=("1-9",))
             ),
         ),
+        (  # hcsshim 0.8
+            Scope.ENDPOINT,
+            {"Type": "L4WFPPROXY", "Settings": {"Port": "15001", "UserSID": "S-1-5-18"}},
+            L4WFPPROXY(outbound_proxy_port="15001", user_sid="S-1-5-18"),
+        ),
     ],
 )
 def test_what_clients_send(scope: Scope, sent: Any, wanted: Policy) -> None:

@@ -4,7 +4,7 @@ Input is read generously, as HNS and its clients do: keys and enumeration values
 spellings of the field (``Setting``/``Routes``, ``ExceptionList``/``Exceptions``, ``Suffix``/``Domain``,
 ``Data``/``Settings``), numbers as text and text as numbers, null for "not given". Output has one exact
 spelling, and omits what is empty. What is in doubt is refused with the path of the field: a key given
-twice, a number out of range, a value of the wrong shape.
+twice with two values, a number out of range, a value of the wrong shape.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from samewire.hcn.loadbalancers import (
 from samewire.hcn.policies import (
     ACL,
     KNOWN_POLICIES,
+    L4WFPPROXY,
     FilterTuple,
     L4Proxy,
     NatFlags,
@@ -88,6 +89,7 @@ W = TypeVar("W", bound=Wire)
 
 ALIASES: dict[type[Wire], dict[str, str]] = {
     Route: {"setting": "Routes"},
+    L4WFPPROXY: {"port": "OutboundProxyPort"},
     Dns: {"suffix": "Domain"},
     OutBoundNAT: {"exceptionlist": "Exceptions", "vip": "VirtualIP"},
     L4Proxy: {"exceptionlist": "Exceptions"},
@@ -281,10 +283,11 @@ def _read_struct(cls: type[W], value: Any, path: str) -> W:
             extra.append((key, canonical_json(item)))
             continue
         attribute, name, read = known
-        if attribute in arguments:
+        if item is None:
+            continue
+        given = read(item, f"{path}.{name}")
+        if arguments.setdefault(attribute, given) != given:
             fail(f"{path}.{name}", f"given twice (also as {key!r})")
-        if item is not None:
-            arguments[attribute] = read(item, f"{path}.{name}")
     for attribute, name in plan.required.items():
         if attribute not in arguments:
             fail(f"{path}.{name}", "is required")

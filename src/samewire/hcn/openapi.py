@@ -165,6 +165,8 @@ def _schemas() -> JsonObject:
     schemas[TITLES[Kind.ENDPOINT]]["properties"]["State"] = {"type": "integer", "readOnly": True}
     guid: JsonObject = {"type": "string", "readOnly": True}
     schemas[TITLES[Kind.NAMESPACE]]["properties"]["NamespaceGuid"] = guid
+    route = schemas[TITLES[Kind.ROUTE]]["properties"]
+    route["Setting"] = {**route["Routes"], "description": "the same as Routes"}
     return dict(sorted({**schemas, **SCHEMAS, **_FIXED}.items()))
 
 

@@ -21,6 +21,7 @@ from samewire.hcn.schema import (
     Network,
     Object,
     ResourceType,
+    Route,
 )
 from samewire.hcn.state import View
 from samewire.hcn.switch import StoreView
@@ -58,12 +59,15 @@ EVERYTHING = Query()
 def render(view: View, value: Object, detailed: bool = False) -> dict[str, Any]:
     """Return an object's JSON with the derived fields.
 
-    ``State`` of endpoints, the endpoints among a namespace's ``Resources``, and
-    ``Health.Extra.StoredOnly``: the types of policies that are kept but not enforced.
+    ``State`` of endpoints, the endpoints among a namespace's ``Resources``, a route's entries once more as
+    ``Setting`` (where hcsshim looks for them), and ``Health.Extra.StoredOnly``: the types of policies that are
+    kept but not enforced.
     """
     body = encode(value)
     if isinstance(value, Endpoint):
         body["State"] = int(endpoint_state(view, value))
+    if isinstance(value, Route):
+        body["Setting"] = body["Routes"]
     if isinstance(value, Namespace):
         body["NamespaceGuid"] = value.id
         members = view.endpoints_of_namespace(value.id)
