@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Iterable
 
+from samewire.errors import NotFound
 from samewire.kernel import sysctl
 from samewire.kernel.rtnetlink import (
     Netlink,
@@ -86,8 +88,9 @@ class HostNet:
             if address.scope == _SCOPE_GLOBAL:
                 found.add(WantedAddress(_prefix(address.family, address.address, address.bits)))
         found.update(self._routes())
-        if sysctl.read(_FORWARDING) == "1":
-            found.add(WantedForwarding())
+        with contextlib.suppress(NotFound):  # samewire0 is gone or renamed: that is the devices' matter
+            if sysctl.read(_FORWARDING) == "1":
+                found.add(WantedForwarding())
         if self.uplink:
             found.update(WantedFilter(entry.mac) for entry in self._netlink.dump(fdb_dump(self.uplink)))
         return found
