@@ -182,6 +182,29 @@ async def test_a_server_that_refuses_watches_is_not_listed_again(
     assert source.counts()["Service"].failures == 6
 
 
+@pytest.mark.parametrize(
+    ("status", "advice"), [(403, "grant list and watch"), (404, "discovery.k8s.io/v1 needs")]
+)
+async def test_who_may_list_but_not_watch_lists_again(
+    server: FakeServer, open_api: Opener, status: int, advice: str
+) -> None:
+    server.plan(*[Fault("watch", status=status) for _ in range(1000)])
+    source = open_api()
+    told: Recorder[Service] = Recorder()
+    source.watch(Service, told)
+    await source.start()
+    await source.wait_synced()
+    server.store.put("services", service("a", "web"))
+    await until(lambda: "web" in names(told))
+
+    def said() -> str:
+        (health,) = (one for one in source.health() if one.kind == "Service")
+        assert not health.connected
+        return health.error
+
+    await until(lambda: advice in said() and "/api/v1/services" in said())
+
+
 async def test_watches_that_end_at_once_are_failures(server: FakeServer, open_api: Opener) -> None:
     server.plan(*[Fault("watch", truncate=True)] * 4)
     told, source = await started(server, open_api)

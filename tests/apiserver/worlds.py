@@ -29,7 +29,7 @@ from samewire.kube.wire import PATHS
 from tests.apiserver.certs import SERVER_NAME, make_certificates
 from tests.apiserver.fake_server import FakeServer
 from tests.apiserver.fake_store import Json
-from tests.apiserver.objects import KIND_OF, RESOURCE_OF
+from tests.apiserver.objects import KIND_OF, RESOURCE_OF, plain
 
 REAL = os.environ.get("SAMEWIRE_TEST_KUBECONFIG", "")
 WORLDS = ("fake", "manifests", "real") if REAL else ("fake", "manifests")
@@ -145,15 +145,26 @@ class _Closing:
 
 @asynccontextmanager
 async def _real_namespace(access: Access) -> AsyncIterator[World]:
-    """A namespace of its own on a real server."""
+    """A namespace of its own on a real server.
+
+    Its objects are deleted one by one: without a controller manager a namespace stays, and its Services would keep
+    their cluster IPs and node ports.
+    """
     world = ApiWorld(access, f"samewire-{uuid.uuid4().hex[:8]}")
-    home = "/api/v1/namespaces"
-    await world.client.request("POST", home, body={"metadata": {"name": world.namespace}})
+    client, home = world.client, "/api/v1/namespaces"
     try:
-        yield world
+        await client.request("POST", home, body=plain("Namespace", world.namespace))
+        try:
+            yield world
+        finally:
+            for resource in ("/api/v1", "services"), ("/apis/discovery.k8s.io/v1", "endpointslices"):
+                inside = f"{resource[0]}/namespaces/{world.namespace}/{resource[1]}"
+                for item in json.loads(await client.request("GET", inside))["items"]:
+                    with contextlib.suppress(ApiError):  # slices go with their Service
+                        await client.request("DELETE", f"{inside}/{item['metadata']['name']}")
+            await client.request("DELETE", f"{home}/{world.namespace}")
     finally:
-        await world.client.request("DELETE", f"{home}/{world.namespace}")
-        await world.client.close()
+        await client.close()
 
 
 def _merged(current: Json, item: Json) -> Json:

@@ -73,6 +73,8 @@ class TlsContexts:
             context.load_default_certs()
         else:
             _load_ca(context, access.ca, ca_pem)
+            # What the kubeconfig trusts need not be a root: Go, and so kubectl, takes an intermediate as it is.
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         if certificate_pem:
             _load_client(context, certificate_pem, key_pem)
         return context

@@ -9,6 +9,14 @@ from samewire.errors import SamewireError
 GONE: Final = 410
 TOO_MANY_REQUESTS: Final = 429
 UNAUTHORIZED: Final = 401
+FORBIDDEN: Final = 403
+NOT_FOUND: Final = 404
+
+_ADVICE: Final = {
+    UNAUTHORIZED: "the server does not accept these credentials",
+    FORBIDDEN: "grant list and watch on it",
+    NOT_FOUND: "this server does not have that API; discovery.k8s.io/v1 needs Kubernetes 1.21",
+}
 
 
 class ApiError(SamewireError):
@@ -24,6 +32,11 @@ class ApiError(SamewireError):
         self.reason = reason
         self.message = message
         self.retry_after_s = retry_after_s
+
+    @property
+    def advice(self) -> str:
+        """What a person has to do before it can work; empty for what passes by itself."""
+        return _ADVICE.get(self.status, "")
 
     @property
     def expired(self) -> bool:

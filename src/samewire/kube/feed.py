@@ -33,6 +33,7 @@ class Feed(Generic[ObjectT]):
         self._connected = False
         self._last_contact_s: float | None = None
         self._error = "not started"
+        self._reported = ""
 
     @property
     def objects(self) -> Mapping[Key, ObjectT]:
@@ -62,13 +63,16 @@ class Feed(Generic[ObjectT]):
         self._last_contact_s = self._clock()
         if connected and not self._connected:
             log.info("watching", kind=self.kind.__name__, objects=len(self._objects))
+        if connected:
+            self._reported = ""
         self._connected = connected
         self._error = "" if connected else "catching up"
 
     def lost(self, error: str) -> None:
-        """The origin cannot be reached. What is known stays."""
-        if error != self._error:
+        """The origin cannot be reached. What is known stays. Each reason is logged once until it is reached again."""
+        if error != self._reported:
             log.warning("not watching", kind=self.kind.__name__, reason=error)
+        self._reported = error
         self._connected = False
         self._error = error
 

@@ -3,8 +3,8 @@
 A round is a list if we have no resource version to start from, then one watch. Whatever fails ends the round, is
 waited for, and the next round takes up where this one was. Only three things make us list again: the server has
 forgotten our version (410), it refuses our version several times in a row (its history is another one: a restored
-backup), or the stream is unreadable at the same place twice. A list replaces what is known only when all its pages
-are there; what was known of an object that cannot be decoded stays.
+backup; or we may not watch), or the stream is unreadable at the same place twice. A list replaces what is known only
+when all its pages are there; what was known of an object that cannot be decoded stays.
 
 Lists are paged and without a resource version, so they show the newest state and never go back in time.
 """
@@ -111,7 +111,7 @@ class Reflector(Generic[ObjectT]):
                 self._version = ""
             elif error.throttled:
                 counts.throttled += 1
-            elif error.status in (400, 500) or error.reason == "Timeout":
+            elif error.status in (400, 500) or error.reason == "Timeout" or error.advice:
                 self._refused()
         elif isinstance(error, Stalled):
             counts.stalled += 1
@@ -120,11 +120,14 @@ class Reflector(Generic[ObjectT]):
             if self._version == self._broken_at:
                 self._version = ""
             self._broken_at = self._version
-        self._feed.lost(str(error))
+        advice = error.advice if isinstance(error, ApiError) else ""
+        self._feed.lost(f"{error} ({self._path}: {advice})" if advice else str(error))
         return self._backoff.next_s(asked_s)
 
     def _refused(self) -> None:
-        """An answer that a version of another history would also get ("Too large resource version")."""
+        """An answer that a version of another history would also get ("Too large resource version"), or the right to
+        list without that to watch: then lists have to do.
+        """
         self._refusals += 1
         if self._refusals >= _REFUSALS_BEFORE_LIST:
             self._refusals = 0
