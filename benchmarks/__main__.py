@@ -52,7 +52,24 @@ def _context(quick: bool, gate: machine.IdleGate, bar: _Bar) -> Context:
     )
 
 
+def _environment(context: Context, gate: machine.IdleGate, private: bool) -> machine.Environment:
+    return machine.Environment(
+        kernel=platform.release(),
+        machine=platform.machine(),
+        cpus=os.cpu_count() or 1,
+        cpu_model=machine.cpu_model(),
+        pinned_cpu=context.cpu,
+        private_cpu_share=private,
+        repetitions=context.repetitions,
+        seconds_each=context.seconds,
+        noisy_blocks=gate.noisy,
+        blocks=gate.blocks,
+        steal_percent=gate.steal_percent(),
+    )
+
+
 def _run_all(chosen: list[Case], quick: bool, console: Console) -> Report:
+    """Run the cases one after the other; what is measured is written after each, so that a run cut off keeps it."""
     gate = (
         machine.IdleGate(window_s=0.2, limit_s=0.6) if quick else machine.IdleGate(window_s=1.5, limit_s=30.0)
     )
@@ -68,20 +85,9 @@ def _run_all(chosen: list[Case], quick: bool, console: Console) -> Report:
             progress.update(task, completed=case.steps(context), description=case.name)
             lines += results.lines_of(case, outcome, NAME)
             failures |= {f"{case.name}, {subject}": reason for subject, reason in outcome.failures.items()}
-    environment = machine.Environment(
-        kernel=platform.release(),
-        machine=platform.machine(),
-        cpus=os.cpu_count() or 1,
-        cpu_model=machine.cpu_model(),
-        pinned_cpu=context.cpu,
-        private_cpu_share=private,
-        repetitions=context.repetitions,
-        seconds_each=context.seconds,
-        noisy_blocks=gate.noisy,
-        blocks=gate.blocks,
-        steal_percent=gate.steal_percent(),
-    )
-    return Report(environment, lines, failures)
+            report = Report(_environment(context, gate, private), lines, failures)
+            results.write(report, results.RESULTS)
+    return report
 
 
 def _table(case: str, lines: list[Line]) -> Table:
@@ -152,7 +158,6 @@ def main(cases: str, quick: bool) -> None:
     netns.sweep()
     native.build()
     report = _run_all(chosen, quick, console)
-    results.write(report, results.RESULTS)
     plots.write(report, results.RESULTS)
     _print(report, console)
     written = "benchmarks/results/latest.{json,md}, latest-detail.json, latest-<case>.svg"
