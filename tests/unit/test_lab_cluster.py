@@ -92,7 +92,7 @@ def test_every_field_of_the_schema_is_described() -> None:
         ),
         ("stack: kernel", "stak: kernel", "lab.yaml:8: nodes[1].stak: no such field"),
         ("    stack: kernel\n", "", "lab.yaml:7: nodes[1].stack: this field is required"),
-        ("name: beta", "name: Beta!", "lab.yaml:7: nodes[1].name: Expected `str` matching regex"),
+        ("name: beta", "name: Beta!", "lab.yaml:7: nodes[1].name: expected lower-case letters"),
         ("name: beta", "name: alpha", "lab.yaml:7: nodes[1].name: 'alpha' is already taken"),
         ("name: beta", "name: switch", "lab.yaml:7: nodes[1].name: 'switch' is reserved"),
         (

@@ -114,6 +114,7 @@ def test_finding_pods() -> None:
     assert lab.find_pod("web-b") is pods[1]
     assert lab.find_pod("deployment/web") is pods[0]
     assert lab.find_pod("web") is pods[0]
+    assert lab.find_pod("shop/web") is pods[0]
     assert lab.find_pod("d") is pods[2]
     with pytest.raises(Conflict, match="shop/web-a, shop/web-b"):
         lab.find_pod("web-")

@@ -41,8 +41,9 @@ def doctor(socket: str, as_document: bool) -> None:
     else:
         for finding in answer["findings"]:
             _print_finding(finding)
-        if not answer["findings"]:
-            click.echo("healthy: every check passed")
+        if answer["healthy"]:
+            count = len(answer["findings"])
+            click.echo(f"healthy, with {count} to look at" if count else "healthy: every check passed")
     sys.exit(0 if answer["healthy"] else 1)
 
 

@@ -120,6 +120,8 @@ def _convert(data: Any, reader: _Reader) -> Cluster:
             message = "no such field" if _UNKNOWN_FIELD.search(message) else "this field is required"
         elif choices := _CHOICES.get(re.sub(r"\d+", "", path)):
             message += f"; there are {', '.join(choice.value for choice in choices)}"
+        elif "matching regex" in message:
+            message = "expected lower-case letters, digits and dashes, at most 24, no dash at either end"
         raise ClusterFileError([reader.fault(path, message)]) from error
 
 

@@ -89,14 +89,14 @@ class LabState(Struct, frozen=True):
         raise NotFound("node", name)
 
     def find_pod(self, query: str) -> PodState:
-        """The one pod meant by ``namespace/name``, ``name``, an owner (``deployment/web``) or a unique
-        beginning.
+        """The one pod meant by ``namespace/name``, ``name``, an owner (``deployment/web``, ``web``,
+        ``namespace/web``) or a unique beginning.
         """
         word = query.lower()
         tests: tuple[Callable[[Pod], bool], ...] = (
             lambda pod: pod.key == word,
             lambda pod: pod.name == word,
-            lambda pod: pod.owner.lower() == word or pod.owner.lower().partition("/")[2] == word,
+            lambda pod: word in _owner_names(pod),
             lambda pod: pod.name.startswith(word) or pod.key.startswith(word),
         )
         for exact, test in enumerate(tests):
@@ -107,6 +107,13 @@ class LabState(Struct, frozen=True):
                 names = ", ".join(state.pod.key for state in found)
                 raise Conflict(f"{query!r} could be any of {names}")
         raise NotFound("pod", query)
+
+
+def _owner_names(pod: Pod) -> tuple[str, ...]:
+    """What the pod's owner is called: ``deployment/web``, ``web``, ``namespace/web``."""
+    owner = pod.owner.lower()
+    name = owner.partition("/")[2]
+    return (owner, name, f"{pod.namespace}/{name}") if owner else ()
 
 
 class NoLab(NotFound):
