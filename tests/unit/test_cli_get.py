@@ -362,7 +362,11 @@ def test_doctor(daemon: StubDaemon) -> None:
     }
     daemon.answers["GET /v2/doctor"] = (200, {"healthy": True, "findings": [warning]})
     assert run().exit_code == 0
-    assert run().output.splitlines() == ["warning mtu: shop/web-0: it is too large", "    Make it smaller."]
+    assert run().output.splitlines() == [
+        "warning mtu: shop/web-0: it is too large",
+        "    Make it smaller.",
+        "healthy, with 1 warning",
+    ]
     daemon.answers["GET /v2/doctor"] = (200, {"healthy": False, "findings": [{**warning, "level": "error"}]})
     assert run().exit_code == 1
     assert json.loads(run("--json").output)["findings"][0]["level"] == "error"

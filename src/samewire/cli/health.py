@@ -43,7 +43,8 @@ def doctor(socket: str, as_document: bool) -> None:
             _print_finding(finding)
         if answer["healthy"]:
             count = len(answer["findings"])
-            click.echo(f"healthy, with {count} to look at" if count else "healthy: every check passed")
+            warnings = f"healthy, with {count} warning{'s' if count > 1 else ''}"
+            click.echo(warnings if count else "healthy: every check passed")
     sys.exit(0 if answer["healthy"] else 1)
 
 
