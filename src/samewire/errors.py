@@ -21,6 +21,9 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class SamewireError(Exception):
@@ -92,3 +95,10 @@ class KernelError(SamewireError):
         self.operation = operation
         self.errno = errno
         self.detail = detail
+
+
+def there(value: T | None, what: str, name: str) -> T:
+    """Return what a look-up has found. Raises NotFound."""
+    if value is None:
+        raise NotFound(what, name)
+    return value

@@ -33,7 +33,7 @@ from samewire.kernel.rtnetlink import (
     vxlan_external_add,
 )
 from samewire.vfp.address import Prefix, parse_address, parse_interface
-from samewire.vfp.compile import compile_endpoint, compile_link, compile_network, compile_node
+from samewire.vfp.compile import compile_endpoint, compile_link, compile_node
 from samewire.vfp.constants import Counter, Layer, Reason
 from samewire.vfp.diff import Operation, Put
 from samewire.vfp.model import HostBinding, NodeFacts, PortLink
@@ -41,6 +41,7 @@ from samewire.vfp.numbers import MemoryNumbers
 from samewire.vfp.ownership import Ownership
 from samewire.vfp.record import Record
 from samewire.vfp.tables import TABLES, Config, Count, DropKey, Flow, FlowKey, Id
+from tests.support.compiled import whole_network
 from tests.support.netlab import Lab, Space, Wire
 
 BUILT: Final = Path(__file__).parents[2] / "src" / "samewire" / "_build"
@@ -263,7 +264,7 @@ class Node:
 
     def network(self, network: Network) -> Network:
         """Add a network, or change it; returns it."""
-        compiled = compile_network(network, self.facts, self.numbers)
+        compiled = whole_network(network, self.facts, self.numbers)
         self.apply(self.owned.replace(("network", network.id), compiled.entries))
         self.bind(compiled.binding)
         return network

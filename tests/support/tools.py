@@ -29,7 +29,7 @@ from samewire.trace.context import EndpointInfo, TraceRun
 from samewire.trace.probe import PROTOCOLS, Probe, build
 from samewire.vfp.acl_names import AclNames
 from samewire.vfp.address import ZERO, parse_address, parse_interface
-from samewire.vfp.compile import compile_endpoint, compile_network, compile_node
+from samewire.vfp.compile import compile_endpoint, compile_node
 from samewire.vfp.constants import Arrival, Fate
 from samewire.vfp.model import Entries, NodeFacts, ProxyRule
 from samewire.vfp.numbers import MemoryNumbers
@@ -37,6 +37,7 @@ from samewire.vfp.ownership import Ownership
 from samewire.vfp.record import Record
 from samewire.vfp.simulate import Simulator
 from samewire.vfp.tables import DropEvent, Flow, TraceOutput, TraceStep
+from tests.support.compiled import whole_network
 
 WEB_PORT, CLIENT_PORT, UPLINK, TUNNEL, HOST, HOST_PEER = 42, 43, 2, 5, 6, 7
 SERVICE_NAMES = {7: "shop/web:http"}
@@ -171,7 +172,7 @@ def compiled(
     """The tables of the small node: an overlay network with two pods."""
     numbers, ownership = MemoryNumbers(), Ownership()
     ownership.replace("node", compile_node(facts, numbers).entries)
-    ownership.replace("network", compile_network(network, facts, numbers).entries)
+    ownership.replace("network", whole_network(network, facts, numbers).entries)
     for endpoint, port in zip((WEB, CLIENT), ports, strict=True):
         entries = compile_endpoint(endpoint, network, facts, numbers, port, 7).entries
         ownership.replace(endpoint.id, entries)

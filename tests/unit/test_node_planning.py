@@ -89,9 +89,13 @@ def endpoint(name: str, ip: str, *, remote: bool = False, policies: tuple[Policy
 
 LOCAL = endpoint("LOCAL", "10.1.0.5")
 FAR = endpoint("FAR", "10.1.0.6", remote=True)
-ROUTED = endpoint("ROUTED", "10.1.0.7", policies=(SDNRoute(destination_prefix="10.9.0.0/16"),))
+FARTHER = endpoint("FARTHER", "10.99.0.6", remote=True)
+VIA = SDNRoute(destination_prefix="10.9.0.0/16", next_hop="10.2.0.1")
+ROUTED = endpoint("ROUTED", "10.1.0.7", policies=(VIA,))
 SPACE = Namespace(id="NS", netns_path="/run/netns/x")
-SDN = Route(id="ROUTE", network_id="NET", routes=(SdnRoute(destination_prefix="10.8.0.0/16"),))
+SDN = Route(
+    id="ROUTE", network_id="NET", routes=(SdnRoute(destination_prefix="10.8.0.0/16", next_hop="10.2.0.1"),)
+)
 
 
 def state(*objects: tuple[Kind, Object]) -> State:
@@ -173,12 +177,56 @@ def test_another_nodes_subnet_touches_only_those_who_route_by_it() -> None:
     base = state(*((Kind.ENDPOINT, one) for one in (LOCAL, FAR, ROUTED)), (Kind.NETWORK, network()))
     base.apply([*others, Change(Kind.NAMESPACE, "NS", None, SPACE), Change(Kind.ROUTE, "ROUTE", None, SDN)])
     touched = {("network", "NET"), ("endpoint", "BEHIND"), ("endpoint", "ROUTED"), ("route", "ROUTE")}
+    touched.add(("remote", "NET/10.2.0.0/16"))
     steps = plan([Change(Kind.NETWORK, "NET", network(), network(REMOTE))], base)
     assert set(steps.owners) == touched | {("endpoint", "BY_PROVIDER")}
     assert list(steps.relink) == ["ROUTED"]
     second = msgspec.structs.replace(REMOTE, destination_prefix="10.3.0.0/16")
     steps = plan([Change(Kind.NETWORK, "NET", network(second), network(second, REMOTE))], base)
     assert set(steps.owners) == touched
+
+
+def test_a_remote_subnet_touches_no_other_one() -> None:
+    """Two thousand of them are no matter of one that comes, moves or goes."""
+    others = [
+        msgspec.structs.replace(
+            REMOTE, destination_prefix=f"10.{100 + i}.0.0/16", provider_address=f"192.0.2.{i}"
+        )
+        for i in range(20, 40)
+    ]
+    moved = msgspec.structs.replace(REMOTE, provider_address="192.0.2.10")
+    for before, after, there in (
+        (network(*others), network(*others, REMOTE), True),
+        (network(REMOTE, *others), network(moved, *others), True),
+        (network(*others[:5], REMOTE, *others[5:]), network(*others), False),
+    ):
+        owners = plan([Change(Kind.NETWORK, "NET", before, after)]).owners
+        assert {owner: is_there for owner, is_there in owners.items() if owner[0] == "remote"} == {
+            ("remote", "NET/10.2.0.0/16"): there
+        }
+
+
+def test_a_network_takes_its_remote_subnets_with_it() -> None:
+    remote = ("remote", "NET/10.2.0.0/16")
+    assert plan([Change(Kind.NETWORK, "NET", None, network(REMOTE))]).owners[remote] is True
+    assert plan([Change(Kind.NETWORK, "NET", network(REMOTE), None)]).owners[remote] is False
+    other = network(REMOTE, subnet="10.1.0.0/17")
+    assert plan([Change(Kind.NETWORK, "NET", network(REMOTE), other)]).owners[remote] is True
+    assert plan_everything(state((Kind.NETWORK, network(REMOTE))), lambda _: False).owners[remote] is True
+
+
+def test_a_route_of_the_network_to_the_same_prefix_takes_the_remote_subnets_place() -> None:
+    route = SDNRoute(destination_prefix=REMOTE.destination_prefix)
+    owners = plan([Change(Kind.NETWORK, "NET", network(REMOTE), network(REMOTE, route))]).owners
+    assert owners["remote", "NET/10.2.0.0/16"] is True
+
+
+def test_a_wide_subnet_touches_all_remote_endpoints_in_it_and_no_others() -> None:
+    wide = msgspec.structs.replace(REMOTE, destination_prefix="10.0.0.0/12", provider_address="192.0.2.77")
+    base = state((Kind.NETWORK, network()), *((Kind.ENDPOINT, one) for one in (FAR, FARTHER)))
+    owners = plan([Change(Kind.NETWORK, "NET", network(), network(wide))], base).owners
+    assert ("endpoint", "FAR") in owners
+    assert ("endpoint", "FARTHER") not in owners
 
 
 def test_another_nodes_subnet_touches_those_who_may_not_talk_with_it() -> None:

@@ -25,7 +25,7 @@ from samewire.hcn.schema import Endpoint, Ipam, IpConfiguration, Network, Networ
 from samewire.vfp.acl_names import AclNames, acl_names
 from samewire.vfp.acl_view import AclIndex
 from samewire.vfp.address import NO_MAC, ZERO, parse_address, parse_interface
-from samewire.vfp.compile import compile_endpoint, compile_network, compile_node
+from samewire.vfp.compile import compile_endpoint, compile_node
 from samewire.vfp.compile.acl import compile_acl
 from samewire.vfp.compile.builder import Builder
 from samewire.vfp.constants import CHUNK_BACKENDS, SCOPE_ANY, SCOPE_OUTSIDE, PortFlag, ServiceFlag
@@ -48,6 +48,7 @@ from samewire.vfp.tables import (
     Service,
     ServiceKey,
 )
+from tests.support.compiled import whole_network
 
 FACTS = NodeFacts(
     name="node-1",
@@ -108,7 +109,7 @@ POD = Endpoint(
 def tables() -> Entries:
     numbers, ownership = MemoryNumbers(), Ownership()
     ownership.replace("node", compile_node(FACTS, numbers).entries)
-    ownership.replace("network", compile_network(NETWORK, FACTS, numbers).entries)
+    ownership.replace("network", whole_network(NETWORK, FACTS, numbers).entries)
     ownership.replace("pod", compile_endpoint(POD, NETWORK, FACTS, numbers, 42, 7).entries)
     return ownership.tables()
 

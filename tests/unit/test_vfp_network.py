@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from samewire.errors import Exhausted, Invalid
@@ -23,7 +24,7 @@ from samewire.vfp.address import (
     parse_mac,
     parse_prefix,
 )
-from samewire.vfp.compile import compile_network, compile_node, compile_route
+from samewire.vfp.compile import compile_node, compile_remote, compile_route
 from samewire.vfp.compile.plan import gateway_mac, plan_network
 from samewire.vfp.constants import ROUTE_KEY_BITS, SCOPE_HOST, ConfigFlag, RouteFlag, RouteKind
 from samewire.vfp.model import Entries, HostBinding, NodeFacts
@@ -31,6 +32,7 @@ from samewire.vfp.model import HostRoute as KernelRoute
 from samewire.vfp.numbers import MemoryNumbers
 from samewire.vfp.tables import Config, Id, Nexthop, RouteKey, Vni
 from samewire.vfp.tables import Route as RouteRecord
+from tests.support.compiled import whole_network
 
 FACTS = NodeFacts(
     name="node-1",
@@ -164,7 +166,7 @@ def test_node_flags_and_single_stack() -> None:
 
 def test_overlay() -> None:
     numbers = MemoryNumbers()
-    compiled = compile_network(OVERLAY, FACTS, numbers)
+    compiled = whole_network(OVERLAY, FACTS, numbers)
     scope = numbers.known["scope", "NET-1"]
     gateway = {family: numbers.known["nexthop", f"uplink/gateway/{family}"] for family in (4, 6)}
     onlink = {family: numbers.known["nexthop", f"uplink/onlink/{family}"] for family in (4, 6)}
@@ -200,7 +202,7 @@ def test_overlay() -> None:
 
 def test_tunnel_nexthop() -> None:
     numbers = MemoryNumbers()
-    entries = compile_network(OVERLAY, FACTS, numbers).entries
+    entries = whole_network(OVERLAY, FACTS, numbers).entries
     hop = entries["sw_nexthops"][Id(numbers.known["nexthop", "tunnel/NET-1/10.244.2.0/24"])]
     assert hop == Nexthop(
         kind=RouteKind.TUNNEL,
@@ -214,16 +216,30 @@ def test_tunnel_nexthop() -> None:
     )
 
 
+def test_the_networks_own_route_takes_the_place_of_a_remote_subnet_with_the_same_prefix() -> None:
+    """Whatever comes first: the remote subnet is an owner of its own, and must not win by coming later."""
+    prefix = "10.244.2.0/24"
+    own = SDNRoute(destination_prefix=prefix)
+    both = msgspec.structs.replace(OVERLAY, policies=(own, *OVERLAY.policies))
+    numbers = MemoryNumbers()
+    assert (
+        routes(whole_network(both, FACTS, numbers).entries, numbers.known["scope", "NET-1"])[prefix] == "HOST"
+    )
+    remote_part = compile_remote(both, parse_prefix(prefix), FACTS, numbers)
+    assert "sw_nexthops" not in remote_part.entries
+    assert remote_part.binding.routes
+
+
 def test_tunnel_over_ipv6_and_number_kept() -> None:
     numbers = MemoryNumbers()
-    first = compile_network(OVERLAY, FACTS, numbers).entries
+    first = whole_network(OVERLAY, FACTS, numbers).entries
     moved = network(
         NetworkType.OVERLAY,
         ("10.244.1.0/24", "10.244.1.1"),
         policies=(remote("10.244.2.0/24", "fd00:1::11"),),
         vni=4096,
     )
-    second = compile_network(moved, FACTS, numbers).entries
+    second = whole_network(moved, FACTS, numbers).entries
     number = Id(numbers.known["nexthop", "tunnel/NET-1/10.244.2.0/24"])
     before, after = first["sw_nexthops"][number], second["sw_nexthops"][number]
     assert isinstance(before, Nexthop)
@@ -235,7 +251,7 @@ def test_tunnel_over_ipv6_and_number_kept() -> None:
 def test_overlay_without_host_route_has_no_binding() -> None:
     numbers = MemoryNumbers()
     closed = network(NetworkType.OVERLAY, ("10.244.1.0/24", "10.244.1.1"), vni=4096)
-    compiled = compile_network(closed, FACTS, numbers)
+    compiled = whole_network(closed, FACTS, numbers)
     assert compiled.binding == HostBinding()
     assert not routes(compiled.entries, SCOPE_HOST)
     assert "10.244.1.1/32" not in routes(compiled.entries, numbers.known["scope", "NET-1"])
@@ -243,13 +259,13 @@ def test_overlay_without_host_route_has_no_binding() -> None:
 
 def test_overlay_needs_a_vni() -> None:
     with pytest.raises(Invalid, match=r"\$\.Ipams\[0\]\.Subnets\[0\]\.Policies: .*VSID"):
-        compile_network(network(NetworkType.OVERLAY, ("10.244.1.0/24", "10.244.1.1")), FACTS, MemoryNumbers())
+        whole_network(network(NetworkType.OVERLAY, ("10.244.1.0/24", "10.244.1.1")), FACTS, MemoryNumbers())
 
 
 @pytest.mark.parametrize("kind", [NetworkType.INTERNAL, NetworkType.PRIVATE])
 def test_no_uplink(kind: NetworkType) -> None:
     numbers = MemoryNumbers()
-    compiled = compile_network(network(kind, ("10.9.0.0/24", "10.9.0.1")), FACTS, numbers)
+    compiled = whole_network(network(kind, ("10.9.0.0/24", "10.9.0.1")), FACTS, numbers)
     expected = {"10.9.0.0/24": "LOCAL"}
     if kind is NetworkType.INTERNAL:
         expected |= {"10.9.0.1/32": "HOST", "192.168.1.10/32": "HOST", "fd00:1::10/128": "HOST"}
@@ -260,14 +276,14 @@ def test_no_uplink(kind: NetworkType) -> None:
 def test_nat_network_is_bound_unless_told_not_to() -> None:
     plain = network(NetworkType.NAT, ("172.20.0.0/24", "172.20.0.1"))
     closed = network(NetworkType.NAT, ("172.20.0.0/24", "172.20.0.1"), flags=NetworkFlags.DISABLE_HOST_PORT)
-    assert compile_network(plain, FACTS, MemoryNumbers()).binding.addresses
-    assert compile_network(closed, FACTS, MemoryNumbers()).binding == HostBinding()
+    assert whole_network(plain, FACTS, MemoryNumbers()).binding.addresses
+    assert whole_network(closed, FACTS, MemoryNumbers()).binding == HostBinding()
 
 
 @pytest.mark.parametrize("kind", [NetworkType.L2BRIDGE, NetworkType.TRANSPARENT, NetworkType.L2TUNNEL])
 def test_bridged_on_the_underlay(kind: NetworkType) -> None:
     numbers = MemoryNumbers()
-    compiled = compile_network(network(kind, ("192.168.1.0/24", "192.168.1.1")), FACTS, numbers)
+    compiled = whole_network(network(kind, ("192.168.1.0/24", "192.168.1.1")), FACTS, numbers)
     assert compiled.entries == {}
     assert compiled.binding == HostBinding()
     assert ("scope", "NET-1") not in numbers.known
@@ -279,7 +295,7 @@ def test_bridged_with_a_subnet_of_its_own() -> None:
         ("10.244.1.0/24", "10.244.1.1"),
         routes=(RouteEntry(next_hop="192.168.1.11", destination_prefix="10.244.2.0/24"),),
     )
-    compiled = compile_network(own, FACTS, MemoryNumbers())
+    compiled = whole_network(own, FACTS, MemoryNumbers())
     assert routes(compiled.entries, 0) == {
         "10.244.1.0/24": "LOCAL",
         "10.244.1.1/32": "HOST",
@@ -320,7 +336,7 @@ def test_scopes_are_bounded() -> None:
             return 65535
 
     with pytest.raises(Exhausted, match="network scopes"):
-        compile_network(OVERLAY, FACTS, Full())
+        whole_network(OVERLAY, FACTS, Full())
 
 
 @pytest.mark.parametrize(
@@ -363,14 +379,14 @@ def test_sdn_route_policies_of_a_network() -> None:
         ("192.168.1.0/24", "192.168.1.1"),
         policies=(SDNRoute(destination_prefix="10.96.0.0/12", need_encap=True),),
     )
-    compiled = compile_network(bridged, FACTS, MemoryNumbers())
+    compiled = whole_network(bridged, FACTS, MemoryNumbers())
     assert routes(compiled.entries, 0) == {"10.96.0.0/12": "HOST"}
     assert compiled.binding.forwards  # what the node gets is not all for itself
 
 
 def test_a_node_that_only_gets_what_is_for_itself_does_not_forward() -> None:
     pods = network(NetworkType.OVERLAY, ("10.244.1.0/24", "10.244.1.1"), vni=4096, policies=(HostRoute(),))
-    assert not compile_network(pods, FACTS, MemoryNumbers()).binding.forwards
+    assert not whole_network(pods, FACTS, MemoryNumbers()).binding.forwards
 
 
 @pytest.mark.parametrize(
@@ -401,5 +417,5 @@ def test_sdn_route_invalid(kind: NetworkType, destination: str, next_hop: str, p
 def test_remote_subnet_invalid(policy: RemoteSubnetRoute, path: str) -> None:
     net = network(NetworkType.OVERLAY, ("10.244.1.0/24", "10.244.1.1"), policies=(policy,), vni=4096)
     with pytest.raises(Invalid) as caught:
-        compile_network(net, FACTS, MemoryNumbers())
+        whole_network(net, FACTS, MemoryNumbers())
     assert caught.value.path == path

@@ -13,7 +13,7 @@ import enum
 import types
 import typing
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
@@ -191,14 +191,21 @@ _RESOURCES: dict[Kind, dict[str, type[Wire]]] = {
 }
 
 
+_PLAIN: Final = frozenset({str, int, bool, type(None)})
+"""What is its own JSON: nearly every field, of thousands of objects."""
+
+
 def encode(value: Wire) -> dict[str, Any]:
     """Return the JSON object of a struct: exact spelling, nothing empty, unknown fields as they came."""
     result: dict[str, Any] = {}
     for attribute, name, required in _output_fields(type(value)):
-        item = _encode_item(getattr(value, attribute))
+        item = getattr(value, attribute)
+        if item.__class__ not in _PLAIN:
+            item = _encode_item(item)
         if required or (item is not None and item != "" and item != [] and item != {}):
             result[name] = item
-    result.update((name, msgspec.json.decode(text)) for name, text in value.extra)
+    if value.extra:
+        result.update((name, msgspec.json.decode(text)) for name, text in value.extra)
     return result
 
 
@@ -207,8 +214,10 @@ def encode_policy(policy: Policy) -> dict[str, Any]:
     settings = (
         msgspec.json.decode(policy.settings_json) if isinstance(policy, OtherPolicy) else encode(policy)
     )
-    beside = {name: msgspec.json.decode(text) for name, text in policy.beside}
-    return {"Type": policy_type(policy), "Settings": settings, **beside}
+    result = {"Type": policy_type(policy), "Settings": settings}
+    if policy.beside:
+        result.update((name, msgspec.json.decode(text)) for name, text in policy.beside)
+    return result
 
 
 def canonical_json(value: Any) -> str:

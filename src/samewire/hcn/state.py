@@ -9,9 +9,10 @@ from typing import cast
 
 from samewire.hcn.frontends import frontend_keys
 from samewire.hcn.loadbalancers import LoadBalancer
-from samewire.hcn.policies import PortMapping
+from samewire.hcn.policies import PortMapping, parse_prefix
 from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, Object, Route
 from samewire.hcn.switch import Change
+from samewire.hcn.whereabouts import blocks_of, remote_keys
 
 Key = tuple[str | int, ...]
 
@@ -34,6 +35,7 @@ def _endpoint_keys(endpoint: Endpoint) -> list[Key]:
             if isinstance(policy, PortMapping)
         }
     )
+    keys.extend(remote_keys(endpoint))
     return keys
 
 
@@ -170,6 +172,21 @@ class View:
         """Return the endpoint that owns an address in a network, or None."""
         found = self._endpoints(("ip", network_id, ip))
         return found[0] if found else None
+
+    def endpoints_minding_remote(self, network_id: str) -> list[Endpoint]:
+        """Return the local endpoints of a network whose own entries depend on where other nodes' subnets are."""
+        return self._endpoints(("minds-remote", network_id))
+
+    def remote_endpoints_behind(self, network_id: str, provider_address: str) -> list[Endpoint]:
+        """Return the remote endpoints that name a provider address."""
+        return self._endpoints(("provider", network_id, provider_address))
+
+    def remote_endpoints_in(self, network_id: str, prefix: str) -> list[Endpoint]:
+        """Return the remote endpoints that have an address in a prefix, and maybe some beside it."""
+        blocks = blocks_of(parse_prefix(prefix))
+        if blocks is None:
+            return [value for value in self.endpoints_of_network(network_id) if value.is_remote]
+        return [value for block in blocks for value in self._endpoints(("block", network_id, block))]
 
     def namespace_by_path(self, netns_path: str) -> Namespace | None:
         """Return the namespace object of a network namespace file, or None."""

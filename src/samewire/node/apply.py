@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 import structlog
 
-from samewire.errors import Invalid, KernelError, NotFound, SamewireError
+from samewire.errors import Invalid, KernelError, NotFound, SamewireError, there
 from samewire.hcn.errors import StoreError
 from samewire.hcn.schema import Endpoint
 from samewire.hcn.switch import Change, EndpointStats, StoreView
@@ -24,7 +24,7 @@ from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import Netlink
 from samewire.node import links, proxies
 from samewire.node.balancers import Balancers
-from samewire.node.bindings import BindingChange
+from samewire.node.bindings import BindingChange, in_order
 from samewire.node.hooks import Hooks
 from samewire.node.hostnet import HostNet
 from samewire.node.numbers import Key, StoreNumbers
@@ -48,14 +48,13 @@ from samewire.node.tables import KernelTables
 from samewire.node.undo import UndoStack
 from samewire.node.wanted import Wanted
 from samewire.vfp import compile as compilers
+from samewire.vfp.address import parse_prefix
 from samewire.vfp.compile.loadbalancer import LocalPort
 from samewire.vfp.diff import Operation, is_early, ordered
 from samewire.vfp.model import Compiled, NodeFacts, PortLink
 from samewire.vfp.record import Record
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 _NOTHING: Final = Compiled({})
 
@@ -298,6 +297,7 @@ class NodeSwitch:
             operations.update({(operation.table, operation.key): operation for operation in entries})
             bindings += binding
         all_operations = ordered(operations.values())
+        bindings = in_order(bindings)
         return (
             [operation for operation in all_operations if is_early(operation)],
             [operation for operation in all_operations if not is_early(operation)],
@@ -314,28 +314,23 @@ class NodeSwitch:
             operations.update({(operation.table, operation.key): operation for operation in entries})
             bindings += binding
         self.kernel.tables.write(ordered(operations.values()))
-        self.kernel.hostnet.apply(bindings)
+        self.kernel.hostnet.apply(in_order(bindings))
 
     def _compile(self, owner: Owner, view: StoreView) -> Compiled:
         kind, object_id = owner
         if kind == "node":
             return compilers.compile_node(self.node_facts, self.numbers)
-        if kind == "network":
-            network = _there(view.network(object_id), "network", object_id)
-            return compilers.compile_network(network, self.node_facts, self.numbers)
-        if kind == "sets":
-            network = _there(view.network(object_id), "network", object_id)
-            self._generation += 1
-            return compilers.compile_sets(network, self._generation)
+        if kind in ("network", "remote", "sets"):
+            return self._compile_network(kind, object_id, view)
         if kind == "route":
-            route = _there(view.route(object_id), "route", object_id)
-            network = _there(view.network(route.network_id), "network", route.network_id)
+            route = there(view.route(object_id), "route", object_id)
+            network = there(view.network(route.network_id), "network", route.network_id)
             return compilers.compile_route(route, network, self.node_facts, self.numbers)
         if kind == "loadbalancer":
-            value = _there(view.load_balancer(object_id), "load balancer", object_id)
+            value = there(view.load_balancer(object_id), "load balancer", object_id)
             return self.balancers.direct_hops(value, view, self.node_facts)
-        endpoint = _there(view.endpoint(object_id), "endpoint", object_id)
-        network = _there(view.network(endpoint.network_id), "network", endpoint.network_id)
+        endpoint = there(view.endpoint(object_id), "endpoint", object_id)
+        network = there(view.network(endpoint.network_id), "network", endpoint.network_id)
         if on_host(endpoint, view):
             return compilers.compile_host_endpoint(endpoint, network, self.node_facts, self.numbers)
         self._generation += 1
@@ -345,16 +340,26 @@ class NodeSwitch:
             endpoint, network, self.node_facts, self.numbers, port, self._generation
         )
 
+    def _compile_network(self, kind: str, name: str, view: StoreView) -> Compiled:
+        network_id, _, prefix = name.partition("/")
+        network = there(view.network(network_id), "network", network_id)
+        if kind == "network":
+            return compilers.compile_network(network, self.node_facts, self.numbers)
+        if kind == "remote":
+            return compilers.compile_remote(network, parse_prefix(prefix), self.node_facts, self.numbers)
+        self._generation += 1
+        return compilers.compile_sets(network, self._generation)
+
     def _local_port(self, endpoint_id: str) -> LocalPort | None:
         state = self.ports.get(endpoint_id)
         return LocalPort(state.ifindex, state.link.mac) if state is not None else None
 
     def _link(self, endpoint: Endpoint, view: StoreView) -> PortLink:
-        network = _there(view.network(endpoint.network_id), "network", endpoint.network_id)
+        network = there(view.network(endpoint.network_id), "network", endpoint.network_id)
         return compilers.compile_link(endpoint, network, self.node_facts, netns_path(endpoint, view))
 
     def _state(self, endpoint_id: str) -> PortState:
-        return _there(self.ports.get(endpoint_id), "port of endpoint", endpoint_id)
+        return there(self.ports.get(endpoint_id), "port of endpoint", endpoint_id)
 
     def _change_link(self, endpoint: Endpoint, view: StoreView, undo: UndoStack) -> None:
         state, after = self._state(endpoint.id), self._link(endpoint, view)
@@ -390,9 +395,3 @@ class NodeSwitch:
             self.suspect.set()
         for state in old:
             self.sweeper.add(state.ifindex)
-
-
-def _there(value: T | None, what: str, name: str) -> T:
-    if value is None:
-        raise NotFound(what, name)
-    return value

@@ -37,6 +37,14 @@ class BindingChange(msgspec.Struct, frozen=True):
     wish: Wish
 
 
+def in_order(steps: Iterable[BindingChange]) -> list[BindingChange]:
+    """Steps of several owners as they can be made: additions (addresses before the routes that use them as a source),
+    then removals in reverse.
+    """
+    by_rank = sorted(steps, key=lambda step: _rank(step.wish))
+    return [step for step in by_rank if step.add] + [step for step in reversed(by_rank) if not step.add]
+
+
 class HostBindings:
     """Wishes by owner and owners by wish: a wish goes with its last owner."""
 

@@ -5,7 +5,7 @@ An owner is what compiles on its own: the node, a network, an endpoint with a po
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeAlias
 
 import msgspec
@@ -13,11 +13,12 @@ import msgspec
 from samewire.errors import Invalid
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.loadbalancers import LoadBalancer
-from samewire.hcn.policies import PortMapping, ProviderAddress, SDNRoute, VxlanPort, first
-from samewire.hcn.schema import Endpoint, EndpointFlags, Kind, NamespaceType, Network, Object
+from samewire.hcn.policies import PortMapping, RemoteSubnetRoute, VxlanPort, first
+from samewire.hcn.schema import Endpoint, Kind, NamespaceType, Network, Object
 from samewire.hcn.switch import Change, StoreView
 from samewire.node.plan_acl import proxies_changed, rules_changed, same_but_rules, sets_changed
 from samewire.node.plan_balancers import Prefixes, has_direct, touched_by_endpoint, touched_by_network
+from samewire.vfp.address import parse_address, parse_prefix
 from samewire.vfp.compile.plan import NetworkPlan, RemoteSubnets, plan_network
 from samewire.vfp.compile.sets import has_sets
 from samewire.vfp.model import NodeFacts
@@ -56,6 +57,11 @@ class Steps(msgspec.Struct):
 def network_owner(network_id: str) -> Owner:
     """The owner of a network's own entries."""
     return "network", network_id
+
+
+def remote_owner(network_id: str, prefix: str) -> Owner:
+    """The owner of the entries of one of a network's remote subnets."""
+    return "remote", f"{network_id}/{prefix}"
 
 
 def sets_owner(network_id: str) -> Owner:
@@ -137,6 +143,7 @@ def plan_everything(view: StoreView, has_port: Callable[[str], bool]) -> Steps:
     steps = Steps(owners={NODE: True})
     for network in view.networks():
         steps.owners[network_owner(network.id)] = True
+        steps.owners.update((remote_owner(network.id, prefix), True) for prefix in remote_subnets(network))
         if has_sets(network.policies):
             steps.owners[sets_owner(network.id)] = True
     for endpoint in view.endpoints():
@@ -196,6 +203,7 @@ def _network(
         return
     steps.owners[network_owner(change.id)] = after is not None
     if after is None:
+        steps.owners.update((remote_owner(change.id, text), False) for text in remote_subnets(before))
         return
     port = first(after.policies, VxlanPort)
     if port is not None and port.port != facts.vxlan_port:
@@ -205,41 +213,65 @@ def _network(
     if before is None or before.ipams != after.ipams:
         _check_subnets(after, facts)
     if before is None:
+        steps.owners.update((remote_owner(change.id, text), True) for text in remote_subnets(after))
         return
-    whole = (
-        rules_changed(before, after)
-        or proxies_changed(before, after)
-        or _without_remote(before, facts) != _without_remote(after, facts)
-    )
-    moved = MovedSubnets(plan_network(before, facts).remote, plan_network(after, facts).remote)
-    for endpoint in view.endpoints_of_network(change.id):
-        if whole or (moved.concern(endpoint) if endpoint.is_remote else _minds_remote(endpoint)):
-            steps.recompile(endpoint, has_port(endpoint.id), view)
+    old, new = _without_remote(before, facts), _without_remote(after, facts)
+    for prefix, there in _moved_subnets(before, after, facts, all_of_them=old != new).items():
+        steps.owners[remote_owner(change.id, prefix)] = there
+    if old != new or rules_changed(before, after) or proxies_changed(before, after):
+        touched: Iterable[Endpoint] = view.endpoints_of_network(change.id)
+    else:
+        touched = _touched_by_remote(before, after, view, facts)
+    for endpoint in touched:
+        steps.recompile(endpoint, has_port(endpoint.id), view)
     for route in view.routes_of_network(change.id):
-        steps.owners[route_owner(route.id)] = True
+        if old != new or any(entry.next_hop for entry in route.routes):
+            steps.owners[route_owner(route.id)] = True
 
 
-class MovedSubnets:
-    """The remote subnets that a change of a network has brought, taken or altered."""
-
-    def __init__(self, before: RemoteSubnets, after: RemoteSubnets) -> None:
-        moved = set(before.all) ^ set(after.all)
-        self._prefixes = Prefixes({subnet.prefix for subnet in moved})
-        providers = {subnet.provider for subnet in moved}
-        self._providers = {str(one) for one in providers if before.behind(one) != after.behind(one)}
-
-    def concern(self, endpoint: Endpoint) -> bool:
-        """Whether the way to a remote endpoint may be another one: a node that joins is none of the others'."""
-        policy = first(endpoint.policies, ProviderAddress)
-        if policy is not None and policy.provider_address in self._providers:
-            return True
-        return any(address in self._prefixes for address in endpoint.addresses)
+def _moved_subnets(
+    before: Network, after: Network, facts: NodeFacts, *, all_of_them: bool = False
+) -> dict[str, bool]:
+    """The remote subnets that a change of a network has brought, altered (True) or taken (False), by prefix."""
+    old, new = remote_subnets(before), remote_subnets(after)
+    moved = {prefix: prefix in new for prefix in old if all_of_them or new.get(prefix) is not old[prefix]}
+    moved |= {prefix: True for prefix in new if prefix not in old}
+    for prefix in plan_network(before, facts).shadowed ^ plan_network(after, facts).shadowed:
+        moved[str(prefix)] = str(prefix) in new
+    return moved
 
 
-def _minds_remote(endpoint: Endpoint) -> bool:
-    """Whether a local endpoint's own entries depend on where other nodes' subnets are."""
-    alone = endpoint.flags & EndpointFlags.DISABLE_INTER_COMPUTE_COMMUNICATION
-    return bool(alone) or first(endpoint.policies, SDNRoute) is not None
+def remote_subnets(network: Network | None) -> dict[str, RemoteSubnetRoute]:
+    """A network's remote subnets by prefix."""
+    policies = network.policies if network is not None else ()
+    return {policy.destination_prefix: policy for policy in policies if type(policy) is RemoteSubnetRoute}
+
+
+def _touched_by_remote(
+    before: Network, after: Network, view: StoreView, facts: NodeFacts
+) -> Iterable[Endpoint]:
+    """The endpoints that a change of remote subnets concerns: a node that joins is none of the others'.
+
+    Those with an address in one, those behind its provider, and local ones that mind.
+    """
+    moved = _moved_subnets(before, after, facts)
+    if not moved:
+        return ()
+    old, new = plan_network(before, facts).remote, plan_network(after, facts).remote
+    found = {endpoint.id: endpoint for endpoint in view.endpoints_minding_remote(after.id)}
+    both = [remote_subnets(before), remote_subnets(after)]
+    providers = {
+        subnets[prefix].provider_address for subnets in both for prefix in moved if prefix in subnets
+    }
+    for provider in providers:
+        if old.behind(parse_address(provider)) != new.behind(parse_address(provider)):
+            found.update((one.id, one) for one in view.remote_endpoints_behind(after.id, provider))
+    prefixes = Prefixes([parse_prefix(prefix) for prefix in moved])
+    for prefix in moved:
+        for one in view.remote_endpoints_in(after.id, prefix):
+            if any(address in prefixes for address in one.addresses):
+                found[one.id] = one
+    return found.values()
 
 
 def _local_endpoints(steps: Steps, network_id: str, view: StoreView, has_port: Callable[[str], bool]) -> None:
@@ -267,7 +299,7 @@ def _check_subnets(network: Network, facts: NodeFacts) -> None:
 
 def _without_remote(network: Network, facts: NodeFacts) -> NetworkPlan:
     """What a network means for its own endpoints: other nodes' subnets do not matter to them."""
-    return msgspec.structs.replace(plan_network(network, facts), remote=_NO_REMOTE)
+    return msgspec.structs.replace(plan_network(network, facts), remote=_NO_REMOTE, shadowed=frozenset())
 
 
 def _as_endpoint(value: Object | None) -> Endpoint | None:

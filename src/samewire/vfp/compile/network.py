@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from samewire.errors import Invalid
+from collections.abc import Iterator
+
+from samewire.errors import Invalid, NotFound
 from samewire.hcn.policies import VSID, first
 from samewire.hcn.schema import Network, NetworkType
+from samewire.vfp.address import Prefix
 from samewire.vfp.compile.builder import Builder
 from samewire.vfp.compile.node import host_routes, underlay_routes
-from samewire.vfp.compile.plan import NetworkPlan, network_context
+from samewire.vfp.compile.plan import Context, NetworkPlan, RemoteSubnet, network_context
 from samewire.vfp.compile.route import sdn_routes, subnet_routes
 from samewire.vfp.constants import RouteFlag, RouteKind
 from samewire.vfp.model import Compiled, HostBinding, HostRoute, NodeFacts, Numbers
@@ -18,8 +21,10 @@ MAX_VNI = 2**24 - 2
 
 
 def compile_network(network: Network, facts: NodeFacts, numbers: Numbers) -> Compiled:
-    """Everything that holds for a network whatever endpoints it has.
+    """Everything that holds for a network whatever endpoints it has, but for its remote subnets.
 
+    Those are owners of their own (`compile_remote`): one that comes is none of the others' business. Only where the
+    network itself has a route to the very prefix is it decided here which of the two holds.
     Raises ``Invalid`` (naming the field), ``Exhausted``.
     """
     context = network_context(network, facts, numbers)
@@ -36,14 +41,38 @@ def compile_network(network: Network, facts: NodeFacts, numbers: Numbers) -> Com
         if plan.bound(subnet) and subnet.gateway is not None:
             builder.route(scope, subnet.gateway.host_prefix, RouteKind.HOST)
     _vnis(builder, network, scope)
-    for remote in plan.remote.all:
-        number = context.remote_nexthop(remote)
-        hop = context.tunnel(remote.provider, remote.vni or plan.vni, remote.router_mac)
-        builder.put("sw_nexthops", Id(number), hop)
-        builder.route(scope, remote.prefix, RouteKind.TUNNEL, nexthop=number, flags=RouteFlag.DECREMENT)
+    for prefix in plan.shadowed:
+        _remote(builder, _the_remote(plan, prefix), context)
     subnet_routes(builder, network, context)
     sdn_routes(builder, network.policies, context)
     return Compiled(builder.entries, _host_binding(builder, plan, scope))
+
+
+def compile_remote(network: Network, prefix: Prefix, facts: NodeFacts, numbers: Numbers) -> Compiled:
+    """One remote subnet of a network: its tunnel, the route to it, and the node's own. Raises ``Exhausted``."""
+    context = network_context(network, facts, numbers)
+    remote = _the_remote(context.plan, prefix)
+    builder = Builder()
+    if prefix not in context.plan.shadowed:
+        _remote(builder, remote, context)
+    routes = tuple(_node_routes(context.plan, remote))
+    for route in routes:
+        builder.from_host(route.destination, context.scope)
+    return Compiled(builder.entries, HostBinding(routes=routes))
+
+
+def _the_remote(plan: NetworkPlan, prefix: Prefix) -> RemoteSubnet:
+    remote = plan.remote.at(prefix)
+    if remote is None:
+        raise NotFound("remote subnet", str(prefix))
+    return remote
+
+
+def _remote(builder: Builder, remote: RemoteSubnet, context: Context) -> None:
+    number = context.remote_nexthop(remote)
+    hop = context.tunnel(remote.provider, remote.vni or context.plan.vni, remote.router_mac)
+    builder.put("sw_nexthops", Id(number), hop)
+    builder.route(context.scope, remote.prefix, RouteKind.TUNNEL, nexthop=number, flags=RouteFlag.DECREMENT)
 
 
 def _vnis(builder: Builder, network: Network, scope: int) -> None:
@@ -61,15 +90,16 @@ def _vnis(builder: Builder, network: Network, scope: int) -> None:
 def _host_binding(builder: Builder, plan: NetworkPlan, scope: int) -> HostBinding:
     """The gateway addresses on samewire0, and routes through it; the host's packets find the scope again."""
     bound = [subnet for subnet in plan.subnets if plan.bound(subnet)]
-    sources = {subnet.prefix.family: subnet.gateway for subnet in reversed(bound)}
     routes = [HostRoute(subnet.prefix, subnet.gateway) for subnet in bound]
-    if plan.host_port:
-        routes += [
-            HostRoute(remote.prefix, sources[remote.prefix.family])
-            for remote in plan.remote.all
-            if remote.prefix.family in sources
-        ]
     for route in routes:
         builder.from_host(route.destination, scope)
     addresses = tuple(subnet.gateway.host_prefix for subnet in bound if subnet.gateway is not None)
     return HostBinding(addresses=addresses, routes=tuple(routes), forwards=builder.forwards)
+
+
+def _node_routes(plan: NetworkPlan, remote: RemoteSubnet) -> Iterator[HostRoute]:
+    """The node's own route to a remote subnet, from its address in the network; none where it has none."""
+    bound = (subnet for subnet in plan.subnets if plan.bound(subnet))
+    first_bound = next((subnet for subnet in bound if subnet.prefix.family == remote.prefix.family), None)
+    if first_bound is not None:
+        yield HostRoute(remote.prefix, first_bound.gateway)

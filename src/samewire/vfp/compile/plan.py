@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final
 
 import msgspec
 
 from samewire.errors import Exhausted, Invalid
 from samewire.hcn.frontends import has_host_port
-from samewire.hcn.policies import EncapOverhead, ProviderAddress, RemoteSubnetRoute, first
+from samewire.hcn.policies import EncapOverhead, ProviderAddress, RemoteSubnetRoute, SDNRoute, first
 from samewire.hcn.schema import Network, NetworkType
 from samewire.vfp.address import IPV4, ZERO, Address, Prefix, parse_address, parse_mac, parse_prefix
 from samewire.vfp.constants import SCOPE_HOST, SCOPE_UPLINK, RouteFlag, RouteKind
@@ -44,12 +44,26 @@ class RemoteSubnets:
 
     def __init__(self, subnets: tuple[RemoteSubnet, ...]) -> None:
         self.all = subnets
-        self._by_prefix = {subnet.prefix: subnet for subnet in subnets}
-        self._by_provider = {subnet.provider: subnet for subnet in reversed(subnets)}
-        self._lengths = {
-            family: sorted({s.prefix.bits for s in subnets if s.prefix.family == family}, reverse=True)
+
+    @cached_property
+    def _by_prefix(self) -> dict[Prefix, RemoteSubnet]:
+        return {subnet.prefix: subnet for subnet in self.all}
+
+    @cached_property
+    def _by_provider(self) -> dict[Address, RemoteSubnet]:
+        return {subnet.provider: subnet for subnet in reversed(self.all)}
+
+    @cached_property
+    def _lengths(self) -> dict[int, list[int]]:
+        kinds = {(subnet.prefix.family, subnet.prefix.bits) for subnet in self.all}
+        return {
+            family: sorted((bits for of_family, bits in kinds if of_family == family), reverse=True)
             for family in FAMILIES
         }
+
+    def at(self, prefix: Prefix) -> RemoteSubnet | None:
+        """The one of exactly that prefix."""
+        return self._by_prefix.get(prefix)
 
     def containing(self, address: Address) -> RemoteSubnet | None:
         """The longest one that contains ``address``."""
@@ -65,7 +79,9 @@ class RemoteSubnets:
 
 
 class NetworkPlan(msgspec.Struct, frozen=True):
-    """A network, parsed. ``mtu`` is that of its endpoints unless they say otherwise."""
+    """A network, parsed. ``mtu`` is that of its endpoints unless they say otherwise; ``shadowed`` are the prefixes of
+    remote subnets to which the network or the node has a route of its own.
+    """
 
     id: str
     type: NetworkType
@@ -76,6 +92,7 @@ class NetworkPlan(msgspec.Struct, frozen=True):
     subnets: tuple[SubnetPlan, ...]
     provider: Address | None
     remote: RemoteSubnets
+    shadowed: frozenset[Prefix]
     vni: int
     mtu: int
 
@@ -173,6 +190,8 @@ def _plan(network: Network, facts: NodeFacts) -> NetworkPlan:
     policy = first(network.policies, ProviderAddress)
     provider = parse_address(policy.provider_address, "$.Policies") if policy else None
     bridged = network.type in BRIDGED
+    subnets, remote = _subnets(network, facts), RemoteSubnets(_remote_subnets(network))
+    own = _own_destinations(network, subnets, facts)
     return NetworkPlan(
         id=network.id,
         type=network.type,
@@ -180,12 +199,26 @@ def _plan(network: Network, facts: NodeFacts) -> NetworkPlan:
         uplink=network.type not in WITHOUT_UPLINK,
         host_port=has_host_port(network),
         gateway_mac=gateway_mac(network.id),
-        subnets=_subnets(network, facts),
+        subnets=subnets,
         provider=provider,
-        remote=RemoteSubnets(_remote_subnets(network)),
+        remote=remote,
+        shadowed=frozenset(prefix for prefix in own if remote.at(prefix) is not None),
         vni=network.vni,
         mtu=facts.uplink_mtu - _overhead(network, provider, facts),
     )
+
+
+def _own_destinations(network: Network, subnets: tuple[SubnetPlan, ...], facts: NodeFacts) -> set[Prefix]:
+    """Where the network and the node have routes to, remote subnets aside."""
+    own = {subnet.prefix for subnet in subnets}
+    own.update(subnet.gateway.host_prefix for subnet in subnets if subnet.gateway is not None)
+    own.update(address.network for address in facts.addresses)
+    own.update(address.address.host_prefix for address in facts.addresses)
+    own.update(Prefix(gateway.family, ZERO, 0) for gateway in facts.gateways)
+    texts = [policy.destination_prefix for policy in network.policies if isinstance(policy, SDNRoute)]
+    texts += [route.destination_prefix for subnet in network.subnets for route in subnet.routes]
+    own.update(parse_prefix(text, "DestinationPrefix") for text in texts if text)
+    return own
 
 
 def _overhead(network: Network, provider: Address | None, facts: NodeFacts) -> int:
@@ -222,16 +255,22 @@ def _remote_subnets(network: Network) -> tuple[RemoteSubnet, ...]:
     for i, policy in enumerate(network.policies):
         if not isinstance(policy, RemoteSubnetRoute):
             continue
-        path = f"$.Policies[{i}].Settings"
-        provider = parse_address(policy.provider_address, f"{path}.ProviderAddress")
-        if provider.packed == ZERO:
-            raise Invalid(f"{path}.ProviderAddress", "the unspecified address is no provider address")
-        remote.append(
-            RemoteSubnet(
-                parse_prefix(policy.destination_prefix, f"{path}.DestinationPrefix"),
-                policy.isolation_id,
-                provider,
-                parse_mac(policy.distributed_router_mac_address, f"{path}.DistributedRouterMacAddress"),
-            )
-        )
+        try:
+            remote.append(_remote_subnet(policy))
+        except Invalid as error:
+            raise Invalid(f"$.Policies[{i}].Settings.{error.path}", error.message) from None
     return tuple(remote)
+
+
+@lru_cache(maxsize=16384)
+def _remote_subnet(policy: RemoteSubnetRoute) -> RemoteSubnet:
+    """One policy, parsed: all the others of a network are what they were when one more comes. Raises ``Invalid``."""
+    provider = parse_address(policy.provider_address, "ProviderAddress")
+    if provider.packed == ZERO:
+        raise Invalid("ProviderAddress", "the unspecified address is no provider address")
+    return RemoteSubnet(
+        parse_prefix(policy.destination_prefix, "DestinationPrefix"),
+        policy.isolation_id,
+        provider,
+        parse_mac(policy.distributed_router_mac_address, "DistributedRouterMacAddress"),
+    )
