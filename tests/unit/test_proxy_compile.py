@@ -13,12 +13,14 @@ from samewire.kube.model import (
     EndpointPort,
     EndpointSlice,
     Node,
+    NodeAddress,
     NodeMetadata,
+    NodeStatus,
     Service,
     ServiceAnnotations,
     ServicePort,
 )
-from samewire.proxy.compile import Compiled, Settings, compile_service, provider_address
+from samewire.proxy.compile import Compiled, DirectNode, Settings, compile_service, direct_node
 from samewire.proxy.ids import OWNER, load_balancer_id, service_key, service_name
 from tests.support.kube_services import HERE, PLACE, THERE, endpoint, endpoint_slice, service
 
@@ -224,11 +226,16 @@ def test_dsr_reaches_the_nodes_that_take_part_in_it() -> None:
     )
     pieces = (
         endpoint_slice(
-            endpoint("10.244.1.1", node=HERE), endpoint("10.244.2.1"), endpoint("10.244.3.1", node="other")
+            endpoint("10.244.1.1", node=HERE),
+            endpoint("10.244.2.1"),
+            endpoint("192.0.2.7"),  # with hostNetwork: nobody in the tunnel has its address
+            endpoint("10.244.3.1", node="other"),
         ),
         endpoint_slice(endpoint("fd44::1"), name="web-6"),
     )
-    settings = SETTINGS._replace(direct={THERE: "192.0.2.7", HERE: "192.0.2.1"})
+    settings = SETTINGS._replace(
+        direct={THERE: DirectNode("192.0.2.7", frozenset({"192.0.2.7"})), HERE: DirectNode("192.0.2.1")}
+    )
     shown = {
         (lb.frontend_vips, backend.ip_address): (backend.provider_address, backend.mac_address)
         for lb in compiled(value, *pieces, settings=settings).load_balancers
@@ -248,16 +255,18 @@ def test_the_mac_of_an_address_names_it_among_its_neighbours() -> None:
 
 
 def test_who_takes_part_in_dsr() -> None:
-    def node(text: str) -> Node:
-        return Node(NodeMetadata(name="n", annotations={"samewire.io/dsr-provider-address": text}))
+    def node(text: str, *addresses: str) -> Node:
+        annotations = {"samewire.io/dsr-provider-address": text}
+        shown = tuple(NodeAddress("InternalIP", address) for address in addresses)
+        return Node(NodeMetadata(name="n", annotations=annotations), status=NodeStatus(shown))
 
-    assert provider_address(node("192.0.2.7")) == "192.0.2.7"
-    assert provider_address(node("2001:DB8::7")) == "2001:db8::7"
-    assert [provider_address(found) for found in (node(""), node("yes"), Node(NodeMetadata(name="n")))] == [
-        "",
-        "",
-        "",
-    ]
+    assert direct_node(node("192.0.2.7")) == DirectNode("192.0.2.7", frozenset({"192.0.2.7"}))
+    assert direct_node(node("2001:DB8::7", "10.0.0.7", "fd00:0::7", "host")) == DirectNode(
+        "2001:db8::7", frozenset({"2001:db8::7", "10.0.0.7", "fd00::7"})
+    )
+    assert [direct_node(found) for found in (node(""), node("yes"), Node(NodeMetadata(name="n")))] == [
+        None
+    ] * 3
 
 
 def test_node_ports_at_some_addresses() -> None:

@@ -49,17 +49,25 @@ _IPV6: Final = int(LoadBalancerFlags.ENABLE_IPV6)
 _DSR: Final = int(LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN)
 
 
+class DirectNode(NamedTuple):
+    """A node that takes part in DSR. ``provider_address``: where its tunnel ends. ``own``: its own addresses; what
+    listens there is no endpoint of a network, and has no MAC in the tunnel.
+    """
+
+    provider_address: str
+    own: frozenset[str] = frozenset()
+
+
 class Settings(NamedTuple):
     """What the node adds. ``node_port_addresses``: the addresses at which node ports are reached, None = all.
-    ``dsr``: for services that do not say. ``direct``: by name, the nodes that take part in DSR, with the address at
-    which their tunnel ends.
+    ``dsr``: for services that do not say. ``direct``: by name, the nodes that take part in DSR.
     """
 
     place: Place
     network_id: str = ""
     node_port_addresses: tuple[str, ...] | None = None
     dsr: bool = False
-    direct: Mapping[str, str] = MappingProxyType({})
+    direct: Mapping[str, DirectNode] = MappingProxyType({})
 
 
 class Compiled(NamedTuple):
@@ -203,8 +211,11 @@ class _Builder(NamedTuple):
         nodes = {(m.address, m.port): m.node for m in self.members.get(frontend.port_key, ()) if not m.local}
         direct = self.settings.direct
         return tuple(
-            replace(backend, provider_address=provider, mac_address=_direct_mac(backend.ip_address))
-            if (provider := direct.get(nodes.get((backend.ip_address, backend.port), ""), ""))
+            replace(
+                backend, provider_address=node.provider_address, mac_address=_direct_mac(backend.ip_address)
+            )
+            if (node := direct.get(nodes.get((backend.ip_address, backend.port), "")))
+            and backend.ip_address not in node.own
             else backend
             for backend in backends
         )
@@ -247,9 +258,17 @@ def _mapping(
     )
 
 
-def provider_address(node: Node) -> str:
-    """Where the tunnel of a node ends that takes part in DSR, by its annotation; "" for one that does not."""
-    text = node.metadata.annotations.get(DSR_ANNOTATION, "")
+def direct_node(node: Node) -> DirectNode | None:
+    """How a node takes part in DSR, by its annotation; None for one that does not."""
+    provider = _address(node.metadata.annotations.get(DSR_ANNOTATION, ""))
+    if not provider:
+        return None
+    own = (_address(item.address) for item in node.status.addresses)
+    return DirectNode(provider, frozenset((provider, *filter(None, own))))
+
+
+def _address(text: str) -> str:
+    """The shortest form of an address, "" for what is none."""
     try:
         return str(ip_address(text)) if text else ""
     except ValueError:

@@ -20,7 +20,7 @@ from samewire.errors import SamewireError
 from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.kube.model import EndpointSlice, Key, Node, Service
 from samewire.kube.source import Batch, Source
-from samewire.proxy.compile import Compiled, Settings, compile_service, provider_address
+from samewire.proxy.compile import Compiled, Settings, compile_service, direct_node
 from samewire.proxy.figures import Figures, trigger_time_s
 from samewire.proxy.health import ProxyHealth
 from samewire.proxy.healthserver import Check
@@ -141,8 +141,8 @@ class ServiceProxy:
         wanted = self._settings
         for change in batch.changes:
             name = change.key[1]
-            if change.new is not None and (provider := provider_address(change.new)):
-                direct[name] = provider
+            if change.new is not None and (node := direct_node(change.new)):
+                direct[name] = node
             else:
                 direct.pop(name, None)
             if name == self._settings.place.node:
