@@ -22,7 +22,10 @@ from samewire.hcn.errors import HcnCode
 from samewire.hcn.http_answers import classify, error_response, json_response
 from samewire.hcn.http_guard import guard
 from samewire.hcn.http_objects import object_routes
-from samewire.hcn.http_protocol import protocol_factory
+from samewire.hcn.http_protocol import READS, QuickReads, protocol_factory
+from samewire.hcn.http_reads import Reads
+from samewire.hcn.query import Rendered
+from samewire.hcn.schema import Kind
 from samewire.hcn.service import HnsService
 from samewire.hcn.v1.http import v1_routes
 
@@ -56,9 +59,11 @@ def make_app(
         middlewares=[_error_middleware, guard(allowed_uids, token)],
         client_max_size=MAX_REQUEST_BYTES,
     )
-    app.add_routes([web.get("/v2/version", _version), *object_routes(service), *v1_routes(service)])
+    rendered = {kind: Rendered() for kind in Kind}
+    app.add_routes([web.get("/v2/version", _version), *object_routes(service, rendered), *v1_routes(service)])
     app.add_routes(extra_routes)
     app.on_shutdown.append(_end_streams(service))
+    app[READS] = QuickReads(Reads(service, rendered), frozenset({0, *allowed_uids}))
     return app
 
 

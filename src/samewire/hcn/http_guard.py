@@ -43,7 +43,7 @@ def guard(allowed_uids: Collection[int], token: str = "") -> Any:
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         peer = request.transport.get_extra_info("socket") if request.transport else None
         if peer is None or peer.family == socket.AF_UNIX:
-            uid = _peer_uid(peer)
+            uid = peer_uid(peer)
             if uid not in uids:
                 raise Forbidden(f"user id {uid} may not use this socket")
         elif not token or not hmac.compare_digest(request.headers.get("Authorization", "").encode(), wanted):
@@ -71,7 +71,7 @@ def read_token(path: Path) -> str:
     return found
 
 
-def _peer_uid(peer: Any) -> int:
+def peer_uid(peer: Any) -> int:
     """The user id of the process that connected, -1 when the connection is gone."""
     if peer is None:
         return -1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import msgspec
@@ -26,12 +26,12 @@ IDLE_S = 15.0
 _ID = "{id:[^/]+}"  # aiohttp's own pattern would not match the braces around a GUID
 
 
-def object_routes(service: HnsService) -> list[web.RouteDef]:
+def object_routes(service: HnsService, rendered: Mapping[Kind, Rendered]) -> list[web.RouteDef]:
     """Return the routes of all kinds of objects."""
     routes = []
     for kind in Kind:
         collection, item = f"/v2/{kind.value}", f"/v2/{kind.value}/{_ID}"
-        handlers = _Handlers(service, kind)
+        handlers = _Handlers(service, kind, rendered[kind])
         routes += [
             web.get(collection, handlers.list),
             web.post(collection, handlers.create),
@@ -42,7 +42,7 @@ def object_routes(service: HnsService) -> list[web.RouteDef]:
             web.post(f"{item}/open", handlers.open),
             web.post(f"{item}/query", handlers.query),
         ]
-    endpoints = _Handlers(service, Kind.ENDPOINT)
+    endpoints = _Handlers(service, Kind.ENDPOINT, rendered[Kind.ENDPOINT])
     return [
         *routes,
         web.get(f"/v2/endpoints/{_ID}/stats", endpoints.stats),
@@ -56,10 +56,10 @@ def object_routes(service: HnsService) -> list[web.RouteDef]:
 class _Handlers:
     """The requests for one kind of object."""
 
-    def __init__(self, service: HnsService, kind: Kind) -> None:
+    def __init__(self, service: HnsService, kind: Kind, rendered: Rendered) -> None:
         self._service = service
         self._kind = kind
-        self._rendered = Rendered()
+        self._rendered = rendered
 
     async def list(self, request: web.Request) -> web.Response:
         view = self._service.view

@@ -40,7 +40,6 @@ def _minds_remote(endpoint: Endpoint) -> bool:
     return any(isinstance(policy, SDNRoute) and policy.next_hop for policy in endpoint.policies)
 
 
-
 def block_of(address: str) -> str:
     """The /24 (of IPv4) or /64 (of IPv6) that an address, in a form that has been checked, is in."""
     if ":" in address:

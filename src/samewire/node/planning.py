@@ -215,16 +215,28 @@ def _network(
     if before is None:
         steps.owners.update((remote_owner(change.id, text), True) for text in remote_subnets(after))
         return
+    _network_moved(steps, before, after, view, facts, has_port)
+
+
+def _network_moved(
+    steps: Steps,
+    before: Network,
+    after: Network,
+    view: StoreView,
+    facts: NodeFacts,
+    has_port: Callable[[str], bool],
+) -> None:
+    """What a change of a network that stays means for its remote subnets, endpoints and routes."""
     old, new = _without_remote(before, facts), _without_remote(after, facts)
     for prefix, there in _moved_subnets(before, after, facts, all_of_them=old != new).items():
-        steps.owners[remote_owner(change.id, prefix)] = there
+        steps.owners[remote_owner(after.id, prefix)] = there
     if old != new or rules_changed(before, after) or proxies_changed(before, after):
-        touched: Iterable[Endpoint] = view.endpoints_of_network(change.id)
+        touched: Iterable[Endpoint] = view.endpoints_of_network(after.id)
     else:
         touched = _touched_by_remote(before, after, view, facts)
     for endpoint in touched:
         steps.recompile(endpoint, has_port(endpoint.id), view)
-    for route in view.routes_of_network(change.id):
+    for route in view.routes_of_network(after.id):
         if old != new or any(entry.next_hop for entry in route.routes):
             steps.owners[route_owner(route.id)] = True
 
