@@ -274,6 +274,18 @@ async def test_changes_that_never_stop_are_no_illness(rig: Rig, monkeypatch: pyt
     assert rig.proxy.figures.statuses["shop", "bad"].attempts > 1
 
 
+async def test_a_service_may_fail_for_ever(rig: Rig) -> None:
+    """And is tried again for as long; eight hours of it were once the end of that."""
+    await rig.source.start()
+    rig.writer.refuse = lambda _: "no"
+    rig.source.put(service())
+    await rig.until(lambda: rig.proxy.figures.status(("shop", "web")).attempts > 0)
+    rig.proxy.figures.status(("shop", "web")).attempts = 5000
+    rig.source.put(service(type="NodePort"))
+    await rig.until(lambda: rig.proxy.figures.status(("shop", "web")).attempts > 5000)
+    assert ("shop", "web") in rig.proxy._retries
+
+
 async def test_a_service_that_waits_for_ever_does_not_grow(rig: Rig) -> None:
     rig.source.sync(Service, EndpointSlice)  # the nodes may not be listed
     for number in range(1000):

@@ -34,6 +34,7 @@ BATCH: Final = 500
 """Services in one change of the HNS service: what others wait for at most."""
 FIRST_RETRY_S: Final = 0.05
 LAST_RETRY_S: Final = 30.0
+MAX_DOUBLINGS: Final = 10  # a service may fail for weeks: the power has a limit, too
 NETWORK_RETRY_S: Final = 1.0
 MAX_TRIGGERS: Final = 100
 """Trigger times kept of one service that waits."""
@@ -374,7 +375,7 @@ class ServiceProxy:
         if status.error != error:
             log.warning("a service is not in the switch as it should be", service="/".join(key), error=error)
         status.error = error
-        delay_s = min(FIRST_RETRY_S * 2 ** (status.attempts - 1), LAST_RETRY_S)
+        delay_s = min(FIRST_RETRY_S * 2 ** min(status.attempts - 1, MAX_DOUBLINGS), LAST_RETRY_S)
         self._retries[key] = _now() + delay_s
 
     def _observe(self, triggers: Mapping[Key, Sequence[float]]) -> None:
