@@ -46,6 +46,13 @@ def node(net: NodeNet, tmp_path: Path) -> Iterator[DaemonProcess]:
         yield process.start()
 
 
+def _packaged_wine() -> str:
+    """Where Debian's package has it: not in PATH."""
+    for path in sorted(Path("/usr/lib").glob("wine*/wine64")):
+        return str(path)
+    pytest.fail("no wine64, neither in PATH nor below /usr/lib: install the package wine64", pytrace=False)
+
+
 class Wine:
     """A private Windows, as far as it goes: `run` programs in a node's namespace."""
 
@@ -59,9 +66,7 @@ class Wine:
             "WINEDLLOVERRIDES": "mscoree,mshtml=",
         }
         directory.mkdir(exist_ok=True)
-        self._wine = shutil.which("wine64") or next(
-            str(path) for path in Path("/usr/lib").glob("wine*/wine64") if path.exists()
-        )
+        self._wine = shutil.which("wine64") or _packaged_wine()
 
     def install(self, net: NodeNet) -> None:
         """Make the prefix and put the libraries where they belong."""
