@@ -18,7 +18,7 @@ from samewire.cni.result import Route
 from samewire.errors import Invalid, KernelError, SamewireError
 from samewire.hcn.codec import decode_modify, decode_object
 from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerFlags, PortMappingFlags
-from samewire.hcn.schema import Kind, Network
+from samewire.hcn.schema import Endpoint, EndpointFlags, IpConfiguration, Kind, Network
 from samewire.hcn.switch import Change
 from samewire.kernel import faults
 from samewire.kernel.bpf import unmount_bpffs
@@ -341,6 +341,32 @@ async def test_a_pod_that_goes_is_a_backend_no_more(node: Node, net: NodeNet) ->
     await attach(node, net.pod(), "10.244.0.9", "d")
     assert set(backends(node)) == {"10.244.0.9", "192.168.1.5"}
     assert backends(node)["10.244.0.9"] not in ids.values()
+    assert actual(node) == node.switch.balancers.rows
+
+
+async def test_a_pod_that_comes_for_a_remote_endpoint_is_the_backend(node: Node, net: NodeNet) -> None:
+    """Its controller knew the address before the pod was there, and writes nothing again."""
+    service, (network,) = node.service, node.service.view.networks()
+    far = await service.create_endpoint(
+        Endpoint(
+            network_id=network.id,
+            flags=EndpointFlags.REMOTE_ENDPOINT,
+            ip_configurations=(IpConfiguration(ip_address="10.244.0.9"),),
+        )
+    )
+    made = await service.create_load_balancer(balancer(id="", endpoint_ids=(far.id,)))
+    before = backends(node)
+    client, server = net.pod(), net.pod()
+    await attach(node, client, "10.244.0.5")
+    await attach(node, server, "10.244.0.9", "d")
+    near = service.view.endpoint_by_ip(network.id, "10.244.0.9")
+    assert near is not None
+    assert not near.is_remote
+    assert service.view.load_balancer(made.id) == replace(made, endpoint_ids=(near.id,))
+    assert set(backends(node)) == {"10.244.0.9"}
+    assert backends(node) != before  # what went elsewhere is not the new pod's business
+    with served(server, "d"):
+        assert ask(client, VIP) == "d"
     assert actual(node) == node.switch.balancers.rows
 
 

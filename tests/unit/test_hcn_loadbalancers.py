@@ -298,6 +298,39 @@ async def test_a_deleted_endpoint_is_no_member(service: HnsService, network: Net
     ]
 
 
+async def test_who_takes_over_the_address_takes_over_the_membership(
+    service: HnsService, network: Network
+) -> None:
+    """The load balancer's writer meant the address, and does not hear of it."""
+    two = await pod(service, network)
+    far = await service.create_endpoint(
+        Endpoint(
+            network_id=network.id, flags=EndpointFlags.REMOTE_ENDPOINT, ip_configurations=at("10.244.1.77")
+        )
+    )
+    ids = (far.id, two.id)
+    made = await service.create_load_balancer(balancer(endpoint_ids=ids, draining_endpoint_ids=(far.id,)))
+    near = await service.create_endpoint(Endpoint(network_id=network.id, ip_configurations=at("10.244.1.77")))
+    assert service.view.endpoint(far.id) is None
+    after = replace(made, endpoint_ids=(near.id, two.id), draining_endpoint_ids=(near.id,))
+    assert service.view.load_balancers() == [after]
+    assert service.view.load_balancers_of_endpoint(near.id) == [after]
+
+
+async def test_who_has_another_address_takes_over_nothing(service: HnsService, network: Network) -> None:
+    """A remote endpoint of both IP versions gives way; the load balancer means the one that is not taken over."""
+    both = at("10.244.1.77", "fd00:244:1::77")
+    far = await service.create_endpoint(
+        Endpoint(network_id=network.id, flags=EndpointFlags.REMOTE_ENDPOINT, ip_configurations=both)
+    )
+    made = await service.create_load_balancer(
+        balancer(endpoint_ids=(far.id,), frontend_vips=("fd00:96::10",))
+    )
+    near = await service.create_endpoint(Endpoint(network_id=network.id, ip_configurations=both[:1]))
+    assert not service.view.load_balancers_of_endpoint(near.id)
+    assert service.view.load_balancers() == [replace(made, endpoint_ids=())]
+
+
 async def test_load_balancers_go_with_their_network(service: HnsService, network: Network) -> None:
     endpoint = await pod(service, network)
     await service.create_load_balancer(balancer(endpoint_ids=(endpoint.id,)))

@@ -74,7 +74,7 @@ def prepare_endpoint(context: Context, endpoint: Endpoint) -> tuple[Endpoint, li
     check_sets(network, endpoint.policies, "$.Policies")
     endpoint = fill_addresses(context.pool, context.view, network, context.facts, endpoint)
     endpoint = _replace(endpoint, mac_address=choose_mac(context.view, network, endpoint))
-    replaced = delete_endpoints(context.view, _replaced(context.view, endpoint))
+    replaced = delete_endpoints(context.view, _replaced(context.view, endpoint), endpoint)
     _check_mappings(context, endpoint)
     return endpoint, replaced
 
@@ -153,13 +153,16 @@ def delete_endpoint(context: Context, endpoint_id: str) -> list[Change]:
     return delete_endpoints(context.view, [endpoint])
 
 
-def delete_endpoints(view: View, endpoints: Iterable[Endpoint]) -> list[Change]:
+def delete_endpoints(
+    view: View, endpoints: Iterable[Endpoint], successor: Endpoint | None = None
+) -> list[Change]:
     """Plan the deletion of endpoints, and of the namespaces that were made for them and hold no other.
 
-    Load balancers lose them as members: a pod goes when the runtime says so, and its proxy hears of it later.
+    Load balancers lose them as members: a pod goes when the runtime says so, and its proxy hears of it later. An
+    endpoint that takes their place (``successor``) becomes a member instead.
     """
     going = {endpoint.id: endpoint for endpoint in endpoints}
-    changes = without_endpoints(view, going)
+    changes = without_endpoints(view, going, successor)
     changes += [deleted(Kind.ENDPOINT, endpoint) for endpoint in going.values()]
     for namespace_id in dict.fromkeys(endpoint.namespace_id for endpoint in going.values()):
         namespace = view.namespace(namespace_id) if namespace_id else None

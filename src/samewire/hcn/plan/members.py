@@ -1,4 +1,4 @@
-"""Members of load balancers that go."""
+"""Members of load balancers that go, or give way to another endpoint with their address."""
 
 from __future__ import annotations
 
@@ -12,21 +12,35 @@ from samewire.hcn.state import View
 from samewire.hcn.switch import Change
 
 
-def without_endpoints(view: View, going: Mapping[str, Endpoint]) -> list[Change]:
-    """Plan what the deletion of endpoints means for load balancers: they lose those members."""
+def without_endpoints(
+    view: View, going: Mapping[str, Endpoint], successor: Endpoint | None = None
+) -> list[Change]:
+    """Plan what the deletion of endpoints means for load balancers: they lose those members.
+
+    Where ``successor`` takes over the address that a load balancer means, it takes over the membership, too: whoever
+    wrote the load balancer meant that address, and need not hear of it.
+    """
     named = {
         value.id: value for endpoint_id in going for value in view.load_balancers_of_endpoint(endpoint_id)
     }
     return [
         Change(Kind.LOADBALANCER, value.id, value, after)
         for value in named.values()
-        if (after := _without(value, going)) != value
+        if (after := _without(value, going, successor)) != value
     ]
 
 
-def _without(value: LoadBalancer, going: Mapping[str, Endpoint]) -> LoadBalancer:
+def _without(value: LoadBalancer, going: Mapping[str, Endpoint], successor: Endpoint | None) -> LoadBalancer:
+    def heir(endpoint_id: str) -> str:
+        gone = going.get(endpoint_id)
+        if gone is None:
+            return endpoint_id
+        if successor is None or not set(_means(value, gone)) & set(_means(value, successor)):
+            return ""
+        return successor.id
+
     def rest(ids: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(endpoint_id for endpoint_id in ids if endpoint_id not in going)
+        return tuple(dict.fromkeys(found for endpoint_id in ids if (found := heir(endpoint_id))))
 
     return msgspec.structs.replace(
         value,
@@ -34,3 +48,8 @@ def _without(value: LoadBalancer, going: Mapping[str, Endpoint]) -> LoadBalancer
         local_endpoint_ids=rest(value.local_endpoint_ids),
         draining_endpoint_ids=rest(value.draining_endpoint_ids),
     )
+
+
+def _means(value: LoadBalancer, endpoint: Endpoint) -> list[str]:
+    """The addresses of an endpoint that are of a load balancer's family."""
+    return [address for address in endpoint.addresses if (":" in address) == value.is_ipv6]
