@@ -43,7 +43,7 @@ from samewire.node.node import Node
 from samewire.node.reaper import LinkReaper
 from samewire.node.watch import Watcher
 from samewire.vfp.tables import DropKey, Flow, FlowKey
-from tests.support.node import NodeNet, in_namespace, ip, node_net, overlay
+from tests.support.node import NODE_IP, NodeNet, can_ping, in_namespace, ip, node_net, overlay
 
 pytestmark = pytest.mark.root
 
@@ -69,6 +69,8 @@ async def start(net: NodeNet, tmp_path: Path) -> AsyncIterator[Callable[[], Awai
     running: list[Node] = []
 
     async def begin() -> Node:
+        while running:
+            await running.pop().close()
         running.append(await Node.start(config, lambda _: None))
         return running[-1]
 
@@ -199,6 +201,35 @@ async def test_without_tcx_our_filter_stands_beside_others(
     assert detach_uplink(netlink, uplink)
     assert "clsact" not in in_namespace(net.node, "tc", "qdisc", "show", "dev", "eth0").stdout
     assert not detach_uplink(netlink, uplink)
+
+
+@pytest.mark.parametrize("tcx", [True, False], ids=["tcx", "clsact"])
+@pytest.mark.parametrize("restart", [False, True], ids=["alive", "away"])
+async def test_a_nic_that_is_the_uplink_no_more_lets_everything_in(
+    net: NodeNet,
+    start: Callable[[], Awaitable[Node]],
+    monkeypatch: pytest.MonkeyPatch,
+    tcx: bool,
+    restart: bool,
+) -> None:
+    """The program drops what arrives by a device that is neither in its configuration nor a pod's."""
+    if not tcx:
+        monkeypatch.setattr(hooks_module, "has_tcx", lambda: False)
+    node = await start()
+    before = node.uplink.ifindex
+    ip("link", "set", "eth0", "down", netns_name=net.node)
+    ip("link", "set", "eth0", "name", "before", netns_name=net.node)
+    ip("link", "set", "before", "up", netns_name=net.node)
+    ip("link", "add", "eth0", "up", "type", "veth", "peer", "name", "other", netns_name=net.node)
+    if restart:
+        node = await start()
+    else:
+        assert await node.refresh()
+    assert node.uplink.ifindex != before
+    assert can_ping(net.router, NODE_IP)
+    assert node.hooks.on_uplink(node.uplink.ifindex)
+    assert not node.hooks.on_uplink(before)
+    assert await node.auditor.compare() == []
 
 
 async def test_a_link_that_was_unpinned_is_made_again(start: Callable[[], Awaitable[Node]]) -> None:
