@@ -91,23 +91,24 @@ SW_INLINE void sw_acl_prefix_key(struct sw_acl_prefix_key *key, __u64 table, __u
 	sw_copy_address(&key->address, address);
 }
 
-/* The rules that are content with an address; 0: none. */
-static __noinline struct sw_acl_vector *sw_acl_by_address(struct sw_packet *p, struct sw_port *port,
-							  struct sw_acl_scratch *scratch, __u32 side, int sets)
+/*
+ * The rules that name a set which an address is in, joined with those found by the address itself (0: none), into the
+ * scratch of that side. Returns 0 when it is in no set. Global: verified once.
+ */
+__noinline int sw_acl_by_sets(struct sw_packet *p, __u64 space, __u32 side, const struct sw_acl_vector *found)
 {
-	const struct sw_addr *address = side == SW_ACL_SOURCE ? &p->first.source : &p->out.destination;
-	struct sw_acl_vector *found, *joined = side == SW_ACL_SOURCE ? &scratch->joined[0] : &scratch->joined[1];
+	struct sw_acl_scratch *scratch = sw_acl_scratch_here();
+	struct sw_acl_vector *joined;
 	__u64 *number;
 
-	sw_acl_prefix_key(&scratch->prefix, scratch->set.table, p->family, side, address);
-	number = bpf_map_lookup_elem(&sw_acl_prefixes, &scratch->prefix);
-	found = number ? bpf_map_lookup_elem(&sw_acl_vectors, number) : 0;
-	if (!sets)
-		return found;
-	sw_acl_prefix_key(&scratch->prefix, port->acl_space, p->family, SW_ACL_MEMBER, address);
+	if (!p || !scratch)
+		return 0;
+	sw_acl_prefix_key(&scratch->prefix, space, p->family, SW_ACL_MEMBER,
+			  side == SW_ACL_SOURCE ? &p->first.source : &p->out.destination);
 	number = bpf_map_lookup_elem(&sw_set_members, &scratch->prefix);
 	if (!number)
-		return found;
+		return 0;
+	joined = side == SW_ACL_SOURCE ? &scratch->joined[0] : &scratch->joined[1];
 	joined->summary = 0;
 	joined->word[0] = 0;
 	if (scratch->words > 1)
@@ -117,7 +118,23 @@ static __noinline struct sw_acl_vector *sw_acl_by_address(struct sw_packet *p, s
 	scratch->class.class_number = *number;
 	scratch->set.side = side;
 	bpf_loop(SW_CLASS_CHUNKS * SW_CLASS_SETS, sw_acl_join_set, 0, 0);
-	return joined;
+	return 1;
+}
+
+/* The rules that are content with an address; 0: none. */
+static __noinline struct sw_acl_vector *sw_acl_by_address(struct sw_packet *p, struct sw_port *port,
+							  struct sw_acl_scratch *scratch, __u32 side, int sets)
+{
+	const struct sw_addr *address = side == SW_ACL_SOURCE ? &p->first.source : &p->out.destination;
+	struct sw_acl_vector *found;
+	__u64 *number;
+
+	sw_acl_prefix_key(&scratch->prefix, scratch->set.table, p->family, side, address);
+	number = bpf_map_lookup_elem(&sw_acl_prefixes, &scratch->prefix);
+	found = number ? bpf_map_lookup_elem(&sw_acl_vectors, number) : 0;
+	if (!sets || !sw_acl_by_sets(p, port->acl_space, side, found))
+		return found;
+	return side == SW_ACL_SOURCE ? &scratch->joined[0] : &scratch->joined[1];
 }
 
 SW_INLINE struct sw_acl_vector *sw_acl_by_port(__u64 table, __u8 side, __u8 protocol, __be16 port)

@@ -15,7 +15,6 @@ struct sw_choice {
 	__u32 hash;    /* of the connection, or of the client */
 	__u32 backend; /* the best so far; 0 = none */
 	__u64 score;   /* its weight, then its seed: 63 bits */
-	__u32 how; /* SW_CHOICE_* */
 };
 
 SW_INLINE __u32 sw_hash_word(__u32 hash, __u32 word)
@@ -90,17 +89,14 @@ SW_INLINE __u64 sw_mask_below(__u64 a, __u64 b)
 
 /*
  * Without a branch on what is weighed: the verifier would go through every order in which 16 members can beat one
- * another. An empty place has the score 0, which beats nothing.
+ * another. An empty place has the score 0, which beats nothing. Global: verified once, and for any best so far; inside
+ * the loop over chunks it would be verified until nothing new is known of the best.
  */
-static long sw_weigh_chunk(__u32 index, void *context)
+__noinline int sw_weigh(const struct sw_backend_chunk *chunk, struct sw_choice *best)
 {
-	struct sw_choice *best = context;
-	struct sw_backend_chunk_key key = { .set = best->set, .chunk = index };
-	struct sw_backend_chunk *chunk;
 	int i;
 
-	chunk = bpf_map_lookup_elem(&sw_backend_sets, &key);
-	if (!chunk)
+	if (!chunk || !best)
 		return 0;
 	for (i = 0; i < SW_CHUNK_BACKENDS; i++) {
 		__u64 backend = chunk->place[i].backend;
@@ -112,6 +108,14 @@ static long sw_weigh_chunk(__u32 index, void *context)
 		best->score = (best->score & ~better) | (score & better);
 	}
 	return 0;
+}
+
+static long sw_weigh_chunk(__u32 index, void *context)
+{
+	struct sw_choice *best = context;
+	struct sw_backend_chunk_key key = { .set = best->set, .chunk = index };
+
+	return sw_weigh(bpf_map_lookup_elem(&sw_backend_sets, &key), best);
 }
 
 /* The backend that a client is to stay with; 0: none, not for so long, or it takes no new connections. */
@@ -132,39 +136,41 @@ SW_INLINE __u32 sw_recall(const struct sw_affinity_key *key, __u32 ticks, __u32 
 }
 
 /*
- * Chooses a backend of a service for a client (the zero address: the node itself). choice: hash is set. Leaves the
- * backend's id there; 0 when there is none.
+ * Chooses a backend of a service for a client (the zero address: the node itself) by the hash of the connection, or of
+ * the client. Returns the backend's id, 0 when there is none; how: SW_CHOICE_*. Global: verified once.
  */
-static __noinline int sw_choose(const struct sw_service *service, const struct sw_addr *client, __u32 family,
-				struct sw_choice *choice)
+__noinline __u32 sw_choose(const struct sw_service *service, const struct sw_addr *client, __u32 family, __u32 hash,
+			   __u32 *how)
 {
-	struct sw_affinity_key key = { .set = service->set, .family = family };
-	__u32 chunks = service->chunks, ticks = service->affinity_ticks;
-	__u32 now = sw_now_tick();
+	struct sw_affinity_key key = { .family = family };
+	struct sw_choice choice = { .hash = hash };
+	__u32 ticks, now = sw_now_tick();
 
-	choice->set = service->set;
-	choice->backend = 0;
-	choice->score = 0;
-	choice->how = SW_CHOICE_HASH;
-	if (!chunks)
+	if (!service || !client || !how || !service->chunks)
 		return 0;
+	*how = SW_CHOICE_HASH;
+	ticks = service->affinity_ticks;
+	key.set = service->set;
 	if (ticks) {
+		__u32 kept;
+
 		sw_copy_address(&key.client, client);
-		choice->backend = sw_recall(&key, ticks, now);
-		if (choice->backend) {
-			choice->how = SW_CHOICE_AFFINITY;
-			return 0;
+		kept = sw_recall(&key, ticks, now);
+		if (kept) {
+			*how = SW_CHOICE_AFFINITY;
+			return kept;
 		}
 	}
-	bpf_loop(chunks, sw_weigh_chunk, choice, 0);
+	choice.set = service->set;
+	bpf_loop(service->chunks, sw_weigh_chunk, &choice, 0);
 #ifndef TRACE
-	if (ticks && choice->backend) {
-		struct sw_affinity value = { .backend = choice->backend, .seen_tick = now };
+	if (ticks && choice.backend) {
+		struct sw_affinity value = { .backend = choice.backend, .seen_tick = now };
 
 		bpf_map_update_elem(&sw_affinity, &key, &value, BPF_ANY);
 	}
 #endif
-	return 0;
+	return choice.backend;
 }
 
 #define SW_COUNT_CONNECTION 0

@@ -169,20 +169,20 @@ static __noinline int sw_socket_may(const struct sw_target *target, const struct
 static __noinline struct sw_backend *sw_socket_choose(__u64 cookie, const struct sw_target *target,
 						      const struct sw_service *service)
 {
-	struct sw_choice choice = {};
+	__u32 hash, chosen, how = SW_CHOICE_HASH;
 	struct sw_addr node = {};
 	struct sw_backend *backend;
 
-	choice.hash = service->flags & (SW_SERVICE_BY_CLIENT | SW_SERVICE_BY_PROTOCOL) ?
-			      sw_hash_client(&node, &target->address, service->flags, target->protocol) :
-			      bpf_get_prandom_u32();
-	sw_choose(service, &node, target->family, &choice);
-	backend = choice.backend ? sw_find_backend(choice.backend) : 0;
+	hash = service->flags & (SW_SERVICE_BY_CLIENT | SW_SERVICE_BY_PROTOCOL) ?
+		       sw_hash_client(&node, &target->address, service->flags, target->protocol) :
+		       bpf_get_prandom_u32();
+	chosen = sw_choose(service, &node, target->family, hash, &how);
+	backend = chosen ? sw_find_backend(chosen) : 0;
 	sw_count_service(service->service, backend ? SW_COUNT_CONNECTION : SW_COUNT_REFUSED);
-	if (!backend || sw_socket_note(cookie, target, &backend->address, backend->port, choice.backend))
+	if (!backend || sw_socket_note(cookie, target, &backend->address, backend->port, chosen))
 		return 0;
 	if (target->protocol == IPPROTO_UDP)
-		sw_socket_note(cookie, target, &target->address, target->port, choice.backend);
+		sw_socket_note(cookie, target, &target->address, target->port, chosen);
 	return backend;
 }
 

@@ -187,11 +187,14 @@ SW_INLINE __u32 sw_quote_length(const struct sw_packet *p, __u32 length)
 	return 0;
 }
 
-static __noinline int sw_answer_error(struct __sk_buff *skb, struct sw_packet *p, __u32 type_code)
+__noinline int sw_answer_error(struct __sk_buff *skb, struct sw_packet *p, __u32 type_code)
 {
 #ifndef TRACE
-	__u32 quote = sw_quote_length(p, skb->len - SW_L3);
+	__u32 quote;
 
+	if (!p)
+		return TC_ACT_SHOT;
+	quote = sw_quote_length(p, skb->len - SW_L3);
 	/* Never about an error, a later fragment, or a packet whose sender is elsewhere. */
 	if (!quote || p->icmp_error || p->fragment == SW_FRAGMENT_LATER || p->arrival == SW_FROM_TUNNEL)
 		return TC_ACT_SHOT;

@@ -67,7 +67,7 @@ __noinline int sw_balance(__u32 node_port)
 {
 	struct sw_packet *p = sw_packet_here();
 	struct sw_service *service;
-	struct sw_choice choice;
+	__u32 hash, backend, how = SW_CHOICE_HASH;
 
 	if (!p || !sw_has_ports(p->protocol))
 		return SW_GO_ON;
@@ -82,14 +82,14 @@ __noinline int sw_balance(__u32 node_port)
 		sw_count_service(service->service, SW_COUNT_REFUSED);
 		return sw_drop_at(p, 0, SW_LAYER_LB, SW_REASON_SOURCE_RANGE, service->service);
 	}
-	choice.hash = service->flags & (SW_SERVICE_BY_CLIENT | SW_SERVICE_BY_PROTOCOL) ?
-			      sw_hash_client(&p->first.source, &p->first.destination, service->flags, p->protocol) :
-			      sw_hash_tuple(&p->first);
-	sw_choose(service, &p->first.source, p->family, &choice);
-	if (choice.backend) {
+	hash = service->flags & (SW_SERVICE_BY_CLIENT | SW_SERVICE_BY_PROTOCOL) ?
+		       sw_hash_client(&p->first.source, &p->first.destination, service->flags, p->protocol) :
+		       sw_hash_tuple(&p->first);
+	backend = sw_choose(service, &p->first.source, p->family, hash, &how);
+	if (backend) {
 		sw_count_service(service->service, SW_COUNT_CONNECTION);
 		sw_count(SW_COUNTER_LB_CONNECTIONS);
-		return sw_use_backend(p, choice.backend, choice.how, service->flags);
+		return sw_use_backend(p, backend, how, service->flags);
 	}
 	sw_count_service(service->service, SW_COUNT_REFUSED);
 	if (service->flags & SW_SERVICE_REJECT)

@@ -143,11 +143,13 @@ static __noinline int sw_rewrite_fragment_id(struct __sk_buff *skb, struct sw_pa
 	}
 }
 
-/* Applies the address and port part of an action to the packet in hand. Returns 0 or a reason. */
-static __noinline int sw_rewrite(struct __sk_buff *skb, struct sw_packet *p, const struct sw_action *action)
+/* Applies the address and port part of an action to the packet in hand. Returns 0 or a reason. Global: verified once. */
+__noinline int sw_rewrite(struct __sk_buff *skb, struct sw_packet *p, const struct sw_action *action)
 {
 	int reason = 0;
 
+	if (!p || !action)
+		return SW_REASON_INTERNAL;
 	if (action->flags & SW_REWRITE_SOURCE) {
 		reason = sw_rewrite_address(skb, p, &p->tuple.source, &action->source, 1);
 		reason = reason ?: sw_rewrite_port(skb, p, p->tuple.source_port, action->source_port, 1);

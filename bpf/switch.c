@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0)
 /*
- * switch.c - the programs of the switch, one per hook. See docs/switch.md for the picture.
+ * switch.c - the programs of the switch. See docs/switch.md for the picture.
  *
- *   sw_pod          tc ingress of a pod's host end       what pods send
- *   sw_uplink_in    tcx/tc ingress of the uplink         what the underlay sends
+ *   sw_ingress      tc ingress of a pod's host end       what pods send
+ *                   tcx/tc ingress of the uplink         what the underlay sends
+ *                   tc ingress of swvxlan0               decapsulated frames
+ *                   tc ingress of samewire1              what the node sends to pods
  *   sw_uplink_out   tcx/tc egress of the uplink          watches for host sockets that use a port of the NAT pool
- *   sw_tunnel       tc ingress of swvxlan0               decapsulated frames
- *   sw_host         tc ingress of samewire1              what the node sends to pods
  *   sw_start_ageing run once, by PROG_TEST_RUN           starts the ageing timer, which then needs no process
  *   sw_connect4...  cgroup                               host sockets to host ports (hostsocket.h)
  *   sw_trace        PROG_TEST_RUN, TRACE=1 build         all of the above on the live tables, read-only
+ *
+ * All that arrives shares one program, which knows the device by its index: a program each would be the same code, to be
+ * verified four times.
  */
 #include "bucket.h"
 #include "connect.h"
@@ -81,7 +84,7 @@ SW_INLINE void sw_arrive(struct sw_packet *p, __u8 arrival, __u16 scope, __u32 d
 	p->keep_frame = 0;
 }
 
-/* The part that all arrivals share, once the packet is parsed and its scope known. */
+/* The part that all arrivals share, once the packet is parsed and its scope known. own: the pod's port, or 0. */
 SW_INLINE int sw_go(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *own)
 {
 	if (p->fragment && sw_fragment(p) == SW_UNKNOWN)
@@ -95,14 +98,20 @@ SW_INLINE int sw_go(struct __sk_buff *skb, struct sw_packet *p, const struct sw_
 	return sw_switch(skb, p, own);
 }
 
-SW_INLINE int sw_from_pod(struct __sk_buff *skb, struct sw_packet *p, __u32 ifindex)
+/* Before it is known whose packet it is: parsed once for all. Returns 0 or a reason; ARP is none of IP. */
+SW_INLINE int sw_take(struct __sk_buff *skb, struct sw_packet *p)
 {
-	struct sw_config *config = sw_config_here();
-	struct sw_port *port = sw_find_port(ifindex);
-	int reason, verdict;
+	return skb->vlan_present || skb->protocol == bpf_htons(ETH_P_ARP) ? SW_REASON_NOT_IP : sw_parse(skb, p);
+}
+
+/* Each arrival's own part: SW_GO_ON, or a verdict. reason: why it could not be parsed. */
+SW_INLINE int sw_from_pod(struct __sk_buff *skb, struct sw_packet *p, const struct sw_config *config, __u32 ifindex,
+			  const struct sw_port *port, int reason)
+{
+	int verdict;
 
 	sw_arrive(p, SW_FROM_POD, 0, ifindex, ifindex);
-	if (!port || !config)
+	if (!port)
 		return sw_drop(p, SW_LAYER_PARSE, SW_REASON_UNKNOWN_PORT);
 	p->scope = port->scope;
 	p->port_flags = port->flags;
@@ -112,7 +121,6 @@ SW_INLINE int sw_from_pod(struct __sk_buff *skb, struct sw_packet *p, __u32 ifin
 		return sw_drop(p, SW_LAYER_PARSE, SW_REASON_NOT_IP);
 	if (skb->protocol == bpf_htons(ETH_P_ARP))
 		return sw_arp(skb, p, port, config->uplink_ifindex);
-	reason = sw_parse(skb, p);
 	if (reason)
 		return sw_drop(p, SW_LAYER_PARSE, reason);
 	verdict = sw_guard(skb, p, port);
@@ -133,19 +141,18 @@ SW_INLINE int sw_from_pod(struct __sk_buff *skb, struct sw_packet *p, __u32 ifin
 			return sw_drop(p, SW_LAYER_PARSE, SW_REASON_MALFORMED);
 		p->keep_frame = !sw_same_mac(data, port->gateway_mac);
 	}
-	return sw_go(skb, p, port);
+	return SW_GO_ON;
 }
 
-SW_INLINE int sw_from_uplink(struct __sk_buff *skb, struct sw_packet *p, __u32 ifindex)
+SW_INLINE int sw_from_uplink(struct __sk_buff *skb, struct sw_packet *p, const struct sw_config *config, __u32 ifindex,
+			     int reason)
 {
-	struct sw_config *config = sw_config_here();
-
 	sw_arrive(p, SW_FROM_UPLINK, SW_SCOPE_UPLINK, ifindex, 0);
-	if (!config || skb->vlan_present) /* of one of the node's VLAN devices */
+	if (skb->vlan_present) /* of one of the node's VLAN devices */
 		return SW_PASS;
 	if (skb->protocol == bpf_htons(ETH_P_ARP))
 		return sw_arp(skb, p, 0, 0);
-	if (sw_parse(skb, p))
+	if (reason)
 		return SW_PASS; /* the node's own stack knows what to do with it */
 	if (p->neighbour)
 		return sw_neighbour(skb, p, 0, 0);
@@ -158,14 +165,13 @@ SW_INLINE int sw_from_uplink(struct __sk_buff *skb, struct sw_packet *p, __u32 i
 	if (p->fragment == SW_FRAGMENT_LATER && sw_fragment(p) == SW_UNKNOWN &&
 	    !sw_is_local_address(SW_SCOPE_UPLINK, p->family, &p->tuple.destination))
 		return SW_PASS;
-	return sw_go(skb, p, 0);
+	return SW_GO_ON;
 }
 
-SW_INLINE int sw_from_tunnel(struct __sk_buff *skb, struct sw_packet *p, __u32 ifindex, __u32 vni)
+SW_INLINE int sw_from_tunnel(struct __sk_buff *skb, struct sw_packet *p, __u32 ifindex, __u32 vni, int reason)
 {
 	struct sw_vni *found = bpf_map_lookup_elem(&sw_vnis, &vni);
 	void *data = (void *)(long)skb->data;
-	int reason;
 
 	sw_arrive(p, SW_FROM_TUNNEL, 0, ifindex, 0);
 	p->tunnel_vni = vni;
@@ -174,72 +180,67 @@ SW_INLINE int sw_from_tunnel(struct __sk_buff *skb, struct sw_packet *p, __u32 i
 	if (!found)
 		return sw_drop(p, SW_LAYER_DECAP, SW_REASON_UNKNOWN_VNI);
 	p->scope = found->scope;
-	reason = skb->vlan_present ? SW_REASON_NOT_IP : sw_parse(skb, p);
 	if (reason)
 		return sw_drop(p, SW_LAYER_PARSE, reason);
 	if (p->neighbour || sw_is_multicast(p))
 		return sw_drop(p, SW_LAYER_L2, SW_REASON_MULTICAST);
 	if (sw_is_martian(p))
 		return sw_drop(p, SW_LAYER_DECAP, SW_REASON_MARTIAN);
-	return sw_go(skb, p, 0);
+	return SW_GO_ON;
 }
 
-SW_INLINE int sw_from_host(struct __sk_buff *skb, struct sw_packet *p, __u32 ifindex)
+SW_INLINE int sw_from_host(struct sw_packet *p, __u32 ifindex, int reason)
 {
 	struct sw_route *route;
-	int reason;
 
 	sw_arrive(p, SW_FROM_HOST, 0, ifindex, 0);
-	reason = skb->vlan_present ? SW_REASON_NOT_IP : sw_parse(skb, p);
 	if (reason)
 		return sw_drop(p, SW_LAYER_PARSE, reason);
 	if (p->neighbour || sw_is_multicast(p))
 		return sw_drop(p, SW_LAYER_L2, SW_REASON_MULTICAST);
 	route = sw_find_route(SW_SCOPE_HOST, p->family, &p->tuple.destination);
 	p->scope = route && route->kind == SW_ROUTE_SCOPE ? route->scope : SW_SCOPE_HOST; /* of no network: a VIP */
-	return sw_go(skb, p, 0);
+	return SW_GO_ON;
 }
 
 #ifndef TRACE
 
-SEC("tc")
-int sw_pod(struct __sk_buff *skb)
+SW_INLINE int sw_from_vxlan(struct __sk_buff *skb, struct sw_packet *p, __u32 ifindex, int reason)
 {
-	struct sw_packet *p = sw_packet_here();
-
-	return p ? sw_from_pod(skb, p, skb->ifindex) : TC_ACT_SHOT;
-}
-
-SEC("tc")
-int sw_uplink_in(struct __sk_buff *skb)
-{
-	struct sw_packet *p = sw_packet_here();
-
-	return p ? sw_from_uplink(skb, p, skb->ifindex) : SW_PASS;
-}
-
-SEC("tc")
-int sw_tunnel(struct __sk_buff *skb)
-{
-	struct sw_packet *p = sw_packet_here();
 	struct bpf_tunnel_key key = {};
 
-	if (!p)
-		return TC_ACT_SHOT;
 	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) &&
 	    bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6)) {
-		sw_arrive(p, SW_FROM_TUNNEL, 0, skb->ifindex, 0);
+		sw_arrive(p, SW_FROM_TUNNEL, 0, ifindex, 0);
 		return sw_drop(p, SW_LAYER_DECAP, SW_REASON_UNKNOWN_VNI);
 	}
-	return sw_from_tunnel(skb, p, skb->ifindex, key.tunnel_id);
+	return sw_from_tunnel(skb, p, ifindex, key.tunnel_id, reason);
 }
 
+/* A device that the configuration does not name is a pod's, and one that is no port either may send nothing. */
 SEC("tc")
-int sw_host(struct __sk_buff *skb)
+int sw_ingress(struct __sk_buff *skb)
 {
+	const struct sw_config *config = sw_config_here();
 	struct sw_packet *p = sw_packet_here();
+	const struct sw_port *own = 0;
+	__u32 ifindex = skb->ifindex;
+	int reason, verdict;
 
-	return p ? sw_from_host(skb, p, skb->ifindex) : TC_ACT_SHOT;
+	if (!p || !config)
+		return TC_ACT_SHOT;
+	reason = sw_take(skb, p);
+	if (ifindex == config->uplink_ifindex) {
+		verdict = sw_from_uplink(skb, p, config, ifindex, reason);
+	} else if (ifindex == config->tunnel_ifindex) {
+		verdict = sw_from_vxlan(skb, p, ifindex, reason);
+	} else if (ifindex == config->host_peer_ifindex) {
+		verdict = sw_from_host(p, ifindex, reason);
+	} else {
+		own = sw_find_port(ifindex);
+		verdict = sw_from_pod(skb, p, config, ifindex, own, reason);
+	}
+	return verdict == SW_GO_ON ? sw_go(skb, p, own) : verdict;
 }
 
 /*
@@ -366,11 +367,14 @@ int sw_trace(struct __sk_buff *skb)
 {
 	struct sw_packet *p = sw_packet_here();
 	struct sw_trace_output *out = sw_trace_here();
+	const struct sw_config *config = sw_config_here();
+	const struct sw_port *own = 0;
 	struct sw_trace_input *in;
 	__u32 zero = 0;
+	int reason, verdict;
 
 	in = bpf_map_lookup_elem(&sw_trace_input, &zero);
-	if (!p || !out || !in)
+	if (!p || !out || !in || !config)
 		return TC_ACT_SHOT;
 	out->count = 0;
 	out->fate = SW_TO_NOWHERE;
@@ -379,18 +383,25 @@ int sw_trace(struct __sk_buff *skb)
 	out->flow_hit = 0;
 	p->gone[0].family = 0;
 	p->gone[1].family = 0;
+	reason = sw_take(skb, p);
 	switch (in->arrival) {
 	case SW_FROM_POD:
-		return sw_from_pod(skb, p, in->ifindex);
+		own = sw_find_port(in->ifindex);
+		verdict = sw_from_pod(skb, p, config, in->ifindex, own, reason);
+		break;
 	case SW_FROM_UPLINK:
-		return sw_from_uplink(skb, p, in->ifindex);
+		verdict = sw_from_uplink(skb, p, config, in->ifindex, reason);
+		break;
 	case SW_FROM_TUNNEL:
-		return sw_from_tunnel(skb, p, in->ifindex, in->vni);
+		verdict = sw_from_tunnel(skb, p, in->ifindex, in->vni, reason);
+		break;
 	case SW_FROM_HOST:
-		return sw_from_host(skb, p, in->ifindex);
+		verdict = sw_from_host(p, in->ifindex, reason);
+		break;
 	default:
 		return TC_ACT_SHOT;
 	}
+	return verdict == SW_GO_ON ? sw_go(skb, p, own) : verdict;
 }
 
 #endif /* TRACE */

@@ -132,7 +132,7 @@ def test_two_daemons_cannot_share_a_run_directory(net: NodeNet, node: DaemonProc
 
 @pytest.mark.parametrize(
     "fault",
-    ["create veth|kill|1", "IPv4 default route|kill|1", "attach sw_pod|kill|1", "update sw_ports|kill|1"],
+    ["create veth|kill|1", "IPv4 default route|kill|1", "attach sw_ingress|kill|1", "update sw_ports|kill|1"],
 )
 def test_killed_during_add(net: NodeNet, node: DaemonProcess, fault: str) -> None:
     node.start()

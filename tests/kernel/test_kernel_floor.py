@@ -26,7 +26,7 @@ from samewire.vfp.tables import Config
 pytestmark = [pytest.mark.root, pytest.mark.kernelcore]
 
 BUILT = Path(__file__).resolve().parents[2] / "src" / "samewire" / "_build"
-TC_PROGRAMS = ("sw_pod", "sw_uplink_in", "sw_uplink_out", "sw_tunnel", "sw_host")
+TC_PROGRAMS = ("sw_ingress", "sw_uplink_out")
 CGROUP_PROGRAMS = {
     "sw_connect4": AttachType.CGROUP_INET4_CONNECT,
     "sw_connect6": AttachType.CGROUP_INET6_CONNECT,
@@ -156,7 +156,7 @@ def test_tcx_link_where_the_kernel_has_it(switch: BpfObject, namespace: netns.Ne
     index = namespace.run(lambda: socket.if_nametoindex("va"))
 
     def attach() -> None:
-        BpfLink.attach(switch.programs["sw_uplink_in"], index, AttachType.TCX_INGRESS).close()
+        BpfLink.attach(switch.programs["sw_ingress"], index, AttachType.TCX_INGRESS).close()
 
     if features.has_tcx():
         namespace.run(attach)
@@ -173,8 +173,8 @@ def test_cgroup_program_attaches(switch: BpfObject, cgroup: int, program: str) -
 def test_a_real_packet_is_judged_and_counted(
     switch: BpfObject, namespace: netns.NetNamespace, pins: Path
 ) -> None:
-    pin = pins / "sw_pod"
-    switch.programs["sw_pod"].pin(pin)
+    pin = pins / "sw_ingress"
+    switch.programs["sw_ingress"].pin(pin)
     inside(namespace, "tc", "qdisc", "add", "dev", "va", "clsact")
     inside(
         namespace,

@@ -186,7 +186,7 @@ async def test_without_tcx_our_filter_stands_beside_others(
     )
     node = await start()
     uplink = node.uplink.ifindex
-    for direction, program in (("ingress", "sw_uplink_in"), ("egress", "sw_uplink_out")):
+    for direction, program in (("ingress", "sw_ingress"), ("egress", "sw_uplink_out")):
         found = {item.priority: item for item in netlink.dump(filter_dump(uplink, direction))}  # type: ignore[arg-type]
         assert found[UPLINK_PRIORITY].program_id == node.board.programs[program].id
     assert await node.auditor.compare() == []

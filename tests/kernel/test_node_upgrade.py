@@ -217,7 +217,7 @@ async def test_a_missing_program_pin_means_loading_on_the_same_maps(
     node = await start()
     connection = talk.connect(await pod(node, net))
     maps, programs = map_ids(node), program_ids(node)
-    (node.config.bpf_dir / "programs" / "sw_pod").unlink()
+    (node.config.bpf_dir / "programs" / "sw_ingress").unlink()
     node = await start()
     assert map_ids(node) == maps
     assert not set(program_ids(node).values()) & set(programs.values())

@@ -217,7 +217,7 @@ class _Play:
         vni = VNI if arrival == Arrival.TUNNEL else 0
         traced = self.rig.trace(frame, arrival, ifindex, vni)
         # sw_tunnel cannot be fed a tunnel key: the trace has to do.
-        ran = None if vni else self.rig.run(frame, arrival, ifindex)
+        ran = None if vni else self.rig.run(frame, ifindex)
         self.simulator.state.now_tick = now_tick()
         outcome = self.simulator.receive(frame, arrival, ifindex, vni)
         self.outcomes.append(outcome)

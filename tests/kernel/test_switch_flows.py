@@ -205,7 +205,7 @@ def udp_frame(pod: Pod, source: int, port: int) -> bytes:
 
 def run(node: Node, pod: Pod, frame: bytes) -> int:
     """Run the pod's program on a frame; its verdict."""
-    program = node.program("sw_pod")
+    program = node.program("sw_ingress")
     return node.space.run(lambda: program.test_run(frame, SkbContext(ifindex=pod.port))).retval
 
 

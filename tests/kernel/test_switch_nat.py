@@ -204,7 +204,7 @@ def _syn(pod: Pod, family: int, source: int, port: int) -> bytes:
 
 def _translated(node: Node, pod: Pod, frame: bytes) -> int:
     """The source port that the pod's program gives a frame, 0 when it drops it."""
-    program = node.program("sw_pod")
+    program = node.program("sw_ingress")
     result = node.space.run(lambda: program.test_run(frame, SkbContext(ifindex=pod.port)))
     return parse(bytearray(result.data)).tuple.source_port if result.retval == 7 else 0
 

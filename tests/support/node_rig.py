@@ -182,27 +182,25 @@ class Node:
 
     def _attach(self) -> None:
         netlink, facts = self.space.netlink, self.facts
-        netlink.batch(
-            self.hook(facts.tunnel_ifindex, "sw_tunnel") + self.hook(facts.host_peer_ifindex, "sw_host")
-        )
+        netlink.batch(self.hook(facts.tunnel_ifindex) + self.hook(facts.host_peer_ifindex))
         uplink = facts.uplink_ifindex
         out = self.program("sw_uplink_out")
         if has_tcx():
             for program, kind in (
-                (self.program("sw_uplink_in"), AttachType.TCX_INGRESS),
+                (self.program("sw_ingress"), AttachType.TCX_INGRESS),
                 (out, AttachType.TCX_EGRESS),
             ):
                 link = self.space.run(lambda p=program, k=kind: BpfLink.attach(p, uplink, k))
                 self.lab.stack.callback(link.close)
         else:
             egress = bpf_filter_replace(uplink, "egress", out.fd, "sw_uplink_out")
-            netlink.batch([*self.hook(uplink, "sw_uplink_in"), egress])
+            netlink.batch([*self.hook(uplink), egress])
 
-    def hook(self, ifindex: int, name: str) -> list[Request]:
-        """What attaches a program to the ingress of a device."""
+    def hook(self, ifindex: int) -> list[Request]:
+        """What attaches the program to the ingress of a device."""
         return [
             clsact_add(ifindex),
-            bpf_filter_replace(ifindex, "ingress", self.program(name).fd, name),
+            bpf_filter_replace(ifindex, "ingress", self.program("sw_ingress").fd, "sw_ingress"),
         ]
 
     def attach_sockets(self, cgroup: Path) -> None:
@@ -286,7 +284,7 @@ class Node:
         pod = Pod(space, endpoint, network, link, port)
         self.pods.append(pod)
         self._compile(pod)
-        self.space.netlink.batch([*self.hook(port, "sw_pod"), link_set(port, up=True)])
+        self.space.netlink.batch([*self.hook(port), link_set(port, up=True)])
         self._configure(pod)
         return pod
 

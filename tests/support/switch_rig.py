@@ -55,7 +55,6 @@ _LARGE = (
     "sw_nexthops",
     "sw_endpoints",
 )
-PROGRAMS = {Arrival.POD: "sw_pod", Arrival.UPLINK: "sw_uplink_in", Arrival.HOST: "sw_host"}
 FREE = FlowKey((ZERO, ZERO), (0, 0), 0, 0, 0)
 _CLONE_NEWNET = 0x40000000
 
@@ -172,15 +171,15 @@ class SwitchRig:
         free = bytes(FlowKey.size)
         return next(slot for slot in range(SLOTS) if slots.lookup(Id(slot).pack()) == free)
 
-    def run(self, frame: bytes, arrival: Arrival, ifindex: int) -> Run:
-        """Run the program of an arrival on a frame."""
-        return self.call(lambda: self._run(frame, arrival, ifindex))
+    def run(self, frame: bytes, ifindex: int) -> Run:
+        """Run the program on a frame that arrives by a device."""
+        return self.call(lambda: self._run(frame, ifindex))
 
-    def _run(self, frame: bytes, arrival: Arrival, ifindex: int) -> Run:
+    def _run(self, frame: bytes, ifindex: int) -> Run:
         drops = self.map("sw_drops")
         for key, _ in list(drops.items()):
             drops.delete(key)
-        result = self.object.programs[PROGRAMS[arrival]].test_run(frame, SkbContext(ifindex=ifindex))
+        result = self.object.programs["sw_ingress"].test_run(frame, SkbContext(ifindex=ifindex))
         counted = [DropKey.unpack(key) for key, _ in drops.items()]
         assert len(counted) <= 1, counted
         return Run(result.retval, result.data, counted[0] if counted else None)

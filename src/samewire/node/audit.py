@@ -211,15 +211,12 @@ class _Pass:
                 self._report("device", name, f"is called {link.name}")
             for setting in wrong_settings(name):
                 self._report("device", name, f"{setting} is not as it should be")
-        for ifindex, program in (
-            (facts.tunnel_ifindex, "sw_tunnel"),
-            (facts.host_peer_ifindex, "sw_host"),
-        ):
-            if ifindex in present and hooks.wrong(ifindex, program) is not None:
+        for ifindex in (facts.tunnel_ifindex, facts.host_peer_ifindex):
+            if ifindex in present and not hooks.attached(ifindex):
                 self._report(
                     "hook",
                     present[ifindex].name,
-                    f"{program} does not run",
+                    "the switch's program does not run",
                     lambda: hooks.attach_own(facts.tunnel_ifindex, facts.host_peer_ifindex),
                 )
         if facts.uplink_ifindex in present and not hooks.on_uplink(facts.uplink_ifindex):
@@ -287,9 +284,12 @@ class _Pass:
         for number, text in enumerate(wrong):
             repair = None if number else _repair_host(kernel.netlink, state)
             self._report("link", link.name, text, repair)
-        if kernel.hooks.wrong(state.ifindex, "sw_pod") is not None:
+        if not kernel.hooks.attached(state.ifindex):
             self._report(
-                "hook", link.name, "sw_pod does not run", lambda: kernel.hooks.attach_pod(state.ifindex)
+                "hook",
+                link.name,
+                "the switch's program does not run",
+                lambda: kernel.hooks.attach_pod(state.ifindex),
             )
 
     def _inside(self, endpoint_id: str, state: PortState) -> None:

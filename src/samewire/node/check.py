@@ -51,7 +51,7 @@ def _check_host(who: str, state: PortState, switch: NodeSwitch) -> None:
     wrong = links.host_differences(netlink, state.link, found)
     if wrong:
         raise check_failed(f"{who}: {wrong[0]}")
-    if switch.kernel.hooks.wrong(state.ifindex, "sw_pod") is not None:
+    if not switch.kernel.hooks.attached(state.ifindex):
         raise check_failed(f"{who}: the switch's program is not on {found.name}")
 
 

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from samewire.errors import KernelError, NotFound
 from samewire.kernel.bpf import BpfLink, BpfProgram
 from samewire.kernel.bpf.link import AttachType
@@ -30,9 +28,11 @@ from samewire.kernel.rtnetlink import (
 from samewire.kernel.rtnetlink.tc import Direction
 
 UPLINK_PRIORITY: Final = 0x5377
-_UPLINK: Final[tuple[tuple[str, Direction, AttachType], ...]] = (
-    ("sw_uplink_in", "ingress", AttachType.TCX_INGRESS),
-    ("sw_uplink_out", "egress", AttachType.TCX_EGRESS),
+_INGRESS: Final = "sw_ingress"
+# The name of the link's pin, the program, where.
+_UPLINK: Final[tuple[tuple[str, str, Direction, AttachType], ...]] = (
+    ("sw_uplink_in", _INGRESS, "ingress", AttachType.TCX_INGRESS),
+    ("sw_uplink_out", "sw_uplink_out", "egress", AttachType.TCX_EGRESS),
 )
 SOCKETS: Final[dict[str, AttachType]] = {
     "sw_connect4": AttachType.CGROUP_INET4_CONNECT,
@@ -48,14 +48,6 @@ SOCKETS: Final[dict[str, AttachType]] = {
 _DEFUNCT: Final = frozenset({errno.ENOLINK, errno.ENODEV, errno.EINVAL, errno.ENOENT})
 
 
-class WrongHook(msgspec.Struct, frozen=True):
-    """A place where the program that should run does not."""
-
-    ifindex: int
-    program: str
-    found: int
-
-
 class Hooks:
     """Attaches the programs of one switchboard."""
 
@@ -67,37 +59,41 @@ class Hooks:
 
     def attach_own(self, tunnel_ifindex: int, host_peer_ifindex: int) -> None:
         """Attach to swvxlan0 and samewire1. Raises KernelError."""
-        for ifindex, name in ((tunnel_ifindex, "sw_tunnel"), (host_peer_ifindex, "sw_host")):
-            if self.attached(ifindex) != self._programs[name].id:
-                self._netlink.batch(self._requests(ifindex, name))
+        for ifindex in (tunnel_ifindex, host_peer_ifindex):
+            self.attach_pod(ifindex)
 
     def attach_pod(self, ifindex: int) -> None:
         """Attach to the host end of a pod that is there already, unless it is. Raises KernelError."""
-        if self.attached(ifindex) != self._programs["sw_pod"].id:
+        if not self.attached(ifindex):
             self._netlink.batch(self.pod_requests(ifindex))
 
     def pod_requests(self, ifindex: int) -> list[Request]:
         """What attaches to a new host end."""
-        return self._requests(ifindex, "sw_pod")
+        request = bpf_filter_replace(ifindex, "ingress", self._programs[_INGRESS].fd, _INGRESS)
+        return [clsact_add(ifindex), request]
 
-    def attached(self, ifindex: int) -> int:
-        """The id of our program on a device's ingress, 0 when there is none. Raises KernelError."""
+    def attached(self, ifindex: int) -> bool:
+        """Whether a device of ours, or of a pod, has the program on its ingress. Raises KernelError."""
         found = self._netlink.dump(filter_dump(ifindex, "ingress"))
-        return next((item.program_id for item in found if (item.priority, item.handle) == (1, 1)), 0)
+        program = next((item.program_id for item in found if (item.priority, item.handle) == (1, 1)), 0)
+        return program == self._programs[_INGRESS].id
 
-    def wrong(self, ifindex: int, program: str) -> WrongHook | None:
-        """The difference at a device's ingress, None when the right program is there. Raises KernelError."""
-        found = self.attached(ifindex)
-        return None if found == self._programs[program].id else WrongHook(ifindex, program, found)
+    def leave_uplink(self, ifindex: int) -> None:
+        """Detach from a device that is the uplink no more, before the tables say so: the program takes a device
+        that they do not name for a pod's, and lets nothing in. Raises KernelError.
+        """
+        self._unpin_others("sw_uplink_", set())
+        if ifindex and not has_tcx():
+            detach_uplink(self._netlink, ifindex)
 
     def attach_uplink(self, ifindex: int) -> None:
         """Attach to the uplink, and leave any other that we were attached to. Raises KernelError."""
         keep = set()
-        for name, direction, kind in _UPLINK:
+        for link, name, direction, kind in _UPLINK:
             if not ifindex:
                 break
             if has_tcx():
-                pin = self._links / f"{name}_{ifindex}"
+                pin = self._links / f"{link}_{ifindex}"
                 self._attach_link(pin, self._programs[name], ifindex, kind)
                 keep.add(pin.name)
             else:
@@ -108,14 +104,15 @@ class Hooks:
         """Whether both programs are on the uplink. Raises KernelError."""
         if has_tcx():
             return all(
-                self._linked(f"{name}_{ifindex}", self._programs[name], ifindex) for name, _, _ in _UPLINK
+                self._linked(f"{link}_{ifindex}", self._programs[name], ifindex)
+                for link, name, _, _ in _UPLINK
             )
         return all(
             any(
                 item.priority == UPLINK_PRIORITY and item.program_id == self._programs[name].id
                 for item in self._netlink.dump(filter_dump(ifindex, direction))
             )
-            for name, direction, _ in _UPLINK
+            for _, name, direction, _ in _UPLINK
         )
 
     def on_sockets(self) -> bool:
@@ -142,10 +139,6 @@ class Hooks:
         for name in SOCKETS:
             self._unpin_others(f"{name}_", keep)
         self._socket_pins = {self._links / name for name in keep}
-
-    def _requests(self, ifindex: int, name: str) -> list[Request]:
-        program = self._programs[name]
-        return [clsact_add(ifindex), bpf_filter_replace(ifindex, "ingress", program.fd, name)]
 
     def _attach_filter(self, ifindex: int, direction: Direction, name: str) -> None:
         """On a device that is not ours: our own priority, whatever others have there."""
@@ -211,13 +204,13 @@ def detach_uplink(netlink: Netlink, ifindex: int) -> bool:
     """
     gone = (errno.ENOENT, errno.EINVAL, errno.ENODEV)
     removed = False
-    for _, direction, _ in _UPLINK:
+    for _, _, direction, _ in _UPLINK:
         found = netlink.dump(filter_dump(ifindex, direction))
         if any(item.priority == UPLINK_PRIORITY for item in found):
             removed = True
             request = bpf_filter_del(ifindex, direction, priority=UPLINK_PRIORITY, handle=UPLINK_PRIORITY)
             netlink.request(request.tolerating(*gone))
-    left = [item for _, direction, _ in _UPLINK for item in netlink.dump(filter_dump(ifindex, direction))]
+    left = [item for _, _, direction, _ in _UPLINK for item in netlink.dump(filter_dump(ifindex, direction))]
     if removed and not left:
         netlink.request(clsact_del(ifindex).tolerating(*gone))
     return removed

@@ -30,7 +30,7 @@ from samewire.node.apply import Kernel, NodeSwitch
 from samewire.node.audit import Auditor, is_leftover
 from samewire.node.config import NodeConfig
 from samewire.node.devices import Devices, ensure_devices, reserve_ports
-from samewire.node.facts import Uplink, hcn_facts, node_facts, read_uplink
+from samewire.node.facts import hcn_facts, node_facts, read_uplink
 from samewire.node.hooks import SOCKETS, Hooks
 from samewire.node.hostnet import HostNet
 from samewire.node.migrate import Migration
@@ -139,11 +139,13 @@ class Node:
         if (uplink, devices) == (self.uplink, self.devices):
             return False
         log.info("the node has changed", uplink=uplink.name, addresses=[str(a) for a in uplink.addresses])
-        self._attach(uplink)
+        if uplink.ifindex != self.uplink.ifindex:
+            self.hooks.leave_uplink(self.uplink.ifindex)
         self.hooks.attach_own(devices.tunnel_ifindex, devices.host_peer_ifindex)
         self.switch.kernel.hostnet.host = devices.host_ifindex
         self.uplink, self.devices = uplink, devices
         await self.switch.set_facts(self._facts(), hcn_facts(self.config, uplink, devices), self.store.state)
+        self.hooks.attach_uplink(uplink.ifindex)
         await self.service.refresh_facts()
         self.on_new_facts()
         self.switch.suspect.set()
@@ -188,6 +190,9 @@ class Node:
         self.reserve_ports()
         self.switch.restore(self.store.state, self._adopt())
         tables = self.switch.kernel.tables
+        last_uplink = self.board.last_uplink
+        if last_uplink != self.uplink.ifindex:
+            self.hooks.leave_uplink(last_uplink)
         operations = diff(self.switch.wanted.entries.tables(), tables.read())
         tables.write([operation for operation in operations if isinstance(operation, Put)])
         migration = Migration(self.board)
@@ -196,7 +201,7 @@ class Node:
         )
         copied = Counter(migration.copy())
         self.hooks.attach_own(self.devices.tunnel_ifindex, self.devices.host_peer_ifindex)
-        self._attach(self.uplink)
+        self.hooks.attach_uplink(self.uplink.ifindex)
         for _, state in self.switch.ports:
             self.hooks.attach_pod(state.ifindex)
         self.attach_sockets()
@@ -232,9 +237,6 @@ class Node:
             pass
         wanted = compile_link(endpoint, network, self.switch.node_facts, path)
         return PortState(link.ifindex, wanted, identity)
-
-    def _attach(self, uplink: Uplink) -> None:
-        self.hooks.attach_uplink(uplink.ifindex)
 
     def attach_sockets(self) -> None:
         """Attach the socket programs to the host's cgroup, if there is one. Raises KernelError, NotFound."""

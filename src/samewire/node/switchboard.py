@@ -33,7 +33,7 @@ from samewire.vfp.constants import LAYOUT_VERSION
 
 log = structlog.get_logger(__name__)
 
-PROGRAMS: Final = ("sw_pod", "sw_uplink_in", "sw_uplink_out", "sw_tunnel", "sw_host", "sw_start_ageing")
+PROGRAMS: Final = ("sw_ingress", "sw_uplink_out", "sw_start_ageing")
 """What every build of the object has; the socket programs come on top."""
 
 _DIRECTORIES: Final = ("maps", "programs", "links")
@@ -94,6 +94,16 @@ class Switchboard:
     def old_object(self) -> Path:
         """The object that `sources` came from; may be missing."""
         return self._saved_object
+
+    @property
+    def last_uplink(self) -> int:
+        """The interface that whoever wrote the tables last took for the uplink; 0: none."""
+        sources = [found for source in self.sources if source.name == "sw_config" for found in source.maps]
+        for found in (*sources, self.maps["sw_config"]):
+            value = found.lookup(_ZERO)
+            if value and struct.unpack_from("=I", value)[0]:
+                return int(struct.unpack_from("=4xI", value)[0])
+        return 0
 
     def commit(self) -> None:
         """Make the new maps and programs the pinned ones. Call when everything attached runs them.
