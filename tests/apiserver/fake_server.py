@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -65,6 +66,7 @@ class Seen:
     resource: str
     query: dict[str, str]
     token: str
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(eq=False)
@@ -89,14 +91,18 @@ class FakeServer:
         self.tokens: set[str] | None = None
         self.seen: list[Seen] = []
         self.url = ""
+        self.compresses = False
+        self.headers: dict[str, str] = {}
         self._faults: list[Fault] = []
         self._watches: set[Watch] = set()
         self._stopping = asyncio.Event()
         self.store.listeners.append(self._spread)
 
     @asynccontextmanager
-    async def serve(self, context: ssl.SSLContext | None = None, port: int = 0) -> AsyncIterator[FakeServer]:
-        """Listen on 127.0.0.1; the URL is in ``url``."""
+    async def serve(
+        self, context: ssl.SSLContext | None = None, port: int = 0, host: str = "127.0.0.1"
+    ) -> AsyncIterator[FakeServer]:
+        """Listen on the loopback; the URL is in ``url``."""
         self._stopping = asyncio.Event()
         app = web.Application(client_max_size=1 << 24)
         for prefix, resources in RESOURCES.items():
@@ -104,10 +110,10 @@ class FakeServer:
                 self._route(app, prefix, resource)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=context)
+        site = web.TCPSite(runner, host, port, ssl_context=context)
         await site.start()
         found = runner.addresses[0][1]
-        self.url = f"{'https' if context else 'http'}://127.0.0.1:{found}"
+        self.url = f"{'https' if context else 'http'}://{f'[{host}]' if ':' in host else host}:{found}"
         try:
             yield self
         finally:
@@ -206,7 +212,7 @@ class FakeServer:
         query = dict(request.query)
         verb = "watch" if query.get("watch") in ("1", "true") else "list"
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        self.seen.append(Seen(verb, resource, query, token))
+        self.seen.append(Seen(verb, resource, query, token, tuple(request.headers.items())))
         fault = self._take_fault(verb, resource, query)
         if fault is not None and fault.hang:
             await self._stopping.wait()
@@ -236,7 +242,10 @@ class FakeServer:
         body = json.dumps(
             {"kind": kind, "apiVersion": group, "metadata": metadata, "items": items or None}
         ).encode()
-        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        response = web.StreamResponse(headers={"Content-Type": "application/json", **self.headers})
+        if self.compresses:
+            body = gzip.compress(body)
+            response.headers["Content-Encoding"] = "gzip"
         response.content_length = len(body)
         await response.prepare(request)
         if fault is not None and fault.truncate:
@@ -249,7 +258,7 @@ class FakeServer:
     async def _watch(
         self, request: web.Request, resource: str, matches: Matcher, *, ends: bool
     ) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        response = web.StreamResponse(headers={"Content-Type": "application/json", **self.headers})
         response.enable_chunked_encoding()
         watch = Watch(resource, matches)
         if ends:

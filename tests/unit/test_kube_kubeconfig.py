@@ -121,8 +121,8 @@ def test_plain_http_has_no_tls(tmp_path: Path) -> None:
         ({"cluster": {"server": "https://h:99999"}}, r"clusters\[0\].cluster.server: .* is no URL"),
         ({"cluster": {"server": ["h"]}}, r"clusters\[0\].cluster.server: Expected `str`"),
         (
-            {"cluster": {"server": "https://h", "proxy-url": "http://p"}},
-            "cluster.proxy-url: proxies are not supported",
+            {"cluster": {"server": "https://h", "proxy-url": "socks5://p:1080"}},
+            r"clusters\[0\].cluster.proxy-url: 'socks5://p:1080' is no URL of an HTTP proxy",
         ),
         (
             {
@@ -152,7 +152,8 @@ def test_plain_http_has_no_tls(tmp_path: Path) -> None:
             {"user": {"auth-provider": {"name": "gcp"}}},
             r"users\[1\].user.auth-provider: left Kubernetes with 1.26",
         ),
-        ({"user": {"token": "t", "as": "root"}}, r"users\[1\].user.as: impersonation is not supported"),
+        ({"user": {"token": "t", "as-groups": ["g"]}}, r"users\[1\].user.as: is missing"),
+        ({"user": {"token": "t", "as-groups": "g"}}, r"users\[1\].user.as-groups: Expected `array`"),
         ({"user": {"client-certificate": "x"}}, r"users\[1\].user.client-key: is missing"),
         ({"user": {"client-key": "x"}}, r"users\[1\].user.client-certificate: is missing"),
         ({"user": {"token": 5}}, r"users\[1\].user.token: Expected `str`, got `int`"),
@@ -170,6 +171,41 @@ def test_what_cannot_work_is_named(tmp_path: Path, changes: dict[str, Any], mess
     with pytest.raises(Invalid, match=message) as caught:
         load_kubeconfig(write(tmp_path, **changes))
     assert str(caught.value).startswith(str(tmp_path / "config"))
+
+
+def test_who_one_wants_to_be_taken_for(tmp_path: Path) -> None:
+    user = {"token": "t", "as": "jane", "as-uid": "7", "as-groups": ["dev", "ops"],
+            "as-user-extra": {"Example.org/Reason": ["a", "b"]}}  # fmt: skip
+    assert load_kubeconfig(write(tmp_path, user=user)).impersonation == (
+        ("Impersonate-User", "jane"),
+        ("Impersonate-Group", "dev"),
+        ("Impersonate-Group", "ops"),
+        ("Impersonate-Uid", "7"),
+        ("Impersonate-Extra-example.org%2Freason", "a"),
+        ("Impersonate-Extra-example.org%2Freason", "b"),
+    )
+
+
+async def test_of_several_files_the_first_that_has_a_name_counts(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for directory in (first, second):
+        directory.mkdir()
+        (directory / "token").write_text(f"of {directory.name}")
+    one = write(first, top={"current-context": "", "clusters": []}, user={"tokenFile": "token"})
+    two = write(
+        second, top={"users": []}, cluster={"server": "https://second", "certificate-authority": "ca"}
+    )
+    access = load_kubeconfig(f"{one}:{tmp_path / 'gone'}:{two}")
+    assert access.server == "https://second"
+    assert access.ca is not None
+    assert access.ca.file == second / "ca"
+    assert await access.credentials.get() == Credential("of first")
+    with pytest.raises(Invalid, match=f"^{two}: current-context: names 'x'"):
+        load_kubeconfig(
+            f"{write(first, top={'current-context': ''})}:{write(second, top={'current-context': 'x'})}"
+        )
+    with pytest.raises(Invalid, match="nowhere: cannot be read"):
+        load_kubeconfig(f"{tmp_path / 'gone'}:{tmp_path / 'nowhere'}")
 
 
 def test_what_is_no_kubeconfig(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ class Access(Struct, frozen=True):
 
     ``server``: URL, without a slash at its end. ``namespace``: the context's, for those who need one.
     ``ca``: whom to trust; None = the system's authorities. ``server_name``: the name expected in the server's
-    certificate, "" = the URL's host. ``insecure``: do not look at the server's certificate at all.
+    certificate, "" = the URL's host. ``insecure``: do not look at the server's certificate at all. ``proxy``: URL of
+    the HTTP proxy on the way, "" = none. ``impersonation``: headers that say who we want to be taken for.
     """
 
     server: str
@@ -27,6 +28,22 @@ class Access(Struct, frozen=True):
     ca: Pem | None = None
     server_name: str = ""
     insecure: bool = False
+    proxy: str = ""
+    impersonation: tuple[tuple[str, str], ...] = ()
+
+
+def check_proxy(field: str, proxy: str) -> str:
+    """The proxy's URL, "" if there is none. Raises ``Invalid``."""
+    try:
+        parts = urlsplit(proxy)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if proxy and not usable:
+        raise Invalid(
+            field, f"{proxy!r} is no URL of an HTTP proxy (http:// or https://; SOCKS is not supported)"
+        )
+    return proxy
 
 
 def check_server(field: str, server: str) -> str:

@@ -131,7 +131,7 @@ class KubeClient:
         for attempt in (1, 2):
             credential = await self.access.credentials.get()
             response = await self._send(
-                method, path, params=params, data=data, headers=_headers(credential, headers or {}),
+                method, path, params=params, data=data, headers=self._headers(credential, headers or {}),
                 ssl=self._tls.get(credential) or False,
                 timeout=aiohttp.ClientTimeout(
                     total=None, sock_connect=self._connect_timeout_s, sock_read=silence_timeout_s
@@ -149,6 +149,12 @@ class KubeClient:
             ):
                 raise refusal
 
+    def _headers(self, credential: Credential, more: Mapping[str, str]) -> list[tuple[str, str]]:
+        headers = [*more.items(), *self.access.impersonation]
+        if credential.token:
+            headers.append(("Authorization", f"Bearer {credential.token}"))
+        return headers
+
     async def _send(self, method: str, path: str, **options: Any) -> aiohttp.ClientResponse:
         access = self.access
         try:
@@ -157,6 +163,7 @@ class KubeClient:
                 access.server + path,
                 allow_redirects=False,
                 server_hostname=access.server_name or None,
+                proxy=access.proxy or None,
                 **options,
             )
         except TimeoutError:
@@ -179,13 +186,6 @@ class KubeClient:
                 },
             )
         return self._session
-
-
-def _headers(credential: Credential, more: Mapping[str, str]) -> dict[str, str]:
-    headers = dict(more)
-    if credential.token:
-        headers["Authorization"] = f"Bearer {credential.token}"
-    return headers
 
 
 def _keep_alive(response: aiohttp.ClientResponse) -> None:

@@ -12,13 +12,14 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct, field
 
 from samewire.errors import Invalid
-from samewire.kube.access import Access, check_server
+from samewire.kube.access import Access, check_proxy, check_server
 from samewire.kube.auth import CredentialSource, FixedCredential, Pem
 from samewire.kube.exec_plugin import ExecCredential, ExecSettings, check_exec
 from samewire.kube.yamltext import load_yaml
@@ -31,13 +32,6 @@ _REFUSED_USER: Final = {
     "username": "basic authentication left Kubernetes with 1.19; use a token, a client certificate or exec",
     "password": "basic authentication left Kubernetes with 1.19; use a token, a client certificate or exec",
     "auth-provider": "left Kubernetes with 1.26; use exec",
-    "as": "impersonation is not supported; give the node an identity of its own",
-    "as-uid": "impersonation is not supported; give the node an identity of its own",
-    "as-groups": "impersonation is not supported; give the node an identity of its own",
-    "as-user-extra": "impersonation is not supported; give the node an identity of its own",
-}
-_REFUSED_CLUSTER: Final = {
-    "proxy-url": "proxies are not supported; the node must reach the API server itself",
 }
 
 
@@ -47,6 +41,7 @@ class _Cluster(Struct, frozen=True, rename="kebab"):
     certificate_authority_data: str = ""
     tls_server_name: str = ""
     insecure_skip_tls_verify: bool = False
+    proxy_url: str = ""
 
 
 class _Variable(Struct, frozen=True):
@@ -72,6 +67,10 @@ class _User(Struct, frozen=True, rename="kebab"):
     token: str = ""
     token_file: str = field(default="", name="tokenFile")
     exec: _Exec | None = None
+    as_user: str = field(default="", name="as")
+    as_uid: str = ""
+    as_groups: tuple[str, ...] = ()
+    as_user_extra: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class _Context(Struct, frozen=True):
@@ -80,21 +79,18 @@ class _Context(Struct, frozen=True):
     namespace: str = ""
 
 
-def load_kubeconfig(path: Path, context: str = "") -> Access:
-    """The access that a context of a kubeconfig file describes; "" = its current-context.
+def load_kubeconfig(path: Path | str, context: str = "") -> Access:
+    """The access that a context of a kubeconfig describes; "" = its current-context.
 
-    Files that it names are relative to its directory. Raises ``Invalid``, naming file and field.
+    ``path``: one file, or several with colons between them, as in ``$KUBECONFIG``: an entry counts where its name
+    comes first, and of several files some may be missing. Files that they name are relative to the directory of the
+    one that names them. Raises ``Invalid``, naming file and field.
     """
-    try:
-        values = load_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise Invalid(str(path), f"cannot be read: {error}") from error
-    except ValueError as error:
-        raise Invalid(str(path), f"is not YAML: {error}") from error
-    try:
-        return _Kubeconfig(values, path.parent).access(context)
-    except Invalid as error:
-        raise Invalid(f"{path}: {error.path}", error.message) from error
+    paths = [Path(part) for part in str(path).split(os.pathsep) if part]
+    files = [_File(item, _read(item)) for item in paths if len(paths) == 1 or item.exists()]
+    if not files:
+        raise Invalid(str(path), "cannot be read: there is no such file")
+    return _Kubeconfig(files).access(context)
 
 
 def in_cluster(environment: Mapping[str, str] = os.environ, directory: Path = SERVICE_ACCOUNT_DIR) -> Access:
@@ -116,124 +112,171 @@ def in_cluster(environment: Mapping[str, str] = os.environ, directory: Path = SE
     )
 
 
-class _Kubeconfig:
-    """A parsed file; reads the entries that one context names and nothing else."""
+class _File(NamedTuple):
+    path: Path
+    values: dict[str, Any]
 
-    def __init__(self, values: Any, directory: Path) -> None:
-        if not isinstance(values, dict):
-            raise Invalid("$", "is no kubeconfig: not a mapping")
-        self._values = values
-        self._directory = directory
+
+class _Entry(NamedTuple):
+    """A named entry: where it is, for messages; its content; the directory that its files are relative to."""
+
+    where: str
+    raw: dict[str, Any]
+    directory: Path
+
+    def pem(self, key: str) -> Pem | None:
+        """Certificates or a key; inline data goes before the file, as everywhere else."""
+        where, inline = f"{self.where}.{key}", self.raw.get(f"{key}-data")
+        if inline:
+            try:
+                return Pem(f"{where}-data", data=base64.b64decode(inline, validate=False))
+            except (binascii.Error, ValueError) as error:
+                raise Invalid(f"{where}-data", f"is not base64: {error}") from error
+        return Pem(where, file=self.directory / self.raw[key]) if self.raw.get(key) else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = load_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(str(path), f"cannot be read: {error}") from error
+    except ValueError as error:
+        raise Invalid(str(path), f"is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise Invalid(f"{path}: $", "is no kubeconfig: not a mapping")
+    return values
+
+
+class _Kubeconfig:
+    """Parsed files; reads the entries that one context names and nothing else."""
+
+    def __init__(self, files: list[_File]) -> None:
+        self._files = files
 
     def access(self, context: str) -> Access:
-        name = context or str(self._values.get("current-context") or "")
+        current = next((file for file in self._files if file.values.get("current-context")), self._files[0])
+        name = context or str(current.values.get("current-context") or "")
+        wanted_by = f"{current.path}: current-context"
         if not name:
-            raise Invalid("current-context", "is missing, and no context was named")
-        where, raw = self._entry("contexts", "context", name, "current-context")
-        chosen = _convert(where, raw, _Context)
-        cluster_where, cluster_raw = self._entry("clusters", "cluster", chosen.cluster, f"{where}.cluster")
-        _refuse(cluster_where, cluster_raw, _REFUSED_CLUSTER)
-        cluster = _convert(cluster_where, cluster_raw, _Cluster)
-        ca = self._pem(cluster_where, cluster_raw, "certificate-authority")
+            raise Invalid(wanted_by, "is missing, and no context was named")
+        found = self._entry("contexts", "context", name, wanted_by)
+        chosen = _convert(found, _Context)
+        at = self._entry("clusters", "cluster", chosen.cluster, f"{found.where}.cluster")
+        cluster = _convert(at, _Cluster)
+        ca = at.pem("certificate-authority")
         if ca is not None and cluster.insecure_skip_tls_verify:
             raise Invalid(
-                f"{cluster_where}.insecure-skip-tls-verify", "cannot be set beside a certificate authority"
+                f"{at.where}.insecure-skip-tls-verify", "cannot be set beside a certificate authority"
             )
+        server = check_server(f"{at.where}.server", cluster.server)
+        credentials, impersonation = self._credentials(chosen, found.where, at)
         return Access(
-            server=check_server(f"{cluster_where}.server", cluster.server),
-            credentials=self._credentials(chosen, where, cluster_raw),
+            server=server,
+            credentials=credentials,
             namespace=chosen.namespace or "default",
             ca=ca,
             server_name=cluster.tls_server_name,
             insecure=cluster.insecure_skip_tls_verify,
+            proxy=check_proxy(f"{at.where}.proxy-url", cluster.proxy_url),
+            impersonation=impersonation,
         )
 
-    def _credentials(self, context: _Context, where: str, cluster: dict[str, Any]) -> CredentialSource:
+    def _credentials(
+        self, context: _Context, where: str, cluster: _Entry
+    ) -> tuple[CredentialSource, tuple[tuple[str, str], ...]]:
+        """Who we are, and the headers by which we are somebody else."""
         if not context.user:
-            return FixedCredential()
-        user_where, raw = self._entry("users", "user", context.user, f"{where}.user")
-        _refuse(user_where, raw, _REFUSED_USER)
-        user = _convert(user_where, raw, _User)
-        certificate = self._pem(user_where, raw, "client-certificate")
-        key = self._pem(user_where, raw, "client-key")
+            return FixedCredential(), ()
+        found = self._entry("users", "user", context.user, f"{where}.user")
+        _refuse(found, _REFUSED_USER)
+        user = _convert(found, _User)
+        certificate, key = found.pem("client-certificate"), found.pem("client-key")
         if (certificate is None) != (key is None):
             missing = "client-key" if key is None else "client-certificate"
-            raise Invalid(f"{user_where}.{missing}", "is missing")
+            raise Invalid(f"{found.where}.{missing}", "is missing")
+        impersonation = _impersonation(found.where, user)
         if user.exec is not None:
             if certificate is not None or user.token or user.token_file:
-                raise Invalid(f"{user_where}.exec", "cannot be used beside a token or a client certificate")
-            return self._exec(f"{user_where}.exec", user.exec, cluster)
-        token_file = self._directory / user.token_file if user.token_file else None
-        return FixedCredential(user.token, token_file, certificate, key, f"{user_where}.tokenFile")
+                raise Invalid(f"{found.where}.exec", "cannot be used beside a token or a client certificate")
+            return _exec(f"{found.where}.exec", user.exec, found.directory, cluster), impersonation
+        token_file = found.directory / user.token_file if user.token_file else None
+        fixed = FixedCredential(user.token, token_file, certificate, key, f"{found.where}.tokenFile")
+        return fixed, impersonation
 
-    def _exec(self, where: str, found: _Exec, cluster: dict[str, Any]) -> ExecCredential:
-        check_exec(where, found.api_version, found.command, found.interactive_mode)
-        return ExecCredential(
-            ExecSettings(
-                where=where,
-                api_version=found.api_version,
-                command=found.command,
-                args=found.args or (),
-                env=tuple((item.name, item.value) for item in found.env or ()),
-                directory=self._directory,
-                install_hint=found.install_hint,
-                cluster=self._cluster_info(cluster) if found.provide_cluster_info else None,
-            )
-        )
-
-    def _cluster_info(self, cluster: dict[str, Any]) -> dict[str, Any]:
-        """What a plugin is told of the cluster, by the names of its own API."""
-        ca = self._pem("cluster", cluster, "certificate-authority")
-        info: dict[str, Any] = {"server": cluster.get("server", ""), "config": None}
-        for extension in cluster.get("extensions") or ():
-            if isinstance(extension, dict) and extension.get("name") == f"{_EXEC_GROUP}/exec":
-                info["config"] = extension.get("extension")
-        if ca is not None:
-            info["certificate-authority-data"] = base64.b64encode(ca.read()).decode()
-        for key in ("tls-server-name", "insecure-skip-tls-verify"):
-            if cluster.get(key):
-                info[key] = cluster[key]
-        return info
-
-    def _pem(self, where: str, raw: dict[str, Any], key: str) -> Pem | None:
-        """Certificates or a key; inline data goes before the file, as everywhere else."""
-        inline = raw.get(f"{key}-data")
-        if inline:
-            try:
-                return Pem(f"{where}.{key}-data", data=base64.b64decode(inline, validate=False))
-            except (binascii.Error, ValueError) as error:
-                raise Invalid(f"{where}.{key}-data", f"is not base64: {error}") from error
-        return Pem(f"{where}.{key}", file=self._directory / raw[key]) if raw.get(key) else None
-
-    def _entry(self, plural: str, singular: str, name: str, wanted_by: str) -> tuple[str, dict[str, Any]]:
-        """Where the named entry is, and its content."""
-        entries = self._values.get(plural) or []
-        if not isinstance(entries, list):
-            raise Invalid(plural, "must be a list")
-        for index, entry in enumerate(entries):
-            if isinstance(entry, dict) and entry.get("name") == name:
-                where = f"{plural}[{index}].{singular}"
-                content = entry.get(singular) or {}
-                if not isinstance(content, dict):
-                    raise Invalid(where, "must be a mapping")
-                return where, content
+    def _entry(self, plural: str, singular: str, name: str, wanted_by: str) -> _Entry:
+        """The named entry of the first file that has it."""
+        for path, values in self._files:
+            entries = values.get(plural) or []
+            if not isinstance(entries, list):
+                raise Invalid(f"{path}: {plural}", "must be a list")
+            for index, entry in enumerate(entries):
+                if isinstance(entry, dict) and entry.get("name") == name:
+                    where = f"{path}: {plural}[{index}].{singular}"
+                    content = entry.get(singular) or {}
+                    if not isinstance(content, dict):
+                        raise Invalid(where, "must be a mapping")
+                    return _Entry(where, content, path.parent)
         raise Invalid(wanted_by, f"names {name!r}, which is not in {plural}")
+
+
+def _impersonation(where: str, user: _User) -> tuple[tuple[str, str], ...]:
+    """The headers of the API's user impersonation."""
+    headers = [("Impersonate-Group", group) for group in user.as_groups]
+    if user.as_uid:
+        headers.append(("Impersonate-Uid", user.as_uid))
+    for key, values in user.as_user_extra.items():
+        headers += [(f"Impersonate-Extra-{quote(key.lower(), safe='')}", value) for value in values]
+    if headers and not user.as_user:
+        raise Invalid(f"{where}.as", "is missing: a group, uid or extra alone is nobody to be")
+    return (("Impersonate-User", user.as_user), *headers) if user.as_user else ()
+
+
+def _exec(where: str, found: _Exec, directory: Path, cluster: _Entry) -> ExecCredential:
+    check_exec(where, found.api_version, found.command, found.interactive_mode)
+    return ExecCredential(
+        ExecSettings(
+            where=where,
+            api_version=found.api_version,
+            command=found.command,
+            args=found.args or (),
+            env=tuple((item.name, item.value) for item in found.env or ()),
+            directory=directory,
+            install_hint=found.install_hint,
+            cluster=_cluster_info(cluster) if found.provide_cluster_info else None,
+        )
+    )
+
+
+def _cluster_info(cluster: _Entry) -> dict[str, Any]:
+    """What a plugin is told of the cluster, by the names of its own API."""
+    ca = cluster.pem("certificate-authority")
+    info: dict[str, Any] = {"server": cluster.raw.get("server", ""), "config": None}
+    for extension in cluster.raw.get("extensions") or ():
+        if isinstance(extension, dict) and extension.get("name") == f"{_EXEC_GROUP}/exec":
+            info["config"] = extension.get("extension")
+    if ca is not None:
+        info["certificate-authority-data"] = base64.b64encode(ca.read()).decode()
+    for key in ("tls-server-name", "insecure-skip-tls-verify", "proxy-url"):
+        if cluster.raw.get(key):
+            info[key] = cluster.raw[key]
+    return info
 
 
 _EXEC_GROUP: Final = "client.authentication.k8s.io"
 _T = TypeVar("_T")
 
 
-def _convert(where: str, raw: dict[str, Any], kind: type[_T]) -> _T:
+def _convert(entry: _Entry, kind: type[_T]) -> _T:
     try:
-        return msgspec.convert({key: value for key, value in raw.items() if value is not None}, kind)
+        return msgspec.convert({key: value for key, value in entry.raw.items() if value is not None}, kind)
     except msgspec.ValidationError as error:
         found = _FAULT.fullmatch(str(error))
         assert found is not None
-        raise Invalid(f"{where}.{found['path']}" if found["path"] else where, found["message"]) from None
+        where = f"{entry.where}.{found['path']}" if found["path"] else entry.where
+        raise Invalid(where, found["message"]) from None
 
 
-def _refuse(where: str, raw: dict[str, Any], refused: dict[str, str]) -> None:
+def _refuse(entry: _Entry, refused: dict[str, str]) -> None:
     for key, reason in refused.items():
-        if raw.get(key):
-            raise Invalid(f"{where}.{key}", reason)
+        if entry.raw.get(key):
+            raise Invalid(f"{entry.where}.{key}", reason)

@@ -22,9 +22,9 @@ from samewire.kube.source import Source
 class SourceConfig(Struct, frozen=True, kw_only=True):
     """Where Kubernetes objects come from; exactly one of ``kubeconfig``, ``in_cluster`` and ``manifests``.
 
-    ``context``: of the kubeconfig, "" = its current one. ``pods_of_node``: only the Pods of this node are wanted;
-    "" = all. ``service_cidrs``: where the cluster IPs of Services in manifests come from, the main family first.
-    ``node_ports``: where their node ports come from, inclusive.
+    ``kubeconfig``: a file, or several with colons between them. ``context``: of it, "" = its current one.
+    ``pods_of_node``: only the Pods of this node are wanted; "" = all. ``service_cidrs``: where the cluster IPs of
+    Services in manifests come from, the main family first. ``node_ports``: where their node ports come from, inclusive.
     """
 
     kubeconfig: str = ""
@@ -57,7 +57,7 @@ def open_source(config: SourceConfig) -> Source:
 def _access(config: SourceConfig) -> Access:
     if config.in_cluster:
         return in_cluster()
-    return load_kubeconfig(Path(config.kubeconfig), config.context)
+    return load_kubeconfig(config.kubeconfig, config.context)
 
 
 def _network(text: str) -> Network:

@@ -1,0 +1,141 @@
+"""What lies between us and the server: address families, encodings, headers, an HTTP proxy."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from samewire.errors import Unavailable
+from samewire.kube.access import Access
+from samewire.kube.api_source import ApiSource
+from samewire.kube.auth import FixedCredential, Pem
+from samewire.kube.client import KubeClient
+from samewire.kube.model import Service
+from tests.apiserver.certs import Certificates, make_certificates
+from tests.apiserver.conftest import Opener
+from tests.apiserver.fake_server import FakeServer, Fault
+from tests.apiserver.objects import Recorder, service, until
+from tests.apiserver.worlds import HASTY
+
+
+class Proxy:
+    """An HTTP proxy for CONNECT; it writes down where it was asked to go."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.url = ""
+        self._ways: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[Proxy]:
+        """Listen on 127.0.0.1."""
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield self
+        finally:
+            server.close()
+            for way in self._ways:
+                way.cancel()
+            await asyncio.gather(*self._ways, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        method, target, _ = head.split(" ", 2)
+        self.asked.append(f"{method} {target}")
+        host, _, port = target.rpartition(":")
+        there_reader, there_writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        for way in (_copy(reader, there_writer), _copy(there_reader, writer)):
+            self._ways.add(asyncio.ensure_future(way))
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
+
+
+async def follow(source: ApiSource, server: FakeServer) -> None:
+    """A list in pages, and a change that comes by the watch."""
+    told: Recorder[Service] = Recorder()
+    for number in range(7):
+        server.store.put("services", service("a", f"web{number}"))
+    source.watch(Service, told)
+    await source.start()
+    await until(lambda: len(told.cache) == 7)
+    await until(lambda: server.watching("services"))
+    server.store.put("services", service("a", "late"))
+    await until(lambda: ("a", "late") in told.cache)
+
+
+async def test_an_address_of_the_other_family(tmp_path_factory: pytest.TempPathFactory) -> None:
+    made = make_certificates(tmp_path_factory.mktemp("six"), "IP:::1")
+    async with FakeServer().serve(made.server_context(), host="::1") as server:
+        assert server.url.startswith("https://[::1]:")
+        access = Access(server.url, FixedCredential(), ca=Pem("ca", file=made.ca))
+        source = ApiSource(KubeClient(access), timing=HASTY)
+        try:
+            await follow(source, server)
+        finally:
+            await source.close()
+
+
+async def test_answers_that_are_compressed_all_the_same(server: FakeServer, open_api: Opener) -> None:
+    server.compresses = True
+    await follow(open_api(), server)
+
+
+async def test_warnings_disturb_nobody(server: FakeServer, open_api: Opener) -> None:
+    server.headers = {"Warning": '299 - "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1"'}
+    source = open_api()
+    await follow(source, server)
+    assert source.counts()["Service"].failures == 0
+
+
+async def test_watches_that_end_at_once_are_not_asked_for_in_a_hurry(
+    server: FakeServer, open_api: Opener
+) -> None:
+    server.plan(*[Fault("watch", "services", truncate=True)] * 5)
+    source = open_api()
+    await follow(source, server)
+    assert source.counts()["Service"].failures == 5
+    assert len(server.requests("list", "services")) == 3, "a list of three pages, and no other"
+
+
+async def test_a_proxy_on_the_way(certificates: Certificates) -> None:
+    async with FakeServer().serve(certificates.server_context()) as server, Proxy().serve() as proxy:
+        ca = Pem("ca", file=certificates.ca)
+        access = Access(server.url, FixedCredential("t"), ca=ca, proxy=proxy.url)
+        source = ApiSource(KubeClient(access), timing=HASTY)
+        try:
+            await follow(source, server)
+        finally:
+            await source.close()
+        assert set(proxy.asked) == {f"CONNECT {server.url.removeprefix('https://')}"}
+
+
+async def test_a_proxy_that_is_away(server: FakeServer) -> None:
+    client = KubeClient(Access(server.url, FixedCredential(), proxy="http://127.0.0.1:9"))
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9"):
+        await client.request("GET", "/api/v1/services")
+    await client.close()
+    assert not server.seen
+
+
+async def test_somebody_else(server: FakeServer) -> None:
+    wanted = (("Impersonate-User", "jane"), ("Impersonate-Group", "dev"), ("Impersonate-Group", "ops"))
+    client = KubeClient(Access(server.url, FixedCredential("t"), impersonation=wanted))
+    await client.request("GET", "/api/v1/services")
+    await client.close()
+    (seen,) = server.seen
+    assert [item for item in seen.headers if item[0].startswith("Impersonate-")] == list(wanted)
+    assert seen.token == "t"
