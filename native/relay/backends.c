@@ -65,6 +65,18 @@ static struct backend *rendezvous(struct service *service, uint64_t client, cons
 	return best;
 }
 
+static struct backend *anybody(struct service *service, const struct backend *not)
+{
+	static uint64_t random = 0x9e3779b97f4a7c15;
+	unsigned chosen;
+
+	random = mix(random + now_ms());
+	chosen = random % service->active;
+	if (service->backends[chosen] == not)
+		chosen = (chosen + 1) % service->active;
+	return service->backends[chosen] == not ? NULL : service->backends[chosen];
+}
+
 static struct affinity **affinity_slot(const struct service *service, const struct in6_addr *ip)
 {
 	struct affinity **slot = &table[mix(hash_ip(ip) ^ (uintptr_t)service) % BUCKETS];
@@ -125,27 +137,20 @@ void affinity_forget(const struct service *service)
 /* not: the one that has just not answered, or NULL. NULL: the service has none, or no other. */
 struct backend *backend_choose(struct service *service, const struct address *client, const struct backend *not)
 {
-	static uint64_t random = 0x9e3779b97f4a7c15;
 	struct affinity **slot;
 	struct backend *backend;
 	struct in6_addr ip;
 
 	if (!service->active)
 		return NULL;
-	if (!service->affinity_ms) {
-		unsigned chosen;
-
-		random = mix(random + now_ms());
-		chosen = random % service->active;
-		if (service->backends[chosen] == not)
-			chosen = (chosen + 1) % service->active;
-		return service->backends[chosen] == not ? NULL : service->backends[chosen];
-	}
+	if (!service->affinity_ms)
+		return anybody(service, not);
 	client_ip(client, &ip);
 	slot = affinity_slot(service, &ip);
 	backend = *slot ? backend_find(service, &(*slot)->backend) : NULL;
 	if (!backend || backend->draining || backend == not)
-		backend = rendezvous(service, hash_ip(&ip), not);
+		backend = *slot || remembered < MAX_AFFINITIES ? anybody(service, not) :
+								 rendezvous(service, hash_ip(&ip), not);
 	if (backend)
 		remember(slot, service, &ip, backend);
 	return backend;

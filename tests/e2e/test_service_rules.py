@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -324,3 +325,17 @@ def test_affinity_survives_the_daemon(cluster: Cluster, client: str) -> None:
     assert names(ask(client, VIP, 80, times=16)) == {"one"}
     write(cluster, web(**affinity), slices(endpoint(cluster, "two")), backends={"two"})
     assert names(ask(client, VIP, 80, times=4)) == {"two"}
+
+
+def test_affinity_ends_with_its_time(cluster: Cluster, client: str) -> None:
+    """As in the conformance tests of Kubernetes: after the timeout another backend answers, sooner or later."""
+    affinity = {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 1}}}
+    pieces = slices(endpoint(cluster, "one"), endpoint(cluster, "two"))
+    write(cluster, web(**affinity), pieces, backends={"one", "two"})
+    seen: set[str] = set()
+    for _ in range(20):
+        seen |= names(ask(client, VIP, 80))
+        if len(seen) > 1:
+            break
+        time.sleep(2.5)  # its time, and a tick
+    assert seen == {"one", "two"}

@@ -221,6 +221,21 @@ async def test_a_client_with_affinity_comes_back_to_its_backend(relay: Relay) ->
         await hang_up(writer)
 
 
+async def test_a_client_whose_time_is_over_may_get_any_backend(relay: Relay) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        backends = [await stack.enter_async_context(tcp_backend("127.0.0.1", b"%d" % n)) for n in range(5)]
+        port = await listener(relay, RelayService("web", "tcp", "127.0.0.1", tuple(backends), 1))
+        names = set()
+        for _ in range(20):
+            name, _, writer = await connect("127.0.0.1", port)
+            names.add(name)
+            await hang_up(writer)
+            if len(names) > 1:
+                break
+            await asyncio.sleep(1.1)  # its time
+        assert len(names) > 1
+
+
 async def test_a_reset_is_passed_on(relay: Relay) -> None:
     ended = asyncio.get_running_loop().create_future()
 

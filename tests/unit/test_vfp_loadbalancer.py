@@ -221,6 +221,7 @@ def test_affinity_is_by_client_only() -> None:
     ):
         node.put(balancer(port_mappings=mappings, affinity_timeout=timeout))
         assert {service.affinity_ticks for service in node.services().values()} == {ticks}
+        assert not any(service.flags & ServiceFlag.BY_CLIENT for service in node.services().values())
 
 
 def test_source_ranges_of_the_family() -> None:

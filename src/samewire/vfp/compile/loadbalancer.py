@@ -71,6 +71,11 @@ _REJECT, _RANGES, _BY_CLIENT, _BY_PROTOCOL, _DSR, _PRESERVE = map(
         ServiceFlag.PRESERVE,
     ),
 )
+_DISTRIBUTIONS: Final = {
+    DistributionType.NONE: 0,
+    DistributionType.SOURCE_IP: _BY_CLIENT,
+    DistributionType.SOURCE_IP_PROTOCOL: _BY_PROTOCOL,
+}
 _WANTS_DSR: Final = int(LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN)
 _WANTS_PRESERVE: Final = int(PortMappingFlags.PRESERVE_DIP)
 _KEPT: Final = int(BackendFlag.DRAINING)
@@ -338,10 +343,9 @@ def _service_flags(value: LoadBalancer, mapping: LoadBalancerPortMapping) -> int
         flags |= _REJECT
     if value.source_ranges:
         flags |= _RANGES
-    if mapping.distribution_type is DistributionType.SOURCE_IP:
-        flags |= _BY_CLIENT
-    elif mapping.distribution_type is DistributionType.SOURCE_IP_PROTOCOL:
-        flags |= _BY_PROTOCOL
+    # With a timeout clients are remembered. One whose time is over may get any backend, not always the same again.
+    if not _affinity_ticks(value, mapping):
+        flags |= _DISTRIBUTIONS[mapping.distribution_type]
     if value.flags & _WANTS_DSR:
         flags |= _DSR
     if mapping.flags & _WANTS_PRESERVE:
