@@ -444,3 +444,40 @@ def test_statistics_say_what_came_and_what_was_dropped(net: NodeNet, node: Daemo
     blocked = node.request("GET", f"{path}/stats")
     assert blocked["DroppedPacketsIncoming"] - after["DroppedPacketsIncoming"] == 2
     assert blocked["PacketsReceived"] == after["PacketsReceived"]
+
+
+@pytest.mark.parametrize(("flags", "way_out"), [(0, 0), (8, 1)])
+def test_which_interface_of_a_pod_has_the_way_out(
+    net: NodeNet, node: DaemonProcess, flags: int, way_out: int
+) -> None:
+    """EnableLowInterfaceMetric: the further interface, else the first."""
+    pod = net.pod()
+    space = node.request("POST", "/v2/namespaces", {"NetnsPath": path_of(pod)})
+    ids = []
+    for number, with_flags in enumerate((0, flags)):
+        subnet, gateway = f"10.{50 + number}.0.0/24", f"10.{50 + number}.0.1"
+        made = node.request(
+            "POST", "/v2/networks", {**network("NAT", subnet, gateway), "Name": f"nat{number}"}
+        )
+        wanted = {
+            "HostComputeNetwork": made["ID"],
+            "Flags": with_flags,
+            "Policies": [{"Type": "OutBoundNAT"}],
+        }
+        endpoint = node.request("POST", "/v2/endpoints", wanted)
+        ids.append(endpoint["ID"])
+        change = {
+            "ResourceType": "Endpoint",
+            "RequestType": "Add",
+            "Settings": {"EndpointId": endpoint["ID"]},
+        }
+        node.request("POST", f"/v2/namespaces/{space['ID']}", change)
+
+    def sent() -> list[int]:
+        return [node.request("GET", f"/v2/endpoints/{each}/stats")["PacketsSent"] for each in ids]
+
+    before = sent()
+    assert all(can_ping(pod, ROUTER_IP) for _ in range(20))
+    grown = [after - was for after, was in zip(sent(), before, strict=True)]
+    assert grown[way_out] >= 20
+    assert grown[1 - way_out] < 20, "what a new interface says of itself, and no more"

@@ -343,12 +343,30 @@ def test_link_routes_of_the_endpoint() -> None:
     assert link.routes == (
         LinkRoute(parse_prefix("10.96.0.0/12"), parse_address("10.244.1.2"), 5),
         LinkRoute(parse_prefix("169.254.0.0/16")),
-        LinkRoute(parse_prefix("0.0.0.0/0"), parse_address("10.244.1.1")),
+        LinkRoute(parse_prefix("0.0.0.0/0"), parse_address("10.244.1.1"), 2049),
     )
     assert [neighbour.address for neighbour in link.neighbours] == [
         parse_address("10.244.1.2"),
         parse_address("10.244.1.1"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "expected"),
+    [
+        ("", 0, {"0.0.0.0/0": 0}),
+        ("eth0", EndpointFlags.ENABLE_LOW_INTERFACE_METRIC, {"0.0.0.0/0": 0}),
+        ("eth1", 0, {"0.0.0.0/0": 2049}),
+        ("eth12", 0, {"0.0.0.0/0": 2060}),
+        ("net1", 0, {"0.0.0.0/0": 2049}),
+        ("storage", 0, {"0.0.0.0/0": 2049}),
+        ("eth1", EndpointFlags.ENABLE_LOW_INTERFACE_METRIC, {"0.0.0.0/1": 0, "128.0.0.0/1": 0}),
+    ],
+)
+def test_which_interface_has_the_way_out(name: str, flags: int, expected: dict[str, int]) -> None:
+    link = compile_link(pod("10.244.1.5", interface_name=name, flags=flags), OVERLAY, FACTS, "")
+    assert {str(route.destination): route.metric for route in link.routes} == expected
+    assert {route.gateway for route in link.routes} == {parse_address("10.244.1.1")}
 
 
 def test_dummy_route_means_no_default_route() -> None:

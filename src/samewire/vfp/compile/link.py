@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
 from samewire.errors import Invalid
 from samewire.hcn.policies import QOS, EncapOverhead, InterfaceParameters, first
-from samewire.hcn.schema import Endpoint, Network, NetworkType
+from samewire.hcn.schema import Endpoint, EndpointFlags, Network, NetworkType
 from samewire.vfp.address import ZERO, Address, Prefix, address_bits, parse_address, parse_mac, parse_prefix
 from samewire.vfp.compile.plan import NetworkPlan, plan_network
 from samewire.vfp.compile.proxy import compile_proxies
@@ -142,17 +145,34 @@ def _routes(endpoint: Endpoint, plan: NetworkPlan, addresses: tuple[Prefix, ...]
     for own in addresses:
         subnet = plan.subnet_of(own.address)
         if own.family not in defaults and subnet is not None and subnet.gateway is not None:
-            metric = _further_metric(endpoint.interface_name)
+            further = _further(endpoint.interface_name)
+            metric = FURTHER_METRIC + further if further else 0
             routes.append(LinkRoute(Prefix(own.family, ZERO, 0), subnet.gateway, metric))
+    if endpoint.flags & EndpointFlags.ENABLE_LOW_INTERFACE_METRIC and _further(endpoint.interface_name):
+        return tuple(half for route in routes for half in _preferred(route))
     return tuple(routes)
 
 
-def _further_metric(interface_name: str) -> int:
-    """The metric of a default route that nobody asked for: the first interface of a pod has the way out, and a
-    further one must not take it away.
+def _further(interface_name: str) -> int:
+    """The number of a further interface of a pod, 0 for eth0: that one has the way out, and a default route that nobody
+    asked for must not take it away. Secondary networks' plugins call theirs net1.
     """
-    number = interface_name.removeprefix(DEFAULT_INTERFACE[:-1])
-    return FURTHER_METRIC + int(number) if number.isascii() and number.isdigit() and int(number) else 0
+    if interface_name in ("", DEFAULT_INTERFACE):
+        return 0
+    number = re.search("[1-9][0-9]{0,4}$", interface_name)
+    return int(number[0]) if number else 1
+
+
+def _preferred(route: LinkRoute) -> Iterator[LinkRoute]:
+    """A route of an interface with a low metric. Nothing is lower than the first interface's default route, which has
+    none; the two halves of everything are longer, and do not depend on which interface was there first.
+    """
+    if route.destination.bits:
+        yield route
+        return
+    for first_byte in (0, 0x80):
+        half = Prefix(route.destination.family, bytes([first_byte]) + ZERO[1:], 1)
+        yield LinkRoute(half, route.gateway)
 
 
 def _neighbours(plan: NetworkPlan, routes: tuple[LinkRoute, ...]) -> tuple[LinkNeighbour, ...]:
