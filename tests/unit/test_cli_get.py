@@ -319,6 +319,7 @@ def test_services(daemon: StubDaemon) -> None:
 
     failing = {"namespace": "shop", "name": "bad", "type": "ClusterIP", "error": "the port is taken"}
     daemon.answers["GET /v2/services?counts=1"] = (200, [SERVICE, failing])
+    daemon.answers["GET /v2/health"] = (200, {"kubernetes": {"Service": {"connected": True}}})
     lines = [re.split(r"  +", line) for line in run().output.splitlines()]
     assert lines[1] == ["shop/web", "NodePort", "10.96.0.10", "80/TCP, :30080/TCP", "7", "-"]
     assert lines[2][-1] == "the port is taken"
@@ -329,6 +330,22 @@ def test_services(daemon: StubDaemon) -> None:
     assert "never" in wide[2]
     daemon.answers["GET /v2/services?counts=1&name=shop/web"] = (200, [SERVICE])
     assert json.loads(run("shop/web", "-o", "json").output)[0]["name"] == "web"
+
+
+def test_what_services_are_made_of_and_nobody_tells(daemon: StubDaemon) -> None:
+    kinds = {
+        "Service": {"synced": True, "connected": True, "error": ""},
+        "EndpointSlice": {"synced": False, "connected": False, "error": "403 Forbidden"},
+        "Node": {"synced": True, "connected": False, "error": "refused"},
+    }
+    daemon.answers["GET /v2/health"] = (200, {"kubernetes": kinds})
+    daemon.answers["GET /v2/services?counts=1"] = (200, [])
+    result = get(daemon, "services")
+    assert result.stderr.splitlines() == [
+        "EndpointSlices are not known: 403 Forbidden",
+        "Nodes are as last known: refused",
+        "none",
+    ]
 
 
 # --- diff and doctor ------------------------------------------------------------------------------

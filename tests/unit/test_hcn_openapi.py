@@ -98,7 +98,7 @@ def test_every_path_is_described(tmp_path: Path) -> None:
     nobody: Any = None
     store = Store(tmp_path / "hns.db")
     tools = [
-        *node_routes(nobody, nobody),
+        *node_routes(nobody, nobody, nobody),
         *trace_service.routes(nobody),
         *view_service.routes(nobody),
         *doctor_service.routes(nobody),

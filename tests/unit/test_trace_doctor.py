@@ -17,7 +17,7 @@ from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
 from samewire.trace import doctor_service
 from samewire.trace.doctor import examine
-from samewire.trace.snapshot import Finding, Level, LinkInfo, Snapshot
+from samewire.trace.snapshot import Finding, Level, LinkInfo, Snapshot, SourceInfo
 from samewire.vfp.address import parse_address, parse_interface
 from samewire.vfp.constants import SCOPE_UPLINK, FlowFlag, PortFlag, Reason
 from samewire.vfp.simulate.flows import make_key
@@ -129,6 +129,20 @@ ERROR, WARNING = Level.ERROR, Level.WARNING
 ISOLATED = replace(NETWORK, type=NetworkType.PRIVATE)
 AILMENTS: list[tuple[str, Snapshot, Level, str, str]] = [
     ("no uplink", facts(uplink_ifindex=0), ERROR, "uplink", "no uplink"),
+    (
+        "services unknown",
+        replace(HEALTHY, lost_sources=(SourceInfo("EndpointSlice", False, "403 Forbidden"),)),
+        ERROR,
+        "kubernetes",
+        "not known at all, and no Service is written before all kinds are: 403 Forbidden",
+    ),
+    (
+        "no API server",
+        replace(HEALTHY, lost_sources=(SourceInfo("Service", True, "refused"),)),
+        WARNING,
+        "kubernetes",
+        "changes do not arrive; what was known stays: refused",
+    ),
     ("uplink down", links(replace(LINKS[0], up=False)), ERROR, "uplink", "the uplink is down"),
     ("uplink gone", replace(HEALTHY, links=LINKS[1:]), ERROR, "uplink", "the uplink is down"),
     (

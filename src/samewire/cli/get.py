@@ -116,6 +116,8 @@ def _load_balancers(client: _Client, name: str) -> tuple[Any, rows.View]:
 
 def _services(client: _Client, name: str) -> tuple[Any, rows.View]:
     query = urlencode({"counts": "1", **({"name": name} if name else {})})
+    for line in service_rows.not_followed(client.hns.get_json("/v2/health")):
+        click.echo(line, err=True)
     return client.hns.get_json(f"/v2/services?{query}"), service_rows.SERVICES
 
 

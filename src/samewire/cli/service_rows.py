@@ -81,6 +81,15 @@ def _drops(value: Json) -> int:
     return int(tally.get("refused", 0)) + int(tally.get("ended", 0))
 
 
+def not_followed(health: Json) -> list[str]:
+    """Of which kinds of Kubernetes objects no changes arrive, and why; from what ``/v2/health`` says."""
+    return [
+        f"{kind}s {'are as last known' if value['synced'] else 'are not known'}: {value['error']}"
+        for kind, value in health.get("kubernetes", {}).items()
+        if not value["connected"]
+    ]
+
+
 SERVICES: Final = View(
     (
         Column("NAME", _name),

@@ -31,6 +31,7 @@ class Feed(Generic[ObjectT]):
         self._handlers: list[Handler[ObjectT]] = []
         self._faults: set[tuple[Key, str]] = set()
         self._connected = False
+        self._lost = False
         self._last_contact_s: float | None = None
         self._error = "not started"
         self._reported = ""
@@ -50,6 +51,7 @@ class Feed(Generic[ObjectT]):
             last_contact_s=self._last_contact_s,
             error=self._error,
             objects=len(self._objects),
+            lost=self._lost,
         )
 
     def add_handler(self, handler: Handler[ObjectT]) -> None:
@@ -66,6 +68,7 @@ class Feed(Generic[ObjectT]):
         if connected:
             self._reported = ""
         self._connected = connected
+        self._lost = False
         self._error = "" if connected else "catching up"
 
     def lost(self, error: str) -> None:
@@ -74,6 +77,7 @@ class Feed(Generic[ObjectT]):
             log.warning("not watching", kind=self.kind.__name__, reason=error)
         self._reported = error
         self._connected = False
+        self._lost = True
         self._error = error
 
     def unreadable(self, key: Key, reason: str) -> None:

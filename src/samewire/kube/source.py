@@ -49,7 +49,8 @@ class KindHealth(Struct, frozen=True):
 
     ``synced``: the snapshot has been handed over; never unset again. ``connected``: events flow at this moment.
     ``last_contact_s``: the event loop's time of the last good word from the origin (an event, a bookmark, a complete
-    list), None before the first. ``error``: why it is not connected, "" if it is.
+    list), None before the first. ``error``: why it is not connected, "" if it is. ``lost``: something is in the way,
+    and has been since the last good word; not set while a list is being read.
     """
 
     kind: str
@@ -58,6 +59,7 @@ class KindHealth(Struct, frozen=True):
     last_contact_s: float | None
     error: str
     objects: int
+    lost: bool = False
 
 
 class Counts(Struct):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import samewire
 from samewire.node.node import Node
 
+if TYPE_CHECKING:
+    from samewire.node.services import Services
 
-def health(node: Node) -> dict[str, Any]:
-    """The node's state in a few lines. ``status`` is ``ok`` or ``degraded``."""
+
+def health(node: Node, services: Services | None) -> dict[str, Any]:
+    """The node's state in a few lines. ``status`` is ``ok`` or ``degraded``.
+
+    ``kubernetes``: by kind of objects, how well it is known; empty without a source of Services.
+    """
     last = node.auditor.last
     lost = node.store.lost()
     problems = [*([lost] if lost else []), *([node.trouble] if node.trouble else []), *last.failed]
@@ -18,6 +24,8 @@ def health(node: Node) -> dict[str, Any]:
     if not node.devices.tunnel_up:
         problems.append(f"no overlay can be made: UDP port {node.config.vxlan_port} (vxlan_port) is in use")
     problems += [f"endpoint {endpoint_id}: {reason}" for endpoint_id, reason in node.auditor.degraded.items()]
+    kinds = services.source.health() if services is not None else ()
+    problems += [f"{kind.kind}s cannot be followed: {kind.error}" for kind in kinds if kind.lost]
     return {
         "status": "degraded" if problems else "ok",
         "name": node.config.name,
@@ -30,6 +38,15 @@ def health(node: Node) -> dict[str, Any]:
         "ports": len(node.switch.ports),
         "problems": problems,
         "degraded_endpoints": node.auditor.degraded,
+        "kubernetes": {
+            kind.kind: {
+                "synced": kind.synced,
+                "connected": kind.connected,
+                "objects": kind.objects,
+                "error": kind.error,
+            }
+            for kind in kinds
+        },
         "last_audit": {
             "at_unix_s": last.at_unix_s,
             "duration_s": last.duration_s,

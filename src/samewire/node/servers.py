@@ -34,14 +34,14 @@ async def serve(node: Node, services: Services | None, closers: list[tuple[str, 
     """Start them; what ends each is appended to ``closers``. Raises SamewireError."""
     config = node.config
     render = LateMetrics(node, services).render
-    tools = ToolView(node)
+    tools = ToolView(node) if services is None else ToolView(node, services.lost)
 
     async def close_tools() -> None:
         tools.close()
 
     closers.append(("tools", close_tools))
     routes = [
-        *node_routes(node, render),
+        *node_routes(node, services, render),
         *trace_service.routes(tools),
         *view_service.routes(tools),
         *doctor_service.routes(tools),

@@ -12,7 +12,7 @@ from typing import Any, Final
 from samewire.kube.model import EndpointSlice, Service
 from samewire.kube.model import Node as KubeNode
 from samewire.kube.open import SourceConfig, open_source
-from samewire.kube.source import Batch, Source
+from samewire.kube.source import Batch, KindHealth, Source
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
 from samewire.proxy.controller import ServiceProxy
@@ -52,6 +52,10 @@ class Services:
         self.proxy.look_again()
         if self._relayed is not None:
             self._relayed.look_again()
+
+    def lost(self) -> tuple[KindHealth, ...]:
+        """The kinds of Kubernetes objects that cannot be followed at this moment."""
+        return tuple(health for health in self.source.health() if health.lost)
 
     async def start(self) -> None:
         """Begin to watch, to write and to answer. Raises Invalid."""

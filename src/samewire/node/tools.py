@@ -47,11 +47,11 @@ def metrics_handler(render: Render) -> Callable[[web.Request], Awaitable[web.Res
     return get_metrics
 
 
-def node_routes(node: Node, render: Render) -> list[web.RouteDef]:
+def node_routes(node: Node, services: Services | None, render: Render) -> list[web.RouteDef]:
     """``/v2/health``, ``/v2/switch/diff`` and ``/v2/metrics``."""
 
     async def get_health(_: web.Request) -> web.Response:
-        return json_response(health(node))
+        return json_response(health(node, services))
 
     async def get_diff(_: web.Request) -> web.Response:
         found = await node.auditor.compare()

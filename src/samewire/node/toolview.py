@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
@@ -21,13 +21,16 @@ from samewire.node.liverows import LiveRows
 from samewire.node.node import Node, switch_object
 from samewire.node.stats import all_counters
 from samewire.trace.context import EndpointInfo, PortInfo, TraceRun, describe_endpoints
-from samewire.trace.snapshot import LinkInfo, Snapshot
+from samewire.trace.snapshot import LinkInfo, Snapshot, SourceInfo
 from samewire.vfp.acl_names import AclNames, acl_names
 from samewire.vfp.compile.balanced import TABLES as BALANCED
 from samewire.vfp.constants import TICK_SHIFT, Arrival, Counter
 from samewire.vfp.model import LINK_GROUP, Entries, ProxyRule
 from samewire.vfp.record import Record
 from samewire.vfp.tables import TABLES, Count, DropEvent, Id, Table, TraceInput, TraceOutput
+
+if TYPE_CHECKING:
+    from samewire.kube.source import KindHealth
 
 log = structlog.get_logger(__name__)
 
@@ -41,10 +44,11 @@ _SYSCTLS: Final = ("rp_filter", "forwarding", "accept_local")
 
 
 class ToolView:
-    """One node for the tools. `close` it."""
+    """One node for the tools. ``lost_sources``: the kinds that cannot be followed at this moment. `close` it."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, lost_sources: Callable[[], Sequence[KindHealth]] = tuple) -> None:
         self._node = node
+        self._lost_sources = lost_sources
         self._trace: BpfObject | None = None
         self._trace_lock = threading.Lock()
         self._names: dict[int, str] = {}
@@ -159,6 +163,9 @@ class ToolView:
             ageing_ticks=ticks,
             now_tick=time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> TICK_SHIFT,
             state_lost=node.store.lost(),
+            lost_sources=tuple(
+                SourceInfo(found.kind, found.synced, found.error) for found in self._lost_sources()
+            ),
         )
 
     def _rows(self, table: Table) -> dict[Record, Record]:

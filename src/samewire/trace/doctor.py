@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from samewire.trace import doctor_direct, doctor_network, doctor_switch
+from samewire.trace import doctor_direct, doctor_network, doctor_source, doctor_switch
 from samewire.trace.snapshot import Finding, Level, Snapshot
 
 Check = Callable[[Snapshot], Iterator[Finding]]
@@ -60,4 +60,5 @@ _CHECKS: Final[tuple[Check, ...]] = (
     doctor_switch.ageing,
     doctor_switch.drops,
     doctor_direct.direct_return,
+    doctor_source.sources,
 )

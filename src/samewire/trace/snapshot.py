@@ -41,6 +41,14 @@ class LinkInfo(Struct, frozen=True):
     ours: bool
 
 
+class SourceInfo(Struct, frozen=True):
+    """A kind of Kubernetes objects that cannot be followed. ``synced``: it is known as it was; else not at all."""
+
+    kind: str
+    synced: bool
+    error: str
+
+
 class Snapshot(Struct, frozen=True, kw_only=True):
     """A node. None = could not be read (which is a finding, not an empty answer).
 
@@ -50,7 +58,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     ``kernel_stats``: counters of /proc/net/snmp and netstat (``Udp.NoPorts``, ``TcpExt.IPReversePathFilter``).
     ``flow_capacity``: entries that fit into sw_flows. ``ageing_ticks``: AGEING_TICKS, read twice at least 0.2 s
     apart. ``now_tick``: the clock that flows are aged by. ``state_lost``: why nothing can be kept any more, "" when
-    all is well.
+    all is well. ``lost_sources``: the kinds of Kubernetes objects whose changes do not arrive.
     """
 
     facts: NodeFacts
@@ -67,6 +75,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     ageing_ticks: tuple[int, int] | None
     now_tick: int = 0
     state_lost: str = ""
+    lost_sources: tuple[SourceInfo, ...] = ()
 
 
 class SnapshotProvider(Protocol):

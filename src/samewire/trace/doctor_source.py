@@ -1,0 +1,30 @@
+"""Health checks of where Services come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from samewire.trace.snapshot import Finding, Level, Snapshot
+
+_REMEDY: Final = (
+    "Look at the API server's address and the credentials in the kubeconfig, and at what they may do: get, list and "
+    "watch Services, EndpointSlices and Nodes (deploy/kubernetes/rbac.yaml). With manifests: at the directory."
+)
+
+
+def sources(snapshot: Snapshot) -> Iterator[Finding]:
+    """Every kind of Kubernetes objects can be followed."""
+    for lost in snapshot.lost_sources:
+        what = (
+            "changes do not arrive; what was known stays"
+            if lost.synced
+            else "not known at all, and no Service is written before all kinds are"
+        )
+        yield Finding(
+            Level.WARNING if lost.synced else Level.ERROR,
+            "kubernetes",
+            f"{lost.kind}s",
+            f"{what}: {lost.error}",
+            _REMEDY,
+        )
