@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerPortMapping, PortMappingFlags
@@ -12,6 +11,8 @@ from samewire.hcn.schema import Network, NetworkFlags, NetworkType
 FrontendKey = tuple[str, int, int, str]
 
 # Plain integers: arithmetic of enumerations would cost more than all the rest.
+_PRIVATE, _OVERLAY = NetworkType.PRIVATE, NetworkType.OVERLAY
+_NO_HOST_PORT: Final = int(NetworkFlags.DISABLE_HOST_PORT)
 _INTERNAL: Final = int(PortMappingFlags.INTERNAL_LOAD_BALANCER)
 _OUTSIDE: Final = int(PortMappingFlags.VIP_EXTERNAL_IP | PortMappingFlags.USE_MUX)
 _LOCAL_ROUTED: Final = int(PortMappingFlags.LOCAL_ROUTED_VIP)
@@ -26,9 +27,9 @@ class Reach(NamedTuple):
 
 def has_host_port(network: Network) -> bool:
     """Whether the node itself takes part in a network."""
-    if network.type is NetworkType.PRIVATE or network.flags & NetworkFlags.DISABLE_HOST_PORT:
+    if network.type is _PRIVATE or network.flags & _NO_HOST_PORT:
         return False
-    if network.type is NetworkType.OVERLAY:
+    if network.type is _OVERLAY:
         return first(network.policies, HostRoute) is not None
     return True
 
@@ -41,12 +42,14 @@ def reach(value: LoadBalancer, mapping: LoadBalancerPortMapping, network: Networ
     return Reach(host, outside)
 
 
-def frontend_keys(value: LoadBalancer) -> Iterator[tuple[FrontendKey, LoadBalancerPortMapping]]:
+def frontend_keys(value: LoadBalancer) -> list[tuple[FrontendKey, LoadBalancerPortMapping]]:
     """Return what a load balancer claims: ("frontend", protocol, port, VIP or family of a node port)."""
     vips = value.frontend_vips or ("6" if value.is_ipv6 else "4",)
-    for mapping in value.port_mappings:
-        for vip in vips:
-            yield ("frontend", mapping.protocol, mapping.external_port, vip), mapping
+    return [
+        (("frontend", mapping.protocol, mapping.external_port, vip), mapping)
+        for mapping in value.port_mappings
+        for vip in vips
+    ]
 
 
 def clash(one: LoadBalancer, mine: Reach, other: LoadBalancer, theirs: Reach) -> bool:

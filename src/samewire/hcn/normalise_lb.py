@@ -5,8 +5,8 @@ Fifty thousand of them come at once when a proxy starts: what is canonical alrea
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Any, Final
 
 import msgspec
@@ -30,6 +30,9 @@ MAX_FRONTENDS: Final = 256
 MAX_PORT: Final = 2**16 - 1
 MAX_AFFINITY_S: Final = 2**32 - 1
 
+_PROTOCOLS: Final = frozenset({TCP, UDP, SCTP})
+_UNREADABLE: Final = HcnCode.INVALID_JSON
+
 
 def check_load_balancer(value: LoadBalancer) -> LoadBalancer:
     """Return the canonical form of a load balancer. Raises HcnError."""
@@ -52,8 +55,9 @@ def check_load_balancer(value: LoadBalancer) -> LoadBalancer:
             values.address_or_prefix(item.strip(), f"$.SourceRanges[{index}]")
             for index, item in enumerate(value.source_ranges)
         )
-    for attribute in ("name", "owner", "service_name"):
-        values.name(getattr(value, attribute), f"$.{attribute}", HcnCode.INVALID_JSON)
+    values.name(value.name, "$.name", _UNREADABLE)
+    values.name(value.owner, "$.owner", _UNREADABLE)
+    values.name(value.service_name, "$.service_name", _UNREADABLE)
     if not 0 <= value.affinity_timeout <= MAX_AFFINITY_S:
         fail("$.AffinityTimeout", f"{value.affinity_timeout} s is no time to wait", HcnCode.E_INVALIDARG)
     if changed:
@@ -74,12 +78,11 @@ def station(text: str, path: str) -> str:
     """Return an address that one host can have, in its shortest form. Raises HcnError(INVALID_IP)."""
     try:
         if ":" in text:
-            packed = socket.inet_pton(socket.AF_INET6, text)
-            if packed[0] not in (0, 0xFF) and socket.inet_ntop(socket.AF_INET6, packed) == text:
+            packed = inet_pton(AF_INET6, text)
+            if packed[0] not in (0, 0xFF) and inet_ntop(AF_INET6, packed) == text:
                 return text
         else:
-            packed = socket.inet_pton(socket.AF_INET, text)
-            if 1 <= packed[0] < 224 and socket.inet_ntop(socket.AF_INET, packed) == text:
+            if 1 <= inet_pton(AF_INET, text)[0] < 224:  # it takes no other form than the canonical one
                 return text
     except (OSError, ValueError):
         pass
@@ -137,39 +140,41 @@ def _frontends(value: LoadBalancer) -> tuple[str, ...]:
 
 
 def _check_mappings(value: LoadBalancer) -> None:
-    if not value.port_mappings:
+    mappings = value.port_mappings
+    if not mappings:
         fail("$.PortMappings", "at least one is required")
-    seen: set[tuple[int, int]] = set()
-    for index, mapping in enumerate(value.port_mappings):
-        path = f"$.PortMappings[{index}]"
-        _check_mapping(mapping, path)
+    for index, mapping in enumerate(mappings):
+        _check_mapping(mapping, index)
         if mapping.internal_port == 0 and _needs_internal_port(value):
             fail(
-                f"{path}.InternalPort",
+                f"$.PortMappings[{index}].InternalPort",
                 "must be a port of the endpoints, not 0",
                 HcnCode.INVALID_INTERNAL_PORT,
             )
+    if len(mappings) == 1:
+        return
+    seen: set[tuple[int, int]] = set()
+    for index, mapping in enumerate(mappings):
         key = mapping.protocol, mapping.external_port
         if key in seen:
-            raise port_exists(path, *key)
+            raise port_exists(f"$.PortMappings[{index}]", *key)
         seen.add(key)
 
 
-def _check_mapping(mapping: LoadBalancerPortMapping, path: str) -> None:
-    if mapping.protocol not in (TCP, UDP, SCTP):
+def _check_mapping(mapping: LoadBalancerPortMapping, index: int) -> None:
+    if mapping.protocol not in _PROTOCOLS:
         fail(
-            f"{path}.Protocol",
+            f"$.PortMappings[{index}].Protocol",
             f"only TCP (6), UDP (17) and SCTP (132) are balanced, not {mapping.protocol}",
             HcnCode.MAPPING_NOT_SUPPORTED,
         )
-    if mapping.external_port == 0:
-        fail(f"{path}.ExternalPort", "is required", HcnCode.E_INVALIDARG)
-    if (
-        not 0 < mapping.external_port <= MAX_PORT
-    ):  # of a caller in this process, who has not come by the decoder
-        fail(f"{path}.ExternalPort", f"{mapping.external_port} is no port", HcnCode.E_INVALIDARG)
-    if not 0 <= mapping.internal_port <= MAX_PORT:
-        fail(f"{path}.InternalPort", f"{mapping.internal_port} is no port", HcnCode.INVALID_INTERNAL_PORT)
+    port = mapping.external_port
+    if not 0 < port <= MAX_PORT:  # of a caller in this process, who has not come by the decoder
+        reason = f"{port} is no port" if port else "is required"
+        fail(f"$.PortMappings[{index}].ExternalPort", reason, HcnCode.E_INVALIDARG)
+    port = mapping.internal_port
+    if not 0 <= port <= MAX_PORT:
+        fail(f"$.PortMappings[{index}].InternalPort", f"{port} is no port", HcnCode.INVALID_INTERNAL_PORT)
 
 
 def _needs_internal_port(value: LoadBalancer) -> bool:
@@ -181,8 +186,11 @@ def _check_families(value: LoadBalancer) -> None:
     v6 = value.is_ipv6
     if not v6 and value.flags & LoadBalancerFlags.ENABLE_IPV6:
         fail("$.Flags", "the IPv6 flag (2) with an IPv4 VIP", HcnCode.INVALID_IP)
-    _same_family(value.frontend_vips, v6, "$.FrontendVIPs")
-    _same_family([item.ip_address for item in value.backends], v6, "$.Backends")
+    if len(value.frontend_vips) > 1:
+        _same_family(value.frontend_vips, v6, "$.FrontendVIPs")
+    for item in value.backends:
+        if (":" in item.ip_address) is not v6:
+            _same_family([item.ip_address], v6, "$.Backends")
     if value.source_vip:
         _same_family((value.source_vip,), v6, "$.SourceVIP")
 

@@ -170,8 +170,8 @@ class View:
 
     def endpoint_by_ip(self, network_id: str, ip: str) -> Endpoint | None:
         """Return the endpoint that owns an address in a network, or None."""
-        found = self._endpoints(("ip", network_id, ip))
-        return found[0] if found else None
+        found = self.ids(("ip", network_id, ip))
+        return self.endpoint(found[0]) if found else None
 
     def endpoints_minding_remote(self, network_id: str) -> list[Endpoint]:
         """Return the local endpoints of a network whose own entries depend on where other nodes' subnets are."""

@@ -107,6 +107,7 @@ class Balancers:
             if before is not None:
                 for table, key in before.entries():
                     stale[table].add(key)
+        tables = [(self.rows[table], puts[table], changed[table], table) for table in TABLES]
         environments: dict[str, Environment] = {}
         for load_balancer_id, compile_it in wanted.items():
             value = view.load_balancer(load_balancer_id) if compile_it else None
@@ -118,9 +119,14 @@ class Balancers:
                 env = environments[value.network_id] = self._environment(value.network_id, view, facts)
             compiled = compile_load_balancer(value, env, self._held.get(load_balancer_id))
             held[load_balancer_id] = compiled.held
-            for table, rows in zip(TABLES, compiled.rows, strict=True):
-                if rows:
-                    self._merge(table, rows, puts[table], stale[table], changed[table])
+            for (present, put, change, table), rows in zip(tables, compiled.rows, strict=True):
+                if not rows:
+                    continue
+                if put.keys().isdisjoint(rows) and present.keys().isdisjoint(rows):  # all are new
+                    put.update(rows)
+                    change.update(rows)
+                else:
+                    self._merge(table, rows, put, stale[table], change)
         removals = {table: [key for key in keys if key not in puts[table]] for table, keys in stale.items()}
         datagrams = bool(removals["sw_backends"]) and any(
             port.protocol == _UDP for found in held for port in _ports(self._held.get(found))

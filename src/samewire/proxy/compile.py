@@ -25,7 +25,7 @@ from samewire.hcn.loadbalancers import (
     direct_mac,
 )
 from samewire.kube.model import EndpointSlice, Key, Node, Service
-from samewire.proxy.frontends import Frontend, Rules, VipKind, frontends, rules
+from samewire.proxy.frontends import CLUSTER_IP, Frontend, Rules, VipKind, frontends, rules
 from samewire.proxy.ids import OWNER, load_balancer_id, service_name
 from samewire.proxy.members import Members, PortKey, collect, local_ready_addresses
 from samewire.proxy.topology import Choice, Member, Place, choose
@@ -45,6 +45,10 @@ _PRESERVE: Final = int(PortMappingFlags.USE_MUX | PortMappingFlags.PRESERVE_DIP)
 _LOCAL, _DRAINING, _LOCAL_ONLY = map(
     int, (BackendFlags.LOCAL, BackendFlags.DRAINING, BackendFlags.LOCAL_POLICY_ONLY)
 )
+# An enumeration's members cost a look-up of their own.
+_INGRESS: Final = VipKind.INGRESS
+_BY_TUPLE, _BY_CLIENT = DistributionType.NONE, DistributionType.SOURCE_IP
+_DROP, _REJECT = NoEndpointsAction.DROP, NoEndpointsAction.REJECT
 _IPV6: Final = int(LoadBalancerFlags.ENABLE_IPV6)
 _DSR: Final = int(LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN)
 
@@ -102,14 +106,13 @@ def compile_service(
     how = rules(service)
     choices = _choices(found, how, members, settings.place)
     builder = _Builder(key, service, how, members, settings, before)
+    built = []
+    for frontend in found:
+        vips = _vips(frontend, settings)
+        if vips is not None:
+            built.append(builder.build(frontend, vips, choices[frontend.port_key]))
     return Compiled(
-        tuple(
-            [
-                builder.build(frontend, vips, choices[frontend.port_key])
-                for frontend in found
-                if (vips := _vips(frontend, settings)) is not None
-            ]
-        ),
+        tuple(built),
         how.health_check_port,
         local_ready_addresses(members, found[0].family) if how.health_check_port and found else 0,
         how.internal_local and any(c.any_usable and not c.local for c in choices.values()),
@@ -121,22 +124,26 @@ def _choices(found: Iterable[Frontend], how: Rules, members: Members, place: Pla
     """One choice for each service port and family, whatever the number of its addresses."""
     accessible: dict[PortKey, bool] = {}
     for frontend in found:
-        key = frontend.port_key
-        accessible[key] = accessible.get(key, False) or frontend.external
-    return {
-        key: choose(
-            members.get(key, ()),
+        if frontend.kind is not CLUSTER_IP:
+            accessible[frontend.port_key] = True
+        else:
+            accessible.setdefault(frontend.port_key, False)
+    internal, external = how.internal_local, how.external_local or how.preserve_destination
+    choices = {}
+    for key, outside in accessible.items():
+        of_port = members.get(key, ())
+        choices[key] = choose(
+            of_port,
             place,
-            uses_cluster=not how.internal_local or outside,
-            uses_local=how.internal_local or ((how.external_local or how.preserve_destination) and outside),
+            uses_cluster=not internal or outside,
+            uses_local=internal or (external and outside),
         )
-        for key, outside in accessible.items()
-    }
+    return choices
 
 
 def _vips(frontend: Frontend, settings: Settings) -> tuple[str, ...] | None:
     """The addresses of a load balancer; None for a node port that is reached nowhere."""
-    if frontend.kind is not VipKind.NODE_PORT:
+    if frontend.address:
         return (frontend.address,)
     if settings.node_port_addresses is None:
         return ()
@@ -160,7 +167,7 @@ class _Builder(NamedTuple):
         lb_id = load_balancer_id(
             self.key, frontend.kind, frontend.address, frontend.family, frontend.port, port.protocol
         )
-        preserve = how.preserve_destination and frontend.kind is VipKind.INGRESS
+        preserve = how.preserve_destination and frontend.kind is _INGRESS
         external_local = frontend.external and (how.external_local or preserve)
         internal_local = how.internal_local and not frontend.external
         flags = self._flags(frontend, preserve)
@@ -176,7 +183,7 @@ class _Builder(NamedTuple):
             PROTOCOLS[port.protocol],
             backends[0].port if backends else 0,
             frontend.port,
-            DistributionType.SOURCE_IP if how.affinity_s else DistributionType.NONE,
+            _BY_CLIENT if how.affinity_s else _BY_TUPLE,
             _FLAGS[frontend.kind] | (_PRESERVE if preserve else 0),
         )
         return LoadBalancer(
@@ -189,10 +196,8 @@ class _Builder(NamedTuple):
             flags=flags,
             backends=backends,
             affinity_timeout=min(how.affinity_s, MAX_AFFINITY_S),
-            source_ranges=how.source_ranges.get(frontend.family, ())
-            if frontend.kind is VipKind.INGRESS
-            else (),
-            no_endpoints_action=NoEndpointsAction.DROP if choice.any_usable else NoEndpointsAction.REJECT,
+            source_ranges=how.source_ranges.get(frontend.family, ()) if frontend.kind is _INGRESS else (),
+            no_endpoints_action=_DROP if choice.any_usable else _REJECT,
             internal_traffic_policy_local=internal_local,
             external_traffic_policy_local=external_local,
             service_name=name,

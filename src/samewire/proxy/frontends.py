@@ -28,25 +28,25 @@ class VipKind(enum.StrEnum):
     INGRESS = "ingress"
 
 
+CLUSTER_IP: Final = VipKind.CLUSTER_IP
+
+
 class Frontend(NamedTuple):
-    """One virtual address of one service port. ``address`` is "" for a node port: any address of the node."""
+    """One virtual address of one service port. ``address`` is "" for a node port: any address of the node.
+    ``port_key``: what its members are filed under.
+    """
 
     kind: VipKind
     family: int
     address: str
     port: int
     service_port: ServicePort
-
-    @property
-    def port_key(self) -> PortKey:
-        """What its members are filed under."""
-        port = self.service_port
-        return (port.name, port.protocol, self.family)
+    port_key: PortKey
 
     @property
     def external(self) -> bool:
         """Whether the external traffic policy is for it."""
-        return self.kind is not VipKind.CLUSTER_IP
+        return self.kind is not CLUSTER_IP
 
 
 class Rules(NamedTuple):
@@ -114,12 +114,13 @@ def frontends(service: Service) -> list[Frontend]:
             continue
         family = 6 if ":" in address else 4
         families[family] = None
-        found += [Frontend(VipKind.CLUSTER_IP, family, address, port.port, port) for port in ports]
+        for port in ports:
+            found.append(_frontend(CLUSTER_IP, family, address, port.port, port))
     if not found or (spec.type == "ClusterIP" and not spec.external_ips):
         return found
     for family in families:
         found += [
-            Frontend(VipKind.NODE_PORT, family, "", port.node_port, port) for port in ports if port.node_port
+            _frontend(VipKind.NODE_PORT, family, "", port.node_port, port) for port in ports if port.node_port
         ]
     # An address may be named in several ways. It is one frontend: the one that most is asked of.
     known = {frontend.address for frontend in found}
@@ -128,6 +129,10 @@ def frontends(service: Service) -> list[Frontend]:
     found += _of_addresses(VipKind.EXTERNAL_IP, external, families, ports)
     found += _of_addresses(VipKind.INGRESS, ingress, families, ports)
     return found
+
+
+def _frontend(kind: VipKind, family: int, address: str, number: int, port: ServicePort) -> Frontend:
+    return Frontend(kind, family, address, number, port, (port.name, port.protocol, family))
 
 
 def _ingress(service: Service) -> Iterator[str]:
@@ -157,7 +162,7 @@ def _of_addresses(
 ) -> list[Frontend]:
     wanted = set(families)
     return [
-        Frontend(kind, family, address, port.port, port)
+        _frontend(kind, family, address, port.port, port)
         for family, address in addresses
         if family in wanted
         for port in ports

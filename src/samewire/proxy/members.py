@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from samewire.kube.model import Endpoint, EndpointSlice
+from samewire.kube.model import Endpoint, EndpointSlice, Hint
 from samewire.proxy.topology import Member
 
 MAX_PORT: Final = 2**16 - 1
@@ -45,7 +45,10 @@ def collect(slices: Iterable[EndpointSlice], node: str) -> Members:
                 before = of_port.get(key)
                 if before is None or (member.local, member.ready) > (before.local, before.ready):
                     of_port[key] = member
-    return {key: tuple([of_port[at] for at in sorted(of_port)]) for key, of_port in found.items()}
+    ordered = {}
+    for port_key, of_port in found.items():
+        ordered[port_key] = tuple(map(of_port.__getitem__, sorted(of_port)))
+    return ordered
 
 
 def local_ready_addresses(members: Members, family: int) -> int:
@@ -62,32 +65,22 @@ def local_ready_addresses(members: Members, family: int) -> int:
 
 
 def _member(endpoint: Endpoint, port: int, node: str) -> Member:
-    conditions = endpoint.conditions
+    conditions, hints, target = endpoint.conditions, endpoint.hints, endpoint.target_ref
     ready = conditions.ready is not False
-    serving = ready if conditions.serving is None else conditions.serving
-    local = endpoint.node_name == node
-    hints, target = endpoint.hints, endpoint.target_ref
-    uid = target.uid if target is not None else ""
-    if hints is None:
-        return Member(
-            endpoint.addresses[0],
-            port,
-            ready,
-            serving,
-            conditions.terminating is True,
-            local,
-            node=endpoint.node_name or "",
-            uid=uid,
-        )
+    serving = conditions.serving
     return Member(
         endpoint.addresses[0],
         port,
         ready,
-        serving,
+        ready if serving is None else serving,
         conditions.terminating is True,
-        local,
-        tuple([hint.name for hint in hints.for_zones]),
-        tuple([hint.name for hint in hints.for_nodes]),
+        endpoint.node_name == node,
+        _names(hints.for_zones) if hints is not None else (),
+        _names(hints.for_nodes) if hints is not None else (),
         endpoint.node_name or "",
-        uid,
+        target.uid if target is not None else "",
     )
+
+
+def _names(hints: Iterable[Hint]) -> tuple[str, ...]:
+    return tuple([hint.name for hint in hints])

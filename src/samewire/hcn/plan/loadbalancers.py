@@ -239,15 +239,17 @@ def _clashing(view: View, wanted: Wanted) -> dict[str, HcnError]:
         if value is None:
             continue
         try:
-            for key, mapping in frontend_keys(value):
-                others = [other for other in view.load_balancers_at(key) if other.id not in wanted]
+            keys = frontend_keys(value)
+            for key, mapping in keys:
+                known = view.load_balancers_at(key)
+                others = [other for other in known if other.id not in wanted] if known else []
                 others += claimed.get(key, ())
                 if others:
                     _refuse(view, value, key, mapping, others)
         except HcnError as error:
             clashing[value.id] = error
         else:
-            for key, _ in frontend_keys(value):
+            for key, _ in keys:
                 claimed.setdefault(key, []).append(value)
     return clashing
 

@@ -7,6 +7,7 @@ that stays keeps its backend id, and so its connections.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 from typing import Final, NamedTuple
@@ -78,7 +79,12 @@ _DISTRIBUTIONS: Final = {
 }
 _WANTS_DSR: Final = int(LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN)
 _WANTS_PRESERVE: Final = int(PortMappingFlags.PRESERVE_DIP)
+_pack_id = ID.pack
+_pack_place = struct.Struct("=4sI").pack  # a backend's key and its seed
 _KEPT: Final = int(BackendFlag.DRAINING)
+_NOT_FOR_ALL: Final = DRAINING | LOCAL_POLICY_ONLY
+"""No new connections under the policy Cluster."""
+_HERE: Final = LOCAL | DRAINING
 
 
 class Compiled(NamedTuple):
@@ -113,20 +119,34 @@ class Environment(NamedTuple):
 def compile_load_balancer(value: LoadBalancer, env: Environment, before: Held | None) -> Compiled:
     """Compile one load balancer, given what it had. Raises Invalid."""
     job = _Job(value, env, before)
-    for index, mapping in enumerate(value.port_mappings):
-        job.add(mapping, f"$.PortMappings[{index}]")
+    for mapping in value.port_mappings:
+        job.add(mapping)
     return job.done()
 
 
 class _Job:
     """The compilation of one load balancer."""
 
+    __slots__ = (
+        "backends",
+        "before",
+        "direct",
+        "env",
+        "family",
+        "ports",
+        "ranges",
+        "services",
+        "sets",
+        "value",
+        "vips",
+    )
+
     def __init__(self, value: LoadBalancer, env: Environment, before: Held | None) -> None:
         self.value = value
         self.env = env
         self.before = {(port.protocol, port.port): port for port in before.ports} if before else {}
         self.family = 6 if value.is_ipv6 else 4
-        self.vips = [pack(vip) for vip in value.frontend_vips] or [ZERO]
+        self.vips = list(map(pack, value.frontend_vips)) or [ZERO]
         self.backends: Rows = {}
         self.sets: Rows = {}
         self.ranges: Rows = {}
@@ -138,23 +158,24 @@ class _Job:
         held = Held(tuple(self.services), tuple(self.ports), tuple(self.ranges), tuple(self.direct))
         return Compiled(held, (self.backends, self.sets, self.ranges, self.services, self.direct))
 
-    def add(self, mapping: LoadBalancerPortMapping, path: str) -> None:
+    def add(self, mapping: LoadBalancerPortMapping) -> None:
         """Add one port mapping."""
         value, env = self.value, self.env
         seen = reach(value, mapping, env.domain.network)
         if seen.outside and mapping.protocol == _UDP and mapping.external_port == env.vxlan_port:
+            path = f"$.PortMappings[{value.port_mappings.index(mapping)}]"
             raise Invalid(path, f"UDP port {env.vxlan_port} is that of this node's tunnels")
         known = self.before.get((mapping.protocol, mapping.external_port))
         service = known.service if known else env.number()
         found = members(value, mapping.internal_port, env.domain, env.view)
-        keys = self._backends(service, found, known)
-        everybody, local = _variants(found, keys)
+        keys, who, everybody = self._backends(service, found, known)
         external = value.external_traffic_policy_local and seen.outside
         internal = value.internal_traffic_policy_local
         all_set = local_set = NO_SET
         if not (internal and (external or not seen.outside)):
             all_set = self._set(known.all if known else NO_SET, mapping.protocol, everybody)
         if internal or external:
+            local = {k: m.target for k, m in zip(keys, found, strict=True) if m.flags & _HERE == LOCAL}
             local_set = self._set(known.local if known else NO_SET, mapping.protocol, local)
         flags = _service_flags(value, mapping)
         source = self._source(found)
@@ -169,15 +190,12 @@ class _Job:
                 entry = pack_service(service, outside.set, outside.chunks, flags, ticks, source)
             for key in self.service_keys(mapping, (SCOPE_OUTSIDE,)):
                 self.services[key] = entry
-        self._source_ranges(service)
+        if value.source_ranges:
+            self._source_ranges(service)
         if flags & (_DSR | _PRESERVE):
             self._receive(mapping, found, preserve=bool(flags & _PRESERVE))
-        who = tuple([member.endpoint or member.tenant for member in found])
-        held = (
-            *(mapping.protocol, mapping.external_port, service, all_set, local_set, tuple(keys)),
-            who if any(who) else None,
-        )
-        self.ports.append(HeldPort(*held))
+        port = (mapping.protocol, mapping.external_port, service, all_set, local_set, tuple(keys))
+        self.ports.append(HeldPort(*port, tuple(who) if any(who) else None))
 
     def inside(self, host: bool) -> tuple[int, ...]:
         """The scopes of clients that are pods, or the node."""
@@ -189,13 +207,23 @@ class _Job:
     def service_keys(self, mapping: LoadBalancerPortMapping, scopes: Iterable[int]) -> list[bytes]:
         """The keys of a mapping in these scopes."""
         port, protocol, family = mapping.external_port.to_bytes(2, "big"), mapping.protocol, self.family
-        return [pack_service_key(vip, port, protocol, family, scope) for scope in scopes for vip in self.vips]
-
-    def _backends(self, service: int, found: list[Member], known: HeldPort | None) -> list[bytes]:
-        """The backends' entries; returns their keys, in the order of ``found``."""
-        env, family = self.env, self.family
-        old = known_backends(known, env.rows["sw_backends"]) if known else None
         keys = []
+        for scope in scopes:
+            for vip in self.vips:
+                keys.append(pack_service_key(vip, port, protocol, family, scope))
+        return keys
+
+    def _backends(
+        self, service: int, found: list[Member], known: HeldPort | None
+    ) -> tuple[list[bytes], list[str], dict[bytes, bytes]]:
+        """The backends' entries; returns their keys and who they are, in the order of ``found``, and the targets by key
+        of those that get new connections under the policy Cluster.
+        """
+        env, family, rows, number = self.env, self.family, self.backends, self.env.number
+        old = known_backends(known, env.rows["sw_backends"]) if known else None
+        keys: list[bytes] = []
+        who: list[str] = []
+        everybody: dict[bytes, bytes] = {}
         for member in found:
             target, scope, flags, endpoint, _, mac, tenant = member
             key = None
@@ -204,12 +232,15 @@ class _Job:
                 if key is None and not endpoint:  # of whom nothing was known may be the one that now is
                     key = old.pop((target, scope, ""), None)
             if key is None:
-                key = ID.pack(env.number())
-            flags = _KEPT if flags & DRAINING else 0
+                key = _pack_id(number())
+            kept = _KEPT if flags & DRAINING else 0
             hop = env.hop(member, env.domain) if mac else 0
-            self.backends[key] = pack_backend(target[:16], target[16:], family, flags, service, hop, scope)
+            rows[key] = pack_backend(target[:16], target[16:], family, kept, service, hop, scope)
             keys.append(key)
-        return keys
+            who.append(endpoint or tenant)
+            if not flags & _NOT_FOR_ALL:
+                everybody[key] = target
+        return keys, who, everybody
 
     def _set(self, before: Variant, protocol: int, chosen: dict[bytes, bytes]) -> Variant:
         """The chunks of a set of keys with their targets. Who is in it stays where it is, as far as the set's size
@@ -221,9 +252,7 @@ class _Job:
         number = before.set or self.env.number()
         chunks = -(-len(chosen) // CHUNK_BACKENDS)
         places = self._places(before, chunks, chosen) if before.chunks else chosen
-        data = b"".join(
-            [key + crc32(chosen[key], protocol).to_bytes(4, "little") if key else FREE for key in places]
-        )
+        data = b"".join([_pack_place(key, crc32(chosen[key], protocol)) if key else FREE for key in places])
         for chunk in range(chunks):
             part = data[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES]
             self.sets[pack_chunk_key(number, chunk)] = part.ljust(CHUNK_BYTES, b"\0")
@@ -248,7 +277,7 @@ class _Job:
     def _source(self, found: list[Member]) -> bytes:
         if self.value.source_vip:
             return pack(self.value.source_vip)
-        return self.env.domain.source(self.family, (member.scope for member in found))
+        return self.env.domain.source(self.family, found)
 
     def _source_ranges(self, service: int) -> None:
         for index, text in enumerate(self.value.source_ranges):
@@ -322,19 +351,6 @@ def _placed(variant: Variant, rows: Mapping[bytes, bytes]) -> Iterable[bytes]:
     for chunk in range(variant.chunks):
         row = rows.get(pack_chunk_key(variant.set, chunk), b"")
         yield from (row[at : at + 4] for at in range(0, len(row), len(FREE)))
-
-
-def _variants(found: list[Member], keys: list[bytes]) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
-    """Who gets new connections: under the policy Cluster, under the policy Local. Targets by key."""
-    everybody: dict[bytes, bytes] = {}
-    local: dict[bytes, bytes] = {}
-    for key, member in zip(keys, found, strict=True):
-        flags = member.flags
-        if not flags & (DRAINING | LOCAL_POLICY_ONLY):
-            everybody[key] = member.target
-        if flags & (LOCAL | DRAINING) == LOCAL:
-            local[key] = member.target
-    return everybody, local
 
 
 def _service_flags(value: LoadBalancer, mapping: LoadBalancerPortMapping) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol
 
-from samewire.hcn.loadbalancers import BackendFlags, LoadBalancer, LoadBalancerBackend
+from samewire.hcn.loadbalancers import BackendFlags, LoadBalancer
 from samewire.hcn.schema import Endpoint
 from samewire.vfp.address import parse_mac
-from samewire.vfp.compile.places import Domain, Near, pack
+from samewire.vfp.compile.places import ELSEWHERE, Domain, Near, pack
 
 LOCAL: Final = int(BackendFlags.LOCAL)
 DRAINING: Final = int(BackendFlags.DRAINING)
@@ -44,13 +44,12 @@ class Member(NamedTuple):
 
 def members(value: LoadBalancer, internal_port: int, domain: Domain, view: EndpointView) -> list[Member]:
     """The backends of one port mapping."""
-    family = 6 if value.is_ipv6 else 4
-    backends = [_backend(backend, family, internal_port, domain, view) for backend in value.backends]
+    backends = _backends(value, internal_port, domain, view)
     if not value.endpoint_ids:
-        return [member for member in backends if member is not None]
+        return backends
     found = list(_endpoints(value, internal_port, domain, view))
     named = {member.target for member in found}
-    return found + [member for member in backends if member is not None and member.target not in named]
+    return found + [member for member in backends if member.target not in named]
 
 
 def _endpoints(
@@ -68,22 +67,23 @@ def _endpoints(
         yield Member(pack(address) + port, domain.scope, flags, endpoint_id)
 
 
-def _backend(
-    backend: LoadBalancerBackend, family: int, internal_port: int, domain: Domain, view: EndpointView
-) -> Member | None:
-    """None for a pod of this node that is not there (any more): another one may get its address."""
-    packed = pack(backend.ip_address)
-    target = packed + (backend.port or internal_port).to_bytes(2, "big")
-    place = domain.find(family, packed)
-    here = ""
-    if place.near is not Near.ELSEWHERE:
-        endpoint = view.endpoint_by_ip(place.network_id, backend.ip_address)
-        if endpoint is not None:
-            here = endpoint.id
-        elif place.near is Near.POD:
-            return None
-    if backend.mac_address:
-        mac = parse_mac(backend.mac_address, "$.Backends")
-        provider = backend.provider_address
-        return Member(target, place.scope, backend.flags, here, provider, mac, backend.target_id)
-    return Member(target, place.scope, backend.flags, here, tenant=backend.target_id)
+def _backends(value: LoadBalancer, internal_port: int, domain: Domain, view: EndpointView) -> list[Member]:
+    """The explicit backends, without pods of this node that are not there (any more): another may get the address."""
+    family = 6 if value.is_ipv6 else 4
+    find = domain.find
+    found = []
+    for backend in value.backends:
+        address, provider = backend.ip_address, backend.provider_address
+        packed = pack(address)
+        scope, network_id, near = find(family, packed)
+        here = ""
+        if near is not ELSEWHERE:
+            endpoint = view.endpoint_by_ip(network_id, address)
+            if endpoint is not None:
+                here = endpoint.id
+            elif near is Near.POD:
+                continue
+        target = packed + (backend.port or internal_port).to_bytes(2, "big")
+        mac = parse_mac(backend.mac_address, "$.Backends") if backend.mac_address else b""
+        found.append(Member(target, scope, backend.flags, here, provider, mac, backend.target_id))
+    return found

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-import ipaddress
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from socket import AF_INET6, inet_aton, inet_pton
+from typing import Final, NamedTuple, Protocol
 
 from samewire.hcn.frontends import has_host_port
 from samewire.hcn.schema import Network
@@ -28,6 +28,9 @@ class Near(enum.IntEnum):
     """In a subnet of the underlay that has pods of this node and other hosts."""
 
 
+ELSEWHERE: Final = Near.ELSEWHERE
+
+
 class Place(NamedTuple):
     """Where an address is. ``network_id`` is empty on the underlay."""
 
@@ -44,9 +47,14 @@ _Lengths = list[tuple[int, dict[int, Place]]]
 
 def pack(text: str) -> bytes:
     """The 16 bytes of an address in canonical form."""
-    if ":" in text:
-        return ipaddress.IPv6Address(text).packed
-    return bytes(map(int, text.split("."))) + _PAD
+    return inet_pton(AF_INET6, text) if ":" in text else inet_aton(text) + _PAD
+
+
+class Scoped(Protocol):
+    """What is in a scope."""
+
+    @property
+    def scope(self) -> int: ...
 
 
 class Domain(NamedTuple):
@@ -75,11 +83,11 @@ class Domain(NamedTuple):
                 return found
         return OUT_THERE
 
-    def source(self, family: int, scopes: Iterable[int]) -> bytes:
+    def source(self, family: int, backends: Iterable[Scoped]) -> bytes:
         """The node's own address in the first network among the backends' scopes; zero on the underlay."""
-        for scope in scopes:
-            if scope != SCOPE_UPLINK:
-                return self.sources.get((scope, family), ZERO)
+        for backend in backends:
+            if backend.scope != SCOPE_UPLINK:
+                return self.sources.get((backend.scope, family), ZERO)
         return ZERO
 
 
