@@ -14,6 +14,17 @@
 #define SW_DIRECT_OVERHEAD 70 /* of the tunnel that the client's packets come by, with IPv6 provider addresses */
 #define SW_TCP_OPTIONS 10     /* looked through for the MSS */
 
+/*
+ * Whether the client is the backend's node, or a pod behind its address: the answer would not leave that node, and so
+ * not meet what is to undo the translation.
+ */
+SW_INLINE int sw_is_from_hop(const struct sw_packet *p, __u32 id)
+{
+	const struct sw_nexthop *hop = sw_find_nexthop(id);
+
+	return hop && hop->family == p->family && sw_same_address(&hop->address, &p->first.source);
+}
+
 /* Whether the chosen backend is to get the packets as they are; then the way to it is known. */
 SW_INLINE void sw_choose_direct(struct sw_packet *p, const struct sw_backend *backend, __u16 flags)
 {
@@ -30,7 +41,7 @@ SW_INLINE void sw_choose_direct(struct sw_packet *p, const struct sw_backend *ba
 		p->forward.target = endpoint->port;
 		p->out_scope = backend->scope;
 	} else {
-		if (!backend->direct)
+		if (!backend->direct || (!preserve && sw_is_from_hop(p, backend->direct)))
 			return;
 		p->forward.fate = SW_TO_TUNNEL;
 		p->forward.target = backend->direct;

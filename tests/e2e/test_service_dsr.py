@@ -22,7 +22,7 @@ from tests.support.node import (
     poll,
 )
 from tests.support.service_cluster import ask, backends_of, names, server, service, slice_of
-from tests.support.two_nodes import FAR, FAR6, FAR_IP, FAR_ROUTER_IP, FAR_ROUTER_IP6, World, add
+from tests.support.two_nodes import FAR, FAR6, FAR_IP, FAR_IP6, FAR_ROUTER_IP, FAR_ROUTER_IP6, World, add
 
 pytestmark = pytest.mark.root
 
@@ -30,7 +30,11 @@ FAMILIES = (4, 6)
 NODE = {4: NODE_IP, 6: NODE_IP6}
 CLIENT = {4: "192.168.79.2", 6: "fd79::2"}
 CLIENT_ROUTER = {4: "192.168.79.1", 6: "fd79::1"}
-POD = {"overlay": {4: FAR, 6: FAR6}, "bridged": {4: "192.168.78.100", 6: "fd78::100"}}
+POD = {
+    "overlay": {4: FAR, 6: FAR6},
+    "bridged": {4: "192.168.78.100", 6: "fd78::100"},
+    "process": {4: FAR_IP, 6: FAR_IP6},
+}
 NODE_PORT = 30080
 
 
@@ -60,7 +64,14 @@ class Cluster:
         annotations = {"samewire.io/dsr-provider-address": FAR_IP}
         self.write(
             "node",
-            {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "far", "annotations": annotations}},
+            {
+                "apiVersion": "v1",
+                "kind": "Node",
+                "metadata": {"name": "far", "annotations": annotations},
+                "status": {
+                    "addresses": [{"type": "InternalIP", "address": address} for address in (FAR_IP, FAR_IP6)]
+                },
+            },
         )
 
     def filter(self, how: int) -> None:
@@ -146,6 +157,24 @@ def test_replies_do_not_pass_the_near_node(cluster: Cluster, tmp_path: Path, kin
             assert answers == [f"remote {CLIENT[family]}"] * 3, "the pod sees the client"
             poll("replies straight from the far node", lambda: NODE[family] in by_far.read_text())  # noqa: B023
         assert NODE[family] not in by_near.read_text(), "none comes by way of the near node"
+
+
+@pytest.mark.parametrize("kind", ["overlay", "bridged"])
+def test_clients_on_the_backends_node(cluster: Cluster, kind: str) -> None:
+    """A process of the node, and pods behind its address: they reach the pod beside them through the other node."""
+    cluster.publish(kind)
+    far = cluster.world.far_net.node
+    for client in (far, cluster.world.remote):
+        assert names(ask(client, NODE_IP, NODE_PORT, times=3)) == {"remote"}
+    assert ask(cluster.client, NODE_IP, NODE_PORT) == [f"remote {CLIENT[4]}"]
+
+
+def test_a_process_of_the_far_node(cluster: Cluster) -> None:
+    """A pod with hostNetwork is an endpoint, too; no network has its address."""
+    with server(cluster.world.far_net.node, "process", 8080):
+        cluster.publish("process")
+        for family in FAMILIES:
+            assert names(ask(cluster.client, NODE[family], NODE_PORT, times=3)) == {"process"}
 
 
 def test_a_strict_router_and_the_doctor(cluster: Cluster) -> None:

@@ -34,13 +34,19 @@ def choose_direct(state: State, walk: Walk, backend: Backend, flags: int) -> Non
             return
         fate, target = Fate.PORT, owner.port
         walk.out_scope = backend.scope
-    elif backend.direct:
+    elif backend.direct and (preserve or not _is_from_hop(state, walk, backend.direct)):
         fate, target = Fate.TUNNEL, backend.direct
     else:
         return
     routed = outside and (fate == Fate.TUNNEL or walk.out_scope != SCOPE_UPLINK)
     send(walk, fate, target, RewriteFlag.DECREMENT if routed else 0)
     walk.is_direct = True
+
+
+def _is_from_hop(state: State, walk: Walk, number: int) -> bool:
+    """Whether the client is the backend's node, or a pod behind its address."""
+    hop = state.nexthop(number)
+    return hop is not None and hop.family == walk.packet.family and hop.address == walk.first.source
 
 
 def receive_direct(state: State, walk: Walk) -> bool:
