@@ -284,6 +284,8 @@ async def test_an_overlay_endpoint_without_ipv4_has_a_mac_of_its_id(service: Hns
         ({"mac_address": "01-15-5D-00-00-01"}, HcnCode.INVALID_ENDPOINT, "$.MacAddress"),
         ({"interface_name": "much-too-long-name"}, HcnCode.INVALID_ENDPOINT, "$.InterfaceName"),
         ({"interface_name": "a b"}, HcnCode.INVALID_ENDPOINT, "$.InterfaceName"),
+        ({"interface_name": 'e"0'}, HcnCode.INVALID_ENDPOINT, "$.InterfaceName"),
+        ({"interface_name": "eth*"}, HcnCode.INVALID_ENDPOINT, "$.InterfaceName"),
         ({"interface_name": ".."}, HcnCode.INVALID_ENDPOINT, "$.InterfaceName"),
         ({"dns": Dns(domain="a b")}, HcnCode.INVALID_JSON, "$.Dns.Domain"),
         ({"routes": (RouteEntry(next_hop="10.1.0.1"),)}, HcnCode.INVALID_ENDPOINT, "$.Routes[0]"),

@@ -16,7 +16,8 @@ MAX_PATH = 4096
 
 _GUID = re.compile(r"[0-9A-F]{8}-(?:[0-9A-F]{4}-){3}[0-9A-F]{12}")
 _MAC = re.compile(r"[0-9A-F]{2}([-:]?)[0-9A-F]{2}(?:\1[0-9A-F]{2}){4}")
-_IFNAME = re.compile(r"[^\s/:\x00-\x1f\x7f]{1,15}")
+# Linux takes quotes and asterisks, too; in a rule of nf_tables they would end the name, and match others.
+_IFNAME = re.compile(r"[^\s/:\"*\\\x00-\x1f\x7f]{1,15}")
 _DOMAIN = re.compile(r"[A-Za-z0-9_.-]{1,253}")
 _OPTION = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -156,7 +157,8 @@ def name(text: str, path: str, code: HcnCode) -> str:
 def interface_name(text: str, path: str, code: HcnCode = HcnCode.INVALID_ENDPOINT) -> str:
     """Return a valid Linux interface name, or "". Raises HcnError."""
     if text and (not _IFNAME.fullmatch(text) or text in (".", "..") or len(text.encode()) > 15):
-        fail(path, f"{text[:64]!r} is not an interface name (at most 15 bytes, no '/', ':' or space)", code)
+        what = 'at most 15 bytes, none of / : " * \\ or space'
+        fail(path, f"{text[:64]!r} is not an interface name ({what})", code)
     return text
 
 
