@@ -49,6 +49,11 @@ def test_cluster_ips_of_both_families_and_all_ports() -> None:
     ]
 
 
+def test_an_address_is_one_however_it_is_written() -> None:
+    value = service(ips=("FD96:0:0::10",), external_ips=("fd96::10", "FD96::0:99"))
+    assert [address for _, address, _ in shown(value)] == ["fd96::10", "fd96::99"]
+
+
 def test_node_ports_in_each_family_of_the_service() -> None:
     ports = (ServicePort(port=80, name="a", node_port=30080), ServicePort(port=81, name="b"))
     value = service(type="NodePort", ips=DUAL, ports=ports)

@@ -113,6 +113,8 @@ def frontends(service: Service) -> list[Frontend]:
         if not address or address == "None":
             continue
         family = 6 if ":" in address else 4
+        if family == 6:
+            address = _shortest(address)
         families[family] = None
         for port in ports:
             found.append(_frontend(CLUSTER_IP, family, address, port.port, port))
@@ -133,6 +135,14 @@ def frontends(service: Service) -> list[Frontend]:
 
 def _frontend(kind: VipKind, family: int, address: str, number: int, port: ServicePort) -> Frontend:
     return Frontend(kind, family, address, number, port, (port.name, port.protocol, family))
+
+
+def _shortest(address: str) -> str:
+    """An API server keeps IPv6 addresses as they were written; what is no address is refused later, by its name."""
+    try:
+        return str(ipaddress.IPv6Address(address))
+    except ValueError:
+        return address
 
 
 def _ingress(service: Service) -> Iterator[str]:
