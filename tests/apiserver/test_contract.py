@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from samewire.kube.errors import ApiError
 from samewire.kube.model import EndpointSlice, Namespace, Service
 from samewire.kube.source import Batch, Source
 from tests.apiserver.objects import Recorder, endpoint_slice, plain, service, until
@@ -58,7 +59,7 @@ async def test_fields_are_read(world: World, source: Source) -> None:
     source.watch(EndpointSlice, slices)
     key = (world.namespace, "web")
     wanted = service(
-        *key, type="NodePort", sessionAffinity="ClientIP", externalTrafficPolicy="Local", externalIPs=["192.0.2.7"],
+        *key, type="NodePort", sessionAffinity="ClientIP", externalTrafficPolicy="Local",
         sessionAffinityConfig={"clientIP": {"timeoutSeconds": 77}}, publishNotReadyAddresses=True,
     )  # fmt: skip
     wanted["metadata"]["annotations"] = {"preserve-destination": "true", "other": "x"}
@@ -83,7 +84,6 @@ async def test_fields_are_read(world: World, source: Source) -> None:
         "ClientIP",
         "Local",
     )
-    assert spec.external_ips == ("192.0.2.7",)
     assert spec.publish_not_ready_addresses
     assert spec.session_affinity_config is not None
     assert spec.session_affinity_config.client_ip is not None
@@ -100,6 +100,21 @@ async def test_fields_are_read(world: World, source: Source) -> None:
     assert going.hints is not None
     assert [hint.name for hint in going.hints.for_zones] == ["z1"]
     assert (staying.ready, staying.serving, staying.terminating) == (True, True, False)
+
+
+async def test_external_addresses_are_read(world: World, source: Source) -> None:
+    told: Recorder[Service] = Recorder()
+    source.watch(Service, told)
+    key = (world.namespace, "web")
+    try:
+        await world.put(service(*key, externalIPs=["192.0.2.7"]))
+    except ApiError as error:
+        # The admission plugin DenyServiceExternalIPs of a cluster: then no Service there has any.
+        assert (error.status, "external IPs is denied" in error.message) == (403, True)
+        return
+    await source.start()
+    await until(lambda: key in told.cache)
+    assert told.cache[key].spec.external_ips == ("192.0.2.7",)
 
 
 async def test_what_no_controller_reads_is_no_change(world: World, source: Source) -> None:

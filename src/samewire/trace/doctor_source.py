@@ -8,7 +8,7 @@ from typing import Final
 from samewire.trace.snapshot import Finding, Level, Snapshot
 
 _REMEDY: Final = (
-    "Look at the API server's address and the credentials in the kubeconfig, and at what they may do: get, list and "
+    "Look at the API server's address and the credentials in the kubeconfig, and at what they may do: list and "
     "watch Services, EndpointSlices and Nodes (deploy/kubernetes/rbac.yaml). With manifests: at the directory."
 )
 
