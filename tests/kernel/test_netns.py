@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import threading
 from collections.abc import Callable
@@ -233,21 +234,47 @@ def test_a_new_namespace_is_not_mistaken_for_a_dead_one() -> None:
     assert len(seen) == 20
 
 
-def test_an_open_namespace_is_entered_once_to_be_known_and_again_after_it_was_closed(
+def test_a_held_namespace_is_entered_once_by_all_who_share_it(
     netns_factory: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     namespace = netns_factory()
     entered: list[int] = []
     enter = netns.briefly_in
 
-    def counted(fd: int, function: Callable[[], int]) -> int:
+    def counted(fd: int, function: Callable[[], socket.socket]) -> socket.socket:
         entered.append(fd)
         return enter(fd, function)
 
     monkeypatch.setattr(netns, "briefly_in", counted)
-    with netns.NetNamespace(namespace.path) as first, netns.NetNamespace(namespace.path) as again:
-        assert again.identity == first.identity
+    with NetNamespace(namespace.path).hold() as first:
+        own = first.identity
+        with NetNamespace.shared(namespace.path) as again, Netlink(again) as inside:
+            assert again.identity == own
+            assert [link.name for link in inside.dump(link_dump())] == ["lo"]
+        assert first.fd >= 0
         assert len(entered) == 1
-    with netns.NetNamespace(namespace.path) as later:
-        assert later.identity == first.identity
+    with NetNamespace.shared(namespace.path) as later:
+        assert later is not first
+        assert later.identity == own
     assert len(entered) == 2
+
+
+def test_a_held_namespace_is_not_taken_for_another_in_its_place(netns_factory: Factory) -> None:
+    old, new = netns_factory(), netns_factory()
+    with NetNamespace(old.path).hold() as held:
+        before = held.identity
+        subprocess.run(["umount", "--lazy", old.path], check=True)
+        subprocess.run(["mount", "--bind", new.path, old.path], check=True)
+        with NetNamespace.shared(old.path) as found:
+            assert found.identity == new.identity != before
+
+
+def test_the_last_of_those_who_share_a_namespace_closes_it(netns_factory: Factory) -> None:
+    path = netns_factory().path
+    first = NetNamespace(path).hold()
+    second = NetNamespace.shared(path)
+    first.close()
+    assert os.fstat(second.fd)
+    second.close()
+    with pytest.raises(ValueError, match="is closed"):
+        _ = second.fd

@@ -265,3 +265,31 @@ def test_no_packet_is_lost_when_two_cpus_begin(world: World, family: int) -> Non
     assert len(seen) == count
     assert all(len(ports) == 2 and ports[0] == ports[1] for ports in seen.values())
     assert ping(pod.space, OUT[family]).source == OUT[family]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_endpoint_uses_no_more_ports_of_the_pool_than_it_may(world: World, family: int) -> None:
+    """MaxPortPoolUsage: so many at a time to one remote end, the same ones to others; nobody else is bound by it."""
+    node, (capped, free) = world.node, world.pods[world.node]
+    out, ports = world.underlay.out, (210 + family, 220 + family)
+    node.policies(capped, OutBoundNAT(max_port_pool_usage=3))
+    node.policies(free, OutBoundNAT())
+    before, others = (node.dropped(pod.port, *EXHAUSTED) for pod in (capped, free))
+
+    def used(pod: Pod, port: int, expected: int) -> set[int]:
+        with bound(out, socket.SOCK_DGRAM, OUT[family], port) as server, ExitStack() as stack:
+            for _ in range(5):
+                sender = stack.enter_context(pod.space.socket(server.family, socket.SOCK_DGRAM))
+                sender.sendto(b"x", (OUT[family], port))
+            return {server.recvfrom(10)[1][1] for _ in range(expected)}
+
+    try:
+        mine = used(capped, ports[0], 3)
+        assert max(mine) - min(mine) == 2
+        poll("the drops", lambda: node.dropped(capped.port, *EXHAUSTED) == before + 2)
+        assert used(capped, ports[1], 3) == mine
+        assert len(used(free, ports[0], 5)) == 5
+        assert node.dropped(free.port, *EXHAUSTED) == others
+    finally:
+        node.policies(capped)
+        node.policies(free)

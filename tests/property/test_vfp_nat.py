@@ -32,6 +32,7 @@ _POLICIES = st.builds(
     exceptions=st.lists(_PREFIXES, max_size=5).map(tuple),
     destinations=st.one_of(st.just(()), st.lists(_PREFIXES, max_size=4).map(tuple)),
     flags=st.sampled_from([0, 0, int(NatFlags.IPV6)]),
+    max_port_pool_usage=st.sampled_from([0, 0, 5]),
 )
 _NODES = st.sampled_from(
     [
@@ -57,7 +58,8 @@ def naive(policies: list[OutBoundNAT], node: tuple[bytes, bytes], text: str) -> 
         if destinations and not any(point in prefix for prefix in destinations):
             continue
         if not any(point in prefix for prefix in exceptions):
-            return Nat(NatAction.SNAT, NatFlag.EXPLICIT if destinations else 0, number, source)
+            flags = NatFlag.EXPLICIT if destinations else 0
+            return Nat(NatAction.SNAT, flags, policy.max_port_pool_usage, number, source)
     return NO_NAT
 
 

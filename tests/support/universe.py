@@ -269,7 +269,11 @@ def _draw_nat(draw: st.DrawFn, t: Tables) -> None:
                 name, bits = text.split("/")
                 answer = draw(
                     st.sampled_from(
-                        [Nat(0, 0, 1, ZERO), *[Nat(1, 0, 2, packed(node))] * 2, Nat(1, 1, 3, packed(node))]
+                        [
+                            Nat(0, 0, 0, 1, ZERO),
+                            *(Nat(1, 0, ports, 2, packed(node)) for ports in (0, 2)),
+                            Nat(1, 1, 1, 3, packed(node)),
+                        ]
                     )
                 )
                 key = NatKey(NAT_KEY_BITS + int(bits), 7, family, masked(packed(name), int(bits)))

@@ -339,4 +339,4 @@ async def test_locks_do_not_pile_up(runtime: Runtime) -> None:
     for number in range(20):
         await runtime.ok("ADD", f"pod{number}")
     locks = runtime.plugin._locks
-    assert (locks._gates, locks._locks) == ({}, {})
+    assert (locks.gates, locks.locks) == ({}, {})

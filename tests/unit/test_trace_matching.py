@@ -148,6 +148,6 @@ def test_nat_inside_the_network(tables: Entries) -> None:
     port = tables["sw_ports"][Id(CLIENT_PORT)]
     assert isinstance(port, Port)
     key = NatKey(64 + 16, port.nat_set, 4, packed("10.200.0.0"))
-    nat = {**tables["sw_nat"], key: Nat(1, NatFlag.EXPLICIT, 2, packed("192.168.1.10"))}
+    nat = {**tables["sw_nat"], key: Nat(1, NatFlag.EXPLICIT, 0, 2, packed("192.168.1.10"))}
     text = nat_text({**tables, "sw_nat": nat}, CLIENT_PORT, packet("10.200.1.1"), 2)
     assert text == "rule 2: to 10.200.0.0/16, everywhere as 192.168.1.10"

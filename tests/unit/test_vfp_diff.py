@@ -62,7 +62,7 @@ def test_creation_and_deletion_orders_mirror_each_other() -> None:
 
 def test_what_has_flows_judged_again_comes_last() -> None:
     """Flows that are judged again must not meet a member that has yet to go."""
-    key, member = Hash(9), Put("sw_nat", NatKey(NAT_KEY_BITS, 1, 4, ZERO), Nat(0, 0, 0, ZERO))
+    key, member = Hash(9), Put("sw_nat", NatKey(NAT_KEY_BITS, 1, 4, ZERO), Nat(0, 0, 0, 0, ZERO))
     before: Entries = {"sw_acl_spaces": {key: AclSpace(1, 5)}, member.table: {member.key: member.value}}
     after: Entries = {"sw_acl_spaces": {key: AclSpace(2, 6)}}
     last = Put("sw_acl_spaces", key, AclSpace(2, 6))
@@ -82,7 +82,7 @@ def test_equal_sets_keep_their_generation() -> None:
 
 def test_arrays_and_tables_of_the_programs_are_left_alone() -> None:
     flow = FlowKey((TEN, TEN), (1, 2), 1, 4, 6)
-    actual: Entries = {"sw_config": {Id(0): Nat(0, 0, 0, ZERO)}, "sw_flows": {flow: Nat(0, 0, 0, ZERO)}}
+    actual: Entries = {"sw_config": {Id(0): Nat(0, 0, 0, 0, ZERO)}, "sw_flows": {flow: Nat(0, 0, 0, 0, ZERO)}}
     assert diff({}, actual) == []
 
 
@@ -93,7 +93,7 @@ def test_apply_leaves_its_argument_alone() -> None:
 
 
 def test_shared_entries_go_with_the_last_owner() -> None:
-    nat = {NatKey(NAT_KEY_BITS, 1, 4, ZERO): Nat(NatAction.SNAT, 0, 1, TEN)}
+    nat = {NatKey(NAT_KEY_BITS, 1, 4, ZERO): Nat(NatAction.SNAT, 0, 0, 1, TEN)}
     shared: Entries = {"sw_nat": nat}
     ownership = Ownership()
     assert len(ownership.replace("a", shared)) == 1
@@ -167,8 +167,8 @@ def test_records_in_words() -> None:
     assert record_json(port())["address"] == ["10.0.0.1", ""]
     assert record_json(DropKey(7, 2, 6, 7, 1))["reason"] == "blocked"
     assert record_json(DropKey(7, 2, 6, 200, 1))["reason"] == 200  # of a newer switch
-    assert record_json(Nat(1, 0, 1, TEN), 4)["address"] == "10.0.0.1"
-    assert record_json(Nat(1, 0, 1, parse_address("fd00::1").packed))["address"] == "fd00::1"
+    assert record_json(Nat(1, 0, 0, 1, TEN), 4)["address"] == "10.0.0.1"
+    assert record_json(Nat(1, 0, 0, 1, parse_address("fd00::1").packed))["address"] == "fd00::1"
     hop = Nexthop(RouteKind.UPLINK, 6, 1500, 2, 0, parse_address("fe80::1").packed, ZERO, NO_MAC)
     assert record_text(hop) == "kind=uplink family=6 mtu=1500 ifindex=2 address=fe80::1"
     zeros = {

@@ -209,10 +209,15 @@ def requested_ips(conf: NetConf, args: CniArgs) -> tuple[str, ...]:
 
     Raises CniError(INVALID_CONFIG).
     """
+    return _requested_ips(conf, args.ip)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _requested_ips(conf: NetConf, asked: str) -> tuple[str, ...]:
     fields = conf.fields
     lists = (fields.child("args").child("cni"), fields.child("runtimeConfig"))
-    asked = [args.ip] if args.ip else []
-    return tuple(dict.fromkeys([*asked, *(ip for item in lists for ip in item.parsed_texts("ips", _ip))]))
+    first = [asked] if asked else []
+    return tuple(dict.fromkeys([*first, *(ip for item in lists for ip in item.parsed_texts("ips", _ip))]))
 
 
 def _ip(text: str) -> str:

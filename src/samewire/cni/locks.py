@@ -1,10 +1,12 @@
-"""Who may work at once: attachments of a network side by side, each alone, and GC without any of them."""
+"""Who may work at once: attachments of a network side by side, each alone, and GC without any of them.
+
+Classes, not generators: an ADD goes through several of these, and the event loop keeps a list of async generators.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from types import TracebackType
 
 
 class _Gate:
@@ -12,28 +14,22 @@ class _Gate:
 
     def __init__(self) -> None:
         self.users = 0
+        self.door = asyncio.Lock()
+        self.empty = asyncio.Event()
+        self.empty.set()
         self._inside = 0
-        self._door = asyncio.Lock()
-        self._empty = asyncio.Event()
-        self._empty.set()
 
-    @asynccontextmanager
-    async def shared(self) -> AsyncIterator[None]:
-        async with self._door:
+    async def enter(self) -> None:
+        """Go in beside others."""
+        async with self.door:
             self._inside += 1
-            self._empty.clear()
-        try:
-            yield
-        finally:
-            self._inside -= 1
-            if not self._inside:
-                self._empty.set()
+            self.empty.clear()
 
-    @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        async with self._door:
-            await self._empty.wait()
-            yield
+    def leave(self) -> None:
+        """Go out again."""
+        self._inside -= 1
+        if not self._inside:
+            self.empty.set()
 
 
 class _Lock:
@@ -42,39 +38,101 @@ class _Lock:
         self.lock = asyncio.Lock()
 
 
+class _Attachment:
+    """Holds one attachment while it is entered, and a place in its network."""
+
+    def __init__(self, locks: AttachmentLocks, network: str, key: tuple[str, str]) -> None:
+        self._locks, self._network, self._key = locks, network, key
+
+    async def __aenter__(self) -> None:
+        locks = self._locks
+        lock = locks.locks.setdefault(self._key, _Lock())
+        lock.users += 1
+        try:
+            await lock.lock.acquire()
+            try:
+                await self._enter_gate()
+            except BaseException:
+                lock.lock.release()
+                raise
+        except BaseException:
+            self._drop(lock)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        gate = self._locks.gates[self._network]
+        gate.leave()
+        self._locks.drop_gate(self._network, gate)
+        lock = self._locks.locks[self._key]
+        lock.lock.release()
+        self._drop(lock)
+
+    async def _enter_gate(self) -> None:
+        gate = self._locks.use_gate(self._network)
+        try:
+            await gate.enter()
+        except BaseException:
+            self._locks.drop_gate(self._network, gate)
+            raise
+
+    def _drop(self, lock: _Lock) -> None:
+        lock.users -= 1
+        if not lock.users:
+            del self._locks.locks[self._key]
+
+
+class _Network:
+    """Holds all attachments of a network while it is entered."""
+
+    def __init__(self, locks: AttachmentLocks, network: str) -> None:
+        self._locks, self._network = locks, network
+
+    async def __aenter__(self) -> None:
+        gate = self._locks.use_gate(self._network)
+        try:
+            await gate.door.acquire()
+            try:
+                await gate.empty.wait()
+            except BaseException:
+                gate.door.release()
+                raise
+        except BaseException:
+            self._locks.drop_gate(self._network, gate)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        gate = self._locks.gates[self._network]
+        gate.door.release()
+        self._locks.drop_gate(self._network, gate)
+
+
 class AttachmentLocks:
     """Locks by network and by attachment; they exist while somebody uses them."""
 
     def __init__(self) -> None:
-        self._gates: dict[str, _Gate] = {}
-        self._locks: dict[tuple[str, str], _Lock] = {}
+        self.gates: dict[str, _Gate] = {}
+        self.locks: dict[tuple[str, str], _Lock] = {}
 
-    @asynccontextmanager
-    async def attachment(self, network: str, key: tuple[str, str]) -> AsyncIterator[None]:
+    def attachment(self, network: str, key: tuple[str, str]) -> _Attachment:
         """Hold one attachment (container id, interface name), on whatever network: its interface is one."""
-        lock = self._locks.setdefault(key, _Lock())
-        lock.users += 1
-        try:
-            async with lock.lock, self._gate(network) as gate, gate.shared():
-                yield
-        finally:
-            lock.users -= 1
-            if not lock.users:
-                del self._locks[key]
+        return _Attachment(self, network, key)
 
-    @asynccontextmanager
-    async def network(self, network: str) -> AsyncIterator[None]:
+    def network(self, network: str) -> _Network:
         """Hold all attachments of a network."""
-        async with self._gate(network) as gate, gate.alone():
-            yield
+        return _Network(self, network)
 
-    @asynccontextmanager
-    async def _gate(self, network: str) -> AsyncIterator[_Gate]:
-        gate = self._gates.setdefault(network, _Gate())
+    def use_gate(self, network: str) -> _Gate:
+        """The gate of a network, made for its first user."""
+        gate = self.gates.setdefault(network, _Gate())
         gate.users += 1
-        try:
-            yield gate
-        finally:
-            gate.users -= 1
-            if not gate.users:
-                del self._gates[network]
+        return gate
+
+    def drop_gate(self, network: str, gate: _Gate) -> None:
+        """A user has done; the last one's gate goes."""
+        gate.users -= 1
+        if not gate.users:
+            del self.gates[network]

@@ -104,6 +104,8 @@ class _Connection:
         self._socket: socket.socket | None = accepted
         self._received = bytearray()
         self._ended = False
+        self._watched = False  # whether the loop tells when there is more to read,
+        self._writing = False  # and when more can be written
         self._answer_left: memoryview | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -111,9 +113,9 @@ class _Connection:
         """Take the request, as far as it has come."""
         self._server.connections.add(self)
         assert self._socket is not None
-        self._loop.add_reader(self._socket.fileno(), self._readable)
         uid = _peer_uid(self._socket)
         if uid not in self._server.allowed_uids:
+            self._watch(self._socket)
             self._refuse(CniError(CniCode.IO_FAILURE, f"user id {uid} may not use this socket"))
             return
         self._limit(self._server.read_timeout_s, "the request did not come to its end")
@@ -124,8 +126,10 @@ class _Connection:
         connection, self._socket = self._socket, None
         if connection is not None:
             self._stop_clock()
-            self._loop.remove_reader(connection.fileno())
-            self._loop.remove_writer(connection.fileno())
+            if self._watched:
+                self._loop.remove_reader(connection.fileno())
+            if self._writing:
+                self._loop.remove_writer(connection.fileno())
             connection.close()
             self._server.connections.discard(self)
 
@@ -134,19 +138,27 @@ class _Connection:
             try:
                 data = self._socket.recv(READ_BYTES)
             except BlockingIOError:
+                self._watch(self._socket)
                 return
             except OSError:
                 self.close()
                 return
             if not data:
                 self._ended = True
-                self._loop.remove_reader(self._socket.fileno())
+                if self._watched:
+                    self._watched = False
+                    self._loop.remove_reader(self._socket.fileno())
                 self._run()
             elif self._answer_left is None:
                 self._received += data
                 if len(self._received) > MAX_REQUEST:
                     error = f"the request is longer than {MAX_REQUEST} bytes"
                     self._refuse(CniError(CniCode.IO_FAILURE, error))
+
+    def _watch(self, connection: socket.socket) -> None:
+        if not self._watched:
+            self._watched = True
+            self._loop.add_reader(connection.fileno(), self._readable)
 
     def _run(self) -> None:
         """The request is complete."""
@@ -198,18 +210,20 @@ class _Connection:
         try:
             self._answer_left = self._answer_left[self._socket.send(self._answer_left) :]
         except BlockingIOError:
-            self._loop.add_writer(self._socket.fileno(), self._send)
-            return
+            pass
         except OSError:
             self.close()  # the client has gone
             return
         if self._answer_left:
+            self._writing = True
             self._loop.add_writer(self._socket.fileno(), self._send)
         elif self._ended:
             self.close()
         else:
             self._socket.shutdown(socket.SHUT_WR)
-            self._loop.remove_writer(self._socket.fileno())
+            if self._writing:
+                self._writing = False
+                self._loop.remove_writer(self._socket.fileno())
 
     def _stop_clock(self) -> None:
         if self._timer is not None:

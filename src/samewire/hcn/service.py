@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from samewire.errors import NotFound, SamewireError
+from samewire.hcn.eager import begin
 from samewire.hcn.errors import HcnCode, HcnError, StoreError
 from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.notifications import Notifications
@@ -60,7 +61,7 @@ class HnsService:
         self._switch = switch
         self._pool = Pool()
         self._lock = asyncio.Lock()
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running: set[asyncio.Future[Any]] = set()
         self.notifications = Notifications()
         self._stopped = False
 
@@ -199,12 +200,14 @@ class HnsService:
         if self._stopped:
             work.close()
             raise HcnError(HcnCode.MANAGER_STOPPED, "the service is stopping; ask again when it is back")
-        task = asyncio.ensure_future(work)
+        task = begin(work)
+        if task.done():
+            return task.result()
         self._running.add(task)
         task.add_done_callback(self._finished)
         return await asyncio.shield(task)
 
-    def _finished(self, task: asyncio.Task[Any]) -> None:
+    def _finished(self, task: asyncio.Future[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # marks it as seen: the caller may have gone

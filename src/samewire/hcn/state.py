@@ -237,7 +237,9 @@ class State(View):
 
     def ids(self, key: Key) -> list[str]:
         """Return the ids under an index key."""
-        found = self._index.get(key, ())
+        found = self._index.get(key)
+        if found is None:
+            return []
         return [found] if isinstance(found, str) else list(found)
 
     def apply(self, changes: Iterable[Change]) -> None:

@@ -16,8 +16,8 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
+from types import TracebackType
 
 from samewire.cni.fields import address
 from samewire.errors import KernelError, Unavailable
@@ -44,24 +44,30 @@ class DataDir:
         """Whether there is such a directory."""
         return os.path.isdir(self._path)
 
-    @asynccontextmanager
-    async def locked(self) -> AsyncIterator[None]:
-        """Hold the lock; the directory is made if it is missing.
+    def locked(self) -> _Locked:
+        """Hold the lock within an ``async with``; the directory is made if it is missing.
 
-        Raises KernelError, and Unavailable when another process does not let go in `LOCK_TIMEOUT_S`.
+        Raises KernelError, and Unavailable when another process does not let go in `LOCK_TIMEOUT_S`. An OSError
+        within becomes a KernelError, too.
         """
+        return _Locked(self)
+
+    async def lock(self) -> int:
+        """Take the lock; the descriptor to close is what holds it. Raises OSError, Unavailable."""
+        handle = self._open_lock()
         try:
-            handle = self._open_lock()
-            try:
-                await self._lock(handle)
-                if os.stat(self._path).st_mtime_ns != self._seen_ns:
-                    self._scan()
-                yield
-            finally:
-                os.close(handle)
-        except OSError as error:
-            self._seen_ns = -1
-            raise KernelError(f"keep addresses in {self._path}", error.errno or errno.EIO) from error
+            await self._lock(handle)
+            if os.stat(self._path).st_mtime_ns != self._seen_ns:
+                self._scan()
+        except BaseException:
+            os.close(handle)
+            raise
+        return handle
+
+    def failed(self, error: OSError) -> KernelError:
+        """What an OSError of the directory is to the caller; it is read again before it is used again."""
+        self._seen_ns = -1
+        return KernelError(f"keep addresses in {self._path}", error.errno or errno.EIO)
 
     def addresses_of(self, key: Key) -> list[str]:
         """Return the addresses that an attachment holds, read from their files.
@@ -214,6 +220,27 @@ class DataDir:
                     raise Unavailable(f"{self._path}/lock", "another process does not let go of it") from None
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+
+class _Locked:
+    """The lock, while it is entered."""
+
+    def __init__(self, directory: DataDir) -> None:
+        self._directory = directory
+        self._handle = -1
+
+    async def __aenter__(self) -> None:
+        try:
+            self._handle = await self._directory.lock()
+        except OSError as error:
+            raise self._directory.failed(error) from error
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._handle)
+        if isinstance(error, OSError):
+            raise self._directory.failed(error) from error
 
 
 def _content(key: Key) -> str:

@@ -22,6 +22,11 @@ from samewire.cni.result import Route, at_least, decode_result
 DEFAULT_DATA_DIR = "/var/lib/cni/networks"
 
 
+@lru_cache(maxsize=4096)
+def _number(text: str) -> int:
+    return int(ip_address(text))
+
+
 class Range(Struct, frozen=True):
     """Addresses ``start`` to ``end`` (both included) of a subnet; the gateway is never given out."""
 
@@ -53,7 +58,7 @@ class RangeSet(Struct, frozen=True):
         """Return the range that has an address, or None."""
         if family(text) != self.family:
             return None
-        number = int(ip_address(text))
+        number = _number(text)
         return next((item for item in self.ranges if number in item), None)
 
     def candidates(self, last: str) -> Iterator[tuple[str, Range]]:
@@ -65,7 +70,7 @@ class RangeSet(Struct, frozen=True):
         if start is None:
             spans = [(item, item.start, item.end) for item in self.ranges]
         else:
-            number, at = int(ip_address(last)), self.ranges.index(start)
+            number, at = _number(last), self.ranges.index(start)
             others = (*self.ranges[at + 1 :], *self.ranges[:at])
             spans = [
                 (start, number + 1, start.end),
@@ -73,7 +78,7 @@ class RangeSet(Struct, frozen=True):
                 (start, start.start, number),
             ]
         for item, first, final in spans:
-            gateway = int(ip_address(item.gateway))
+            gateway = _number(item.gateway)
             for number in range(first, final + 1):
                 if number != gateway:
                     yield to_text(item.family, number), item
@@ -100,6 +105,7 @@ def decode_directory(conf: NetConf) -> str:
     return f"{data_dir.rstrip('/')}/{conf.name}"
 
 
+@lru_cache(maxsize=64)
 def decode_host_local(conf: NetConf) -> HostLocalConf:
     """Return the configuration of host-local. Raises CniError(INVALID_CONFIG)."""
     runtime = conf.fields.child("runtimeConfig")
@@ -107,7 +113,8 @@ def decode_host_local(conf: NetConf) -> HostLocalConf:
     return _decode(conf.cni_version, conf.name, msgspec.json.encode(relevant))
 
 
-# The pods of a node have one configuration; reading it takes longer than giving out an address.
+# The pods of a node have one configuration, but for what else is in runtimeConfig; reading it takes longer than
+# giving out an address.
 @lru_cache(maxsize=64)
 def _decode(version: str, name: str, relevant: bytes) -> HostLocalConf:
     conf = NetConf(version, name, "host-local", msgspec.json.decode(relevant))
@@ -172,7 +179,7 @@ def _decode_range(fields: Fields) -> Range:
         text = fields.parsed(name, address, "")
         if text and (family(text) != network.version or ip_address(text) not in network):
             fields.fail(name, f"{text} not in network {network}")
-        limits[name] = int(ip_address(text)) if text else limits[name]
+        limits[name] = _number(text) if text else limits[name]
     start, end = limits.values()
     if start > end:
         fields.fail("rangeStart", f"the range would start behind its end {to_text(network.version, end)}")

@@ -33,10 +33,8 @@ _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _WHAT = "network namespace"
 
-_identified: dict[int, tuple[int, int]] = {}
-"""Identities by inode, each kept by an open `NetNamespace`: while that is open no other can have its inode. One that
-is opened again meanwhile, as by the steps of a CNI ADD, need not be entered to be known.
-"""
+_held: dict[str, NetNamespace] = {}
+"""Namespaces by path that are held for a while: the steps of a CNI ADD all ask for the same one."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
@@ -64,7 +62,24 @@ class NetNamespace:
         self.path = os.fspath(path)
         self._fd = _open(self.path)
         self._identity: tuple[int, int] | None = None
-        self._keeps = False
+        self._users = 1
+        self._spare: socket.socket | None = None
+
+    @classmethod
+    def shared(cls, path: str | os.PathLike[str]) -> NetNamespace:
+        """The one that is held at a path (`hold`), else opened anew. Each caller closes it once, and is of the
+        thread that holds it. Raises as the constructor does.
+        """
+        found = _held.get(os.fspath(path))
+        if found is None or not found._is_there():
+            return cls(path)
+        found._users += 1
+        return found
+
+    def hold(self) -> Self:
+        """Be the one that `shared` returns for the path, until the last user has closed it."""
+        _held.setdefault(self.path, self)
+        return self
 
     @classmethod
     def from_pid(cls, pid: int) -> Self:
@@ -84,24 +99,40 @@ class NetNamespace:
         boot. The cookie is needed because a new namespace soon gets the inode of one that has died.
         """
         if self._identity is None:
-            inode = os.fstat(self.fd).st_ino
-            known = _identified.get(inode)
-            self._identity = made = known or (inode, briefly_in(self.fd, cookie))
-            self._keeps = known is None and _identified.setdefault(inode, made) is made
+            self._spare = briefly_in(self.fd, _route_socket)
+            self._identity = os.fstat(self.fd).st_ino, _cookie_of(self._spare)
         return self._identity
 
     def run(self, function: Callable[[], T]) -> T:
         """Same as :func:`run_in` with this namespace."""
         return run_in(self.fd, function)
 
+    def route_socket(self) -> socket.socket:
+        """A new route netlink socket of the namespace, not bound yet; the caller closes it. Raises KernelError."""
+        spare, self._spare = self._spare, None
+        return spare if spare is not None else briefly_in(self.fd, _route_socket)
+
     def close(self) -> None:
-        """Close the descriptor; a second call does nothing."""
-        if self._keeps and self._identity is not None:
-            del _identified[self._identity[0]]  # before the namespace can die, and its inode be another's
-            self._keeps = False
+        """Close the descriptor, unless others share it; a call more does nothing."""
+        self._users -= 1
+        if self._users > 0:
+            return
+        if _held.get(self.path) is self:
+            del _held[self.path]
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def _is_there(self) -> bool:
+        """Whether the file still is this namespace: no other can have its inode while it is open."""
+        try:
+            found, own = os.stat(self.path), os.fstat(self._fd)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
 
     def __enter__(self) -> Self:
         return self
@@ -199,8 +230,16 @@ def briefly_in(netns_fd: int, function: Callable[[], T]) -> T:
 
 def cookie() -> int:
     """The kernel's number for the namespace of the calling thread, given once (Linux 5.14)."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
-        return int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+    with _route_socket() as any_socket:
+        return _cookie_of(any_socket)
+
+
+def _cookie_of(opened: socket.socket) -> int:
+    return int.from_bytes(opened.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+
+
+def _route_socket() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
 
 
 def _in_thread(function: Callable[[], T]) -> T:

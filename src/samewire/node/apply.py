@@ -222,7 +222,8 @@ class NodeSwitch:
                     undo.push(
                         "proxy rules", partial(proxies.remove, made.link.host_name, made.link.netns_path)
                     )
-                links.activate(kernel.netlink, kernel.hooks, made.link, made.pair, made.netns)
+                new = endpoint_id in steps.new
+                links.activate(kernel.netlink, kernel.hooks, made.link, made.pair, made.netns, new=new)
             for endpoint in steps.relink.values():
                 self._change_link(endpoint, view, undo)
             kernel.hostnet.apply(unbinds)
@@ -248,7 +249,7 @@ class NodeSwitch:
         opened: dict[str, _Opened],
     ) -> None:
         link = self._link(endpoint, view)
-        netns = NetNamespace(link.netns_path)
+        netns = NetNamespace.shared(link.netns_path)
         try:
             if netns.identity == self._own_netns:
                 raise Invalid("$.NetnsPath", f"{link.netns_path} is the node's own network namespace")

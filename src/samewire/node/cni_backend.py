@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import msgspec
@@ -62,7 +60,7 @@ class NodeBackend:
         if network is None:
             raise NotFound("network", request.network)
         with self._pod_netns(request.netns_path) as netns:  # open all the time: every step asks which it is
-            return await self._attach(network, request, netns.identity)
+            return await self._attach(network, request, netns.hold().identity)
 
     async def _attach(self, network: Network, request: AttachRequest, identity: tuple[int, int]) -> Attached:
         for endpoint in self._stale(request.netns_path, request.interface_name, identity):
@@ -181,18 +179,21 @@ class NodeBackend:
             and ((state := self._node.switch.ports.get(endpoint.id)) is None or state.identity != identity)
         ]
 
-    @contextmanager
-    def _pod_netns(self, path: str) -> Iterator[NetNamespace]:
-        """The open network namespace of a pod. Raises CniError when it is none."""
-        with ExitStack() as stack:
-            try:
-                netns = stack.enter_context(NetNamespace(path))
-                own = netns.identity == self._own_netns
-            except SamewireError as error:
-                raise bad_netns(path, str(error)) from error
-            if own:
-                raise bad_netns(path, "it is the node's own")
-            yield netns
+    def _pod_netns(self, path: str) -> NetNamespace:
+        """The network namespace of a pod, opened; the caller closes it. Raises CniError when it is none."""
+        try:
+            netns = NetNamespace(path)
+        except SamewireError as error:
+            raise bad_netns(path, str(error)) from error
+        try:
+            own = netns.identity == self._own_netns
+        except SamewireError as error:
+            netns.close()
+            raise bad_netns(path, str(error)) from error
+        if own:
+            netns.close()
+            raise bad_netns(path, "it is the node's own")
+        return netns
 
 
 def _endpoint(request: AttachRequest) -> Endpoint:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import structlog
 
 from samewire.kernel.rtnetlink import LinkMonitor
@@ -129,12 +131,20 @@ def configure_logging() -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(_json_line),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
         cache_logger_on_first_use=True,
     )
+
+
+def _json_line(event: object, **options: Any) -> bytes:
+    """One line of the log; what msgspec has no form for (lone surrogates, whole numbers beyond 64 bits), json has."""
+    try:
+        return msgspec.json.encode(event, enc_hook=options["default"])
+    except (ValueError, OverflowError):
+        return json.dumps(event, **options).encode()
 
 
 def _async(function: Callable[[], None]) -> Closer:

@@ -88,15 +88,21 @@ def create(netlink: Netlink, link: PortLink, netns: NetNamespace) -> Pair:
     return Pair(*made)
 
 
-def activate(netlink: Netlink, hooks: Hooks, link: PortLink, pair: Pair, netns: NetNamespace) -> None:
-    """Open the port: the tables must hold its policies by now. Raises KernelError, Unsupported."""
-    proxies.write(link, netns)
+def activate(
+    netlink: Netlink, hooks: Hooks, link: PortLink, pair: Pair, netns: NetNamespace, *, new: bool
+) -> None:
+    """Open the port: the tables must hold its policies by now. ``new``: its endpoint has had none before.
+
+    Raises KernelError, Unsupported.
+    """
+    if link.proxies or not new:
+        proxies.write(link, netns)
     requests = hooks.pod_requests(pair.host)
     if link.rate_bytes_per_s:
         requests.append(shaper(pair.host, link.rate_bytes_per_s, link.burst_bytes))
     requests.append(_quiet(link_set(pair.host, up=True, alias=link.alias)))
     netlink.batch(requests)
-    with Netlink(netns.fd) as inside:
+    with Netlink(netns) as inside:
         requests = pod_requests(link, pair.peer)
         try:
             inside.batch(requests)

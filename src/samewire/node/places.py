@@ -16,7 +16,7 @@ _boot_id = cache(read_boot_id)
 def identity_text(path: str) -> str:
     """What tells the network namespace in a file from any other, of this boot or another; "" when there is none."""
     try:
-        with NetNamespace(path) as netns:
+        with NetNamespace.shared(path) as netns:
             inode, cookie = netns.identity
     except SamewireError:
         return ""

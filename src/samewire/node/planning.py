@@ -34,12 +34,14 @@ class Steps(msgspec.Struct):
     """What has to be done for a set of changes.
 
     ``owners``: to compile anew (True) or to forget (False), in order. ``attach``: endpoints that get a link,
-    ``detach``: ids of endpoints that lose theirs, ``relink``: those whose link may have to be changed.
+    ``new``: ids of those among them that are being created, ``detach``: ids of endpoints that lose theirs,
+    ``relink``: those whose link may have to be changed.
     ``balancers``: load balancers, as ``owners`` (they have a path of their own: `samewire.node.balancers`).
     """
 
     owners: dict[Owner, bool] = msgspec.field(default_factory=dict)
     attach: dict[str, Endpoint] = msgspec.field(default_factory=dict)
+    new: set[str] = msgspec.field(default_factory=set)
     detach: dict[str, None] = msgspec.field(default_factory=dict)
     relink: dict[str, Endpoint] = msgspec.field(default_factory=dict)
     balancers: dict[str, bool] = msgspec.field(default_factory=dict)
@@ -172,6 +174,8 @@ def _endpoint(steps: Steps, change: Change, view: StoreView, facts: NodeFacts, h
     steps.owners[owner] = True
     if place and (not has_port or moved):
         steps.attach[change.id] = after
+        if before is None:
+            steps.new.add(change.id)
     elif place:
         steps.relink[change.id] = after
 

@@ -334,7 +334,7 @@ class ServiceProxy:
             ids = tuple([value.id for value in wanted.load_balancers])
             before = self._written.get(key, ())
             errors = [str(failed[lb_id]) for lb_id in {*ids, *before} if lb_id in failed] if failed else []
-            touched = any(lb_id in changed for lb_id in ids) or any(lb_id in changed for lb_id in before)
+            touched = not changed.isdisjoint(ids) or not changed.isdisjoint(before)
             checks_changed |= self._check(key, wanted)
             if errors:
                 known = dict.fromkeys((*ids, *before))

@@ -216,7 +216,7 @@ class Nat(Record, frozen=True, gc=False):
 
     action: U8
     flags: U8
-    reserved: ClassVar[Pad] = Pad(2)
+    ports: U16
     rule: U32
     address: Addr
 

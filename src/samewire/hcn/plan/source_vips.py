@@ -45,6 +45,10 @@ class SourceVips:
         """Return changes of load balancers with the endpoints that these need before them, and behind them the
         deletion of those that nobody needs any more.
         """
+        if not self._made and not any(
+            _use(change.before)[1] for change in changes if change.before is not None
+        ):
+            return list(changes)
         view = self._context.view
         changing = {change.id: change for change in changes}
         still = {_use(change.after) for change in changes}

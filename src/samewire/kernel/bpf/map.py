@@ -137,8 +137,7 @@ class BpfMap(Handle):
         for start in range(0, len(pairs), _BATCH):
             b.begin(operation)
             part = pairs[start : start + _BATCH]
-            values = b"".join([self._checked(key, value) for key, value in part])
-            keys = b"".join([key for key, _ in part])
+            keys, values = self._joined(part)
             count = ct.c_uint32(len(part))
             result = b.lib.bpf_map_update_batch(self.fd, keys, values, ct.byref(count), ct.byref(options))
             if result < 0:
@@ -165,6 +164,13 @@ class BpfMap(Handle):
             else:
                 b.check(result, operation)
         return removed
+
+    def _joined(self, pairs: list[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
+        """All keys, and all values as the kernel wants them."""
+        keys, values = zip(*pairs, strict=True)
+        if {*map(len, keys)} != {self.key_size} or {*map(len, values)} != {self._room}:
+            values = tuple([self._checked(key, value) for key, value in pairs])
+        return b"".join(keys), b"".join(values)
 
     def _checked(self, key: bytes, value: bytes) -> bytes:
         """The value as the kernel wants it; what has another size would be read past its end."""

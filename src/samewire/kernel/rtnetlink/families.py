@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 
 from samewire.errors import Invalid
@@ -10,6 +9,7 @@ from samewire.errors import Invalid
 _KERNEL = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
 _VERSION = {kernel: version for version, kernel in _KERNEL.items()}
 _LENGTH = {4: 4, 6: 16}
+_BY_LENGTH = {4: socket.AF_INET, 16: socket.AF_INET6}
 
 
 def kernel_family(version: int) -> int:
@@ -36,4 +36,5 @@ def check_address(address: bytes, version: int, bits: int | None = None) -> None
 
 def show(address: bytes) -> str:
     """A packed address as text, for the words of an operation."""
-    return str(ipaddress.ip_address(address)) if len(address) in (4, 16) else address.hex()
+    family = _BY_LENGTH.get(len(address))
+    return socket.inet_ntop(family, address) if family is not None else address.hex()

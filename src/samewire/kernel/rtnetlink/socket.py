@@ -14,7 +14,7 @@ from typing import Self, TypeVar
 
 from samewire.errors import KernelError, NotFound
 from samewire.kernel import faults
-from samewire.kernel.netns import briefly_in
+from samewire.kernel.netns import NetNamespace, briefly_in
 from samewire.kernel.rtnetlink import codec
 from samewire.kernel.rtnetlink.codec import Message, Query, Request
 
@@ -32,6 +32,7 @@ _RECEIVE_BUFFER_BYTES = 4 << 20
 _ANSWER_BYTES = 8 << 10
 _DATAGRAM_BYTES = 64 << 10
 _DUMP_ATTEMPTS = 10
+_OPEN = "open netlink socket"
 
 
 def open_socket(netns_fd: int | None, protocol: int = _socket.NETLINK_ROUTE) -> _socket.socket:
@@ -40,11 +41,14 @@ def open_socket(netns_fd: int | None, protocol: int = _socket.NETLINK_ROUTE) -> 
     def make() -> _socket.socket:
         return _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, protocol)
 
-    operation = "open netlink socket"
     try:
         opened = make() if netns_fd is None else briefly_in(netns_fd, make)
     except OSError as error:
-        raise KernelError(operation, error.errno or errno.EIO) from error
+        raise KernelError(_OPEN, error.errno or errno.EIO) from error
+    return _prepared(opened)
+
+
+def _prepared(opened: _socket.socket) -> _socket.socket:
     try:
         opened.setsockopt(_socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
@@ -52,16 +56,24 @@ def open_socket(netns_fd: int | None, protocol: int = _socket.NETLINK_ROUTE) -> 
         opened.bind((0, 0))
     except OSError as error:
         opened.close()
-        raise KernelError(operation, error.errno or errno.EIO) from error
+        raise KernelError(_OPEN, error.errno or errno.EIO) from error
     return opened
 
 
 class Netlink:
     """A connection to route netlink of one network namespace. A context manager; not for two threads at once."""
 
-    def __init__(self, netns_fd: int | None = None, protocol: int = _socket.NETLINK_ROUTE) -> None:
-        """Open in the namespace ``netns_fd`` (``None``: the caller's own); the descriptor may be closed after."""
-        self._socket = open_socket(netns_fd, protocol)
+    def __init__(
+        self, netns: int | NetNamespace | None = None, protocol: int = _socket.NETLINK_ROUTE
+    ) -> None:
+        """Open in a namespace, given or as its descriptor (``None``: the caller's own); it may be closed after.
+
+        An open `NetNamespace` has a socket at hand once it has told its identity, but of the route protocol only.
+        """
+        if isinstance(netns, NetNamespace):
+            self._socket = _prepared(netns.route_socket())
+        else:
+            self._socket = open_socket(netns, protocol)
         self._buffer = bytearray(_ANSWER_BYTES)
         self._sequence = 0
 

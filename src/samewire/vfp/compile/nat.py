@@ -21,7 +21,7 @@ from samewire.vfp.constants import NAT_KEY_BITS, NatAction, NatFlag
 from samewire.vfp.model import FAMILIES, NodeFacts, Numbers
 from samewire.vfp.tables import Nat, NatKey
 
-NO_NAT: Final = Nat(NatAction.NONE, 0, 0, ZERO)
+NO_NAT: Final = Nat(NatAction.NONE, 0, 0, 0, ZERO)
 
 # An OutBoundNAT policy with its number: its position in the endpoint's list, from 1.
 NumberedPolicy = tuple[int, OutBoundNAT]
@@ -114,7 +114,7 @@ def _policy(item: NumberedPolicy, family: int, node: bytes) -> _Policy | None:
         return None
     flags = NatFlag.EXPLICIT if destinations else 0
     return _Policy(
-        Nat(NatAction.SNAT, flags, number, source),
+        Nat(NatAction.SNAT, flags, policy.max_port_pool_usage, number, source),
         PrefixSet(family, destinations) if destinations else None,
         PrefixSet(family, exceptions),
     )

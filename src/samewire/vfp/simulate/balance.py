@@ -34,9 +34,14 @@ def hash_ends(source: bytes, destination: bytes, last: int) -> int:
     words += [int.from_bytes(destination[i : i + 4], "big") for i in range(0, 16, 4)]
     value = 0
     for word in (*words, last):
-        value = (value ^ word) * 0x9E3779B1 & _MASK32
-        value ^= value >> 15
+        value = hash_word(value, word)
     return value
+
+
+def hash_word(value: int, word: int) -> int:
+    """A hash with one more word."""
+    value = (value ^ word) * 0x9E3779B1 & _MASK32
+    return value ^ value >> 15
 
 
 def hash_tuple(ends: Tuple) -> int:

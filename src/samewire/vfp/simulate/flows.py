@@ -18,7 +18,7 @@ from samewire.vfp.constants import (
     RewriteFlag,
     TcpFlag,
 )
-from samewire.vfp.simulate.balance import hash_tuple, service_of
+from samewire.vfp.simulate.balance import hash_tuple, hash_word, service_of
 from samewire.vfp.simulate.direct import clamp_mss
 from samewire.vfp.simulate.packet import TCP, UDP, WITH_PORTS, Tuple
 from samewire.vfp.simulate.state import Dropped, Passed, Refused, State, Walk
@@ -143,10 +143,13 @@ def _insert_second(state: State, walk: Walk) -> bool:
             return True
     if packet.protocol not in WITH_PORTS and not (packet.is_icmp and walk.first.source_port):
         return False
-    size = config.nat_port_high - config.nat_port_low + 1
+    pool = config.nat_port_high - config.nat_port_low + 1
+    size = min(walk.nat_ports or pool, pool)
+    # The part of the pool of an endpoint that may not use all of it.
+    low = config.nat_port_low + (hash_word(0, walk.first_port) * (pool + 1 - size) >> 32)
     start = hash_tuple(walk.first) * size >> 32
     for index in range(min(size, NAT_TRIES)):
-        walk.out = replace(walk.out, source_port=config.nat_port_low + (start + index) % size)
+        walk.out = replace(walk.out, source_port=low + (start + index) % size)
         if _try_second(state, walk):
             return True
     return False

@@ -113,6 +113,7 @@ class Walk(msgspec.Struct):
     rule: tuple[int, int] = (0, 0)
     needs_flow: bool = False
     wants_snat: bool = False
+    nat_ports: int = 0
     keep_frame: bool = False
     kept: int = 0
     backend: int = 0

@@ -45,6 +45,7 @@ def walk_layers(state: State, walk: Walk) -> None:
     walk.port = (walk.first_port, 0)
     walk.generation = walk.rule = (0, 0)
     walk.needs_flow = walk.wants_snat = False
+    walk.nat_ports = 0
     walk.backend = walk.service = 0
     walk.is_direct = False
     _routing(state, walk)
@@ -215,6 +216,7 @@ def _initiator_layers(state: State, walk: Walk) -> None:
         return
     if walk.forward.fate == Fate.UPLINK or nat.flags & NatFlag.EXPLICIT:
         lend_source(walk, nat.address)
+        walk.nat_ports = nat.ports
 
 
 def _target_layers(state: State, walk: Walk) -> None:
