@@ -123,7 +123,7 @@ def plan(
 def test_a_new_attached_endpoint_gets_a_link() -> None:
     new = endpoint("NEW", "10.1.0.9")
     steps = plan([Change(Kind.ENDPOINT, "NEW", None, new)])
-    assert steps == Steps(owners={("endpoint", "NEW"): True}, attach={"NEW": new})
+    assert steps == Steps(owners={("endpoint", "NEW"): True}, attach={"NEW": new}, new={"NEW"})
 
 
 def test_one_that_is_attached_nowhere_has_nothing() -> None:
