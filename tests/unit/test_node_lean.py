@@ -37,3 +37,21 @@ def test_what_was_imported_before_is_left_alone() -> None:
     assert _python(code) == "True"
     code = "import rich, sys, samewire.node.lean; print(sys.modules['rich'] is rich)"
     assert _python(code) == "True"
+
+
+def test_the_client_waits_until_it_is_asked_for() -> None:
+    code = (
+        "import sys, samewire.node.lean_http, samewire.node.servers; before = 'aiohttp.client' in sys.modules; "
+        "import aiohttp; from aiohttp import ClientSession, web; from importlib.metadata import version; "
+        "print(before, ClientSession.__module__, web is aiohttp.web, aiohttp.__version__ == version('aiohttp'), "
+        "len(aiohttp.connector._SSL_CONTEXT_VERIFIED.get_ca_certs()))"
+    )
+    assert _python(code) == "False aiohttp.client True True 0"
+
+
+def test_a_server_knows_its_version_without_the_client() -> None:
+    code = (
+        "import sys, samewire.node.lean_http; from importlib.metadata import version; from aiohttp import http; "
+        "print(version('aiohttp') in http.SERVER_SOFTWARE, 'aiohttp.client' in sys.modules)"
+    )
+    assert _python(code) == "True False"

@@ -89,6 +89,7 @@ class Daemon:
         source = None
         try:
             await asyncio.sleep(0)
+            import samewire.node.lean_http  # before anything that imports aiohttp
             import samewire.node.servers  # noqa: F401
 
             if config.balances:

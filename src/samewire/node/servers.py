@@ -1,6 +1,7 @@
 """The servers of a node: the HTTP API with the tools' views, CNI, and metrics.
 
-Imported while the kernel verifies the switch's programs: what they need takes long to import.
+Imported while the kernel verifies the switch's programs: what they need takes long to import. Import
+`samewire.node.lean_http` before it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-import samewire.node.lean_http  # noqa: F401  # before anything that imports aiohttp
 from samewire.cni.server import CniServer
 from samewire.cni.verbs import CniPlugin
 from samewire.errors import Unavailable
