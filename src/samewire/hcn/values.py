@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import uuid
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from socket import AF_INET, inet_pton
@@ -14,6 +14,8 @@ ZERO_GUID = "00000000-0000-0000-0000-000000000000"
 MAX_NAME = 256
 MAX_PATH = 4096
 
+_GUID_VERSION_4 = 4 << 76 | 2 << 62  # RFC 9562, section 5.4
+_GUID_RANDOM = 2**128 - 1 & ~(0xF << 76 | 3 << 62)
 _GUID = re.compile(r"[0-9A-F]{8}-(?:[0-9A-F]{4}-){3}[0-9A-F]{12}")
 _MAC = re.compile(r"[0-9A-F]{2}([-:]?)[0-9A-F]{2}(?:\1[0-9A-F]{2}){4}")
 # Linux takes quotes and asterisks, too; in a rule of nf_tables they would end the name, and match others.
@@ -24,7 +26,8 @@ _OPTION = re.compile(r"[\x21-\x7e]{1,255}")
 
 def new_guid() -> str:
     """Return a new random id."""
-    return str(uuid.uuid4()).upper()
+    text = f"{int.from_bytes(os.urandom(16)) & _GUID_RANDOM | _GUID_VERSION_4:032X}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def guid(text: str, path: str) -> str:
@@ -83,13 +86,18 @@ def optional_ip(text: str, path: str) -> str:
     return ip(text, path) if text else ""
 
 
+@lru_cache(maxsize=4096)
+def _of_a_station(canonical: str) -> bool:
+    parsed = ip_address(canonical)
+    return not (parsed.is_unspecified or parsed.is_multicast or canonical == "255.255.255.255")
+
+
 def station_ip(text: str, path: str) -> str:
     """Return an address that one host can have: not unspecified, not multicast, not broadcast. Raises
     HcnError.
     """
     canonical = ip(text, path)
-    parsed = ip_address(canonical)
-    if parsed.is_unspecified or parsed.is_multicast or canonical == "255.255.255.255":
+    if not _of_a_station(canonical):
         fail(path, f"{canonical} cannot be the address of a host", HcnCode.INVALID_IP)
     return canonical
 
