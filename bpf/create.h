@@ -120,7 +120,18 @@ SW_INLINE int sw_clear_orphan(struct sw_packet *p)
 #endif
 }
 
-/* Which source ports may be tried: a slice of the pool that starts at a place of the connection's own. */
+/* How many ports of the pool are for this connection. */
+SW_INLINE __u32 sw_nat_size(const struct sw_packet *p, const struct sw_config *config)
+{
+	__u32 size = config->nat_port_high - config->nat_port_low + 1;
+
+	return p->nat_ports && p->nat_ports < size ? p->nat_ports : size;
+}
+
+/*
+ * Which source ports may be tried: from a place of the connection's own on. An endpoint that may not use all of the
+ * pool has a part of its own (or shares some of it).
+ */
 static long sw_try_port(__u32 index, void *context)
 {
 	int *result = context;
@@ -130,8 +141,9 @@ static long sw_try_port(__u32 index, void *context)
 
 	if (!p || !config)
 		return 1;
-	low = config->nat_port_low;
-	size = config->nat_port_high - low + 1;
+	size = sw_nat_size(p, config);
+	low = config->nat_port_high - config->nat_port_low + 2 - size; /* places for the part */
+	low = config->nat_port_low + ((__u64)sw_hash_word(0, p->first_port) * low >> 32);
 	port = ((__u64)sw_hash_tuple(&p->first) * size >> 32) + index;
 	port = low + (port >= size ? port - size : port);
 	p->out.source_port = bpf_htons(port);
@@ -160,7 +172,7 @@ __noinline int sw_insert_second(void)
 	}
 	if (!sw_has_ports(p->protocol) && !(sw_is_icmp(p) && p->first.source_port))
 		return SW_EEXIST;
-	tries = config->nat_port_high - config->nat_port_low + 1;
+	tries = sw_nat_size(p, config);
 	if (tries > SW_NAT_TRIES)
 		tries = SW_NAT_TRIES;
 	bpf_loop(tries, sw_try_port, &result, 0);

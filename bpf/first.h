@@ -37,6 +37,7 @@ SW_INLINE void sw_start_walk(struct sw_packet *p)
 	p->rule[1] = 0;
 	p->needs_flow = 0;
 	p->wants_snat = 0;
+	p->nat_ports = 0;
 	p->route_flags = 0;
 	p->backend = 0;
 	p->service = 0;
@@ -186,6 +187,7 @@ SW_INLINE void sw_nat_layer(struct sw_packet *p, struct sw_port *own)
 		return;
 	sw_copy_address(&p->out.source, &nat->address);
 	p->wants_snat = 1;
+	p->nat_ports = nat->ports;
 	p->needs_flow = 1;
 	sw_step(p, SW_LAYER_NAT, SW_STEP_REWRITE, SW_NAT_SNAT, nat->rule, 0);
 }

@@ -535,7 +535,7 @@ struct sw_nat_key {
 struct sw_nat {
 	__u8 action; /* SW_NAT_NONE or SW_NAT_SNAT */
 	__u8 flags;  /* SW_NAT_EXPLICIT */
-	__u16 reserved;
+	__u16 ports; /* how many of the pool's an endpoint may use, 0 = all */
 	__u32 rule;
 	struct sw_addr address; /* VirtualIP, or the node's address */
 };

@@ -79,6 +79,7 @@ struct sw_packet {
 	__u8 is_direct;   /* the VIP stays on the connection's packets */
 	__u8 kept_direct; /* and has done so far */
 	__u8 inner_mac[8]; /* destination of a decapsulated frame: whom it is for */
+	__u16 nat_ports;   /* of the pool that the initiator may use, 0 = all */
 
 	/* Parsed. */
 	__u8 direction; /* of the packet under key: 0 or 1 */
