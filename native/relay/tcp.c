@@ -20,6 +20,8 @@
 #define PIPE_BYTES (1 << 20)
 #define SPARE_PIPES 64
 #define TURNS 16 /* of one way, before others get theirs */
+#define SILENCE_S 300 /* until a silent peer is asked whether it is still there */
+#define ASK_EVERY_S 30
 
 /* One direction of a connection. */
 struct way {
@@ -80,6 +82,17 @@ static void give_pipe(struct way *way)
 	way->pipe[0] = way->pipe[1] = -1;
 }
 
+/* A peer that has vanished says nothing: without asking, its connection would stay for ever. */
+static void set_up(int fd)
+{
+	int one = 1, silence_s = SILENCE_S, every_s = ASK_EVERY_S;
+
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
+	setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &silence_s, sizeof(silence_s));
+	setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &every_s, sizeof(every_s));
+}
+
 int tcp_listen(struct service *service, const struct address *address)
 {
 	int one = 1, fd = socket(address->any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -89,7 +102,7 @@ int tcp_listen(struct service *service, const struct address *address)
 	if (reserve_fd < 0)
 		reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)); /* accepted sockets inherit it */
+	set_up(fd); /* accepted sockets inherit it */
 	if (address->any.sa_family == AF_INET6)
 		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
 	if (bind(fd, &address->any, address->length) || listen(fd, SOMAXCONN)) {
@@ -147,8 +160,6 @@ void tcp_end(struct list *user)
 /* Begins a connect to a backend, another one than the last; false: there is none to try. */
 static bool try_backend(struct connection *c)
 {
-	int one = 1;
-
 	while (c->attempts < CONNECT_TRIES) {
 		struct backend *backend = backend_choose(c->service, &c->peer, c->tried);
 
@@ -159,7 +170,7 @@ static bool try_backend(struct connection *c)
 		c->backend.fd = socket(backend->address.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 		if (c->backend.fd < 0)
 			return false;
-		setsockopt(c->backend.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+		set_up(c->backend.fd);
 		list_add(&backend->users, &c->of_backend);
 		c->has_backend = true;
 		if ((!connect(c->backend.fd, &backend->address.any, backend->address.length) ||
@@ -208,8 +219,11 @@ static void begin(struct service *service, int fd, const struct address *peer)
 		fail(c);
 }
 
-/* Out of file descriptors: the client is told at once and does not hang in the queue. */
-static void refuse_one(int listener)
+/*
+ * Out of file descriptors: the client is told at once and does not hang in the queue. Returns whether one was; where
+ * the whole machine is out of them, somebody else may have taken the reserve.
+ */
+static bool refuse_one(int listener)
 {
 	int fd;
 
@@ -223,6 +237,7 @@ static void refuse_one(int listener)
 		counters.refused++;
 	}
 	reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	return fd >= 0;
 }
 
 void tcp_accept(struct service *service)
@@ -235,10 +250,12 @@ void tcp_accept(struct service *service)
 			begin(service, fd, &peer);
 			continue;
 		}
-		if (errno == EMFILE || errno == ENFILE)
-			refuse_one(service->source.fd);
-		else if (errno != ECONNABORTED && errno != EINTR)
+		if (errno == EMFILE || errno == ENFILE) {
+			if (!refuse_one(service->source.fd))
+				return; /* the queue is not empty: there will be another event */
+		} else if (errno != ECONNABORTED && errno != EINTR) {
 			return;
+		}
 	}
 }
 

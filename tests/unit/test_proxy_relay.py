@@ -236,6 +236,22 @@ async def test_a_client_whose_time_is_over_may_get_any_backend(relay: Relay) -> 
         assert len(names) > 1
 
 
+async def test_silent_peers_are_asked_whether_they_are_there(relay: Relay) -> None:
+    """Without that the connection of a client that has lost its power would stay for ever."""
+    async with tcp_backend("127.0.0.1", b"one") as backend:
+        port = await listener(relay, RelayService("web", "tcp", "127.0.0.1", (backend,)))
+        _, _, writer = await connect("127.0.0.1", port)
+        own, to_backend = f"0100007F:{port:04X}", f"0100007F:{backend.port:04X}"
+
+        async def asking() -> bool:  # a timer on both sides
+            rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+            mine = [row for row in rows if row[3] == "01" and (row[1] == own or row[2] == to_backend)]
+            return [row[5][:2] for row in mine] == ["02", "02"]
+
+        await until(asking)
+        await hang_up(writer)
+
+
 async def test_a_reset_is_passed_on(relay: Relay) -> None:
     ended = asyncio.get_running_loop().create_future()
 
