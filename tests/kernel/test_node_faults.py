@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest_asyncio
 
 from samewire.cni.backend import Address, AttachRequest
 from samewire.cni.result import Route
-from samewire.errors import KernelError, SamewireError
+from samewire.errors import KernelError, NotFound, SamewireError
 from samewire.hcn.codec import decode_modify, decode_object
 from samewire.hcn.schema import Endpoint, Kind, Network
 from samewire.kernel import faults
@@ -288,3 +289,18 @@ async def test_an_attached_endpoint_cannot_be_attached_twice(net: NodeNet, node:
         )
     assert len(node.store.state.endpoints()) == 1
     assert isinstance(node.store.state.endpoints()[0], Endpoint)
+
+
+async def test_an_add_behind_the_deletion_of_its_network_finds_none(net: NodeNet, node: Node) -> None:
+    network = await create_network(node)
+    backend, pod = NodeBackend(node), net.pod()
+    async with node.service._lock:  # both have to wait, the deletion first
+        deletion = asyncio.create_task(node.service.delete(Kind.NETWORK, network.id))
+        addition = asyncio.create_task(backend.attach(request(pod)))
+        for _ in range(3):
+            await asyncio.sleep(0)
+    await deletion
+    with pytest.raises(NotFound, match="network 'pods' not found"):
+        await addition
+    assert host_ends(node) == []
+    assert names_in(pod) == ["lo"]

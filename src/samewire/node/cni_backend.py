@@ -71,12 +71,17 @@ class NodeBackend:
                     f"container {request.container_id} has an interface {request.interface_name} already"
                 )
             await self._service.delete_attached_endpoint(endpoint.id)
-        made = await self._service.create_attached_endpoint(
-            network.id,
-            _endpoint(request),
-            NamespaceSpec(request.netns_path, request.container_id),
-            request.interface_name,
-        )
+        try:
+            made = await self._service.create_attached_endpoint(
+                network.id,
+                _endpoint(request),
+                NamespaceSpec(request.netns_path, request.container_id),
+                request.interface_name,
+            )
+        except HcnError as error:
+            if error.code is not HcnCode.NETWORK_NOT_FOUND:
+                raise
+            raise NotFound("network", request.network) from error  # it was deleted meanwhile: as if before
         state = self._node.switch.ports.get(made.id)
         if state is None:
             raise NotFound("port of endpoint", made.id)
