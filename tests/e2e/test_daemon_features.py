@@ -308,6 +308,42 @@ def test_check_compares_the_kernel(net: NodeNet, node: DaemonProcess) -> None:
     assert complaint() != ""
 
 
+_FROM_PORT = (
+    "import socket, sys\n"
+    "with socket.socket() as one:\n"
+    "    one.settimeout(3); one.connect((sys.argv[1], int(sys.argv[2])))\n"
+    "    one.sendall(b'hello'); print(one.recv(100).decode(), one.getsockname()[1])\n"
+)
+
+
+def test_the_nodes_sockets_are_not_given_mapped_ports(net: NodeNet, node: DaemonProcess) -> None:
+    """The answers to a connection from such a port would be taken to the pod; who has reserved it says so (flag 4)."""
+
+    def reserved() -> set[str]:
+        found = in_namespace(net.node, "cat", "/proc/sys/net/ipv4/ip_local_reserved_ports").stdout
+        return set(found.strip().split(","))
+
+    node.request("POST", "/v2/networks", overlay())
+    always = reserved()
+    pod, other = net.pod(), net.pod()
+    low = 40000
+    mappings = [policy("PortMapping", Protocol=6, InternalPort=7000, ExternalPort=low)]
+    theirs = [policy("PortMapping", Protocol=6, InternalPort=7000, ExternalPort=low + 2, Flags=4)]
+    node.add("pod", pod, node.conf(policies=mappings))
+    node.add("other", other, node.conf(policies=theirs))
+    assert reserved() == always | {str(low)}
+    in_namespace(net.node, "sysctl", "-qw", f"net.ipv4.ip_local_port_range={low} {low + 1}")
+    with echo_server(net.router, 7000):
+        asked = in_namespace(net.node, sys.executable, "-c", _FROM_PORT, ROUTER_IP, "7000")
+        assert asked.stdout.split() == ["hello", str(low + 1)]
+    node.stop()
+    node.start()
+    assert reserved() == always | {str(low)}
+    assert node.differences() == []
+    node.delete("pod", pod, node.conf(policies=mappings))
+    assert reserved() == always
+
+
 def test_host_ports_from_the_nodes_own_sockets(net: NodeNet, tmp_path: Path) -> None:
     mount = cgroup2_mount()
     assert mount is not None, "no cgroup2 file system is mounted"

@@ -24,7 +24,7 @@ from samewire.kernel.rtnetlink import Link, Netlink, link_dump
 from samewire.node import links
 from samewire.node.apply import NodeSwitch
 from samewire.node.audit_balancers import BalancerAudit
-from samewire.node.bindings import WantedAddress, WantedFilter, WantedForwarding, Wish
+from samewire.node.bindings import WantedAddress, WantedFilter, WantedForwarding, WantedReservation, Wish
 from samewire.node.devices import OWN_DEVICES, reserved_ports, wrong_settings
 from samewire.node.hostsockets import end_orphans
 from samewire.node.places import kept_identity
@@ -369,4 +369,6 @@ def _words(wish: Wish) -> str:
             return f"link address {mac.hex(':')}"
         case WantedForwarding():
             return "forwarding"
+        case WantedReservation(port):
+            return f"reservation of port {port}"
     return f"route {wish.destination} from {wish.source or 'any'}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -27,7 +27,14 @@ class WantedForwarding(msgspec.Struct, frozen=True, order=True):
     """The node passes on what arrives on samewire0 (IPv4)."""
 
 
-Wish: TypeAlias = WantedAddress | HostRoute | WantedFilter | WantedForwarding
+class WantedReservation(msgspec.Struct, frozen=True, order=True):
+    """A port that the kernel must not hand to the node's sockets: it is an endpoint's."""
+
+    port: int
+
+
+Wish: TypeAlias = WantedAddress | HostRoute | WantedFilter | WantedForwarding | WantedReservation
+_KINDS: Final = (WantedAddress, HostRoute, WantedFilter, WantedForwarding, WantedReservation)
 
 
 class BindingChange(msgspec.Struct, frozen=True):
@@ -135,8 +142,14 @@ def wishes(binding: HostBinding) -> Iterator[Wish]:
     yield from (WantedAddress(prefix) for prefix in binding.addresses)
     yield from binding.routes
     yield from (WantedFilter(mac) for mac in binding.nic_filters)
+    yield from (WantedReservation(port) for port in binding.mapped_ports)
     if binding.forwards:
         yield WantedForwarding()
+
+
+def reservations(wanted: Iterable[Wish]) -> frozenset[int]:
+    """The ports among wishes."""
+    return frozenset(wish.port for wish in wanted if isinstance(wish, WantedReservation))
 
 
 def _source(route: HostRoute) -> tuple[bool, Address | None]:
@@ -144,4 +157,4 @@ def _source(route: HostRoute) -> tuple[bool, Address | None]:
 
 
 def _rank(wish: Wish) -> tuple[int, Wish]:
-    return (WantedAddress, HostRoute, WantedFilter, WantedForwarding).index(type(wish)), wish
+    return _KINDS.index(type(wish)), wish

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from samewire.errors import NotFound
 from samewire.kernel import sysctl
@@ -22,9 +22,17 @@ from samewire.kernel.rtnetlink import (
     route_replace,
 )
 from samewire.kernel.rtnetlink.routes import TABLE_MAIN
-from samewire.node.bindings import BindingChange, WantedAddress, WantedFilter, WantedForwarding, Wish
-from samewire.node.devices import HOST
+from samewire.node.bindings import (
+    BindingChange,
+    WantedAddress,
+    WantedFilter,
+    WantedForwarding,
+    WantedReservation,
+    Wish,
+)
+from samewire.node.devices import HOST, reserved_ports
 from samewire.node.facts import short
+from samewire.node.portranges import parse_ports
 from samewire.vfp.address import ZERO, Address, Prefix
 from samewire.vfp.model import FAMILIES, HostRoute
 
@@ -38,10 +46,16 @@ _FORWARDING = ("net", "ipv4", "conf", HOST, "forwarding")
 class HostNet:
     """Applies and reads back what `samewire.node.bindings` wants."""
 
-    def __init__(self, netlink: Netlink, host_ifindex: int) -> None:
+    def __init__(
+        self, netlink: Netlink, host_ifindex: int, reserve: Callable[[frozenset[int]], None]
+    ) -> None:
+        """``reserve`` makes these ports, beside those that are always, the reserved ones."""
         self._netlink = netlink
+        self._reserve = reserve
         self.host = host_ifindex
         self.uplink = 0
+        self.mapped: frozenset[int] = frozenset()
+        """The endpoints' ports that are reserved."""
 
     def apply(self, changes: Iterable[BindingChange]) -> None:
         """Make the steps in order; what is there (or gone) already is fine. Raises KernelError.
@@ -59,9 +73,19 @@ class HostNet:
         for step in steps:
             if isinstance(step.wish, WantedForwarding):
                 sysctl.write(_FORWARDING, int(step.add))
+        self._reserve_ports(steps)
         lost = {route for route in routes if route.source is None} - self._routes() if routes else set()
         if lost:
             self._netlink.batch([self._route(route, add=True) for route in lost])
+
+    def _reserve_ports(self, steps: list[BindingChange]) -> None:
+        ours = [(step.wish.port, step.add) for step in steps if isinstance(step.wish, WantedReservation)]
+        if not ours:
+            return
+        added = {port for port, add in ours if add}
+        mapped = (self.mapped - {port for port, _ in ours}) | added
+        self._reserve(mapped)
+        self.mapped = mapped
 
     def missing(self, wanted: Iterable[Wish]) -> list[BindingChange]:
         """The steps from what is there to what is wanted. Raises KernelError.
@@ -91,6 +115,8 @@ class HostNet:
         with contextlib.suppress(NotFound):  # samewire0 is gone or renamed: that is the devices' matter
             if sysctl.read(_FORWARDING) == "1":
                 found.add(WantedForwarding())
+        reserved = parse_ports(reserved_ports())
+        found.update(WantedReservation(port) for port in self.mapped if reserved >> port & 1)
         if self.uplink:
             found.update(WantedFilter(entry.mac) for entry in self._netlink.dump(fdb_dump(self.uplink)))
         return found

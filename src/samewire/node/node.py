@@ -28,6 +28,7 @@ from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import Link, Netlink, link_dump
 from samewire.node.apply import Kernel, NodeSwitch
 from samewire.node.audit import Auditor, is_leftover
+from samewire.node.bindings import reservations
 from samewire.node.config import NodeConfig
 from samewire.node.devices import Devices, ensure_devices, reserve_ports
 from samewire.node.facts import hcn_facts, node_facts, read_uplink
@@ -68,7 +69,7 @@ class Node:
         self.devices = self._ensure_devices(self.uplink.mtu)
         self.hooks = Hooks(netlink, config.bpf_dir, board.programs)
         self.reaper = LinkReaper()
-        hostnet = HostNet(netlink, self.devices.host_ifindex)
+        hostnet = HostNet(netlink, self.devices.host_ifindex, self._reserve)
         hostnet.uplink = self.uplink.ifindex
         self._reporting = False
         self.trouble = ""
@@ -160,11 +161,15 @@ class Node:
         self.board.pin_again()
 
     def reserve_ports(self) -> None:
-        """Take the NAT pool and the node ports out of what the kernel hands to sockets. Raises KernelError,
-        Unavailable.
+        """Take the NAT pool, the node ports and those mapped to endpoints out of what the kernel hands to sockets.
+        Raises KernelError, Unavailable.
         """
+        self._reserve(self.switch.kernel.hostnet.mapped)
+
+    def _reserve(self, mapped: frozenset[int]) -> None:
         ranges = [self.config.nat_ports, *([self.config.node_port_range] if self.config.balances else [])]
-        reserve_ports(self.config.state_dir, ",".join("-".join(map(str, found)) for found in ranges))
+        texts = ["-".join(map(str, found)) for found in ranges] + [str(port) for port in sorted(mapped)]
+        reserve_ports(self.config.state_dir, ",".join(texts))
 
     async def report_drops(self, on: bool) -> None:
         """Have the programs send a record of each drop, or not. Raises SamewireError."""
@@ -187,8 +192,10 @@ class Node:
         return msgspec.structs.replace(facts, events=self._reporting)
 
     async def _bring_up(self) -> None:
-        self.reserve_ports()
         self.switch.restore(self.store.state, self._adopt())
+        hostnet = self.switch.kernel.hostnet
+        hostnet.mapped = reservations(self.switch.wanted.bindings.wanted())
+        self.reserve_ports()
         tables = self.switch.kernel.tables
         last_uplink = self.board.last_uplink
         if last_uplink != self.uplink.ifindex:

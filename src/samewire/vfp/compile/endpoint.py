@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from samewire.errors import Invalid
-from samewire.hcn.policies import OutBoundNAT, PortMapping, ProviderAddress, first, mapping_family
+from samewire.hcn.policies import (
+    NatFlags,
+    OutBoundNAT,
+    PortMapping,
+    ProviderAddress,
+    first,
+    mapping_family,
+    select,
+)
 from samewire.hcn.schema import Endpoint, Network, NetworkType
 from samewire.vfp.address import IPV4, IPV6, NO_MAC, ZERO, Address, Prefix, parse_address, parse_mac
 from samewire.vfp.compile.acl import compile_acl
@@ -67,9 +77,19 @@ def compile_endpoint(
         # Deeper than the shaper in the pod: what that lets pass is not dropped here.
         builder.put("sw_buckets", Id(port_ifindex), Bucket(rate, burst + POLICE_SLACK_BYTES, 0))
     sdn_routes(builder, endpoint.policies, context)
-    if plan.bridged:
-        return Compiled(builder.entries, _bridged(builder, plan, addresses, mac, facts))
-    return Compiled(builder.entries, HostBinding(forwards=builder.forwards))
+    binding = _bridged(builder, plan, addresses, mac, facts) if plan.bridged else HostBinding()
+    ports = _unreserved_ports(endpoint)
+    return Compiled(builder.entries, replace(binding, forwards=builder.forwards, mapped_ports=ports))
+
+
+def _unreserved_ports(endpoint: Endpoint) -> tuple[int, ...]:
+    """The node's ports that are mapped to the endpoint, but for those that the caller says it has reserved itself.
+
+    A connection of the node's own from such a port would have its answers taken to the pod.
+    """
+    mappings = select(endpoint.policies, PortMapping)
+    ports = {m.external_port for m in mappings if not m.flags & NatFlags.EXTERNAL_PORT_RESERVED}
+    return tuple(sorted(ports))
 
 
 def _port(
@@ -164,7 +184,7 @@ def _bridged(
             routes.append(HostRoute(prefix, Address(own.family, source) if source != ZERO else None))
         if own.family == IPV6:
             filters.append(solicited_node_mac(own.packed))
-    return HostBinding(routes=tuple(routes), nic_filters=tuple(filters), forwards=builder.forwards)
+    return HostBinding(routes=tuple(routes), nic_filters=tuple(filters))
 
 
 def solicited_node_mac(address: bytes) -> bytes:
