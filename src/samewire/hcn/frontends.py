@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerPortMapping, PortMappingFlags
 from samewire.hcn.policies import HostRoute, first
@@ -18,7 +20,7 @@ _OUTSIDE: Final = int(PortMappingFlags.VIP_EXTERNAL_IP | PortMappingFlags.USE_MU
 _LOCAL_ROUTED: Final = int(PortMappingFlags.LOCAL_ROUTED_VIP)
 
 
-class Reach(NamedTuple):
+class Reach(msgspec.Struct, frozen=True, gc=False):
     """Who sees a port mapping beside the pods of its network: the node, clients outside."""
 
     host: bool

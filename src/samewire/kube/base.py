@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from sys import intern
 from typing import Generic, Literal, TypeVar
 
 from msgspec import Struct
@@ -19,7 +19,7 @@ def keep_once(value: Struct, *names: str) -> None:
     for name in names:
         text = getattr(value, name)
         if text:
-            force_setattr(value, name, sys.intern(text))
+            force_setattr(value, name, intern(text))
 
 
 class Metadata(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
@@ -30,7 +30,8 @@ class Metadata(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True
     resource_version: str = ""
 
     def __post_init__(self) -> None:
-        keep_once(self, "namespace")
+        if self.namespace:
+            force_setattr(self, "namespace", intern(self.namespace))
 
 
 MetadataT_co = TypeVar("MetadataT_co", bound=Metadata, covariant=True)

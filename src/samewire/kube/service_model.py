@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from sys import intern
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct, field
 from msgspec.structs import force_setattr
 
-from samewire.kube.base import Key, KubeObject, Metadata, Protocol, keep_once
+from samewire.kube.base import Key, KubeObject, Metadata, Protocol
 
 Family = Literal["IPv4", "IPv6"]
 TrafficPolicy = Literal["Cluster", "Local"]
@@ -46,7 +47,8 @@ class ServicePort(Struct, frozen=True, gc=False, rename="camel", omit_defaults=T
     node_port: int = 0
 
     def __post_init__(self) -> None:
-        keep_once(self, "name")
+        if self.name:
+            force_setattr(self, "name", intern(self.name))
 
 
 class ClientIPConfig(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
@@ -156,7 +158,8 @@ class Hint(Struct, frozen=True, gc=False):
     name: str
 
     def __post_init__(self) -> None:
-        keep_once(self, "name")
+        if self.name:
+            force_setattr(self, "name", intern(self.name))
 
 
 class EndpointHints(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
@@ -183,7 +186,10 @@ class Endpoint(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True
     target_ref: TargetRef | None = None
 
     def __post_init__(self) -> None:
-        keep_once(self, "node_name", "zone")
+        if self.node_name:
+            force_setattr(self, "node_name", intern(self.node_name))
+        if self.zone:
+            force_setattr(self, "zone", intern(self.zone))
 
     @property
     def ready(self) -> bool:
@@ -210,7 +216,8 @@ class EndpointPort(Struct, frozen=True, gc=False, omit_defaults=True):
     port: int | None = None
 
     def __post_init__(self) -> None:
-        keep_once(self, "name")
+        if self.name:
+            force_setattr(self, "name", intern(self.name))
 
 
 # The API server writes null for an empty list of these two.
@@ -231,7 +238,7 @@ class EndpointSlice(KubeObject[SliceMetadata], frozen=True, gc=False, rename="ca
     ports: EndpointPorts = ()
 
     def __post_init__(self) -> None:
-        keep_once(self, "address_type")
+        force_setattr(self, "address_type", intern(self.address_type))
         if self.endpoints is None:
             force_setattr(self, "endpoints", ())  # type: ignore[unreachable]
         if self.ports is None:

@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from samewire.hcn.loadbalancers import (
@@ -74,7 +75,7 @@ class Settings(NamedTuple):
     direct: Mapping[str, DirectNode] = MappingProxyType({})
 
 
-class Compiled(NamedTuple):
+class Compiled(Struct, frozen=True, gc=False):
     """What a service wants. ``lacks_internal``, ``lacks_external``: a Local policy finds no endpoint here, while there
     are some elsewhere. ``health_check_port`` 0: no health check.
     """
@@ -151,7 +152,7 @@ def _vips(frontend: Frontend, settings: Settings) -> tuple[str, ...] | None:
     return tuple(a for a in settings.node_port_addresses if (":" in a) == six) or None
 
 
-class _Builder(NamedTuple):
+class _Builder(Struct, frozen=True, gc=False):
     """Makes the load balancers of one service."""
 
     key: Key
@@ -168,9 +169,10 @@ class _Builder(NamedTuple):
             self.key, frontend.kind, frontend.address, frontend.family, frontend.port, port.protocol
         )
         preserve = how.preserve_destination and frontend.kind is _INGRESS
-        external_local = frontend.external and (how.external_local or preserve)
-        internal_local = how.internal_local and not frontend.external
-        flags = self._flags(frontend, preserve)
+        external = frontend.kind is not CLUSTER_IP
+        external_local = external and (how.external_local or preserve)
+        internal_local = how.internal_local and not external
+        flags = self._flags(frontend, external, preserve)
         if internal_local:
             backends = _backends(choice.local or (), ())
         else:
@@ -203,10 +205,10 @@ class _Builder(NamedTuple):
             service_name=name,
         )
 
-    def _flags(self, frontend: Frontend, preserve: bool) -> int:
+    def _flags(self, frontend: Frontend, external: bool, preserve: bool) -> int:
         asked = self.service.metadata.annotations.dsr
         wants = asked == "true" if asked else self.settings.dsr
-        direct = frontend.external and (wants or preserve)
+        direct = external and (wants or preserve)
         return (_DSR if direct else 0) | (_IPV6 if frontend.family == 6 else 0)
 
     def _direct(

@@ -10,6 +10,8 @@ import ipaddress
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
+import msgspec
+
 from samewire.kube.model import Service, ServicePort
 from samewire.proxy.members import MAX_PORT, PortKey
 
@@ -31,7 +33,7 @@ class VipKind(enum.StrEnum):
 CLUSTER_IP: Final = VipKind.CLUSTER_IP
 
 
-class Frontend(NamedTuple):
+class Frontend(msgspec.Struct, frozen=True, gc=False):
     """One virtual address of one service port. ``address`` is "" for a node port: any address of the node.
     ``port_key``: what its members are filed under.
     """
@@ -42,11 +44,6 @@ class Frontend(NamedTuple):
     port: int
     service_port: ServicePort
     port_key: PortKey
-
-    @property
-    def external(self) -> bool:
-        """Whether the external traffic policy is for it."""
-        return self.kind is not CLUSTER_IP
 
 
 class Rules(NamedTuple):

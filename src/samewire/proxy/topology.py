@@ -57,7 +57,7 @@ class Place(NamedTuple):
     zone: str
 
 
-class Choice(NamedTuple):
+class Choice(msgspec.Struct, frozen=True, gc=False):
     """What carries traffic. ``cluster`` and ``local`` are None where the service never uses that policy.
 
     ``any_usable``: there is one somewhere in the cluster, even if this node must not use it.

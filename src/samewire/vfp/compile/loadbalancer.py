@@ -13,6 +13,8 @@ from itertools import product
 from typing import Final, NamedTuple
 from zlib import crc32
 
+import msgspec
+
 from samewire.errors import Invalid
 from samewire.hcn.frontends import reach
 from samewire.hcn.loadbalancers import (
@@ -87,7 +89,7 @@ _NOT_FOR_ALL: Final = DRAINING | LOCAL_POLICY_ONLY
 _HERE: Final = LOCAL | DRAINING
 
 
-class Compiled(NamedTuple):
+class Compiled(msgspec.Struct, frozen=True, gc=False):
     """What a load balancer wants: the rows of each of `TABLES`, in that order."""
 
     held: Held

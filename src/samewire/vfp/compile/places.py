@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
+import ipaddress
 from collections.abc import Iterable
-from socket import AF_INET6, inet_aton, inet_pton
 from typing import Final, NamedTuple, Protocol
 
 from samewire.hcn.frontends import has_host_port
@@ -47,7 +47,9 @@ _Lengths = list[tuple[int, dict[int, Place]]]
 
 def pack(text: str) -> bytes:
     """The 16 bytes of an address in canonical form."""
-    return inet_pton(AF_INET6, text) if ":" in text else inet_aton(text) + _PAD
+    if ":" in text:
+        return ipaddress.IPv6Address(text).packed
+    return bytes(map(int, text.split("."))) + _PAD
 
 
 class Scoped(Protocol):
