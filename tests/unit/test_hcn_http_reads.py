@@ -81,7 +81,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     seen = []
     real = Reads.answer
 
-    def answer(self: Reads, data: bytes) -> bytes | None:
+    def answer(self: Reads, data: bytes) -> tuple[bytes, bool] | None:
         result = real(self, data)
         if result is not None:
             seen.append(data)
@@ -121,6 +121,23 @@ async def test_the_same_answer_as_by_the_long_way(
         assert (status, body) == (slow_status, slow_body)
         assert {**headers, "date": ""} == {**slow_headers, "date": ""}
     assert json.loads(answers[0][2])["Name"] == "web"
+
+
+async def test_a_connection_ends_when_it_is_asked_to(
+    path: Path, object_id: str, quick: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = []
+    for _ in range(2):
+        reader, writer = await asyncio.open_unix_connection(path)
+        await Connection(reader, writer).say(get(object_id, HOST + b"Connection: close\r\n"))
+        head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+        lines = sorted(line for line in head.split(b"\r\n") if not line.startswith(b"Date"))
+        answers.append((lines, body))
+        monkeypatch.setattr(Reads, "answer", lambda self, data: None)
+    assert answers[0] == answers[1]
+    assert len(quick) == 1
 
 
 async def test_what_is_not_asked_plainly_goes_the_long_way(

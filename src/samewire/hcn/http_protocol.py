@@ -87,7 +87,11 @@ class JsonProtocol(web.RequestHandler):
             answer = self._reads.answer(data)
             if answer is not None and self.transport is not None:
                 self._next_keepalive_close_time = self._loop.time() + self.keepalive_timeout
-                self.transport.write(answer)
+                text, ends = answer
+                self.transport.write(text)
+                if ends:
+                    self.close()
+                    self.transport.close()
                 return
         if data and self._missing is not None:  # aiohttp itself calls with nothing, to read on
             left = missing(data) if self._missing == 0 else self._missing - len(data)

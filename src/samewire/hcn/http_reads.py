@@ -23,7 +23,7 @@ _GUID: Final = rb"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 _KINDS: Final = b"|".join(kind.value.encode() for kind in Kind)
 _HEADER: Final = (
     rb"(?i:(?:Host|Accept|Accept-Encoding|User-Agent|Content-Type): ?[ -~]{0,256}"
-    rb"|Content-Length: ?(?P<length>[0-9]{1,4})|Connection: ?keep-alive)\r\n"
+    rb"|Content-Length: ?(?P<length>[0-9]{1,4})|Connection: ?(?:keep-alive|(?P<close>close)))\r\n"
 )
 _REQUEST: Final = re.compile(
     rb"(?:GET /v2/(?P<get>" + _KINDS + rb")/(?P<get_id>" + _GUID + rb")"
@@ -41,8 +41,10 @@ class Reads:
         self._service = service
         self._rendered = rendered
 
-    def answer(self, data: bytes) -> bytes | None:
-        """Return the whole answer to one whole request, or None when it is for others to answer."""
+    def answer(self, data: bytes) -> tuple[bytes, bool] | None:
+        """Return the whole answer to one whole request, and whether the connection ends with it; None when it is for
+        others to answer.
+        """
         found = _REQUEST.match(data)
         if found is None:
             return None
@@ -58,9 +60,10 @@ class Reads:
         text = self._rendered[kind].json(view, value)
         head = (
             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(text)}\r\nDate: {rfc822_formatted_time()}\r\nServer: {SERVER_SOFTWARE}\r\n\r\n"
+            f"Content-Length: {len(text)}\r\nDate: {rfc822_formatted_time()}\r\nServer: {SERVER_SOFTWARE}\r\n"
         )
-        return head.encode() + text
+        end = "Connection: close\r\n\r\n" if found["close"] else "\r\n"
+        return (head + end).encode() + text, bool(found["close"])
 
 
 def _is_plain(get: bytes | None, body: bytes) -> bool:
