@@ -139,3 +139,11 @@ async def test_somebody_else(server: FakeServer) -> None:
     (seen,) = server.seen
     assert [item for item in seen.headers if item[0].startswith("Impersonate-")] == list(wanted)
     assert seen.token == "t"
+
+
+async def test_an_answer_that_breaks_off_says_so_in_words(server: FakeServer) -> None:
+    server.plan(Fault("list", "services", truncate=True))
+    client = KubeClient(Access(server.url, FixedCredential()))
+    with pytest.raises(Unavailable, match="the connection broke in the middle of an answer"):
+        await client.request("GET", "/api/v1/services")
+    await client.close()

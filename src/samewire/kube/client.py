@@ -225,4 +225,6 @@ def _retry_after(text: str) -> float | None:
 
 
 def _words(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the connection broke in the middle of an answer"
     return str(error) or type(error).__name__
