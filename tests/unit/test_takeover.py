@@ -15,9 +15,10 @@ from samewire.hcn.normalise import check_network
 from samewire.hcn.schema import Kind, Network
 from samewire.ipam.ranges import decode_host_local
 from samewire.takeover import plan
+from samewire.takeover.checks import check_takeover
 from samewire.takeover.conflists import IPV6_WINDOW, conflist, is_ours, ranges, read_conf, read_subnets
 from samewire.takeover.iptables import old_rules, old_tables, removal
-from samewire.takeover.links import Listing, bridge_of, remotes, restoring, tunnels
+from samewire.takeover.links import Listing, backend, bridge_of, remotes, restoring, tunnels
 from samewire.takeover.model import (
     Bridge,
     Command,
@@ -25,6 +26,7 @@ from samewire.takeover.model import (
     Guest,
     Journal,
     MakeNetwork,
+    Node,
     OldConf,
     OldRules,
     OldTable,
@@ -105,7 +107,9 @@ def test_theirs_are_told_from_kubelets_and_the_administrators() -> None:
     assert [rule.split()[1] for rule in found["nat"].rules] == [
         *("PREROUTING", "POSTROUTING", "POSTROUTING", "CNI-HOSTPORT-DNAT")
     ]
-    assert found["filter"].chains == ("KUBE-FORWARD",)
+    assert found["filter"].chains == ("KUBE-FORWARD",)  # KUBE-FIREWALL is kubelet's here, kube-proxy's in nat
+    ipvs = SAVED.replace(f":{SVC} - [0:0]", f":{SVC} - [0:0]\n:KUBE-FIREWALL - [0:0]")
+    assert "KUBE-FIREWALL" in found_rules(ipvs)["nat"].chains
     assert [rule.split()[-1] for rule in found["filter"].rules] == ["KUBE-FORWARD", "ACCEPT"]
     assert "flanneld forward" in found["filter"].rules[1]
     assert not any(one.blockers for one in found.values())
@@ -217,6 +221,29 @@ def test_devices_other_nodes_and_pods() -> None:
     assert bridge_of(LISTING, "eth0", [SUBNET], {}) is None
 
 
+@pytest.mark.parametrize(
+    ("links", "routes", "words"),
+    [
+        ([link("flannel-wg", 9, "wireguard")], [], "wireguard"),
+        ([link("flannel0", 9, "tun")], [], "udp"),
+        (
+            [],
+            [{"dst": "10.244.4.0/24", "gateway": "192.0.2.12", "dev": "eth0"}],
+            "10.244.4.0/24 via 192.0.2.12",
+        ),
+        ([], [{"dst": "fd00:244:0:4::/64", "gateway": "fd78::4", "dev": "eth0"}], "DirectRouting"),
+        ([], [{"dst": "10.244.4.0/24", "gateway": "10.244.1.1", "dev": "samewire0"}], ""),
+        ([], [{"dst": "10.0.0.0/8", "gateway": "192.0.2.1", "dev": "eth0"}], ""),
+        ([], [{"dst": "default", "gateway": "192.0.2.1", "dev": "eth0"}], ""),
+    ],
+)
+def test_what_else_than_vxlan_carries_packets(links: list[Any], routes: list[Any], words: str) -> None:
+    listing = replace(LISTING, links=[*LISTING.links, *links], routes=[*LISTING.routes, *routes])
+    found = backend(listing, [SUBNET, SUBNET6])
+    assert words in found
+    assert bool(found) == bool(words)
+
+
 FLANNEL = {
     "name": "cbr0",
     "cniVersion": "0.3.1",
@@ -249,6 +276,9 @@ def test_flannels_files() -> None:
             read_conf("/net.d/x", text)
 
 
+CONF = OldConf(
+    path="/net.d/10-flannel.conflist", name="cbr0", bridge="cni0", data_dir="/leases", version="0.3.1"
+)
 FOUND = Found(
     subnets=(SUBNET, SUBNET6),
     mtu=1450,
@@ -260,14 +290,12 @@ FOUND = Found(
     ),
     tunnels=(Tunnel(name="flannel.1", vni=1, port=8472, up=True, addresses=("10.244.1.0/32",)),),
     remotes=(Remote("10.244.2.0/24", "192.0.2.11", "aa:00:00:00:00:02"),),
-    conf=OldConf(
-        path="/net.d/10-flannel.conflist", name="cbr0", bridge="cni0", data_dir="/leases", version="0.3.1"
-    ),
+    conf=CONF,
     leases={"10.244.1.5": "c1", "10.244.1.7": "new", "10.244.1.8": "c2"},
     restore=("route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink",),
     settings=(("net/ipv4/conf/cni0/proxy_arp", "0"),),
 )
-NODE = plan.Node(vxlan_port=8472, balances=True, balances_for="cbr0", config="/c.toml")
+NODE = Node(vxlan_port=8472, balances=True, balances_for="cbr0", config="/c.toml")
 PLACES = Places(conf_dir="/net.d")
 PROXY = OldRules(tool="iptables-nft", table="nat", chains=("KUBE-SERVICES",), rules=())
 
@@ -309,7 +337,7 @@ def lines(steps: list[Step]) -> list[str]:
 
 
 def test_the_steps_of_a_takeover() -> None:
-    plan.check_takeover(FOUND, None, NODE, PLACES)
+    check_takeover(FOUND, None, NODE, PLACES)
     early, late = plan.takeover(FOUND, Journal(found=FOUND), NODE, PLACES)
     assert [type(step) for step in early] == [Write, Rename]
     batch = lines(late)
@@ -336,6 +364,9 @@ def test_the_steps_of_a_takeover() -> None:
     down = replace(FOUND, tunnels=(replace(FOUND.tunnels[0], up=False),), remotes=())
     _, again = plan.takeover(down, Journal(found=FOUND), NODE, PLACES)
     assert next(step.value for step in again if isinstance(step, MakeNetwork)) == network
+    # What the network has learned since stays.
+    assert [step.leave for step in again if isinstance(step, MakeNetwork)] == [("RemoteSubnetRoute",)]
+    assert [step.leave for step in late if isinstance(step, MakeNetwork)] == [()]
     assert "link set flannel.1 down" not in lines(again)
 
 
@@ -345,7 +376,27 @@ def test_the_steps_of_a_takeover() -> None:
         (replace(FOUND, conf=None), NODE, NotFound, "/net.d"),
         (replace(FOUND, subnets=()), NODE, NotFound, "FLANNEL_SUBNET"),
         (replace(FOUND, tunnels=()), NODE, Unsupported, "flannel.N"),
-        (FOUND, replace(NODE, vxlan_port=4789), Conflict, "vxlan_port = 8472 in /c.toml"),
+        (FOUND, replace(NODE, vxlan_port=4789), Conflict, r"/c.toml.*\nvxlan_port = 8472"),
+        (
+            replace(FOUND, rules=(PROXY,)),
+            Node(vxlan_port=4789, balances=False, balances_for="", config="/c.toml"),
+            Conflict,
+            r"vxlan_port = 8472(.|\n)*kubeconfig(.|\n)*proxy_network",  # all at once
+        ),
+        (replace(FOUND, backend="wireguard"), NODE, Unsupported, "wireguard"),
+        (replace(FOUND, ahead=("/net.d/00-multus.conf",)), NODE, Conflict, "00-multus.conf"),
+        (
+            replace(FOUND, conf=replace(CONF, others=({"type": "cilium-cni"},))),
+            NODE,
+            Unsupported,
+            "cilium-cni",
+        ),
+        (
+            replace(FOUND, tunnels=(*FOUND.tunnels, replace(FOUND.tunnels[0], name="flannel-v6.1", vni=2))),
+            NODE,
+            Unsupported,
+            "flannel-v6.1",
+        ),
         (replace(FOUND, rules=(PROXY,)), replace(NODE, balances=False), Conflict, "kubeconfig"),
         (
             replace(FOUND, tables=(OldTable("ip", "kube-proxy"),)),
@@ -356,9 +407,9 @@ def test_the_steps_of_a_takeover() -> None:
         (FOUND, replace(NODE, balances_for=""), Conflict, 'proxy_network = "cbr0"'),
     ],
 )
-def test_what_cannot_be_taken_over(found: Found, node: plan.Node, error: type[Exception], words: str) -> None:
+def test_what_cannot_be_taken_over(found: Found, node: Node, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
-        plan.check_takeover(found, None, node, PLACES)
+        check_takeover(found, None, node, PLACES)
 
 
 def test_the_journal_keeps_what_was_before_the_first_run() -> None:

@@ -87,7 +87,7 @@ class Applier:
             case Setting():
                 sysctl.write(step.path.split("/"), step.value)
             case MakeNetwork():
-                self._make(step.value)
+                self._make(step.value, step.leave)
             case AwaitServices():
                 self._await_services()
             case DropNetwork():
@@ -112,7 +112,7 @@ class Applier:
             for configuration in endpoint.get("IpConfigurations") or ()
         ]
 
-    def _make(self, wanted: dict[str, Any]) -> None:
+    def _make(self, wanted: dict[str, Any], leave: tuple[str, ...]) -> None:
         found = self.network(wanted["Name"])
         if found is None:
             return self._create(wanted)
@@ -120,7 +120,7 @@ class Applier:
             raise Conflict(
                 f"there is an HNS network {wanted['Name']} of type {found['Type']} with {_prefixes(found)}: remove it"
             )
-        present, due = _policies(found), _policies(wanted)
+        present, due = _policies(found, leave), _policies(wanted, leave)
         for how, policies in (
             ("Remove", [policy for policy in present if policy not in due]),
             ("Add", [policy for policy in due if policy not in present]),
@@ -152,14 +152,14 @@ class Applier:
             time.sleep(_POLL_S)
 
 
-def _policies(network: dict[str, Any]) -> list[dict[str, Any]]:
+def _policies(network: dict[str, Any], leave: tuple[str, ...]) -> list[dict[str, Any]]:
     """Those that follow the node's old pods and the other nodes, in one spelling."""
     found = []
     for policy in network.get("Policies") or ():
         settings = policy["Settings"]
         if policy["Type"] == "SDNRoute":
             settings = {"DestinationPrefix": settings["DestinationPrefix"], "NeedEncap": True}
-        if policy["Type"] in _KEPT_UP_TO_DATE:
+        if policy["Type"] in _KEPT_UP_TO_DATE and policy["Type"] not in leave:
             found.append({"Type": policy["Type"], "Settings": settings})
     return found
 

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec import Struct
+
 from samewire.errors import NotFound, Unavailable
 from samewire.takeover import links
 from samewire.takeover.conflists import ASIDE, is_ours, read_conf, read_subnets
@@ -26,7 +28,8 @@ SYSCTL: Final = "/proc/sys"
 
 def find(places: Places) -> Found:
     """Return what is there. Raises Invalid (a file that says something else), KernelError, Unavailable."""
-    conf, aside = _confs(Path(places.conf_dir))
+    confs = _confs(Path(places.conf_dir))
+    conf = confs.conf
     listing = _listing()
     subnets, mtu = _subnets(Path(places.subnet_file))
     leases = _leases(conf) if conf else {}
@@ -39,7 +42,10 @@ def find(places: Places) -> Found:
         tunnels=tunnels,
         remotes=links.remotes(listing, tunnels),
         conf=conf,
-        aside=aside,
+        aside=confs.aside,
+        in_force=confs.in_force,
+        ahead=confs.ahead,
+        backend=links.backend(listing, subnets),
         leases=leases,
         rules=tuple(_rules(conf.name if conf else "")),
         tables=_tables(),
@@ -50,10 +56,20 @@ def find(places: Places) -> Found:
     )
 
 
-def _confs(directory: Path) -> tuple[OldConf | None, tuple[str, ...]]:
-    """flannel's configuration, in force or put aside, and the paths of all that were put aside."""
+class _Confs(Struct, frozen=True):
+    """flannel's first configuration, seen by runtimes or put aside; the paths of all of either sort, and of those of
+    others that come before.
+    """
+
+    conf: OldConf | None
+    aside: tuple[str, ...]
+    in_force: tuple[str, ...]
+    ahead: tuple[str, ...]
+
+
+def _confs(directory: Path) -> _Confs:
     found: OldConf | None = None
-    aside = []
+    aside, in_force, ahead = list[str](), list[str](), list[str]()
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
         put_aside = path.name.endswith(ASIDE)
         if not put_aside and path.suffix not in _ENDINGS:
@@ -64,8 +80,10 @@ def _confs(directory: Path) -> tuple[OldConf | None, tuple[str, ...]]:
         conf = read_conf(str(path).removesuffix(ASIDE), text)
         if conf is not None:
             found = found or conf
-            aside += [str(path)] if put_aside else []
-    return found, tuple(aside)
+            (aside if put_aside else in_force).append(str(path))
+        elif found is None:
+            ahead.append(str(path))
+    return _Confs(found, tuple(aside), tuple(in_force), tuple(ahead))
 
 
 def _subnets(path: Path) -> tuple[Any, int]:

@@ -22,6 +22,8 @@ _ENTRIES: Final = re.compile(
 )
 """The chains that the kernel's own jump to."""
 _INNER: Final = re.compile(r"KUBE-(MARK-MASQ|PROXY-CANARY|(SVC|SVL|SEP|EXT|FW|XLB)-[A-Z2-7]{16})")
+_IPVS_ONLY: Final = ("nat", "KUBE-FIREWALL")
+"""kubelet's chain of that name is in the filter table."""
 _OF_A_POD: Final = re.compile(r"CNI-(DN-)?[0-9a-f]+")
 _BUILT_IN: Final = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 _FLANNELD: Final = ("flanneld masq", "flanneld forward")
@@ -42,7 +44,11 @@ def old_rules(tool: str, saved: str, network: str) -> list[OldRules]:
     """Return what is theirs in the output of ``<tool>-save``; ``network`` is the old CNI network's name."""
     found = []
     for table, chains, rules in _tables(saved):
-        theirs = [name for name in chains if _ENTRIES.fullmatch(name) or _INNER.fullmatch(name)]
+        theirs = [
+            name
+            for name in chains
+            if _ENTRIES.fullmatch(name) or _INNER.fullmatch(name) or (table, name) == _IPVS_ONLY
+        ]
         of_pods = {rule.target for rule in rules if _is_of_pod(rule, network)} & set(chains)
         owned = {*theirs, *of_pods}
         outside = [rule for rule in rules if rule.chain not in owned]

@@ -14,6 +14,12 @@ from samewire.takeover.model import Bridge, Guest, Remote, Subnet, Tunnel
 Json = dict[str, Any]
 
 _TUNNEL: Final = re.compile(r"flannel(-v6)?\.[0-9]+")
+_OTHER_BACKENDS: Final = {
+    "flannel-wg": "wireguard",
+    "flannel-wg-v6": "wireguard",
+    "flannel0": "udp",
+    "flannel.ipip": "ipip",
+}
 _PERMANENT: Final = "PERMANENT"
 _DEFAULT_PORT: Final = 8472
 PROTOCOL: Final = 83
@@ -52,6 +58,33 @@ def tunnels(listing: Listing) -> tuple[Tunnel, ...]:
                 )
             )
     return tuple(found)
+
+
+def backend(listing: Listing, subnets: Iterable[Subnet]) -> str:
+    """What else than VXLAN carries packets to pods of other nodes, "" for nothing: a device of flannel's, or routes
+    by way of the nodes' own link (``host-gw``, or ``vxlan`` with ``DirectRouting``).
+    """
+    for link in listing.links:
+        if link["ifname"] in _OTHER_BACKENDS:
+            return _OTHER_BACKENDS[link["ifname"]]
+    clusters = [ipaddress.ip_network(subnet.cluster) for subnet in subnets]
+    for route in listing.routes:
+        device = route.get("dev", "")
+        if "gateway" not in route or route["dst"] == "default" or route.get("protocol") == str(PROTOCOL):
+            continue
+        if _TUNNEL.fullmatch(device) or device.startswith("samewire"):
+            continue
+        prefix = ipaddress.ip_network(route["dst"])
+        if any(
+            prefix.version == cluster.version and _within(prefix, cluster) and prefix != cluster
+            for cluster in clusters
+        ):
+            return f"host-gw or DirectRouting ({prefix} via {route['gateway']} dev {device})"
+    return ""
+
+
+def _within(inner: ipaddress.IPv4Network | ipaddress.IPv6Network, outer: Any) -> bool:
+    return inner.network_address in outer and inner.prefixlen >= outer.prefixlen
 
 
 def remotes(listing: Listing, devices: Iterable[Tunnel]) -> tuple[Remote, ...]:

@@ -113,6 +113,12 @@ class Found(Struct, frozen=True, kw_only=True):
     remotes: tuple[Remote, ...] = ()
     conf: OldConf | None = None
     aside: tuple[str, ...] = ()
+    in_force: tuple[str, ...] = ()
+    """flannel's configurations that a runtime can see."""
+    ahead: tuple[str, ...] = ()
+    """Configurations of others that runtimes prefer to flannel's."""
+    backend: str = ""
+    """What beside or instead of VXLAN carries packets between nodes, where flannel has such."""
     leases: dict[str, str] = {}
     rules: tuple[OldRules, ...] = ()
     tables: tuple[OldTable, ...] = ()
@@ -131,6 +137,23 @@ class Places(Struct, frozen=True, kw_only=True):
     bin_dir: str = "/opt/cni/bin"
     subnet_file: str = "/run/flannel/subnet.env"
     journal: str = "/var/lib/samewire/takeover.json"
+
+
+class Node(Struct, frozen=True, kw_only=True):
+    """What has to be known of Samewire here.
+
+    ``balances``: whether it does kube-proxy's work, for the network ``balances_for`` ("" = all).
+    ``pods``: the addresses of its endpoints in the network.
+    ``client``: the CNI client of this installation. ``running``: false once Samewire has been uninstalled.
+    """
+
+    vxlan_port: int
+    balances: bool
+    balances_for: str
+    config: str
+    pods: tuple[str, ...] = ()
+    client: str = ""
+    running: bool = True
 
 
 class Command(Struct, frozen=True, tag="command"):
@@ -181,10 +204,11 @@ class Setting(Struct, frozen=True, tag="setting"):
 
 
 class MakeNetwork(Struct, frozen=True, tag="network"):
-    """The HNS network as it should be; made, or its policies changed."""
+    """The HNS network as it should be; made, or its policies changed, but not those of the types in ``leave``."""
 
     title: str
     value: dict[str, object]
+    leave: tuple[str, ...] = ()
 
 
 class DropNetwork(Struct, frozen=True, tag="no-network"):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from msgspec import Struct
 
-from samewire.errors import Conflict, NotFound, Unsupported
+from samewire.errors import Conflict, NotFound
+from samewire.takeover.checks import check_removal
 from samewire.takeover.conflists import ASIDE, NAME, conflist, ranges
 from samewire.takeover.iptables import removal
 from samewire.takeover.links import PROTOCOL
@@ -23,6 +23,7 @@ from samewire.takeover.model import (
     Found,
     Journal,
     MakeNetwork,
+    Node,
     Places,
     Remove,
     Rename,
@@ -34,48 +35,6 @@ from samewire.takeover.model import (
 
 TUNNEL: Final = "swvxlan0"
 _CLIENT: Final = "samewire-cni"
-
-
-class Node(Struct, frozen=True, kw_only=True):
-    """What has to be known of Samewire here.
-
-    ``balances``: whether it does kube-proxy's work, for the network ``balances_for`` ("" = all).
-    ``pods``: the addresses of its endpoints in the network.
-    ``client``: the CNI client of this installation. ``running``: false once Samewire has been uninstalled.
-    """
-
-    vxlan_port: int
-    balances: bool
-    balances_for: str
-    config: str
-    pods: tuple[str, ...] = ()
-    client: str = ""
-    running: bool = True
-
-
-def check_takeover(found: Found, journal: Journal | None, node: Node, places: Places) -> None:
-    """Refuse what cannot be taken over. Raises NotFound, Unsupported, Conflict."""
-    if found.conf is None:
-        raise NotFound(
-            "CNI configuration of flannel's in", places.conf_dir, "--cni-conf-dir names another place"
-        )
-    if not found.subnets:
-        raise NotFound("FLANNEL_SUBNET in", places.subnet_file, "--subnet-file names another file")
-    tunnels = found.tunnels or (journal.found.tunnels if journal else ())
-    if not tunnels:
-        raise Unsupported("a flannel without a flannel.N device", "its backend to be vxlan")
-    ports = sorted({tunnel.port for tunnel in tunnels})
-    if ports != [node.vxlan_port]:
-        raise Conflict(
-            f"{tunnels[0].name} uses UDP port {ports[0]}, Samewire {node.vxlan_port}: set vxlan_port = {ports[0]} in "
-            f"{node.config} and restart samewire"
-        )
-    _check_services(found, node)
-    if node.balances and node.balances_for != found.conf.name:
-        raise Conflict(
-            f'set proxy_network = "{found.conf.name}" in {node.config} and restart samewire: it must not answer for '
-            "node ports before it has the network, nor for other networks afterwards"
-        )
 
 
 def takeover(found: Found, journal: Journal, node: Node, places: Places) -> tuple[list[Step], list[Step]]:
@@ -126,7 +85,7 @@ def remove(found: Found, journal: Journal | None, node: Node, places: Places) ->
     """The steps that remove what was replaced. Raises NotFound before a takeover, Conflict while it is in use."""
     if journal is None:
         raise NotFound("takeover in", places.journal, "run `samewire takeover` first")
-    _check_removal(found, node)
+    check_removal(found, node)
     before = journal.found
     full = _with_before(found, before)
     steps: list[Step] = []
@@ -151,7 +110,7 @@ def remove(found: Found, journal: Journal | None, node: Node, places: Places) ->
         )
         for table in found.tables
     ]
-    steps += [Remove(f"remove {Path(path).name}", path) for path in found.aside]
+    steps += [Remove(f"remove {Path(path).name}", path) for path in (*found.aside, *found.in_force)]
     if found.subnets:
         steps.append(Remove("remove flanneld's file", places.subnet_file))
     return steps
@@ -208,31 +167,6 @@ def journal_of(found: Found, journal: Journal | None) -> Journal:
     if not any(tunnel.up for tunnel in found.tunnels):
         return journal
     return Journal(found=msgspec.structs.replace(found, settings=journal.found.settings or found.settings))
-
-
-def _check_services(found: Found, node: Node) -> None:
-    proxied = any(chain.startswith("KUBE-") for rules in found.rules for chain in rules.chains)
-    proxied |= any(table.name == "kube-proxy" for table in found.tables)
-    if proxied and not node.balances:
-        raise Conflict(
-            "kube-proxy's rules are here, and Samewire balances no services, so new pods would have none: set "
-            f'kubeconfig or in_cluster (and not proxy_mode = "off") in {node.config} and restart samewire'
-        )
-
-
-def _check_removal(found: Found, node: Node) -> None:
-    guests = found.bridge.guests if found.bridge else ()
-    if guests:
-        raise Conflict(
-            f"{len(guests)} pods still live on {found.bridge.name if found.bridge else ''}: "
-            f"{', '.join(map(str, guests))}; re-create them first (drain the node)"
-        )
-    if found.processes:
-        raise Conflict(f"{' and '.join(found.processes)} would write it again: stop them on this node first")
-    blockers = [f"{rules.tool} -t {rules.table} {text}" for rules in found.rules for text in rules.blockers]
-    if blockers:
-        raise Conflict(f"rules of others use kube-proxy's chains: {'; '.join(blockers)}; change them first")
-    _check_services(found, node)
 
 
 def _client(node: Node, places: Places) -> list[Step]:
@@ -330,7 +264,9 @@ def _network(found: Found, journal: Journal, node: Node) -> MakeNetwork:
     full, old = _with_before(found, journal.found), spared(found, journal, node)
     value = network_object(full, old, node.vxlan_port)
     what = f"{len(full.remotes)} subnets of other nodes, {len(old)} addresses of old pods"
-    return MakeNetwork(f"HNS network {value['Name']}: VNI {full.tunnels[0].vni}, {what}", value)
+    # Once flannel's tunnel is down it learns nothing more: what the network has is at least as new.
+    leave = () if any(tunnel.up for tunnel in found.tunnels) else ("RemoteSubnetRoute",)
+    return MakeNetwork(f"HNS network {value['Name']}: VNI {full.tunnels[0].vni}, {what}", value, leave)
 
 
 def _bridge_as_it_was(found: Found, bridge: Bridge, before: Found) -> list[Step]:

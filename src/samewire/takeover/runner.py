@@ -16,8 +16,9 @@ from samewire.kernel.rtnetlink import Netlink, link_dump
 from samewire.node.config import NodeConfig
 from samewire.takeover import plan
 from samewire.takeover.apply import Applier, forget_journal, load_journal, save_journal
+from samewire.takeover.checks import check_takeover
 from samewire.takeover.find import find
-from samewire.takeover.model import Found, Journal, Places, Step
+from samewire.takeover.model import Found, Journal, Node, Places, Step
 from samewire.takeover.plan import TUNNEL
 
 JOURNAL: Final = "takeover.json"
@@ -47,7 +48,7 @@ class Takeover:
         node = self._node(found, journal)
         if action == "remove":
             return plan.remove(found, journal, node, self._places)
-        plan.check_takeover(found, journal, node, self._places)
+        check_takeover(found, journal, node, self._places)
         early, late = plan.takeover(found, plan.journal_of(found, journal), node, self._places)
         return [*early, *late]
 
@@ -55,7 +56,7 @@ class Takeover:
         """Bring Samewire's network up beside what is there. May be repeated."""
         found, journal = self.found(), self._journal
         node = self._node(found, journal)
-        plan.check_takeover(found, journal, node, self._places)
+        check_takeover(found, journal, node, self._places)
         journal = plan.journal_of(found, journal)
         save_journal(self._journal_file, journal)
         early, _ = plan.takeover(found, journal, node, self._places)
@@ -95,7 +96,7 @@ class Takeover:
     def _journal(self) -> Journal | None:
         return load_journal(self._journal_file)
 
-    def _node(self, found: Found, journal: Journal | None, *, undo: bool = False) -> plan.Node:
+    def _node(self, found: Found, journal: Journal | None, *, undo: bool = False) -> Node:
         conf = found.conf or (journal.found.conf if journal else None)
         running = True
         try:
@@ -104,7 +105,7 @@ class Takeover:
             if not undo or _has_tunnel():
                 raise
             pods, running = [], False
-        return plan.Node(
+        return Node(
             vxlan_port=self._config.vxlan_port,
             balances=self._config.balances,
             balances_for=self._config.proxy_network,
