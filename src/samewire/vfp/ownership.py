@@ -78,7 +78,7 @@ class Ownership:
         """Enter one wish; returns the value that is now held for this owner."""
         claims = self._claims.setdefault(table, {}).setdefault(key, {})
         known = claims.get(owner)
-        if known is not None and same(known, value):
+        if known is value or (known is not None and same(known, value)):
             return known
         claims[owner] = value
         self._settle(table, key, claims, operations)

@@ -27,6 +27,7 @@ from samewire.vfp.constants import (
     AclShape,
 )
 from samewire.vfp.hashes import hash64, set_name, space_name
+from samewire.vfp.model import Entries
 from samewire.vfp.tables import (
     AclPortKey,
     AclPrefixKey,
@@ -53,6 +54,11 @@ class AclTable(msgspec.Struct, frozen=True):
     words: int = 0
     shape: int = 0
     space: int = 0
+
+
+_MADE: dict[int, tuple[Entries, AclTable]] = {}
+"""The entries of tables and the reference to them, by the tables' names: those are their content's."""
+_REMEMBERED: Final = 8
 
 
 class _Table:
@@ -148,10 +154,28 @@ class _Table:
 
 
 def build_table(builder: Builder, rules: Sequence[Rule], network_id: str) -> AclTable:
-    """Add the entries of a table; ``rules`` are in order, their stages without gaps. No rules: no table."""
+    """Add the entries of a table; ``rules`` are in order, their stages without gaps. No rules: no table.
+
+    The last ones are remembered: pods of one kind have the same rules, and a change of another policy of an endpoint
+    is not to cost what its rules do.
+    """
     if not rules:
         return AclTable()
-    table = _Table(builder, rules, network_id)
+    made = Builder()
+    table = _Table(made, rules, network_id)
+    known = _MADE.pop(table.name, None)
+    if known is None:
+        known = made.entries, _fill(table, rules, network_id)
+        if len(_MADE) >= _REMEMBERED:
+            del _MADE[next(iter(_MADE))]
+    _MADE[table.name] = known
+    entries, reference = known
+    for name, rows in entries.items():
+        builder.entries.setdefault(name, {}).update(rows)
+    return reference
+
+
+def _fill(table: _Table, rules: Sequence[Rule], network_id: str) -> AclTable:
     table.verdicts()
     table.services()
     shape = 0
