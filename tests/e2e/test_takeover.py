@@ -25,7 +25,7 @@ from tests.support.flannel import (
     is_alive,
     two_flannel_nodes,
 )
-from tests.support.node import NODE_IP, Json, daemon, in_namespace, ip_json, node_net, path_of
+from tests.support.node import NODE_IP, Json, daemon, in_namespace, ip, ip_json, node_net, path_of
 from tests.support.service_cluster import service, slice_of
 
 pytestmark = pytest.mark.root
@@ -356,3 +356,54 @@ def test_refusals(cluster: Cluster) -> None:
     assert "takeover" in cluster.takeover("--remove", status=3)
     (cluster.net_d / "10-flannel.conflist").unlink()
     assert "CNI configuration" in cluster.takeover(status=3)
+
+
+def test_what_comes_after_a_takeover(cluster: Cluster) -> None:
+    """A node that joins, an old pod that ends as the runtime ends it, and flannel's file written again."""
+    cluster.takeover()
+    [network] = [one for one in cluster.daemon.request("GET", "/v2/networks") if one["Name"] == NAME]
+    joined = {
+        "Type": "RemoteSubnetRoute",
+        "Settings": {
+            "DestinationPrefix": "10.244.9.0/24",
+            "IsolationId": 1,
+            "ProviderAddress": "192.168.78.9",
+            "DistributedRouterMacAddress": "02-00-00-00-00-09",
+        },
+    }
+    change = {"ResourceType": "Policy", "RequestType": "Add", "Settings": {"Policies": [joined]}}
+    cluster.daemon.request("POST", f"/v2/networks/{network['ID']}", change)
+    cluster.takeover()
+    assert "10.244.9.0/24" in json.dumps(cluster.daemon.request("GET", "/v2/networks"))
+
+    conflist = json.loads((cluster.net_d / "00-samewire.conflist").read_text())
+    conf = {"cniVersion": conflist["cniVersion"], "name": NAME, **conflist["plugins"][0]}
+    for name, pod in (("old-1", cluster.old), ("old-2", cluster.second)):
+        address = cluster.addresses[pod][0]
+        assert (cluster.near.leases / NAME / address).exists()
+        cluster.daemon.delete(name, pod, conf)
+        assert not (cluster.near.leases / NAME / address).exists()
+        ip("link", "delete", "eth0", netns_name=pod)  # as the end of its namespace does
+    (cluster.net_d / "10-flannel.conflist").write_text(
+        (cluster.net_d / "10-flannel.conflist.before-samewire").read_text()
+    )
+    cluster.takeover("--remove")
+    assert "10.244.9.0/24" in json.dumps(cluster.daemon.request("GET", "/v2/networks"))
+    assert sorted(path.name for path in cluster.net_d.iterdir()) == [
+        "00-samewire.conflist",
+        "99-loopback.conf",
+    ]
+
+
+def test_nodes_that_are_not_flannels_vxlan_alone(cluster: Cluster) -> None:
+    before = cluster.state()
+    multus = cluster.net_d / "00-multus.conf"
+    multus.write_text('{"cniVersion": "0.3.1", "name": "multus", "type": "multus"}')
+    assert "00-multus.conf" in cluster.takeover("--dry-run", status=1)
+    assert "00-multus.conf" in cluster.takeover(status=1)
+    multus.unlink()
+    ip("route", "add", "10.244.7.0/24", "via", "192.168.77.1", netns_name=cluster.net.node)
+    assert "DirectRouting" in cluster.takeover(status=1)
+    ip("route", "delete", "10.244.7.0/24", netns_name=cluster.net.node)
+    assert cluster.state() == before
+    assert "swvxlan0" in cluster.takeover("--dry-run")
