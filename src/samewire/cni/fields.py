@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
+from ipaddress import IPv6Address, ip_interface, ip_network
 from typing import Any, NoReturn
 
 from samewire.cni.errors import CniCode, CniError
+from samewire.hcn.policy_base import parse_ip
 
 _MAC = re.compile(r"[0-9a-f]{2}([-:])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}")
 
@@ -22,7 +23,7 @@ def address(text: str) -> str:
     """Return an IP address in its shortest form. Raises ValueError."""
     if "%" in text:
         raise ValueError(f"{text[:64]!r} is not an IP address")
-    parsed = ip_address(text)
+    parsed = parse_ip(text)
     mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
     return str(mapped or parsed)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_interface
 
 import msgspec
 
@@ -14,6 +14,7 @@ from samewire.cni.fields import family
 from samewire.cni.policies import checked, encode_policies, masqueraded, port_mappings
 from samewire.cni.result import Dns, Interface, IpConfig, Result, Route
 from samewire.hcn.policies import QOS, Policy, parse_prefix
+from samewire.hcn.policy_base import parse_ip
 
 DEFAULTS = {4: "0.0.0.0/0", 6: "::/0"}
 
@@ -127,7 +128,7 @@ def _requested(ip: str, network: NetworkInfo) -> Address:
 
 def _subnet_of(ip: str, network: NetworkInfo) -> tuple[str, str]:
     """Return the subnet that has an address and its gateway, two empty texts when none has."""
-    number = ip_address(ip)
+    number = parse_ip(ip)
     pairs = zip(network.subnets, network.gateways, strict=True)
     return next((pair for pair in pairs if number in parse_prefix(pair[0])), ("", ""))
 

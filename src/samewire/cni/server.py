@@ -118,8 +118,9 @@ class _Connection:
             self._watch(self._socket)
             self._refuse(CniError(CniCode.IO_FAILURE, f"user id {uid} may not use this socket"))
             return
-        self._limit(self._server.read_timeout_s, "the request did not come to its end")
         self._readable()
+        if self._socket is not None and not self._ended and self._answer_left is None:
+            self._limit(self._server.read_timeout_s, "the request did not come to its end")
 
     def close(self) -> None:
         """Close at once; a second call does nothing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from samewire.hcn.base import Wire
 
@@ -21,6 +21,12 @@ class PolicyBase(Wire, frozen=True, kw_only=True, tag_field="Type", tag=lambda n
 def parse_prefix(text: str) -> IPv4Network | IPv6Network:
     """Return an address or prefix as a network; host bits are cleared. Raises ValueError."""
     return ip_network(text, strict=False)
+
+
+@lru_cache(maxsize=4096)
+def parse_ip(text: str) -> IPv4Address | IPv6Address:
+    """Return an address; the steps of a change all ask for the same few. Raises ValueError."""
+    return ip_address(text)
 
 
 def text_items(text: str) -> list[str]:

@@ -224,6 +224,7 @@ class IpConfiguration(Wire, frozen=True, kw_only=True):
 
 
 _REMOTE: Final = int(EndpointFlags.REMOTE_ENDPOINT)  # the flag itself takes ten times as long to ask for
+_ALONE: Final = int(EndpointFlags.DISABLE_INTER_COMPUTE_COMMUNICATION)
 
 
 class Endpoint(Wire, frozen=True, kw_only=True):
@@ -256,6 +257,11 @@ class Endpoint(Wire, frozen=True, kw_only=True):
     def is_remote(self) -> bool:
         """True for an address that lives on another node."""
         return self.flags & _REMOTE != 0
+
+    @property
+    def is_alone(self) -> bool:
+        """True for one that talks with no other of its network."""
+        return self.flags & _ALONE != 0
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from ipaddress import ip_address, ip_network
 from socket import AF_INET, inet_pton
 
 from samewire.hcn.errors import HcnCode, fail
+from samewire.hcn.policy_base import parse_ip
 
 ZERO_GUID = "00000000-0000-0000-0000-000000000000"
 MAX_NAME = 256
@@ -68,7 +69,7 @@ def mac(text: str, path: str, code: HcnCode = HcnCode.INVALID_POLICY) -> str:
 @lru_cache(maxsize=4096)
 def _ip(text: str) -> str | None:
     try:
-        return None if "%" in text else str(ip_address(text))
+        return None if "%" in text else str(parse_ip(text))
     except ValueError:
         return None
 
@@ -88,7 +89,7 @@ def optional_ip(text: str, path: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _of_a_station(canonical: str) -> bool:
-    parsed = ip_address(canonical)
+    parsed = parse_ip(canonical)
     return not (parsed.is_unspecified or parsed.is_multicast or canonical == "255.255.255.255")
 
 

@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from samewire.hcn.policies import ProviderAddress, SDNRoute, first
-from samewire.hcn.schema import Endpoint, EndpointFlags
+from samewire.hcn.schema import Endpoint
 
 Key = tuple[str | int, ...]
 
@@ -35,7 +35,7 @@ def remote_keys(endpoint: Endpoint) -> Iterator[Key]:
 
 
 def _minds_remote(endpoint: Endpoint) -> bool:
-    if endpoint.flags & EndpointFlags.DISABLE_INTER_COMPUTE_COMMUNICATION:
+    if endpoint.is_alone:
         return True
     return any(isinstance(policy, SDNRoute) and policy.next_hop for policy in endpoint.policies)
 

@@ -18,13 +18,13 @@ from msgspec import Struct
 from samewire.cni.conf import NetConf
 from samewire.cni.fields import Fields, address, family
 from samewire.cni.result import Route, at_least, decode_result
+from samewire.hcn.policy_base import parse_ip
 
 DEFAULT_DATA_DIR = "/var/lib/cni/networks"
 
 
-@lru_cache(maxsize=4096)
 def _number(text: str) -> int:
-    return int(ip_address(text))
+    return int(parse_ip(text))
 
 
 class Range(Struct, frozen=True):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from samewire.hcn.policies import ACL, NetworkACL, SetPolicy, TierAcl
-from samewire.hcn.schema import Endpoint, EndpointFlags, Network
+from samewire.hcn.schema import Endpoint, Network
 from samewire.vfp.hashes import set_name
 from samewire.vfp.rule_names import rule_number
 
@@ -31,7 +31,7 @@ def acl_names(endpoint: Endpoint, network: Network) -> AclNames:
         elif isinstance(policy, TierAcl):
             for j, rule in enumerate(policy.tier_acl_rules, 1):
                 found[rule_number(i, j)] = rule.rule_id
-    if endpoint.flags & EndpointFlags.DISABLE_INTER_COMPUTE_COMMUNICATION:
+    if endpoint.is_alone:
         last = len(endpoint.policies)
         found.update({rule_number(last + tier, j): "DisableICC" for tier in (1, 2) for j in range(1, 4)})
     sets = {

@@ -136,8 +136,11 @@ def interface_name(kind: int, name: str) -> bytes:
     return text(kind, name)
 
 
-def attributes(data: memoryview) -> dict[int, memoryview]:
-    """All attributes, by type; the last wins when a type repeats, as it does in the kernel's own parser."""
+def attributes(data: memoryview, until: int = -1) -> dict[int, memoryview]:
+    """All attributes, by type; the last wins when a type repeats, as it does in the kernel's own parser.
+
+    With ``until`` those up to the first of that type.
+    """
     found: dict[int, memoryview] = {}
     unpack, offset, end = _ATTRIBUTE.unpack_from, 0, len(data)
     while end - offset >= _ATTRIBUTE.size:
@@ -146,15 +149,19 @@ def attributes(data: memoryview) -> dict[int, memoryview]:
         if length < _ATTRIBUTE.size or stop > end:
             raise malformed(f"attribute of {length} bytes in {end - offset}")
         found[kind & _TYPE_MASK] = data[offset + _ATTRIBUTE.size : stop]
+        if kind & _TYPE_MASK == until:
+            break
         offset = (stop + 3) & ~3
     return found
 
 
-def fixed(layout: struct.Struct, data: memoryview) -> tuple[tuple[int, ...], dict[int, memoryview]]:
-    """The fixed head of a message body and the attributes after it."""
+def fixed(
+    layout: struct.Struct, data: memoryview, until: int = -1
+) -> tuple[tuple[int, ...], dict[int, memoryview]]:
+    """The fixed head of a message body and the attributes after it (`attributes`)."""
     if len(data) < layout.size:
         raise malformed(f"body of {len(data)} bytes where {layout.size} are due")
-    return layout.unpack_from(data), attributes(data[(layout.size + 3) & ~3 :])
+    return layout.unpack_from(data), attributes(data[(layout.size + 3) & ~3 :], until)
 
 
 def get_u32(found: dict[int, memoryview], kind: int, default: int) -> int:

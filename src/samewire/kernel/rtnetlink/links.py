@@ -219,7 +219,7 @@ def _vlan(info: dict[int, memoryview]) -> int:
 
 def decode_ends(body: memoryview) -> tuple[int, int]:
     """The indexes of a veth and of its other end, in an RTM_NEWLINK body."""
-    (_family, _type, ifindex, _flags, _change), found = codec.fixed(_IFINFO, body)
+    (_family, _type, ifindex, _flags, _change), found = codec.fixed(_IFINFO, body, until=_IFLA_LINK)
     return ifindex, codec.get_u32(found, _IFLA_LINK, 0)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from samewire.hcn.policies import AclAction, AclDirection, TierAcl, TierAclRule
-from samewire.hcn.schema import Endpoint, EndpointFlags
+from samewire.hcn.schema import Endpoint
 from samewire.vfp.address import Prefix
 from samewire.vfp.compile.plan import NetworkPlan
 from samewire.vfp.model import NodeFacts
@@ -21,8 +21,10 @@ def isolation(
     endpoint: Endpoint, plan: NetworkPlan, facts: NodeFacts, addresses: Iterable[Prefix]
 ) -> tuple[TierAcl, ...]:
     """The tiers of an endpoint that has the flag, () of any other."""
+    if not endpoint.is_alone:
+        return ()
     others = [subnet.prefix for subnet in plan.subnets] + [remote.prefix for remote in plan.remote.all]
-    if not endpoint.flags & EndpointFlags.DISABLE_INTER_COMPUTE_COMMUNICATION or not others:
+    if not others:
         return ()
     gateways = [subnet.gateway.host_prefix for subnet in plan.subnets if subnet.gateway is not None]
     left = [*gateways, *(own.address.host_prefix for own in (*facts.addresses, *addresses))]
