@@ -227,6 +227,12 @@ async def test_a_failed_switch_is_a_server_error(client: AsyncHnsClient, switch:
     assert await client.list(Kind.NETWORK) == []
 
 
+def test_a_policy_that_the_switch_refuses_is_an_invalid_one() -> None:
+    assert classify(Invalid("$.Policies", "VxlanPort 8472")) == (400, HcnCode.INVALID_POLICY)
+    assert classify(Invalid("network: $.Policies[3].Settings", "x"))[1] is HcnCode.INVALID_POLICY
+    assert classify(Invalid("$.NetnsPath", "x"))[1] is HcnCode.E_INVALIDARG
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [

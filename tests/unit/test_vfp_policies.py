@@ -31,6 +31,7 @@ from samewire.vfp.compile.sets import compile_sets
 from samewire.vfp.diff import change
 from samewire.vfp.model import Compiled, NodeFacts
 from samewire.vfp.numbers import MemoryNumbers
+from samewire.vfp.record import Record
 from samewire.vfp.rule_names import rule_text
 
 NODE = (parse_address("192.168.1.10").packed, parse_address("fd00:1::10").packed)
@@ -112,6 +113,24 @@ def test_tables_are_named_by_their_content() -> None:
     spaces = {compile_acl(Builder(), name, (), (named,))[0].space for name in ("NET", "OTHER")}
     assert len(spaces) == 2
     assert 0 not in spaces
+
+
+def test_a_table_that_is_remembered_is_whole_and_nobody_elses() -> None:
+    """Of 20 lists in turns, some have been forgotten; what one builder gets, another does not change."""
+    lists = [(acl(priority=i, remote_addresses=f"10.0.{i}.0/24", local_ports="80"),) for i in range(20)]
+
+    def compiled(policies: tuple[ACL, ...]) -> dict[str, dict[Record, Record]]:
+        builder = Builder()
+        compile_acl(builder, "NET", (), policies)
+        return builder.entries
+
+    first = [compiled(policies) for policies in lists]
+    kept = [{table: dict(rows) for table, rows in entries.items()} for entries in first]
+    for entries in first:
+        for rows in entries.values():
+            rows.clear()
+    assert [compiled(policies) for policies in reversed(lists)] == kept[::-1]
+    assert all(rows for entries in kept for rows in entries.values())
 
 
 def test_a_list_is_one_rule_however_long() -> None:

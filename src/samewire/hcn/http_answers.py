@@ -55,6 +55,8 @@ def classify(error: SamewireError) -> tuple[int, HcnCode]:
         if error.code in _NOT_FOUND:
             return 404, error.code
         return (409 if error.code in _CLASHES else 400), error.code
+    if isinstance(error, Invalid) and "$.Policies" in error.path:
+        return 400, HcnCode.INVALID_POLICY  # what only the switch can judge
     return next(
         ((status, code) for kind, status, code in _GENERAL if isinstance(error, kind)), (500, HcnCode.E_FAIL)
     )
