@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from samewire.cni.conf import decode_conf
-from samewire.errors import Conflict, Invalid, NotFound, Unsupported
+from samewire.errors import Conflict, Invalid, KernelError, NotFound, Unsupported
 from samewire.hcn.codec import decode_object
 from samewire.hcn.normalise import check_network
 from samewire.hcn.schema import Kind, Network
 from samewire.ipam.ranges import decode_host_local
-from samewire.takeover import plan
+from samewire.takeover import find, plan
 from samewire.takeover.checks import check_takeover
 from samewire.takeover.conflists import IPV6_WINDOW, conflist, is_ours, ranges, read_conf, read_subnets
 from samewire.takeover.iptables import old_rules, old_tables, removal
@@ -469,3 +470,20 @@ def test_a_removal_is_refused_while_something_needs_it() -> None:
     # The rest, when it was cut off: the configuration has been settled.
     rest = plan.remove(Found(rules=(PROXY,)), replace(journal, removed=True), NODE, PLACES)
     assert [step.title for step in rest] == ["remove 1 chains and 0 rules from iptables-nft nat"]
+
+
+def test_a_pod_that_ends_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(find, "_NAMED", str(tmp_path))
+
+    def run_json(*argv: str) -> list[Any]:
+        if argv[:2] == ("ip", "-n"):
+            raise KernelError(" ".join(argv), 5, "Cannot open network namespace")
+        if argv[:4] == ("ip", "-d", "-j", "address"):
+            return LISTING.links
+        return [{"name": "cni-1", "id": 0}] if "netns" in argv else []
+
+    monkeypatch.setattr(find, "run_json", run_json)
+    assert find._listing().inside == {}
+    (tmp_path / "cni-1").touch()
+    with pytest.raises(KernelError):
+        find._listing()

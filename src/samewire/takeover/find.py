@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from samewire.errors import NotFound, Unavailable
+from samewire.errors import KernelError, NotFound, Unavailable
 from samewire.takeover import links
 from samewire.takeover.conflists import ASIDE, is_ours, read_conf, read_subnets
 from samewire.takeover.iptables import old_rules, old_tables
@@ -23,6 +23,7 @@ WRITERS: Final = ("flanneld", "kube-proxy")
 _ENDINGS: Final = (".conf", ".conflist", ".json")
 _LEGACY_TABLES: Final = {"ip": "ip_tables_names", "ip6": "ip6_tables_names"}
 _IPVS: Final = "kube-ipvs0"
+_NAMED: Final = "/run/netns"
 SYSCTL: Final = "/proc/sys"
 
 
@@ -110,11 +111,21 @@ def _listing() -> links.Listing:
         fdb=run_json("bridge", "-j", "fdb", "show"),
         proxies=run_json("ip", "-6", "-j", "neigh", "show", "proxy"),
         inside={
-            number: (names[number], run_json("ip", "-n", names[number], "-j", "address"))
+            number: (names[number], shown)
             for number in sorted(wanted)
-            if number in names
+            if number in names and (shown := _inside(names[number])) is not None
         },
     )
+
+
+def _inside(name: str) -> list[dict[str, Any]] | None:
+    """The addresses in a namespace; None when its pod has ended meanwhile."""
+    try:
+        return run_json("ip", "-n", name, "-j", "address")
+    except KernelError:
+        if os.path.exists(f"{_NAMED}/{name}"):
+            raise
+        return None
 
 
 def _rules(network: str) -> list[OldRules]:
