@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import pytest
 
 from samewire.errors import Unavailable
-from samewire.hcn.client import HcnClient, HnsClient, Transport
+from samewire.hcn.client import HcnClient, HnsClient, Transport, _UnixConnection
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.http import HttpServer, make_app
 from samewire.hcn.library_client import LibraryClient
@@ -198,6 +198,31 @@ def test_what_happens_is_told(client: HcnClient, daemon: Daemon) -> None:
         assert second.data["ID"] == network.id
         daemon.end()
         assert [event.type for event in events] == [NotificationType.SERVICE_DISCONNECT]
+
+
+def test_one_connection_carries_many_calls(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    connect = _UnixConnection.connect
+    monkeypatch.setattr(_UnixConnection, "connect", lambda self: (made.append(self), connect(self)))
+    client = HnsClient(daemon.path)
+    for _ in range(5):
+        assert client.list(Kind.NETWORK) == []
+        with pytest.raises(HcnError):
+            client.get(Kind.NETWORK, "00000000-0000-0000-0000-000000000001")
+    assert len(made) == 1
+    client.close()
+    assert client.list(Kind.NETWORK) == []
+    assert len(made) == 2
+
+
+def test_a_daemon_that_was_restarted_is_found_again(tmp_path: Path) -> None:
+    client = HcnClient(tmp_path / "samewire.sock")
+    for _ in range(2):
+        thread = Daemon(tmp_path)
+        thread.start()
+        assert thread.ready.wait(10)
+        assert client.networks.list() == []
+        thread.end()
 
 
 def test_nobody_answers(tmp_path: Path) -> None:

@@ -148,12 +148,21 @@ class HcnClient:
 class HnsClient:
     """Blocking calls. Objects are JSON values; structs of `samewire.hcn.schema` are accepted too.
 
-    Every call raises HcnError for what the daemon refuses, Unavailable when it does not answer.
+    Every call raises HcnError for what the daemon refuses, Unavailable when it does not answer. May be used by several
+    threads; connections are kept for later calls, and closed with the client.
     """
 
     def __init__(self, socket_path: Path | str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self._idle: list[_UnixConnection] = []
         self._path = str(socket_path)
         self._timeout_s = timeout_s
+
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        while self._idle:
+            self._idle.pop().close()
+
+    __del__ = close
 
     def enumerate(self, kind: Kind, **where: str | int) -> list[str]:
         """Return the ids of all objects of a kind, or of those that match."""
@@ -233,16 +242,31 @@ class HnsClient:
         return self._call("POST", path, json.dumps(_plain(value)).encode())
 
     def _call(self, method: str, path: str, body: bytes | None) -> Any:
-        connection = _UnixConnection(self._path, self._timeout_s)
+        connection = self._connection()
         try:
             connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
             response = connection.getresponse()
             data = response.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise Unavailable(f"samewire at {self._path}", str(error) or type(error).__name__) from error
-        finally:
+        except BaseException as error:
             connection.close()
+            if not isinstance(error, OSError | http.client.HTTPException):
+                raise
+            raise Unavailable(f"samewire at {self._path}", str(error) or type(error).__name__) from error
+        if connection.sock is not None:  # else it was to be closed, and is
+            self._idle.append(connection)
         return _interpret(response.status, data)
+
+    def _connection(self) -> _UnixConnection:
+        """A connection that the daemon has not closed in the meantime, or a new one."""
+        while self._idle:
+            try:
+                connection = self._idle.pop()
+            except IndexError:  # another thread took it
+                break
+            if connection.quiet():
+                return connection
+            connection.close()
+        return _UnixConnection(self._path, self._timeout_s)
 
 
 class AsyncHnsClient:
@@ -301,6 +325,18 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._socket_path)
+
+    def quiet(self) -> bool:
+        """Whether nothing has come since the last answer: what comes unasked is the other side's end."""
+        self.sock.settimeout(0)
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            self.sock.settimeout(self.timeout)
+            return True
+        except OSError:
+            pass
+        return False
 
 
 def _path(kind: Kind, object_id: str) -> str:
