@@ -220,9 +220,11 @@ def test_a_daemon_that_was_restarted_is_found_again(tmp_path: Path) -> None:
     for _ in range(2):
         thread = Daemon(tmp_path)
         thread.start()
-        assert thread.ready.wait(10)
-        assert client.networks.list() == []
-        thread.end()
+        try:
+            assert thread.ready.wait(10)
+            assert client.networks.list() == []
+        finally:
+            thread.end()
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
