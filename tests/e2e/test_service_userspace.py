@@ -46,7 +46,8 @@ def cluster(net: NodeNet, tmp_path: Path, group: Path) -> Iterator[Cluster]:
         try:
             yield made
         finally:
-            os.kill(relay_pid(made), signal.SIGKILL)  # it outlives the daemon
+            made.node.stop()  # first: it would start another relay
+            os.kill(relay_pid(made), signal.SIGKILL)
 
 
 def relay_pid(cluster: Cluster) -> int:
