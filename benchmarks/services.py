@@ -137,6 +137,7 @@ class UserMode(ClusterIP):
         return ends
 
     def teardown(self) -> None:
+        self.daemon.stop()  # first: it would start another relay
         try:
             with contextlib.suppress(BenchError):
                 os.kill(self._relay(), signal.SIGKILL)
