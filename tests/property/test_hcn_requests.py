@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from samewire.hcn.codec import encode
 from samewire.hcn.errors import HcnCode
 from samewire.hcn.http import HttpServer, make_app
+from samewire.hcn.modify import RequestType
 from samewire.hcn.plan.network_changes import VFP_EXTENSION
 from samewire.hcn.policies import KNOWN_POLICIES, SetPolicy
-from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, NetworkType, Object, RequestType
+from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, NetworkType, Object
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
 from tests.property.test_hcn_codec import (

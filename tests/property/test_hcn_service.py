@@ -15,22 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from samewire.errors import SamewireError
 from samewire.hcn.codec import decode_object, encode
+from samewire.hcn.modify import EndpointSettings, ModifySettingRequest, PolicySettings, RequestType
 from samewire.hcn.plan.namespaces import NamespaceSpec
 from samewire.hcn.policies import HostRoute, OutBoundNAT, PortMapping
-from samewire.hcn.schema import (
-    Endpoint,
-    EndpointFlags,
-    EndpointSettings,
-    Kind,
-    ModifySettingRequest,
-    Namespace,
-    Network,
-    Object,
-    PolicySettings,
-    RequestType,
-    Route,
-    SdnRoute,
-)
+from samewire.hcn.schema import Endpoint, EndpointFlags, Kind, Namespace, Network, Object, Route, SdnRoute
 from samewire.hcn.service import HnsService
 from samewire.hcn.state import State
 from samewire.hcn.store import Store

@@ -19,20 +19,10 @@ from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.http import HttpServer, make_app
 from samewire.hcn.library_client import LibraryClient
 from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerPortMapping
+from samewire.hcn.modify import EndpointSettings, PolicySettings, RequestType
 from samewire.hcn.notifications import NotificationType
 from samewire.hcn.policies_acl import ACL, AclAction, AclDirection
-from samewire.hcn.schema import (
-    Endpoint,
-    EndpointSettings,
-    EndpointState,
-    Kind,
-    Namespace,
-    Network,
-    PolicySettings,
-    RequestType,
-    Route,
-    SdnRoute,
-)
+from samewire.hcn.schema import Endpoint, EndpointState, Kind, Namespace, Network, Route, SdnRoute
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
 from samewire.hcn.switch import EndpointStats

@@ -10,6 +10,13 @@ import pytest
 
 from samewire.hcn.codec import decode_modify, decode_object, decode_policy, encode, encode_policy
 from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.modify import (
+    ContainerSettings,
+    EndpointSettings,
+    PolicySettings,
+    RequestType,
+    SubnetSettings,
+)
 from samewire.hcn.policies import (
     ACL,
     KNOWN_POLICIES,
@@ -25,21 +32,7 @@ from samewire.hcn.policies import (
     SDNRoute,
 )
 from samewire.hcn.query import render
-from samewire.hcn.schema import (
-    ContainerSettings,
-    Dns,
-    EndpointSettings,
-    Kind,
-    Network,
-    NetworkFlags,
-    NetworkType,
-    PolicySettings,
-    RequestType,
-    ResourceType,
-    Route,
-    SdnRoute,
-    SubnetSettings,
-)
+from samewire.hcn.schema import Dns, Kind, Network, NetworkFlags, NetworkType, ResourceType, Route, SdnRoute
 from samewire.hcn.state import View
 
 FLANNEL_NETWORK = {

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from samewire.errors import Exhausted
 from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.modify import ModifySettingRequest, PolicySettings, RequestType
 from samewire.hcn.policies import ACL, QOS, AclAction, AclDirection, OutBoundNAT, Policy, PortMapping
 from samewire.hcn.schema import (
     Dns,
@@ -23,11 +24,8 @@ from samewire.hcn.schema import (
     Kind,
     MacPool,
     MacRange,
-    ModifySettingRequest,
     Network,
     NetworkType,
-    PolicySettings,
-    RequestType,
     Route,
     RouteEntry,
     SdnRoute,

@@ -30,8 +30,9 @@ from samewire.hcn.client import AsyncHnsClient, HnsClient
 from samewire.hcn.codec import encode as http_body
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.http import MAX_REQUEST_BYTES, HttpServer, classify, make_app
+from samewire.hcn.modify import PolicySettings
 from samewire.hcn.policies import HostRoute, OutBoundNAT
-from samewire.hcn.schema import Endpoint, Kind, Namespace, PolicySettings
+from samewire.hcn.schema import Endpoint, Kind, Namespace
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
 from tests.support.hcn import FakeSwitch, bridge, overlay

@@ -10,21 +10,23 @@ import pytest
 from msgspec.structs import replace
 
 from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.modify import (
+    ContainerSettings,
+    EndpointSettings,
+    ModifySettingRequest,
+    ModifySettings,
+    RequestType,
+)
 from samewire.hcn.plan.namespaces import NamespaceSpec
 from samewire.hcn.query import render
 from samewire.hcn.schema import (
-    ContainerSettings,
     Dns,
     Endpoint,
     EndpointFlags,
-    EndpointSettings,
     Kind,
-    ModifySettingRequest,
-    ModifySettings,
     Namespace,
     NamespaceType,
     Network,
-    RequestType,
     Resource,
     ResourceData,
     ResourceType,

@@ -11,6 +11,13 @@ from msgspec.structs import replace
 
 from samewire.errors import Exhausted
 from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.modify import (
+    ModifySettingRequest,
+    ModifySettings,
+    PolicySettings,
+    RequestType,
+    SubnetSettings,
+)
 from samewire.hcn.policies import (
     VLAN,
     VSID,
@@ -33,17 +40,12 @@ from samewire.hcn.schema import (
     Kind,
     MacPool,
     MacRange,
-    ModifySettingRequest,
-    ModifySettings,
     Network,
     NetworkType,
-    PolicySettings,
-    RequestType,
     Route,
     RouteEntry,
     SdnRoute,
     Subnet,
-    SubnetSettings,
 )
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store

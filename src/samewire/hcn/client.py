@@ -21,18 +21,9 @@ from samewire.hcn.base import Wire
 from samewire.hcn.codec import decode_object, encode, encode_modify
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.loadbalancers import LoadBalancer
+from samewire.hcn.modify import ModifySettingRequest, ModifySettings, RequestType
 from samewire.hcn.notifications import Notification
-from samewire.hcn.schema import (
-    Endpoint,
-    EndpointState,
-    Kind,
-    ModifySettingRequest,
-    ModifySettings,
-    Namespace,
-    Network,
-    RequestType,
-    Route,
-)
+from samewire.hcn.schema import Endpoint, EndpointState, Kind, Namespace, Network, Route
 from samewire.hcn.switch import EndpointStats
 
 DEFAULT_TIMEOUT_S = 30.0

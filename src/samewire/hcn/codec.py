@@ -29,6 +29,18 @@ from samewire.hcn.loadbalancers import (
     LoadBalancerSettings,
     PortMappingFlags,
 )
+from samewire.hcn.modify import (
+    ContainerSettings,
+    EndpointSettings,
+    ExtensionSettings,
+    IpSubnetSettings,
+    ModifySettingRequest,
+    ModifySettings,
+    PolicySettings,
+    PortSettings,
+    RequestType,
+    SubnetSettings,
+)
 from samewire.hcn.policies import (
     ACL,
     KNOWN_POLICIES,
@@ -61,28 +73,18 @@ from samewire.hcn.readers import (
 )
 from samewire.hcn.schema import (
     STRUCTS,
-    ContainerSettings,
     Dns,
     Endpoint,
     EndpointFlags,
-    EndpointSettings,
-    ExtensionSettings,
     IpSubnet,
     IpSubnetFlags,
-    IpSubnetSettings,
     Kind,
-    ModifySettingRequest,
-    ModifySettings,
     Network,
     NetworkFlags,
     Object,
-    PolicySettings,
-    PortSettings,
-    RequestType,
     Route,
     Subnet,
     SubnetFlags,
-    SubnetSettings,
 )
 
 W = TypeVar("W", bound=Wire)

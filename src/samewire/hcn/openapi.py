@@ -14,9 +14,10 @@ import msgspec
 from samewire.hcn.base import wire_name
 from samewire.hcn.codec import INTERNAL
 from samewire.hcn.errors import HcnCode
+from samewire.hcn.modify import ModifySettings, RequestType
 from samewire.hcn.openapi_paths import SCHEMAS, call_paths, other_paths, tool_paths
 from samewire.hcn.policies import KNOWN_POLICIES, OtherPolicy
-from samewire.hcn.schema import STRUCTS, Kind, ModifySettings, RequestType
+from samewire.hcn.schema import STRUCTS, Kind
 from samewire.hcn.switch import EndpointStats
 
 JsonObject = dict[str, Any]

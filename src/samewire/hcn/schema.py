@@ -1,5 +1,5 @@
-"""HCN v2 objects: networks, endpoints, namespaces, routes and the requests that modify them. (Load balancers:
-`samewire.hcn.loadbalancers`.)
+"""HCN v2 objects: networks, endpoints, namespaces and routes. (Load balancers: `samewire.hcn.loadbalancers`; what
+changes an object: `samewire.hcn.modify`.)
 
 The shapes are those of the Host Compute Network schema 2.x, with the Linux extensions
 ``Namespace.netns_path``, ``Endpoint.interface_name`` and ``Endpoint.container_id``. `hcn/codec.py` turns
@@ -12,7 +12,7 @@ import enum
 from typing import Final
 
 from samewire.hcn.base import U8, U16, U32, SchemaVersion, Wire
-from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerSettings
+from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.policies import VSID, Policy, first, parse_prefix
 
 
@@ -52,16 +52,6 @@ class NamespaceType(enum.StrEnum):
     HOST_DEFAULT = "HostDefault"
     GUEST = "Guest"
     GUEST_DEFAULT = "GuestDefault"
-
-
-class RequestType(enum.StrEnum):
-    """What a modify request does."""
-
-    ADD = "Add"
-    REMOVE = "Remove"
-    UPDATE = "Update"
-    REFRESH = "Refresh"
-    RESET = "Reset"
 
 
 class NetworkFlags(enum.IntFlag):
@@ -341,70 +331,3 @@ STRUCTS: dict[Kind, type[Object]] = {
     Kind.ROUTE: Route,
     Kind.LOADBALANCER: LoadBalancer,
 }
-
-
-class PolicySettings(Wire, frozen=True, kw_only=True):
-    """Settings of a modify request for ``ResourceType`` Policy."""
-
-    policies: tuple[Policy, ...] = ()
-
-
-class SubnetSettings(Wire, frozen=True, kw_only=True):
-    """Settings of a modify request for ``ResourceType`` Subnet."""
-
-    subnets: tuple[Subnet, ...] = ()
-
-
-class IpSubnetSettings(Wire, frozen=True, kw_only=True):
-    """Settings of a modify request for ``ResourceType`` IPSubnet."""
-
-    subnet_id: str
-    ip_subnets: tuple[IpSubnet, ...] = ()
-
-
-class ExtensionSettings(Wire, frozen=True, kw_only=True):
-    """Settings of a modify request for ``ResourceType`` Extension."""
-
-    resource_id: str
-    is_enabled: bool = False
-
-
-class PortSettings(Wire, frozen=True, kw_only=True):
-    """Settings of an endpoint's modify request for ``ResourceType`` Port: a virtual machine's port."""
-
-    port_id: str = ""
-    virtual_nic_name: str = ""
-    virtual_machine_id: str = ""
-
-
-class EndpointSettings(Wire, frozen=True, kw_only=True):
-    """Settings of a namespace's modify request for ``ResourceType`` Endpoint."""
-
-    endpoint_id: str
-
-
-class ContainerSettings(Wire, frozen=True, kw_only=True):
-    """Settings of a namespace's modify request for ``ResourceType`` Container."""
-
-    container_id: str
-
-
-ModifySettings = (
-    PolicySettings
-    | SubnetSettings
-    | IpSubnetSettings
-    | ExtensionSettings
-    | PortSettings
-    | EndpointSettings
-    | ContainerSettings
-    | Dns
-    | LoadBalancerSettings
-    | LoadBalancer
-)
-
-
-class ModifySettingRequest(Wire, frozen=True, kw_only=True):
-    """A change to one aspect of an object; the type of ``settings`` says which."""
-
-    request_type: RequestType
-    settings: ModifySettings

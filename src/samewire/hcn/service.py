@@ -18,6 +18,7 @@ from samewire.errors import NotFound, SamewireError
 from samewire.hcn.eager import begin
 from samewire.hcn.errors import HcnCode, HcnError, StoreError
 from samewire.hcn.loadbalancers import LoadBalancer
+from samewire.hcn.modify import ModifySettingRequest
 from samewire.hcn.notifications import Notifications
 from samewire.hcn.plan import attach, endpoints, loadbalancers, namespaces, network_changes, networks, routes
 from samewire.hcn.plan.addresses import Pool
@@ -31,15 +32,7 @@ from samewire.hcn.plan.context import (
     get_route,
 )
 from samewire.hcn.plan.namespaces import NamespaceSpec
-from samewire.hcn.schema import (
-    Endpoint,
-    Kind,
-    ModifySettingRequest,
-    Namespace,
-    Network,
-    Object,
-    Route,
-)
+from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, Object, Route
 from samewire.hcn.state import Pending, State
 from samewire.hcn.store import Store
 from samewire.hcn.switch import Change, EndpointStats, Switch

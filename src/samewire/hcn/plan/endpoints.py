@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.modify import ModifySettingRequest, PolicySettings, PortSettings, RequestType
 from samewire.hcn.normalise import check_endpoint
 from samewire.hcn.normalise_policies import Scope, check_policies
 from samewire.hcn.plan.addresses import fill_addresses, is_network_address
@@ -25,18 +26,7 @@ from samewire.hcn.plan.members import without_endpoints
 from samewire.hcn.plan.policies import add_policies, check_sets, remove_policies
 from samewire.hcn.plan.uplink import check_constraint, check_vlans
 from samewire.hcn.policies import Policy, PortMapping, SDNRoute, mapping_family, select
-from samewire.hcn.schema import (
-    Endpoint,
-    Kind,
-    ModifySettingRequest,
-    Namespace,
-    NamespaceType,
-    Network,
-    NetworkType,
-    PolicySettings,
-    PortSettings,
-    RequestType,
-)
+from samewire.hcn.schema import Endpoint, Kind, Namespace, NamespaceType, Network, NetworkType
 from samewire.hcn.state import View
 from samewire.hcn.switch import Change
 from samewire.hcn.values import guid

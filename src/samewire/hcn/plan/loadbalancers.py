@@ -11,6 +11,7 @@ from samewire.errors import SamewireError
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.frontends import FrontendKey, Reach, clash, frontend_keys, reach
 from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerPortMapping, LoadBalancerSettings
+from samewire.hcn.modify import EndpointSettings, ModifySettingRequest, RequestType
 from samewire.hcn.normalise_lb import check_load_balancer, guids, port_exists
 from samewire.hcn.plan.context import (
     Context,
@@ -23,12 +24,7 @@ from samewire.hcn.plan.context import (
     refuse_existing,
 )
 from samewire.hcn.plan.source_vips import SourceVips
-from samewire.hcn.schema import (
-    EndpointSettings,
-    Kind,
-    ModifySettingRequest,
-    RequestType,
-)
+from samewire.hcn.schema import Kind
 from samewire.hcn.state import View
 from samewire.hcn.switch import Change
 

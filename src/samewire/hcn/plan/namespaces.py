@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.modify import ContainerSettings, EndpointSettings, ModifySettingRequest, RequestType
 from samewire.hcn.normalise import check_namespace
 from samewire.hcn.plan.addresses import HOST_COMPARTMENT
 from samewire.hcn.plan.context import (
@@ -19,19 +20,7 @@ from samewire.hcn.plan.context import (
     refuse_existing,
 )
 from samewire.hcn.plan.endpoints import MADE_FOR_ENDPOINT, attached, prepare_endpoint
-from samewire.hcn.schema import (
-    ContainerSettings,
-    Endpoint,
-    EndpointSettings,
-    Kind,
-    ModifySettingRequest,
-    Namespace,
-    NamespaceType,
-    RequestType,
-    Resource,
-    ResourceData,
-    ResourceType,
-)
+from samewire.hcn.schema import Endpoint, Kind, Namespace, NamespaceType, Resource, ResourceData, ResourceType
 from samewire.hcn.state import Pending, View
 from samewire.hcn.switch import Change
 from samewire.hcn.values import guid

@@ -8,6 +8,14 @@ from typing import Any
 import msgspec
 
 from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.modify import (
+    ExtensionSettings,
+    IpSubnetSettings,
+    ModifySettingRequest,
+    PolicySettings,
+    RequestType,
+    SubnetSettings,
+)
 from samewire.hcn.normalise import check_dns, check_ip_subnet, check_subnet, check_subnets
 from samewire.hcn.normalise_policies import Scope
 from samewire.hcn.plan.context import Context, get_network, modified
@@ -24,21 +32,7 @@ from samewire.hcn.policies import (
     first,
     sets_named,
 )
-from samewire.hcn.schema import (
-    Dns,
-    ExtensionSettings,
-    Ipam,
-    IpConfiguration,
-    IpSubnet,
-    IpSubnetSettings,
-    Kind,
-    ModifySettingRequest,
-    Network,
-    PolicySettings,
-    RequestType,
-    Subnet,
-    SubnetSettings,
-)
+from samewire.hcn.schema import Dns, Ipam, IpConfiguration, IpSubnet, Kind, Network, Subnet
 from samewire.hcn.state import View
 from samewire.hcn.switch import Change
 from samewire.hcn.values import guid

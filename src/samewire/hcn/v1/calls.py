@@ -14,10 +14,11 @@ from samewire.hcn import values
 from samewire.hcn.codec import decode_modify, decode_object
 from samewire.hcn.errors import HcnCode, HcnError, fail
 from samewire.hcn.jsontext import parse_json
+from samewire.hcn.modify import ModifySettingRequest
 from samewire.hcn.plan.attach import AttachRequest, SystemType
 from samewire.hcn.plan.network_changes import check_extension
 from samewire.hcn.readers import enum_reader, integer
-from samewire.hcn.schema import Endpoint, Kind, ModifySettingRequest, Object
+from samewire.hcn.schema import Endpoint, Kind, Object
 from samewire.hcn.service import HnsService
 from samewire.hcn.v1 import lists
 from samewire.hcn.v1.read import Fields, to_v2
