@@ -216,7 +216,7 @@ class _Play:
         self.played.append(played)
         vni = VNI if arrival == Arrival.TUNNEL else 0
         traced = self.rig.trace(frame, arrival, ifindex, vni)
-        # sw_tunnel cannot be fed a tunnel key: the trace has to do.
+        # A test run cannot be given a tunnel key: the trace has to do.
         ran = None if vni else self.rig.run(frame, ifindex)
         self.simulator.state.now_tick = now_tick()
         outcome = self.simulator.receive(frame, arrival, ifindex, vni)
