@@ -25,7 +25,7 @@ from tests.support.flannel import (
     is_alive,
     two_flannel_nodes,
 )
-from tests.support.node import NODE_IP, Json, daemon, in_namespace, ip, ip_json, node_net, path_of
+from tests.support.node import NODE_IP, Json, daemon, in_namespace, ip, ip_json, node_net, path_of, poll
 from tests.support.service_cluster import service, slice_of
 
 pytestmark = pytest.mark.root
@@ -123,6 +123,41 @@ class Cluster:
     def links(self) -> set[str]:
         return {link["ifname"] for link in ip_json("link", netns_name=self.net.node)}
 
+    def joins(self, name: str, number: int) -> None:
+        """A Node as flanneld annotates it. The kernel of this node hears nothing of it."""
+        data = json.dumps({"VNI": 1, "VtepMAC": f"02:00:00:00:00:{number:02x}"})
+        words = {
+            "backend-type": "vxlan",
+            "backend-data": data,
+            "backend-v6-data": data,
+            "public-ip": f"192.168.78.{number}",
+            "public-ipv6": f"fd78::{number}",
+        }
+        annotations = {f"flannel.alpha.coreos.com/{key}": value for key, value in words.items()}
+        subnets = [f"10.244.{number}.0/24", f"fd00:244:0:{number}::/64"]
+        node = {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": name, "annotations": annotations},
+            "spec": {"podCIDR": subnets[0], "podCIDRs": subnets},
+        }
+        new = self.directory / "node.new"
+        new.write_text(json.dumps(node))
+        new.rename(self.directory / "manifests" / f"{name}.json")
+
+    def leaves(self, name: str) -> None:
+        """The Node is deleted."""
+        (self.directory / "manifests" / f"{name}.json").unlink()
+
+    def remote_subnets(self) -> dict[str, str]:
+        """The other nodes' provider addresses by prefix."""
+        [network] = [one for one in self.daemon.request("GET", "/v2/networks") if one["Name"] == NAME]
+        return {
+            policy["Settings"]["DestinationPrefix"]: policy["Settings"]["ProviderAddress"]
+            for policy in network["Policies"]
+            if policy["Type"] == "RemoteSubnetRoute"
+        }
+
     def state(self) -> Json:
         """What a takeover changes of the old network."""
         routes = [
@@ -179,7 +214,12 @@ def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]
         yield Cluster(stack, tmp_path, getattr(request, "param", "nft"))
 
 
-@pytest.mark.parametrize(("cluster", "kind"), [("nft", "nft"), ("legacy", "legacy")], indirect=["cluster"])
+@pytest.mark.parametrize(
+    ("cluster", "kind"),
+    [("nft", "nft"), ("legacy", "legacy"), ("nftables", "nft")],
+    indirect=["cluster"],
+    ids=["iptables-nft", "iptables-legacy", "nftables"],
+)
 def test_a_takeover_and_the_removal_of_what_it_replaced(cluster: Cluster, kind: str) -> None:
     old, second, remote = cluster.old, cluster.second, cluster.remote
     assert not cluster.reached(old, second, remote)
@@ -231,8 +271,9 @@ def test_a_takeover_and_the_removal_of_what_it_replaced(cluster: Cluster, kind: 
     assert all(rule in rules for rule in ADMIN_RULES)
     assert cluster.links().isdisjoint({"cni0", *DEVICES})
     tables = in_namespace(cluster.net.node, "nft", "list", "tables").stdout
-    assert "kube-proxy" not in tables
+    assert not [line for line in tables.splitlines() if "kube-proxy" in line or "flannel" in line]
     assert "inet admin" in tables
+    assert "ip6 admin" in tables
     assert sorted(path.name for path in cluster.net_d.iterdir()) == [
         "00-samewire.conflist",
         "99-loopback.conf",
@@ -359,22 +400,13 @@ def test_refusals(cluster: Cluster) -> None:
 
 
 def test_what_comes_after_a_takeover(cluster: Cluster) -> None:
-    """A node that joins, an old pod that ends as the runtime ends it, and flannel's file written again."""
+    """A node that joins and leaves, an old pod that ends as the runtime ends it, and flannel's file written again."""
     cluster.takeover()
-    [network] = [one for one in cluster.daemon.request("GET", "/v2/networks") if one["Name"] == NAME]
-    joined = {
-        "Type": "RemoteSubnetRoute",
-        "Settings": {
-            "DestinationPrefix": "10.244.9.0/24",
-            "IsolationId": 1,
-            "ProviderAddress": "192.168.78.9",
-            "DistributedRouterMacAddress": "02-00-00-00-00-09",
-        },
-    }
-    change = {"ResourceType": "Policy", "RequestType": "Add", "Settings": {"Policies": [joined]}}
-    cluster.daemon.request("POST", f"/v2/networks/{network['ID']}", change)
+    cluster.joins("later", 9)
+    poll("the later node is known", lambda: cluster.remote_subnets().get("10.244.9.0/24") == "192.168.78.9")
+    assert cluster.remote_subnets()["fd00:244:0:9::/64"] == "fd78::9"
     cluster.takeover()
-    assert "10.244.9.0/24" in json.dumps(cluster.daemon.request("GET", "/v2/networks"))
+    assert "10.244.9.0/24" in cluster.remote_subnets()
 
     conflist = json.loads((cluster.net_d / "00-samewire.conflist").read_text())
     conf = {"cniVersion": conflist["cniVersion"], "name": NAME, **conflist["plugins"][0]}
@@ -388,7 +420,11 @@ def test_what_comes_after_a_takeover(cluster: Cluster) -> None:
         (cluster.net_d / "10-flannel.conflist.before-samewire").read_text()
     )
     cluster.takeover("--remove")
-    assert "10.244.9.0/24" in json.dumps(cluster.daemon.request("GET", "/v2/networks"))
+    assert {"10.244.2.0/24", "10.244.9.0/24"} <= cluster.remote_subnets().keys()
+    assert cluster.daemon.differences() == []
+    cluster.leaves("later")
+    poll("the later node is gone", lambda: "10.244.9.0/24" not in cluster.remote_subnets())
+    assert "10.244.2.0/24" in cluster.remote_subnets()
     assert sorted(path.name for path in cluster.net_d.iterdir()) == [
         "00-samewire.conflist",
         "99-loopback.conf",

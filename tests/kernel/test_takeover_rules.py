@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from samewire.takeover.iptables import old_rules, removal
+from samewire.takeover.iptables import old_rules, old_tables, removal
+from tests.support.flannel import FlannelNode, nftables_mode
 from tests.support.node import NodeNet, node_net, path_of, poll
 
 pytestmark = pytest.mark.root
@@ -59,9 +61,22 @@ def lines(text: str) -> list[str]:
     return [line.partition(" [")[0] for line in text.splitlines() if line[:1] in ":-*"]
 
 
-@pytest.mark.parametrize("tool", ["iptables-nft", "iptables-legacy"])
+def as_ipv6(text: str) -> str:
+    """The same rules for ip6tables: kube-proxy and flanneld write them alike for either family."""
+    text = re.sub(r"(\d+)\.(\d+)\.(\d+)\.(\d+)/(\d+)", _prefix, text)
+    text = re.sub(r"(\d+)\.(\d+)\.(\d+)\.(\d+):(\d+)", r"[fd00::\1:\2:\3:\4]:\5", text)
+    text = text.replace("--mask 255.255.255.255", "--mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")
+    return text.replace("icmp-port-unreachable", "icmp6-port-unreachable")
+
+
+def _prefix(match: re.Match[str]) -> str:
+    *words, length = match.groups()
+    return f"fd00::{':'.join(words)}/{int(length) + 96}"
+
+
+@pytest.mark.parametrize("tool", ["iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy"])
 def test_exactly_theirs_goes(net: NodeNet, tool: str) -> None:
-    restore(net, tool, RULES.read_text())
+    restore(net, tool, as_ipv6(RULES.read_text()) if tool.startswith("ip6") else RULES.read_text())
     before = lines(saved(net, tool))
     assert len(before) > 150
     found = old_rules(tool, saved(net, tool), "cbr0")
@@ -72,6 +87,30 @@ def test_exactly_theirs_goes(net: NodeNet, tool: str) -> None:
     after = lines(saved(net, tool))
     assert after == [line for line in before if not any(name in line for name in THEIRS)]
     assert old_rules(tool, saved(net, tool), "cbr0") == []
+
+
+def test_of_nftables_exactly_their_tables_go(net: NodeNet, tmp_path: Path) -> None:
+    """kube-proxy's and flanneld's nftables modes, beside rules of iptables-nft and an administrator's tables."""
+
+    def nft(*arguments: str, text: str | None = None) -> str:
+        done = subprocess.run(
+            command(net, "nft", *arguments), input=text, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    restore(net, "iptables-nft", "*filter\n-A INPUT -s 192.0.2.0/24 -j DROP\nCOMMIT\n")
+    mine = "table inet kube-proxy {\n chain mine {\n }\n}\ntable ip6 flannel-ipv4 {\n}\n"
+    nft("-f", "-", text=mine)
+    before = nft("list", "ruleset")
+    node = FlannelNode("", ("192.168.77.2", "fd77::2"), 1, tmp_path)
+    nft("-f", "-", text=nftables_mode(node, ("10.244.1.2", "10.244.2.2")))
+    found = old_tables(nft("-j", "list", "tables"))
+    assert [(one.family, one.name) for one in found] == [
+        *(("ip", "flannel-ipv4"), ("ip", "kube-proxy"), ("ip6", "flannel-ipv6"), ("ip6", "kube-proxy"))
+    ]
+    for table in found:
+        nft("delete", "table", table.family, table.name)
+    assert nft("list", "ruleset") == before
 
 
 def test_a_removal_waits_for_the_lock(net: NodeNet, tmp_path: Path) -> None:

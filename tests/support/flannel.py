@@ -156,10 +156,17 @@ class FlannelNode(msgspec.Struct):
         )
 
     def rules(self, backends: tuple[str, ...], kind: str = "nft") -> None:
-        """kube-proxy's and flanneld's rules, and the administrator's; ``kind``: iptables' "nft" or "legacy"."""
-        rules = self._write("v4.rules", _rules(self, backends))
-        in_namespace(self.name, f"iptables-{kind}-restore", "--noflush", str(rules))
-        in_namespace(self.name, "nft", "-f", str(self._write("tables.nft", _NFT)))
+        """kube-proxy's and flanneld's rules, and the administrator's; ``kind``: iptables' "nft" or "legacy", or
+        "nftables" where both use that instead.
+        """
+        if kind == "nftables":
+            in_namespace(self.name, "iptables-nft-restore", str(self._write("v4.rules", _ADMIN)))
+            tables = nftables_mode(self, backends) + _ADMIN_NFT
+        else:
+            rules = self._write("v4.rules", _rules(self, backends))
+            in_namespace(self.name, f"iptables-{kind}-restore", "--noflush", str(rules))
+            tables = _ADMIN_NFT
+        in_namespace(self.name, "nft", "-f", str(self._write("tables.nft", tables)))
 
     def saved(self, kind: str = "nft") -> str:
         """The rules as they are."""
@@ -252,22 +259,146 @@ def _rules(node: FlannelNode, backends: tuple[str, ...]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_NFT = """
-table ip kube-proxy {
-    comment "rules for kube-proxy"
-    chain services {
-    }
-    chain nat-prerouting {
-        type nat hook prerouting priority dstnat; policy accept;
-        jump services
-    }
-}
+_ADMIN = f"""*filter
+:ADMIN - [0:0]
+:KUBE-FIREWALL - [0:0]
+-A INPUT -j KUBE-FIREWALL
+{ADMIN_RULES[0]}
+-A INPUT -j ADMIN
+-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -j DROP
+{ADMIN_RULES[1]}
+COMMIT
+"""
+
+_ADMIN_NFT = """
 table inet admin {
     chain input {
         type filter hook input priority 10; policy accept;
         tcp dport 2323 drop
     }
 }
+table ip6 admin {
+    map kube-proxy { type ipv6_addr : verdict; }
+}
+"""
+
+
+def nftables_mode(node: FlannelNode, backends: tuple[str, ...]) -> str:
+    """The tables of kube-proxy's nftables mode (v1.31) and of flanneld with EnableNFTables (v0.26), in their shape."""
+    numbers = range(len(backends))
+    chains = [
+        f"""    chain endpoint-{n} {{
+        ip saddr {backend} jump mark-for-masquerade
+        meta l4proto tcp dnat to {backend}:8080
+    }}"""
+        for n, backend in enumerate(backends)
+    ]
+    ends = ", ".join(f"{n} : goto endpoint-{n}" for n in numbers)
+    return "\n".join(
+        [
+            _KUBE_PROXY_NFT.format(
+                node=node.addresses[0],
+                vip=VIP,
+                node_port=NODE_PORT,
+                network=NETWORK,
+                chains="\n".join(chains),
+                count=len(backends),
+                ends=ends,
+            ),
+            _KUBE_PROXY_NFT6,
+            _FLANNEL_NFT.format(ip="ip", n=4, network=NETWORK, own=node.subnets[0], multicast="224.0.0.0/4"),
+            _FLANNEL_NFT.format(ip="ip6", n=6, network=NETWORK6, own=node.subnets[1], multicast="ff00::/8"),
+        ]
+    )
+
+
+_KUBE_PROXY_NFT = """
+table ip kube-proxy {{
+    comment "rules for kube-proxy"
+    set cluster-ips {{ type ipv4_addr; elements = {{ {vip} }}; }}
+    set nodeport-ips {{ type ipv4_addr; elements = {{ {node} }}; }}
+    map no-endpoint-services {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
+    chain mark-for-masquerade {{
+        meta mark set meta mark | 0x00004000
+    }}
+    chain masquerading {{
+        meta mark & 0x00004000 == 0x00000000 return
+        meta mark set meta mark ^ 0x00004000
+        masquerade fully-random
+    }}
+{chains}
+    chain service-ULMVA6XW-default-web-tcp-http {{
+        ip daddr {vip} tcp dport 80 ip saddr != {network} jump mark-for-masquerade
+        numgen random mod {count} vmap {{ {ends} }}
+    }}
+    chain external-ULMVA6XW-default-web-tcp-http {{
+        jump mark-for-masquerade
+        goto service-ULMVA6XW-default-web-tcp-http
+    }}
+    map service-ips {{
+        type ipv4_addr . inet_proto . inet_service : verdict
+        elements = {{ {vip} . tcp . 80 : goto service-ULMVA6XW-default-web-tcp-http }}
+    }}
+    map service-nodeports {{
+        type inet_proto . inet_service : verdict
+        elements = {{ tcp . {node_port} : goto external-ULMVA6XW-default-web-tcp-http }}
+    }}
+    chain services {{
+        ip daddr . meta l4proto . th dport vmap @service-ips
+        ip daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports
+    }}
+    chain service-endpoints-check {{
+        ip daddr . meta l4proto . th dport vmap @no-endpoint-services
+    }}
+    chain filter-forward {{
+        type filter hook forward priority -110; policy accept;
+        ct state new jump service-endpoints-check
+    }}
+    chain nat-prerouting {{
+        type nat hook prerouting priority dstnat; policy accept;
+        jump services
+    }}
+    chain nat-output {{
+        type nat hook output priority -100; policy accept;
+        jump services
+    }}
+    chain nat-postrouting {{
+        type nat hook postrouting priority srcnat; policy accept;
+        jump masquerading
+    }}
+}}
+"""
+
+_KUBE_PROXY_NFT6 = """
+table ip6 kube-proxy {
+    comment "rules for kube-proxy"
+    map service-ips { type ipv6_addr . inet_proto . inet_service : verdict; }
+    chain services {
+        ip6 daddr . meta l4proto . th dport vmap @service-ips
+    }
+    chain nat-prerouting {
+        type nat hook prerouting priority dstnat; policy accept;
+        jump services
+    }
+}
+"""
+
+_FLANNEL_NFT = """
+table {ip} flannel-ipv{n} {{
+    comment "rules for flannel-ipv{n}"
+    chain forward {{
+        type filter hook forward priority filter; policy accept;
+        {ip} saddr {network} accept
+        {ip} daddr {network} accept
+    }}
+    chain postrtg {{
+        type nat hook postrouting priority srcnat; policy accept;
+        meta mark 0x00004000 return
+        {ip} saddr {own} {ip} daddr {network} return
+        {ip} saddr {network} {ip} daddr {own} return
+        {ip} saddr {network} {ip} daddr != {multicast} masquerade fully-random
+    }}
+}}
 """
 
 

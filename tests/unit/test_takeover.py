@@ -18,7 +18,7 @@ from samewire.ipam.ranges import decode_host_local
 from samewire.takeover import find, plan
 from samewire.takeover.checks import check_takeover
 from samewire.takeover.conflists import IPV6_WINDOW, conflist, is_ours, ranges, read_conf, read_subnets
-from samewire.takeover.iptables import old_rules, old_tables, removal
+from samewire.takeover.iptables import old_rules, old_sets, old_tables, removal
 from samewire.takeover.links import Listing, backend, bridge_of, remotes, restoring, tunnels
 from samewire.takeover.model import (
     Bridge,
@@ -141,6 +141,29 @@ def test_a_removal_names_what_it_removes_and_nothing_else() -> None:
         f"-X {SVC}",
         "COMMIT",
     ]
+
+
+def test_ipsets_of_ipvs_mode() -> None:
+    theirs = (
+        *(
+            "KUBE-LOOP-BACK",
+            "KUBE-CLUSTER-IP",
+            "KUBE-6-CLUSTER-IP",
+            "KUBE-EXTERNAL-IP-LOCAL",
+            "KUBE-LOAD-BALANCER",
+        ),
+        *("KUBE-LOAD-BALANCER-SOURCE-CIDR", "KUBE-NODE-PORT-TCP", "KUBE-6-NODE-PORT-LOCAL-SCTP-HASH"),
+        *("KUBE-HEALTH-CHECK-NODE-PORT", "KUBE-IPVS-IPS"),
+    )
+    others = (
+        "KUBE-SRC-ABCDEF",
+        "KUBE-ROUTER-SVIP",
+        "cali40all",
+        "MY-KUBE-CLUSTER-IP",
+        "KUBE-CLUSTER-IP-BACKUP",
+    )
+    assert old_sets("\n".join((*others, *theirs)) + "\n") == list(theirs)
+    assert old_sets("") == []
 
 
 def test_tables_of_nftables() -> None:
@@ -466,6 +489,16 @@ def test_a_removal_is_refused_while_something_needs_it() -> None:
         "remove flannel.1",
         "remove 1 chains and 0 rules from iptables-nft nat",
         "remove flanneld's file",
+    ]
+    # ipvs mode: rules hold the sets, and without the device nobody would look for those.
+    sets = ("KUBE-CLUSTER-IP", "KUBE-LOOP-BACK")
+    ipvs = replace(empty, ipvs=True, sets=sets, tables=(OldTable("ip", "kube-proxy"),))
+    titles = [step.title for step in plan.remove(ipvs, journal, NODE, PLACES)]
+    assert titles[4:9] == [
+        "remove 1 chains and 0 rules from iptables-nft nat",
+        "remove table ip kube-proxy",
+        *(f"remove ipset {name}" for name in sets),
+        "remove kube-ipvs0",
     ]
     # The rest, when it was cut off: the configuration has been settled.
     rest = plan.remove(Found(rules=(PROXY,)), replace(journal, removed=True), NODE, PLACES)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import click
 import msgspec
 from rich.console import Console
 
+from samewire.cli.options import config_option, json_option
 from samewire.cli.output import as_yaml
-from samewire.errors import Invalid
 from samewire.node.config import load_config
 from samewire.takeover.model import Command, Found, MakeNetwork, Places, Setting, Step, Write
 from samewire.takeover.runner import Takeover
+
+F = TypeVar("F", bound=Callable[..., None])
 
 _LINES: Final = 24
 """Of a command's input that is shown."""
@@ -27,28 +29,25 @@ _DONE: Final = {
 }
 
 
+def _place(option: str, metavar: str, default: str, what: str) -> Callable[[F], F]:
+    return click.option(option, metavar=metavar, default=default, show_default=True, help=what)
+
+
 @click.command("takeover")
-@click.option(
-    "--config",
-    "config_file",
-    default="/etc/samewire/config.toml",
-    show_default=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The daemon's configuration file.",
-)
+@config_option
 @click.option("--dry-run", is_flag=True, help="Say what is there and what would be done; change nothing.")
 @click.option("--remove", is_flag=True, help="Remove what was replaced, once no old pod lives on it.")
 @click.option("--undo", is_flag=True, help="The way back: everything as it was before the takeover.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
-@click.option("--cni-conf-dir", default=Places().conf_dir, show_default=True, help="CNI configurations.")
-@click.option("--cni-bin-dir", default=Places().bin_dir, show_default=True, help="CNI plugins.")
-@click.option("--subnet-file", default=Places().subnet_file, show_default=True, help="What flanneld wrote.")
+@json_option
+@_place("--cni-conf-dir", "DIRECTORY", Places().conf_dir, "CNI configurations.")
+@_place("--cni-bin-dir", "DIRECTORY", Places().bin_dir, "CNI plugins.")
+@_place("--subnet-file", "FILE", Places().subnet_file, "What flanneld wrote.")
 def takeover(
     config_file: Path,
     dry_run: bool,
     remove: bool,
     undo: bool,
-    as_json: bool,
+    as_document: bool,
     cni_conf_dir: str,
     cni_bin_dir: str,
     subnet_file: str,
@@ -65,21 +64,15 @@ def takeover(
     if os.geteuid() != 0:
         raise click.ClickException("takeover needs root")
     action = "remove" if remove else "undo" if undo else "takeover"
-    shown = _Shown(as_json)
+    shown = _Shown(as_document)
     places = Places(conf_dir=cni_conf_dir, bin_dir=cni_bin_dir, subnet_file=subnet_file)
-    run = Takeover(_config(config_file), config_file, places, shown.step)
+    run = Takeover(load_config(config_file), config_file, places, shown.step)
     if dry_run:
         found = run.found()
         shown.plan(found, run.steps(found, action))
         return
     {"takeover": run.take_over, "undo": run.undo, "remove": run.remove}[action]()
     shown.done(action)
-
-
-def _config(path: Path) -> Any:
-    if not path.exists():
-        raise Invalid(str(path), "is not there; --config names the daemon's configuration")
-    return load_config(path)
 
 
 class _Shown:
@@ -133,7 +126,10 @@ def _found_lines(found: Found) -> Iterable[str]:
         yield from (f"  used by another rule: {text}" for text in rules.blockers)
     yield from (f"nftables table {table.family} {table.name}" for table in found.tables)
     if found.ipvs:
-        yield "kube-ipvs0 (its virtual servers are not Samewire's to tell apart: `kube-proxy --cleanup` has them)"
+        yield (
+            f"kube-ipvs0 and {len(found.sets)} ipsets of kube-proxy's ipvs mode. Its virtual servers stay: they "
+            "cannot be told from others' (`kube-proxy --cleanup` has them)"
+        )
     yield from (f"running: {process}" for process in found.processes)
 
 

@@ -1,4 +1,4 @@
-"""Services of Kubernetes on this node: source, controller and health servers, put together.
+"""Services of Kubernetes on this node: source, controllers and health servers, put together.
 
 Imported only when the configuration names a source: a node without one does not pay for it.
 """
@@ -15,6 +15,7 @@ from samewire.kube.open import SourceConfig, open_source
 from samewire.kube.source import Batch, KindHealth, Source
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
+from samewire.overlay.controller import FlannelNodes
 from samewire.proxy.controller import ServiceProxy
 from samewire.proxy.healthserver import HealthServer
 from samewire.proxy.relay import Relay
@@ -39,6 +40,11 @@ class Services:
         relayed = RelayWriter(direct, self._relay, addresses)
         writer = direct if self._in_switch else relayed
         self.proxy: Final = ServiceProxy(self.source, writer, config.node_name or config.name, dsr=config.dsr)
+        self._others: Final = (
+            FlannelNodes(source, node.service, config.proxy_network, config.node_name or config.name)
+            if config.proxy_network
+            else None
+        )
         relayed.on_lost = self.proxy.write_again
         self._relayed: Final = None if self._in_switch else relayed
         node.on_new_facts = self._on_new_facts
@@ -63,9 +69,13 @@ class Services:
         if self._in_switch:
             await self._relay.stop()  # one of an earlier life in user mode
         self.proxy.start()
+        if self._others is not None:
+            self._others.start()
 
     async def close(self) -> None:
-        """Stop. Services stay in the switch."""
+        """Stop. Services and the ways to other nodes stay in the switch."""
+        if self._others is not None:
+            await self._others.close()
         await self.proxy.close()
         await self.health.close()
         await self._relay.close()

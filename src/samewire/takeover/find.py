@@ -13,7 +13,7 @@ from msgspec import Struct
 from samewire.errors import KernelError, NotFound, Unavailable
 from samewire.takeover import links
 from samewire.takeover.conflists import ASIDE, is_ours, read_conf, read_subnets
-from samewire.takeover.iptables import old_rules, old_tables
+from samewire.takeover.iptables import old_rules, old_sets, old_tables
 from samewire.takeover.model import Bridge, Found, OldConf, OldRules, OldTable, Places
 from samewire.takeover.system import has, processes, run, run_json
 
@@ -22,7 +22,6 @@ WRITERS: Final = ("flanneld", "kube-proxy")
 
 _ENDINGS: Final = (".conf", ".conflist", ".json")
 _LEGACY_TABLES: Final = {"ip": "ip_tables_names", "ip6": "ip6_tables_names"}
-_IPVS: Final = "kube-ipvs0"
 _NAMED: Final = "/run/netns"
 SYSCTL: Final = "/proc/sys"
 
@@ -36,6 +35,7 @@ def find(places: Places) -> Found:
     leases = _leases(conf) if conf else {}
     bridge = links.bridge_of(listing, conf.bridge, subnets, leases) if conf else None
     tunnels = links.tunnels(listing)
+    ipvs = any(link["ifname"] == links.IPVS for link in listing.links)
     return Found(
         subnets=subnets,
         mtu=mtu,
@@ -50,7 +50,8 @@ def find(places: Places) -> Found:
         leases=leases,
         rules=tuple(_rules(conf.name if conf else "")),
         tables=_tables(),
-        ipvs=any(link["ifname"] == _IPVS for link in listing.links),
+        ipvs=ipvs,
+        sets=_sets() if ipvs else (),
         processes=tuple(processes(WRITERS)),
         restore=links.restoring(listing, tunnels, bridge),
         settings=_settings(bridge),
@@ -153,6 +154,10 @@ def _legacy(family: str) -> bool:
 
 def _tables() -> tuple[OldTable, ...]:
     return tuple(old_tables(run(["nft", "-j", "list", "tables"]))) if has("nft") else ()
+
+
+def _sets() -> tuple[str, ...]:
+    return tuple(old_sets(run(["ipset", "list", "-name"]))) if has("ipset") else ()
 
 
 def _settings(bridge: Bridge | None) -> tuple[tuple[str, str], ...]:

@@ -33,6 +33,14 @@ _TABLES: Final = frozenset(
 )
 
 
+_SETS: Final = re.compile(
+    r"KUBE-(6-)?(LOOP-BACK|CLUSTER-IP|EXTERNAL-IP|EXTERNAL-IP-LOCAL"
+    r"|LOAD-BALANCER(-LOCAL|-FW|-SOURCE-IP|-SOURCE-CIDR)?"
+    r"|NODE-PORT-(LOCAL-)?(TCP|UDP|SCTP(-HASH)?)|HEALTH-CHECK-NODE-PORT|IPVS-IPS)"
+)
+"""The ipsets of kube-proxy's ipvs mode; those of IPv6 have a 6 in their names."""
+
+
 class _Rule(Struct, frozen=True):
     chain: str
     target: str
@@ -87,6 +95,11 @@ def old_tables(listed: str) -> list[OldTable]:
     return sorted(
         OldTable(one["family"], one["name"]) for one in tables if (one["family"], one["name"]) in _TABLES
     )
+
+
+def old_sets(listed: str) -> list[str]:
+    """Return kube-proxy's in the output of ``ipset list -name``."""
+    return [name for name in listed.split() if _SETS.fullmatch(name)]
 
 
 def _tables(saved: str) -> Iterator[tuple[str, list[str], list[_Rule]]]:

@@ -20,6 +20,8 @@ _OTHER_BACKENDS: Final = {
     "flannel0": "udp",
     "flannel.ipip": "ipip",
 }
+IPVS: Final = "kube-ipvs0"
+"""What holds the services' addresses in kube-proxy's ipvs mode."""
 _PERMANENT: Final = "PERMANENT"
 _DEFAULT_PORT: Final = 8472
 PROTOCOL: Final = 83

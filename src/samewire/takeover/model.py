@@ -123,6 +123,9 @@ class Found(Struct, frozen=True, kw_only=True):
     rules: tuple[OldRules, ...] = ()
     tables: tuple[OldTable, ...] = ()
     ipvs: bool = False
+    """Whether the device of kube-proxy's ipvs mode is there."""
+    sets: tuple[str, ...] = ()
+    """The ipsets of that mode."""
     processes: tuple[str, ...] = ()
     restore: tuple[str, ...] = ()
     """Lines for ``ip -batch`` that put back what a takeover changes of the old network."""

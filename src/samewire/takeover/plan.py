@@ -13,7 +13,7 @@ from samewire.errors import Conflict, NotFound
 from samewire.takeover.checks import check_removal
 from samewire.takeover.conflists import ASIDE, NAME, conflist, ranges
 from samewire.takeover.iptables import removal
-from samewire.takeover.links import PROTOCOL
+from samewire.takeover.links import IPVS, PROTOCOL
 from samewire.takeover.model import (
     AwaitServices,
     Bridge,
@@ -94,7 +94,6 @@ def remove(found: Found, journal: Journal | None, node: Node, places: Places) ->
         steps.append(Write("give new pods the whole subnet", f"{places.conf_dir}/{NAME}", text))
         steps.append(_network(full, journal, node))
     devices = [*([found.bridge.name] if found.bridge else []), *(tunnel.name for tunnel in found.tunnels)]
-    devices += ["kube-ipvs0"] if found.ipvs else []
     steps += [Command(f"remove {name}", ("ip", "link", "delete", name)) for name in devices]
     steps += [
         Command(
@@ -110,6 +109,9 @@ def remove(found: Found, journal: Journal | None, node: Node, places: Places) ->
         )
         for table in found.tables
     ]
+    # Rules hold the sets, and the device says that there may be some: it goes last.
+    steps += [Command(f"remove ipset {name}", ("ipset", "destroy", name)) for name in found.sets]
+    steps += [Command(f"remove {IPVS}", ("ip", "link", "delete", IPVS))] if found.ipvs else []
     steps += [Remove(f"remove {Path(path).name}", path) for path in (*found.aside, *found.in_force)]
     if found.subnets:
         steps.append(Remove("remove flanneld's file", places.subnet_file))

@@ -1,0 +1,202 @@
+"""RemoteSubnetRoutes from flannel's annotations: which, when, and whose are left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from samewire.errors import Invalid
+from samewire.hcn.errors import HcnError
+from samewire.hcn.modify import ModifySettingRequest, PolicySettings, RequestType
+from samewire.hcn.policies import RemoteSubnetRoute, select
+from samewire.hcn.schema import Kind
+from samewire.hcn.service import HnsService
+from samewire.hcn.store import Store
+from samewire.kube.model import Node, NodeMetadata, NodeSpec
+from samewire.overlay import controller
+from samewire.overlay.controller import FlannelNodes
+from samewire.overlay.flannel import remote_subnets
+from tests.support.hcn import FakeSwitch, bridge, overlay
+from tests.support.proxy import FakeSource
+
+HERE = "here"
+FLANNEL = "flannel.alpha.coreos.com/"
+
+
+def node(name: str, number: int, *, vni: int = 4096, mac: str = "02:00:00:00:00:0a", **changed: str) -> Node:
+    """A Node as flanneld v0.25 annotates it, dual-stack."""
+    annotations = {
+        FLANNEL + "backend-data": json.dumps({"VNI": vni, "VtepMAC": mac}),
+        FLANNEL + "backend-v6-data": json.dumps({"VNI": vni, "VtepMAC": "06:" + mac[3:]}),
+        FLANNEL + "backend-type": "vxlan",
+        FLANNEL + "kube-subnet-manager": "true",
+        FLANNEL + "public-ip": f"192.0.2.{number}",
+        FLANNEL + "public-ipv6": f"2001:db8::{number}",
+        **{FLANNEL + key.replace("_", "-"): value for key, value in changed.items()},
+    }
+    cidrs = f"10.244.{number}.0/24", f"fd00:244:0:{number}::/64"
+    return Node(
+        metadata=NodeMetadata(name=name, annotations=annotations),
+        spec=NodeSpec(pod_cidr=cidrs[0], pod_cidrs=cidrs),
+    )
+
+
+def route(prefix: str, provider: str, mac: str, vni: int = 4096) -> RemoteSubnetRoute:
+    return RemoteSubnetRoute(
+        destination_prefix=prefix,
+        isolation_id=vni,
+        provider_address=provider,
+        distributed_router_mac_address=mac,
+    )
+
+
+def test_both_families_by_their_own_device() -> None:
+    assert remote_subnets(node("far", 7)) == (
+        route("10.244.7.0/24", "192.0.2.7", "02-00-00-00-00-0A"),
+        route("fd00:244:0:7::/64", "2001:db8::7", "06-00-00-00-00-0A"),
+    )
+    assert [p.destination_prefix for p in remote_subnets(node("far", 7, backend_v6_data="null"))] == [
+        "10.244.7.0/24"
+    ]
+    assert remote_subnets(node("far", 7, backend_type="host-gw")) == ()
+    assert remote_subnets(Node(spec=NodeSpec(pod_cidr="10.244.7.0/24"))) == ()
+
+
+@pytest.mark.parametrize(
+    "changed", [{"backend_data": "{"}, {"backend_data": '{"VNI": 1}'}, {"public_ip": "no address"}]
+)
+def test_what_flannel_would_not_write_is_refused(changed: dict[str, str]) -> None:
+    with pytest.raises((Invalid, HcnError)):
+        remote_subnets(node("far", 7, **changed))  # type: ignore[arg-type]
+
+
+class Rig:
+    """The controller between a source and the HNS service on a switch in memory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.store = Store(directory / "db")
+        self.switch = FakeSwitch()
+        self.service = HnsService(self.store, self.switch)
+        self.source = FakeSource()
+        self.begin()
+
+    def begin(self) -> None:
+        self.nodes = FlannelNodes(self.source, self.service, "cbr0", HERE)
+        self.nodes.start()
+
+    def routes(self) -> dict[str, RemoteSubnetRoute]:
+        network = self.service.view.network_by_name("cbr0")
+        assert network is not None
+        return {policy.destination_prefix: policy for policy in select(network.policies, RemoteSubnetRoute)}
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110  # it looks at plain values
+                await asyncio.sleep(0)
+
+    async def prefixes(self, *wanted: str) -> None:
+        await self.until(lambda: set(self.routes()) == set(wanted))
+
+    async def add(self, policy: RemoteSubnetRoute, how: RequestType = RequestType.ADD) -> None:
+        network = self.service.view.network_by_name("cbr0")
+        assert network is not None
+        settings = PolicySettings(policies=(policy,))
+        await self.service.modify(
+            Kind.NETWORK, network.id, ModifySettingRequest(request_type=how, settings=settings)
+        )
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+    monkeypatch.setattr(controller, "LOOK_S", 0.001)
+    made = Rig(tmp_path)
+    yield made
+    await made.nodes.close()
+    await made.service.close()
+    made.store.close()
+
+
+FAR = "10.244.7.0/24", "fd00:244:0:7::/64"
+NEXT = "10.244.8.0/24", "fd00:244:0:8::/64"
+
+
+async def test_nodes_join_move_and_leave(rig: Rig) -> None:
+    await rig.service.create_network(overlay("cbr0"))
+    rig.source.put(node(HERE, 1), node("far", 7), node("windows", 9, vni=4097), quiet=True)
+    await asyncio.sleep(0.01)
+    assert rig.routes() == {}, "nothing before all nodes are known"
+    await rig.source.start()
+    await rig.prefixes(*FAR)
+    rig.source.put(node("next", 8))
+    await rig.prefixes(*FAR, *NEXT)
+    rig.source.put(node("far", 7, mac="02:00:00:00:00:0b", public_ip="192.0.2.70"))
+    await rig.until(lambda: rig.routes()[FAR[0]] == route(FAR[0], "192.0.2.70", "02-00-00-00-00-0B"))
+    rig.source.remove(node("far", 7))
+    await rig.prefixes(*NEXT)
+
+
+async def test_the_network_comes_later_and_again(rig: Rig) -> None:
+    rig.source.put(node("far", 7), quiet=True)
+    await rig.source.start()
+    made = await rig.service.create_network(overlay("cbr0"))
+    await rig.prefixes(*FAR)
+    await rig.service.delete(Kind.NETWORK, made.id)
+    await rig.service.create_network(overlay("cbr0"))
+    await rig.prefixes(*FAR)
+
+
+async def test_what_others_have_put_stays_and_what_they_took_comes_back(rig: Rig) -> None:
+    foreign = route("10.99.0.0/16", "192.0.2.99", "02-00-00-00-00-99")
+    await rig.service.create_network(overlay("cbr0", policies=(foreign,)))
+    rig.source.put(node("far", 7), quiet=True)
+    await rig.source.start()
+    await rig.prefixes(*FAR, "10.99.0.0/16")
+    await rig.add(rig.routes()[FAR[0]], RequestType.REMOVE)
+    await rig.prefixes(*FAR, "10.99.0.0/16")
+    rig.source.remove(node("far", 7))
+    await rig.prefixes("10.99.0.0/16")
+
+
+async def test_a_node_that_left_while_nobody_looked(rig: Rig) -> None:
+    await rig.service.create_network(
+        overlay("cbr0", policies=(route(FAR[0], "192.0.2.7", "02-00-00-00-00-0A"),))
+    )
+    rig.source.put(node("far", 7), node("next", 8), quiet=True)
+    await rig.source.start()
+    await rig.prefixes(*FAR, *NEXT)
+    await rig.nodes.close()
+    rig.source.remove(node("far", 7))
+    rig.begin()
+    await rig.source.start()
+    await rig.prefixes(*NEXT)
+
+
+async def test_what_cannot_be_read_or_written_changes_nothing_and_stops_nobody(rig: Rig) -> None:
+    await rig.service.create_network(overlay("cbr0"))
+    rig.source.put(node("far", 7), quiet=True)
+    await rig.source.start()
+    await rig.prefixes(*FAR)
+    rig.source.put(node("far", 7, backend_data="{"))
+    rig.switch.refuse_next()
+    rig.source.put(node("next", 8))
+    await rig.prefixes(*FAR, *NEXT)
+    rig.source.remove(node("far", 7))
+    await rig.prefixes(*NEXT)
+
+
+async def test_a_prefix_of_its_own_and_other_networks_are_left_alone(rig: Rig) -> None:
+    await rig.service.create_network(overlay("cbr0"))
+    rig.source.put(node("twin", 1), node("far", 7), quiet=True)
+    await rig.source.start()
+    await rig.prefixes(*FAR, "fd00:244:0:1::/64")
+    await rig.nodes.close()
+    await rig.service.delete(Kind.NETWORK, next(iter(rig.service.view.networks())).id)
+    await rig.service.create_network(bridge("cbr0"))
+    rig.begin()
+    await rig.source.start()
+    await asyncio.sleep(0.01)
+    assert rig.routes() == {}
