@@ -229,6 +229,10 @@ def test_json_and_yaml_are_the_answer(daemon: StubDaemon, kind: str) -> None:
     assert yaml.safe_load(get(daemon, kind, "-o", "yaml").stdout) == wanted
 
 
+def test_a_kind_in_the_singular(daemon: StubDaemon) -> None:
+    assert get(daemon, "Network").stdout == get(daemon, "networks").stdout
+
+
 @pytest.mark.parametrize("name", ["pods", "PODS", NETWORK_ID, NETWORK_ID.lower()])
 def test_by_name_and_id(daemon: StubDaemon, name: str) -> None:
     assert json.loads(get(daemon, "networks", name, "-o", "json").stdout)["ID"] == NETWORK_ID

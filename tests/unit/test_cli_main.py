@@ -39,6 +39,12 @@ def test_every_command_is_there_and_has_help(name: str) -> None:
     assert out.startswith(f"Usage: cli {name}")
 
 
+@pytest.mark.parametrize("name", ["hns", "lab", "vfp"])
+def test_a_group_says_in_one_line_what_each_of_its_commands_does(name: str) -> None:
+    out = run(name, "--help")[1]
+    assert [line for line in out.splitlines()[1:] if len(line) > 80 or line.endswith("...")] == []
+
+
 def test_help_imports_nothing_slow() -> None:
     script = (
         "import sys\n"

@@ -90,7 +90,11 @@ def test_every_field_of_the_schema_is_described() -> None:
             "type: overlay",
             "networks[0].type: Invalid enum value 'overlay'; there are Overlay",
         ),
-        ("stack: kernel", "stak: kernel", "lab.yaml:8: nodes[1].stak: no such field"),
+        (
+            "stack: kernel",
+            "stak: kernel",
+            "lab.yaml:8: nodes[1].stak: no such field; did you mean stack?",
+        ),
         ("    stack: kernel\n", "", "lab.yaml:7: nodes[1].stack: this field is required"),
         ("name: beta", "name: Beta!", "lab.yaml:7: nodes[1].name: expected lower-case letters"),
         ("name: beta", "name: alpha", "lab.yaml:7: nodes[1].name: 'alpha' is already taken"),

@@ -11,19 +11,14 @@ from typing import Final
 
 import click
 
+from samewire.cli.options import config_option
 from samewire.errors import SamewireError
 
 _FILES: Final = 65536
 
 
 @click.command("daemon")
-@click.option(
-    "--config",
-    "config_file",
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Configuration file, TOML or JSON (docs/guides/operating.md).",
-)
+@config_option
 @click.option("--kubeconfig", metavar="FILE", help="Services come from this API server.")
 @click.option("--in-cluster", is_flag=True, help="Services come from the API server of the pod we run in.")
 @click.option("--manifests", metavar="DIR", help="Services come from the manifests of a directory.")

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 import click
 
 from samewire.cli import rows, service_rows
+from samewire.cli.options import KindOf
 from samewire.cli.output import as_json, as_yaml, table
 
 _KINDS: Final = (
@@ -21,7 +22,7 @@ Json = dict[str, Any]
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(_KINDS))
+@click.argument("kind", metavar="KIND", type=KindOf(*_KINDS))
 @click.argument("name", required=False, default="")
 @click.option(
     "-o",

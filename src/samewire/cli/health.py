@@ -7,14 +7,14 @@ from typing import Any, Final
 
 import click
 
+from samewire.cli.options import json_option
 from samewire.cli.output import as_json
 
-_json_option = click.option("--json", "as_document", is_flag=True, help="Print a JSON document.")
 _COLOURS: Final = {"error": "red", "warning": "yellow"}
 
 
 @click.command()
-@_json_option
+@json_option
 @click.pass_obj
 def diff(socket: str, as_document: bool) -> None:
     """Compare what is wanted with what the kernel has; nothing to say and status 0 means healthy.
@@ -31,7 +31,7 @@ def diff(socket: str, as_document: bool) -> None:
 
 
 @click.command()
-@_json_option
+@json_option
 @click.pass_obj
 def doctor(socket: str, as_document: bool) -> None:
     """Check the invariants of a healthy node; status 1 when something is wrong (warnings alone: 0)."""

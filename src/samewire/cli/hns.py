@@ -6,45 +6,29 @@ from typing import Any, Final
 
 import click
 
+from samewire.cli.options import KindOf, json_option
 from samewire.cli.output import as_json, table
 from samewire.errors import Conflict, NotFound
 
 _KINDS: Final = ("networks", "endpoints", "namespaces", "loadbalancers", "routes")
+_KINDS_ARE: Final = f"KIND is {', '.join(_KINDS)}."
 _SINGULAR: Final = {kind: kind.removesuffix("s") for kind in _KINDS}
 
 Json = dict[str, Any]
 
-_json_option = click.option("--json", "as_document", is_flag=True, help="Print JSON.")
-
-
-class _Kind(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in newer versions only
-    """A kind of object, in the singular or the plural."""
-
-    name = "kind"
-
-    def __init__(self, everything: bool = False) -> None:
-        self._choices = (*_KINDS, "all") if everything else _KINDS
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        return "{" + "|".join(self._choices) + "}"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value).lower()
-        found = next((one for one in self._choices if text in (one, _SINGULAR.get(one))), None)
-        if found is None:
-            self.fail(f"{value!r} is none of {', '.join(self._choices)}", param, ctx)
-        return found
-
 
 @click.group()
 def hns() -> None:
-    """HNS objects: list, get, delete. As hnsdiag does it; objects are found by ID or by name."""
+    """HNS objects: list, get, delete. As hnsdiag does it; objects are found by ID or by name.
+
+    KIND is networks, endpoints, namespaces, loadbalancers or routes, in the plural or the singular.
+    """
 
 
-@hns.command("list")
-@click.argument("kind", type=_Kind(everything=True), default="all")
+@hns.command("list", epilog=_KINDS_ARE)
+@click.argument("kind", metavar="[KIND]", type=KindOf(*_KINDS, "all"), default="all")
 @click.option("-d", "--detail", is_flag=True, help="Whole objects instead of one line each.")
-@_json_option
+@json_option
 @click.pass_obj
 def list_(socket: str, kind: str, detail: bool, as_document: bool) -> None:
     """List the objects of KIND, or all."""
@@ -60,8 +44,8 @@ def list_(socket: str, kind: str, detail: bool, as_document: bool) -> None:
             click.echo(_indented(table(["ID", "NAME", "WHAT"], [_line(one, value) for value in objects])))
 
 
-@hns.command("get")
-@click.argument("kind", type=_Kind())
+@hns.command("get", epilog=_KINDS_ARE)
+@click.argument("kind", metavar="KIND", type=KindOf(*_KINDS))
 @click.argument("name")
 @click.pass_obj
 def get(socket: str, kind: str, name: str) -> None:
@@ -69,10 +53,10 @@ def get(socket: str, kind: str, name: str) -> None:
     click.echo(as_json(_find(socket, kind, name)))
 
 
-@hns.command("delete")
-@click.argument("kind", type=_Kind())
+@hns.command("delete", epilog=_KINDS_ARE)
+@click.argument("kind", metavar="KIND", type=KindOf(*_KINDS))
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@_json_option
+@json_option
 @click.pass_obj
 def delete(socket: str, kind: str, names: tuple[str, ...], as_document: bool) -> None:
     """Delete objects. All names are looked up before the first one is deleted."""

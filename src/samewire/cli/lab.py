@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from samewire.cli.errors import Failure, exit_status
+from samewire.cli.options import json_option, proto_option, source_port_option, to_option
 from samewire.errors import SamewireError
 
 _LOG_WIDTH = 140
@@ -27,7 +28,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _lab_argument = click.argument("lab_name", metavar="[LAB]", required=False)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
 
 
 def _reporting(function: Callable[P, R]) -> Callable[P, R]:
@@ -50,28 +50,31 @@ def _reporting(function: Callable[P, R]) -> Callable[P, R]:
 
 @click.group()
 def lab() -> None:
-    """Mixed clusters in network namespaces of this machine (needs root)."""
+    """Mixed clusters in network namespaces of this machine (needs root).
+
+    LAB, the `name` in its file, may be left out where only one lab is up.
+    """
 
 
 @lab.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--keep", is_flag=True, help="Leave what was made when it fails, to look at.")
-@_json_option
+@json_option
 @_reporting
-def up(file: Path, keep: bool, as_json: bool) -> None:
+def up(file: Path, keep: bool, as_document: bool) -> None:
     """Bring up the cluster of FILE: underlay, nodes, pods."""
     from samewire.lab.report import lab_document, lab_tables, next_steps
     from samewire.lab.state import labs
     from samewire.lab.up import up as bring_up
 
     began = time.monotonic()
-    console = _console(as_json)
+    console = _console(as_document)
 
     def progress(text: str) -> None:
         console.print(f"[dim]{time.monotonic() - began:5.1f} s[/dim]  {text}")
 
     state = asyncio.run(bring_up(file, progress, keep))
-    if as_json:
+    if as_document:
         _print_json(lab_document(state))
         return
     progress("up")
@@ -79,11 +82,11 @@ def up(file: Path, keep: bool, as_json: bool) -> None:
     console.print("go on with:", *next_steps(state, alone=len(labs()) == 1), sep="\n  ", highlight=False)
 
 
-@lab.command()
+@lab.command(short_help="Probe every path and compare with what is expected.")
 @_lab_argument
-@_json_option
+@json_option
 @_reporting
-def check(lab_name: str | None, as_json: bool) -> None:
+def check(lab_name: str | None, as_document: bool) -> None:
     """Probe every path and compare with what the cluster file asks for; status 1 if any cell is wrong."""
     from samewire.lab.check import check as run_check
     from samewire.lab.report import check_document, check_table
@@ -97,16 +100,22 @@ def check(lab_name: str | None, as_json: bool) -> None:
         report = asyncio.run(
             run_check(state, lambda done, total: bar.update(task, completed=done, total=total))
         )
-    if as_json:
+    if as_document:
         _print_json(check_document(report))
     else:
         console.print(check_table(report))
     sys.exit(0 if report.ok else 1)
 
 
-@lab.command(name="exec", context_settings={"ignore_unknown_options": True})
+@lab.command(
+    name="exec",
+    short_help="Run a command in a pod, a node, an outside host.",
+    context_settings={"ignore_unknown_options": True},
+)
 @click.option("--lab", "lab_name", metavar="LAB", help="Which lab, where several are up.")
-@click.option("-c", "--container", default="", help="Which container of the pod; the first by default.")
+@click.option(
+    "-c", "--container", metavar="NAME", default="", help="Which container of the pod; the first by default."
+)
 @click.argument("target")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @_reporting
@@ -118,20 +127,23 @@ def execute(lab_name: str | None, container: str, target: str, command: tuple[st
     targets.execute(targets.resolve(load_state(lab_name), target, container), command)
 
 
-@lab.command()
+@lab.command(short_help="What becomes of a packet, layer by layer.")
 @click.option("--lab", "lab_name", metavar="LAB", help="Which lab, where several are up.")
 @click.option("--from", "origin", metavar="POD", required=True, help="The sending pod.")
-@click.option(
-    "--to", "target", metavar="ADDR[:PORT]", required=True, help="An IPv6 address with a port: [ADDR]:PORT."
-)
-@click.option(
-    "--proto", type=click.Choice(["tcp", "udp", "icmp"]), help="Default: tcp with a port, icmp without."
-)
-@_json_option
+@to_option
+@proto_option
+@source_port_option
+@json_option
 @click.pass_context
 @_reporting
 def trace(
-    ctx: click.Context, lab_name: str | None, origin: str, target: str, proto: str | None, as_json: bool
+    ctx: click.Context,
+    lab_name: str | None,
+    origin: str,
+    target: str,
+    proto: str | None,
+    source_port: int | None,
+    as_document: bool,
 ) -> None:
     """What becomes of a packet, layer by layer, here and on the far node."""
     from samewire.cli.trace import trace as trace_command
@@ -148,13 +160,13 @@ def trace(
             origin=name,
             target=target,
             proto=proto,
-            source_port=None,
+            source_port=source_port,
             peers_file=Path(file.name),
-            as_document=as_json,
+            as_document=as_document,
         )
 
 
-@lab.command()
+@lab.command(short_help="CPU, memory and network use of every pod.")
 @_lab_argument
 @click.option(
     "--interval",
@@ -165,9 +177,9 @@ def trace(
     help="Seconds between samples.",
 )
 @click.option("--once", is_flag=True, help="One sample after one interval.")
-@_json_option
+@json_option
 @_reporting
-def top(lab_name: str | None, interval_s: float, once: bool, as_json: bool) -> None:
+def top(lab_name: str | None, interval_s: float, once: bool, as_document: bool) -> None:
     """CPU, memory and network use of every pod, until interrupted (not on a terminal: one sample)."""
     from samewire.lab.report import top_table
     from samewire.lab.state import load_state
@@ -175,10 +187,10 @@ def top(lab_name: str | None, interval_s: float, once: bool, as_json: bool) -> N
 
     sampler = Sampler(load_state(lab_name))
     latest = sampler.sample()
-    if as_json or once or not sys.stdout.isatty():
+    if as_document or once or not sys.stdout.isatty():
         time.sleep(interval_s)
         latest = sampler.sample()
-        if as_json:
+        if as_document:
             import msgspec
 
             _print_json(msgspec.to_builtins(latest))
@@ -196,26 +208,26 @@ def top(lab_name: str | None, interval_s: float, once: bool, as_json: bool) -> N
 
 @lab.command()
 @_lab_argument
-@_json_option
+@json_option
 @_reporting
-def show(lab_name: str | None, as_json: bool) -> None:
+def show(lab_name: str | None, as_document: bool) -> None:
     """Nodes, pods and addresses of a lab."""
     from samewire.lab.report import lab_document, lab_tables
     from samewire.lab.state import load_state
 
     state = load_state(lab_name)
-    if as_json:
+    if as_document:
         _print_json(lab_document(state))
     else:
         _console().print(lab_tables(state))
 
 
-@lab.command()
+@lab.command(short_help="Remove a lab and everything it made.")
 @_lab_argument
 @click.option("--all", "every", is_flag=True, help="Remove all labs of this machine.")
 @_reporting
 def down(lab_name: str | None, every: bool) -> None:
-    """Remove a lab (the only one, where none is named) and everything it made."""
+    """Remove a lab and everything it made. LAB may be left out where only one is up."""
     from samewire.lab.down import down as remove
     from samewire.lab.state import labs, the_lab
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from samewire.cli.options import config_option
 from samewire.cni.dialects.names import ALIASES
 from samewire.errors import SamewireError
 
@@ -16,6 +17,7 @@ _CLIENT = "samewire-cni"
 @click.command("install-cni")
 @click.option(
     "--bin-dir",
+    metavar="DIRECTORY",
     default="/opt/cni/bin",
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
@@ -61,13 +63,7 @@ def _link(alias: Path, replace: bool) -> None:
 
 
 @click.command("uninstall")
-@click.option(
-    "--config",
-    "config_file",
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The daemon's configuration file.",
-)
+@config_option
 @click.option("--purge", is_flag=True, help="Forget the networks and endpoints as well.")
 def uninstall(config_file: Path, purge: bool) -> None:
     """Remove every interface, program and setting of Samewire from this node.

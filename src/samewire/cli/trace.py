@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from samewire.cli.options import json_option, proto_option, source_port_option, to_option
 from samewire.cli.output import as_json
 from samewire.errors import Invalid
 
@@ -24,22 +25,17 @@ _PIPE_WIDTH: Final = 160
 @click.option(
     "--from", "origin", metavar="POD", required=True, help="Name, ID or address of the sending pod."
 )
-@click.option(
-    "--to", "target", metavar="ADDR[:PORT]", required=True, help="An IPv6 address with a port: [ADDR]:PORT."
-)
-@click.option(
-    "--proto", type=click.Choice(["tcp", "udp", "icmp"]), help="Default: tcp with a port, icmp without."
-)
-@click.option(
-    "--source-port", type=click.IntRange(1, 65535), help="Of a connection that exists, to see how it fares."
-)
+@to_option
+@proto_option
+@source_port_option
 @click.option(
     "--peers",
     "peers_file",
+    metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="JSON object: address of a node -> socket of its daemon. The trace goes on there.",
 )
-@click.option("--json", "as_document", is_flag=True, help="Print a JSON document.")
+@json_option
 @click.pass_obj
 def trace(
     socket: str,

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 import click
 
+from samewire.cli.options import json_option
 from samewire.cli.output import as_json
 from samewire.errors import Invalid, NotFound
 from samewire.vfp.rule_names import rule_text
@@ -18,13 +19,8 @@ _SYN: Final = 1
 
 Json = dict[str, Any]
 
-_json_option = click.option("--json", "as_document", is_flag=True, help="Print JSON.")
-_port_option = click.option(
-    "--port",
-    required=True,
-    metavar="PORT",
-    help="A port's number or interface, anything that names its endpoint, or uplink, tunnel, host.",
-)
+_PORT: Final = "A port's number or interface, anything that names its endpoint, or uplink, tunnel, host"
+_port_option = click.option("--port", required=True, metavar="PORT", help=f"{_PORT}.")
 
 
 @click.group()
@@ -37,7 +33,7 @@ def vfp() -> None:
 
 
 @vfp.command("list-ports")
-@_json_option
+@json_option
 @click.pass_obj
 def list_ports(socket: str, as_document: bool) -> None:
     """Every port, with the endpoint behind it."""
@@ -47,7 +43,7 @@ def list_ports(socket: str, as_document: bool) -> None:
 
 @vfp.command("list-layers")
 @_port_option
-@_json_option
+@json_option
 @click.pass_obj
 def list_layers(socket: str, port: str, as_document: bool) -> None:
     """The layers of a port, in the order of a walk."""
@@ -56,11 +52,11 @@ def list_layers(socket: str, port: str, as_document: bool) -> None:
 
 
 @vfp.command("list-rules")
-@click.option("--port", metavar="PORT", default="", help="A port, as above; not needed with --object.")
+@click.option("--port", metavar="PORT", default="", help=f"{_PORT}; not needed with --object.")
 @click.option("--layer", metavar="LAYER", default="", help="This layer's rules only.")
 @click.option("--group", metavar="GROUP", default="", help="This group's rules only.")
 @click.option("--object", "name", metavar="ID", default="", help="Rules that an HCN object has made only.")
-@_json_option
+@json_option
 @click.pass_obj
 def list_rules(socket: str, port: str, layer: str, group: str, name: str, as_document: bool) -> None:
     """The rules of a port. Their numbers are those that drops, flows and traces name.
@@ -84,7 +80,7 @@ def list_rules(socket: str, port: str, layer: str, group: str, name: str, as_doc
 
 @vfp.command("list-unified-flows")
 @_port_option
-@_json_option
+@json_option
 @click.pass_obj
 def list_unified_flows(socket: str, port: str, as_document: bool) -> None:
     """The connections of a port that are open now."""
@@ -92,8 +88,8 @@ def list_unified_flows(socket: str, port: str, as_document: bool) -> None:
     _print(flows, as_document, (_blocks(_flow_fields(flow)) for flow in flows))
 
 
-@vfp.command("get-flow-stats")
-@_json_option
+@vfp.command("get-flow-stats", short_help="The counters of the flow table.")
+@json_option
 @click.pass_obj
 def get_flow_stats(socket: str, as_document: bool) -> None:
     """The counters of the flow table: connections there are, made, aged, judged anew, and the packets they carried."""
@@ -105,7 +101,7 @@ def get_flow_stats(socket: str, as_document: bool) -> None:
 @vfp.command("process-tuples")
 @_port_option
 @click.argument("tuples", nargs=-1, required=True, metavar="TUPLE...")
-@_json_option
+@json_option
 @click.pass_obj
 def process_tuples(socket: str, port: str, tuples: tuple[str, ...], as_document: bool) -> None:
     """What becomes of packets, layer by layer. Status 1 when one of them is dropped.
@@ -121,7 +117,7 @@ def process_tuples(socket: str, port: str, tuples: tuple[str, ...], as_document:
 @_port_option
 @click.option("--layer", metavar="LAYER", default="", help="What this layer does only.")
 @click.argument("tuple_", metavar="TUPLE")
-@_json_option
+@json_option
 @click.pass_obj
 def match_tuple(socket: str, port: str, layer: str, tuple_: str, as_document: bool) -> None:
     """Which rule of a layer, or which flow, a packet meets. Status 1 when there is none."""

@@ -7,6 +7,7 @@ data and its error path (``$.nodes[1].stack``) is looked up among the marks.
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import msgspec
 import yaml
 
 from samewire.errors import Invalid
-from samewire.lab.cluster import Cluster, NetworkType, ProxyMode, Stack, UnderlayType
+from samewire.lab.cluster import Cluster, NetworkType, ProxyMode, Stack, UnderlayType, json_schema
 from samewire.lab.rules import violations
 
 _UNKNOWN_FIELD = re.compile(r"unknown field `([^`]+)`")
@@ -117,12 +118,21 @@ def _convert(data: Any, reader: _Reader) -> Cluster:
         path = path.removesuffix("`") or "$"
         if named := _UNKNOWN_FIELD.search(message) or _MISSING_FIELD.search(message):
             path = f"{path}.{named[1]}"
-            message = "no such field" if _UNKNOWN_FIELD.search(message) else "this field is required"
+            unknown = _UNKNOWN_FIELD.search(message)
+            message = f"no such field{_hint(named[1])}" if unknown else "this field is required"
         elif choices := _CHOICES.get(re.sub(r"\d+", "", path)):
             message += f"; there are {', '.join(choice.value for choice in choices)}"
         elif "matching regex" in message:
             message = "expected lower-case letters, digits and dashes, at most 24, no dash at either end"
         raise ClusterFileError([reader.fault(path, message)]) from error
+
+
+def _hint(name: str) -> str:
+    """The field that was probably meant, wherever in the file it belongs."""
+    definitions = json_schema()["$defs"].values()
+    fields = {field for definition in definitions for field in definition.get("properties", {})}
+    close = difflib.get_close_matches(name, fields, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _valid_name(stem: str) -> str:
