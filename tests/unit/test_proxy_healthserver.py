@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime, timedelta
 
 import pytest
 from aiohttp import ClientSession
@@ -110,16 +111,29 @@ async def test_healthz_and_livez(rig: Rig) -> None:
     status, body, _ = await rig.get(rig.healthz, "/healthz")
     found = json.loads(body)
     assert status == 200
-    assert set(found) == {"lastUpdated", "currentTime", "nodeEligible"}
+    assert list(found) == ["lastUpdated", "currentTime", "nodeEligible", "healthy"]
     assert found["lastUpdated"] == found["currentTime"]
+    assert datetime.fromisoformat(found["currentTime"]).utcoffset() == timedelta()
     rig.health.set_node(None)
     status, body, _ = await rig.get(rig.healthz, "/healthz")
-    assert (status, json.loads(body)["nodeEligible"]) == (503, False)
-    assert json.loads(body)["lastUpdated"].startswith("0001-01-01")
+    assert (status, json.loads(body)["nodeEligible"], json.loads(body)["healthy"]) == (503, False, True)
+    assert json.loads(body)["lastUpdated"] == "0001-01-01T00:00:00Z"
     status, body, _ = await rig.get(rig.healthz, "/livez")
-    assert (status, set(json.loads(body))) == (200, {"lastUpdated", "currentTime"})
+    assert (status, set(json.loads(body))) == (200, {"lastUpdated", "currentTime", "healthy"})
     assert (await rig.get(rig.healthz, "/other"))[0] == 404
     assert rig.server.answers == {("healthz", 200): 1, ("healthz", 503): 1, ("livez", 200): 1}
+
+
+async def test_healthz_by_family(rig: Rig) -> None:
+    """As kube-proxy has it since 1.34; here both families are always programmed together."""
+    rig.health.updated(time.monotonic() - 2 * TIMEOUT_S)
+    rig.health.queued(time.monotonic() - TIMEOUT_S)
+    status, body, _ = await rig.get(rig.healthz, "/livez")
+    found = json.loads(body)
+    assert (status, found["healthy"]) == (503, False)
+    late = {"lastUpdated": found["lastUpdated"], "healthy": False}
+    assert found["status"] == {"IPv4": late, "IPv6": late}
+    assert found["lastUpdated"] < found["currentTime"]
 
 
 def test_health_over_time() -> None:

@@ -27,6 +27,7 @@ RETRY_S: Final = 5.0
 _BACKLOG: Final = 128
 _HEADERS: Final = {"X-Content-Type-Options": "nosniff"}
 _ANY: Final = ("::", "0.0.0.0")
+_FAMILIES: Final = ("IPv4", "IPv6")
 
 
 class Check(NamedTuple):
@@ -143,17 +144,24 @@ class HealthServer:
         now_s = time.monotonic()
         now = _text(time.time())
         healthy = self._health.healthy(now_s)
-        eligible = f', "nodeEligible": {_bool(self._health.node_eligible)}' if path == "/healthz" else ""
+        updated = self._last_update(now_s)
+        fields: dict[str, object] = {"lastUpdated": updated, "currentTime": now}
+        serving = healthy
         if path == "/healthz":
-            healthy = healthy and self._health.node_eligible
-        status = 200 if healthy else 503
-        updated = now if healthy else self._last_update(now_s)
+            fields["nodeEligible"] = self._health.node_eligible
+            serving = healthy and self._health.node_eligible
+        fields["healthy"] = healthy
+        if self._health.updated_s is not None:  # one pass programs both families
+            fields["status"] = {key: {"lastUpdated": updated, "healthy": healthy} for key in _FAMILIES}
+        if serving:
+            fields["lastUpdated"] = now
+        status = 200 if serving else 503
         self.answers[path[1:], status] = self.answers.get((path[1:], status), 0) + 1
-        return _json(f'{{"lastUpdated": "{updated}","currentTime": "{now}"{eligible}}}', status)
+        return _json(msgspec.json.encode(fields).decode(), status)
 
     def _last_update(self, now_s: float) -> str:
         at_s = self._health.updated_s
-        return _text(time.time() - (now_s - at_s)) if at_s is not None else "0001-01-01 00:00:00 +0000 UTC"
+        return _text(time.time() - (now_s - at_s)) if at_s is not None else "0001-01-01T00:00:00Z"
 
 
 def _listener(hosts: tuple[str, ...], port: int) -> socket.socket:
@@ -199,5 +207,5 @@ def _bool(value: bool) -> str:
 
 
 def _text(at_s: float) -> str:
-    """A time as Go prints it."""
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S.%f +0000 UTC")
+    """A time as Go writes it into JSON."""
+    return datetime.fromtimestamp(at_s, UTC).isoformat().replace("+00:00", "Z")
