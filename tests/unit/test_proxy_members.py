@@ -64,6 +64,13 @@ def test_absent_conditions() -> None:
     assert (found.ready, found.serving, found.terminating) == (True, True, False)
 
 
+def test_an_endpoint_that_does_not_say_whether_it_serves_does() -> None:
+    """The API's word: absent means true, though it is not ready. So it is the last resort while it ends."""
+    ending = endpoint("10.244.1.9", ready=False, terminating=True)
+    assert ending.serving
+    assert collect([endpoint_slice(ending)], HERE)[HTTP][0].last_resort
+
+
 def test_a_health_check_counts_addresses_not_ports() -> None:
     ports = (EndpointPort(name="http", port=80), EndpointPort(name="admin", port=81))
     piece = endpoint_slice(

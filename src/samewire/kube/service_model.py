@@ -198,9 +198,8 @@ class Endpoint(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True
 
     @property
     def serving(self) -> bool:
-        """Ready, disregarding termination (where not published: as ready)."""
-        serving = self.conditions.serving
-        return self.ready if serving is None else serving
+        """Whether it can serve, terminating or not (unknown counts as so, whatever ``ready`` says)."""
+        return self.conditions.serving is not False
 
     @property
     def terminating(self) -> bool:

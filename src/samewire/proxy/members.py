@@ -66,13 +66,11 @@ def local_ready_addresses(members: Members, family: int) -> int:
 
 def _member(endpoint: Endpoint, port: int, node: str) -> Member:
     conditions, hints, target = endpoint.conditions, endpoint.hints, endpoint.target_ref
-    ready = conditions.ready is not False
-    serving = conditions.serving
     return Member(
         endpoint.addresses[0],
         port,
-        ready,
-        ready if serving is None else serving,
+        conditions.ready is not False,
+        conditions.serving is not False,
         conditions.terminating is True,
         endpoint.node_name == node,
         _names(hints.for_zones) if hints is not None else (),
