@@ -298,8 +298,9 @@ def test_sctp_and_udp() -> None:
         ("TCP", endpoint("10.244.1.2", node=HERE, ready=False), True),
         ("TCP", None, False),
         ("UDP", HERE_LAST, True),
-        ("UDP", endpoint("10.244.1.2", node=HERE, ready=False), True),  # it does not say that it does not serve
-        ("UDP", endpoint("10.244.1.2", node=HERE, ready=False, serving=False), False),  # clients must move now
+        ("UDP", endpoint("10.244.1.2", node=HERE, ready=False), True),
+        # Its clients must go elsewhere now.
+        ("UDP", endpoint("10.244.1.2", node=HERE, ready=False, serving=False), False),
         ("SCTP", endpoint("10.244.1.2", node=HERE, ready=False, terminating=True), True),
     ],
 )
