@@ -54,6 +54,18 @@ def test_an_address_is_one_however_it_is_written() -> None:
     assert [address for _, address, _ in shown(value)] == ["fd96::10", "fd96::99"]
 
 
+def test_leading_zeros_are_decimal() -> None:
+    """As kube-proxy reads them (CVE-2021-29923): never octal, and no reason to leave an address out."""
+    value = service(
+        type="LoadBalancer",
+        ips=("010.096.0.10",),
+        external_ips=("198.051.100.007",),
+        load_balancer_source_ranges=("010.00.0.0/8", "10.0.0.0/8"),
+    )
+    assert [address for _, address, _ in shown(value)] == ["10.96.0.10", "198.51.100.7"]
+    assert rules(value).source_ranges == {4: ("10.0.0.0/8", "10.0.0.0/8")}
+
+
 def test_node_ports_in_each_family_of_the_service() -> None:
     ports = (ServicePort(port=80, name="a", node_port=30080), ServicePort(port=81, name="b"))
     value = service(type="NodePort", ips=DUAL, ports=ports)

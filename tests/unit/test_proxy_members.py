@@ -58,6 +58,11 @@ def test_an_endpoint_in_two_slices_counts_once() -> None:
         assert [m.ready for m in collect(order, HERE)[HTTP]] == [True]
 
 
+def test_leading_zeros_of_an_address_are_decimal() -> None:
+    padded = endpoint_slice(endpoint("010.244.001.009"), endpoint("10.244.1.0"), endpoint("fd00::10"))
+    assert [m.address for m in collect([padded], HERE)[HTTP]] == ["10.244.1.0", "10.244.1.9"]
+
+
 def test_absent_conditions() -> None:
     unknown = endpoint_slice(endpoint("10.244.1.9", ready=None))
     found = collect([unknown], HERE)[HTTP][0]

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from samewire.kube.addresses import decimal
 from samewire.kube.model import Service, ServicePort
 from samewire.proxy.members import MAX_PORT, PortKey
 
@@ -110,8 +111,7 @@ def frontends(service: Service) -> list[Frontend]:
         if not address or address == "None":
             continue
         family = 6 if ":" in address else 4
-        if family == 6:
-            address = _shortest(address)
+        address = _shortest(address) if family == 6 else decimal(address)
         families[family] = None
         for port in ports:
             found.append(_frontend(CLUSTER_IP, family, address, port.port, port))
@@ -155,7 +155,7 @@ def _parsed(texts: Iterable[str], known: set[str]) -> Iterator[tuple[int, str]]:
     """
     for text in texts:
         try:
-            address = ipaddress.ip_address(text)
+            address = ipaddress.ip_address(decimal(text))
         except ValueError:
             continue
         short = str(address)
@@ -206,7 +206,7 @@ def _by_family(ranges: Iterable[str]) -> dict[int, tuple[str, ...]]:
         if not text:
             continue
         try:
-            network = ipaddress.ip_network(text, strict=False)
+            network = ipaddress.ip_network(decimal(text), strict=False)
         except ValueError:
             continue
         found[network.version] = (*found.get(network.version, ()), str(network))

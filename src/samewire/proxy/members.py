@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from samewire.kube.addresses import decimal
 from samewire.kube.model import Endpoint, EndpointSlice, Hint
 from samewire.proxy.topology import Member
 
@@ -67,7 +68,7 @@ def local_ready_addresses(members: Members, family: int) -> int:
 def _member(endpoint: Endpoint, port: int, node: str) -> Member:
     conditions, hints, target = endpoint.conditions, endpoint.hints, endpoint.target_ref
     return Member(
-        endpoint.addresses[0],
+        decimal(endpoint.addresses[0]),
         port,
         conditions.ready is not False,
         conditions.serving is not False,
