@@ -19,7 +19,7 @@ class Wanted:
     def replace(self, owner: Owner, compiled: Compiled) -> tuple[list[Operation], list[BindingChange]]:
         """Make ``compiled`` what ``owner`` wants; returns what has to be done for it."""
         return (
-            self.entries.replace(owner, compiled.entries),
+            self.entries.replace(owner, compiled.entries, compiled.edit),
             self.bindings.replace(owner, compiled.binding),
         )
 

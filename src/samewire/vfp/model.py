@@ -178,11 +178,20 @@ class HostBinding(msgspec.Struct, frozen=True, kw_only=True):
     forwards: bool = False
 
 
+class Edit(msgspec.Struct, frozen=True):
+    """How the entries of an owner follow from the very ones in ``base``."""
+
+    base: Entries
+    puts: tuple[tuple[str, Record, Record], ...]
+    gone: tuple[tuple[str, Record], ...]
+
+
 class Compiled(msgspec.Struct, frozen=True):
-    """The result of compiling one owner object."""
+    """The result of compiling one owner object. ``edit``: a shorter way to the same entries, where one is known."""
 
     entries: Entries
     binding: HostBinding = HostBinding()
+    edit: Edit | None = None
 
 
 FAMILIES: Final = (IPV4, IPV6)

@@ -9,11 +9,11 @@ The cost of a change is proportional to the entries of the owner that changes, h
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Final
 
 from samewire.vfp.diff import Operation, Put, Remove, ordered, rows_of, same
-from samewire.vfp.model import Entries
+from samewire.vfp.model import Edit, Entries
 from samewire.vfp.record import Record
 from samewire.vfp.tables import Endpoint
 
@@ -26,6 +26,7 @@ class Ownership:
 
     def __init__(self) -> None:
         self._by_owner: dict[Hashable, Entries] = {}
+        self._given: dict[Hashable, Entries] = {}  # what the owner's entries were made of
         # Table -> key -> owner -> value, the owners in the order in which they came.
         self._claims: dict[str, dict[Record, dict[Hashable, Record]]] = {}
         self._wanted: dict[str, dict[Record, Record]] = {}
@@ -46,27 +47,51 @@ class Ownership:
         """Who wants this entry, in the order in which they came."""
         return tuple(self._claims.get(table, {}).get(key, ()))
 
-    def replace(self, owner: Hashable, entries: Entries) -> list[Operation]:
+    def replace(self, owner: Hashable, entries: Entries, edit: Edit | None = None) -> list[Operation]:
         """Make ``entries`` what ``owner`` wants; returns the operations that this causes, in order.
 
-        Entries that mean the same keep the value that is there (a port its generation).
+        Entries that mean the same keep the value that is there (a port its generation). ``edit`` says how they follow
+        from others; when those are the owner's, nothing else is looked at.
         """
         before = self._by_owner.get(owner, _EMPTY)
         operations: list[Operation] = []
-        held: dict[str, dict[Record, Record]] = {}
+        if edit is not None and self._given.get(owner) is edit.base:
+            held = self._edited(owner, before, edit, operations)
+        else:
+            held = self._compared(owner, before, entries, operations)
+        if held:
+            self._by_owner[owner] = held
+            self._given[owner] = entries
+        else:
+            self._by_owner.pop(owner, None)
+            self._given.pop(owner, None)
+        return ordered(operations)
+
+    def _edited(
+        self, owner: Hashable, before: Entries, edit: Edit, operations: list[Operation]
+    ) -> dict[str, Mapping[Record, Record]]:
+        tables = {put[0] for put in edit.puts} | {gone[0] for gone in edit.gone}
+        own = {table: dict(before.get(table, {})) for table in tables}
+        for table, key, value in edit.puts:
+            own[table][key] = self._claim(owner, table, key, value, operations)
+        for table, key in edit.gone:
+            del own[table][key]
+            self._release(owner, table, key, operations)
+        return {table: rows for table, rows in {**before, **own}.items() if rows}
+
+    def _compared(
+        self, owner: Hashable, before: Entries, entries: Entries, operations: list[Operation]
+    ) -> dict[str, Mapping[Record, Record]]:
+        held: dict[str, Mapping[Record, Record]] = {}
         for table, rows in entries.items():
             if rows:
-                held[table] = kept = {}
-                for key, value in rows.items():
-                    kept[key] = self._claim(owner, table, key, value, operations)
+                held[table] = {
+                    key: self._claim(owner, table, key, value, operations) for key, value in rows.items()
+                }
         for table, key, _ in rows_of(before):
             if key not in held.get(table, _EMPTY):
                 self._release(owner, table, key, operations)
-        if held:
-            self._by_owner[owner] = held
-        else:
-            self._by_owner.pop(owner, None)
-        return ordered(operations)
+        return held
 
     def remove(self, owner: Hashable) -> list[Operation]:
         """Forget an owner; returns the operations for the entries that nobody wants any more."""

@@ -2,11 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from typing import Final, Self
 
 Node = tuple[int, int]
 """A prefix: its value as a whole number of ``width`` bits, and its length."""
+
+EVERY: Final[Node] = (0, 0)
+
+_MANY: Final = 16  # from here on sorting is cheaper than inserting
+
+
+class Nested:
+    """Prefixes with bits of their own, and what follows: each has those of all prefixes around it too.
+
+    A change costs what it concerns: the prefixes that are named, and those within them. ``entered`` are the prefixes
+    that matter, with all their bits: one that says what the next longer one around it says is left out. Those in
+    ``always`` are there without bits, too.
+    """
+
+    def __init__(self, width: int, always: Iterable[Node] = ()) -> None:
+        self.width = width
+        self.direct: dict[Node, int] = {}
+        self.entered: dict[Node, int] = {}
+        self._always = frozenset(always)
+        self._order: list[Node] = []
+        self._lengths: dict[int, int] = {}
+        self.change(dict.fromkeys(self._always, 0))
+
+    def copy(self) -> Self:
+        """One like this, which can be changed without changing this."""
+        made = type(self).__new__(type(self))
+        made.width, made._always = self.width, self._always
+        made.direct, made.entered = self.direct.copy(), self.entered.copy()
+        made._order, made._lengths = self._order.copy(), self._lengths.copy()
+        return made
+
+    def change(self, bits: Mapping[Node, int]) -> dict[Node, tuple[int | None, int | None]]:
+        """Give prefixes these bits as their own, 0 = none. Returns how others are entered now: before and after."""
+        changed: dict[Node, tuple[int | None, int | None]] = {}
+        self._place(bits)
+        for node in bits:
+            if node not in self.direct and node in self.entered:
+                changed[node] = self.entered.pop(node), None
+        done = 0
+        for value, length in sorted(bits):
+            if value >= done:
+                done = value + (1 << (self.width - length))
+                for node, after in self._within((value, length), done):
+                    before = self.entered.get(node)
+                    if before != after:
+                        changed[node] = before, after
+                    if after is not None:
+                        self.entered[node] = after
+                    elif before is not None:
+                        del self.entered[node]
+        return changed
+
+    def _place(self, bits: Mapping[Node, int]) -> None:
+        new = [node for node in bits if node not in self.direct and (bits[node] or node in self._always)]
+        for node, own in bits.items():
+            if own or node in self._always:
+                self.direct[node] = own
+            elif self.direct.pop(node, None) is not None:
+                del self._order[bisect_left(self._order, node)]
+                self._count(node[1], -1)
+        for _, length in new:
+            self._count(length, 1)
+        if len(new) < _MANY:
+            for node in new:
+                insort(self._order, node)
+        else:
+            self._order = sorted([*self._order, *new])
+
+    def _count(self, length: int, more: int) -> None:
+        left = self._lengths.get(length, 0) + more
+        if left:
+            self._lengths[length] = left
+        else:
+            del self._lengths[length]
+
+    def _within(self, first: Node, end: int) -> Iterator[tuple[Node, int | None]]:
+        """Work out a prefix and all within it anew; None: it says what the next one around it says."""
+        around: list[tuple[int, int | None]] = [(end, self._outer(first))]  # ends of prefixes, and their bits
+        low, high = bisect_left(self._order, first), bisect_left(self._order, (end, 0))
+        for node in self._order[low:high]:
+            value, length = node
+            while value >= around[-1][0]:
+                around.pop()
+            outer = around[-1][1]
+            answer = self.direct[node] | (outer or 0)
+            around.append((value + (1 << (self.width - length)), answer))
+            yield node, None if answer == outer else answer
+
+    def _outer(self, node: Node) -> int | None:
+        """The bits of the next prefix around one."""
+        value, length = node
+        for shorter in sorted(self._lengths, reverse=True):
+            if shorter < length:
+                rest = self.width - shorter
+                found = self.entered.get((value >> rest << rest, shorter))
+                if found is not None:
+                    return found
+        return None
 
 
 def inherited(nodes: Mapping[Node, int], width: int, parent: int | None = None) -> Iterator[tuple[Node, int]]:

@@ -3,30 +3,41 @@
 An address's class is the combination of the flat sets that it is in, by the longest prefix of any set that contains it.
 Members are entered once, whoever names their sets. A nested set is no member's business: it stands in the classes of
 the flat sets that it holds, so that editing it touches classes only.
+
+What was compiled last of a network is remembered, and only what has changed since is worked out: a member more costs
+the same beside ten and beside ten thousand others.
 """
 
 from __future__ import annotations
 
-import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from itertools import count
 from typing import Final
+
+import msgspec
 
 from samewire.errors import Invalid
 from samewire.hcn.policies import Policy, SetPolicy, SetType
 from samewire.hcn.schema import Network
-from samewire.vfp.address import ADDRESS_BYTES, IPV4, IPV6, Prefix, parse_prefix
-from samewire.vfp.compile.builder import Builder
-from samewire.vfp.compile.prefixes import Node
+from samewire.vfp.address import ADDRESS_BYTES, IPV4, IPV6, parse_prefix
+from samewire.vfp.compile.edits import Draft
+from samewire.vfp.compile.prefixes import Nested, Node
 from samewire.vfp.constants import ACL_MEMBER, ACL_PREFIX_KEY_BITS, CLASS_CHUNKS, CLASS_SETS
 from samewire.vfp.hashes import hash64, set_name, space_name
 from samewire.vfp.model import Compiled
+from samewire.vfp.record import Record
 from samewire.vfp.tables import AclPrefixKey, AclSpace, Hash, SetClass, SetClassKey
 
 MAX_SETS_OF_ADDRESS: Final = CLASS_CHUNKS * CLASS_SETS
 
+_Member = tuple[int, Node]
+"""Family and prefix."""
+
 _ADDRESS_BITS: Final = 8 * ADDRESS_BYTES
-_NONE: Final[frozenset[str]] = frozenset()
+_CONTENT: Final = (1 << 64) - 1
+_REMEMBERED: Final = 64
 
 
 def has_sets(policies: Iterable[Policy]) -> bool:
@@ -39,57 +50,187 @@ def compile_sets(network: Network, generation: int) -> Compiled:
 
     Raises ``Invalid``, naming the set, when an address is in too many.
     """
-    sets = [policy for policy in network.policies if isinstance(policy, SetPolicy)]
-    flat = {p.set_id: _members(p.values) for p in sets if p.policy_type is SetType.IPSET}
-    holders = _holders(sets, flat)
-    builder = Builder()
-    content = hashlib.blake2b(digest_size=8)
-    classes: dict[frozenset[str], Hash] = {}
-    space = space_name(network.id)
-    low, high = space & 0xFFFFFFFF, space >> 32
-    for family in (IPV4, IPV6):
-        for (value, bits), names in _classified(flat, family):
-            name = classes.get(names)
-            if name is None:
-                name = classes[names] = _enter_class(builder, network.id, names, holders)
-            key = AclPrefixKey(
-                ACL_PREFIX_KEY_BITS + bits,
-                low,
-                high,
-                family,
-                ACL_MEMBER,
-                value.to_bytes(ADDRESS_BYTES, "big"),
+    sets = {policy.set_id: policy for policy in network.policies if isinstance(policy, SetPolicy)}
+    last = _LAST.get(network.id) or _Sets(network.id)
+    made = last.changed(sets, generation)
+    _LAST.pop(network.id, None)
+    if len(_LAST) >= _REMEMBERED:
+        del _LAST[next(iter(_LAST))]
+    _LAST[network.id] = made
+    return made.compiled
+
+
+class _Flat(msgspec.Struct, frozen=True):
+    """A set of addresses. ``bit`` stands for it in classes; ``texts`` are its members, of which some may be alike."""
+
+    values: str
+    bit: int
+    texts: frozenset[str]
+    members: Mapping[_Member, int]
+
+
+class _Sets:
+    """The sets of a network as they were compiled; `changed` makes the next ones of them."""
+
+    def __init__(self, network_id: str) -> None:
+        self.network_id = network_id
+        self.compiled = Compiled({})
+        self._flat: Mapping[str, _Flat] = {}
+        self._holders: Mapping[str, frozenset[str]] = {}
+        self._prefixes = {IPV4: Nested(_ADDRESS_BITS), IPV6: Nested(_ADDRESS_BITS)}
+        self._users: Counter[int] = Counter()
+        """How many prefixes are of a class, by the bits of its sets."""
+        self._content = 0
+        """The sum of the hashes of all entries."""
+
+    def changed(self, sets: Mapping[str, SetPolicy], generation: int) -> _Sets:
+        """The same with these sets instead. Raises ``Invalid``; this one stays as it is in any case."""
+        made = _Sets(self.network_id)
+        made._prefixes = self._prefixes.copy()
+        made._users, made._content = self._users.copy(), self._content
+        made._flat, moved = _flat_sets(sets, self._flat)
+        made._holders = _holders(sets, made._flat)
+        draft = Draft(self.compiled.entries)
+        made._enter_members(draft, moved)
+        made._enter_classes(draft, self)
+        draft.put("sw_acl_spaces", Hash(space_name(self.network_id)), AclSpace(generation, made._content))
+        made.compiled = draft.compiled()
+        return made
+
+    def _enter_members(self, draft: Draft, moved: Iterable[tuple[_Member, int, bool]]) -> None:
+        """Put members into sets (True) and out of them, by the sets' bits."""
+        bits: dict[int, dict[Node, int]] = {IPV4: {}, IPV6: {}}
+        for (family, node), bit, there in moved:
+            own = bits[family].get(node)
+            if own is None:
+                own = self._prefixes[family].direct.get(node, 0)
+            bits[family][node] = own | bit if there else own & ~bit
+        space = space_name(self.network_id)
+        low, high = space & 0xFFFFFFFF, space >> 32
+        names: dict[int, Hash] = {}
+        for family in [family for family in bits if bits[family]]:
+            prefixes = self._prefixes[family] = self._prefixes[family].copy()
+            for (value, length), (before, after) in prefixes.change(bits[family]).items():
+                address = value.to_bytes(ADDRESS_BYTES, "big")
+                key = AclPrefixKey(ACL_PREFIX_KEY_BITS + length, low, high, family, ACL_MEMBER, address)
+                if before is not None:
+                    self._users[before] -= 1
+                if after is None:
+                    self._remove(draft, "sw_set_members", key)
+                    continue
+                self._users[after] += 1
+                name = names.get(after)
+                if name is None:
+                    name = names[after] = self._class_name(self._names(after))
+                self._put(draft, "sw_set_members", key, name)
+
+    def _enter_classes(self, draft: Draft, before: _Sets) -> None:
+        """Bring the classes up to date with who is in them, and with the nested sets that hold their sets."""
+        self._users = +self._users
+        moved = sum(
+            flat.bit
+            for name, flat in self._flat.items()
+            if self._holders.get(name) != before._holders.get(name)
+        )
+        for mask in before._users.keys() - self._users.keys():
+            self._put_class(draft, self._class_name(before._names(mask)), ())
+        for mask in self._users:
+            if mask & moved or mask not in before._users:
+                flat = self._names(mask)
+                nested = {holder for item in flat for holder in self._holders.get(item, ())}
+                self._put_class(draft, self._class_name(flat), (*flat, *sorted(nested)))
+
+    def _names(self, mask: int) -> list[str]:
+        """The flat sets of a class, in order."""
+        return sorted(name for name, flat in self._flat.items() if flat.bit & mask)
+
+    def _class_name(self, flat: Iterable[str]) -> Hash:
+        """The name of a class is that of its flat sets: nested ones come and go within."""
+        parts = (set_name(self.network_id, item).to_bytes(8, "little") for item in flat)
+        return Hash(hash64(b"".join(parts)))
+
+    def _put_class(self, draft: Draft, name: Hash, sets: tuple[str, ...]) -> None:
+        """Enter a class in chunks; one without sets goes."""
+        if len(sets) > MAX_SETS_OF_ADDRESS:
+            raise Invalid(
+                "$.Policies",
+                f"an address is in {len(sets)} sets, {sets[0]} for one; {MAX_SETS_OF_ADDRESS} are possible",
             )
-            builder.put("sw_set_members", key, name)
-            content.update(key.pack() + name.pack())
-    for chunk, part in builder.entries.get("sw_set_classes", {}).items():
-        content.update(chunk.pack() + part.pack())
-    builder.put(
-        "sw_acl_spaces", Hash(space), AclSpace(generation, int.from_bytes(content.digest(), "little"))
-    )
-    return Compiled(builder.entries)
+        numbers = [set_name(self.network_id, item) for item in sets]
+        for chunk in count():
+            key = SetClassKey(name.value, chunk)
+            part = numbers[CLASS_SETS * chunk : CLASS_SETS * (chunk + 1)]
+            if part:
+                padded = (*part, *[0] * (CLASS_SETS - len(part)))
+                self._put(draft, "sw_set_classes", key, SetClass(padded))
+            elif draft.get("sw_set_classes", key) is not None:
+                self._remove(draft, "sw_set_classes", key)
+            else:
+                return
+
+    def _put(self, draft: Draft, table: str, key: Record, value: Record) -> None:
+        self._forget(key, draft.get(table, key))
+        self._content = self._content + _entry_hash(key, value) & _CONTENT
+        draft.put(table, key, value)
+
+    def _remove(self, draft: Draft, table: str, key: Record) -> None:
+        self._forget(key, draft.get(table, key))
+        draft.remove(table, key)
+
+    def _forget(self, key: Record, value: Record | None) -> None:
+        if value is not None:
+            self._content = self._content - _entry_hash(key, value) & _CONTENT
 
 
-@lru_cache(maxsize=512)
-def _members(values: str) -> Mapping[int, tuple[Node, ...]]:
-    """A set's members by family."""
-    found: dict[int, dict[Node, None]] = {IPV4: {}, IPV6: {}}
-    for raw in values.split(","):
-        item = raw.strip()
-        if item:
-            prefix = parse_prefix(item)
-            found[prefix.family][_node(prefix)] = None
-    return {family: tuple(nodes) for family, nodes in found.items()}
+def _entry_hash(key: Record, value: Record) -> int:
+    return hash64(key.pack() + value.pack())
+
+
+def _flat_sets(
+    sets: Mapping[str, SetPolicy], before: Mapping[str, _Flat]
+) -> tuple[Mapping[str, _Flat], list[tuple[_Member, int, bool]]]:
+    """The flat sets, and who has come into which (True) or left it, by its bit."""
+    flat: dict[str, _Flat] = {}
+    moved: list[tuple[_Member, int, bool]] = []
+    # A bit that is free with this change is not given away with it: its prefixes would seem to be as they were.
+    taken = {known.bit for known in before.values()}
+    free = (bit for place in count() if (bit := 1 << place) not in taken)
+    for name, policy in sets.items():
+        if policy.policy_type is SetType.IPSET:
+            known = before.get(name) or _Flat("", next(free), frozenset(), {})
+            flat[name] = _next(known, policy.values, moved) if known.values != policy.values else known
+    for name in before.keys() - flat.keys():
+        _next(before[name], "", moved)
+    return flat, moved
+
+
+def _next(before: _Flat, values: str, moved: list[tuple[_Member, int, bool]]) -> _Flat:
+    """The set with these values; adds to ``moved`` what has come and gone."""
+    texts = frozenset(filter(None, map(str.strip, values.split(","))))
+    members = dict(before.members)
+    for text in texts - before.texts:
+        member = _member(text)
+        members[member] = members.get(member, 0) + 1
+        if members[member] == 1:
+            moved.append((member, before.bit, True))
+    for text in before.texts - texts:
+        member = _member(text)
+        members[member] -= 1
+        if not members[member]:
+            del members[member]
+            moved.append((member, before.bit, False))
+    return _Flat(values, before.bit, texts, members)
 
 
 @lru_cache(maxsize=65536)
-def _node(prefix: Prefix) -> Node:
-    return int.from_bytes(prefix.packed, "big"), prefix.bits
+def _member(text: str) -> _Member:
+    prefix = parse_prefix(text)
+    return prefix.family, (int.from_bytes(prefix.packed, "big"), prefix.bits)
 
 
-def _holders(sets: Iterable[SetPolicy], flat: Mapping[str, object]) -> Mapping[str, frozenset[str]]:
+def _holders(sets: Mapping[str, SetPolicy], flat: Mapping[str, object]) -> Mapping[str, frozenset[str]]:
     """For every flat set, the nested ones that hold it."""
-    nested = {p.set_id: p.values for p in sets if p.policy_type is SetType.NESTEDIPSET}
+    nested = {name: p.values for name, p in sets.items() if p.policy_type is SetType.NESTEDIPSET}
     holders: dict[str, set[str]] = {}
     for name in nested:
         seen: set[str] = set()
@@ -105,46 +246,5 @@ def _holders(sets: Iterable[SetPolicy], flat: Mapping[str, object]) -> Mapping[s
     return {name: frozenset(found) for name, found in holders.items()}
 
 
-def _classified(
-    flat: Mapping[str, Mapping[int, tuple[Node, ...]]], family: int
-) -> Iterable[tuple[Node, frozenset[str]]]:
-    """Every prefix of a family with all sets that contain it, in order of their values."""
-    nodes: dict[Node, frozenset[str]] = {}
-    unions: dict[tuple[frozenset[str], str], frozenset[str]] = {}
-    for name, members in flat.items():
-        for node in members[family]:
-            before = nodes.get(node, _NONE)
-            after = unions.get((before, name))
-            if after is None:
-                after = unions[before, name] = before | {name}
-            nodes[node] = after
-    around: list[tuple[int, frozenset[str]]] = [(1 << _ADDRESS_BITS, _NONE)]
-    for node in sorted(nodes):
-        value, bits = node
-        while value >= around[-1][0]:
-            around.pop()
-        outer = around[-1][1]
-        sets = nodes[node] | outer if outer else nodes[node]
-        if bits < _ADDRESS_BITS:
-            around.append((value + (1 << (_ADDRESS_BITS - bits)), sets))
-        yield node, sets
-
-
-def _enter_class(
-    builder: Builder, network_id: str, flat: frozenset[str], holders: Mapping[str, frozenset[str]]
-) -> Hash:
-    """Add the chunks of a class. Its name is that of the flat sets: nested ones come and go within."""
-    ordered = sorted(flat)
-    name = hash64(b"".join(set_name(network_id, item).to_bytes(8, "little") for item in ordered))
-    nested = {holder for item in ordered for holder in holders.get(item, _NONE)}
-    names = [set_name(network_id, item) for item in (*ordered, *sorted(nested))]
-    if len(names) > MAX_SETS_OF_ADDRESS:
-        raise Invalid(
-            "$.Policies",
-            f"an address is in {len(names)} sets, {ordered[0]} for one; {MAX_SETS_OF_ADDRESS} are possible",
-        )
-    for chunk in range(-(-len(names) // CLASS_SETS)):
-        part = names[CLASS_SETS * chunk : CLASS_SETS * (chunk + 1)]
-        padded = (*part, *[0] * (CLASS_SETS - len(part)))
-        builder.put("sw_set_classes", SetClassKey(name, chunk), SetClass(padded))
-    return Hash(name)
+_LAST: Final[dict[str, _Sets]] = {}
+"""What was compiled last, by network."""
