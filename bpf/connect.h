@@ -245,6 +245,13 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 		sw_forget(p, flow);
 		return SW_GO_ON;
 	}
+	/* As sw_tunnel_guard() has it: what a pod here has sent does not come back to go its way again. */
+	if (p->arrival == SW_FROM_TUNNEL && !side && flow->arrival == SW_FROM_POD) {
+		target = sw_find_port(flow->port[0]);
+		if (!target || sw_generation_of(target) != flow->generation[0])
+			return SW_STALE;
+		return sw_drop(p, SW_LAYER_DECAP, SW_REASON_SPOOFED_IP);
+	}
 	if (own && sw_generation_of(own) != (side ? flow->generation[1] : flow->generation[0]))
 		return SW_STALE;
 	switch (action->fate) {

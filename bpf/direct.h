@@ -15,14 +15,22 @@
 #define SW_TCP_OPTIONS 10     /* looked through for the MSS */
 
 /*
- * Whether the client is the backend's node, or a pod behind its address: the answer would not leave that node, and so
- * not meet what is to undo the translation.
+ * Whether the client is where the backend is: the backend itself, its node, a pod behind that node's address or one whose
+ * address is behind the same tunnel. The answer would not leave that node, and so not meet what is to undo the
+ * translation; and what is sent there would meet the flow of its own first way, and go round.
  */
-SW_INLINE int sw_is_from_hop(const struct sw_packet *p, __u32 id)
+SW_INLINE int sw_is_from_hop(const struct sw_packet *p, const struct sw_backend *backend)
 {
-	const struct sw_nexthop *hop = sw_find_nexthop(id);
+	const struct sw_nexthop *hop = sw_find_nexthop(backend->direct), *way;
+	const struct sw_route *route;
 
-	return hop && hop->family == p->family && sw_same_address(&hop->address, &p->first.source);
+	if (sw_same_address(&backend->address, &p->first.source))
+		return 1;
+	if (hop && hop->family == p->family && sw_same_address(&hop->address, &p->first.source))
+		return 1;
+	route = sw_find_route(backend->scope, p->family, &p->first.source);
+	way = route && route->kind == SW_ROUTE_TUNNEL ? sw_find_nexthop(route->nexthop) : 0;
+	return hop && way && hop->family == way->family && sw_same_address(&hop->address, &way->address);
 }
 
 /* Whether the chosen backend is to get the packets as they are; then the way to it is known. */
@@ -41,7 +49,7 @@ SW_INLINE void sw_choose_direct(struct sw_packet *p, const struct sw_backend *ba
 		p->forward.target = endpoint->port;
 		p->out_scope = backend->scope;
 	} else {
-		if (!backend->direct || (!preserve && sw_is_from_hop(p, backend->direct)))
+		if (!backend->direct || (!preserve && sw_is_from_hop(p, backend)))
 			return;
 		p->forward.fate = SW_TO_TUNNEL;
 		p->forward.target = backend->direct;

@@ -258,6 +258,8 @@ SW_INLINE void sw_route_back(struct sw_packet *p)
 		p->reverse.fate = SW_TO_UPLINK;
 		p->reverse.target = route->nexthop;
 		p->reverse.flags |= route->flags & SW_ROUTE_DECREMENT ? SW_DECREMENT : 0;
+	} else if (p->is_direct && route->kind == SW_ROUTE_HOST && p->first_scope != SW_SCOPE_UPLINK) {
+		p->reverse.fate = SW_TO_HOST; /* a process here, by an address that the first node does not know as ours */
 	} else if (p->first_arrival == SW_FROM_TUNNEL && route->kind == SW_ROUTE_TUNNEL) {
 		p->reverse.fate = SW_TO_TUNNEL;
 		p->reverse.target = route->nexthop;

@@ -5,19 +5,29 @@ from __future__ import annotations
 import itertools
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from samewire.hcn.policies import OutBoundNAT
-from samewire.vfp.address import parse_address
+from samewire.vfp.address import parse_address, parse_prefix
 from samewire.vfp.compile.direct import DIRECT_VNI
-from samewire.vfp.constants import SCOPE_ANY, SCOPE_OUTSIDE, SCOPE_UPLINK, FlowFlag, RouteKind, ServiceFlag
-from samewire.vfp.diff import Put
-from samewire.vfp.tables import DirectKey, Id, Nexthop, Port, Portmap, Vni
-from tests.support.netlab import Lab
+from samewire.vfp.constants import (
+    SCOPE_ANY,
+    SCOPE_OUTSIDE,
+    SCOPE_UPLINK,
+    FlowFlag,
+    Layer,
+    Reason,
+    RouteKind,
+    ServiceFlag,
+)
+from samewire.vfp.diff import Put, Remove
+from samewire.vfp.tables import DirectKey, Id, Nexthop, Port, Portmap, RouteKey, Vni
+from tests.support.netlab import Lab, poll
 from tests.support.node_rig import Node, Pod
 from tests.support.services import Balancer, Target
-from tests.support.traffic import Sniffer, echo_over, tcp, tcp_pair, udp
+from tests.support.traffic import Seen, Sniffer, echo_over, family_of, tcp, tcp_pair, udp
 from tests.support.worlds import FAR, OUT, Underlay, bridged, node_address, overlay
 
 pytestmark = [pytest.mark.root]
@@ -25,6 +35,9 @@ pytestmark = [pytest.mark.root]
 FAMILIES = (4, 6)
 VIP = {4: "192.168.9.200", 6: "fd09::c8"}
 INTERNAL = 8080
+NODE_PORT = 30081
+GATEWAY = {4: "10.1.0.1", 6: "fd01::1"}
+BEHIND = {4: "10.2.0.0/24", 6: "fd02::/64"}
 VNI = 4096
 EXCHANGES = ((6, tcp), (17, udp))
 KINDS = ("overlay", "bridged")
@@ -41,6 +54,7 @@ class World:
         far = second.network(overlay(second, 2, (first, 1, 4)))
         self.client = first.pod(near, "10.1.0.10", "fd01::10")
         self.overlay = second.pod(far, "10.2.0.12", "fd02::12", policies=[OutBoundNAT()])
+        self.bare = second.pod(far, "10.2.0.14", "fd02::14")
         self.bridged = second.pod(second.network(bridged()), "192.168.9.120", "fd09::120")
         for node in (first, second):
             node.apply([Put("sw_vnis", Id(DIRECT_VNI), Vni(SCOPE_UPLINK))])
@@ -84,6 +98,39 @@ class World:
 def world() -> Iterator[World]:
     with Lab() as lab:
         yield World(lab)
+
+
+@contextmanager
+def _service(world: World, pod: Pod, family: int) -> Iterator[str]:
+    """A node port of the first node's, TCP and UDP, with one backend that is reached directly; the node's address."""
+    services = []
+    for protocol, _ in EXCHANGES:
+        target = world.target(pod, family)
+        made = Balancer(
+            world.first, target, protocol=protocol, flags=int(ServiceFlag.DSR), source=GATEWAY[family]
+        )
+        made.vip("", NODE_PORT, SCOPE_OUTSIDE, family=family)
+        world.receive(pod, family, protocol, "", NODE_PORT)
+        services.append(made)
+    yield node_address(world.first, family)
+    for made in services:
+        made.close()
+
+
+def _call(world: World, client: Pod, pod: Pod, family: int) -> Seen:
+    with _service(world, pod, family) as to:
+        return tcp(client.space, pod.space, to, NODE_PORT, at=(pod.address(family), INTERNAL))
+
+
+@pytest.fixture
+def own_addresses(world: World) -> Iterator[World]:
+    """The second node's overlay pods are reached by their own addresses, too."""
+    routes = [(BEHIND[family], node_address(world.second, family)) for family in FAMILIES]
+    for prefix, via in routes:
+        world.underlay.router.ip("route", "replace", prefix, "via", via)
+    yield world
+    for prefix, via in routes:
+        world.underlay.router.ip("route", "del", prefix, "via", via)
 
 
 def _passed(node: Node, sniffer: Sniffer, vip: str) -> list[bytes]:
@@ -143,6 +190,61 @@ def test_large_segments_fit_the_forward_path(world: World, kind: str, family: in
         overhead = 40 if family == 4 else 60
         assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= 1450 - overhead
     service.close()
+
+
+def test_the_backend_itself_is_the_client(own_addresses: World) -> None:
+    """With an address that nobody translates: it is answered by way of the node that it has called."""
+    world = own_addresses
+    for pod, family in itertools.product((world.bare, world.bridged), FAMILIES):
+        seen = _call(world, pod, pod, family)
+        first = node_address(world.first, family)
+        lent = GATEWAY[family] if pod is world.bare else first
+        assert (seen.client[0], seen.server) == (lent, (first, NODE_PORT))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pod_beside_the_backend_with_an_address_of_its_own(own_addresses: World, family: int) -> None:
+    """It is known by the tunnel that its address is behind."""
+    seen = _call(own_addresses, own_addresses.bare, own_addresses.overlay, family)
+    assert seen.client[0] == GATEWAY[family]
+
+
+@pytest.mark.parametrize(("kind", "family"), [("overlay", 4), ("bridged", 4), ("overlay", 6)])
+def test_a_process_of_the_backends_node(world: World, kind: str, family: int) -> None:
+    """IPv4, as the tunnel: translated. IPv6: the first node does not know whose address it is, the second answers."""
+    pod: Pod = getattr(world, kind)
+    at = (pod.address(family), INTERNAL)
+    with _service(world, pod, family) as to:
+        seen = tcp(world.second.space, pod.space, to, NODE_PORT, at=at)
+        if family == 6:
+            assert seen.client[0] == node_address(world.second, 6)
+        with tcp_pair(world.second.space, pod.space, to, NODE_PORT, at=at) as (near, far):
+            echo_over(near, far, 100_000)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_comes_round_is_dropped_and_counted(own_addresses: World, family: int) -> None:
+    """The first node does not know where the client is: nothing goes a second time through the tunnel."""
+    world = own_addresses
+    scope = world.first.table("sw_ports")[Id(world.client.port)].scope  # type: ignore[attr-defined]
+    prefix = parse_prefix(BEHIND[family])
+    key = RouteKey(32 + prefix.bits, scope, family, prefix.packed)
+    known = world.first.table("sw_routes")[key]
+    world.first.apply([Remove("sw_routes", key)])
+    dropped = (world.second.facts.tunnel_ifindex, Layer.DECAP, Reason.SPOOFED_IP)
+    before = world.second.drops().get(dropped, 0)
+    try:
+        with (
+            Sniffer(world.second.space, "eth0") as sniffer,
+            _service(world, world.overlay, family) as to,
+            world.bare.space.socket(family_of(to), socket.SOCK_DGRAM) as near,
+        ):
+            near.connect((to, NODE_PORT))
+            near.send(b"round")
+            poll("a drop", lambda: world.second.drops().get(dropped, 0) == before + 1)
+            assert sum(b"round" in frame for frame in sniffer.frames()) == 2, "out, and in through the tunnel"
+    finally:
+        world.first.apply([Put("sw_routes", key, known)])
 
 
 def test_a_removed_backend_ends_its_connection(world: World) -> None:

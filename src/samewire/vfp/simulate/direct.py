@@ -7,7 +7,15 @@ from typing import Final
 from msgspec.structs import replace
 
 from samewire.vfp.address import IPV4, ZERO
-from samewire.vfp.constants import SCOPE_UPLINK, Arrival, Fate, FlowFlag, RewriteFlag, ServiceFlag
+from samewire.vfp.constants import (
+    SCOPE_UPLINK,
+    Arrival,
+    Fate,
+    FlowFlag,
+    RewriteFlag,
+    RouteKind,
+    ServiceFlag,
+)
 from samewire.vfp.simulate import checksum
 from samewire.vfp.simulate.packet import WITH_PORTS, Packet
 from samewire.vfp.simulate.state import State, Walk
@@ -34,7 +42,7 @@ def choose_direct(state: State, walk: Walk, backend: Backend, flags: int) -> Non
             return
         fate, target = Fate.PORT, owner.port
         walk.out_scope = backend.scope
-    elif backend.direct and (preserve or not _is_from_hop(state, walk, backend.direct)):
+    elif backend.direct and (preserve or not _is_from_hop(state, walk, backend)):
         fate, target = Fate.TUNNEL, backend.direct
     else:
         return
@@ -43,10 +51,16 @@ def choose_direct(state: State, walk: Walk, backend: Backend, flags: int) -> Non
     walk.is_direct = True
 
 
-def _is_from_hop(state: State, walk: Walk, number: int) -> bool:
-    """Whether the client is the backend's node, or a pod behind its address."""
-    hop = state.nexthop(number)
-    return hop is not None and hop.family == walk.packet.family and hop.address == walk.first.source
+def _is_from_hop(state: State, walk: Walk, backend: Backend) -> bool:
+    """Whether the client is where the backend is: itself, its node, a pod behind that node's address or its tunnel."""
+    hop, client, family = state.nexthop(backend.direct), walk.first.source, walk.packet.family
+    if backend.address == client:
+        return True
+    if hop is not None and hop.family == family and hop.address == client:
+        return True
+    route = state.route(backend.scope, family, client)
+    way = state.nexthop(route.nexthop) if route is not None and route.kind == RouteKind.TUNNEL else None
+    return hop is not None and way is not None and (hop.family, hop.address) == (way.family, way.address)
 
 
 def receive_direct(state: State, walk: Walk) -> bool:

@@ -306,6 +306,11 @@ def _has_become_service(state: State, walk: Walk, flow: Flow) -> bool:
 def _is_stale(
     state: State, walk: Walk, flow: Flow, action: Action, packet_side: int, own: Port | None
 ) -> bool:
+    if walk.arrival == Arrival.TUNNEL and not packet_side and flow.arrival == Arrival.POD:
+        sender = state.port(flow.port[0])
+        if sender is None or state.generation(sender) != flow.generation[0]:
+            return True
+        raise Dropped(Layer.DECAP, Reason.SPOOFED_IP)  # a pod here has sent it, and it has come round
     if own is not None and state.generation(own) != flow.generation[packet_side]:
         return True
     if action.fate == Fate.PORT:

@@ -264,6 +264,8 @@ def _way_back(state: State, walk: Walk) -> tuple[Fate, int, int] | None:
     if walk.is_direct and route.kind == RouteKind.UPLINK:
         routed = route.flags & RouteFlag.DECREMENT
         return Fate.UPLINK, route.nexthop, RewriteFlag.DECREMENT if routed else 0
+    if walk.is_direct and route.kind == RouteKind.HOST and walk.first_scope != SCOPE_UPLINK:
+        return Fate.HOST, 0, 0
     if route.kind == RouteKind.TUNNEL:
         return Fate.TUNNEL, route.nexthop, RewriteFlag.DECREMENT
     if route.kind == RouteKind.LOCAL:
