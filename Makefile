@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip install -q --disable-pip-version-check
 SYSPY  := /usr/bin/python3
 CLANG  ?= clang
 STRIP  ?= llvm-strip
@@ -27,11 +28,14 @@ build/.apt-%: tools/packages.mk
 	tools/apt-install $($*_PACKAGES)
 	@touch $@
 
-build/.venv: pyproject.toml
-	@mkdir -p build
+build/.venv: pyproject.toml | build/.apt-RUN
 	[ -x $(PY) ] || $(SYSPY) -m venv $(VENV)
-	$(PY) -m pip install -q --disable-pip-version-check -U "pip>=25.1"
-	$(PY) -m pip install -q --disable-pip-version-check $(shell $(SYSPY) tools/requirements.py)
+	$(PIP) -U "pip>=25.1"
+	$(PIP) $(shell $(SYSPY) tools/requirements.py)
+	@touch $@
+
+build/.venv-test: build/.venv
+	$(PIP) $(shell $(SYSPY) tools/requirements.py test lint bench)
 	@touch $@
 
 # The package is used in place (a .pth file), so a rebuilt switch is picked up without a reinstall.
@@ -83,15 +87,15 @@ $(SHIM)/client.exe: compat/windows/test/client.c
 	$(SHIM_CC) -O2 -Wall -Wextra -Werror -static -s -o $@ $< -lole32
 
 .PHONY: setup
-setup: build/.apt-RUN build/.installed native ## what running needs
+setup: build/.installed native ## what running needs
 
 .PHONY: setup-test
-setup-test: build/.apt-RUN build/.apt-TEST build/.installed native windows-shim
+setup-test: build/.apt-TEST build/.venv-test build/.installed native windows-shim
 
 # --- the two commands -----------------------------------------------------------------------------
 .PHONY: lab lab-down
-lab: setup ## bring up examples/mixed-cluster.yaml, check every path, print the table
-	$(VENV)/bin/samewire lab up examples/mixed-cluster.yaml
+lab: setup ## bring up examples/mixed-cluster.yaml (unless it is), check every path, print the table
+	$(VENV)/bin/samewire lab show mixed >/dev/null 2>&1 || $(VENV)/bin/samewire lab up examples/mixed-cluster.yaml
 	$(VENV)/bin/samewire lab check mixed
 	@echo
 	@echo 'The lab is up; docs/guides/quickstart.md goes on from here, `make lab-down` removes it. The commands above need'
@@ -101,7 +105,7 @@ lab-down: ## remove the lab and everything it made
 	@[ -x $(VENV)/bin/samewire ] || { echo 'nothing is set up here'; exit 0; }; $(VENV)/bin/samewire lab down mixed
 
 .PHONY: test lint test-fast test-kernels
-lint: build/.installed ## ruff, mypy --strict, import-linter
+lint: build/.venv-test build/.installed ## ruff, mypy --strict, import-linter
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy

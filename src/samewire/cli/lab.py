@@ -185,6 +185,7 @@ def top(lab_name: str | None, interval_s: float, once: bool, as_document: bool) 
     from samewire.lab.state import load_state
     from samewire.lab.top import Sampler
 
+    console = _console()
     sampler = Sampler(load_state(lab_name))
     latest = sampler.sample()
     if as_document or once or not sys.stdout.isatty():
@@ -195,13 +196,13 @@ def top(lab_name: str | None, interval_s: float, once: bool, as_document: bool) 
 
             _print_json(msgspec.to_builtins(latest))
         else:
-            _console().print(top_table(latest))
+            console.print(top_table(latest, console.width))
         return
-    with Live(top_table(latest), auto_refresh=False) as live:
+    with Live(top_table(latest, console.width), console=console, auto_refresh=False) as live:
         try:
             while True:
                 time.sleep(interval_s)
-                live.update(top_table(sampler.sample()), refresh=True)
+                live.update(top_table(sampler.sample(), console.width), refresh=True)
         except KeyboardInterrupt:
             return
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -15,10 +15,14 @@ from samewire.lab.check import Fact, Report
 from samewire.lab.matrix import COLUMNS
 from samewire.lab.podspec import served_ports
 from samewire.lab.probes import Cell
-from samewire.lab.state import LabState
+from samewire.lab.state import LabState, PodState
 from samewire.lab.top import PodUsage
 
 _FAULTS_SHOWN = 40
+_TOP_WIDTH = 112
+_TOP_TEXTS = ("pod", "node", "QoS", "oom adj", "running")
+_TOP = (*_TOP_TEXTS, "CPU %", "CPU s", "memory", "rx/s", "tx/s", "rx", "tx")
+_TOP_NARROW = ("pod", "node", "running", "CPU %", "memory", "rx/s", "tx/s")
 
 
 def check_table(report: Report) -> RenderableType:
@@ -26,7 +30,7 @@ def check_table(report: Report) -> RenderableType:
     table = _table(f"lab {report.cluster}: expected against observed")
     table.add_column("path", no_wrap=True)
     for column in COLUMNS:
-        table.add_column(column.upper().replace("+", " >MTU"), justify="right")
+        _column(table, column.upper().replace("+", " >MTU"), justify="right")
     categories: dict[str, dict[str, list[Cell]]] = {}
     for cell in report.cells:
         categories.setdefault(cell.probe.category, {}).setdefault(cell.probe.row, []).append(cell)
@@ -72,31 +76,32 @@ def check_document(report: Report) -> dict[str, Any]:
 
 def lab_tables(state: LabState) -> RenderableType:
     """Nodes, pods and what was left out."""
-    nodes = _table(f"lab {state.cluster.name}")
-    for heading in ("node", "stack", "addresses", "pod CIDRs", "pods"):
-        nodes.add_column(heading)
-    for node in state.nodes:
-        count = sum(pod.pod.node == node.plan.name for pod in state.pods)
-        texts = (
+    nodes = [
+        (
+            node.plan.name,
             node.plan.stack.value,
             " ".join(node.plan.addresses),
             " ".join(node.plan.pod_cidrs),
-            str(count),
+            str(sum(pod.pod.node == node.plan.name for pod in state.pods)),
         )
-        nodes.add_row(node.plan.name, *texts)
-    for host in state.outside:
-        nodes.add_row(host.plan.name, "outside", " ".join(host.plan.addresses), "", "")
-    pods = _table()
-    for heading in ("pod", "node", "network", "addresses", "containers"):
-        pods.add_column(heading)
-    for pod in state.pods:
-        containers = " ".join(
-            item.name if pod.pod.stands_in(item) else f"{item.name} (command)"
-            for item in pod.pod.template.containers
-        )
-        network = "hostNetwork" if pod.pod.template.host_network else pod.pod.network
-        pods.add_row(pod.pod.key, pod.pod.node, network, " ".join(pod.addresses), containers)
-    return Group(nodes, pods, *_left_out(state))
+        for node in state.nodes
+    ]
+    hosts = [(host.plan.name, "outside", " ".join(host.plan.addresses), "", "") for host in state.outside]
+    headings = ("node", "stack", "addresses", "pod CIDRs", "pods")
+    return Group(
+        _filled(_table(f"lab {state.cluster.name}"), headings, [*nodes, *hosts]),
+        _filled(_table(), ("pod", "node", "network", "addresses", "containers"), map(_pod_row, state.pods)),
+        *_left_out(state),
+    )
+
+
+def _pod_row(pod: PodState) -> tuple[str, ...]:
+    template = pod.pod.template
+    containers = (
+        item.name if pod.pod.stands_in(item) else f"{item.name} (command)" for item in template.containers
+    )
+    network = "hostNetwork" if template.host_network else pod.pod.network
+    return pod.pod.key, pod.pod.node, network, " ".join(pod.addresses), " ".join(containers)
 
 
 def next_steps(state: LabState, *, alone: bool = True) -> list[str]:
@@ -124,29 +129,29 @@ def lab_document(state: LabState) -> Any:
     return msgspec.to_builtins(state)
 
 
-def top_table(pods: Iterable[PodUsage]) -> Table:
-    """One sample."""
-    table = _table()
-    for heading in ("pod", "node", "QoS", "oom adj", "running"):
-        table.add_column(heading)
-    for heading in ("CPU %", "CPU s", "memory", "rx/s", "tx/s", "rx", "tx"):
-        table.add_column(heading, justify="right")
-    for pod in pods:
-        table.add_row(
-            pod.pod,
-            pod.node,
-            pod.qos,
-            str(pod.oom_score_adj),
-            f"{pod.running}/{pod.containers}",
-            f"{pod.cpu_percent:.1f}",
-            f"{pod.cpu_s:.2f}",
-            binary(pod.memory_bytes) if pod.memory_bytes >= 0 else "-",
-            binary(pod.rx_bytes_per_s),
-            binary(pod.tx_bytes_per_s),
-            binary(pod.rx_bytes),
-            binary(pod.tx_bytes),
-        )
-    return table
+def top_table(pods: Iterable[PodUsage], width: int = _TOP_WIDTH) -> Table:
+    """One sample; on a terminal with fewer columns than all takes, what changes most."""
+    headings = _TOP if width >= _TOP_WIDTH else _TOP_NARROW
+    rows = [[row[heading] for heading in headings] for row in map(_usage_row, pods)]
+    texts = [heading for heading in headings if heading in _TOP_TEXTS]
+    return _filled(_table(), texts, rows, headings[len(texts) :])
+
+
+def _usage_row(pod: PodUsage) -> dict[str, str]:
+    return {
+        "pod": pod.pod,
+        "node": pod.node,
+        "QoS": pod.qos,
+        "oom adj": str(pod.oom_score_adj),
+        "running": f"{pod.running}/{pod.containers}",
+        "CPU %": f"{pod.cpu_percent:.1f}",
+        "CPU s": f"{pod.cpu_s:.2f}",
+        "memory": binary(pod.memory_bytes) if pod.memory_bytes >= 0 else "-",
+        "rx/s": binary(pod.rx_bytes_per_s),
+        "tx/s": binary(pod.tx_bytes_per_s),
+        "rx": binary(pod.rx_bytes),
+        "tx": binary(pod.tx_bytes),
+    }
 
 
 def binary(count: float) -> str:
@@ -160,7 +165,41 @@ def binary(count: float) -> str:
 
 def _table(title: str = "", title_style: str = "bold") -> Table:
     """One look for all: no frames, so that a line can be copied or grepped."""
-    return Table(title=title or None, title_justify="left", title_style=title_style, box=box.SIMPLE_HEAD)
+    return Table(
+        title=title or None,
+        title_justify="left",
+        title_style=title_style,
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+
+
+def _filled(
+    table: Table, headings: Sequence[str], rows: Iterable[Sequence[str]], figures: Sequence[str] = ()
+) -> Table:
+    """The table with these columns (``figures`` on the right) and rows. A narrow terminal breaks fields between words
+    only, and the first column never: what it names is typed into the next command.
+    """
+    filled = list(rows)
+    for number, heading in enumerate([*headings, *figures]):
+        words = [word for row in filled for word in row[number].split()]
+        _column(table, heading, words, no_wrap=number == 0, justify="right" if heading in figures else "left")
+    for row in filled:
+        table.add_row(*row)
+    return table
+
+
+def _column(
+    table: Table,
+    heading: str,
+    words: Iterable[str] = (),
+    no_wrap: bool = False,
+    justify: JustifyMethod = "left",
+) -> None:
+    """A column that is as wide as its longest word."""
+    width = max(map(len, [*heading.split(), *words]))
+    table.add_column(heading, no_wrap=no_wrap, justify=justify, min_width=width)
 
 
 def _count(cells: Sequence[Cell]) -> Text:

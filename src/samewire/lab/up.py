@@ -102,7 +102,7 @@ class _Builder:
         self._write_objects("pods", pod_objects(pods))
         services = service_plans(self.plan.services, self.plan.cluster.services.cluster_cidrs)
         if services:
-            self.progress(f"{len(services)} services")
+            self.progress(f"{len(services)} service{'s' if len(services) > 1 else ''}")
             wanted = {service.key: is_served(service, pods) for service in services}
             await bounded(_PARALLEL, [self.stacks[node.name].settle(wanted) for node in self.plan.nodes])
         return LabState(
