@@ -1,0 +1,53 @@
+"""The lab's tables on a narrow terminal."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console, RenderableType
+
+from samewire.lab.report import lab_tables, top_table
+from samewire.lab.top import PodUsage
+from tests.support.lab import lab_state
+
+
+def lines(table: RenderableType, width: int) -> list[str]:
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_names_and_addresses_are_whole(width: int) -> None:
+    state = lab_state("mixed-cluster")
+    shown = lines(lab_tables(state), width)
+    words = {word for line in shown for word in line.split()}
+    names = {pod.pod.key for pod in state.pods} | {node.plan.name for node in state.nodes}
+    addresses = {address for pod in state.pods for address in pod.addresses}
+    assert max(map(len, shown)) <= width
+    assert names | addresses <= words
+
+
+@pytest.mark.parametrize(
+    ("width", "figures"), [(80, "running CPU % memory rx/s tx/s"), (140, "rx/s tx/s rx tx")]
+)
+def test_usage_fits(width: int, figures: str) -> None:
+    usage = PodUsage(
+        pod="shop/web-mkmpvm6kb-wprw4",
+        node="alpha",
+        qos="Guaranteed",
+        oom_score_adj=-997,
+        containers=2,
+        running=2,
+        cpu_s=1234.56,
+        cpu_percent=100.0,
+        memory_bytes=11 * 2**20,
+        rx_bytes=2**30,
+        tx_bytes=2**30,
+        rx_bytes_per_s=1000.0,
+        tx_bytes_per_s=2**29,
+    )
+    shown = lines(top_table([usage], width), width)
+    assert max(map(len, shown)) <= width
+    assert figures in " ".join(" ".join(shown).split())
+    assert usage.pod in shown[-2].split()
