@@ -344,6 +344,24 @@ def test_the_nodes_sockets_are_not_given_mapped_ports(net: NodeNet, node: Daemon
     assert reserved() == always
 
 
+def test_a_port_that_outbound_nat_uses_may_be_mapped(net: NodeNet, tmp_path: Path) -> None:
+    """All are mapped here, so that an outbound connection has one that is."""
+    with daemon(net, tmp_path, nat_ports=[50000, 50001]) as node:
+        node.start()
+        node.request("POST", "/v2/networks", overlay())
+        pod, other = net.pod(), net.pod()
+        ports = (50000, 50001)
+        mappings = [policy("PortMapping", Protocol=6, InternalPort=7000, ExternalPort=port) for port in ports]
+        node.add("pod", pod, node.conf(policies=mappings))
+        node.add("other", other, node.conf(policies=[policy("OutBoundNAT")]))
+        with echo_server(pod, 7000), echo_server(net.router, 7000):
+            for port in ports:
+                assert ask(net.router, NODE_IP, port) == f"hello ('{NODE_IP}', {port})"
+                asked = in_namespace(other, sys.executable, "-c", _FROM_PORT, ROUTER_IP, "7000")
+                assert asked.stdout.startswith("hello")
+        assert node.differences() == []
+
+
 def test_host_ports_from_the_nodes_own_sockets(net: NodeNet, tmp_path: Path) -> None:
     mount = cgroup2_mount()
     assert mount is not None, "no cgroup2 file system is mounted"

@@ -427,6 +427,11 @@ async def test_one_request_for_each_entry_point_of_the_library(client: AsyncHnsC
     status, endpoint, _ = await raw(path, "POST", f"/v2/endpoints?id={zero}&network={made}", b'{"Name": "a"}')
     assert (status, endpoint["HostComputeNetwork"]) == (201, made)
     assert endpoint["ID"] != zero
+    # as hcsshim changes the endpoints of a load balancer
+    again = json.dumps({"Name": "again", "ID": MISSING}).encode()
+    status, kept, _ = await raw(path, "POST", f"/v2/endpoints?id={zero}&network={made}", again)
+    assert (status, kept["ID"]) == (201, MISSING)
+    await client.delete(Kind.ENDPOINT, MISSING)
     query = {"SchemaVersion": {"Major": 2}, "Flags": 0, "Filter": '{"Name": "a"}'}
     for asked, found in ((query, [endpoint["ID"]]), ({**query, "Filter": '{"Name": "b"}'}, [])):
         status, ids, _ = await raw(path, "POST", "/v2/endpoints/enumerate", json.dumps(asked).encode())

@@ -17,7 +17,6 @@ from samewire.hcn.policies import (
     AclAction,
     AclDirection,
     HostRoute,
-    PortMapping,
     RemoteSubnetRoute,
     SetPolicy,
     SetType,
@@ -197,16 +196,6 @@ async def test_extensions_and_ports(service: HnsService) -> None:
     joined = {"ResourceType": "Endpoint", "RequestType": "Add", "Settings": {"EndpointId": pod.id}}
     await service.modify(Kind.NAMESPACE, namespace.id, decode_modify(Kind.NAMESPACE, joined))
     assert (await modify(service, pod, "Remove", {}, "Port")).namespace_id == ""
-
-
-async def test_a_node_port_that_outbound_nat_uses_is_refused(service: HnsService, switch: FakeSwitch) -> None:
-    switch.with_facts(nat_ports=(49152, 65535))
-    network = await service.create_network(bridge())
-    mapping = PortMapping(protocol=6, internal_port=80, external_port=50000)
-    with pytest.raises(HcnError) as caught:
-        await service.create_endpoint(Endpoint(network_id=network.id, policies=(mapping,)))
-    assert caught.value.code is HcnCode.MAPPING_NOT_SUPPORTED
-    assert "49152-65535" in caught.value.message
 
 
 async def test_no_pod_has_the_address_of_its_subnet(service: HnsService) -> None:

@@ -272,7 +272,10 @@ async def test_a_route_belongs_to_the_network_of_its_endpoints(service: HnsServi
     route = await service.create_route(Route(endpoint_ids=(one.id.lower(), two.id), routes=ENCAP))
     assert (route.network_id, route.endpoint_ids) == (network.id, (one.id, two.id))
     assert service.view.routes_of_endpoint(two.id) == service.view.routes_of_network(network.id) == [route]
-    whole = await service.create_route(Route(network_id=network.id, routes=ENCAP))
+    whole = await service.create_route(
+        Route(network_id=network.id, routes=(SdnRoute(destination_prefix="169.254.169.254/24"),))
+    )
+    assert [item.destination_prefix for item in whole.routes] == ["169.254.169.0/24"]
     assert service.view.routes_of_network(network.id) == [route, whole]
     await service.delete(Kind.ROUTE, route.id)
     with pytest.raises(HcnError) as caught:

@@ -132,6 +132,11 @@ def test_acl_lists() -> None:
             ),
         ),
         (
+            SDNRoute(destination_prefix="169.254.169.254/24", next_hop="127.10.0.34"),
+            Scope.ENDPOINT,
+            SDNRoute(destination_prefix="169.254.169.0/24", next_hop="127.10.0.34"),
+        ),
+        (
             OtherPolicy(type_name="Mystery", settings_json="1"),
             Scope.SUBNET,
             OtherPolicy(type_name="Mystery", settings_json="1"),
@@ -180,12 +185,6 @@ def test_canonical_forms(policy: Policy, scope: Scope, canonical: Policy) -> Non
             Scope.ENDPOINT,
             HcnCode.INVALID_PREFIX,
             "Settings.LocalAddresses",
-        ),
-        (
-            SDNRoute(destination_prefix="10.0.0.1/8"),
-            Scope.ENDPOINT,
-            HcnCode.INVALID_PREFIX,
-            "Settings.DestinationPrefix",
         ),
         (
             SDNRoute(destination_prefix="10.0.0.0/8", next_hop="fd00::1"),

@@ -306,9 +306,9 @@ def _read_struct(cls: type[W], value: Any, path: str) -> W:
 
 
 def _read_policy(value: Any, path: str) -> Policy | None:
-    """Read a policy; None for ``{}``, which clients send to say "no policies"."""
+    """Read a policy; None for ``{}`` or an empty type alone, which clients send to say "no policies"."""
     fields = _lowered(value, path)
-    if not fields:
+    if not fields or fields == {"type": ""}:
         return None
     name = fields.pop("type", None)
     if not isinstance(name, str) or not name:

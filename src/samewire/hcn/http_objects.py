@@ -19,6 +19,7 @@ from samewire.hcn.service import HnsService
 from samewire.hcn.v1 import lists
 from samewire.hcn.v1.read import is_v1, to_v2
 from samewire.hcn.v1.write import to_v1
+from samewire.hcn.values import ZERO_GUID
 
 IDLE_S = 15.0
 """How long a stream of notifications is silent before it sends an empty line."""
@@ -164,7 +165,7 @@ def _line(event: Notification | None) -> bytes:
 def _with_handles(value: Object, query: Any) -> Object:
     """Return an object with the id and the network that a call gave beside its settings."""
     given = query.get("id", "")[:64]
-    if given:
+    if given and given != ZERO_GUID:  # which leaves the choice to the settings, and then to the service
         value = msgspec.structs.replace(value, id=given)
     network = query.get("network", "")[:64]
     if network and isinstance(value, Endpoint):

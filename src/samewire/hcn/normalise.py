@@ -225,7 +225,7 @@ def check_route(route: Route) -> Route:
 
 
 def _sdn_route(item: SdnRoute, path: str) -> SdnRoute:
-    prefix = values.prefix(item.destination_prefix, f"{path}.DestinationPrefix")
+    prefix = values.destination(item.destination_prefix, f"{path}.DestinationPrefix")
     hop = values.optional_ip(item.next_hop, f"{path}.NextHop")
     if hop and parse_prefix(hop).version != parse_prefix(prefix).version:
         fail(f"{path}.NextHop", f"{hop} and {prefix} differ in IP version", HcnCode.INVALID_IP)

@@ -194,7 +194,7 @@ def _mapping(policy: PortMapping) -> PortMapping:
 
 
 def _route(policy: SDNRoute) -> SDNRoute:
-    prefix = values.prefix(policy.destination_prefix, "Settings.DestinationPrefix")
+    prefix = values.destination(policy.destination_prefix, "Settings.DestinationPrefix")
     hop = values.optional_ip(policy.next_hop, "Settings.NextHop")
     if hop and family_of(hop) != family_of(prefix):
         _fail("Settings.NextHop", f"{hop} and {prefix} differ in IP version")

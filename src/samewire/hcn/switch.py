@@ -33,8 +33,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
 
     ``dr_mac`` is the distributed router's MAC (dashes), ``management_ips`` the uplink's addresses (IPv4
     first), ``mtu`` the uplink's, ``local_prefixes`` prefixes that are in use on the node (a default NAT
-    subnet avoids them), ``nat_ports`` the first and the last port that outbound NAT uses ((0, -1) = none),
-    ``uplink_vlan`` the VLAN with which the uplink tags its frames (0 = none).
+    subnet avoids them), ``uplink_vlan`` the VLAN with which the uplink tags its frames (0 = none).
     """
 
     dr_mac: str
@@ -42,7 +41,6 @@ class NodeFacts(msgspec.Struct, frozen=True):
     uplink: str
     mtu: int
     local_prefixes: tuple[str, ...] = ()
-    nat_ports: tuple[int, int] = (0, -1)
     uplink_vlan: int = 0
 
 

@@ -144,6 +144,14 @@ def prefix(text: str, path: str) -> str:
     return found[0]
 
 
+def destination(text: str, path: str) -> str:
+    """Return where an SDN route leads, without its host bits: clients give the address of a metadata
+    service with the length of its subnet. Raises HcnError(INVALID_PREFIX).
+    """
+    found = _prefix(text)
+    return found[0] if found else prefix(text, path)
+
+
 def address_or_prefix(text: str, path: str) -> str:
     """Return an item of an address list: an address stays one, a prefix loses its host bits. Raises
     HcnError.

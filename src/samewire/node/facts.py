@@ -140,7 +140,6 @@ def hcn_facts(config: NodeConfig, uplink: Uplink, devices: Devices) -> HcnFacts:
         uplink=uplink.name,
         mtu=uplink.mtu,
         local_prefixes=uplink.local_prefixes,
-        nat_ports=config.nat_ports,
         uplink_vlan=uplink.vlan,
     )
 

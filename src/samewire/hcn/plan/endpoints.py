@@ -65,7 +65,7 @@ def prepare_endpoint(context: Context, endpoint: Endpoint) -> tuple[Endpoint, li
     endpoint = fill_addresses(context.pool, context.view, network, context.facts, endpoint)
     endpoint = _replace(endpoint, mac_address=choose_mac(context.view, network, endpoint))
     replaced = delete_endpoints(context.view, _replaced(context.view, endpoint), endpoint)
-    _check_mappings(context, endpoint)
+    _check_mappings(context.view, endpoint)
     return endpoint, replaced
 
 
@@ -97,7 +97,7 @@ def modify_endpoint(context: Context, endpoint_id: str, request: ModifySettingRe
         check_sets(network, given, "$.Settings.Policies")
     after = _replace(before, policies=policies)
     _check_remote(after)
-    _check_mappings(context, after)
+    _check_mappings(context.view, after)
     return modified(Kind.ENDPOINT, before, after)
 
 
@@ -222,19 +222,14 @@ def _replaced(view: View, endpoint: Endpoint) -> list[Endpoint]:
     return list(replaced.values())
 
 
-def _check_mappings(context: Context, endpoint: Endpoint) -> None:
-    """Refuse a node port that is mapped twice, or that outbound connections use. Raises
-    HcnError(PORT_ALREADY_EXISTS, MAPPING_NOT_SUPPORTED).
+def _check_mappings(view: View, endpoint: Endpoint) -> None:
+    """Refuse a node port that is mapped twice. Raises HcnError(PORT_ALREADY_EXISTS).
+
+    One that outbound NAT uses, too, may be mapped, as on Windows: NAT takes a port for a connection to one remote
+    address and port, and another one where a mapped connection from there is.
     """
-    view, (low, high) = context.view, context.facts.nat_ports
     mine = select(endpoint.policies, PortMapping)
     for index, policy in enumerate(mine):
-        if low <= policy.external_port <= high:
-            raise HcnError(
-                HcnCode.MAPPING_NOT_SUPPORTED,
-                f"$.Policies: ExternalPort {policy.external_port} is within {low}-{high}, the ports that this "
-                "node's outbound NAT uses; choose another, or change nat_ports in the daemon's configuration",
-            )
         others = [
             (other, theirs)
             for other in view.endpoints_of_mapping(policy.protocol, policy.external_port)
