@@ -45,6 +45,11 @@ build/.installed: build/.venv
 	chmod +x $(VENV)/bin/samewire
 	@touch $@
 
+# As installing the package does it. A daemon that has to compile its modules takes a third longer to start.
+.PHONY: bytecode
+bytecode: build/.installed
+	$(PY) -m compileall -q src/samewire
+
 .PHONY: native
 native: $(OUT)/switch.o $(OUT)/switch_trace.o $(OUT)/samewire-cni $(OUT)/samewire-relay ## compile the switch, the CNI client, the relay
 
@@ -87,10 +92,10 @@ $(SHIM)/client.exe: compat/windows/test/client.c
 	$(SHIM_CC) -O2 -Wall -Wextra -Werror -static -s -o $@ $< -lole32
 
 .PHONY: setup
-setup: build/.installed native ## what running needs
+setup: bytecode native ## what running needs
 
 .PHONY: setup-test
-setup-test: build/.apt-TEST build/.venv-test build/.installed native windows-shim
+setup-test: build/.apt-TEST build/.venv-test bytecode native windows-shim
 
 # --- the two commands -----------------------------------------------------------------------------
 .PHONY: lab lab-down
