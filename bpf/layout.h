@@ -662,8 +662,7 @@ enum sw_counter {
 	SW_COUNTER_FLOW_RECYCLED = 2,  /* closing or half-open flows removed because the table was full */
 	SW_COUNTER_FLOW_AGED = 3,
 	SW_COUNTER_FLOW_REDECIDED = 4, /* stale flows judged again */
-	SW_COUNTER_FLOW_HITS = 5,
-	SW_COUNTER_FIRST_PACKETS = 6,
+	SW_COUNTER_FIRST_PACKETS = 6,  /* 5 is free */
 	SW_COUNTER_STATELESS = 7,      /* first packets that needed no flow */
 	SW_COUNTER_NAT_RETRIES = 8,    /* SNAT ports found taken */
 	SW_COUNTER_AGEING_TICKS = 9,

@@ -123,10 +123,10 @@ def test_rules_have_one_name_everywhere() -> None:
 
 
 def test_the_counters_of_flows(daemon: StubDaemon) -> None:
-    counted = {"flow_inserts": 7, "flow_hits": 900, "entries": 0}
+    counted = {"flow_inserts": 7, "redecided": 900, "entries": 0}
     daemon.answers["GET /v2/switch/flows?summary=1"] = (200, counted)
     assert json.loads(vfp(daemon, "get-flow-stats", "--json").stdout) == counted
-    assert vfp(daemon, "get-flow-stats").stdout == "Flow inserts: 7\nFlow hits: 900\nEntries: 0\n"
+    assert vfp(daemon, "get-flow-stats").stdout == "Flow inserts: 7\nRedecided: 900\nEntries: 0\n"
 
 
 def test_flows_of_a_port(daemon: StubDaemon) -> None:

@@ -92,7 +92,7 @@ def list_unified_flows(socket: str, port: str, as_document: bool) -> None:
 @json_option
 @click.pass_obj
 def get_flow_stats(socket: str, as_document: bool) -> None:
-    """The counters of the flow table: connections there are, made, aged, judged anew, and the packets they carried."""
+    """The counters of the flow table: connections there are, made, aged, judged anew."""
     found: Json = _get(socket, "flows", summary="1")
     fields = {name.replace("_", " ").capitalize(): value for name, value in found.items()}
     _print(found, as_document, [_blocks(fields)])

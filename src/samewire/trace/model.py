@@ -161,7 +161,6 @@ class FlowSummary(Struct, frozen=True, kw_only=True):
     """Answer of GET /v2/switch/flows?summary=1: counters since the switch was loaded; ``entries`` of the table now."""
 
     flow_inserts: int
-    flow_hits: int
     first_packets: int
     stateless: int
     redecided: int

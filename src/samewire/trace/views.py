@@ -129,7 +129,6 @@ def flow_summary(tables: Entries) -> FlowSummary:
 
     return FlowSummary(
         flow_inserts=count(Counter.FLOW_INSERTS),
-        flow_hits=count(Counter.FLOW_HITS),
         first_packets=count(Counter.FIRST_PACKETS),
         stateless=count(Counter.STATELESS),
         redecided=count(Counter.FLOW_REDECIDED),

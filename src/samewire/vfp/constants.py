@@ -164,7 +164,6 @@ class Counter(IntEnum):
     FLOW_RECYCLED = 2
     FLOW_AGED = 3
     FLOW_REDECIDED = 4
-    FLOW_HITS = 5
     FIRST_PACKETS = 6
     STATELESS = 7
     NAT_RETRIES = 8
