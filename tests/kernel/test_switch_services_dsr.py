@@ -133,6 +133,12 @@ def own_addresses(world: World) -> Iterator[World]:
         world.underlay.router.ip("route", "del", prefix, "via", via)
 
 
+def on_loopback(pod: Pod, family: int) -> None:
+    """Give a pod the VIP as an address, which it names to no neighbour: that the switch would not let out."""
+    pod.space.set("ipv4", "conf", "all", "arp_announce", value=2)
+    pod.space.ip("address", "replace", VIP[family], "dev", "lo", *(["nodad"] if family == 6 else []))
+
+
 def _passed(node: Node, sniffer: Sniffer, vip: str) -> list[bytes]:
     """Frames on a node's uplink that come from the VIP."""
     packed = parse_address(vip).packed[: 4 if "." in vip else 16]
@@ -298,8 +304,7 @@ def test_datagrams_to_another_endpoint_of_the_same_node(world: World) -> None:
 def test_preserved_destination(world: World, kind: str, family: int) -> None:
     """PreserveDIP: the pod has the VIP on its loopback, and sees it as the destination."""
     pod: Pod = getattr(world, kind)
-    bits = 32 if family == 4 else 128
-    pod.space.ip("address", "replace", f"{VIP[family]}/{bits}", "dev", "lo")
+    on_loopback(pod, family)
     for protocol, exchange in EXCHANGES:
         service = Balancer(
             world.first, world.target(pod, family), protocol=protocol, flags=int(ServiceFlag.PRESERVE)
@@ -309,15 +314,14 @@ def test_preserved_destination(world: World, kind: str, family: int) -> None:
         seen = exchange(world.underlay.out, pod.space, VIP[family], 81)
         assert seen.client[0] == OUT[family]
         service.close()
-    pod.space.ip("address", "del", f"{VIP[family]}/{bits}", "dev", "lo")
+    pod.space.ip("address", "del", VIP[family], "dev", "lo")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_preserved_destination_here(world: World, family: int) -> None:
     """A local backend, for a client outside; and the pod may not speak for the VIP otherwise."""
     pod = world.client
-    bits = 32 if family == 4 else 128
-    pod.space.ip("address", "replace", f"{VIP[family]}/{bits}", "dev", "lo")
+    on_loopback(pod, family)
     port = world.first.table("sw_ports")[Id(pod.port)]
     assert isinstance(port, Port)
     service = Balancer(
@@ -332,4 +336,4 @@ def test_preserved_destination_here(world: World, family: int) -> None:
         with pytest.raises(TimeoutError):
             near.connect((OUT[family], 80))
     service.close()
-    pod.space.ip("address", "del", f"{VIP[family]}/{bits}", "dev", "lo")
+    pod.space.ip("address", "del", VIP[family], "dev", "lo")

@@ -42,7 +42,7 @@ from samewire.vfp.ownership import Ownership
 from samewire.vfp.record import Record
 from samewire.vfp.tables import TABLES, Config, Count, DropKey, Flow, FlowKey, Id
 from tests.support.compiled import whole_network
-from tests.support.netlab import Lab, Space, Wire
+from tests.support.netlab import Lab, Space, Wire, poll
 
 BUILT: Final = Path(__file__).parents[2] / "src" / "samewire" / "_build"
 NAT_PORTS: Final = (50000, 50127)
@@ -354,6 +354,22 @@ class Node:
             for item in link.neighbours
         ]
         netlink.batch(requests)
+        self._await_ipv6(pod)
+
+    def _await_ipv6(self, pod: Pod) -> None:
+        """A carrier comes up by one of the kernel's work queues, and IPv6 addresses are not served before."""
+        table = Path("/proc/thread-self/net/ipv6_route")
+
+        def own() -> set[tuple[str, str]]:
+            lines = [line.split() for line in pod.space.run(table.read_text).splitlines()]
+            return {(words[0], words[-1]) for words in lines if words[1] == "80"}
+
+        wanted = {
+            (address.packed.hex(), pod.link.interface_name)
+            for address in pod.link.addresses
+            if address.family == 6
+        }
+        poll(f"{pod.endpoint.id} has IPv6", lambda: wanted <= own())
 
     def table(self, name: str) -> dict[Record, Record]:
         """A table's present content."""
