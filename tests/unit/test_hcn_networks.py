@@ -404,6 +404,20 @@ async def test_networks_follow_the_addresses_of_the_node(service: HnsService, sw
     await service.delete(Kind.NETWORK, network.id)
 
 
+async def test_a_provider_address_keeps_its_family(service: HnsService, switch: FakeSwitch) -> None:
+    """A renumbered node is without an IPv4 address for a moment."""
+    await service.create_network(overlay())
+    for seen, expected in (
+        (("fd77::2",), "192.168.1.10"),
+        (("192.168.1.77", "fd77::2"), "192.168.1.77"),
+        ((), "192.168.1.77"),
+    ):
+        switch.with_facts(management_ips=seen)
+        await service.refresh_facts()
+        providers = [p for p in service.view.networks()[0].policies if isinstance(p, ProviderAddress)]
+        assert providers == [ProviderAddress(provider_address=expected)]
+
+
 VLAN_7 = VLAN(isolation_id=7)
 
 

@@ -180,9 +180,21 @@ def stamped(network: Network, facts: NodeFacts) -> Network:
     if network.type is NetworkType.OVERLAY and facts.dr_mac:
         policies = _with(policies, DrMacAddress(address=facts.dr_mac))
     provider = first(policies, ProviderAddress)
-    if facts.management_ips and (not provider or provider.provider_address not in facts.management_ips):
-        policies = _with(policies, ProviderAddress(provider_address=facts.management_ips[0]))
+    address = _provider_address(provider.provider_address if provider else "", facts.management_ips)
+    if address:
+        policies = _with(policies, ProviderAddress(provider_address=address))
     return _replace(network, policies=policies)
+
+
+def _provider_address(held: str, management_ips: tuple[str, ...]) -> str:
+    """Return the provider address that follows the held one; empty if there is none. One that is gone is
+    followed by one of its family only: a node that is given a new address is without one for a moment,
+    and its peers' tunnels do not change their family.
+    """
+    if held in management_ips:
+        return held
+    family = [address for address in management_ips if not held or (":" in address) == (":" in held)]
+    return family[0] if family else held
 
 
 def _with(policies: tuple[Policy, ...], new: Policy) -> tuple[Policy, ...]:
