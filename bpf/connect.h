@@ -29,7 +29,7 @@ SW_INLINE void sw_forget(struct sw_packet *p, const struct sw_flow *flow)
 SW_INLINE void sw_touch(struct sw_packet *p, struct sw_flow *flow, __u8 side)
 {
 #ifndef TRACE
-	__u32 now = sw_now_tick();
+	__u32 now = sw_packet_tick(p);
 	__u8 *seen = side ? &flow->tcp[1] : &flow->tcp[0];
 
 	if (flow->seen_tick != now)
@@ -240,7 +240,7 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 	if (flow->backend && !bpf_map_lookup_elem(&sw_backends, &flow->backend))
 		return SW_LOST;
 	if (!side && !flow->backend && !(flow->flags & SW_FLOW_DIRECT) &&
-	    (p->tcp_flags == SW_TCP_SYN || (p->protocol == IPPROTO_UDP && flow->seen_tick != sw_now_tick())) &&
+	    (p->tcp_flags == SW_TCP_SYN || (p->protocol == IPPROTO_UDP && flow->seen_tick != sw_packet_tick(p))) &&
 	    sw_has_become_service(p)) {
 		sw_forget(p, flow);
 		return SW_GO_ON;
@@ -287,7 +287,7 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 		sw_step(p, SW_LAYER_FLOW, SW_STEP_REWRITE, action->fate, side ? 0 : flow->rule[0], action->target);
 	}
 #endif
-	return sw_apply(skb, p, action, target, hop);
+	return sw_apply(skb, p, action, target, hop, 1);
 }
 
 /*

@@ -50,7 +50,7 @@ SW_INLINE void sw_start_flow(struct sw_packet *p, __u8 direction, __u8 flags)
 	flow->generation[1] = p->generation[1];
 	flow->rule[0] = p->rule[0];
 	flow->rule[1] = p->rule[1];
-	flow->seen_tick = sw_now_tick();
+	flow->seen_tick = sw_packet_tick(p);
 	flow->slot = 0;
 	flow->peer_scope = 0;
 	flow->flags = flags | (direction ? SW_FLOW_INITIATOR : 0) | (p->is_direct ? SW_FLOW_DIRECT : 0);

@@ -131,10 +131,10 @@ static __noinline int sw_to_host(struct __sk_buff *skb, struct sw_packet *p)
 
 /*
  * Transposes the packet and sends it on its way. port (SW_TO_PORT) and hop (SW_TO_UPLINK, SW_TO_TUNNEL) are the
- * action's target, looked up by the caller, who had to check them anyway.
+ * action's target, looked up by the caller, who had to check them anyway. hot: every packet comes this way.
  */
 SW_INLINE int sw_apply(struct __sk_buff *skb, struct sw_packet *p, const struct sw_action *action,
-		       const struct sw_port *port, const struct sw_nexthop *hop)
+		       const struct sw_port *port, const struct sw_nexthop *hop, int hot)
 {
 	int reason;
 
@@ -154,7 +154,7 @@ SW_INLINE int sw_apply(struct __sk_buff *skb, struct sw_packet *p, const struct 
 			return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_INTERNAL);
 	}
 	if (action->flags & (SW_REWRITE_SOURCE | SW_REWRITE_DESTINATION)) {
-		reason = sw_rewrite(skb, p, action);
+		reason = hot ? sw_rewrite_inline(skb, p, action) : sw_rewrite(skb, p, action);
 		if (reason)
 			return sw_drop(p, SW_LAYER_NAT, reason);
 	}
@@ -197,7 +197,7 @@ __noinline int sw_finish(struct __sk_buff *skb)
 	default:
 		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
 	}
-	return sw_apply(skb, p, &p->chosen, port, hop);
+	return sw_apply(skb, p, &p->chosen, port, hop, 0);
 }
 
 #endif /* SAMEWIRE_DELIVER_H */

@@ -114,7 +114,10 @@ struct sw_packet {
 	__u8 quoted_protocol;
 	__u8 recycled; /* flows that sw_recycle() has removed */
 	__u8 reserved[3];
-	__u32 next_slot; /* where this CPU's last insertion ended; outlives the packet */
+	/* These outlive the packet. */
+	__u32 next_slot; /* where this CPU's last insertion ended */
+	__u32 tick;	 /* what it was at jiffies */
+	__u64 jiffies;
 #ifdef TRACE
 	struct sw_flow_key gone[2]; /* of the flow that the untraced programs would have removed by now */
 #endif
@@ -146,6 +149,18 @@ SW_INLINE struct sw_cursors *sw_cursors_here(void)
 SW_INLINE __u32 sw_now_tick(void)
 {
 	return bpf_ktime_get_coarse_ns() >> SW_TICK_SHIFT;
+}
+
+/* The same, for every packet: the coarse clock moves with the jiffies, and those are read without a call. */
+SW_INLINE __u32 sw_packet_tick(struct sw_packet *p)
+{
+	__u64 jiffies = bpf_jiffies64();
+
+	if (p->jiffies != jiffies) {
+		p->jiffies = jiffies;
+		p->tick = sw_now_tick();
+	}
+	return p->tick;
 }
 
 SW_INLINE int sw_side6(const struct sw_packet *p)
