@@ -22,6 +22,7 @@ from samewire.cni.result import LATEST, encode_error
 from samewire.cni.verbs import CniPlugin, Reply
 from samewire.cni.wire import MAX_REQUEST, decode_request, encode_reply
 from samewire.errors import Unavailable
+from samewire.hcn.eager import begin
 from samewire.hcn.http import listen
 
 READ_TIMEOUT_S = 10.0
@@ -52,7 +53,7 @@ class CniServer:
         self.read_timeout_s = read_timeout_s
         self.request_timeout_s = request_timeout_s
         self.connections: set[_Connection] = set()
-        self.running: set[asyncio.Task[None]] = set()
+        self.running: set[asyncio.Future[None]] = set()
         self._path = path
         self._listener: socket.socket | None = None
 
@@ -166,10 +167,12 @@ class _Connection:
         if self._answer_left is not None:
             self._send()  # it was refused before
             return
-        self._limit(self._server.request_timeout_s, "the call takes too long; it goes on to its end")
-        task = self._loop.create_task(self._serve(bytes(self._received)))
-        self._server.running.add(task)
-        task.add_done_callback(self._server.running.discard)
+        self._stop_clock()
+        work = begin(self._serve(bytes(self._received)))
+        if not work.done():  # most calls wait for nothing
+            self._limit(self._server.request_timeout_s, "the call takes too long; it goes on to its end")
+            self._server.running.add(work)
+            work.add_done_callback(self._server.running.discard)
 
     async def _serve(self, data: bytes) -> None:
         start = time.monotonic()

@@ -100,7 +100,9 @@ def activate(
     requests = hooks.pod_requests(pair.host)
     if link.rate_bytes_per_s:
         requests.append(shaper(pair.host, link.rate_bytes_per_s, link.burst_bytes))
-    requests.append(_quiet(link_set(pair.host, up=True, alias=link.alias)))
+    # In two: what changes beside the state of an interface that is up is announced once more, to all parts of the
+    # kernel, some of which then look at each route of the node.
+    requests += [_quiet(link_set(pair.host, alias=link.alias)), link_set(pair.host, up=True)]
     netlink.batch(requests)
     with Netlink(netns) as inside:
         requests = pod_requests(link, pair.peer)
