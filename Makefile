@@ -76,18 +76,22 @@ SHIM_C   := $(addprefix compat/windows/,call.c http.c text.c platform.c)
 SHIM_H   := $(wildcard compat/windows/*.h)
 
 .PHONY: windows-shim
-windows-shim: build/.apt-WINDOWS $(SHIM)/computenetwork.dll $(SHIM)/vmcompute.dll $(SHIM)/client.exe $(SHIM)/libcomputenetwork.so ## the DLLs for Windows programs
+windows-shim: build/.apt-WINDOWS $(addprefix $(SHIM)/,computenetwork.dll vmcompute.dll bcryptprimitives.dll client.exe hostile.exe libcomputenetwork.so) ## the DLLs for Windows programs
 
 $(SHIM)/%.dll: compat/windows/%.c compat/windows/handles.c $(SHIM_C) $(SHIM_H)
 	@mkdir -p $(SHIM)
 	$(SHIM_CC) -O2 -Wall -Wextra -Werror -shared -static-libgcc -s -o $@ $(filter %.c,$^) -lws2_32 -lole32
+
+$(SHIM)/bcryptprimitives.dll: compat/windows/bcryptprimitives.c
+	@mkdir -p $(SHIM)
+	$(SHIM_CC) -O2 -Wall -Wextra -Werror -shared -static-libgcc -s -o $@ $< -ladvapi32
 
 # The same exports for Linux: a test double of the real library.
 $(SHIM)/libcomputenetwork.so: compat/windows/computenetwork.c compat/windows/handles.c $(SHIM_C) $(SHIM_H)
 	@mkdir -p $(SHIM)
 	$(CC) -O2 -Wall -Wextra -Werror -fvisibility=hidden -fPIC -shared -pthread -s -o $@ $(filter %.c,$^)
 
-$(SHIM)/client.exe: compat/windows/test/client.c
+$(SHIM)/%.exe: compat/windows/test/%.c compat/windows/test/expect.h
 	@mkdir -p $(SHIM)
 	$(SHIM_CC) -O2 -Wall -Wextra -Werror -static -s -o $@ $< -lole32
 

@@ -170,15 +170,38 @@ EXPORT HRESULT WINAPI HcnCloseService(void *handle)
 
 typedef void(CALLBACK *notification_t)(DWORD type, void *context, HRESULT status, PCWSTR data);
 
+#define SERVICE_DISCONNECT 0x01000000u
+
 struct listener {
+	struct listener *next; /* of those that are registered */
 	notification_t callback;
 	void *context;
 	struct lines lines;
 	thread_t thread;
 	lock_t lock;
-	int ended; /* the callback has unregistered itself: the thread cleans up */
+	int ended; /* no callback any more */
+	int owns_itself; /* the callback has unregistered itself: the thread cleans up */
+	int disconnected; /* has been told */
 	thread_id_t id;
 };
+
+static lock_t listeners_lock = LOCK_INITIAL;
+static struct listener *listeners;
+
+/* Takes a listener out of the registered ones; NULL = it is none of them. */
+static struct listener *unregister(void *handle)
+{
+	struct listener **place, *found;
+
+	lock(&listeners_lock);
+	for (place = &listeners; *place && *place != handle; place = &(*place)->next)
+		;
+	found = *place;
+	if (found)
+		*place = found->next;
+	unlock(&listeners_lock);
+	return found;
+}
 
 static void notify(struct listener *listener, const char *line)
 {
@@ -193,8 +216,10 @@ static void notify(struct listener *listener, const char *line)
 	if (!json_member(object, "Status", &status))
 		json_u32(status, &code);
 	text = utf16_from_utf8(data.at, data.size, malloc);
-	if (text)
+	if (text) {
+		listener->disconnected |= number == SERVICE_DISCONNECT;
 		listener->callback(number, listener->context, RESULT(code), text);
+	}
 	free(text);
 }
 
@@ -205,28 +230,38 @@ static void release(struct listener *listener)
 	free(listener);
 }
 
+static int has_ended(struct listener *listener)
+{
+	int ended;
+
+	lock(&listener->lock);
+	ended = listener->ended;
+	unlock(&listener->lock);
+	return ended;
+}
+
 static void listen_for(void *context)
 {
 	struct listener *listener = context;
 	char *line;
-	int ended;
 
 	lock(&listener->lock); /* until the registration is complete */
 	listener->id = thread_self();
 	unlock(&listener->lock);
-	while (!listener->ended && (line = lines_next(&listener->lines)))
-		if (*line)
+	while (!has_ended(listener) && (line = lines_next(&listener->lines)))
+		if (*line && !has_ended(listener))
 			notify(listener, line);
-	lock(&listener->lock);
-	ended = listener->ended;
-	unlock(&listener->lock);
-	if (ended)
+	/* A daemon that was killed has not said so itself. */
+	if (!listener->disconnected && !has_ended(listener))
+		notify(listener, "{\"Type\":16777216,\"Data\":{\"ID\":\"\",\"Flags\":0,\"Data\":{}}}");
+	if (listener->owns_itself)
 		release(listener);
 }
 
 EXPORT HRESULT WINAPI HcnRegisterServiceCallback(notification_t callback, void *context, void **handle)
 {
 	struct listener *listener;
+	HRESULT refused;
 
 	if (!callback || !handle)
 		return HR_POINTER;
@@ -236,12 +271,14 @@ EXPORT HRESULT WINAPI HcnRegisterServiceCallback(notification_t callback, void *
 	*listener = (struct listener){ .callback = callback, .context = context, .lock = LOCK_INITIAL };
 	listener->lines.socket = http_stream("/v2/notifications");
 	/* The empty line at the beginning: from now on nothing is missed. */
-	if (listener->lines.socket == NO_SOCKET || !lines_next(&listener->lines)) {
-		if (listener->lines.socket != NO_SOCKET)
-			socket_close(listener->lines.socket);
-		lines_free(&listener->lines);
+	if (listener->lines.socket == NO_SOCKET) {
 		free(listener);
 		return HR_NO_SERVER;
+	}
+	if (!lines_next(&listener->lines)) {
+		refused = listener->lines.status == 403 ? HR_ACCESSDENIED : HR_NO_SERVER;
+		release(listener);
+		return refused;
 	}
 	lock(&listener->lock);
 	if (thread_start(&listener->thread, listen_for, listener)) {
@@ -250,6 +287,10 @@ EXPORT HRESULT WINAPI HcnRegisterServiceCallback(notification_t callback, void *
 		return HR_OUTOFMEMORY;
 	}
 	*handle = listener;
+	lock(&listeners_lock);
+	listener->next = listeners;
+	listeners = listener;
+	unlock(&listeners_lock);
 	unlock(&listener->lock);
 	return S_OK;
 }
@@ -257,14 +298,16 @@ EXPORT HRESULT WINAPI HcnRegisterServiceCallback(notification_t callback, void *
 /* No callback comes after this has returned, unless it was called from a callback. */
 EXPORT HRESULT WINAPI HcnUnregisterServiceCallback(void *handle)
 {
-	struct listener *listener = handle;
+	struct listener *listener = unregister(handle);
+	int own;
 
 	if (!listener)
 		return HR_HANDLE;
-	if (thread_same(thread_self(), listener->id)) {
-		lock(&listener->lock);
-		listener->ended = 1;
-		unlock(&listener->lock);
+	lock(&listener->lock);
+	listener->ended = 1;
+	own = listener->owns_itself = thread_same(thread_self(), listener->id);
+	unlock(&listener->lock);
+	if (own) {
 		thread_forget(listener->thread);
 		return S_OK;
 	}
@@ -284,7 +327,10 @@ EXPORT HRESULT WINAPI HcnUnregisterServiceCallback(void *handle)
 
 ABSENT(HcnRegisterGuestNetworkServiceCallback)
 ABSENT(HcnUnregisterGuestNetworkServiceCallback)
+ABSENT(HcnEnumerateGuestNetworkServices)
 ABSENT(HcnCreateGuestNetworkService)
+ABSENT(HcnOpenGuestNetworkService)
+ABSENT(HcnQueryGuestNetworkServiceProperties)
 ABSENT(HcnCloseGuestNetworkService)
 ABSENT(HcnModifyGuestNetworkService)
 ABSENT(HcnDeleteGuestNetworkService)

@@ -244,6 +244,8 @@ socket_t http_stream(const char *path)
 	socket_t s = connected(&unused);
 
 	answer_free(&unused);
+	if (s != NO_SOCKET)
+		socket_timeout(s, TIMEOUT_S);
 	if (s != NO_SOCKET && send_request(s, "GET", path, NULL)) {
 		socket_close(s);
 		s = NO_SOCKET;
@@ -265,8 +267,12 @@ char *lines_next(struct lines *lines)
 				end[-1] = 0;
 			if (lines->past_headers)
 				return line;
+			if (!lines->status && sscanf(line, "HTTP/%*d.%*d %d", &lines->status) != 1)
+				return NULL;
 			if (!*line)
 				lines->past_headers = 1;
+			if (lines->past_headers && lines->status != 200)
+				return NULL;
 			continue;
 		}
 		if (lines->buffer)

@@ -23,7 +23,7 @@ struct lines {
 	socket_t socket;
 	char *buffer;
 	size_t used, start, room;
-	int past_headers;
+	int past_headers, status; /* status: HTTP's, once it is known */
 };
 char *lines_next(struct lines *lines);
 void lines_free(struct lines *lines);

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -28,12 +29,13 @@ from tests.support.node import DaemonProcess, NodeNet, daemon, overlay
 pytestmark = pytest.mark.root
 
 BUILT = Path(samewire.__file__).parent / "_build" / "windows"
-FILES = ("computenetwork.dll", "vmcompute.dll", "client.exe", "libcomputenetwork.so")
+LIBRARIES = ("computenetwork.dll", "vmcompute.dll", "bcryptprimitives.dll")
+FILES = (*LIBRARIES, "client.exe", "hostile.exe", "libcomputenetwork.so")
 LISTEN = "127.0.0.1:9434"
 LIMIT_S = 180
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def built() -> None:
     missing = [name for name in FILES if not (BUILT / name).exists()]
     if missing:
@@ -68,42 +70,59 @@ class Wine:
         directory.mkdir(exist_ok=True)
         self._wine = shutil.which("wine64") or _packaged_wine()
 
-    def install(self, net: NodeNet) -> None:
+    def install(self) -> None:
         """Make the prefix and put the libraries where they belong."""
-        self.run(net, "wineboot", "--init")
+        subprocess.run([self._wine, "wineboot", "--init"], env=self._env, check=True, timeout=LIMIT_S)
+        self.stop()
         system32 = Path(self._env["WINEPREFIX"]) / "drive_c/windows/system32"
-        for name in ("computenetwork.dll", "vmcompute.dll"):
+        for name in LIBRARIES:
             shutil.copy(BUILT / name, system32 / name)
 
     def run(self, net: NodeNet, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run a program to its end."""
-        inside = ["nsenter", f"--net=/run/netns/{net.node}", self._wine, *command]
-        return subprocess.run(
-            inside,
+        with self.start(net, *command, **env) as process:
+            try:
+                printed, said = process.communicate(timeout=LIMIT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, printed, said)
+
+    def start(self, net: NodeNet, *command: str, **env: str) -> subprocess.Popen[str]:
+        """Start a program."""
+        return subprocess.Popen(
+            ["nsenter", f"--net=/run/netns/{net.node}", self._wine, *command],
             env={**self._env, **env},
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            check=False,
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def stop(self) -> None:
-        """End what serves the prefix."""
+        """End what serves the prefix: it makes the programs' sockets, in the namespace that it runs in."""
         server = Path(self._wine).with_name("wineserver")
         found = str(server) if server.exists() else shutil.which("wineserver")
-        if found:
-            subprocess.run([found, "-k"], env=self._env, capture_output=True, timeout=30, check=False)
+        for what in ("-k", "-w") if found else ():
+            subprocess.run([found, what], env=self._env, capture_output=True, timeout=30, check=False)
 
 
-@pytest.fixture
-def wine(built: None, net: NodeNet, tmp_path: Path) -> Iterator[Wine]:
-    made = Wine(tmp_path / "wine")
+@pytest.fixture(scope="module")
+def installed(built: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wine]:
+    made = Wine(tmp_path_factory.mktemp("wine"))
     try:
-        made.install(net)
+        made.install()
         yield made
     finally:
         made.stop()
+
+
+@pytest.fixture
+def wine(installed: Wine) -> Iterator[Wine]:
+    try:
+        yield installed
+    finally:
+        installed.stop()
 
 
 def test_every_export_of_both_libraries(net: NodeNet, node: DaemonProcess, wine: Wine) -> None:
@@ -125,6 +144,32 @@ def test_every_export_of_both_libraries(net: NodeNet, node: DaemonProcess, wine:
     )
     assert refused.returncode != 0
     assert "WRONG HcnCreateNetwork" in refused.stdout
+
+
+def test_what_no_caller_should_give(net: NodeNet, node: DaemonProcess, wine: Wine) -> None:
+    token = (node.run_dir / "hns.token").read_text().strip()
+    for mode, secret in (((), token), (("denied",), "guess")):
+        hostile = str(BUILT / "hostile.exe")
+        done = wine.run(net, hostile, *mode, SAMEWIRE_HNS_ADDRESS=LISTEN, SAMEWIRE_HNS_TOKEN=secret)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "0 wrong" in done.stdout
+    assert node.request("GET", "/v2/networks") == []
+
+
+def test_a_program_outlives_the_daemon(net: NodeNet, node: DaemonProcess, wine: Wine) -> None:
+    token = (node.run_dir / "hns.token").read_text().strip()
+    environment = {"SAMEWIRE_HNS_ADDRESS": LISTEN, "SAMEWIRE_HNS_TOKEN": token}
+    steps = {"stop": lambda: node.stop(signal.SIGKILL), "start": node.start}
+    printed = []
+    with wine.start(net, str(BUILT / "hostile.exe"), "outage", **environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:  # every wait of the program is bounded
+            printed.append(line)
+            if line.strip() in steps:
+                steps.pop(line.strip())()
+    assert process.returncode == 0, "".join(printed)
+    assert not steps
+    assert node.request("GET", "/v2/networks") == []
 
 
 @pytest.mark.parametrize("header", [b"", b"Authorization: Bearer guess\r\n"])

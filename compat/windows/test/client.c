@@ -5,54 +5,10 @@
  *
  * Prints a line for every expectation; the exit status is the number of those that were not met.
  */
-#include <objbase.h>
-#include <stdio.h>
-#include <string.h>
-#include <wchar.h>
-#include <windows.h>
+#include "expect.h"
 
-typedef HRESULT(WINAPI *f1)(void *);
-typedef HRESULT(WINAPI *f2)(const void *, void *);
-typedef HRESULT(WINAPI *f3)(const void *, const void *, void *);
-typedef HRESULT(WINAPI *f4)(const void *, const void *, const void *, void *);
-typedef HRESULT(WINAPI *f5)(const void *, const void *, const void *, void *, void *);
-
-#define NOT_FOUND ((HRESULT)0x80070490)
-
-static int wrong, threads_wrong;
+static int threads_wrong;
 static volatile LONG notified;
-static HMODULE network_library, compute_library;
-
-static void expect(int holds, const char *what)
-{
-	printf("%s %s\n", holds ? "ok" : "WRONG", what);
-	fflush(stdout);
-	wrong += !holds;
-}
-
-static void *get(HMODULE library, const char *name)
-{
-	void *found = (void *)(uintptr_t)GetProcAddress(library, name);
-
-	if (!found) {
-		printf("WRONG %s is not exported\n", name);
-		exit(99);
-	}
-	return found;
-}
-
-#define HCN(name) get(network_library, #name)
-
-/* Whether a text from the library holds another; frees it. */
-static int said(WCHAR *text, const WCHAR *part)
-{
-	int found = text && wcsstr(text, part) != NULL;
-
-	if (text && part && !found)
-		printf("  it says %ls\n", text);
-	CoTaskMemFree(text);
-	return found;
-}
 
 static void CALLBACK on_notification(DWORD type, void *context, HRESULT status, const WCHAR *data)
 {
@@ -206,6 +162,17 @@ static DWORD WINAPI ask_often(void *unused)
 	return 0;
 }
 
+/* Go's runtime asks it for random numbers before anything else. */
+static void ask_for_random(void)
+{
+	HMODULE library = LoadLibraryExW(L"bcryptprimitives.dll", NULL, LOAD_LIBRARY_SEARCH_SYSTEM32);
+	typedef BOOL(WINAPI * random_t)(void *, SIZE_T);
+	unsigned char one[48] = { 0 }, two[48] = { 0 };
+	random_t random = library ? (random_t)get(library, "ProcessPrng") : NULL;
+
+	expect(random && random(one, 32) && random(two, 32) && memcmp(one, two, 32) && !one[32], "ProcessPrng");
+}
+
 static void ask_from_threads(void)
 {
 	HANDLE threads[4];
@@ -221,10 +188,7 @@ int main(void)
 	void *registration = NULL, *service = NULL;
 	WCHAR *error = NULL;
 
-	network_library = LoadLibraryExW(L"computenetwork.dll", NULL, LOAD_LIBRARY_SEARCH_SYSTEM32);
-	compute_library = LoadLibraryExW(L"vmcompute.dll", NULL, LOAD_LIBRARY_SEARCH_SYSTEM32);
-	expect(network_library && compute_library, "both libraries load from system32");
-	if (wrong)
+	if (load_libraries())
 		return wrong;
 	expect(((f2)HCN(HcnOpenService))(&service, &error) == S_OK && !error, "HcnOpenService");
 	expect(((f3)HCN(HcnRegisterServiceCallback))((void *)(uintptr_t)on_notification, &wrong, &registration) == S_OK,
@@ -236,6 +200,7 @@ int main(void)
 	walk("LoadBalancer", &BALANCER, L"10.96.0.9");
 	walk("SdnRoute", &ROUTE, L"10.96.0.0/12");
 	call_hns();
+	ask_for_random();
 	ask_from_threads();
 	delete_all();
 	for (int i = 0; i < 500 && !notified; i++)
