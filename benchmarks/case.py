@@ -35,6 +35,8 @@ METRICS = {
     "first_packet": Metric("first packet of a flow", "ns", "lower"),
     "later_packet": Metric("later packets of a flow", "ns", "lower"),
     "cpu": Metric("daemon CPU time, start and 250 ADDs", "s", "lower"),
+    "start_cpu": Metric("daemon CPU time, start", "s", "lower"),
+    "attach_cpu": Metric("CPU time a pod, of 250", "ms", "lower"),
     "memory": Metric("daemon resident memory", "MB", "lower"),
     "service_start": Metric("cold start until the last service answers", "s", "lower"),
     "service_memory": Metric("daemon resident memory", "MB", "lower"),

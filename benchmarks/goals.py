@@ -16,7 +16,7 @@ from benchmarks.datapath import Datapath
 from benchmarks.nodeport import Direct, DirectStraight, Translated, TranslatedStraight
 from benchmarks.ours import NAME
 from benchmarks.packet_cost import MANY_RULES_NAME, PacketCost
-from benchmarks.scale import Scale
+from benchmarks.scale import KERNEL_ALONE, Scale
 from benchmarks.scenario import Scenario
 from benchmarks.services import ClusterIP, EpollRelay, ServiceScale, UserMode, clusterip_name, size_name
 
@@ -182,6 +182,8 @@ def _scale() -> Scale:
     return Scale(
         (
             Comparison("cpu", NAME, LIMIT, 1.0, limit=1.0),
+            Comparison("start_cpu", NAME),
+            Comparison("attach_cpu", NAME, KERNEL_ALONE),
             Comparison("memory", NAME, LIMIT, 1.0, limit=80.0),
         )
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -43,6 +43,12 @@ class CniTimes(msgspec.Struct, frozen=True):
     error: str
 
 
+class _BareTimes(msgspec.Struct):
+    """What native/bare_pairs.c prints."""
+
+    cpu_ms: list[float]
+
+
 def build() -> None:
     """Compile what is missing or older than its source.
 
@@ -51,7 +57,10 @@ def build() -> None:
     """
     BUILD.mkdir(exist_ok=True)
     include = f"-I/usr/include/{platform.machine()}-linux-gnu"
-    programs = (("load", _C), ("cni_exec", _C), ("epoll_relay", _C), ("stateless.o", (*_BPF, include)))
+    programs = (
+        *((name, _C) for name in ("load", "cni_exec", "bare_pairs", "epoll_relay")),
+        ("stateless.o", (*_BPF, include)),
+    )
     for name, command in programs:
         source, target = SOURCE / f"{name.removesuffix('.o')}.c", BUILD / name
         if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
@@ -138,3 +147,15 @@ def execute_cni(
     if times.failed:
         raise BenchError(f"{plugin.name} {verb}: {times.failed} of {len(pods)} failed: {times.error}")
     return times
+
+
+def bare_pairs(pods: Sequence[str], node: str, tmp: Path) -> list[float]:
+    """Attach pods (namespace names) with the network messages alone: CPU time of each, in ms.
+
+    Raises:
+        BenchError: a message was refused.
+    """
+    listing = tmp / "pods"
+    listing.write_text("".join(f"{pod} {netns.path(pod)}\n" for pod in pods))
+    said = netns.run([BUILD / "bare_pairs", "-i", listing, *_namespace(node)])
+    return msgspec.json.decode(said, type=_BareTimes).cpu_ms
