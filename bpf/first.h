@@ -348,18 +348,18 @@ SW_INLINE int sw_route_to_backend(struct sw_packet *p)
 }
 
 /* LB, PORTMAP and ROUTE: where to. A NodePort is asked for only where the address is known to be the node's. */
-SW_INLINE int sw_routing(struct sw_packet *p)
+SW_INLINE int sw_routing(struct __sk_buff *skb, struct sw_packet *p)
 {
 	int verdict = sw_tunnel_guard(p);
 
 	if (verdict == SW_GO_ON && sw_receive_direct(p))
 		return SW_GO_ON;
 	if (verdict == SW_GO_ON)
-		verdict = sw_balance(0);
+		verdict = sw_balance(skb, 0);
 	if (verdict == SW_GO_ON && !p->backend) {
 		verdict = sw_route_plain(p);
 		if (verdict == SW_TO_NODE) {
-			verdict = sw_balance(1);
+			verdict = sw_balance(skb, 1);
 			if (verdict == SW_GO_ON && !p->backend)
 				verdict = sw_route_to_node(p);
 		}
@@ -377,11 +377,10 @@ __noinline int sw_walk(struct __sk_buff *skb)
 	struct sw_packet *p = sw_packet_here();
 	int verdict;
 
-	SW_USE_CONTEXT(skb);
 	if (!p)
 		return TC_ACT_SHOT;
 	sw_start_walk(p);
-	verdict = sw_routing(p);
+	verdict = sw_routing(skb, p);
 	if (verdict != SW_GO_ON)
 		return verdict;
 	verdict = sw_initiator_layers(p);

@@ -62,19 +62,52 @@ SW_INLINE struct sw_service *sw_service_of(const struct sw_packet *p, int node_p
 	return sw_find_service(&key, p->first_arrival == SW_FROM_UPLINK ? SW_SCOPE_OUTSIDE : p->first_scope);
 }
 
+/*
+ * Whether a process of the node has this connection: it began before the service took the port, or it is one of the
+ * node's own to a remote port like that. Listeners do not count: who comes now is the service's.
+ */
+SW_INLINE int sw_is_nodes_own(struct __sk_buff *skb, const struct sw_packet *p)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *found;
+	int own;
+
+	if (p->protocol != IPPROTO_TCP || p->tcp_flags == SW_TCP_SYN || p->fragment)
+		return 0;
+	if (p->family == 4) {
+		__builtin_memcpy(&tuple.ipv4.saddr, p->first.source.b, 4);
+		__builtin_memcpy(&tuple.ipv4.daddr, p->first.destination.b, 4);
+		tuple.ipv4.sport = p->first.source_port;
+		tuple.ipv4.dport = p->first.destination_port;
+	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, p->first.source.b, 16);
+		__builtin_memcpy(tuple.ipv6.daddr, p->first.destination.b, 16);
+		tuple.ipv6.sport = p->first.source_port;
+		tuple.ipv6.dport = p->first.destination_port;
+	}
+	found = bpf_skc_lookup_tcp(skb, &tuple, p->family == 4 ? sizeof(tuple.ipv4) : sizeof(tuple.ipv6),
+				   BPF_F_CURRENT_NETNS, 0);
+	if (!found)
+		return 0;
+	own = found->state != BPF_TCP_LISTEN;
+	bpf_sk_release(found);
+	return own;
+}
+
 /* The layer. Returns SW_GO_ON (p->backend says whether it is a service), a drop, or SW_REFUSED. */
-__noinline int sw_balance(__u32 node_port)
+__noinline int sw_balance(struct __sk_buff *skb, __u32 node_port)
 {
 	struct sw_packet *p = sw_packet_here();
 	struct sw_service *service;
 	__u32 hash, backend, how = SW_CHOICE_HASH;
 
+	SW_USE_CONTEXT(skb);
 	if (!p || !sw_has_ports(p->protocol))
 		return SW_GO_ON;
 	if (p->kept)
 		return sw_use_backend(p, p->kept, SW_CHOICE_KEPT, 0);
 	service = sw_service_of(p, node_port);
-	if (!service)
+	if (!service || sw_is_nodes_own(skb, p))
 		return SW_GO_ON;
 	p->service = service->service;
 	sw_copy_address(&p->service_source, &service->source);

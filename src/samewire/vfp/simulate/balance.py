@@ -64,7 +64,10 @@ def lend_source(walk: Walk, address: bytes) -> None:
 
 
 def balance(state: State, walk: Walk, node_port: bool) -> None:
-    """The LB layer: leaves the choice in ``walk.backend``. Raises ``Dropped``, ``Refused``."""
+    """The LB layer: leaves the choice in ``walk.backend``. Raises ``Dropped``, ``Refused``.
+
+    The switch asks the node's sockets, too: a TCP connection that one of them has is no service's. None is known here.
+    """
     if walk.packet.protocol not in WITH_PORTS:
         return
     if walk.kept:
