@@ -120,7 +120,7 @@ lint: build/.venv-test build/.installed ## ruff, mypy --strict, import-linter
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-test-fast: setup-test ## unit, property and Kubernetes source tests only: no root, seconds
+test-fast: setup-test ## unit, property and Kubernetes source tests only: no root once set up
 	$(PY) -m pytest tests/unit tests/property tests/apiserver
 
 test: setup-test lint ## everything: linters, unit, property, kernel and end-to-end tests

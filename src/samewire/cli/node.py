@@ -9,7 +9,7 @@ import click
 
 from samewire.cli.options import config_option
 from samewire.cni.dialects.names import ALIASES
-from samewire.errors import SamewireError
+from samewire.errors import Conflict, SamewireError
 
 _CLIENT = "samewire-cni"
 
@@ -77,6 +77,8 @@ def uninstall(config_file: Path, purge: bool) -> None:
         raise click.ClickException("uninstall needs root")
     try:
         removed = remove_everything(load_config(config_file), purge=purge)
+    except Conflict as error:
+        raise click.ClickException(f"{error}: stop the daemon first (systemctl stop samewire)") from error
     except SamewireError as error:
         raise click.ClickException(str(error)) from error
     for line in removed:
