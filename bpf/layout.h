@@ -398,8 +398,10 @@ struct sw_service_count {
  * all vectors have is the rule. So a first packet costs the same look-ups whatever the number of rules.
  *
  * Tables, vectors, sets, classes and spaces are named by 64 bits of a hash of their content (sets and spaces: of their
- * ids): equal ones are shared, and nothing is ever edited; a change of rules is a new table, to which the port
- * switches. Writer: daemon. Readers: first packets.
+ * ids): equal ones are shared. A change of rules is a new table, to which the port switches; but a long list of one
+ * port's own is edited where it is when one rule comes, goes or is replaced: the new rule is written first, its entries
+ * in sw_acl_rules before those that lead to it, then the old one is taken away, then the port gets its new generation.
+ * So each connection is judged by the rules as they were or as they will be. Writer: daemon. Readers: first packets.
  */
 
 /* sw_acl_prefixes: LPM trie[SW_MAX_ACL_PREFIXES] -> u64 (key of sw_acl_vectors). The shortest prefix stands for the
@@ -472,6 +474,11 @@ struct sw_acl_rule {
 #define SW_ACL_BY_DESTINATION 4
 #define SW_ACL_BY_DESTINATION_SETS 8
 #define SW_ACL_BY_SOURCE_PORT 16
+/* The bits above them say how often the table has been edited, 1 to 7 in turns: for the daemon, which sees by them that
+ * a table is another than its name says.
+ */
+#define SW_ACL_EDITION_SHIFT 5
+#define SW_ACL_EDITIONS 7
 
 /* A rule's name: the position of the policy in its object's list, from 1; in a tier, that of the rule in the tier. */
 #define SW_RULE_POLICY_MASK 0xffff

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from samewire.errors import SamewireError
+from samewire.errors import KernelError, SamewireError
 from samewire.hcn.codec import decode_modify, decode_object
 from samewire.hcn.schema import Kind
+from samewire.kernel import faults
 from samewire.kernel.bpf import unmount_bpffs
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
@@ -89,6 +90,10 @@ class Pods:
         await self.node.service.modify(kind, object_id, decode_modify(kind, body))
         return Counter(operation.table for operation in self.written)
 
+    def ports(self) -> list[Port]:
+        rows = self.node.switch.kernel.tables.read(["sw_ports"])["sw_ports"]
+        return [port for port in rows.values() if isinstance(port, Port)]
+
     def wanted_is_there(self) -> None:
         wanted, actual = self.node.switch.wanted.entries.tables(), self.node.switch.kernel.tables.read(TABLES)
         for table in TABLES:
@@ -159,8 +164,7 @@ async def test_the_networks_rules(pods: Pods) -> None:
     touched = await pods.change(Kind.NETWORK, pods.network, "Add", rule)
     assert touched["sw_ports"] == 2
     pods.wanted_is_there()
-    ports = pods.node.switch.kernel.tables.read(["sw_ports"])["sw_ports"].values()
-    assert [port.acl_words for port in ports if isinstance(port, Port)] == [(1, 0), (1, 0)]
+    assert [port.acl_words for port in pods.ports()] == [(1, 0), (1, 0)]
     touched = await pods.change(Kind.NETWORK, pods.network, "Remove", rule)
     assert touched["sw_ports"] == 2
     assert not any(pods.node.switch.kernel.tables.read(TABLES).values())
@@ -173,4 +177,67 @@ async def test_a_change_that_fails_leaves_sets_as_they_were(pods: Pods) -> None:
     with pytest.raises(SamewireError, match="257 sets"):
         await pods.change(Kind.NETWORK, pods.network, "Add", ip_set("one-more", ["10.0.0.1"]))
     assert pods.node.switch.kernel.tables.read(TABLES) == before
+    pods.wanted_is_there()
+
+
+def long_list(count: int) -> list[dict[str, Any]]:
+    return [
+        acl("Allow", i + 1, RemoteAddresses=f"10.{i // 250}.{i % 250}.0/24", LocalPorts="80")
+        for i in range(count)
+    ]
+
+
+@pytest.mark.asyncio
+async def test_one_rule_among_a_thousand(pods: Pods) -> None:
+    """What is written is the rule's own, and the port's new generation; a list that others have is left to them."""
+    await pods.start()
+    first, second = pods.endpoints
+    await pods.change(Kind.ENDPOINT, first, "Add", *long_list(1000))
+    one = acl("Block", 500, RemoteAddresses="192.0.2.0/24", LocalPorts="443")
+    touched = await pods.change(Kind.ENDPOINT, first, "Add", one)
+    own = {"sw_acl_rules": 1, "sw_acl_prefixes": 1, "sw_acl_ports": 3, "sw_acl_vectors": 1, "sw_ports": 1}
+    assert touched == own
+    assert pods.written[-1].table == "sw_ports"
+    pods.wanted_is_there()
+    await pods.change(Kind.ENDPOINT, second, "Add", *long_list(1000))
+    assert len({port.acl_table[0] for port in pods.ports()}) == 2  # the edited one keeps its name
+    assert await pods.change(Kind.ENDPOINT, first, "Remove", one) == own
+    assert pods.written[-1].table == "sw_ports"
+    pods.wanted_is_there()
+    await pods.change(Kind.ENDPOINT, second, "Update", *long_list(1000)[1:])
+    await pods.change(Kind.ENDPOINT, second, "Update", *long_list(1000))
+    pods.wanted_is_there()
+    for endpoint in pods.endpoints:
+        await pods.change(Kind.ENDPOINT, endpoint, "Reset")
+    assert not any(pods.node.switch.kernel.tables.read(TABLES).values())
+
+
+@pytest.mark.asyncio
+async def test_an_edit_that_fails_is_taken_back(pods: Pods) -> None:
+    """Whatever was written by then; what was judged meanwhile is judged again."""
+    await pods.start()
+    endpoint = pods.endpoints[0]
+    await pods.change(Kind.ENDPOINT, endpoint, "Add", *long_list(100))
+    before = pods.node.switch.kernel.tables.read(TABLES)
+    (generation,) = {port.generation for port in pods.ports() if port.acl_words[0]}
+    seen = 0
+
+    def fail(what: str) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 4:
+            raise KernelError(what, 5, "injected")
+
+    rules = long_list(100)
+    rules[50] = acl("Block", 51, RemoteAddresses="10.0.50.0/24", LocalPorts="80")
+    faults.inject = fail
+    try:
+        with pytest.raises(SamewireError, match="injected"):
+            await pods.change(Kind.ENDPOINT, endpoint, "Update", *rules)
+    finally:
+        faults.inject = None
+    pods.wanted_is_there()
+    assert pods.node.switch.kernel.tables.read(TABLES) == before
+    assert all(port.generation > generation for port in pods.ports() if port.acl_words[0])
+    await pods.change(Kind.ENDPOINT, endpoint, "Update", *rules)
     pods.wanted_is_there()

@@ -10,10 +10,11 @@ from samewire.hcn.schema import Network, NetworkType
 from samewire.vfp.address import NO_MAC, ZERO, parse_address
 from samewire.vfp.compile.acl import compile_acl
 from samewire.vfp.compile.builder import Builder
-from samewire.vfp.compile.prefixes import inherited, range_prefixes
+from samewire.vfp.compile.prefixes import range_prefixes
 from samewire.vfp.compile.sets import compile_sets
 from samewire.vfp.constants import ACL_IN, ACL_OUT, Arrival
 from samewire.vfp.constants import AclAction as Stored
+from samewire.vfp.model import HostBinding
 from samewire.vfp.record import Record
 from samewire.vfp.rule_names import rule_text
 from samewire.vfp.simulate.acl import decide
@@ -36,7 +37,10 @@ def compiled(
     builder = Builder()
     tables = compile_acl(builder, NET, network, endpoint, allow_unmatched)
     sets = compile_sets(Network(id=NET, type=NetworkType.OVERLAY, policies=tuple(network)), 1)
-    entries = {**builder.entries, **{name: dict(rows) for name, rows in sets.entries.items()}}
+    entries = {
+        name: dict(rows)
+        for name, rows in {**builder.compiled(HostBinding()).everything(), **sets.entries}.items()
+    }
     port = Port(
         1, 1, 0, NO_MAC, NO_MAC, (ZERO, ZERO), (ZERO, ZERO), 0,
         (tables[0].table, tables[1].table), tables[0].space or tables[1].space,
@@ -104,30 +108,3 @@ def test_prefixes_of_a_range_cover_it_and_nothing_else(ends: list[int]) -> None:
     assert covered[-1] == ends[1]
     assert all(end + 1 == start for end, start in zip(covered[1:-1:2], covered[2::2], strict=True))
     assert len(covered) // 2 <= 30
-
-
-@SETTINGS
-@given(
-    st.dictionaries(
-        st.integers(0, 8).flatmap(
-            lambda bits: st.tuples(
-                st.integers(0, (1 << bits) - 1).map(lambda v: v << (8 - bits)), st.just(bits)
-            )
-        ),
-        st.integers(0, 15),
-        max_size=12,
-    )
-)
-def test_a_prefix_inherits_from_those_around_it(nodes: dict[tuple[int, int], int]) -> None:
-    found = dict(inherited(nodes, 8))
-    for value in range(256):
-        union = 0
-        for (start, bits), own in nodes.items():
-            if start <= value < start + (1 << (8 - bits)):
-                union |= own
-        longest = [
-            found[node]
-            for node in ((value >> (8 - bits) << (8 - bits), bits) for bits in range(8, -1, -1))
-            if node in found
-        ]
-        assert (longest or [0])[0] == union

@@ -5,19 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from samewire.errors import Invalid
-from samewire.hcn.policies import SetPolicy, SetType
+from samewire.hcn.policies import ACL, AclAction, AclDirection, SetPolicy, SetType, TierAcl, TierAclRule
 from samewire.hcn.schema import Network, NetworkType
+from samewire.vfp.address import NO_MAC, ZERO, parse_address
 from samewire.vfp.compile import sets as sets_compiler
-from samewire.vfp.compile.prefixes import Nested
+from samewire.vfp.compile.acl_rules import direction_rules
+from samewire.vfp.compile.acl_table import NONE_KNOWN, AclTable, Known, Table, fill, table_of
+from samewire.vfp.compile.prefixes import Nested, Node
 from samewire.vfp.compile.sets import compile_sets
+from samewire.vfp.constants import ACL_IN, Arrival
+from samewire.vfp.constants import AclAction as Verdict
 from samewire.vfp.diff import apply
-from samewire.vfp.model import Compiled
+from samewire.vfp.model import Compiled, Entries
 from samewire.vfp.ownership import Ownership
 from samewire.vfp.record import Record
+from samewire.vfp.simulate.acl import decide
+from samewire.vfp.simulate.packet import Packet as Parsed
+from samewire.vfp.simulate.packet import Tuple
+from samewire.vfp.simulate.state import State, Walk
+from samewire.vfp.tables import Port
 
 # How long an example takes on a loaded machine is no result.
 SETTINGS = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
@@ -56,9 +66,11 @@ states = st.lists(flat_sets | nested_sets, max_size=6, unique_by=lambda policy: 
 
 @SETTINGS
 @given(st.lists(st.dictionaries(nodes, st.integers(0, 15), max_size=12), max_size=6))
-def test_a_prefix_has_the_bits_of_all_around_it(changes: Sequence[dict[tuple[int, int], int]]) -> None:
+def test_a_prefix_has_the_bits_of_all_around_it(changes: Sequence[dict[Node, int]]) -> None:
     """After any changes, as if the prefixes had come at once; and what is said to have changed is what has."""
-    nested, direct, known = Nested(8, [(128, 1)]), {(128, 1): 0}, {(128, 1): 0}
+    nested = Nested(8, [(128, 1)])
+    direct: dict[Node, int] = {}
+    known: dict[Node, int] = {}
     for change in changes:
         direct.update(change)
         for node, (before, after) in nested.change(change).items():
@@ -120,3 +132,114 @@ def test_sets_that_cannot_be() -> None:
     assert after.edit is not None
     assert after.edit.base is before.entries
     assert after.entries == from_nothing(good[1:], 3).entries
+
+
+def rule(action: AclAction, priority: int, addresses: str, ports: str, protocols: str) -> ACL:
+    return ACL(
+        action=action,
+        direction=AclDirection.IN,
+        priority=priority,
+        remote_addresses=addresses,
+        local_ports=ports,
+        protocols=protocols,
+    )
+
+
+ADDRESSES = ("", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.3", "10.1.0.0/16,10.2.0.0/16")
+PORTS = ("", "80", "80,443", "1-1024", "1000-65535")
+some_rules = st.builds(
+    rule,
+    st.sampled_from(list(AclAction)),
+    st.integers(1, 4),
+    st.sampled_from(ADDRESSES),
+    st.sampled_from(PORTS),
+    st.sampled_from(["", "6", "17", "1"]),
+)
+# So many that the list is edited; they match nothing that is asked below, but what they ask has answers.
+PADDING = [rule(AclAction.BLOCK, i % 5, f"192.0.2.{i}", str(5000 + i), "6") for i in range(62)] + [
+    rule(AclAction.BLOCK, 3, "192.0.2.0/24", "9", number) for number in ("17", "1")
+]
+TIER = TierAcl(
+    direction=AclDirection.IN,
+    tier_acl_rules=(
+        TierAclRule(
+            priority=1, tier_acl_rule_action=AclAction.BLOCK, remote_addresses="10.1.2.3", local_ports="443"
+        ),
+        TierAclRule(priority=2, tier_acl_rule_action=AclAction.PASS),
+    ),
+)
+positions = st.integers(0, 100)
+edits = st.tuples(st.sampled_from(["add", "remove", "replace"]), positions, some_rules)
+QUESTIONS = [
+    (address, port, protocol)
+    for address in ("10.1.2.3", "10.1.9.9", "10.2.0.1", "10.9.9.9", "172.16.0.1")
+    for port, protocol in ((80, 6), (443, 6), (2000, 17), (0, 1), (80, 132))
+]
+
+
+def edited_list(policies: list[ACL], edit: tuple[str, int, ACL]) -> list[ACL]:
+    how, position, new = edit
+    after = list(policies)
+    where = position % len(after)
+    if how == "add":
+        after.insert(where, new)
+    elif how == "remove":
+        after.pop(where)
+    else:
+        after[where] = new
+    return after
+
+
+def verdicts(entries: Entries, reference: AclTable) -> list[tuple[int, bool] | None]:
+    """What the simulated switch says to each question: the rule's priority and whether it allows."""
+    port = Port(
+        1, 1, 0, NO_MAC, NO_MAC, (ZERO, ZERO), (ZERO, ZERO), 0, (reference.table, 0), 0,
+        (reference.words, 0), (reference.shape, 0), 1500,
+    )  # fmt: skip
+    state, found = State({table: dict(rows) for table, rows in entries.items()}, 0), []
+    for address, number, protocol in QUESTIONS:
+        ends = Tuple(parse_address(address).packed, parse_address("10.200.0.1").packed, 40000, number)
+        parsed = Parsed(data=bytearray(), family=4, protocol=protocol, tuple=ends)
+        decided = decide(state, Walk(parsed, Arrival.POD, 1, 1, 1, first=ends, out=ends), port, ACL_IN)
+        found.append((decided.priority, decided.action == Verdict.ALLOW) if decided is not None else None)
+    return found
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(some_rules, max_size=6), st.booleans(), st.lists(edits, min_size=1, max_size=5))
+@example(  # between the old rule and the new one nothing may pass
+    [rule(AclAction.BLOCK, 1, "10.1.2.3", "80", "6"), rule(AclAction.ALLOW, 4, "", "", "6")],
+    False,
+    [("replace", 0, rule(AclAction.BLOCK, 1, "10.1.2.3", "80,443", "6"))],
+)
+def test_rules_that_are_edited(start: list[ACL], tiered: bool, changes: list[tuple[str, int, ACL]]) -> None:
+    """After each change the entries are those that the rules give from nothing; and at every moment on the way each
+    question is answered as before or as after.
+    """
+    front = [TIER] if tiered else []
+    policies = [*start, *PADDING, *PADDING[:4]]
+    rules = direction_rules(AclDirection.IN, (), [*front, *policies])
+    table = table_of(rules, "NET", NONE_KNOWN)
+    ownership = Ownership()
+    kernel = apply(ownership.replace("acl", table.steps[-1].entries), {})
+    for change in changes:
+        policies = edited_list(policies, change)
+        rules = direction_rules(AclDirection.IN, (), [*front, *policies])
+        before, table = table, table_of(rules, "NET", Known({table.name: table}), table)
+        again = table_of(rules, "NET", NONE_KNOWN)
+        if table.name != before.name:  # a rule that asks what no other did, or no place
+            kernel = apply(ownership.replace("acl", table.steps[-1].entries), kernel)
+            continue
+        fresh = Table(table.reference, rules, table.places)
+        fresh.starts = table.starts
+        fill(fresh, "")
+        assert table.steps[-1].entries == fresh.steps[-1].entries
+        was = verdicts(kernel, before.reference)
+        will = verdicts(again.steps[-1].entries, again.reference)
+        for step in table.steps:
+            for operation in ownership.replace("acl", step.entries, step.edit):
+                kernel = apply([operation], kernel)
+                answers = verdicts(kernel, table.reference)
+                assert all(now in (old, new) for now, old, new in zip(answers, was, will, strict=True))
+        assert kernel == table.steps[-1].entries
+        assert verdicts(kernel, table.reference) == will

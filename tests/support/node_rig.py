@@ -129,7 +129,7 @@ class Node:
         self.facts = self._facts(addresses, gateways, nat_ports, mtu)
         self._attach()
         compiled = compile_node(self.facts, self.numbers)
-        self.apply(self.owned.replace("node", compiled.entries))
+        self.apply(self.owned.replace("node", compiled.everything()))
         self.bind(compiled.binding)
 
     def _make_devices(self) -> None:
@@ -263,7 +263,7 @@ class Node:
     def network(self, network: Network) -> Network:
         """Add a network, or change it; returns it."""
         compiled = whole_network(network, self.facts, self.numbers)
-        self.apply(self.owned.replace(("network", network.id), compiled.entries))
+        self.apply(self.owned.replace(("network", network.id), compiled.everything()))
         self.bind(compiled.binding)
         return network
 
@@ -304,7 +304,7 @@ class Node:
         compiled = compile_endpoint(
             pod.endpoint, pod.network, self.facts, self.numbers, pod.port, self.generation
         )
-        self.apply(self.owned.replace(("endpoint", pod.endpoint.id), compiled.entries))
+        self.apply(self.owned.replace(("endpoint", pod.endpoint.id), compiled.everything()))
         self.bind(compiled.binding)
 
     def _veth(self, link: PortLink, space: Space) -> int:

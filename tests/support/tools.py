@@ -174,7 +174,7 @@ def compiled(
     ownership.replace("node", compile_node(facts, numbers).entries)
     ownership.replace("network", whole_network(network, facts, numbers).entries)
     for endpoint, port in zip((WEB, CLIENT), ports, strict=True):
-        entries = compile_endpoint(endpoint, network, facts, numbers, port, 7).entries
+        entries = compile_endpoint(endpoint, network, facts, numbers, port, 7).everything()
         ownership.replace(endpoint.id, entries)
     return ownership.tables()
 

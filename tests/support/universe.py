@@ -24,6 +24,7 @@ from samewire.vfp.constants import (
     Fate,
     RouteKind,
 )
+from samewire.vfp.model import HostBinding
 from samewire.vfp.record import Record
 from samewire.vfp.simulate.packet import pad
 from samewire.vfp.tables import (
@@ -126,7 +127,7 @@ def put_policies(t: Tables, network: list[Policy], endpoint: list[Policy]) -> tu
     """Enter the ACL tables of an endpoint."""
     builder = Builder()
     made = compile_acl(builder, NETWORK, network, endpoint)
-    for name, rows in builder.entries.items():
+    for name, rows in builder.compiled(HostBinding()).everything().items():
         t.setdefault(name, {}).update(rows)
     return made
 

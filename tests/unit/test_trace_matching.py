@@ -20,7 +20,7 @@ from samewire.vfp.compile.acl import compile_acl
 from samewire.vfp.compile.builder import Builder
 from samewire.vfp.constants import SCOPE_HOST, NatFlag, RouteKind
 from samewire.vfp.hashes import set_name
-from samewire.vfp.model import Entries
+from samewire.vfp.model import Entries, HostBinding
 from samewire.vfp.simulate.packet import Tuple
 from samewire.vfp.tables import Id, Nat, NatKey, Nexthop, Port, Route, RouteKey
 from tests.support.tools import CLIENT_PORT, WEB_PORT, compiled
@@ -97,7 +97,7 @@ def with_rules(tables: Entries, *rules: ACL, allow_unmatched: bool = False) -> E
         acl_words=(incoming.words, outgoing.words),
         acl_shape=(incoming.shape, outgoing.shape),
     )
-    return {**tables, **builder.entries, "sw_ports": {Id(WEB_PORT): changed}}
+    return {**tables, **builder.compiled(HostBinding()).everything(), "sw_ports": {Id(WEB_PORT): changed}}
 
 
 def acl(direction: str = "In", action: str = "Allow", **fields: object) -> ACL:

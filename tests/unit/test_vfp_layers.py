@@ -31,7 +31,7 @@ from samewire.vfp.compile.builder import Builder
 from samewire.vfp.constants import CHUNK_BACKENDS, SCOPE_ANY, SCOPE_OUTSIDE, PortFlag, ServiceFlag
 from samewire.vfp.layers import GroupView, PortView, all_ports, port_layers
 from samewire.vfp.layers_service import SHOWN, service_rules
-from samewire.vfp.model import Entries, NodeFacts
+from samewire.vfp.model import Entries, HostBinding, NodeFacts
 from samewire.vfp.numbers import MemoryNumbers
 from samewire.vfp.ownership import Ownership
 from samewire.vfp.protocols import protocol_text
@@ -110,7 +110,7 @@ def tables() -> Entries:
     numbers, ownership = MemoryNumbers(), Ownership()
     ownership.replace("node", compile_node(FACTS, numbers).entries)
     ownership.replace("network", whole_network(NETWORK, FACTS, numbers).entries)
-    ownership.replace("pod", compile_endpoint(POD, NETWORK, FACTS, numbers, 42, 7).entries)
+    ownership.replace("pod", compile_endpoint(POD, NETWORK, FACTS, numbers, 42, 7).everything())
     return ownership.tables()
 
 
@@ -297,5 +297,5 @@ def test_names_of_rules_and_sets() -> None:
         1, 1, 0, NO_MAC, NO_MAC, (ZERO, ZERO), (ZERO, ZERO), 0, (incoming.table, 0), incoming.space,
         (incoming.words, 0), (incoming.shape, 0), 1500,
     )  # fmt: skip
-    (first, *_) = AclIndex(builder.entries).rules(port, 0, names.sets)
+    (first, *_) = AclIndex(builder.compiled(HostBinding()).everything()).rules(port, 0, names.sets)
     assert (first.conditions, first.action) == (("protocol any", "remote set red"), "pass to the next tier")

@@ -23,15 +23,14 @@ from samewire.hcn.policies import (
 from samewire.hcn.schema import Network, NetworkType
 from samewire.vfp.address import ZERO, parse_address, parse_prefix
 from samewire.vfp.compile.acl import compile_acl
-from samewire.vfp.compile.acl_rules import MAX_RULES, Ends, direction_rules
-from samewire.vfp.compile.acl_table import AclTable
+from samewire.vfp.compile.acl_rules import MAX_RULES, Ends, Rule, direction_rules
+from samewire.vfp.compile.acl_table import NONE_KNOWN, AclTable, Known, table_of
 from samewire.vfp.compile.builder import Builder
 from samewire.vfp.compile.nat import compile_nat, nat_tree
 from samewire.vfp.compile.sets import compile_sets
 from samewire.vfp.diff import change
-from samewire.vfp.model import Compiled, NodeFacts
+from samewire.vfp.model import Compiled, HostBinding, NodeFacts
 from samewire.vfp.numbers import MemoryNumbers
-from samewire.vfp.record import Record
 from samewire.vfp.rule_names import rule_text
 
 NODE = (parse_address("192.168.1.10").packed, parse_address("fd00:1::10").packed)
@@ -115,22 +114,57 @@ def test_tables_are_named_by_their_content() -> None:
     assert 0 not in spaces
 
 
-def test_a_table_that_is_remembered_is_whole_and_nobody_elses() -> None:
-    """Of 20 lists in turns, some have been forgotten; what one builder gets, another does not change."""
-    lists = [(acl(priority=i, remote_addresses=f"10.0.{i}.0/24", local_ports="80"),) for i in range(20)]
+def rules_of(count: int, **last: str) -> tuple[Rule, ...]:
+    policies = [
+        acl(priority=i, remote_addresses=f"10.{i // 250}.{i % 250}.0/24", local_ports="80")
+        for i in range(count)
+    ]
+    policies += [acl(priority=count, **last)] if last else []
+    return direction_rules(AclDirection.IN, (), policies)
 
-    def compiled(policies: tuple[ACL, ...]) -> dict[str, dict[Record, Record]]:
-        builder = Builder()
-        compile_acl(builder, "NET", (), policies)
-        return builder.entries
 
-    first = [compiled(policies) for policies in lists]
-    kept = [{table: dict(rows) for table, rows in entries.items()} for entries in first]
-    for entries in first:
-        for rows in entries.values():
-            rows.clear()
-    assert [compiled(policies) for policies in reversed(lists)] == kept[::-1]
-    assert all(rows for entries in kept for rows in entries.values())
+def test_a_table_that_is_there_is_taken_for_the_same_rules() -> None:
+    rules = rules_of(80)
+    made = table_of(rules, "NET", NONE_KNOWN)
+    assert table_of(rules_of(80), "NET", Known({made.name: made})) is made
+    assert table_of(rules, "NET", NONE_KNOWN).steps[0].entries == made.steps[0].entries
+
+
+def test_an_edited_table_keeps_its_name_which_nobody_elses_gets() -> None:
+    """Its name is that of what it was made of; whoever has that, gets another, and so after a restart."""
+    rules, more = rules_of(80), rules_of(80, remote_addresses="10.9.9.0/24", local_ports="80")
+    made = table_of(rules, "NET", NONE_KNOWN)
+    edited = table_of(more, "NET", Known({made.name: made}), made)
+    assert (edited.name, edited.rules) == (made.name, more)
+    assert edited.reference != made.reference
+    assert table_of(rules, "NET", Known({made.name: edited})).name != made.name
+    assert table_of(rules, "NET", Known(reserved=frozenset({made.name}))).name != made.name
+    assert table_of(more, "NET", Known({made.name: edited})) is not edited
+
+
+@pytest.mark.parametrize("rules", [80, 1000, MAX_RULES - 1])
+def test_one_rule_of_many_touches_what_is_its_own(rules: int) -> None:
+    made = table_of(rules_of(rules), "NET", NONE_KNOWN)
+    more = rules_of(rules, remote_addresses="192.0.2.0/24", local_ports="443")
+    edited = table_of(more, "NET", Known({made.name: made}), made)
+    (step,) = edited.steps
+    assert step.edit is not None
+    assert len(step.edit.puts) + len(step.edit.gone) <= 6
+    back = table_of(rules_of(rules), "NET", Known({edited.name: edited}), edited)
+    assert back.steps[-1].entries == made.steps[-1].entries
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        {"protocols": "47"},  # a protocol that no rule has named
+        {"local_ports": "80", "remote_ports": "1"},  # the client's port
+        {"local_ports": "80", "remote_addresses": "a-set"},
+    ],
+)
+def test_a_rule_that_asks_what_no_other_does_is_a_new_table(last: dict[str, str]) -> None:
+    made = table_of(rules_of(80), "NET", NONE_KNOWN)
+    assert table_of(rules_of(80, **last), "NET", Known({made.name: made}), made).name != made.name
 
 
 def test_a_list_is_one_rule_however_long() -> None:
@@ -139,10 +173,10 @@ def test_a_list_is_one_rule_however_long() -> None:
     ports = ",".join(str(port) for port in range(2000, 4000, 2))
     builder = Builder()
     compile_acl(builder, "NET", (), (acl(remote_addresses=addresses, local_ports=ports, protocols="6"),))
-    assert {table: len(rows) for table, rows in builder.entries.items()} == {
+    assert {table: len(rows) for table, rows in builder.compiled(HostBinding()).everything().items()} == {
         "sw_acl_rules": 1,
         "sw_acl_prefixes": 1000,
-        "sw_acl_ports": 1001,
+        "sw_acl_ports": 1002,
         "sw_acl_vectors": 2,
     }
 

@@ -24,7 +24,7 @@ from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import Netlink
 from samewire.node import links, proxies
 from samewire.node.balancers import Balancers
-from samewire.node.bindings import BindingChange, in_order
+from samewire.node.bindings import in_order
 from samewire.node.hooks import Hooks
 from samewire.node.hostnet import HostNet
 from samewire.node.numbers import Key, StoreNumbers
@@ -46,13 +46,11 @@ from samewire.node.stats import read_stats
 from samewire.node.sweep import PortSweeper
 from samewire.node.tables import KernelTables
 from samewire.node.undo import UndoStack
-from samewire.node.wanted import Wanted
+from samewire.node.wanted import Changes, Wanted, judged_again
 from samewire.vfp import compile as compilers
 from samewire.vfp.address import parse_prefix
 from samewire.vfp.compile.loadbalancer import LocalPort
-from samewire.vfp.diff import Operation, is_early, ordered
 from samewire.vfp.model import Compiled, NodeFacts, PortLink
-from samewire.vfp.record import Record
 
 log = structlog.get_logger(__name__)
 
@@ -84,7 +82,7 @@ class NodeSwitch:
         self.kernel = kernel
         self.numbers = numbers
         self.node_facts = facts
-        self.wanted = Wanted()
+        self.wanted = Wanted(kernel.tables.read(["sw_ports"]))
         self.ports = Ports()
         self.balancers = Balancers(kernel.tables, numbers, self._local_port)
         self.lock = asyncio.Lock()
@@ -156,7 +154,7 @@ class NodeSwitch:
             except SamewireError as error:
                 log.error("an object cannot be compiled", kind=owner[0], id=owner[1], error=str(error))
                 continue
-            self.wanted.replace(owner, compiled)
+            self.wanted.replace(owner, compiled, Changes())
             self.numbers.hold(owner, self.numbers.asked())
 
     async def reattach(self, endpoint: Endpoint, view: StoreView) -> None:
@@ -210,12 +208,13 @@ class NodeSwitch:
             old = {endpoint_id: self.ports.get(endpoint_id) for endpoint_id in steps.detach}
             for endpoint_id, endpoint in steps.attach.items():
                 self._create_link(endpoint_id, endpoint, view, undo, opened)
-            puts, removals, binds, unbinds = self._compile_all(steps, view, undo, asked)
+            changes = self._compile_all(steps, view, undo, asked)
+            bindings = in_order(changes.bindings)
             balance = balancers.plan(steps.balancers, view, self.node_facts)
             undo.push("load balancers", partial(balancers.take_back, balance))
-            kernel.tables.write(puts)
+            kernel.tables.write(changes.puts())
             balancers.write_puts(balance)
-            kernel.hostnet.apply(binds)
+            kernel.hostnet.apply(step for step in bindings if step.add)
             for endpoint_id in steps.attach:
                 made = opened[endpoint_id]
                 if made.link.proxies:
@@ -226,9 +225,11 @@ class NodeSwitch:
                 links.activate(kernel.netlink, kernel.hooks, made.link, made.pair, made.netns, new=new)
             for endpoint in steps.relink.values():
                 self._change_link(endpoint, view, undo)
-            kernel.hostnet.apply(unbinds)
+            kernel.hostnet.apply(
+                step for step in bindings if not step.add and not self.wanted.bindings.wants(step.wish)
+            )
             balancers.write_removals(balance)
-            kernel.tables.write(removals)
+            kernel.tables.write(changes.removals())
             for endpoint_id, state in old.items():
                 if state is not None and (
                     endpoint_id not in opened or opened[endpoint_id].link.netns_path != state.link.netns_path
@@ -278,14 +279,11 @@ class NodeSwitch:
 
     def _compile_all(
         self, steps: Steps, view: StoreView, undo: UndoStack, asked: dict[Owner, dict[Key, None]]
-    ) -> tuple[list[Operation], list[Operation], list[BindingChange], list[BindingChange]]:
-        """Compile what has to be, and return the operations: puts, removals, and the same of the host's
-        stack.
-        """
-        operations: dict[tuple[str, Record], Operation] = {}
-        bindings: list[BindingChange] = []
+    ) -> Changes:
+        """Compile what has to be, and return what has to be done for it."""
+        changes = Changes()
         before: list[tuple[Owner, Compiled]] = []
-        undo.push("entries", lambda: self._restore_entries(before))
+        undo.push("entries", lambda: self._restore_entries(before, changes))
         for endpoint_id in steps.detach:
             if endpoint_id not in steps.attach:
                 undo.push("port", partial(self._put_port_back, endpoint_id, self.ports.remove(endpoint_id)))
@@ -294,28 +292,18 @@ class NodeSwitch:
             asked[owner] = self.numbers.asked()
             compiled = self._compile(owner, view) if compile_it else _NOTHING
             before.append((owner, self.wanted.held(owner)))
-            entries, binding = self.wanted.replace(owner, compiled)
-            operations.update({(operation.table, operation.key): operation for operation in entries})
-            bindings += binding
-        all_operations = ordered(operations.values())
-        bindings = in_order(bindings)
-        return (
-            [operation for operation in all_operations if is_early(operation)],
-            [operation for operation in all_operations if not is_early(operation)],
-            [step for step in bindings if step.add],
-            [step for step in bindings if not step.add and not self.wanted.bindings.wants(step.wish)],
-        )
+            self.wanted.replace(owner, compiled, changes)
+        return changes
 
-    def _restore_entries(self, before: list[tuple[Owner, Compiled]]) -> None:
-        """Give the owners back what they had, here and in the kernel."""
-        operations: dict[tuple[str, Record], Operation] = {}
-        bindings: list[BindingChange] = []
+    def _restore_entries(self, before: list[tuple[Owner, Compiled]], made: Changes) -> None:
+        """Give the owners back what they had, here and in the kernel. What was judged meanwhile is judged again."""
+        changes = Changes()
         for owner, compiled in reversed(before):
-            entries, binding = self.wanted.replace(owner, compiled)
-            operations.update({(operation.table, operation.key): operation for operation in entries})
-            bindings += binding
-        self.kernel.tables.write(ordered(operations.values()))
-        self.kernel.hostnet.apply(in_order(bindings))
+            self._generation += 1
+            self.wanted.replace(owner, judged_again(compiled, self._generation), changes)
+        changes.enter(self.wanted.left_over(made))
+        self.kernel.tables.write([*changes.puts(), *changes.removals()])
+        self.kernel.hostnet.apply(in_order(changes.bindings))
 
     def _compile(self, owner: Owner, view: StoreView) -> Compiled:
         kind, object_id = owner
@@ -338,7 +326,13 @@ class NodeSwitch:
         state = self.ports.get(object_id)
         port = state.ifindex if state is not None and not endpoint.is_remote else 0
         return compilers.compile_endpoint(
-            endpoint, network, self.node_facts, self.numbers, port, self._generation
+            endpoint,
+            network,
+            self.node_facts,
+            self.numbers,
+            port,
+            self._generation,
+            self.wanted.acl_tables(owner),
         )
 
     def _compile_network(self, kind: str, name: str, view: StoreView) -> Compiled:

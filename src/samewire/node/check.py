@@ -58,7 +58,7 @@ def _check_host(who: str, state: PortState, switch: NodeSwitch) -> None:
 def _check_tables(who: str, endpoint: Endpoint, switch: NodeSwitch) -> None:
     """Every entry that the endpoint wants is in the kernel as all owners together want it."""
     wanted = switch.wanted.entries
-    for table, rows in wanted.entries(endpoint_owner(endpoint.id)).items():
+    for table, rows in switch.wanted.held(endpoint_owner(endpoint.id)).everything().items():
         for key in rows:
             value = wanted.tables()[table][key]
             raw = switch.kernel.tables.maps[table].lookup(key.pack())

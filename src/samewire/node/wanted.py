@@ -2,27 +2,123 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
+import msgspec
+from msgspec.structs import replace
+
 from samewire.node.bindings import BindingChange, HostBindings
 from samewire.node.planning import Owner
-from samewire.vfp.diff import Operation
-from samewire.vfp.model import Compiled
+from samewire.vfp.compile.acl_table import Known, Table, was_edited
+from samewire.vfp.diff import Operation, Remove, is_early, ordered
+from samewire.vfp.model import Compiled, Entries, Shared
 from samewire.vfp.ownership import Ownership
+from samewire.vfp.record import Record
+from samewire.vfp.tables import Port
+
+
+class Changes(msgspec.Struct):
+    """What has to be done for changes of several owners: ``first`` as it is, before ``operations``."""
+
+    first: list[Operation] = msgspec.field(default_factory=list)
+    operations: dict[tuple[str, Record], Operation] = msgspec.field(default_factory=dict)
+    bindings: list[BindingChange] = msgspec.field(default_factory=list)
+
+    def puts(self) -> list[Operation]:
+        """What comes before what is to be active by then, in order."""
+        return [*self.first, *(step for step in ordered(self.operations.values()) if is_early(step))]
+
+    def removals(self) -> list[Operation]:
+        """All other operations, in order."""
+        return [step for step in ordered(self.operations.values()) if not is_early(step)]
+
+    def enter(self, operations: Iterable[Operation]) -> None:
+        """Add operations; the last one for an entry counts."""
+        self.operations.update({(step.table, step.key): step for step in operations})
 
 
 class Wanted:
     """What all objects together want: table entries and the node's own stack, with their owners."""
 
-    def __init__(self) -> None:
+    def __init__(self, present: Entries) -> None:
+        """``present``: the ports that the kernel has, with those whose tables were edited by an earlier process."""
         self.entries = Ownership()
         self.bindings = HostBindings()
-
-    def replace(self, owner: Owner, compiled: Compiled) -> tuple[list[Operation], list[BindingChange]]:
-        """Make ``compiled`` what ``owner`` wants; returns what has to be done for it."""
-        return (
-            self.entries.replace(owner, compiled.entries, compiled.edit),
-            self.bindings.replace(owner, compiled.binding),
+        self._shared: dict[int, Shared] = {}
+        self._users: dict[int, dict[Owner, None]] = {}
+        self._needs: dict[Owner, tuple[Shared, ...]] = {}
+        self._edited = frozenset(
+            port.acl_table[direction]
+            for port in present.get("sw_ports", {}).values()
+            for direction in (0, 1)
+            if isinstance(port, Port) and was_edited(port, direction)
         )
+
+    def replace(self, owner: Owner, compiled: Compiled, changes: Changes) -> None:
+        """Make ``compiled`` what ``owner`` wants; adds what has to be done for it to ``changes``."""
+        before = self._needs.pop(owner, ())
+        for part in compiled.shared:
+            self._users.setdefault(part.name, {})[owner] = None
+            edited = self._shared.get(part.name, part) is not part
+            self._shared[part.name] = part
+            for step in part.steps:
+                operations = self.entries.replace(shared_owner(part.name), step.entries, step.edit)
+                if edited:  # all of it before the port's new generation
+                    changes.first += operations
+                else:
+                    changes.enter(operations)
+        if compiled.shared:
+            self._needs[owner] = compiled.shared
+        changes.enter(self.entries.replace(owner, compiled.entries, compiled.edit))
+        for name in {part.name for part in before} - {part.name for part in compiled.shared}:
+            changes.enter(self._leave(owner, name))
+        changes.bindings += self.bindings.replace(owner, compiled.binding)
 
     def held(self, owner: Owner) -> Compiled:
         """What an owner wants now."""
-        return Compiled(self.entries.entries(owner), self.bindings.held(owner))
+        shared = self._needs.get(owner, ())
+        return Compiled(self.entries.entries(owner), self.bindings.held(owner), shared=shared)
+
+    def left_over(self, changes: Changes) -> list[Operation]:
+        """How to get rid of what was there only on the way, when changes have been taken back."""
+        tables = self.entries.tables()
+        return [
+            Remove(step.table, step.key)
+            for step in changes.first
+            if step.key not in tables.get(step.table, {})
+        ]
+
+    def acl_tables(self, owner: Owner) -> Known:
+        """The tables that there are, for an endpoint that is to be compiled."""
+        tables = cast(dict[int, Table], self._shared)
+        port = next(iter(self.entries.entries(owner).get("sw_ports", {}).values()), None)
+        incoming, outgoing = port.acl_table if isinstance(port, Port) else (0, 0)
+        alone = [name if self._users.get(name, {}).keys() == {owner} else 0 for name in (incoming, outgoing)]
+        if incoming == outgoing:
+            alone = [0, 0]
+        return Known(tables, self._edited, (tables.get(alone[0]), tables.get(alone[1])))
+
+    def _leave(self, owner: Owner, name: int) -> list[Operation]:
+        users = self._users[name]
+        del users[owner]
+        if users:
+            return []
+        del self._users[name], self._shared[name]
+        return self.entries.remove(shared_owner(name))
+
+
+def judged_again(compiled: Compiled, generation: int) -> Compiled:
+    """The same with another generation of its ports."""
+    ports = compiled.entries.get("sw_ports")
+    if not ports:
+        return compiled
+    moved = {
+        key: replace(port, generation=generation) for key, port in ports.items() if isinstance(port, Port)
+    }
+    return replace(compiled, entries={**compiled.entries, "sw_ports": moved})
+
+
+def shared_owner(name: int) -> Owner:
+    """The owner of entries that go with the last who needs them."""
+    return "shared", f"{name:016x}"

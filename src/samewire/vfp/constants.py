@@ -238,6 +238,11 @@ class AclAction(IntEnum):
     PASS = 2
 
 
+# Above them in the same byte: how often the table has been edited since it was made, 1 to 7 in turns; 0 = never.
+ACL_EDITION_SHIFT: Final = 5
+ACL_EDITIONS: Final = 7
+
+
 class AclShape(IntFlag):
     """What a table's rules ask about, besides protocol and destination port."""
 

@@ -187,11 +187,37 @@ class Edit(msgspec.Struct, frozen=True):
 
 
 class Compiled(msgspec.Struct, frozen=True):
-    """The result of compiling one owner object. ``edit``: a shorter way to the same entries, where one is known."""
+    """The result of compiling one owner object. ``edit``: a shorter way to the same entries, where one is known.
+    ``shared``: what it needs beside its own entries, and others may need, too.
+    """
 
     entries: Entries
     binding: HostBinding = HostBinding()
     edit: Edit | None = None
+    shared: tuple[Shared, ...] = ()
+
+    def everything(self) -> Entries:
+        """Its own entries and the shared ones."""
+        found: dict[str, dict[Record, Record]] = {table: dict(rows) for table, rows in self.entries.items()}
+        for part in self.shared:
+            for table, rows in part.steps[-1].entries.items():
+                found.setdefault(table, {}).update(rows)
+        return found
+
+
+class Shared(Protocol):
+    """Entries that go with the last one who needs them: an ACL table.
+
+    ``steps``: they have to be like these, one after the other; the last is what they stay.
+    """
+
+    @property
+    def name(self) -> int:
+        """Equal names: the same entries."""
+        ...
+
+    @property
+    def steps(self) -> tuple[Compiled, ...]: ...
 
 
 FAMILIES: Final = (IPV4, IPV6)

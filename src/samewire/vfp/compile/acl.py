@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from samewire.hcn.policies import AclDirection, Policy
 from samewire.vfp.compile.acl_rules import Ends, Rule, direction_rules
-from samewire.vfp.compile.acl_table import AclTable, build_table
+from samewire.vfp.compile.acl_table import NONE_KNOWN, AclTable, Known, table_of
 from samewire.vfp.compile.builder import Builder
 from samewire.vfp.constants import AclAction
 
@@ -23,18 +23,20 @@ def compile_acl(
     network: Sequence[Policy],
     endpoint: Sequence[Policy],
     allow_unmatched: bool = False,
+    known: Known = NONE_KNOWN,
 ) -> tuple[AclTable, AclTable]:
     """Add the ACL tables of an endpoint with these policies, in such a network; returns (in, out).
 
     Raises ``Invalid``, naming the field.
     """
-    incoming, outgoing = (
-        build_table(
-            builder, _closed(direction_rules(direction, network, endpoint), allow_unmatched), network_id
-        )
-        for direction in (AclDirection.IN, AclDirection.OUT)
-    )
-    return incoming, outgoing
+    references = []
+    for direction, own in zip((AclDirection.IN, AclDirection.OUT), known.own, strict=True):
+        rules = _closed(direction_rules(direction, network, endpoint), allow_unmatched)
+        table = table_of(rules, network_id, known, own) if rules else None
+        if table is not None:
+            builder.shared[table.name] = table
+        references.append(table.reference if table is not None else AclTable())
+    return references[0], references[1]
 
 
 def _closed(rules: tuple[Rule, ...], allow_unmatched: bool) -> tuple[Rule, ...]:

@@ -29,7 +29,6 @@ from samewire.hcn.policies import (
     NetworkACL,
     Policy,
     TierAcl,
-    TierAclRule,
     acl_ports,
     acl_protocols,
 )
@@ -99,7 +98,7 @@ def direction_rules(
     if sum(map(len, stages)) > MAX_RULES:
         raise Invalid("$.Policies", f"an endpoint has at most {MAX_RULES} ACL rules a direction")
     return tuple(
-        _rule(given, stage, direction)
+        _named_rule(given, stage, direction)
         for stage, rules in enumerate(stages)
         for given in sorted(rules, key=_precedence)
     )
@@ -146,22 +145,32 @@ def _listed(
             place += 1
 
 
-def _rule(given: _Given, stage: int, direction: AclDirection) -> Rule:
-    fields: ACL | NetworkACL | TierAclRule = given.fields
-    local = _ends(fields.local_addresses, f"{given.path}.LocalAddresses")
-    remote = _ends(fields.remote_addresses, f"{given.path}.RemoteAddresses")
-    local_ports = _ports(fields.local_ports, f"{given.path}.LocalPorts")
-    remote_ports = _ports(fields.remote_ports, f"{given.path}.RemotePorts")
+def _named_rule(given: _Given, stage: int, direction: AclDirection) -> Rule:
+    try:
+        return _rule(given.number, given.priority, given.action, stage, direction, given.fields)
+    except Invalid as error:
+        raise Invalid(f"{given.path}.{error.path}", error.message) from None
+
+
+@lru_cache(maxsize=16384)
+def _rule(
+    number: int, priority: int, action: AclAction, stage: int, direction: AclDirection, fields: AclRule
+) -> Rule:
+    """One rule; of a list that is changed, all the others are the very same ones."""
+    local = _ends(fields.local_addresses, "LocalAddresses")
+    remote = _ends(fields.remote_addresses, "RemoteAddresses")
+    local_ports = _ports(fields.local_ports, "LocalPorts")
+    remote_ports = _ports(fields.remote_ports, "RemotePorts")
     outward = direction is AclDirection.OUT
     as_written = outward or bool(local.sets or remote.sets)
     return Rule(
-        number=given.number,
-        priority=given.priority,
-        action=_VERDICTS[given.action],
+        number=number,
+        priority=priority,
+        action=_VERDICTS[action],
         stage=stage,
         source=local if as_written else remote,
         destination=remote if as_written else local,
-        protocols=_protocols(fields.protocols, f"{given.path}.Protocols"),
+        protocols=_protocols(fields.protocols, "Protocols"),
         source_ports=local_ports if outward else remote_ports,
         destination_ports=remote_ports if outward else local_ports,
     )

@@ -7,17 +7,20 @@ from collections.abc import Iterable
 
 from samewire.vfp.address import NO_MAC, Address, Prefix
 from samewire.vfp.constants import ROUTE_KEY_BITS, SCOPE_HOST, RouteKind
-from samewire.vfp.model import NodeFacts, Numbers
+from samewire.vfp.model import Compiled, HostBinding, NodeFacts, Numbers, Shared
 from samewire.vfp.record import Record
 from samewire.vfp.tables import Nexthop, Route, RouteKey
 
 
 class Builder:
-    """Collects entries; putting a key twice keeps the last value. ``forwards``: the node has to pass on some of it."""
+    """Collects entries; putting a key twice keeps the last value. ``forwards``: the node has to pass on some of it.
+    ``shared``: what is needed beside them, by name.
+    """
 
     def __init__(self) -> None:
         self.entries: dict[str, dict[Record, Record]] = {}
         self.forwards = False
+        self.shared: dict[int, Shared] = {}
 
     def put(self, table: str, key: Record, value: Record) -> None:
         """Add or replace one entry."""
@@ -40,6 +43,10 @@ class Builder:
         """Add a route of ``scope``; ``prefix`` must have no host bits."""
         key = RouteKey(ROUTE_KEY_BITS + prefix.bits, scope, prefix.family, prefix.packed)
         self.put("sw_routes", key, Route(kind, flags, target_scope, nexthop))
+
+    def compiled(self, binding: HostBinding) -> Compiled:
+        """What has been collected."""
+        return Compiled(self.entries, binding, shared=tuple(self.shared.values()))
 
     def from_host(self, prefix: Prefix, scope: int) -> None:
         """Say that the host means the network ``scope`` by these addresses."""

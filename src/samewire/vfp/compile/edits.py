@@ -41,8 +41,8 @@ class Draft:
         gone: list[tuple[str, Record]] = []
         for table, key in self._touched:
             after, before = self._rows[table].get(key), self._base.get(table, {}).get(key)
-            if after is None:
+            if after is None and before is not None:
                 gone.append((table, key))
-            elif after != before:
+            elif after is not None and after != before:
                 puts.append((table, key, after))
         return Compiled(entries, edit=Edit(self._base, tuple(puts), tuple(gone)))

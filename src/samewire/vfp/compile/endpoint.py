@@ -17,7 +17,7 @@ from samewire.hcn.policies import (
 from samewire.hcn.schema import Endpoint, Network, NetworkType
 from samewire.vfp.address import IPV4, IPV6, NO_MAC, ZERO, Address, Prefix, parse_address, parse_mac
 from samewire.vfp.compile.acl import compile_acl
-from samewire.vfp.compile.acl_table import AclTable
+from samewire.vfp.compile.acl_table import NONE_KNOWN, AclTable, Known
 from samewire.vfp.compile.builder import Builder, onlink_nexthop
 from samewire.vfp.compile.isolation import isolation
 from samewire.vfp.compile.link import (
@@ -48,11 +48,13 @@ def compile_endpoint(
     numbers: Numbers,
     port_ifindex: int,
     generation: int,
+    known: Known = NONE_KNOWN,
 ) -> Compiled:
     """Everything that one endpoint adds to the tables.
 
     ``port_ifindex`` is the host end's; ``generation`` must be new whenever the endpoint's policy may have
-    changed. For a remote endpoint both are ignored. Raises ``Invalid`` (naming the field), ``Exhausted``.
+    changed. For a remote endpoint both are ignored. ``known``: the ACL tables that there are.
+    Raises ``Invalid`` (naming the field), ``Exhausted``.
     """
     context = network_context(network, facts, numbers)
     plan, scope = context.plan, context.scope
@@ -67,7 +69,7 @@ def compile_endpoint(
         key = EndpointKey(own.packed, scope, own.family)
         builder.put("sw_endpoints", key, EndpointEntry(port_ifindex, 0, mac))
     policies = (*endpoint.policies, *isolation(endpoint, plan, facts, addresses))
-    acls = compile_acl(builder, network.id, network.policies, policies, facts.acl_allow_unmatched)
+    acls = compile_acl(builder, network.id, network.policies, policies, facts.acl_allow_unmatched, known)
     nat = compile_nat(builder, _nat_policies(endpoint, network, plan), facts, numbers)
     port = _port(endpoint, context, generation, addresses, acls, nat)
     builder.put("sw_ports", Id(port_ifindex), port)
@@ -79,7 +81,7 @@ def compile_endpoint(
     sdn_routes(builder, endpoint.policies, context)
     binding = _bridged(builder, plan, addresses, mac, facts) if plan.bridged else HostBinding()
     ports = _unreserved_ports(endpoint)
-    return Compiled(builder.entries, replace(binding, forwards=builder.forwards, mapped_ports=ports))
+    return builder.compiled(replace(binding, forwards=builder.forwards, mapped_ports=ports))
 
 
 def _unreserved_ports(endpoint: Endpoint) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ class Nested:
 
     A change costs what it concerns: the prefixes that are named, and those within them. ``entered`` are the prefixes
     that matter, with all their bits: one that says what the next longer one around it says is left out. Those in
-    ``always`` are there without bits, too.
+    ``always`` stay when they have no bits of their own.
     """
 
     def __init__(self, width: int, always: Iterable[Node] = ()) -> None:
@@ -30,7 +30,6 @@ class Nested:
         self._always = frozenset(always)
         self._order: list[Node] = []
         self._lengths: dict[int, int] = {}
-        self.change(dict.fromkeys(self._always, 0))
 
     def copy(self) -> Self:
         """One like this, which can be changed without changing this."""
@@ -107,24 +106,6 @@ class Nested:
                 if found is not None:
                     return found
         return None
-
-
-def inherited(nodes: Mapping[Node, int], width: int, parent: int | None = None) -> Iterator[tuple[Node, int]]:
-    """Every prefix with its own bits and those of all prefixes around it, in order of the values.
-
-    Prefixes whose answer is that of the next longer one around them are left out; ``parent`` is what holds where there
-    is none (None: nothing, not even 0).
-    """
-    around: list[tuple[int, int | None]] = [(1 << width, parent)]  # end of a prefix, and its answer
-    for node in sorted(nodes):
-        value, bits = node
-        while value >= around[-1][0]:
-            around.pop()
-        outer = around[-1][1] if len(around) > 1 else None
-        answer = nodes[node] | (outer or 0)
-        around.append((value + (1 << (width - bits)), answer))
-        if answer != around[-2][1]:
-            yield node, answer
 
 
 @lru_cache(maxsize=8192)

@@ -1,0 +1,186 @@
+"""The questions of an ACL table: each longest-prefix look-up and what it answers, and the vectors that they name."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Final
+
+from samewire.vfp.address import ADDRESS_BYTES, IPV4, IPV6
+from samewire.vfp.compile.acl_rules import Ports, Rule
+from samewire.vfp.compile.edits import Draft
+from samewire.vfp.compile.prefixes import EVERY, Nested, Node, range_prefixes
+from samewire.vfp.constants import (
+    ACL_DESTINATION,
+    ACL_PORT_KEY_BITS,
+    ACL_PREFIX_KEY_BITS,
+    ACL_SOURCE,
+    ACL_WORDS,
+    AclShape,
+)
+from samewire.vfp.hashes import hash64, set_name
+from samewire.vfp.record import Record
+from samewire.vfp.tables import AclPortKey, AclPrefixKey, AclSetKey, AclVector, Hash
+
+_WORDS: Final = struct.Struct(f"<{ACL_WORDS}Q")
+_LOW: Final = 0xFFFFFFFF
+_ADDRESS_BITS: Final = 8 * ADDRESS_BYTES
+_PORT_BITS: Final = 16
+_WITH_PORTS: Final = frozenset((6, 17, 132))
+_SIDES: Final = ((ACL_SOURCE, AclShape.SOURCE), (ACL_DESTINATION, AclShape.DESTINATION))
+
+_Question = tuple[str, int, int]
+"""A table, a side, and a family or a protocol."""
+
+
+def shape_of(rules: Sequence[Rule]) -> int:
+    """What rules ask about beside protocols and destination ports."""
+    shape = AclShape.SOURCE_PORT if any(rule.source_ports for rule in rules) else 0
+    for ends, plain, with_sets in (
+        ([rule.source for rule in rules], AclShape.SOURCE, AclShape.SOURCE_SETS),
+        ([rule.destination for rule in rules], AclShape.DESTINATION, AclShape.DESTINATION_SETS),
+    ):
+        if not all(end.any for end in ends):
+            shape |= plain | (with_sets if any(end.sets for end in ends) else 0)
+    return int(shape)
+
+
+def protocols_asked(rules: Sequence[Rule]) -> frozenset[int]:
+    """The protocols that have answers of their own. A port means one of those that have ports."""
+    named = {number for protocols in {rule.protocols for rule in rules} for number in protocols}
+    if any(rule.destination_ports and not rule.protocols for rule in rules):
+        named |= _WITH_PORTS
+    return frozenset(named)
+
+
+class Questions:
+    """All that the rules of a table ask, with the bits of the rules that are content."""
+
+    def __init__(self, table: int, shape: int, network_id: str, protocols: frozenset[int]) -> None:
+        self.protocols = protocols
+        self._table, self._shape, self._network_id = table, shape, network_id
+        asked: list[_Question] = [("sw_acl_ports", ACL_DESTINATION, protocol) for protocol in protocols]
+        if shape & AclShape.SOURCE_PORT:
+            asked.append(("sw_acl_ports", ACL_SOURCE, 0))
+        self._nested = {question: Nested(_PORT_BITS, [EVERY]) for question in asked}
+        for side, plain in _SIDES:
+            if shape & plain:
+                for family in (IPV4, IPV6):
+                    self._nested["sw_acl_prefixes", side, family] = Nested(_ADDRESS_BITS)
+        self._alone: dict[Record, int] = {}
+        """Bits under keys without prefixes: of sets, and of the protocols that no rule names."""
+        self._users: Counter[int] = Counter()
+        """How many keys have a vector, by its bits."""
+
+    def copy(self) -> Questions:
+        """Questions like these, which can be changed without changing these."""
+        made = Questions(self._table, 0, self._network_id, frozenset())
+        made.protocols, made._shape = self.protocols, self._shape
+        made._nested, made._alone = self._nested.copy(), self._alone.copy()
+        made._users = self._users.copy()
+        return made
+
+    def begin(self, draft: Draft) -> None:
+        """Enter what is there without any rule: every protocol and port has an answer."""
+        self._change(
+            draft, {question: {EVERY: 0} for question in self._nested if question[0] == "sw_acl_ports"}
+        )
+        self._change_alone(draft, {self._anything: 0})
+
+    def flip(self, draft: Draft, rules: Iterable[tuple[Rule, int]], *, there: bool) -> None:
+        """Let rules take part with the bits of their places, or no longer."""
+        nodes: dict[_Question, dict[Node, int]] = {}
+        alone: dict[Record, int] = {}
+        for rule, place in rules:
+            bit = 1 << place
+            for question, node in self._asked(rule):
+                bits = nodes.setdefault(question, {})
+                own = bits[node] if node in bits else self._nested[question].direct.get(node, 0)
+                bits[node] = own | bit if there else own & ~bit
+            for key in self._asked_alone(rule):
+                own = alone[key] if key in alone else self._alone.get(key, 0)
+                alone[key] = own | bit if there else own & ~bit
+        self._change(draft, nodes)
+        self._change_alone(draft, alone)
+        for bits_of_none in [bits for bits, users in self._users.items() if not users]:
+            draft.remove("sw_acl_vectors", _vector_name(bits_of_none))
+            del self._users[bits_of_none]
+
+    def _asked(self, rule: Rule) -> Iterator[tuple[_Question, Node]]:
+        """The prefixes that a rule is content with."""
+        for side, end in ((ACL_SOURCE, rule.source), (ACL_DESTINATION, rule.destination)):
+            if ("sw_acl_prefixes", side, IPV4) in self._nested:
+                for family in (IPV4, IPV6) if end.any else ():
+                    yield ("sw_acl_prefixes", side, family), EVERY
+                for prefix in end.prefixes:
+                    node = int.from_bytes(prefix.packed, "big"), prefix.bits
+                    yield ("sw_acl_prefixes", side, prefix.family), node
+        for protocol in rule.protocols or self.protocols:
+            for node in _port_nodes(rule.destination_ports):
+                yield ("sw_acl_ports", ACL_DESTINATION, protocol), node
+        if self._shape & AclShape.SOURCE_PORT:
+            for node in _port_nodes(rule.source_ports):
+                yield ("sw_acl_ports", ACL_SOURCE, 0), node
+
+    def _asked_alone(self, rule: Rule) -> Iterator[Record]:
+        """The sets that a rule names, and the shortest prefix: it answers for protocols that no rule names."""
+        for side, end in ((ACL_SOURCE, rule.source), (ACL_DESTINATION, rule.destination)):
+            for name in end.sets:
+                yield AclSetKey(self._table, set_name(self._network_id, name), side)
+        if not rule.protocols and any(node[0] == 0 for node in _port_nodes(rule.destination_ports)):
+            yield self._anything
+
+    @property
+    def _anything(self) -> AclPortKey:
+        return AclPortKey(ACL_PORT_KEY_BITS, self._table & _LOW, self._table >> 32, ACL_DESTINATION, 0, 0)
+
+    def _change(self, draft: Draft, nodes: Mapping[_Question, Mapping[Node, int]]) -> None:
+        for question, bits in nodes.items():
+            nested = self._nested[question] = self._nested[question].copy()
+            for node, (before, after) in nested.change(bits).items():
+                self._answer(draft, question[0], self._key(question, node), before, after)
+
+    def _change_alone(self, draft: Draft, changed: Mapping[Record, int]) -> None:
+        for key, bits in changed.items():
+            table = "sw_acl_sets" if isinstance(key, AclSetKey) else "sw_acl_ports"
+            before, after = self._alone.get(key), bits if bits or key == self._anything else None
+            if before != after:
+                self._answer(draft, table, key, before, after)
+            if after is None:
+                self._alone.pop(key, None)
+            else:
+                self._alone[key] = after
+
+    def _key(self, question: _Question, node: Node) -> Record:
+        (table, side, kind), (value, length) = question, node
+        low, high = self._table & _LOW, self._table >> 32
+        if table == "sw_acl_ports":
+            return AclPortKey(ACL_PORT_KEY_BITS + 8 + length, low, high, side, kind, value)
+        address = value.to_bytes(ADDRESS_BYTES, "big")
+        return AclPrefixKey(ACL_PREFIX_KEY_BITS + length, low, high, kind, side, address)
+
+    def _answer(self, draft: Draft, table: str, key: Record, before: int | None, after: int | None) -> None:
+        if before is not None:
+            self._users[before] -= 1
+        if after is None:
+            draft.remove(table, key)
+            return
+        name = _vector_name(after)
+        if not self._users[after]:
+            words = _WORDS.unpack(after.to_bytes(_WORDS.size, "little"))
+            summary = sum(1 << place for place, word in enumerate(words) if word)
+            draft.put("sw_acl_vectors", name, AclVector(summary, words))
+        self._users[after] += 1
+        draft.put(table, key, name)
+
+
+@lru_cache(maxsize=8192)
+def _vector_name(bits: int) -> Hash:
+    return Hash(hash64(bits.to_bytes(_WORDS.size, "little")))
+
+
+def _port_nodes(ports: Ports) -> Iterable[Node]:
+    """The prefixes of port ranges, () = all."""
+    return [node for low, high in ports for node in range_prefixes(low, high)] if ports else (EVERY,)
