@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.support.lab import (
     COMMAND,
+    EXAMPLES,
     footprint,
     lab_json,
     namespace_inodes,
@@ -50,6 +52,28 @@ def test_every_cell_of_an_example_and_nothing_left(example: str, tmp_path: Path)
     assert wrong_cells(lab_json("check", NAME)) == []
     assert run_lab("down", NAME).returncode == 0
     assert_gone(inodes)
+
+
+@pytest.mark.parametrize("distribution", ["PreferSameZone", "PreferSameNode"])
+def test_services_that_prefer_who_is_near(distribution: str, tmp_path: Path) -> None:
+    """Two zones; the pods behind most services are in both, of others in one alone, which then serves all."""
+    published = (EXAMPLES / "manifests" / "guestbook.yaml").read_text()
+    near = re.sub(
+        r"(kind: Service\n(?:.*\n)*?spec:\n)", rf"\1  trafficDistribution: {distribution}\n", published
+    )
+    (tmp_path / "near.yaml").write_text(near)
+    file = variant("guestbook", NAME, tmp_path)
+    text = file.read_text().replace(f"{EXAMPLES}/manifests/guestbook.yaml", "near.yaml")
+    for node, zone in (("alpha", "a"), ("beta", "b"), ("gamma", "b")):
+        labels = f"    labels: {{topology.kubernetes.io/zone: {zone}}}\n"
+        text = text.replace(f"  - name: {node}\n", f"  - name: {node}\n{labels}")
+    file.write_text(text)
+    done = run_lab("up", str(file))
+    assert done.returncode == 0, done.stderr + done.stdout
+    report = lab_json("check", NAME)
+    assert wrong_cells(report) == []
+    narrow = [c["expected"]["hostnames"] for c in report["cells"] if c["category"] == "service: ClusterIP"]
+    assert min(map(len, narrow)) < max(map(len, narrow))
 
 
 def test_services_in_user_mode(tmp_path: Path) -> None:

@@ -19,18 +19,21 @@ from samewire.lab.addressing import (
 )
 from samewire.lab.cluster import Cluster, Network, Stack
 from samewire.lab.manifests import Skipped, parse_manifests
-from samewire.lab.schedule import Pending, Pod, Scheduler
+from samewire.lab.schedule import Pending, Pod, Scheduler, node_labels
 from samewire.lab.services import with_ingress
 
 
 class NodePlan(Struct, frozen=True):
-    """A node with its place on the underlay. ``port`` is its port on the underlay's switch."""
+    """A node with its place on the underlay. ``port`` is its port on the underlay's switch; ``labels`` are those it
+    has in Kubernetes.
+    """
 
     name: str
     stack: Stack
     uplink: Attachment
     port: str
     pod_cidrs: tuple[str, ...]
+    labels: dict[str, str] = {}
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -112,7 +115,14 @@ def nat_exceptions(cluster: Cluster, network: Network) -> tuple[str, ...]:
 
 def _nodes(cluster: Cluster) -> tuple[NodePlan, ...]:
     return tuple(
-        NodePlan(node.name, node.stack, uplink, f"node{index}", tuple(sorted(node.pod_cidrs, key=family_of)))
+        NodePlan(
+            node.name,
+            node.stack,
+            uplink,
+            f"node{index}",
+            tuple(sorted(node.pod_cidrs, key=family_of)),
+            node_labels(node),
+        )
         for index, (node, uplink) in enumerate(zip(cluster.nodes, node_attachments(cluster), strict=True))
     )
 

@@ -117,12 +117,26 @@ class ServiceMatrix:
         )
 
     def _allowed(self, frontend: Frontend, client: Client, behind: Sequence[Answerer]) -> Sequence[Answerer]:
-        """The backends that the traffic policies leave."""
+        """The backends that the traffic policies leave, and of those that everybody may use the near ones."""
         at = frontend.node or self._entry(client)
         if frontend.kind == "ClusterIP":
-            return _on(behind, at) if frontend.service.internal_local else behind
-        inside = not isinstance(client, OutsideState) and _node_of(client) == at
-        return _on(behind, at) if frontend.service.external_local and not inside else behind
+            local = frontend.service.internal_local
+        else:
+            inside = not isinstance(client, OutsideState) and _node_of(client) == at
+            local = frontend.service.external_local and not inside
+        return _on(behind, at) if local else self._near(frontend.service.distribution, behind, at)
+
+    def _near(self, distribution: str, behind: Sequence[Answerer], at: str) -> Sequence[Answerer]:
+        """Those that the Service prefers for clients of a node, where there are any."""
+        here = _on(behind, at) if distribution == "PreferSameNode" else []
+        if here or not distribution:
+            return here or behind
+        zones = [self._zone(one.pod.pod.node) for one in behind]
+        same = [one for one, zone in zip(behind, zones, strict=True) if zone == self._zone(at)]
+        return same if same and all(zones) else behind
+
+    def _zone(self, node: str) -> str:
+        return self._state.node(node).plan.labels.get("topology.kubernetes.io/zone", "")
 
     def _entry(self, client: Client) -> str:
         """The node that balances for a client: its own, else the first one that can."""

@@ -34,7 +34,9 @@ class ServicePortPlan(Struct, frozen=True):
 
 
 class ServicePlan(Struct, frozen=True):
-    """A Service with its addresses. ``external_ips`` include those of a load balancer in front."""
+    """A Service with its addresses. ``external_ips`` include those of a load balancer in front. ``distribution``:
+    its ``trafficDistribution``.
+    """
 
     namespace: str
     name: str
@@ -44,6 +46,7 @@ class ServicePlan(Struct, frozen=True):
     selector: dict[str, str]
     internal_local: bool = False
     external_local: bool = False
+    distribution: str = ""
 
     @property
     def key(self) -> str:
@@ -88,7 +91,7 @@ def node_objects(nodes: Iterable[NodePlan]) -> list[Json]:
         {
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {"name": node.name, "labels": {"kubernetes.io/hostname": node.name}},
+            "metadata": {"name": node.name, "labels": node.labels},
             "spec": {"podCIDRs": list(node.pod_cidrs)},
             "status": {"addresses": [{"type": "InternalIP", "address": one} for one in node.addresses]},
         }
@@ -151,6 +154,7 @@ def _plan(item: Any) -> ServicePlan:
         selector=item.spec.selector,
         internal_local=spec.internal_traffic_policy == "Local",
         external_local=spec.external_traffic_policy == "Local",
+        distribution=spec.traffic_distribution,
     )
 
 
