@@ -191,8 +191,8 @@ def tunnel_device(snapshot: Snapshot) -> Iterator[Finding]:
         link.name if link else "swvxlan0",
         f"the VXLAN device is {'down' if link else 'missing'}: {_names(overlays)} cannot reach other nodes"
         f"{taken}{lost}",
-        "Remove the other VXLAN device (did flannel, Cilium or Calico leave one?), or choose another `vxlan_port` on "
-        "all nodes.",
+        "Remove what has the UDP port: another VXLAN device (did flannel, Cilium or Calico leave one?) or a program "
+        "(`ss -lunp`). Or choose another `vxlan_port` on all nodes.",
     )
 
 
