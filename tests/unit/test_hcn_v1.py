@@ -83,6 +83,14 @@ async def test_a_network_in_the_shape_of_v1(hns: Hns, service: HnsService) -> No
     assert (await hns("POST", "/networks", made))["ID"] == made["ID"]
 
 
+async def test_docker_leaves_the_subnet_to_the_service(hns: Hns) -> None:
+    made = await hns(
+        "POST", "/networks/", {"Type": "nat", "Name": "nat", "Subnets": [{"AddressPrefix": "0.0.0.0/0"}]}
+    )
+    (subnet,) = made["Subnets"]
+    assert subnet["AddressPrefix"] == "172.16.0.0/20"
+
+
 async def test_the_isolation_of_an_overlay_is_its_subnets(hns: Hns) -> None:
     subnet = {"AddressPrefix": "10.244.1.0/24", "GatewayAddress": "10.244.1.1"}
     sent = {
@@ -254,6 +262,9 @@ async def test_policy_lists_are_load_balancers_and_routes(hns: Hns, answer: Hns,
     for made in (one, two):
         await hns("DELETE", f"/policylists/{made['ID']}")
     assert await hns("GET", "/policylists/") == []
+    plain = {"Type": "ELB", "InternalPort": 80, "ExternalPort": 8090, "VIPs": [""]}  # of hns.psm1
+    three = await hns("POST", "/policylists", {"References": references, "Policies": [plain]})
+    assert (three["Policies"][0]["Protocol"], three["Policies"][0]["VIPs"]) == (6, [])
     mixed = await answer("POST", "/policylists/", {"References": references, "Policies": [elb, route]})
     assert mixed["ErrorCode"] == HcnCode.INVALID_POLICY
     wrong = await answer("POST", "/policylists/", {"References": ["/pods/1"], "Policies": [elb]})

@@ -17,6 +17,8 @@ JsonObject = dict[str, Any]
 
 KINDS = (Kind.LOADBALANCER, Kind.ROUTE)
 ENDPOINTS, NETWORKS = "/endpoints/", "/networks/"
+TCP = 6
+"""What is balanced when a list does not say: New-HnsLoadBalancer of hns.psm1 cannot."""
 DSR, ILB = 1, 1
 """The flags of a load balancer and of its port mapping that v1 has as booleans."""
 
@@ -87,7 +89,7 @@ def _balancer(policies: list[Fields]) -> JsonObject:
         ilb = policy.flag("ILB")
         mappings.append(
             {
-                "Protocol": policy.take("Protocol"),
+                "Protocol": policy.take("Protocol") or TCP,
                 "InternalPort": policy.take("InternalPort"),
                 "ExternalPort": policy.take("ExternalPort"),
                 "Flags": ILB if ilb else 0,

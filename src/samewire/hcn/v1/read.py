@@ -57,6 +57,9 @@ READ_ONLY: dict[Kind, frozenset[str]] = {
 
 DEFAULT_ROUTES = {False: "0.0.0.0/0", True: "::/0"}
 
+ANY_SUBNET = frozenset(DEFAULT_ROUTES.values())
+"""What Docker has as a network's subnet when its user gave none: HNS chooses."""
+
 
 def is_v1(kind: Kind, body: Any) -> bool:
     """True if the JSON of an object is in v1 shape: it says so, or says nothing and has v1's fields."""
@@ -139,6 +142,7 @@ def _network(fields: Fields, _: View) -> JsonObject:
     if fields.flag("AutomaticDNS"):
         added.append({"Type": "AutomaticDNS", "Settings": {"Enable": True}})
     subnets = [_subnet(item, isolation) for item in fields.items("Subnets")]
+    subnets = [subnet for subnet in subnets if subnet["IpAddressPrefix"] not in ANY_SUBNET]
     pools = fields.items("MacPools")
     return {
         "Policies": [policy for policy in policies if not subnets or policy not in isolation] + added,
