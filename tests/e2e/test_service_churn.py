@@ -104,16 +104,16 @@ def test_a_rollout_of_a_thousand_backends(churn: Churn) -> None:
 
 
 def test_backends_beyond_the_thousandth(churn: Churn) -> None:
-    """A set of 1,500: those at places that 1,024 would not hold are reached like all others."""
+    """A set of 2,000: those at places that 1,024 would not hold are reached like all others."""
     world = churn.world
     world.service()
-    everybody = [far(number) for number in range(1500)]
-    for start in range(0, 1500, 100):
+    everybody = [far(number) for number in range(2000)]
+    for start in range(0, 2000, 100):
         world.endpoints(f"part-{start}", *map(endpoint, everybody[start : start + 100]))
     world.wait_for(*everybody)
     with churn.pod.open(MANY, VIP, 80) as held:
         late = _late_places(world)
-        assert len(late) == 1500 - 1024
+        assert len(late) == 2000 - 1024
         spread = Counter(address in late for address in held.addresses)
         assert spread[True] > 100
         assert spread[False] > 100

@@ -31,6 +31,7 @@ VIPS = ("10.96.0.10", "fd96::10")
 # What a connected UDP socket is told that has been ended: by send(), or by recv().
 TOLD = {"EDESTADDRREQ", "ENOTCONN", "ECONNABORTED"}
 EXTERNAL = ("203.0.113.9", "2001:db8:99::9")
+OTHER = {4: "203.0.113.10", 6: "2001:db8:99::10"}
 PORTS = [
     {"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080},
     {"name": "udp", "port": 80, "protocol": "UDP", "nodePort": 30080},
@@ -176,6 +177,33 @@ def test_affinity(cluster: Cluster) -> None:
     cluster.wait_for_pods("web", "one", "two")
     assert len(names(ask(client, VIPS[0], 80, times=16))) == 1
     assert len(names(ask(cluster.net.router, NODE_IP, 30080, times=16))) == 1
+
+
+@pytest.mark.parametrize("who", ["outside", "pod", "node", "node's process by IPv6"])
+def test_source_ranges_by_client(cluster: Cluster, group: Path, who: str) -> None:
+    """Of a load balancer's addresses; a client is known by its own address, the node by that on the underlay."""
+    family = 6 if "IPv6" in who else 4
+    asker = {"outside": cluster.net.router, "pod": cluster.pod("client")}.get(who, cluster.net.node)
+    procs = group if who.startswith("node") else None
+    own = {"outside": ROUTER_IP, "pod": cluster.address("client"), "node": NODE_IP}.get(who, NODE_IP6)
+    everybody = {"outside": f"{ROUTER_IP}/32", "pod": "10.244.0.0/24", "node": f"{NODE_IP}/32"}
+    others = ["2001:db8:7::/64"] if family == 6 else [r for name, r in everybody.items() if name != who]
+    cluster.pod("one", port=8080)
+    spec = {"type": "LoadBalancer", "ipFamilyPolicy": "PreferDualStack", "externalIPs": [OTHER[family]]}
+    status = {"loadBalancer": {"ingress": [{"ip": address} for address in EXTERNAL]}}
+    pieces = cluster.slices("web", "one")
+    to = EXTERNAL[family == 6]
+    allowed = f"{own}/{128 if family == 6 else 32}"
+    refused = ["Operation"] if procs else ["timeout"]  # "not permitted", at once
+    for ranges, wanted in ((others, refused), ([*others, allowed], ["one"])):
+        made = service("web", *VIPS, ports=PORTS, loadBalancerSourceRanges=ranges, **spec)
+        cluster.write("web", {**made, "status": status}, *pieces)
+        cluster.wait_for("the service", web=[f"{cluster.address('one', f)}:8080" for f in (4, 6)])
+        poll(f"{who}: {wanted}", lambda: sorted(names(ask(asker, to, 80, group=procs))) == wanted)  # noqa: B023
+        for address, port in ((VIPS[family == 6], 80), (OTHER[family], 80)):
+            if who != "outside":
+                assert names(ask(asker, address, port, group=procs)) == {"one"}, "no ingress address"
+        assert names(ask(asker, NODE_IP6 if family == 6 else NODE_IP, 30080, group=procs)) == {"one"}
 
 
 def test_source_ranges(cluster: Cluster) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,6 +135,39 @@ def test_health_ports(cluster: Cluster, net: NodeNet) -> None:
     assert http_get(net.node, "http://127.0.0.1:10256/livez")[0] == 200
     (cluster.directory / "web.json").unlink()
     poll("the port is closed", lambda: http_get(net.node, f"http://127.0.0.1:{HEALTH_PORT}/")[0] == 0)
+
+
+def test_health_ports_that_clash(cluster: Cluster, net: NodeNet) -> None:
+    """With a process of the node, and with each other: who was first has it, and the other is next."""
+    node = cluster.node.start()
+
+    def health(port: int) -> Json:
+        return {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": port}
+
+    def write(name: str, vip: str, port: int) -> None:
+        pieces = slice_of(name, ("10.244.7.1", "far"))
+        cluster.write(name, service(name, vip, **health(port)), pieces)
+        cluster.wait_for("the service", **{name: ["10.244.7.1:8080"]})
+
+    def served(port: int) -> str:
+        status, body = http_get(net.node, f"http://127.0.0.1:{port}/")
+        return str(json.loads(body)["service"]["name"]) if status == 503 else ""
+
+    with net.inside():
+        listener = socket.create_server(("", HEALTH_PORT))
+    with listener:
+        write("first", "10.96.0.11", HEALTH_PORT)
+        write("second", "10.96.0.12", HEALTH_PORT + 1)
+        write("third", "10.96.0.13", HEALTH_PORT + 1)
+        poll("one of the two", lambda: served(HEALTH_PORT + 1) == "second")
+        poll("it is logged", lambda: "a health port cannot be opened" in node.tail())
+    poll("the port is free", lambda: served(HEALTH_PORT) == "first")
+    (cluster.directory / "second.json").unlink()
+    poll("the other one", lambda: served(HEALTH_PORT + 1) == "third")
+    write("third", "10.96.0.13", HEALTH_PORT)
+    poll("nobody", lambda: http_get(net.node, f"http://127.0.0.1:{HEALTH_PORT + 1}/")[0] == 0)
+    (cluster.directory / "first.json").unlink()
+    poll("the port has passed on", lambda: served(HEALTH_PORT) == "third")
 
 
 def request_pod(node: DaemonProcess, net: NodeNet, address: str) -> str:
