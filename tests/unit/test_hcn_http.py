@@ -437,6 +437,8 @@ async def test_one_request_for_each_entry_point_of_the_library(client: AsyncHnsC
         status, ids, _ = await raw(path, "POST", "/v2/endpoints/enumerate", json.dumps(asked).encode())
         assert (status, ids) == (200, found)
     assert (await raw(path, "POST", "/v2/networks/enumerate"))[:2] == (200, [made])
+    zeros = b'{"SchemaVersion": {"Major": 0, "Minor": 0}}'
+    assert (await raw(path, "POST", "/v2/networks/enumerate", zeros))[:2] == (200, [made])
     assert (await raw(path, "POST", f"/v2/networks/{{{made}}}/open"))[:2] == (204, None)
     status, error, _ = await raw(path, "POST", f"/v2/networks/{MISSING}/open")
     assert (status, error["ErrorCode"]) == (404, 0x80070490)
@@ -479,6 +481,7 @@ async def test_one_request_for_each_entry_point_of_the_library(client: AsyncHnsC
         b"x",
         b'{"Flags": 9}',
         b'{"SchemaVersion": {"Major": 3}}',
+        b'{"SchemaVersion": {}}',
         b'{"Flags": 0, "Name": "x"}',
         b'{"Filter": "["}',
     ],

@@ -168,9 +168,9 @@ def _major(value: Any) -> int:
         return 2
     fields = {key.lower(): item for key, item in value.items()} if isinstance(value, dict) else {}
     major = integer(fields.get("major"))
-    if major not in (1, 2):
+    if major not in (0, 1, 2):
         raise HcnError(HcnCode.INVALID_JSON, "$.SchemaVersion: expected an object with Major 1 or 2")
-    return major
+    return major or 2  # hcsshim sends 0 where its caller says nothing
 
 
 def _filter(value: Any) -> dict[str, str]:
