@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from samewire.cni.backend import Address, AttachRequest
 from samewire.errors import Conflict, KernelError
 from samewire.hcn.codec import decode_object
 from samewire.hcn.schema import Kind, Network
@@ -17,6 +18,7 @@ from samewire.kernel import faults, sysctl
 from samewire.kernel.bpf import unmount_bpffs
 from samewire.kernel.rtnetlink import (
     LinkMonitor,
+    LinkNew,
     Netlink,
     Overrun,
     filter_dump,
@@ -27,6 +29,7 @@ from samewire.kernel.rtnetlink import (
     veth_add,
 )
 from samewire.node import hooks as hooks_module
+from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
 from samewire.node.devices import (
     OWN_DEVICES,
@@ -43,11 +46,12 @@ from samewire.node.node import Node
 from samewire.node.reaper import LinkReaper
 from samewire.node.watch import Watcher
 from samewire.vfp.tables import DropKey, Flow, FlowKey
-from tests.support.node import NODE_IP, NodeNet, can_ping, in_namespace, ip, node_net, overlay
+from tests.support.node import NODE_IP, NodeNet, can_ping, in_namespace, ip, node_net, overlay, path_of
 
 pytestmark = pytest.mark.root
 
 PORTS = ("net", "ipv4", "ip_local_reserved_ports")
+_IFF_LOWER_UP = 1 << 16
 
 
 @pytest.fixture
@@ -240,6 +244,38 @@ async def test_a_link_that_was_unpinned_is_made_again(start: Callable[[], Awaita
     report = await node.auditor.audit()
     assert (len(report.differences), report.repaired, report.failed) == (1, 1, ())
     assert await node.auditor.compare() == []
+
+
+async def test_a_host_end_that_comes_up_is_announced_once(
+    net: NodeNet, start: Callable[[], Awaitable[Node]]
+) -> None:
+    """Whatever else is changed together with its state has all parts of the kernel look at it once more."""
+    node = await start()
+    network = decode_object(Kind.NETWORK, overlay())
+    assert isinstance(network, Network)
+    await node.service.create_network(network)
+    with LinkMonitor() as monitor:
+        await NodeBackend(node).attach(
+            AttachRequest(
+                network="pods",
+                container_id="c",
+                interface_name="eth0",
+                netns_path=path_of(net.pod()),
+                addresses=(Address("10.244.0.5", 24, "10.244.0.1"),),
+                routes=(),
+                policies=(),
+            )
+        )
+        ((_, state),) = node.switch.ports
+        seen = [
+            (event.link.up, event.link.alias)
+            for event in monitor.receive()
+            if isinstance(event, LinkNew)
+            and event.link.ifindex == state.ifindex
+            and not event.link.flags
+            & _IFF_LOWER_UP  # set by its other end, and told whenever the kernel gets to it
+        ]
+    assert seen == [(False, ""), (True, state.link.alias)]
 
 
 # --- deletion of links --------------------------------------------------------------------------

@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import import_module
+from typing import cast
+
+from samewire.node.tools import TOOLS, tool_routes
+from samewire.node.toolview import ToolView
 
 
 def _python(code: str, **environment: str) -> str:
@@ -55,3 +60,21 @@ def test_a_server_knows_its_version_without_the_client() -> None:
         "print(version('aiohttp') in http.SERVER_SOFTWARE, 'aiohttp.client' in sys.modules)"
     )
     assert _python(code) == "True False"
+
+
+def test_the_tools_wait_until_they_are_asked_for() -> None:
+    code = (
+        "import sys, samewire.node.lean, samewire.node.lean_http, samewire.node.servers; print(*sys.modules)"
+    )
+    loaded = set(_python(code).split())
+    assert loaded.isdisjoint(TOOLS.values())
+    assert not any(name.startswith("samewire.vfp.simulate") for name in loaded)
+
+
+def test_every_endpoint_of_the_tools_is_there() -> None:
+    """What each of their modules offers, by method and path, and nothing else."""
+    view = cast(ToolView, object())
+    offered = [route for module in set(TOOLS.values()) for route in import_module(module).routes(view)]
+    assert {(route.method, route.path) for route in offered} == {
+        (route.method, route.path) for route in tool_routes(view)
+    }

@@ -19,10 +19,8 @@ from samewire.hcn.http_guard import read_token
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.node import Node
 from samewire.node.serviceview import service_routes
-from samewire.node.tools import LateMetrics, Render, metrics_handler, node_routes
+from samewire.node.tools import LateMetrics, Render, metrics_handler, node_routes, tool_routes
 from samewire.node.toolview import ToolView
-from samewire.trace import doctor_service, view_service
-from samewire.trace import service as trace_service
 
 if TYPE_CHECKING:
     from samewire.node.services import Services
@@ -42,9 +40,7 @@ async def serve(node: Node, services: Services | None, closers: list[tuple[str, 
     closers.append(("tools", close_tools))
     routes = [
         *node_routes(node, services, render),
-        *trace_service.routes(tools),
-        *view_service.routes(tools),
-        *doctor_service.routes(tools),
+        *tool_routes(tools),
         *service_routes(node, services),
     ]
     token = read_token(config.hns_token_file) if config.hns_address is not None else ""

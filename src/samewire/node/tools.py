@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
@@ -15,9 +16,22 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from samewire.node.services import Services
+    from samewire.node.toolview import ToolView
 
 Render = Callable[[], bytes]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+TOOLS: Final = {
+    "/v2/doctor": "samewire.trace.doctor_service",
+    "/v2/switch/trace": "samewire.trace.service",
+    **{
+        f"/v2/switch/{view}": "samewire.trace.view_service"
+        for view in ("endpoints", "ports", "layers", "flows", "drops", "tables")
+    },
+}
+"""The tools' endpoints, and the modules whose ``routes`` answer them."""
+
+_POSTED: Final = frozenset({"/v2/switch/trace"})
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -36,6 +50,22 @@ class LateMetrics:
         if self._registry is None:
             self._registry = metrics.make_registry(self._node, self._services)
         return metrics.render(self._registry)
+
+
+def tool_routes(view: ToolView) -> list[web.RouteDef]:
+    """The tools' endpoints. What answers them, the simulator among it, is imported when it is asked."""
+    answering: dict[str, dict[str, Handler]] = {}
+
+    def late(path: str, module: str) -> web.RouteDef:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            if module not in answering:
+                found: list[web.RouteDef] = import_module(module).routes(view)
+                answering[module] = {route.path: route.handler for route in found}
+            return await answering[module][path](request)
+
+        return web.post(path, handle) if path in _POSTED else web.get(path, handle)
+
+    return [late(path, module) for path, module in TOOLS.items()]
 
 
 def metrics_handler(render: Render) -> Callable[[web.Request], Awaitable[web.Response]]:
