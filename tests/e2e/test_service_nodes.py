@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.crowd import crowds
-from tests.support.node import NODE_IP, ROUTER_IP, DaemonProcess, Json, poll
+from tests.support.node import NODE_IP, ROUTER_IP, DaemonProcess, Json, in_namespace, poll
 from tests.support.service_cluster import ask, backends_of, held, names, server, service, slice_of
-from tests.support.two_nodes import FAR, FAR_IP, WEB, World, run
+from tests.support.two_nodes import FAR, FAR6, FAR_IP, WEB, World, run
 
 pytestmark = pytest.mark.root
 
@@ -66,6 +67,22 @@ def test_a_backend_elsewhere(cluster: Cluster) -> None:
     assert not any(answer.endswith(f" {ROUTER_IP}") for answer in answers), (
         "translated: replies come back this way"
     )
+
+
+_LARGE = """
+import socket, sys
+with socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM) as peer:
+    peer.settimeout(1.5)
+    peer.sendto(bytes(4000), (sys.argv[1], 8080))
+    print(peer.recv(200).decode())
+"""
+
+
+@pytest.mark.parametrize("address", [FAR, FAR6])
+def test_the_nodes_first_large_datagram_arrives(cluster: Cluster, address: str) -> None:
+    """Nothing is lost to find out how long a packet may be: the route says it."""
+    answer = in_namespace(cluster.world.net.node, sys.executable, "-c", _LARGE, address).stdout
+    assert answer.startswith("remote ")
 
 
 def test_both_nodes_leave_a_removed_backend_at_once(cluster: Cluster) -> None:

@@ -233,6 +233,7 @@ def _route_key(route: dict[str, Any], family: int) -> tuple[Any, ...]:
         route.get("metric", 0),
         "onlink" in route["flags"],
         str(route["protocol"]),
+        next((metric["mtu"] for metric in route.get("metrics", ()) if "mtu" in metric), 0),
     )
 
 
@@ -246,6 +247,7 @@ def _our_key(route: rt.Route, names: dict[int, str]) -> tuple[Any, ...]:
         route.metric,
         route.onlink,
         {2: "kernel", 83: "83"}[route.protocol],
+        route.mtu,
     )
 
 
@@ -265,6 +267,7 @@ def test_ipv4_routes(node: NetNamespace, netlink: rt.Netlink, ifindex: int) -> N
             rt.route_replace(None, 0, family=4, oif=ifindex, gateway=gateway),
             rt.route_replace(packed("10.5.0.0"), 16, family=4, oif=ifindex),
             rt.route_replace(packed("10.6.0.0"), 16, family=4, oif=ifindex, source=source, metric=9),
+            rt.route_replace(packed("10.6.7.0"), 24, family=4, oif=ifindex, mtu=1450),
             rt.route_replace(
                 packed("10.7.0.1"), 32, family=4, oif=ifindex, gateway=packed("9.9.9.9"), onlink=True
             ),
@@ -299,7 +302,7 @@ def test_ipv6_routes(node: NetNamespace, netlink: rt.Netlink, ifindex: int) -> N
         [
             rt.address_add(ifindex, packed("fd00:1::9"), 64, family=6),
             rt.route_replace(None, 0, family=6, oif=ifindex, gateway=packed("fe80::1"), onlink=True),
-            rt.route_replace(packed("fd00:5::"), 48, family=6, oif=ifindex, metric=7),
+            rt.route_replace(packed("fd00:5::"), 48, family=6, oif=ifindex, metric=7, mtu=1400),
             rt.route_replace(packed("fd00:6::"), 48, family=6, oif=ifindex, source=packed("fd00:1::9")),
             rt.route_replace(packed("fd00:7::"), 64, family=6, kind="unreachable"),
             rt.route_replace(packed("fd00:8::1"), 128, family=6, oif=ifindex, table=1000),

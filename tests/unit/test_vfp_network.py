@@ -194,8 +194,8 @@ def test_overlay() -> None:
         routes=(
             KernelRoute(parse_prefix("10.244.1.0/24"), via4),
             KernelRoute(parse_prefix("fd00:244:1::/64"), via6),
-            KernelRoute(parse_prefix("10.244.2.0/24"), via4),
-            KernelRoute(parse_prefix("fd00:244:2::/64"), via6),
+            KernelRoute(parse_prefix("10.244.2.0/24"), via4, mtu=1450),
+            KernelRoute(parse_prefix("fd00:244:2::/64"), via6, mtu=1450),
         ),
     )
 

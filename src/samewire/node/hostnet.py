@@ -127,7 +127,7 @@ class HostNet:
             for route in self._netlink.dump(route_dump(family, TABLE_MAIN)):
                 if route.oif == self.host and route.protocol != _PROTOCOL_KERNEL:
                     source = Address(family, route.source.ljust(len(ZERO), b"\0")) if route.source else None
-                    found.add(HostRoute(_prefix(family, route.destination, route.bits), source))
+                    found.add(HostRoute(_prefix(family, route.destination, route.bits), source, route.mtu))
         return found
 
     def _requests(self, change: BindingChange) -> list[Request]:
@@ -162,6 +162,7 @@ class HostNet:
                 oif=self.host,
                 source=source,
                 metric=_METRIC,
+                mtu=route.mtu,
             )
         return route_del(packed, destination.bits, family=destination.family, oif=self.host).tolerating(
             errno.ESRCH

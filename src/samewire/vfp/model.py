@@ -154,10 +154,13 @@ class PortLink(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostRoute(msgspec.Struct, frozen=True, order=True):
-    """A kernel route of the node via samewire0, with its preferred source (None: the kernel chooses)."""
+    """A kernel route of the node via samewire0, with its preferred source (None: the kernel chooses) and the MTU in
+    bytes of what is behind it (0: samewire0's).
+    """
 
     destination: Prefix
     source: Address | None = None
+    mtu: int = 0
 
 
 class HostBinding(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,9 +27,12 @@ _RTA_OIF = 4
 _RTA_GATEWAY = 5
 _RTA_PRIORITY = 6
 _RTA_PREFSRC = 7
+_RTA_METRICS = 8
 _RTA_MULTIPATH = 9
 _RTA_TABLE = 15
 _RTA_VIA = 18
+_RTAX_MTU = 2
+_NO_METRICS = memoryview(b"")
 _RTNH_F_DEAD = 1
 _RTNH_F_ONLINK = 4
 _RTNH_F_LINKDOWN = 16
@@ -44,7 +47,7 @@ _RTNEXTHOP = struct.Struct("=HBBi")  # length, flags, weight - 1, interface
 
 class Route(msgspec.Struct, frozen=True):
     """A route with one next hop. ``destination`` is all zero for the default route, ``gateway`` and ``source``
-    are empty when not set, ``oif`` is 0 when there is no interface."""
+    are empty when not set, ``oif`` is 0 when there is no interface, ``mtu`` (bytes) 0 when it is the interface's."""
 
     family: int
     destination: bytes
@@ -58,6 +61,7 @@ class Route(msgspec.Struct, frozen=True):
     protocol: int
     kind: str
     metric: int
+    mtu: int = 0
 
 
 def route_replace(
@@ -74,12 +78,13 @@ def route_replace(
     protocol: int = PROTOCOL,
     kind: str = "unicast",
     metric: int = 0,
+    mtu: int = 0,
 ) -> Request:
     """Add a route, or put it in the place of the one with the same destination, table and metric.
 
     ``destination`` ``None`` with ``bits`` 0 is the default route. IPv4 takes a gateway of the other IP version
-    too ("via inet6"). ``scope`` defaults to what ``ip route`` takes: link without a gateway, host for local
-    routes, else universe.
+    too ("via inet6"). ``mtu`` is in bytes, 0 = the interface's. ``scope`` defaults to what ``ip route`` takes: link
+    without a gateway, host for local routes, else universe.
     """
     if scope is None:
         scope = _default_scope(family, gateway, kind)
@@ -88,6 +93,8 @@ def route_replace(
     if source is not None:
         check_address(source, family)
         body += codec.attribute(_RTA_PREFSRC, source)
+    if mtu:
+        body += codec.nested(_RTA_METRICS, codec.u32(_RTAX_MTU, mtu))
     operation = f"set {_words(destination, bits, family, table)}"
     return Request(RTM_NEWROUTE, codec.NLM_F_CREATE | codec.NLM_F_REPLACE, body, operation)
 
@@ -142,6 +149,7 @@ def decode_route(body: memoryview) -> Route | None:
         protocol=protocol,
         kind=_KIND_NAMES.get(kind, str(kind)),
         metric=codec.get_u32(found, _RTA_PRIORITY, 0),
+        mtu=codec.get_u32(codec.attributes(found.get(_RTA_METRICS, _NO_METRICS)), _RTAX_MTU, 0),
     )
 
 

@@ -55,7 +55,7 @@ def compile_remote(network: Network, prefix: Prefix, facts: NodeFacts, numbers: 
     builder = Builder()
     if prefix not in context.plan.shadowed:
         _remote(builder, remote, context)
-    routes = tuple(_node_routes(context.plan, remote))
+    routes = tuple(_node_routes(context, remote))
     for route in routes:
         builder.from_host(route.destination, context.scope)
     return Compiled(builder.entries, HostBinding(routes=routes))
@@ -97,9 +97,13 @@ def _host_binding(builder: Builder, plan: NetworkPlan, scope: int) -> HostBindin
     return HostBinding(addresses=addresses, routes=tuple(routes), forwards=builder.forwards)
 
 
-def _node_routes(plan: NetworkPlan, remote: RemoteSubnet) -> Iterator[HostRoute]:
-    """The node's own route to a remote subnet, from its address in the network; none where it has none."""
+def _node_routes(context: Context, remote: RemoteSubnet) -> Iterator[HostRoute]:
+    """The node's own route to a remote subnet, from its address in the network; none where it has none.
+
+    With the tunnel's MTU: the node cuts its datagrams itself, and loses none to learn how long they may be.
+    """
+    plan = context.plan
     bound = (subnet for subnet in plan.subnets if plan.bound(subnet))
     first_bound = next((subnet for subnet in bound if subnet.prefix.family == remote.prefix.family), None)
     if first_bound is not None:
-        yield HostRoute(remote.prefix, first_bound.gateway)
+        yield HostRoute(remote.prefix, first_bound.gateway, context.tunnel_mtu(remote.provider.family))

@@ -132,12 +132,16 @@ class Context(msgspec.Struct, frozen=True):
         """The nexthop of a RemoteSubnetRoute; its number stays when the provider address changes."""
         return self.nexthop(f"tunnel/{self.plan.id}/{remote.prefix}")
 
+    def tunnel_mtu(self, family: int) -> int:
+        """How long a packet to a provider address of that family may be, in bytes."""
+        return self.facts.uplink_mtu - VXLAN_OVERHEAD[family]
+
     def tunnel(self, provider: Address, vni: int, router_mac: bytes) -> Nexthop:
         """A nexthop behind a provider address."""
         return Nexthop(
             kind=RouteKind.TUNNEL,
             family=provider.family,
-            mtu=self.facts.uplink_mtu - VXLAN_OVERHEAD[provider.family],
+            mtu=self.tunnel_mtu(provider.family),
             ifindex=self.facts.tunnel_ifindex,
             vni=vni,
             address=provider.packed,
