@@ -114,7 +114,7 @@ lab-down: ## remove the lab and everything it made
 	@[ -x $(VENV)/bin/samewire ] || { echo 'nothing is set up here'; exit 0; }; $(VENV)/bin/samewire lab down mixed
 
 .PHONY: test lint test-fast test-kernels
-lint: build/.venv-test build/.installed ## ruff, mypy --strict, import-linter
+lint: build/.venv-test build/.installed ## ruff, mypy --strict (tests too), import-linter
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy

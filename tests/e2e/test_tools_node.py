@@ -208,6 +208,10 @@ def test_an_acl_blocks(world: World) -> None:
     assert can_ping(world.client, WEB)
 
 
+def _config_flags(world: World) -> str:
+    return str(world.near.table("sw_config")[0]["value"]["flags"])
+
+
 @contextmanager
 def watching(world: World, endpoint: str) -> Iterator[Any]:
     """``get drops --watch`` in a process; gives a function that returns the lines so far."""
@@ -221,13 +225,12 @@ def watching(world: World, endpoint: str) -> Iterator[Any]:
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
         try:
-            flags = lambda: world.near.table("sw_config")[0]["value"]["flags"]  # noqa: E731
-            poll("somebody listens to drops", lambda: "events" in flags())
+            poll("somebody listens to drops", lambda: "events" in _config_flags(world))
             yield lambda: file.read_text().splitlines()
         finally:
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == 0
-    poll("nobody listens any more", lambda: "events" not in flags())
+    poll("nobody listens any more", lambda: "events" not in _config_flags(world))
 
 
 def test_host_ports(world: World) -> None:

@@ -11,7 +11,8 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,9 @@ class Wine:
         """End what serves the prefix: it makes the programs' sockets, in the namespace that it runs in."""
         server = Path(self._wine).with_name("wineserver")
         found = str(server) if server.exists() else shutil.which("wineserver")
-        for what in ("-k", "-w") if found else ():
+        if found is None:
+            return
+        for what in ("-k", "-w"):
             subprocess.run([found, what], env=self._env, capture_output=True, timeout=30, check=False)
 
 
@@ -159,7 +162,7 @@ def test_what_no_caller_should_give(net: NodeNet, node: DaemonProcess, wine: Win
 def test_a_program_outlives_the_daemon(net: NodeNet, node: DaemonProcess, wine: Wine) -> None:
     token = (node.run_dir / "hns.token").read_text().strip()
     environment = {"SAMEWIRE_HNS_ADDRESS": LISTEN, "SAMEWIRE_HNS_TOKEN": token}
-    steps = {"stop": lambda: node.stop(signal.SIGKILL), "start": node.start}
+    steps: dict[str, Callable[[], object]] = {"stop": partial(node.stop, signal.SIGKILL), "start": node.start}
     printed = []
     with wine.start(net, str(BUILT / "hostile.exe"), "outage", **environment) as process:
         assert process.stdout is not None

@@ -28,6 +28,7 @@ from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
 from samewire.vfp.compile.balanced import TABLES
+from samewire.vfp.compile.loadbalancer import compile_load_balancer
 from samewire.vfp.tables import Backend
 from tests.support.balancers import VIP, backend, balancer
 from tests.support.node import NodeNet, in_namespace, node_net, overlay, path_of
@@ -204,7 +205,7 @@ async def test_what_could_not_be_compiled_at_the_start_is_not_forgotten(
     """It is reported as long as it fails, and made as soon as it does not."""
     one, two = numbered(2, "192.168.1.5")
     await change(node, one, two)
-    compile_it = balancers.compile_load_balancer
+    compile_it = compile_load_balancer
 
     def fails(value: LoadBalancer, *more: Any) -> Any:
         if value.id == two.id:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -12,7 +14,7 @@ import pytest_asyncio
 from samewire.cni.backend import Address, AttachRequest
 from samewire.cni.result import Route
 from samewire.errors import KernelError, NotFound, SamewireError
-from samewire.hcn.codec import decode_modify, decode_object
+from samewire.hcn.codec import decode_modify, decode_object, decode_policy
 from samewire.hcn.schema import Endpoint, Kind, Network
 from samewire.kernel import faults
 from samewire.kernel.bpf import unmount_bpffs
@@ -57,6 +59,7 @@ def request(pod: str, *, container: str = "c", shaped: bool = False) -> AttachRe
     }
     qos = {"Type": "QOS", "Settings": {"MaximumIncomingBandwidthInBytes": 10**6}}
     mapping = {"Type": "PortMapping", "Settings": {"Protocol": 6, "InternalPort": 80, "ExternalPort": 8080}}
+    nat: dict[str, Any] = {"Type": "OutBoundNAT", "Settings": {}}
     return AttachRequest(
         network="pods",
         container_id=container,
@@ -64,11 +67,13 @@ def request(pod: str, *, container: str = "c", shaped: bool = False) -> AttachRe
         netns_path=path_of(pod),
         addresses=(Address("10.244.0.9", 24, "10.244.0.1"), Address("fd00:244::9", 64, "fd00:244::1")),
         routes=(Route("0.0.0.0/0", "10.244.0.1"), Route("::/0", "fd00:244::1")),
-        policies=(acl, mapping, {"Type": "OutBoundNAT", "Settings": {}}, *((qos,) if shaped else ())),
+        policies=tuple(
+            decode_policy(value, "$") for value in (acl, mapping, nat, *((qos,) if shaped else ()))
+        ),
     )
 
 
-async def create_network(node: Node, **more: str) -> Network:
+async def create_network(node: Node, **more: Any) -> Network:
     wanted = decode_object(Kind.NETWORK, overlay(subnet6="fd00:244::/64", **more))
     assert isinstance(wanted, Network)
     return await node.service.create_network(wanted)
@@ -184,7 +189,7 @@ async def test_network_create_and_delete(node: Node) -> None:
         assert await node.auditor.compare() == [], step
     for number, step in enumerate(back):
         network = await create_network(node)
-        if not await failing_at(number, lambda network=network: delete(network)):
+        if not await failing_at(number, partial(delete, network)):
             assert node.store.state.networks() == [network], step
             assert await node.auditor.compare() == [], step
             await delete(network)
@@ -211,12 +216,12 @@ async def test_new_policies(net: NodeNet, node: Node) -> None:
 
     for which in (0, 1):
         await modify(1 - which)
-        steps = await operations(lambda which=which: modify(which))
+        steps = await operations(partial(modify, which))
         assert steps
         for number, step in enumerate(steps):
             await modify(1 - which)
             before = node.store.state.endpoint(endpoint.id)
-            if not await failing_at(number, lambda which=which: modify(which)):
+            if not await failing_at(number, partial(modify, which)):
                 assert node.store.state.endpoint(endpoint.id) == before, step
             assert await node.auditor.compare() == [], (which, step)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import pytest
 from msgspec.structs import replace
@@ -177,6 +178,10 @@ def test_nested_sets_prefixes_and_destinations(world: World) -> None:
         ping(client.space, stranger.ip)
 
 
+def _more(count: Callable[[], int], than: int) -> bool:
+    return count() > than
+
+
 def test_tiers_pass_to_the_list(world: World) -> None:
     client, _, server = world.pods
     world.node.policies(
@@ -190,13 +195,11 @@ def test_tiers_pass_to_the_list(world: World) -> None:
     tcp(client.space, server.space, server.ip, 83)
     for port in (81, 82):
         with client.space.socket(socket.AF_INET, socket.SOCK_STREAM) as near:
-            before = world.node.dropped(server.port, Layer.ACL_IN, Reason.BLOCKED)
+            drops = partial(world.node.dropped, server.port, Layer.ACL_IN, Reason.BLOCKED)
+            before = drops()
             near.setblocking(False)
             near.connect_ex((server.ip, port))
-            poll(
-                "drop",
-                lambda before=before: world.node.dropped(server.port, Layer.ACL_IN, Reason.BLOCKED) > before,
-            )
+            poll("drop", partial(_more, drops, before))
     udp(client.space, server.space, server.ip, 90)
 
 

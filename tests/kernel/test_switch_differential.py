@@ -111,6 +111,10 @@ class _Play:
                 self._lose()
             self.receive(self._next(kind))
 
+    def chance(self) -> bool:
+        """One or the other, as hypothesis likes."""
+        return self.data.draw(st.booleans())
+
     def _next(self, kind: str) -> Played:
         if kind in ("bump", "change", "lose"):
             kind = self.data.draw(st.sampled_from(["again", "reply", "error"]))  # flows made before meet it
@@ -122,7 +126,7 @@ class _Play:
             )
         answered = [outcome for outcome in self.outcomes if outcome.fate != Fate.NOWHERE]
         outside = [outcome for outcome in answered if outcome.fate == Fate.UPLINK]
-        if outside and self.data.draw(st.booleans()):
+        if outside and self.chance():
             answered = outside  # what may be translated
         if kind in ("reply", "error") and answered:
             outcome = (
@@ -145,7 +149,7 @@ class _Play:
         ports = self.universe.tables["sw_ports"]
         key, model = self.data.draw(st.tuples(*[st.sampled_from(sorted(ports, key=lambda k: k.pack()))] * 2))
         flows = list(self.simulator.flows.values())
-        if flows and self.data.draw(st.booleans()):
+        if flows and self.chance():
             known = [Id(port) for port in flows[-1].port if Id(port) in ports]
             key = known[0] if known else key  # one that has a flow
         port, other = ports[key], ports[model]
@@ -172,8 +176,10 @@ class _Play:
 
     def _lose(self) -> None:
         """A backend is removed: one that has a flow, if there is one."""
-        backends = self.universe.tables["sw_backends"]
-        used = [Id(flow.backend) for flow in self.simulator.flows.values() if Id(flow.backend) in backends]
+        backends: dict[Record, Record] = self.universe.tables["sw_backends"]
+        used: list[Record] = [
+            Id(flow.backend) for flow in self.simulator.flows.values() if Id(flow.backend) in backends
+        ]
         if used or backends:
             key = self.data.draw(st.sampled_from(used or list(backends)))
             del backends[key]

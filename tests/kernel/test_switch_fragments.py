@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from samewire.hcn.policies import ACL, AclAction, AclDirection, NatFlags, OutBoundNAT, PortMapping
+from samewire.hcn.policies import ACL, AclAction, AclDirection, NatFlags, OutBoundNAT, Policy, PortMapping
 from samewire.hcn.schema import NetworkType
 from samewire.vfp.constants import Layer, Reason
 from tests.support.frames import fill, ip_packet, pseudo
@@ -43,7 +43,8 @@ class World:
         for provider, here, there, vni in ((4, 1, 2, 4096), (6, 3, 4, 4097)):
             near = self.one.network(overlay(self.one, here, (self.two, there, provider), vni=vni))
             far = self.two.network(overlay(self.two, there, (self.one, here, provider), vni=vni))
-            for i, policies in ((10, []), (11, [*ALLOW, OutBoundNAT()])):
+            judged: list[Policy] = [*ALLOW, OutBoundNAT()]
+            for i, policies in ((10, []), (11, judged)):
                 self.pairs[provider, bool(policies)] = (
                     self.one.pod(near, f"10.{here}.0.{i}", f"fd{here:02}::{i}", policies=policies),
                     self.two.pod(far, f"10.{there}.0.{i}", f"fd{there:02}::{i}", policies=policies),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 from msgspec.structs import replace
@@ -80,7 +81,7 @@ def neighbour_frame(
     return b"\x33\x33\0\0\0\x01" + (mac or pod.mac) + ETH[6] + body
 
 
-def drops_once(node: Node, port: int, kind: Kind, cause: Callable[[], None]) -> None:
+def drops_once(node: Node, port: int, kind: Kind, cause: Callable[[], object]) -> None:
     """What ``cause`` does counts as one drop of this kind at this port, and as nothing else."""
     before = node.drops()
     cause()
@@ -263,7 +264,7 @@ def test_what_comes_from_the_tunnel(world: World) -> None:
             node,
             node.facts.tunnel_ifindex,
             (Layer.DECAP, Reason.UNKNOWN_VNI),
-            lambda: opened.sendto(vxlan, (node_address(node, 4), 4789)) and None,
+            lambda: opened.sendto(vxlan, (node_address(node, 4), 4789)),
         )
 
 
@@ -283,7 +284,7 @@ def test_a_pod_does_not_encapsulate_for_the_tunnel(world: World) -> None:
                 node,
                 pod.port,
                 (Layer.GUARD, Reason.BLOCKED),
-                lambda to=to: opened.sendto(vxlan(node, inside, 4096), (to, 4789)) and None,
+                partial(opened.sendto, vxlan(node, inside, 4096), (to, 4789)),
             )
         with bound(other.space, socket.SOCK_DGRAM, other.ip, 4789) as listening:
             opened.sendto(b"data", (other.ip, 4789))

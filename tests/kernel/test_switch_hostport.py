@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from samewire.hcn.policies import NatFlags, OutBoundNAT, PortMapping
+from samewire.hcn.policies import NatFlags, OutBoundNAT, Policy, PortMapping
 from samewire.hcn.schema import Network, NetworkType
 from samewire.vfp.constants import FlowFlag
 from tests.support.cgroups import own_cgroup, within
@@ -51,7 +51,7 @@ class World:
         ]
         for i, (name, network, prefix4, prefix6) in enumerate(kinds):
             last = 100 + 10 * i
-            policies = [*mappings(EXTERNAL + i), OutBoundNAT()]
+            policies: list[Policy] = [*mappings(EXTERNAL + i), OutBoundNAT()]
             server = node.pod(network, f"{prefix4}.{last}", f"{prefix6}:{last}", policies=policies)
             client = node.pod(network, f"{prefix4}.{last + 1}", f"{prefix6}:{last + 1}")
             self.networks[name] = server, client, EXTERNAL + i

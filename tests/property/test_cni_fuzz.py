@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def call(plugin: CniPlugin, env: dict[str, str], stdin: bytes) -> Reply:
 
 def check(reply: Reply) -> None:
     assert reply.status in (0, 1)
-    output = json.loads(reply.output) if reply.output else None
+    output: Any = json.loads(reply.output) if reply.output else None
     if reply.status:
         assert set(output) <= {"cniVersion", "code", "msg", "details"}
         assert output["msg"]
@@ -181,7 +182,7 @@ def test_any_request(data: bytes) -> None:
 NUMBERS = st.none() | st.integers(0, 2**32 - 1)
 TEXTS = st.lists(st.text(min_size=1, max_size=8), max_size=3).map(tuple)
 V4 = st.ip_addresses(v=4).map(str)
-V6 = st.ip_addresses(v=6).filter(lambda ip: ip.ipv4_mapped is None).map(str)
+V6 = st.ip_addresses(v=6).map(str).filter(lambda ip: IPv6Address(ip).ipv4_mapped is None)
 INTERFACES = st.builds(
     Interface,
     st.text(min_size=1, max_size=8),

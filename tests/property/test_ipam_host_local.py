@@ -53,7 +53,8 @@ def ranges(draw: st.DrawFn) -> list[list[dict[str, str]]]:
     found: list[list[dict[str, str]]] = [[]]
     for subnet in subnets:
         span = draw(spans(subnet))
-        if found[-1] and draw(st.booleans()):
+        another = draw(st.booleans())
+        if found[-1] and another:
             found.append([])
         found[-1].append(span)
     return found
@@ -86,7 +87,7 @@ def built_in(host_local: HostLocal, env: dict[str, str], stdin: bytes) -> Result
     async def run() -> Result | bool:
         request = IpamRequest(decode_conf(stdin), decode_environment(env))
         verbs = {"ADD": host_local.add, "DEL": host_local.delete, "CHECK": host_local.check}
-        return await verbs[env["CNI_COMMAND"]](request) or True  # type: ignore[operator]
+        return await verbs[env["CNI_COMMAND"]](request) or True
 
     try:
         return asyncio.run(run())

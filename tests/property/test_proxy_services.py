@@ -73,8 +73,9 @@ def slices(draw: st.DrawFn, of: str) -> EndpointSlice:
         "IPv6" if six else "IPv4",
         tuple(draw(st.lists(endpoints(six), min_size=1, max_size=4))),
         tuple(
-            EndpointPort(name, protocol, draw(st.sampled_from([8080, 9090]))) for name, protocol, _ in ports
-        ),  # type: ignore[arg-type]
+            EndpointPort(name, protocol, draw(st.sampled_from([8080, 9090])))  # type: ignore[arg-type]
+            for name, protocol, _ in ports
+        ),
     )
 
 
@@ -156,7 +157,7 @@ async def run(
             apply(source, step)
         script = []
     writer.refuse = refuse
-    proxy = ServiceProxy(source, writer, HERE)  # type: ignore[arg-type]
+    proxy = ServiceProxy(source, writer, HERE)
     proxy.start()
     try:
         await source.start()

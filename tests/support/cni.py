@@ -125,6 +125,11 @@ def variables(verb: str, container: str = "pod1", interface: str = "eth0", **mor
     return {**found, "CNI_PATH": "/usr/lib/cni", **more}
 
 
+def valid_attachments(*attachments: dict[str, str]) -> dict[str, Any]:
+    """What GC is told of those to keep."""
+    return {"cni.dev/valid-attachments": list(attachments)}
+
+
 class Runtime:
     """Calls a plugin as a runtime does, with one configuration."""
 

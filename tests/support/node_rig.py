@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -190,7 +191,7 @@ class Node:
                 (self.program("sw_ingress"), AttachType.TCX_INGRESS),
                 (out, AttachType.TCX_EGRESS),
             ):
-                link = self.space.run(lambda p=program, k=kind: BpfLink.attach(p, uplink, k))
+                link = self.space.run(partial(BpfLink.attach, program, uplink, kind))
                 self.lab.stack.callback(link.close)
         else:
             egress = bpf_filter_replace(uplink, "egress", out.fd, "sw_uplink_out")

@@ -128,9 +128,9 @@ class SwitchRig:
                 current.update(key_record.pack(), value.pack())
             assert table.value.size == current.value_size
         slots = self.map("sw_flow_slots")
-        for key, value in list(slots.items()):
-            if any(value):
-                slots.update(key, bytes(FlowKey.size))
+        for slot, flow in list(slots.items()):
+            if any(flow):
+                slots.update(slot, bytes(FlowKey.size))
         self.map("sw_cursors").update(Id(0).pack(), Cursors(0, 0).pack())
         for key_record, value in tables.get("sw_config", {}).items():
             self.map("sw_config").update(key_record.pack(), value.pack())

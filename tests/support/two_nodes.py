@@ -110,7 +110,7 @@ class World:
         return pod
 
     def endpoint_id(self, name: str) -> str:
-        return next(e["ID"] for e in self.near.endpoints() if e["Name"] == name)
+        return next(str(e["ID"]) for e in self.near.endpoints() if e["Name"] == name)
 
 
 def modify(process: DaemonProcess, kind: str, number: str, policies: list[Json], how: str = "Add") -> None:

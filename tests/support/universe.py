@@ -281,4 +281,4 @@ def _draw_nat(draw: st.DrawFn, t: Tables) -> None:
                 t["sw_nat"][key] = answer
 
 
-assert Fate.NOWHERE == 0  # a zero action serves nobody
+assert int(Fate.NOWHERE) == 0  # a zero action serves nobody

@@ -40,7 +40,7 @@ def ones(data: bytes) -> int:
     total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    return total
+    return int(total)
 
 
 def dissect(packet: bytes) -> Headers:

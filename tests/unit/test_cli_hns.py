@@ -68,7 +68,7 @@ def test_what_is_not_there_or_not_unique(daemon: StubDaemon) -> None:
     assert hns(daemon, "get", "network", "nothing").exit_code == 3
     result = hns(daemon, "get", "endpoint", "twin")
     assert result.exit_code == 1
-    assert TWINS[1]["ID"] in result.stderr
+    assert str(TWINS[1]["ID"]) in result.stderr
     assert hns(daemon, "list", "switches").exit_code == 2
 
 

@@ -96,7 +96,9 @@ def test_rules_of_an_object_without_naming_a_port(daemon: StubDaemon) -> None:
     assert result.exit_code == 2
     assert "--port or --object" in result.stderr
     daemon.answers[f"GET /v2/switch/layers?endpoint={WEB_ID}&object=nothing"] = (200, {**row, "layers": []})
-    ports = daemon.answers["GET /v2/switch/ports"][1]
+    answer = daemon.answers["GET /v2/switch/ports"]
+    assert isinstance(answer, tuple)
+    ports = answer[1]
     daemon.answers["GET /v2/switch/ports"] = (200, [port for port in ports if port["id"] == WEB_PORT])
     result = vfp(daemon, "list-rules", "--object", "nothing")
     assert result.exit_code == 3

@@ -14,7 +14,7 @@ from samewire.cni.errors import CniCode, CniError
 from samewire.cni.result import SUPPORTED_VERSIONS
 from samewire.cni.verbs import CniPlugin, version_info
 from samewire.errors import KernelError, Unavailable
-from tests.support.cni import FakeBackend, Runtime, variables
+from tests.support.cni import FakeBackend, Runtime, valid_attachments, variables
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ async def test_gc(runtime: Runtime, backend: FakeBackend, tmp_path: Path) -> Non
     (tmp_path / "net" / "10.1.0.200").write_text("gone\r\neth0", newline="")
     (tmp_path / "net" / "10.1.0.201").write_text("")
     valid = [{"containerID": "b", "ifname": "eth0"}, {"containerID": "new", "ifname": "eth0"}]
-    assert await runtime.ok("GC", **{"cni.dev/valid-attachments": valid}) is None
+    assert await runtime.ok("GC", **valid_attachments(*valid)) is None
     assert list(backend.attachments) == [("b", "eth0")]
     assert taken(tmp_path) == ["10.1.0.3", "fd00:1::3"]
 
@@ -230,10 +230,10 @@ async def test_gc_goes_on_past_failures_and_tells_them(
     for name in ("a", "b"):
         await runtime.ok("ADD", name)
     backend.fail["detach"] = Unavailable("switch", "busy")
-    found = await runtime.error("GC", **{"cni.dev/valid-attachments": []})
+    found = await runtime.error("GC", **valid_attachments())
     assert (found["code"], found["details"]) == (CniCode.TRY_AGAIN, "switch is unavailable: busy")
     assert list(backend.attachments) == [("a", "eth0")]
-    await runtime.ok("GC", **{"cni.dev/valid-attachments": []})
+    await runtime.ok("GC", **valid_attachments())
     assert backend.attachments == {}
     assert taken(tmp_path) == []
 
@@ -243,7 +243,7 @@ async def test_gc_does_not_free_the_address_of_an_interface_that_stayed(
 ) -> None:
     await runtime.ok("ADD")
     backend.fail["detach"] = Unavailable("switch", "busy")
-    await runtime.error("GC", **{"cni.dev/valid-attachments": []})
+    await runtime.error("GC", **valid_attachments())
     assert taken(tmp_path) == ["10.1.0.2", "fd00:1::2"]
 
 
@@ -324,7 +324,7 @@ async def test_gc_waits_for_those_at_work_and_keeps_others_out(
     valid: dict[str, Any] = {"cni.dev/valid-attachments": [{"containerID": "pod1", "ifname": "eth0"}]}
     collecting = asyncio.ensure_future(runtime.reply("GC", **valid))
     later = asyncio.ensure_future(runtime.reply("ADD", "pod2"))
-    other = asyncio.ensure_future(runtime.reply("GC", **{"cni.dev/valid-attachments": []}, name="other"))
+    other = asyncio.ensure_future(runtime.reply("GC", **valid_attachments(), name="other"))
     assert (await other).status == 0
     assert "list_attachments" in backend.calls
     assert not collecting.done()

@@ -191,9 +191,14 @@ def test_what_happens_is_told(client: HcnClient, daemon: Daemon) -> None:
 
 
 def test_one_connection_carries_many_calls(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
+    made: list[_UnixConnection] = []
     connect = _UnixConnection.connect
-    monkeypatch.setattr(_UnixConnection, "connect", lambda self: (made.append(self), connect(self)))
+
+    def noted(self: _UnixConnection) -> None:
+        made.append(self)
+        connect(self)
+
+    monkeypatch.setattr(_UnixConnection, "connect", noted)
     client = HnsClient(daemon.path)
     for _ in range(5):
         assert client.list(Kind.NETWORK) == []

@@ -20,7 +20,7 @@ from samewire.ipam import execute as execution
 from samewire.ipam.api import IpamRequest
 from samewire.ipam.delegate import Delegate
 from samewire.ipam.execute import execute
-from tests.support.cni import FakeBackend, Runtime, variables
+from tests.support.cni import FakeBackend, Runtime, valid_attachments, variables
 
 PREAMBLE = """#!/bin/sh
 echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $CNI_NETNS $CNI_ARGS" >> {log}
@@ -228,7 +228,7 @@ async def test_debians_static_with_a_1_1_configuration(tmp_path: Path) -> None:
     result["ips"][0]["gateway"] = "10.1.0.3"
     assert (await runtime.error("CHECK", prevResult=result))["details"] == "from IPAM plugin static"
     await runtime.ok("STATUS")
-    await runtime.ok("GC", **{"cni.dev/valid-attachments": []})
+    await runtime.ok("GC", **valid_attachments())
     assert backend.attachments == {}
     await runtime.ok("DEL")
 
@@ -260,5 +260,5 @@ async def test_gc_frees_the_addresses_of_what_it_removes_with_old_plugins(tmp_pa
     )
     env = {"CNI_PATH": str(tmp_path)}
     await runtime.ok("ADD", "a", env=env)
-    await runtime.ok("GC", "", "", env=env, **{"cni.dev/valid-attachments": []})
+    await runtime.ok("GC", "", "", env=env, **valid_attachments())
     assert [line.rstrip() for line in plugin.calls()] == ["ADD a eth0 /run/netns/a", "DEL a eth0"]

@@ -232,7 +232,7 @@ async def test_a_full_disk_leaves_no_address(
             raise OSError(28, "No space left on device")
         return real(handle, data)
 
-    monkeypatch.setattr(datadir.os, "write", write)
+    monkeypatch.setattr("samewire.ipam.datadir.os.write", write)
     with pytest.raises(KernelError, match="ENOSPC"):
         await manager.add("b")
     assert set(manager.files()) == {"10.1.0.2", "last_reserved_ip.0"}

@@ -246,8 +246,10 @@ def test_maps_of_the_built_switch(built: str) -> None:
     assert set(in_c) == expected
     for name, attributes in in_c.items():
         table = TABLES[name]
+        map_type = attributes["type"]
+        assert isinstance(map_type, int), name
         seen = (
-            MAP_TYPES[attributes["type"]],
+            MAP_TYPES[map_type],
             attributes["max_entries"],
             attributes["key"],
             attributes["value"],
@@ -255,7 +257,9 @@ def test_maps_of_the_built_switch(built: str) -> None:
         assert seen == (table.kind, table.max_entries, table.key.size, table.value.size), name
         for side, record in (("key_name", table.key), ("value_name", table.value)):
             if record not in (Id, Count, Hash):
-                assert attributes[side].name == record.c_name, name
+                found = attributes[side]
+                assert isinstance(found, Type), name
+                assert found.name == record.c_name, name
 
 
 def test_bytes_of_a_key() -> None:

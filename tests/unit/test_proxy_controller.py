@@ -37,7 +37,7 @@ class Rig:
     def __init__(self) -> None:
         self.source = FakeSource()
         self.writer = FakeWriter()
-        self.proxy = ServiceProxy(self.source, self.writer, HERE)  # type: ignore[arg-type]
+        self.proxy = ServiceProxy(self.source, self.writer, HERE)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something is so."""
@@ -110,7 +110,7 @@ async def test_a_restart_finds_its_own_and_changes_nothing(rig: Rig) -> None:
     await rig.source.start()
     rig.source.put(service(), endpoint_slice(endpoint("10.244.2.1")))
     await rig.settle()
-    again = ServiceProxy(rig.source, rig.writer, HERE)  # type: ignore[arg-type]
+    again = ServiceProxy(rig.source, rig.writer, HERE)
     again.start()
     rig.writer.writes.clear()
     rig.source.sync()
@@ -384,15 +384,19 @@ async def test_a_node_on_its_way_out(rig: Rig) -> None:
     rig.source.put(
         Node(NodeMetadata(name="other"), NodeSpec(taints=(Taint("ToBeDeletedByClusterAutoscaler"),)))
     )
-    assert rig.proxy.health.node_eligible
+
+    def eligible() -> bool:
+        return rig.proxy.health.node_eligible
+
+    assert eligible()
     for gone in (
         Node(NodeMetadata(name=HERE), NodeSpec(taints=(Taint("ToBeDeletedByClusterAutoscaler"),))),
         Node(NodeMetadata(name=HERE, deletion_timestamp="2026-01-01T00:00:00Z")),
     ):
         rig.source.put(gone)
-        assert not rig.proxy.health.node_eligible
+        assert not eligible()
         rig.source.put(Node(NodeMetadata(name=HERE)))
-        assert rig.proxy.health.node_eligible
+        assert eligible()
     rig.source.remove(Node(NodeMetadata(name=HERE)))
     assert not rig.proxy.health.node_eligible
 
@@ -410,7 +414,7 @@ async def test_figures(rig: Rig) -> None:
     figures = rig.proxy.figures
     assert (figures.service_changes, figures.slice_changes, figures.services_pending) == (1, 2, 0)
     assert (figures.programming.count, figures.changes.count) == (1, 1)
-    again = ServiceProxy(rig.source, FakeWriter(), HERE)  # type: ignore[arg-type]
+    again = ServiceProxy(rig.source, FakeWriter(), HERE)
     again.start()
     rig.source.sync()
     await rig.until(lambda: again.idle)
@@ -425,7 +429,11 @@ async def test_health_checks(rig: Rig) -> None:
     told: list[int] = []
     rig.proxy.on_checks = lambda: told.append(len(rig.proxy.checks))
     await rig.source.start()
-    spec = {"type": "LoadBalancer", "external_traffic_policy": "Local", "health_check_node_port": 31000}
+    spec: dict[str, Any] = {
+        "type": "LoadBalancer",
+        "external_traffic_policy": "Local",
+        "health_check_node_port": 31000,
+    }
     rig.source.put(service(**spec), endpoint_slice(endpoint("10.244.1.1", node=HERE)))
     await rig.settle()
     assert rig.proxy.checks == {("shop", "web"): (31000, 1)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from samewire.kube.model import (
@@ -135,12 +137,12 @@ def test_affinity() -> None:
         ({"type": "NodePort", "external_traffic_policy": "Local"}, 0),
     ],
 )
-def test_a_health_check_needs_local_policy_and_a_load_balancer(spec: dict[str, str], expected: int) -> None:
+def test_a_health_check_needs_local_policy_and_a_load_balancer(spec: dict[str, Any], expected: int) -> None:
     assert rules(service(health_check_node_port=31000, **spec)).health_check_port == expected
 
 
 def test_a_health_check_needs_a_port_that_there_is() -> None:
-    spec = {"type": "LoadBalancer", "external_traffic_policy": "Local"}
+    spec: dict[str, Any] = {"type": "LoadBalancer", "external_traffic_policy": "Local"}
     assert rules(service(health_check_node_port=70000, **spec)).health_check_port == 0
 
 

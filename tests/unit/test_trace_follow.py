@@ -124,6 +124,7 @@ def test_over_the_underlay(next_hop: str, destination: str) -> None:
 
 
 def test_a_loop_ends() -> None:
+    assert TUNNELLED.tunnel is not None
     back = replace(TUNNELLED, tunnel=replace(TUNNELLED.tunnel, provider_address="192.168.1.10"))
     trail = follow("n1", REQUEST, PEERS, Nodes(n1=[TUNNELLED] * 9, n2=[back] * 9))
     assert len(trail.hops) == 4

@@ -56,10 +56,10 @@ def test_routes(tables: Entries, destination: str, text: str) -> None:
 
 
 def test_the_longest_prefix_wins_whatever_the_order(tables: Entries) -> None:
-    for rows in (tables["sw_routes"], dict(reversed(tables["sw_routes"].items()))):
+    for rows in (tables["sw_routes"], dict(reversed(list(tables["sw_routes"].items())))):
         found = route_text({**tables, "sw_routes": rows}, packet("10.244.1.1"))
         assert found == "10.244.1.1/32 is the node's own"
-    for rows in (tables["sw_nat"], dict(reversed(tables["sw_nat"].items()))):
+    for rows in (tables["sw_nat"], dict(reversed(list(tables["sw_nat"].items())))):
         text = nat_text({**tables, "sw_nat": rows}, CLIENT_PORT, packet("10.244.9.9"), 1)
         assert text.startswith("rule 1: to 10.244.0.0/16")
 

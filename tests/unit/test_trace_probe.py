@@ -35,7 +35,7 @@ def probe(name: str, family: int, port: int = 80) -> bytes:
 def without_checksums(frame: bytes) -> Packet:
     """The frame as scapy reads it, with its checksums left for scapy to fill."""
     packet = Ether(frame)
-    layer = packet
+    layer: Packet = packet
     while layer:
         for field in ("chksum", "cksum"):
             if field in layer.fields:

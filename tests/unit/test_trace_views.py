@@ -23,6 +23,7 @@ from samewire.trace.views import Names, drop_rows, flow_rows, flow_summary, laye
 from samewire.vfp.address import ZERO, parse_address, parse_prefix
 from samewire.vfp.constants import SCOPE_ANY, Arrival, Counter, Layer, Reason
 from samewire.vfp.model import Entries, ProxyRule
+from samewire.vfp.record import Record
 from samewire.vfp.simulate import Simulator
 from samewire.vfp.simulate.flows import make_key
 from samewire.vfp.simulate.packet import Tuple
@@ -52,7 +53,7 @@ from tests.support.tools import (
 )
 
 NAMES = Names(INFOS, lambda ifindex: INTERFACES.get(ifindex, ""))
-DROPS = {
+DROPS: dict[Record, Record] = {
     DropKey(WEB_PORT, 0, Layer.ACL_IN, Reason.BLOCKED, Arrival.POD): Count(7),
     DropKey(UPLINK, 0, Layer.FRAGMENT, Reason.FRAGMENT_UNKNOWN, Arrival.UPLINK): Count(9),
     DropKey(99, 4, 77, 88, 66): Count(7),
@@ -85,7 +86,8 @@ def play(tables: Entries, *frames: tuple[bytes, int]) -> Entries:
         arrival = Arrival.POD if ifindex in port_macs else Arrival.UPLINK
         source = port_macs.get(ifindex, bytes(6))
         simulator.receive(frame[:6] + source + frame[12:], arrival, ifindex)
-    return {**tables, "sw_flows": dict(simulator.flows)}
+    flows: dict[Record, Record] = dict(simulator.flows.items())
+    return {**tables, "sw_flows": flows}
 
 
 def rows(tables: Entries, port: int = 0) -> list[FlowRow]:
@@ -214,7 +216,7 @@ def test_drops() -> None:
 @pytest.fixture
 def node(tables: Entries) -> FakeNode:
     with_flow = play(tables, (probe("10.244.1.6", "93.184.216.34"), CLIENT_PORT))
-    counters = {Id(Counter.FLOW_INSERTS): Count(2)}
+    counters: dict[Record, Record] = {Id(Counter.FLOW_INSERTS): Count(2)}
     return FakeNode({**with_flow, "sw_drops": DROPS, "sw_counters": counters})
 
 
@@ -372,8 +374,10 @@ def test_rules_name_the_object_that_made_them() -> None:
 def test_a_load_balancers_rules_are_found_among_too_many() -> None:
     key = ServiceKey(parse_address("10.96.0.0").packed, 80, 6, 4, SCOPE_ANY)
     value = Service(0, 0, 0, 0, 0, ZERO)
-    services = {replace(key, port=port): replace(value, service=port) for port in range(1, 200)}
-    tables = {**compiled(), "sw_services": services}
+    services: dict[Record, Record] = {
+        replace(key, port=port): replace(value, service=port) for port in range(1, 200)
+    }
+    tables: Entries = {**compiled(), "sw_services": services}
     owners = {port: f"LB-{port}" for port in range(1, 200)}
     row = layer_row(tables, NAMES, WEB_PORT, owners, "LB-7")
     [rule] = [rule for layer in row.layers for group in layer.groups for rule in group.rules]

@@ -7,6 +7,7 @@ from samewire.vfp.constants import NAT_KEY_BITS, ROUTE_KEY_BITS, ConfigFlag, Nat
 from samewire.vfp.diff import Put, Remove, apply, change, diff, is_early, ordered
 from samewire.vfp.model import Entries
 from samewire.vfp.ownership import Ownership
+from samewire.vfp.record import Record
 from samewire.vfp.render import record_json, record_text
 from samewire.vfp.tables import (
     AclRule,
@@ -93,7 +94,7 @@ def test_apply_leaves_its_argument_alone() -> None:
 
 
 def test_shared_entries_go_with_the_last_owner() -> None:
-    nat = {NatKey(NAT_KEY_BITS, 1, 4, ZERO): Nat(NatAction.SNAT, 0, 0, 1, TEN)}
+    nat: dict[Record, Record] = {NatKey(NAT_KEY_BITS, 1, 4, ZERO): Nat(NatAction.SNAT, 0, 0, 1, TEN)}
     shared: Entries = {"sw_nat": nat}
     ownership = Ownership()
     assert len(ownership.replace("a", shared)) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -400,7 +402,7 @@ def test_invalid(endpoint: Endpoint, path: str) -> None:
     assert caught.value.path == path
 
 
-REMOTE = {"flags": int(EndpointFlags.REMOTE_ENDPOINT)}
+REMOTE: dict[str, Any] = {"flags": int(EndpointFlags.REMOTE_ENDPOINT)}
 
 
 def test_remote_behind_a_remote_subnet() -> None:

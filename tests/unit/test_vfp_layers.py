@@ -35,6 +35,7 @@ from samewire.vfp.model import Entries, HostBinding, NodeFacts
 from samewire.vfp.numbers import MemoryNumbers
 from samewire.vfp.ownership import Ownership
 from samewire.vfp.protocols import protocol_text
+from samewire.vfp.record import Record
 from samewire.vfp.rule_names import rule_number, rule_text
 from samewire.vfp.tables import (
     AclCountKey,
@@ -205,7 +206,7 @@ def test_a_missing_nexthop_shows(tables: Entries) -> None:
 def test_port_flags(tables: Entries, flag: PortFlag, name: str, action: str) -> None:
     port = tables["sw_ports"][Id(42)]
     assert isinstance(port, Port)
-    changed = {**tables, "sw_ports": {Id(42): msgspec.structs.replace(port, flags=int(flag))}}
+    changed: Entries = {**tables, "sw_ports": {Id(42): msgspec.structs.replace(port, flags=int(flag))}}
     assert rules(port_layers(changed, 42), name) == [(0, "any", action)]
 
 
@@ -259,7 +260,8 @@ def test_many_services_are_counted() -> None:
 
 def test_rules_say_what_they_are_called_and_how_often_they_judged(tables: Entries) -> None:
     """And tiers' rules have a name that says which."""
-    counted = {**tables, "sw_acl_counts": {AclCountKey(42, 2, 0): Count(7), AclCountKey(42, 3, 1): Count(9)}}
+    counts: dict[Record, Record] = {AclCountKey(42, 2, 0): Count(7), AclCountKey(42, 3, 1): Count(9)}
+    counted: Entries = {**tables, "sw_acl_counts": counts}
     found = group(port_layers(counted, 42, names=AclNames({2: "web"})), "ACL_IN").rules
     assert [(rule.name, rule.policy, rule.judged) for rule in found] == [
         ("2", "web", 7),
