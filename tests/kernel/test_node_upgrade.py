@@ -17,6 +17,7 @@ import pytest_asyncio
 from samewire.cni.backend import Address, AttachRequest
 from samewire.cni.result import Route
 from samewire.hcn.codec import decode_object
+from samewire.hcn.policies import OutBoundNAT
 from samewire.hcn.schema import Kind, Network
 from samewire.kernel.bpf import BpfMap, unmount_bpffs
 from samewire.node.cni_backend import NodeBackend
@@ -122,7 +123,7 @@ async def pod(node: Node, net: NodeNet) -> str:
             netns_path=path_of(name),
             addresses=(Address("10.244.0.9", 24, "10.244.0.1"),),
             routes=(Route("0.0.0.0/0", "10.244.0.1"),),
-            policies=({"Type": "OutBoundNAT", "Settings": {}},),
+            policies=(OutBoundNAT(),),
         )
     )
     return name

@@ -11,6 +11,8 @@ import pytest
 from samewire.cni.backend import NetworkInfo
 from samewire.cni.errors import CniCode
 from samewire.cni.verbs import CniPlugin
+from samewire.hcn.codec import encode_policy
+from samewire.hcn.policies import policy_type
 from tests.support.cni import FakeBackend, Runtime, variables
 
 BRIDGE = NetworkInfo(("10.244.1.0/24",), ("10.244.1.1",), 1500, type="L2Bridge", management_ip="192.168.1.5")
@@ -170,7 +172,8 @@ def node(backend: FakeBackend, tmp_path: Path) -> Node:
 
 
 def policies(backend: FakeBackend, key: tuple[str, str] = ("pod1", "eth0")) -> list[tuple[str, Any]]:
-    return [(item["Type"], item["Settings"]) for item in backend.attachments[key].policies]
+    found = [encode_policy(policy) for policy in backend.attachments[key].policies]
+    return [(item["Type"], item["Settings"]) for item in found]
 
 
 async def test_win_bridge(node: Node, backend: FakeBackend) -> None:
@@ -377,8 +380,7 @@ async def test_azure(node: Node, backend: FakeBackend, tmp_path: Path) -> None:
     assert found["dns"]["search"] == ["shop.svc.cluster.local"]
     made = backend.attachments["1a2b3c4d5e6f", "eth0"]
     assert made.endpoint_name == "1a2b3c4d-eth0"
-    kinds = [item["Type"] for item in made.policies]
-    assert kinds == ["OutBoundNAT", "SDNRoute"]
+    assert [policy_type(policy) for policy in made.policies] == ["OutBoundNAT", "SDNRoute"]
 
 
 async def test_azure_makes_its_network_of_what_ipam_gives(node: Node, backend: FakeBackend) -> None:

@@ -14,6 +14,7 @@ from samewire.cni.environment import decode_environment
 from samewire.cni.errors import CniCode, CniError
 from samewire.cni.plan import add_result, plan_attach, plan_check
 from samewire.cni.result import Dns, Interface, IpConfig, Result, Route
+from samewire.hcn.codec import encode_policy
 from tests.support.cni import OVERLAY, variables
 
 IPAM = Result((), (IpConfig("10.1.0.5/24", "10.1.0.1"), IpConfig("fd00:1::5/64", "fd00:1::1")))
@@ -25,6 +26,11 @@ def plan(network: NetworkInfo = OVERLAY, ipam: Result | None = IPAM, **keys: Any
         json.dumps({"cniVersion": "1.1.0", "name": "net", "type": "samewire", **keys}).encode()
     )
     return plan_attach(ENVIRONMENT, conf, decode_attachment(conf, ENVIRONMENT.args), network, ipam)
+
+
+def policies(found: AttachRequest) -> tuple[dict[str, Any], ...]:
+    """The policies as HCN writes them."""
+    return tuple(encode_policy(policy) for policy in found.policies)
 
 
 def nat(**settings: Any) -> dict[str, Any]:
@@ -127,7 +133,7 @@ def test_port_mappings_for_each_family() -> None:
         {"hostPort": 54, "containerPort": 5353, "protocol": "udp", "hostIP": "::"},
         {"hostPort": 55, "containerPort": 5353, "protocol": "udp", "hostIP": "0.0.0.0"},
     ]
-    assert plan(runtimeConfig={"portMappings": ports}).policies == (
+    assert policies(plan(runtimeConfig={"portMappings": ports})) == (
         mapping(6, 80, 8080),
         mapping(6, 80, 8080, v6=True),
         mapping(17, 5353, 53, vip="192.168.1.9"),
@@ -135,8 +141,8 @@ def test_port_mappings_for_each_family() -> None:
         mapping(17, 5353, 55),
     )
     only_4 = Result((), IPAM.ips[:1])
-    assert plan(ipam=only_4, runtimeConfig={"portMappings": ports[:1]}).policies == (mapping(6, 80, 8080),)
-    assert plan(ipam=None, runtimeConfig={"portMappings": ports[:1]}).policies == (
+    assert policies(plan(ipam=only_4, runtimeConfig={"portMappings": ports[:1]})) == (mapping(6, 80, 8080),)
+    assert policies(plan(ipam=None, runtimeConfig={"portMappings": ports[:1]})) == (
         mapping(6, 80, 8080),
         mapping(6, 80, 8080, v6=True),
     )
@@ -150,24 +156,24 @@ def mapping(protocol: int, inner: int, outer: int, vip: str = "", v6: bool = Fal
 def test_bandwidth_of_the_runtime_replaces_that_of_the_configuration() -> None:
     own = [policy("QOS", MaximumOutgoingBandwidthInBytes=1)]
     caps = {"bandwidth": {"egressRate": 8000, "egressBurst": 8000}}
-    (found,) = plan(policies=own, runtimeConfig=caps).policies
+    (found,) = policies(plan(policies=own, runtimeConfig=caps))
     assert found["Settings"] == {
         "MaximumOutgoingBandwidthInBytes": 1000,
         "MaximumOutgoingBurstInBytes": 1000,
         "MaximumIncomingBandwidthInBytes": 0,
         "MaximumIncomingBurstInBytes": 0,
     }
-    assert plan(policies=own).policies[0]["Settings"]["MaximumOutgoingBandwidthInBytes"] == 1
+    assert policies(plan(policies=own))[0]["Settings"]["MaximumOutgoingBandwidthInBytes"] == 1
 
 
 def test_masquerade_spares_the_networks_own_prefixes() -> None:
-    (found,) = plan(ipMasq=True).policies
+    (found,) = policies(plan(ipMasq=True))
     assert found["Settings"]["Exceptions"] == ["10.1.0.0/24", "fd00:1::/64"]
-    (found,) = plan(ipMasq=True, ipMasqNetwork="10.0.0.0/8").policies
+    (found,) = policies(plan(ipMasq=True, ipMasqNetwork="10.0.0.0/8"))
     assert found["Settings"]["Exceptions"] == ["10.1.0.0/24", "fd00:1::/64", "10.0.0.0/8"]
-    (found,) = plan(ipMasqNetwork="10.0.0.0/8").policies
+    (found,) = policies(plan(ipMasqNetwork="10.0.0.0/8"))
     assert found["Settings"]["Exceptions"] == ["10.0.0.0/8"]
-    (found,) = plan(replace(OVERLAY, subnets=(), gateways=()), ipMasq=True).policies
+    (found,) = policies(plan(replace(OVERLAY, subnets=(), gateways=()), ipMasq=True))
     assert found["Settings"]["Exceptions"] == ["10.1.0.0/24", "fd00:1::/64"]
 
 
@@ -177,7 +183,7 @@ def test_masquerade_joins_the_policies_that_are_there() -> None:
         policy("OutBoundNAT", Exceptions=["10.0.0.0/8"]),
         policy("OutBoundNAT", Destinations=["8.8.8.8/32"], VirtualIP="192.168.1.7"),
     ]
-    found = plan(ipMasq=True, policies=own).policies
+    found = policies(plan(ipMasq=True, policies=own))
     exceptions = [item["Settings"].get("Exceptions", []) for item in found]
     assert exceptions == [["10.0.0.0/8", "10.1.0.0/24"], [], ["fd00:1::/64"]]
 

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from samewire.cni.errors import CniCode, CniError
 from samewire.cni.result import Dns, Route
+from samewire.hcn.policies import Policy
 
 
 class Address(Struct, frozen=True):
@@ -48,8 +49,7 @@ class AttachRequest(Struct, frozen=True):
 
     Without ``addresses`` the backend allocates them from the network's subnets. In ``routes`` a route without
     ``gw`` goes through the gateway of its family. ``mac`` "" and ``mtu`` 0 = the network's choice.
-    ``policies`` are HCN v2 endpoint policies (``{"Type": ..., "Settings": {...}}``). ``endpoint_name`` "" = that of
-    the pod.
+    ``policies`` are endpoint policies, checked. ``endpoint_name`` "" = that of the pod.
     """
 
     network: str
@@ -60,7 +60,7 @@ class AttachRequest(Struct, frozen=True):
     routes: tuple[Route, ...] = ()
     mac: str = ""
     mtu: int = 0
-    policies: tuple[dict[str, Any], ...] = ()
+    policies: tuple[Policy, ...] = ()
     dns: Dns = Dns()
     pod_namespace: str = ""
     pod_name: str = ""

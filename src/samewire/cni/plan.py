@@ -11,7 +11,7 @@ from samewire.cni.conf import Attachment, NetConf
 from samewire.cni.environment import Environment
 from samewire.cni.errors import CniCode, CniError
 from samewire.cni.fields import family
-from samewire.cni.policies import checked, encode_policies, masqueraded, port_mappings
+from samewire.cni.policies import checked, masqueraded, port_mappings
 from samewire.cni.result import Dns, Interface, IpConfig, Result, Route
 from samewire.hcn.policies import QOS, Policy, parse_prefix
 from samewire.hcn.policy_base import parse_ip
@@ -44,7 +44,7 @@ def plan_attach(
         routes=_routes(wanted, addresses, network, ipam.routes if ipam else ()),
         mac=wanted.mac,
         mtu=wanted.mtu,
-        policies=encode_policies(_policies(wanted, addresses, network)),
+        policies=_policies(wanted, addresses, network),
         dns=merge_dns(wanted, ipam, network),
         pod_namespace=environment.args.pod_namespace,
         pod_name=environment.args.pod_name,
@@ -172,6 +172,8 @@ def _gateways(addresses: tuple[Address, ...], network: NetworkInfo) -> dict[int,
 
 def _policies(wanted: Attachment, addresses: tuple[Address, ...], network: NetworkInfo) -> tuple[Policy, ...]:
     """Return the configuration's policies with those that its other keys and runtimeConfig ask for."""
+    if not (wanted.qos or wanted.host_ports or wanted.masquerade or wanted.masquerade_except):
+        return wanted.policies
     policies = list(wanted.policies)
     if wanted.qos:
         policies = [policy for policy in policies if not isinstance(policy, QOS)] + [wanted.qos]

@@ -7,13 +7,12 @@ INVALID_CONFIG error that names its key.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import msgspec
 
 from samewire.cni.errors import CniCode, CniError
 from samewire.cni.fields import Fields, address, family
-from samewire.hcn.codec import decode_policy, encode_policy
+from samewire.hcn.codec import decode_policy
 from samewire.hcn.errors import HcnError
 from samewire.hcn.normalise_policies import Scope, check_policies
 from samewire.hcn.policies import QOS, NatFlags, OutBoundNAT, Policy, PortMapping, nat_families
@@ -128,11 +127,6 @@ def masqueraded(policies: Iterable[Policy], prefixes: Sequence[str]) -> tuple[Po
     if rest:
         result.append(OutBoundNAT(exceptions=rest))
     return tuple(result)
-
-
-def encode_policies(policies: Iterable[Policy]) -> tuple[dict[str, Any], ...]:
-    """Return policies as the JSON objects that the backend takes."""
-    return tuple(encode_policy(policy) for policy in policies)
 
 
 class _faults_of:

@@ -17,10 +17,10 @@ from samewire.cni.backend import (
 from samewire.cni.errors import CniCode, CniError
 from samewire.cni.result import Dns, Route
 from samewire.errors import Conflict, NotFound, SamewireError
-from samewire.hcn.codec import decode_object, decode_policy
+from samewire.hcn.codec import decode_object
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.plan.namespaces import NamespaceSpec
-from samewire.hcn.policies import AutomaticDNS, InterfaceParameters, Policy, first
+from samewire.hcn.policies import AutomaticDNS, InterfaceParameters, first
 from samewire.hcn.schema import Dns as HcnDns
 from samewire.hcn.schema import Endpoint, IpConfiguration, Kind, Network, RouteEntry
 from samewire.kernel.netns import NetNamespace
@@ -202,11 +202,9 @@ class NodeBackend:
 
 
 def _endpoint(request: AttachRequest) -> Endpoint:
-    policies: list[Policy] = [
-        decode_policy(value, f"policies[{index}]") for index, value in enumerate(request.policies)
-    ]
+    policies = request.policies
     if request.mtu:
-        policies.append(InterfaceParameters(mtu=request.mtu))
+        policies = (*policies, InterfaceParameters(mtu=request.mtu))
     pod = f"{request.pod_namespace}/{request.pod_name}" if request.pod_name else ""
     return Endpoint(
         name=request.endpoint_name or pod.lstrip("/"),
@@ -216,7 +214,7 @@ def _endpoint(request: AttachRequest) -> Endpoint:
         ),
         routes=_routes(request),
         mac_address=request.mac,
-        policies=tuple(policies),
+        policies=policies,
         dns=HcnDns(
             domain=request.dns.domain,
             search=request.dns.search,

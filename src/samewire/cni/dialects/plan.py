@@ -15,7 +15,7 @@ from samewire.cni.environment import Environment
 from samewire.cni.errors import CniCode, CniError
 from samewire.cni.fields import family, mac
 from samewire.cni.plan import DEFAULTS, plan_attach
-from samewire.cni.policies import checked, encode_policies
+from samewire.cni.policies import checked
 from samewire.cni.result import Dns, Interface, IpConfig, Result
 from samewire.hcn.policies import OutBoundNAT, Policy, ProviderAddress
 from samewire.hcn.policies_acl import ACL, AclAction, AclDirection
@@ -86,7 +86,7 @@ def plan_dialect(
         plan,
         endpoint_name=name,
         mac=plan.mac or _mac(dialect, plan.addresses),
-        policies=(*plan.policies, *encode_policies(checked(more, "policies"))),
+        policies=(*plan.policies, *checked(more, "policies")),
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address
 
 from samewire.errors import Exhausted
 from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.policy_base import parse_ip
 from samewire.hcn.schema import Endpoint, Network, NetworkType
 from samewire.hcn.state import View
 
@@ -44,7 +44,7 @@ def _candidates(network: Network, endpoint: Endpoint) -> Iterator[str]:
     ipv4 = next((address for address in endpoint.addresses if ":" not in address), None)
     if ipv4 and (endpoint.is_remote or network.type is NetworkType.OVERLAY):
         prefix = REMOTE_PREFIX if endpoint.is_remote else OVERLAY_PREFIX
-        yield f"{prefix}-{_dashed(int(IPv4Address(ipv4)), 4)}"
+        yield f"{prefix}-{_dashed(int(parse_ip(ipv4)), 4)}"
     elif network.mac_pool and network.mac_pool.ranges:
         for entry in network.mac_pool.ranges:
             low, high = _number(entry.start_mac_address), _number(entry.end_mac_address)

@@ -7,6 +7,7 @@ a message that contradicts its own lengths raises :class:`KernelError` with ``EB
 from __future__ import annotations
 
 import errno
+import re
 import struct
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
@@ -19,6 +20,7 @@ T = TypeVar("T")
 
 HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
+_ATTRIBUTE_U32 = struct.Struct("=HHI")
 _ERROR = struct.Struct("=i")
 
 NLM_F_REQUEST = 0x1
@@ -38,6 +40,7 @@ _NESTED = 0x8000
 _TYPE_MASK = 0x3FFF
 _NLMSGERR_ATTR_MSG = 1
 _NAME_BYTES = 15
+_NAME = re.compile(r"[^/:\0\s]+")
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -110,7 +113,7 @@ def u8(kind: int, value: int) -> bytes:
 
 def u32(kind: int, value: int) -> bytes:
     """An attribute of four bytes in host order."""
-    return attribute(kind, struct.pack("=I", value))
+    return _ATTRIBUTE_U32.pack(_ATTRIBUTE_U32.size, kind, value)
 
 
 def u64(kind: int, value: int) -> bytes:
@@ -130,8 +133,7 @@ def text(kind: int, value: str) -> bytes:
 
 def interface_name(kind: int, name: str) -> bytes:
     """An attribute that holds an interface name; :class:`Invalid` when no interface can have that name."""
-    bad = any(character in "/:\0" or character.isspace() for character in name)
-    if bad or name in (".", "..") or not 1 <= len(name.encode()) <= _NAME_BYTES:
+    if not _NAME.fullmatch(name) or name in (".", "..") or len(name.encode()) > _NAME_BYTES:
         raise Invalid("interface name", f"{name!r} must be 1 to 15 bytes without blanks, slashes and colons")
     return text(kind, name)
 
