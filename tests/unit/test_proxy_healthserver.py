@@ -125,7 +125,7 @@ async def test_healthz_and_livez(rig: Rig) -> None:
 
 
 async def test_healthz_by_family(rig: Rig) -> None:
-    """As kube-proxy has it since 1.34; here both families are always programmed together."""
+    """As kube-proxy has it since 1.33; here both families are always programmed together."""
     rig.health.updated(time.monotonic() - 2 * TIMEOUT_S)
     rig.health.queued(time.monotonic() - TIMEOUT_S)
     status, body, _ = await rig.get(rig.healthz, "/livez")
