@@ -98,7 +98,8 @@ def messages(data: memoryview) -> Iterator[Message]:
 
 def attribute(kind: int, payload: bytes) -> bytes:
     """One attribute with its padding."""
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(payload), kind) + payload + bytes(-len(payload) % 4)
+    length = _ATTRIBUTE.size + len(payload)
+    return _ATTRIBUTE.pack(length, kind) + payload + bytes(-length % 4)
 
 
 def nested(kind: int, *attributes: bytes) -> bytes:
