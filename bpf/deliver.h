@@ -69,7 +69,7 @@ SW_INLINE int sw_to_uplink(struct __sk_buff *skb, struct sw_packet *p, const str
 	const struct sw_addr *address = on_link ? destination : &hop->address;
 	struct bpf_redir_neigh neighbour = {};
 
-	skb->mark = SW_MARK;
+	skb->mark = SW_MARK | (p->arrival == SW_FROM_POD ? p->port_flags & SW_PORT_SOURCE_MAC : 0);
 	if (p->keep_frame)
 		return bpf_redirect(hop->ifindex, 0);
 	if ((on_link ? p->family : hop->family) == 4) {

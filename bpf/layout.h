@@ -19,6 +19,7 @@
 #define SW_MAX_PORTS 4096	   /* ports on one node */
 #define SW_MAX_ENDPOINTS 65536	   /* local and remote endpoints, all networks */
 #define SW_MAX_ROUTES 65536	   /* subnets, remote subnets, host addresses, all networks */
+#define SW_MAX_NEIGHBOURS 4096	   /* prefixes of NeighborDiscovery policies, all networks */
 #define SW_MAX_NEXTHOPS 65536	   /* provider addresses and gateways, and endpoints that are reached by DSR */
 #define SW_MAX_PORTMAPS 16384	   /* host ports */
 #define SW_MAX_ACL_RULES 262144	   /* ACL rules of all tables */
@@ -181,6 +182,7 @@ struct sw_port {
 #define SW_PORT_CAP_OUT 8     /* bandwidth cap from the endpoint: sw_buckets */
 #define SW_PORT_NO_GUARD 16   /* spoof guard off */
 #define SW_PORT_NAT_EXPLICIT 32 /* nat_set has EXPLICIT prefixes: replies inside the network need a flow too */
+#define SW_PORT_SOURCE_MAC 64 /* leaves by the uplink with a MAC of its own: sw_source_macs */
 
 #define SW_ACL_IN 0
 #define SW_ACL_OUT 1
@@ -200,6 +202,25 @@ struct sw_endpoint {
 	__u32 nexthop; /* key of sw_nexthops for a remote endpoint */
 	__u8 mac[6];
 	__u8 reserved[2];
+};
+
+/* ---- sw_source_macs: hash[SW_MAX_PORTS], key: ifindex of the host end ------------------------------------------
+ * With which MAC an endpoint is on the underlay, where that is not the uplink's own. Writer: daemon. Readers:
+ * sw_uplink_out, and what answers the wire.
+ */
+struct sw_source_mac {
+	__u8 mac[6];
+	__u8 reserved[2];
+};
+
+/* ---- sw_neighbours: LPM trie[SW_MAX_NEIGHBOURS], key: struct sw_route_key ---------------------------------------
+ * What is answered to who asks for an address of a prefix that is no endpoint's: this MAC; for IPv6 the answer comes
+ * from sender. Writer: daemon. Readers: what answers ARP and neighbour discovery.
+ */
+struct sw_neighbour_entry {
+	__u8 mac[6];
+	__u8 reserved[2];
+	struct sw_addr sender;
 };
 
 /* ---- sw_routes: LPM trie[SW_MAX_ROUTES] ---------------------------------------------------------------------

@@ -2,9 +2,10 @@
 /*
  * neighbour.h - ARP and neighbour discovery, answered from the tables. Nothing is flooded.
  *
- * A pod asks: an endpoint's address is answered with that endpoint's MAC, everything else that has a route with the
- * gateway MAC, so that the switch sees the packets that follow. The wire asks: addresses of L2Bridge pods are answered
- * with the uplink's MAC (one MAC a node upstream), of Transparent pods with their own. What a Transparent pod asks the
+ * A pod asks: an endpoint's address is answered with that endpoint's MAC, one in a prefix of sw_neighbours with what
+ * stands there, everything else that has a route with the gateway MAC, so that the switch sees the packets that follow.
+ * The wire asks: addresses of L2Bridge pods are answered with the uplink's MAC (one MAC a node upstream) or the
+ * network's own, of Transparent pods with their own, those of sw_neighbours as above. What a Transparent pod asks the
  * wire, and the wire's answer, pass as they are.
  */
 #ifndef SAMEWIRE_NEIGHBOUR_H
@@ -35,17 +36,38 @@ struct sw_neighbour_message {
 #define SW_ND_OPTION_TARGET 2
 #define SW_ND_LENGTH 32 /* with one link-layer address option */
 
-/* The MAC to answer a pod's question about p->out.destination with. Returns 1 and fills mac, or 0. */
+/*
+ * Answers from sw_neighbours. Not who announces an address, or asks whether it is free: it is about to be theirs. Returns
+ * 1 and fills mac and p->answers, or 0.
+ */
+static __noinline int sw_mac_by_policy(struct sw_packet *p, __u8 *mac)
+{
+	struct sw_neighbour_entry *entry;
+
+	if (sw_zero_address(&p->tuple.source) || sw_same_address(&p->tuple.source, &p->out.destination))
+		return 0;
+	entry = sw_find_neighbour(p->scope, p->family, &p->out.destination);
+	if (!entry)
+		return 0;
+	sw_copy_mac(mac, entry->mac);
+	sw_copy_address(&p->answers, &entry->sender);
+	return 1;
+}
+
+/* The MAC to answer a pod's question about p->out.destination with. Returns 1 and fills mac and p->answers, or 0. */
 SW_INLINE int sw_mac_for_pod(struct sw_packet *p, const struct sw_port *port, __u8 *mac)
 {
 	struct sw_endpoint *endpoint = sw_find_endpoint(p->scope, p->family, &p->out.destination);
 	const struct sw_addr *gateway = sw_side6(p) ? &port->gateway[1] : &port->gateway[0];
 	struct sw_route *route;
 
+	sw_copy_address(&p->answers, &p->out.destination);
 	if (endpoint) {
 		sw_copy_mac(mac, endpoint->mac);
 		return 1;
 	}
+	if (sw_mac_by_policy(p, mac))
+		return 1;
 	if (!sw_same_address(gateway, &p->out.destination)) {
 		route = sw_find_route(p->scope, p->family, &p->out.destination);
 		if (!route || route->kind == SW_ROUTE_LOCAL || route->kind == SW_ROUTE_BLACKHOLE)
@@ -55,19 +77,26 @@ SW_INLINE int sw_mac_for_pod(struct sw_packet *p, const struct sw_port *port, __
 	return 1;
 }
 
-/* The MAC to answer the wire with: only for pods here. */
+/* The MAC to answer the wire with: for pods here, and for what a policy says that is not the node's own. */
 SW_INLINE int sw_mac_for_wire(struct sw_packet *p, __u8 *mac)
 {
 	struct sw_endpoint *endpoint = sw_find_endpoint(SW_SCOPE_UPLINK, p->family, &p->out.destination);
 	struct sw_config *config = sw_config_here();
+	struct sw_source_mac *own = 0;
 	struct sw_port *port;
 
-	if (!endpoint || !endpoint->port || !config)
+	sw_copy_address(&p->answers, &p->out.destination);
+	if (!endpoint)
+		return !sw_is_host_address(SW_SCOPE_UPLINK, p->family, &p->out.destination) &&
+		       sw_mac_by_policy(p, mac);
+	if (!endpoint->port || !config)
 		return 0;
 	port = sw_find_port(endpoint->port);
 	if (!port)
 		return 0;
-	sw_copy_mac(mac, port->flags & SW_PORT_TRANSPARENT ? port->mac : config->uplink_mac);
+	if (port->flags & SW_PORT_SOURCE_MAC)
+		own = bpf_map_lookup_elem(&sw_source_macs, &endpoint->port);
+	sw_copy_mac(mac, port->flags & SW_PORT_TRANSPARENT ? port->mac : own ? own->mac : config->uplink_mac);
 	return 1;
 }
 
@@ -199,7 +228,7 @@ static __noinline int sw_advertise(struct __sk_buff *skb, struct sw_packet *p, c
 	sw_copy_mac((__u8 *)data + 6, mac);
 	ip->payload_len = bpf_htons(SW_ND_LENGTH);
 	ip->hop_limit = 255;
-	__builtin_memcpy(&ip->saddr, p->out.destination.b, 16);
+	__builtin_memcpy(&ip->saddr, p->answers.b, 16);
 	if (sw_zero_address(&p->tuple.source)) { /* duplicate address detection: tell everybody */
 		__be32 all_nodes[4] = { bpf_htonl(0xff020000), 0, 0, bpf_htonl(1) };
 		__u8 multicast[8] __attribute__((aligned(8))) = { 0x33, 0x33, 0, 0, 0, 1 };

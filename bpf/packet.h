@@ -102,6 +102,7 @@ struct sw_packet {
 	__u32 port_id;	 /* pod port it came from, 0 otherwise */
 	__u32 tunnel_vni;
 	__u32 limit_mtu; /* for the "too big" answer */
+	struct sw_addr answers; /* who answers a neighbour's question */
 
 	/* Room for values written to maps. */
 	struct sw_flow flow;

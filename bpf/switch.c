@@ -304,16 +304,30 @@ SW_INLINE int sw_watch_host(struct __sk_buff *skb, struct sw_packet *p)
 	return SW_PASS;
 }
 
+/* A pod's packet under its own address: from the MAC that its network has on the underlay. */
+static __noinline int sw_put_source_mac(struct __sk_buff *skb, struct sw_packet *p)
+{
+	struct sw_endpoint *endpoint;
+	struct sw_source_mac *own;
+
+	if (sw_parse(skb, p))
+		return 0;
+	endpoint = sw_find_endpoint(SW_SCOPE_UPLINK, p->family, &p->tuple.source);
+	own = endpoint ? bpf_map_lookup_elem(&sw_source_macs, &endpoint->port) : 0;
+	return own ? bpf_skb_store_bytes(skb, ETH_ALEN, own->mac, ETH_ALEN, 0) : 0;
+}
+
 SEC("tc")
 int sw_uplink_out(struct __sk_buff *skb)
 {
-	struct sw_packet *p;
+	struct sw_packet *p = sw_packet_here();
 
-	if (skb->mark == SW_MARK) {
+	if ((skb->mark & ~SW_PORT_SOURCE_MAC) == SW_MARK) {
+		if (skb->mark & SW_PORT_SOURCE_MAC && p)
+			sw_put_source_mac(skb, p);
 		skb->mark = 0;
 		return SW_PASS;
 	}
-	p = sw_packet_here();
 	return p ? sw_watch_host(skb, p) : SW_PASS;
 }
 

@@ -46,6 +46,19 @@ SW_INLINE struct sw_endpoint *sw_find_endpoint(__u16 scope, __u8 family, const s
 	return bpf_map_lookup_elem(&sw_endpoints, &key);
 }
 
+/* What the network's policies say about an address that is nobody's here. */
+SW_INLINE struct sw_neighbour_entry *sw_find_neighbour(__u16 scope, __u8 family, const struct sw_addr *address)
+{
+	struct sw_route_key key = {
+		.prefix_bits = 32 + (family == 4 ? 32 : 128),
+		.scope = scope,
+		.family = family,
+	};
+
+	sw_copy_address(&key.address, address);
+	return bpf_map_lookup_elem(&sw_neighbours, &key);
+}
+
 SW_INLINE int sw_is_host_address(__u16 scope, __u8 family, const struct sw_addr *address)
 {
 	struct sw_route *route = sw_find_route(scope, family, address);

@@ -21,6 +21,8 @@ from samewire.kernel.rtnetlink import (
     LinkNew,
     Netlink,
     Overrun,
+    fdb_del_self,
+    fdb_dump,
     filter_dump,
     link_del,
     link_dump,
@@ -379,3 +381,27 @@ async def test_lost_announcements_lead_to_an_audit(
     finally:
         await watcher.close()
         watcher.stop_listening()
+
+
+async def test_the_uplink_lets_in_a_networks_own_mac(start: Callable[[], Awaitable[Node]]) -> None:
+    """While the network is there, and again when somebody has taken it away."""
+    node = await start()
+    mac = bytes.fromhex("0e2a99000001")
+    uplink = node.uplink.ifindex
+
+    def lets_in() -> bool:
+        return mac in {entry.mac for entry in node.netlink.dump(fdb_dump(uplink))}
+
+    wanted = {
+        "Name": "cbr0",
+        "Type": "L2Bridge",
+        "Policies": [{"Type": "SourceMacAddress", "Settings": {"SourceMacAddress": "0E-2A-99-00-00-01"}}],
+        "Ipams": [{"Subnets": [{"IpAddressPrefix": "10.88.0.0/24"}]}],
+    }
+    made = await node.service.create(Kind.NETWORK, decode_object(Kind.NETWORK, wanted))
+    assert lets_in()
+    node.netlink.request(fdb_del_self(uplink, mac))
+    await node.auditor.audit()
+    assert lets_in()
+    await node.service.delete(Kind.NETWORK, made.id)
+    assert not lets_in()

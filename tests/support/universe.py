@@ -22,6 +22,7 @@ from samewire.vfp.constants import (
     SCOPE_HOST,
     SCOPE_UPLINK,
     Fate,
+    PortFlag,
     RouteKind,
 )
 from samewire.vfp.model import HostBinding
@@ -35,12 +36,14 @@ from samewire.vfp.tables import (
     Id,
     Nat,
     NatKey,
+    Neighbour,
     Nexthop,
     Port,
     Portmap,
     PortmapKey,
     Route,
     RouteKey,
+    SourceMac,
     Vni,
 )
 from tests.support.acl_policies import endpoint_policies, network_policies
@@ -56,6 +59,7 @@ TUNNEL_MAC: Final = bytes.fromhex("02aaaaaaaa02")
 HOST_MAC: Final = bytes.fromhex("02aaaaaaaa03")
 HOST_PEER_MAC: Final = bytes.fromhex("02aaaaaaaa04")
 GATEWAY_MAC: Final = bytes.fromhex("025357000001")
+SOURCE_MAC: Final = bytes.fromhex("02cccccccc01")
 PEER_MAC: Final = bytes.fromhex("02bbbbbbbb01")
 PORTS: Final = (53, 80, 8080, 40000, 50001, 4789)
 PROTOCOLS: Final = (1, 6, 17, 58, 132, 47)
@@ -172,6 +176,7 @@ def _config(devices: list[int]) -> Config:
 def tables(draw: st.DrawFn, devices: list[int]) -> Universe:
     """Random tables: three pods, of which some lie in the uplink's scope, with random policies."""
     t: Tables = {name: {} for name in ("sw_ports", "sw_endpoints", "sw_routes", "sw_nat", "sw_portmaps")}
+    t |= {"sw_source_macs": {}, "sw_neighbours": {}}
     t |= {name: {} for name in TABLES if name.startswith(("sw_acl_", "sw_set_"))}
     network = draw(st.just([]) | network_sets())
     put_sets(t, network, 1)
@@ -206,6 +211,7 @@ def tables(draw: st.DrawFn, devices: list[int]) -> Universe:
             t["sw_portmaps"][key] = Portmap(
                 pod[0], draw(st.sampled_from([scope, scope, 2])), 80, pod[2][family]
             )
+    _draw_neighbours(draw, t, scope)
     vips = {family: [packed(OUTSIDE[family][1]), packed(REMOTE[family])] for family in (4, 6)}
     targets = {family: [pods[0][2][family], pods[1][2][family], *addresses(family)] for family in (4, 6)}
     add_services(draw, t, scope, vips, targets, {family: packed(GATEWAY[family]) for family in (4, 6)})
@@ -235,13 +241,23 @@ def _draw_routes(draw: st.DrawFn, t: Tables, scope: int) -> None:
             t["sw_routes"][key] = value
 
 
+def _draw_neighbours(draw: st.DrawFn, t: Tables, scope: int) -> None:
+    for family in (4, 6):
+        for text in draw(st.sampled_from([[], [], ROUTES[family][1:3], [ROUTES[family][2]]])):
+            for where in {scope, SCOPE_UPLINK}:
+                key, _ = _route(text, where, Route(RouteKind.LOCAL, 0, 0, 0))
+                t["sw_neighbours"][key] = Neighbour(SOURCE_MAC, packed(GATEWAY[family]))
+
+
 def _draw_pod(
     draw: st.DrawFn, t: Tables, scope: int, index: int, ifindex: int, network: list[Policy]
 ) -> tuple[int, bytes, dict[int, bytes]]:
     mac = bytes.fromhex("0e2a0a01000a")[:5] + bytes((index + 10,))
     own = {family: packed(PODS[family][index]) for family in (4, 6)}
     acls = put_policies(t, network, draw(_endpoint_policies()))
-    flags = draw(st.sampled_from([0] * 10 + [1, 2, 2, 4, 16, 32, 32]))
+    flags = draw(st.sampled_from([0] * 10 + [1, 2, 2, 4, 16, 32, 32, 64, 64]))
+    if flags & PortFlag.SOURCE_MAC and draw(st.booleans()):
+        t["sw_source_macs"][Id(ifindex)] = SourceMac(SOURCE_MAC)
     t["sw_ports"][Id(ifindex)] = Port(
         generation=draw(st.integers(1, 2)),
         scope=scope,

@@ -29,6 +29,7 @@ from samewire.hcn.policies import (
     Policy,
     ProviderAddress,
     RemoteSubnetRoute,
+    SourceMacAddress,
     first,
     select,
 )
@@ -486,3 +487,16 @@ async def test_a_constraint_to_another_interface_is_refused(service: HnsService)
         await service.create(Kind.ENDPOINT, Endpoint(network_id=made.id, policies=(other,)))
     with refused:
         await service.modify(Kind.ENDPOINT, plain.id, added(other))
+
+
+async def test_a_source_mac_is_for_networks_that_have_one_on_the_underlay(service: HnsService) -> None:
+    policy = SourceMacAddress(source_mac_address="0E-2A-99-00-00-01")
+    for kind in (NetworkType.OVERLAY, NetworkType.TRANSPARENT):
+        network = overlay() if kind is NetworkType.OVERLAY else replace(bridge(), type=kind)
+        with pytest.raises(HcnError, match="for L2Bridge and L2Tunnel") as caught:
+            await service.create(Kind.NETWORK, replace(network, policies=(*network.policies, policy)))
+        assert caught.value.code is HcnCode.INVALID_NETWORK_TYPE
+    made = await service.create(Kind.NETWORK, overlay())
+    with pytest.raises(HcnError, match="for L2Bridge and L2Tunnel"):
+        await service.modify(Kind.NETWORK, made.id, added(policy))
+    await service.create(Kind.NETWORK, bridge(policies=(policy,)))

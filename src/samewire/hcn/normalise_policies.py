@@ -261,10 +261,14 @@ def _vxlan_port(policy: VxlanPort) -> VxlanPort:
 
 
 def _discovery(policy: NeighborDiscovery) -> NeighborDiscovery:
+    prefix = values.prefix(policy.target_ip_prefix, "Settings.TargetIpPrefix")
+    sender = values.station_ip(policy.sender_ip_address, "Settings.SenderIpAddress")
+    if family_of(sender) != family_of(prefix):
+        _fail("Settings.SenderIpAddress", f"{sender} and TargetIpPrefix {prefix} differ in IP version")
     return _replace(
         policy,
-        target_ip_prefix=values.prefix(policy.target_ip_prefix, "Settings.TargetIpPrefix"),
-        sender_ip_address=values.station_ip(policy.sender_ip_address, "Settings.SenderIpAddress"),
+        target_ip_prefix=prefix,
+        sender_ip_address=sender,
         sender_mac_address=values.mac(policy.sender_mac_address, "Settings.SenderMacAddress"),
     )
 

@@ -231,13 +231,13 @@ class NetAdapterName(PolicyBase, frozen=True, kw_only=True):
 
 
 class SourceMacAddress(PolicyBase, frozen=True, kw_only=True):
-    """MAC that the network's frames carry on the underlay."""
+    """MAC that the frames of the network's pods carry on the underlay, and that the underlay is told for them."""
 
     source_mac_address: str
 
 
 class NeighborDiscovery(PolicyBase, frozen=True, kw_only=True):
-    """The switch answers neighbour requests for a prefix from this address and MAC."""
+    """The switch answers questions for neighbours of a prefix with this MAC, those of IPv6 from this address."""
 
     target_ip_prefix: str
     sender_ip_address: str
@@ -340,10 +340,7 @@ KNOWN_POLICIES: dict[str, type[PolicyBase]] = {
 
 
 NOT_ENFORCED: frozenset[type[PolicyBase]] = frozenset(
-    {
-        *(OtherPolicy, SourceMacAddress, NeighborDiscovery),
-        *(Iov, VSwitchExtension, LayerConstraint, L2Driver, Encryption),
-    }
+    {OtherPolicy, Iov, VSwitchExtension, LayerConstraint, L2Driver, Encryption}
 )
 """Policies without effect in the switch, which objects report in their Health. Whoever enforces one takes it out."""
 

@@ -34,8 +34,10 @@ from samewire.node.keepsakes import FILE_NAME, find_keepsakes, save_keepsakes
 from samewire.node.planning import netns_path
 from samewire.node.runlock import lock_run_dir
 from samewire.proxy.relay import Relay
+from samewire.vfp.address import NO_MAC
 from samewire.vfp.compile import compile_endpoint
 from samewire.vfp.compile.link import host_name
+from samewire.vfp.compile.plan import plan_network
 from samewire.vfp.model import FAMILIES, LINK_GROUP, NodeFacts
 from samewire.vfp.numbers import MemoryNumbers
 
@@ -86,7 +88,10 @@ def _filters(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
     )
     store = Store(path)
     try:
-        macs: set[bytes] = set()
+        macs = {plan_network(network, facts).source_mac for network in store.state.networks()} - {
+            NO_MAC,
+            uplink.mac,
+        }
         for endpoint in store.state.endpoints():
             network = store.state.network(endpoint.network_id)
             if network is not None and endpoint.namespace_id:

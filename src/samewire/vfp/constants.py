@@ -13,6 +13,7 @@ LAYOUT_VERSION: Final = 3
 MAX_PORTS: Final = 4096
 MAX_ENDPOINTS: Final = 65536
 MAX_ROUTES: Final = 65536
+MAX_NEIGHBOURS: Final = 4096
 MAX_NEXTHOPS: Final = 65536
 MAX_PORTMAPS: Final = 16384
 MAX_ACL_RULES: Final = 262144
@@ -196,6 +197,7 @@ class PortFlag(IntFlag):
     CAP_OUT = 8
     NO_GUARD = 16
     NAT_EXPLICIT = 32
+    SOURCE_MAC = 64
 
 
 class RouteFlag(IntFlag):

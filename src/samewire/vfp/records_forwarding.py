@@ -93,6 +93,23 @@ class RouteKey(Record, frozen=True, gc=False):
     address: Addr
 
 
+@record("sw_source_mac")
+class SourceMac(Record, frozen=True, gc=False):
+    """With which MAC an endpoint is on the underlay."""
+
+    mac: Mac
+    reserved: ClassVar[Pad] = Pad(2)
+
+
+@record("sw_neighbour_entry")
+class Neighbour(Record, frozen=True, gc=False):
+    """What is answered to who asks for an address."""
+
+    mac: Mac
+    reserved: ClassVar[Pad] = Pad(2)
+    sender: Addr
+
+
 @record("sw_route")
 class Route(Record, frozen=True, gc=False):
     """What is to be done with a destination."""

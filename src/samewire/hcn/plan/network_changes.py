@@ -21,7 +21,7 @@ from samewire.hcn.normalise_policies import Scope
 from samewire.hcn.plan.context import Context, get_network, modified
 from samewire.hcn.plan.networks import check_adapter, check_clashes, stamped, with_gateways
 from samewire.hcn.plan.policies import add_policies, check_sets, put_policies, remove_policies
-from samewire.hcn.plan.uplink import check_vlans, vlans_of
+from samewire.hcn.plan.uplink import check_source_mac, check_vlans, vlans_of
 from samewire.hcn.policies import (
     AclRule,
     HostRoute,
@@ -57,6 +57,7 @@ def modify_network(context: Context, network_id: str, *requests: ModifySettingRe
             after = stamped(change(context, after, request.request_type, request.settings), context.facts)
     known = vlans_of(before)
     check_vlans(after, (policy for policy in vlans_of(after) if policy not in known), context.facts)
+    check_source_mac(after)
     return modified(Kind.NETWORK, before, after)
 
 

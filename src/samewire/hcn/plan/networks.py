@@ -12,7 +12,7 @@ from samewire.hcn.normalise import check_network, check_subnet
 from samewire.hcn.plan.context import Context, created, deleted, get_network, modified, refuse_existing
 from samewire.hcn.plan.endpoints import delete_endpoints
 from samewire.hcn.plan.policies import check_sets
-from samewire.hcn.plan.uplink import check_constraint, check_vlans, vlans_of
+from samewire.hcn.plan.uplink import check_constraint, check_source_mac, check_vlans, vlans_of
 from samewire.hcn.policies import (
     DrMacAddress,
     HostRoute,
@@ -64,6 +64,7 @@ def create_network(context: Context, network: Network) -> list[Change]:
     check_clashes(context.view, network)
     check_adapter(network.policies, context.facts)
     check_vlans(network, vlans_of(network), context.facts)
+    check_source_mac(network)
     check_sets(network, network.policies, "$.Policies")
     if network.type is NetworkType.OVERLAY and not (context.facts.management_ips and context.facts.dr_mac):
         raise HcnError(

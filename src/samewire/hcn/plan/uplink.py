@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from samewire.hcn.errors import HcnCode, HcnError
-from samewire.hcn.policies import VLAN, InterfaceConstraint, Policy, first
+from samewire.hcn.policies import VLAN, InterfaceConstraint, Policy, SourceMacAddress, first
 from samewire.hcn.schema import Network, NetworkType
 from samewire.hcn.switch import NodeFacts
 
 _ON_THE_UNDERLAY = frozenset({NetworkType.L2BRIDGE, NetworkType.L2TUNNEL, NetworkType.TRANSPARENT})
+_WITH_ONE_MAC = frozenset({NetworkType.L2BRIDGE, NetworkType.L2TUNNEL})
 
 
 def vlans_of(network: Network) -> list[VLAN]:
@@ -30,6 +31,17 @@ def check_constraint(policies: Iterable[Policy], facts: NodeFacts) -> None:
         raise HcnError(
             HcnCode.ADAPTER_NOT_FOUND,
             f"$.Policies: the uplink of this node is {facts.uplink}, not {constraint.interface_alias}",
+        )
+
+
+def check_source_mac(network: Network) -> None:
+    """Refuse a source MAC where frames have the pod's, or are the node's. Raises HcnError(INVALID_NETWORK_TYPE)."""
+    policy = first(network.policies, SourceMacAddress)
+    if policy and network.type not in _WITH_ONE_MAC:
+        raise HcnError(
+            HcnCode.INVALID_NETWORK_TYPE,
+            f"$.Policies: SourceMacAddress {policy.source_mac_address}: a network of type {network.type.value} sends "
+            "no frames that could carry it to the underlay; it is for L2Bridge and L2Tunnel",
         )
 
 

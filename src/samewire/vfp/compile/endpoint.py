@@ -35,7 +35,7 @@ from samewire.vfp.compile.proxy import proxies_translated
 from samewire.vfp.compile.route import sdn_routes
 from samewire.vfp.constants import SCOPE_UPLINK, PortFlag, RouteKind
 from samewire.vfp.model import Compiled, HostBinding, HostRoute, NodeFacts, Numbers
-from samewire.vfp.tables import Bucket, EndpointKey, Id, Port, Portmap, PortmapKey
+from samewire.vfp.tables import Bucket, EndpointKey, Id, Port, Portmap, PortmapKey, SourceMac
 from samewire.vfp.tables import Endpoint as EndpointEntry
 
 _SLOT = {IPV4: 0, IPV6: 1}
@@ -74,6 +74,8 @@ def compile_endpoint(
     port = _port(endpoint, context, generation, addresses, acls, nat)
     builder.put("sw_ports", Id(port_ifindex), port)
     _portmaps(builder, endpoint, addresses, scope, port_ifindex)
+    if plan.source_mac != NO_MAC:
+        builder.put("sw_source_macs", Id(port_ifindex), SourceMac(plan.source_mac))
     rate, burst = outgoing_cap(endpoint)
     if rate:
         # Deeper than the shaper in the pod: what that lets pass is not dropped here.
@@ -114,6 +116,7 @@ def _port(
         | (PortFlag.CAP_IN if incoming_cap(endpoint)[0] else 0)
         | (PortFlag.CAP_OUT if outgoing_cap(endpoint)[0] else 0)
         | (PortFlag.NAT_EXPLICIT if nat_explicit else 0)
+        | (PortFlag.SOURCE_MAC if plan.source_mac != NO_MAC else 0)
     )
     return Port(
         generation=generation,

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from msgspec.structs import replace
+
 from samewire.errors import Invalid, NotFound
-from samewire.hcn.policies import VSID, first
+from samewire.hcn.policies import VSID, NeighborDiscovery, first, select
 from samewire.hcn.schema import Network, NetworkType
-from samewire.vfp.address import Prefix
+from samewire.vfp.address import NO_MAC, Prefix, parse_address, parse_mac, parse_prefix
 from samewire.vfp.compile.builder import Builder
 from samewire.vfp.compile.node import host_routes, underlay_routes
 from samewire.vfp.compile.plan import Context, NetworkPlan, RemoteSubnet, network_context
 from samewire.vfp.compile.route import sdn_routes, subnet_routes
-from samewire.vfp.constants import RouteFlag, RouteKind
+from samewire.vfp.constants import ROUTE_KEY_BITS, RouteFlag, RouteKind
 from samewire.vfp.model import Compiled, HostBinding, HostRoute, NodeFacts, Numbers
-from samewire.vfp.tables import Id, Vni
+from samewire.vfp.tables import Id, Neighbour, RouteKey, Vni
 
 MAX_VNI = 2**24 - 2
 """The highest of all is DSR's own (`samewire.vfp.compile.direct`)."""
@@ -43,9 +45,12 @@ def compile_network(network: Network, facts: NodeFacts, numbers: Numbers) -> Com
     _vnis(builder, network, scope)
     for prefix in plan.shadowed:
         _remote(builder, _the_remote(plan, prefix), context)
+    _neighbours(builder, network, scope)
     subnet_routes(builder, network, context)
     sdn_routes(builder, network.policies, context)
-    return Compiled(builder.entries, _host_binding(builder, plan, scope))
+    binding = _host_binding(builder, plan, scope)
+    filters = (plan.source_mac,) if plan.source_mac not in (NO_MAC, facts.uplink_mac) else ()
+    return Compiled(builder.entries, replace(binding, nic_filters=filters))
 
 
 def compile_remote(network: Network, prefix: Prefix, facts: NodeFacts, numbers: Numbers) -> Compiled:
@@ -85,6 +90,16 @@ def _vnis(builder: Builder, network: Network, scope: int) -> None:
                 path = f"$.Ipams[{i}].Subnets[{j}].Policies"
                 raise Invalid(path, f"an Overlay subnet needs a VSID policy with IsolationId 1..{MAX_VNI}")
             builder.put("sw_vnis", Id(policy.isolation_id), Vni(scope))
+
+
+def _neighbours(builder: Builder, network: Network, scope: int) -> None:
+    """What is answered for the prefixes of NeighborDiscovery policies; of equal prefixes the first one's counts."""
+    for policy in reversed(select(network.policies, NeighborDiscovery)):
+        prefix = parse_prefix(policy.target_ip_prefix, "$.Policies")
+        key = RouteKey(ROUTE_KEY_BITS + prefix.bits, scope, prefix.family, prefix.packed)
+        mac = parse_mac(policy.sender_mac_address, "$.Policies")
+        sender = parse_address(policy.sender_ip_address, "$.Policies")
+        builder.put("sw_neighbours", key, Neighbour(mac, sender.packed))
 
 
 def _host_binding(builder: Builder, plan: NetworkPlan, scope: int) -> HostBinding:

@@ -10,9 +10,16 @@ import msgspec
 
 from samewire.errors import Exhausted, Invalid
 from samewire.hcn.frontends import has_host_port
-from samewire.hcn.policies import EncapOverhead, ProviderAddress, RemoteSubnetRoute, SDNRoute, first
+from samewire.hcn.policies import (
+    EncapOverhead,
+    ProviderAddress,
+    RemoteSubnetRoute,
+    SDNRoute,
+    SourceMacAddress,
+    first,
+)
 from samewire.hcn.schema import Network, NetworkType
-from samewire.vfp.address import IPV4, ZERO, Address, Prefix, parse_address, parse_mac, parse_prefix
+from samewire.vfp.address import IPV4, NO_MAC, ZERO, Address, Prefix, parse_address, parse_mac, parse_prefix
 from samewire.vfp.constants import SCOPE_HOST, SCOPE_UPLINK, RouteFlag, RouteKind
 from samewire.vfp.model import FAMILIES, VXLAN_OVERHEAD, NodeFacts, Numbers
 from samewire.vfp.tables import Nexthop
@@ -80,7 +87,8 @@ class RemoteSubnets:
 
 class NetworkPlan(msgspec.Struct, frozen=True):
     """A network, parsed. ``mtu`` is that of its endpoints unless they say otherwise; ``shadowed`` are the prefixes of
-    remote subnets to which the network or the node has a route of its own.
+    remote subnets to which the network or the node has a route of its own. ``source_mac``: that of its endpoints on the
+    underlay, zero = the uplink's.
     """
 
     id: str
@@ -95,6 +103,7 @@ class NetworkPlan(msgspec.Struct, frozen=True):
     shadowed: frozenset[Prefix]
     vni: int
     mtu: int
+    source_mac: bytes
 
     def subnet_of(self, address: Address) -> SubnetPlan | None:
         """The subnet that contains ``address``."""
@@ -193,6 +202,7 @@ def gateway_mac(network_id: str) -> bytes:
 def _plan(network: Network, facts: NodeFacts) -> NetworkPlan:
     policy = first(network.policies, ProviderAddress)
     provider = parse_address(policy.provider_address, "$.Policies") if policy else None
+    source = first(network.policies, SourceMacAddress)
     bridged = network.type in BRIDGED
     subnets, remote = _subnets(network, facts), RemoteSubnets(_remote_subnets(network))
     own = _own_destinations(network, subnets, facts)
@@ -209,6 +219,7 @@ def _plan(network: Network, facts: NodeFacts) -> NetworkPlan:
         shadowed=frozenset(prefix for prefix in own if remote.at(prefix) is not None),
         vni=network.vni,
         mtu=facts.uplink_mtu - _overhead(network, provider, facts),
+        source_mac=parse_mac(source.source_mac_address, "$.Policies") if source and bridged else NO_MAC,
     )
 
 

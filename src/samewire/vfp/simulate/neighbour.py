@@ -9,7 +9,7 @@ from samewire.vfp.constants import SCOPE_UPLINK, Fate, Layer, PortFlag, Reason, 
 from samewire.vfp.simulate import checksum
 from samewire.vfp.simulate.packet import ICMPV6, L3, Packet, pad
 from samewire.vfp.simulate.state import Dropped, Passed, State
-from samewire.vfp.tables import Port
+from samewire.vfp.tables import Neighbour, Port
 
 _ARP_IPV4: Final = b"\x00\x01\x08\x00"
 _REQUEST: Final = b"\x00\x01"
@@ -37,23 +37,40 @@ def is_link_local(address: bytes) -> bool:
     return address[0] == 0xFE and address[1] & 0xC0 == 0x80
 
 
-def _owner_mac(state: State, scope: int, family: int, port: Port | None, target: bytes) -> bytes | None:
+def _by_policy(state: State, scope: int, family: int, asker: bytes, target: bytes) -> Neighbour | None:
+    """Not for who announces an address, or asks whether it is free."""
+    return None if asker in (ZERO, target) else state.neighbour(scope, family, target)
+
+
+def _owner_mac(
+    state: State, scope: int, family: int, port: Port | None, asker: bytes, target: bytes
+) -> bytes | Neighbour | None:
     if port is not None:
         owner = state.endpoint(scope, family, target)
         if owner is not None:
             return owner.mac
+        found = _by_policy(state, scope, family, asker, target)
+        if found is not None:
+            return found
         if port.gateway[family == 6] != target:
             route = state.route(scope, family, target)
             if route is None or route.kind in (RouteKind.LOCAL, RouteKind.BLACKHOLE):
                 return None
         return port.gateway_mac
     config, here = state.config, state.endpoint(SCOPE_UPLINK, family, target)
-    if here is None or not here.port or config is None:
+    if here is None:
+        route = state.route(SCOPE_UPLINK, family, target)
+        of_node = route is not None and route.kind == RouteKind.HOST
+        return None if of_node else _by_policy(state, scope, family, asker, target)
+    if not here.port or config is None:
         return None
     owner_port = state.port(here.port)
     if owner_port is None:
         return None
-    return owner_port.mac if owner_port.flags & PortFlag.TRANSPARENT else config.uplink_mac
+    if owner_port.flags & PortFlag.TRANSPARENT:
+        return owner_port.mac
+    own = state.source_mac(here.port) if owner_port.flags & PortFlag.SOURCE_MAC else None
+    return own or config.uplink_mac
 
 
 def _ask_wire(state: State, scope: int, family: int, port: Port | None, target: bytes, mac: bytes) -> None:
@@ -98,9 +115,10 @@ def answer_arp(state: State, data: bytearray, scope: int, port: Port | None) -> 
         if port is not None:
             raise Swallowed
         _answer_in(state, data, 4, pad(target))
-    mac = _owner_mac(state, scope, 4, port, pad(target))
-    if mac is None:
+    found = _owner_mac(state, scope, 4, port, pad(sender), pad(target))
+    if found is None:
         raise Dropped(Layer.ROUTE, Reason.NO_ENDPOINT) if port else Passed
+    mac = found.mac if isinstance(found, Neighbour) else found
     _ask_wire(state, scope, 4, port, pad(target), mac)
     head = sender_mac + mac + bytes(data[12 : L3 + 6]) + b"\x00\x02"
     return head + mac + target + sender_mac + sender + bytes(data[L3 + 28 :])
@@ -120,11 +138,12 @@ def answer_neighbour(state: State, packet: Packet, scope: int, port: Port | None
         _answer_in(state, data, 6, packet.tuple.destination)
     if port is not None and (is_link_local(target) or target == port.address[1]):
         raise Swallowed
-    mac = _owner_mac(state, scope, 6, port, target)
-    if mac is None:
+    found = _owner_mac(state, scope, 6, port, packet.tuple.source, target)
+    if found is None:
         raise Dropped(Layer.ROUTE, Reason.NO_ENDPOINT) if port else Passed
+    mac, sender = (found.mac, found.sender) if isinstance(found, Neighbour) else (found, target)
     _ask_wire(state, scope, 6, port, target, mac)
-    return _advertisement(packet, target, mac, port is not None and mac == port.gateway_mac)
+    return _advertisement(packet, target, mac, sender, port is not None and mac == port.gateway_mac)
 
 
 def _is_own(packet: Packet, port: Port, target: bytes) -> bool:
@@ -138,14 +157,14 @@ def _is_own(packet: Packet, port: Port, target: bytes) -> bool:
     return not advertised or is_link_local(target) or target == port.address[1]
 
 
-def _advertisement(packet: Packet, target: bytes, mac: bytes, router: bool) -> bytes:
+def _advertisement(packet: Packet, target: bytes, mac: bytes, sender: bytes, router: bool) -> bytes:
     data, asker = packet.data, packet.tuple.source
     everybody = asker == ZERO  # duplicate address detection
     destination = _ALL_NODES if everybody else asker
     asker_mac = b"\x33\x33\0\0\0\x01" if everybody else bytes(data[6:12])
     flags = (0x80 if router else 0) | (0 if everybody else 0x40) | 0x20
     message = bytes((_ADVERTISEMENT, 0, 0, 0, flags, 0, 0, 0)) + target + b"\x02\x01" + mac
-    pseudo = target + destination + len(message).to_bytes(4, "big") + ICMPV6.to_bytes(4, "big")
+    pseudo = sender + destination + len(message).to_bytes(4, "big") + ICMPV6.to_bytes(4, "big")
     message = message[:2] + checksum.whole(pseudo + message) + message[4:]
     ip = bytes(data[L3 : L3 + 4]) + len(message).to_bytes(2, "big") + bytes((data[L3 + 6], 255))
-    return (asker_mac or NO_MAC) + mac + bytes(data[12:14]) + ip + target + destination + message
+    return (asker_mac or NO_MAC) + mac + bytes(data[12:14]) + ip + sender + destination + message

@@ -7,7 +7,7 @@ from typing import cast
 
 import msgspec
 
-from samewire.vfp.address import ZERO, masked
+from samewire.vfp.address import ZERO, address_bits, masked
 from samewire.vfp.constants import (
     NAT_KEY_BITS,
     ROUTE_KEY_BITS,
@@ -42,6 +42,7 @@ from samewire.vfp.tables import (
     Id,
     Nat,
     NatKey,
+    Neighbour,
     Nexthop,
     Port,
     Portmap,
@@ -50,6 +51,7 @@ from samewire.vfp.tables import (
     RouteKey,
     Service,
     ServiceKey,
+    SourceMac,
     SourceRangeKey,
     Vni,
 )
@@ -180,6 +182,20 @@ class State:
             if found is not None:
                 return cast(Route, found)
         return None
+
+    def neighbour(self, scope: int, family: int, address: bytes) -> Neighbour | None:
+        """What a policy answers for an address."""
+        for bits in range(address_bits(family), -1, -1):
+            key = RouteKey(ROUTE_KEY_BITS + bits, scope, family, masked(address, bits))
+            found = self.get("sw_neighbours", key)
+            if found is not None:
+                return cast(Neighbour, found)
+        return None
+
+    def source_mac(self, port: int) -> bytes | None:
+        """The MAC with which an endpoint is on the underlay."""
+        found = cast(SourceMac | None, self.get("sw_source_macs", Id(port)))
+        return found.mac if found is not None else None
 
     def nat(self, number: int, family: int, address: bytes) -> Nat | None:
         """The longest matching prefix of a NAT set."""
