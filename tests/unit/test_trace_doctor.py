@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from samewire.hcn.client import AsyncHnsClient
 from samewire.hcn.http import HttpServer, make_app
-from samewire.hcn.policies import RemoteSubnetRoute
+from samewire.hcn.policies import ACL, AclAction, AclDirection, RemoteSubnetRoute, SetPolicy
 from samewire.hcn.schema import EndpointState, Network, NetworkType
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
@@ -19,7 +19,11 @@ from samewire.trace import doctor_service
 from samewire.trace.doctor import examine
 from samewire.trace.snapshot import Finding, Level, LinkInfo, Snapshot, SourceInfo
 from samewire.vfp.address import parse_address, parse_interface
+from samewire.vfp.compile import compile_sets
+from samewire.vfp.compile.acl import compile_acl
+from samewire.vfp.compile.builder import Builder
 from samewire.vfp.constants import SCOPE_UPLINK, FlowFlag, PortFlag, Reason
+from samewire.vfp.model import HostBinding
 from samewire.vfp.simulate.flows import make_key
 from samewire.vfp.simulate.packet import Tuple
 from samewire.vfp.tables import (
@@ -360,6 +364,48 @@ def test_a_node_without_addresses() -> None:
 def test_what_could_not_be_read_is_a_finding(field: str, what: str) -> None:
     (finding,) = examine(replace(HEALTHY, **{field: None}))
     assert (finding.level, finding.check, finding.object) == (ERROR, "readable", what)
+
+
+def with_rules(*rules: ACL) -> Snapshot:
+    """The web pod has rules, and its network two sets, of which one holds the pod."""
+    here = SetPolicy(set_id="here", values="10.244.1.0/24")
+    network = replace(NETWORK, policies=(here, SetPolicy(set_id="clients", values="10.9.0.0/16")))
+    builder = Builder()
+    references = compile_acl(builder, network.id, network.policies, rules)
+    tables = {
+        **compiled(),
+        **builder.compiled(HostBinding()).everything(),
+        **compile_sets(network, 1).entries,
+    }
+    port = tables["sw_ports"][Id(WEB_PORT)]
+    assert isinstance(port, Port)
+    changed = replace(
+        port,
+        acl_table=(references[0].table, references[1].table),
+        acl_words=(references[0].words, references[1].words),
+        acl_shape=(references[0].shape, references[1].shape),
+        acl_space=references[0].space or references[1].space,
+    )
+    return replace(HEALTHY, tables={**tables, "sw_ports": {**tables["sw_ports"], Id(WEB_PORT): changed}})
+
+
+def rule(direction: AclDirection, **fields: str) -> ACL:
+    return ACL(action=AclAction.ALLOW, direction=direction, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("direction", "own", "other"),
+    [
+        (AclDirection.IN, "remote_addresses", "local_addresses"),
+        (AclDirection.OUT, "local_addresses", "remote_addresses"),
+    ],
+)
+def test_a_rule_whose_sets_are_in_the_wrong_field(direction: AclDirection, own: str, other: str) -> None:
+    right = (rule(direction, **{own: "here", other: "clients"}), rule(direction, **{other: "clients"}))
+    assert examine(with_rules(*right)) == []
+    (finding,) = examine(with_rules(*right, rule(direction, **{own: "clients"})))
+    assert (finding.level, finding.check, finding.object) == (WARNING, "acl", "shop/web-0")
+    assert finding.message.startswith(f"rule 3 ({direction.value}) asks in ")
 
 
 def test_errors_come_first() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from samewire.trace import doctor_direct, doctor_network, doctor_source, doctor_switch
+from samewire.trace import doctor_acl, doctor_direct, doctor_network, doctor_source, doctor_switch
 from samewire.trace.snapshot import Finding, Level, Snapshot
 
 Check = Callable[[Snapshot], Iterator[Finding]]
@@ -59,6 +59,7 @@ _CHECKS: Final[tuple[Check, ...]] = (
     doctor_switch.flow_table,
     doctor_switch.ageing,
     doctor_switch.drops,
+    doctor_acl.sets,
     doctor_direct.direct_return,
     doctor_source.sources,
 )

@@ -80,7 +80,8 @@ def _candidates(state: State, walk: Walk, port: Port, direction: int) -> int:
     return found
 
 
-def _vector(state: State, name: Hash | None) -> int:
+def bits_of(state: State, name: Hash | None) -> int:
+    """The rules of a vector, as bits; none when there is no such vector."""
     found = cast(AclVector | None, state.get("sw_acl_vectors", name)) if name is not None else None
     return sum(word << 64 * place for place, word in enumerate(found.word)) if found is not None else 0
 
@@ -92,18 +93,22 @@ def _by_port(state: State, table: int, side: int, protocol: int, port: int) -> i
         key = AclPortKey(ACL_PORT_KEY_BITS + bits, table & _LOW, table >> 32, side, kept >> 16, kept & 0xFFFF)
         found = cast(Hash | None, state.get("sw_acl_ports", key))
         if found is not None:
-            return _vector(state, found)
+            return bits_of(state, found)
     return 0
 
 
 def _by_address(state: State, walk: Walk, table: int, side: int, space: int) -> int:
     address = walk.first.source if side == ACL_SOURCE else walk.out.destination
-    family = walk.packet.family
-    found = _vector(state, _longest(state, "sw_acl_prefixes", table, family, side, address))
+    return content_with(state, walk.packet.family, address, table, side, space)
+
+
+def content_with(state: State, family: int, address: bytes, table: int, side: int, space: int) -> int:
+    """The rules of a table that are content with an address on a side, as bits. ``space`` 0: none names sets."""
+    found = bits_of(state, _longest(state, "sw_acl_prefixes", table, family, side, address))
     if space:
         member = _longest(state, "sw_set_members", space, family, ACL_MEMBER, address)
         for name in _sets(state, member) if member is not None else ():
-            found |= _vector(state, cast(Hash | None, state.get("sw_acl_sets", AclSetKey(table, name, side))))
+            found |= bits_of(state, cast(Hash | None, state.get("sw_acl_sets", AclSetKey(table, name, side))))
     return found
 
 
