@@ -72,7 +72,7 @@ $(OUT)/samewire-relay: $(wildcard native/relay/*.c native/relay/*.h)
 # What Windows programs load under Wine; docs/guides/windows-clients.md. Only the tests need it.
 SHIM     := $(OUT)/windows
 SHIM_CC  ?= x86_64-w64-mingw32-gcc
-SHIM_C   := $(addprefix compat/windows/,call.c http.c text.c platform.c)
+SHIM_C   := $(addprefix compat/windows/,call.c connection.c http.c text.c platform.c)
 SHIM_H   := $(wildcard compat/windows/*.h)
 
 .PHONY: windows-shim

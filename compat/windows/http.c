@@ -1,126 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-/*
- * http.c - where the daemon is, and one HTTP/1.0 request a call: the answer ends with the connection.
- *
- * SAMEWIRE_HNS_ADDRESS		host:port of the daemon's hns_listen (default 127.0.0.1:9434)
- * SAMEWIRE_HNS_TOKEN		the token, or
- * SAMEWIRE_HNS_TOKEN_FILE	a file that holds it
- *
- * What is not in the environment is looked for in samewire-hns.ini beside the library: address=, token=, token_file=.
- */
+/* http.c - one HTTP request a call, and a stream of lines. */
 #include "http.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #ifndef _WIN32
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <sys/socket.h>
 #endif
 
-#define DEFAULT_ADDRESS "127.0.0.1:9434"
-#define TIMEOUT_S 120
+#include "connection.h"
+
 #define MAX_ANSWER (256u << 20)
-
-/* The value of `key=` in the settings file, to be freed. */
-static char *from_settings(const char *key)
-{
-	char *text = settings_beside(), *line = text, *found = NULL;
-	size_t length = strlen(key);
-
-	while (line && *line && !found) {
-		size_t n = strcspn(line, "\r\n");
-
-		if (n > length && !strncmp(line, key, length) && line[length] == '=') {
-			found = malloc(n - length);
-			if (found) {
-				memcpy(found, line + length + 1, n - length - 1);
-				found[n - length - 1] = 0;
-			}
-		}
-		line += n;
-		line += strspn(line, "\r\n");
-	}
-	free(text);
-	return found;
-}
-
-static char *setting(const char *variable, const char *key)
-{
-	char *value = environment(variable);
-
-	return value ? value : from_settings(key);
-}
-
-static char *token(void)
-{
-	char *value = setting("SAMEWIRE_HNS_TOKEN", "token"), *file;
-
-	if (!value && (file = setting("SAMEWIRE_HNS_TOKEN_FILE", "token_file"))) {
-		value = file_text(file);
-		free(file);
-	}
-	if (value)
-		value[strcspn(value, " \t\r\n")] = 0;
-	return value;
-}
-
-static void fail(struct answer *answer, const char *format, ...)
-{
-	va_list arguments;
-	char text[512];
-
-	va_start(arguments, format);
-	vsnprintf(text, sizeof(text), format, arguments);
-	va_end(arguments);
-	answer->status = 0;
-	answer->body = malloc(strlen(text) + 1);
-	if (answer->body)
-		strcpy(answer->body, text);
-	answer->size = strlen(text);
-}
-
-static socket_t connected(struct answer *answer)
-{
-	char *address = setting("SAMEWIRE_HNS_ADDRESS", "address");
-	char host[128] = "";
-	const char *text = address ? address : DEFAULT_ADDRESS, *colon = strrchr(text, ':');
-	int port = colon ? atoi(colon + 1) : 0;
-	struct sockaddr_in v4 = { .sin_family = AF_INET };
-	struct sockaddr_in6 v6 = { .sin6_family = AF_INET6 };
-	socket_t s = NO_SOCKET;
-
-	if (colon && (size_t)(colon - text) < sizeof(host)) {
-		size_t skip = text[0] == '[';
-
-		memcpy(host, text + skip, (size_t)(colon - text) - 2 * skip);
-	}
-	v4.sin_port = v6.sin6_port = htons((uint16_t)port);
-	if (port < 1 || port > 65535 || sockets_ready()) {
-		fail(answer, "SAMEWIRE_HNS_ADDRESS: %s is not host:port", text);
-	} else if (inet_pton(AF_INET, host, &v4.sin_addr) == 1) {
-		s = socket(AF_INET, SOCK_STREAM, 0);
-		if (s != NO_SOCKET && connect(s, (struct sockaddr *)&v4, sizeof(v4))) {
-			socket_close(s);
-			s = NO_SOCKET;
-		}
-	} else if (inet_pton(AF_INET6, host, &v6.sin6_addr) == 1) {
-		s = socket(AF_INET6, SOCK_STREAM, 0);
-		if (s != NO_SOCKET && connect(s, (struct sockaddr *)&v6, sizeof(v6))) {
-			socket_close(s);
-			s = NO_SOCKET;
-		}
-	} else {
-		fail(answer, "SAMEWIRE_HNS_ADDRESS: %s is no address", host);
-	}
-	if (s == NO_SOCKET && !answer->body)
-		fail(answer, "the samewire daemon does not answer at %s", text);
-	free(address);
-	return s;
-}
 
 static int send_all(socket_t s, const char *data, size_t size)
 {
@@ -153,83 +46,131 @@ static char *encoded(const char *path)
 	return result;
 }
 
+/* In one piece: of two, the second would wait for the daemon's kernel to acknowledge the first. */
 static int send_request(socket_t s, const char *method, const char *path, const char *body)
 {
-	char *secret = token(), *target = encoded(path), *head = NULL;
+	char *secret = daemon_token(), *target = encoded(path), *text = NULL;
 	size_t length = body ? strlen(body) : 0, room;
 	int result = -1;
 
 	if (target) {
-		room = strlen(method) + strlen(target) + (secret ? strlen(secret) : 0) + 200;
-		head = malloc(room);
+		room = strlen(method) + strlen(target) + (secret ? strlen(secret) : 0) + length + 200;
+		text = malloc(room);
 	}
-	if (head) {
-		snprintf(head, room,
-			 "%s %s HTTP/1.0\r\nHost: samewire\r\nAuthorization: Bearer %s\r\n"
-			 "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n",
-			 method, target, secret ? secret : "", length);
-		result = send_all(s, head, strlen(head)) || send_all(s, body ? body : "", length) ? -1 : 0;
+	if (text) {
+		snprintf(text, room,
+			 "%s %s HTTP/1.1\r\nHost: samewire\r\nAuthorization: Bearer %s\r\n"
+			 "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
+			 method, target, secret ? secret : "", length, body ? body : "");
+		result = send_all(s, text, strlen(text));
 	}
-	free(head);
+	free(text);
 	free(target);
 	free(secret);
 	return result;
 }
 
-/* All until the connection ends. */
-static char *read_all(socket_t s, size_t *size)
+struct head {
+	size_t size, length; /* length: of the body; SIZE_MAX = until the connection ends */
+	int status, keeps;   /* keeps: the connection can be used again */
+};
+
+/* The value of a header field; NULL = there is none. */
+static const char *field(const char *line, const char *name)
 {
-	size_t room = 1 << 14;
-	char *data = malloc(room);
-	int n;
+	size_t n = strlen(name);
 
-	*size = 0;
-	while (data) {
-		if (*size + 1 == room) {
-			char *more = room < MAX_ANSWER ? realloc(data, room *= 2) : NULL;
-
-			if (!more)
-				break;
-			data = more;
-		}
-		n = (int)recv(s, data + *size, (int)(room - *size - 1), 0);
-		if (n < 0)
-			break;
-		if (!n) {
-			data[*size] = 0;
-			return data;
-		}
-		*size += (size_t)n;
+	while ((line = strstr(line, "\r\n"))) {
+		line += 2;
+		if (!strncasecmp(line, name, n) && line[n] == ':')
+			return line + n + 1 + strspn(line + n + 1, " ");
 	}
-	free(data);
 	return NULL;
+}
+
+/* Reads the head of an answer, whose size is 0 until it has all arrived. Returns -1 if it is none. */
+static int read_head(char *data, struct head *head)
+{
+	char *blank = strstr(data, "\r\n\r\n");
+	const char *length, *connection;
+
+	if (!blank)
+		return 0;
+	*blank = 0;
+	if (sscanf(data, "HTTP/%*d.%*d %d", &head->status) != 1 || field(data, "Transfer-Encoding"))
+		return -1;
+	length = field(data, "Content-Length");
+	connection = field(data, "Connection");
+	head->size = (size_t)(blank + 4 - data);
+	head->length = length ? strtoul(length, NULL, 10) : head->status == 204 ? 0 : SIZE_MAX;
+	head->keeps = head->length != SIZE_MAX && !(connection && !strncasecmp(connection, "close", 5));
+	return 0;
+}
+
+/* Makes room for more of an answer. Returns -1 if there is none. */
+static int make_room(char **data, size_t used, size_t *room)
+{
+	char *more;
+
+	if (used + 1 < *room)
+		return 0;
+	more = *room < MAX_ANSWER ? realloc(*data, 2 * *room) : NULL;
+	if (!more)
+		return -1;
+	*data = more;
+	*room *= 2;
+	return 0;
+}
+
+/* Returns -1 if there is no whole answer, else whether the connection can be used again. */
+static int read_answer(socket_t s, struct answer *answer)
+{
+	struct head head = { 0 };
+	size_t room = 1 << 14, used = 0;
+	char *data = malloc(room);
+
+	while (data && (!head.size || head.length == SIZE_MAX || used - head.size < head.length)) {
+		int n = make_room(&data, used, &room) ? -1 : (int)recv(s, data + used, (int)(room - used - 1), 0);
+
+		if (!n && head.size && head.length == SIZE_MAX)
+			break;
+		if (n > 0) {
+			used += (size_t)n;
+			data[used] = 0;
+		}
+		if (n <= 0 || (!head.size && read_head(data, &head))) {
+			free(data);
+			data = NULL;
+		}
+	}
+	if (!data)
+		return -1;
+	answer->status = head.status;
+	answer->size = used - head.size;
+	memmove(data, data + head.size, answer->size + 1);
+	answer->body = data;
+	return head.keeps;
 }
 
 void http_call(const char *method, const char *path, const char *body, struct answer *answer)
 {
-	char *data = NULL, *blank = NULL;
-	size_t size = 0;
+	char *address = daemon_address();
+	int result = -1;
 	socket_t s;
 
 	memset(answer, 0, sizeof(*answer));
-	s = connected(answer);
-	if (s == NO_SOCKET)
+	if (!address)
 		return;
-	socket_timeout(s, TIMEOUT_S);
-	if (!send_request(s, method, path, body))
-		data = read_all(s, &size);
-	socket_close(s);
-	if (data && sscanf(data, "HTTP/%*d.%*d %d", &answer->status) == 1)
-		blank = strstr(data, "\r\n\r\n");
-	if (!blank) {
-		free(data);
+	s = connection_take(address, answer);
+	if (s != NO_SOCKET && !send_request(s, method, path, body))
+		result = read_answer(s, answer);
+	if (result > 0)
+		connection_keep(s, address);
+	else if (s != NO_SOCKET)
+		socket_close(s);
+	if (result < 0 && !answer->body)
 		fail(answer, "the samewire daemon hung up, or took over %d s, at %s %s", TIMEOUT_S, method, path);
-		return;
-	}
-	blank += 4;
-	answer->size = size - (size_t)(blank - data);
-	memmove(data, blank, answer->size + 1);
-	answer->body = data;
+	free(address);
 }
 
 void answer_free(struct answer *answer)
@@ -241,11 +182,11 @@ void answer_free(struct answer *answer)
 socket_t http_stream(const char *path)
 {
 	struct answer unused = { 0 };
-	socket_t s = connected(&unused);
+	char *address = daemon_address();
+	socket_t s = address ? connection_new(address, &unused) : NO_SOCKET;
 
 	answer_free(&unused);
-	if (s != NO_SOCKET)
-		socket_timeout(s, TIMEOUT_S);
+	free(address);
 	if (s != NO_SOCKET && send_request(s, "GET", path, NULL)) {
 		socket_close(s);
 		s = NO_SOCKET;

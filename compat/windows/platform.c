@@ -98,6 +98,17 @@ void socket_timeout(socket_t s, unsigned int seconds)
 	setsockopt(s, SOL_SOCKET, SO_SNDTIMEO, (const char *)&ms, sizeof(ms));
 }
 
+int socket_silent(socket_t s)
+{
+	struct timeval now = { 0, 0 };
+	fd_set readable;
+
+	FD_ZERO(&readable);
+	FD_SET(s, &readable);
+	return select(0, &readable, NULL, NULL, &now) == 0;
+}
+
+uint64_t clock_ms(void) { return GetTickCount64(); }
 void *task_alloc(size_t bytes) { return CoTaskMemAlloc(bytes); }
 
 char *environment(const char *name)
@@ -145,8 +156,10 @@ char *file_text(const char *path)
 
 #else
 
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <time.h>
 #include <unistd.h>
 
 void lock(lock_t *l) { pthread_mutex_lock(l); }
@@ -190,6 +203,21 @@ void socket_timeout(socket_t s, unsigned int seconds)
 
 	setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
 	setsockopt(s, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+}
+
+int socket_silent(socket_t s)
+{
+	struct pollfd one = { .fd = s, .events = POLLIN };
+
+	return poll(&one, 1, 0) == 0;
+}
+
+uint64_t clock_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
 void *task_alloc(size_t bytes) { return malloc(bytes); }

@@ -58,6 +58,9 @@ int sockets_ready(void);
 void socket_close(socket_t s);
 void socket_stop(socket_t s);	/* wakes a thread that reads from it */
 void socket_timeout(socket_t s, unsigned int seconds);
+int socket_silent(socket_t s);	/* nothing has arrived, not even its end */
+
+uint64_t clock_ms(void);	/* counts on whatever happens to the time of day */
 
 /* Memory that the caller of an export frees with CoTaskMemFree. */
 void *task_alloc(size_t bytes);
