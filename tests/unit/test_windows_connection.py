@@ -89,9 +89,9 @@ def test_a_connection_is_kept(library: ComputeNetwork, monkeypatch: pytest.Monke
 
 def test_one_that_has_ended_is_not_used(library: ComputeNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     closing = EMPTY.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
-    to_the_end = b"HTTP/1.1 200 OK\r\n\r\n[1]"
+    to_the_end = b'HTTP/1.1 200 OK\r\n\r\n["1"]'
     with serving(monkeypatch, [EMPTY], [closing], [to_the_end], [EMPTY]) as server:
-        for wanted in ([], [], [1], []):
+        for wanted in ([], [], ["1"], []):
             assert enumerate_networks(library) == wanted
             assert server.ended.acquire(timeout=10)
         assert server.connections == 4
