@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any, Final
 
 from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerBackend, LoadBalancerPortMapping
@@ -29,6 +30,10 @@ FACTS: Final = NodeFacts(
     tunnel_ifindex=5,
 )
 VIP: Final = "10.96.0.10"
+
+
+def _entries(held: Held) -> Iterator[tuple[str, bytes]]:
+    return ((table, key) for table, keys in held.keys_by_table() for key in keys)
 
 
 def pod_network(*policies: Policy) -> Network:
@@ -94,14 +99,14 @@ class Balancing:
             assert not rows.keys() & self.rows[table].keys()
             self.rows[table].update(rows)
         self.held[value.id] = compiled.held
-        assert sorted(compiled.held.entries()) == sorted(
+        assert sorted(_entries(compiled.held)) == sorted(
             (table, key) for table, rows in zip(TABLES, compiled.rows, strict=True) for key in rows
         )
 
     def remove(self, load_balancer_id: str) -> None:
         """Remove one."""
         before = self.held.pop(load_balancer_id, None)
-        for table, key in before.entries() if before else ():
+        for table, key in _entries(before) if before else ():
             del self.rows[table][key]
 
     def table(self, name: str) -> dict[Any, Any]:

@@ -76,6 +76,8 @@ class FakeWriter:
         self.writes: list[tuple[list[str], list[str]]] = []
         self.refuse: Callable[[LoadBalancer], str] = lambda value: ""
         self.down = False
+        self.gate: asyncio.Event | None = None
+        """Writing waits for it."""
 
     def network_id(self) -> str | None:
         return self.network
@@ -93,6 +95,8 @@ class FakeWriter:
         self, puts: Sequence[LoadBalancer], deletes: Sequence[str]
     ) -> Mapping[str, SamewireError]:
         await asyncio.sleep(0)
+        if self.gate is not None:
+            await self.gate.wait()
         if self.down:
             raise Unavailable("HNS", "down")
         self.writes.append(([value.id for value in puts], list(deletes)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -425,6 +426,59 @@ async def test_what_the_kernel_refuses_is_found_out(service: HnsService, switch:
     assert list(failures) == [bad]
     assert isinstance(failures[bad], KernelError)
     assert len(service.view.load_balancers()) == 4
+
+
+def many(count: int = 200) -> list[LoadBalancer]:
+    return [
+        balancer(id=guid(number), owner=OWNER, frontend_vips=(f"10.96.1.{number}",))
+        for number in range(1, count + 1)
+    ]
+
+
+async def test_a_batch_that_cannot_be_written_is_taken_back(
+    service: HnsService, switch: FakeSwitch, tmp_path: Path
+) -> None:
+    database = service._store._db
+    first, *rest = many()
+    assert await service.change_load_balancers(OWNER, [first]) == {}
+    database.execute(
+        "CREATE TEMP TRIGGER full BEFORE INSERT ON main.objects BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+    )
+    failures = await service.change_load_balancers(OWNER, [replace(first, service_name="a/b"), *rest])
+    assert failures.keys() == {value.id for value in (first, *rest)}
+    assert all("disk full" in str(error) for error in failures.values())
+    assert service.view.load_balancers() == list(switch.objects.values()) == [first]
+    assert [service.view.load_balancers_at(("frontend", 6, 80, v.frontend_vips[0])) for v in rest[:2]] == [
+        [],
+        [],
+    ]
+    database.execute("DROP TRIGGER full")
+    assert await service.change_load_balancers(OWNER, rest) == {}
+    service._store.close()
+    again = Store(tmp_path / "hns.db")
+    try:
+        assert again.state.load_balancers() == [first, *rest]
+    finally:
+        again.close()
+
+
+async def test_others_have_their_turn_while_a_batch_is_written(
+    service: HnsService, switch: FakeSwitch
+) -> None:
+    values = many()
+    with service._store._alone:
+        work = asyncio.create_task(service.change_load_balancers(OWNER, values))
+        while not switch.calls:  # noqa: ASYNC110  # it looks at plain values
+            await asyncio.sleep(0)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert service.view.load_balancers() == values
+        assert not work.done()
+        other = asyncio.create_task(service.create_network(overlay("other")))
+        await asyncio.sleep(0)
+        assert len(switch.calls) == 1
+    assert await work == {}
+    assert await other in service.view.networks()
 
 
 async def test_a_batch_leaves_strangers_alone(service: HnsService) -> None:

@@ -279,14 +279,16 @@ from samewire.hcn.store import Store
 from samewire.hcn.switch import Change
 
 store = Store(Path(sys.argv[1]), "boot-1")
-write = store._write
+writer = store._writer
 
-def write_and_tell(changes):
-    for change in changes:
-        write([change])
-        print(f"wrote {change.id}", flush=True)  # between the steps of a transaction
+def telling_writer(changes):
+    def write():
+        for change in changes:
+            writer([change])()
+            print(f"wrote {change.id}", flush=True)  # between the steps of a transaction
+    return write
 
-store._write = write_and_tell
+store._writer = telling_writer
 for number in range(100000):
     network = Network(id=f"N{number}")
     endpoints = [Endpoint(id=f"E{number}.{part}", network_id=network.id) for part in range(3)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,6 +23,7 @@ from samewire.kube.model import (
     ServicePort,
     Taint,
 )
+from samewire.proxy import controller
 from samewire.proxy.controller import MAX_TRIGGERS, ServiceProxy
 from samewire.proxy.ids import OWNER
 from tests.support.kube_services import HERE, endpoint, endpoint_slice, service
@@ -446,3 +447,82 @@ async def test_health_checks(rig: Rig) -> None:
     assert rig.proxy.checks == {}
     assert told == [1, 1, 0]
     assert rig.proxy.figures.without_local["external"] == set()
+
+
+def several(count: int, *addresses: str) -> list[Any]:
+    """Services of one endpoint each, and their slices."""
+    return [
+        item
+        for number in range(count)
+        for item in (
+            service(f"s{number}", ips=(f"10.96.1.{number + 1}",)),
+            endpoint_slice(*map(endpoint, addresses), of=f"s{number}", name=f"s{number}-1"),
+        )
+    ]
+
+
+async def test_while_a_batch_is_written_the_next_is_compiled(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "BATCH", 2)
+    rig.writer.gate = asyncio.Event()
+    rig.source.put(*several(5, "10.244.2.1"), quiet=True)
+    rig.source.sync()
+    await rig.until(lambda: len(rig.proxy._dirty) == 1)  # two are being written, two are compiled
+    assert not rig.writer.objects
+    rig.source.put(*several(5, "10.244.2.2"))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(rig.proxy._dirty) == 5
+    rig.writer.gate.set()
+    await rig.settle()
+    assert [lb.backends[0].ip_address for lb in rig.writer.objects.values()] == ["10.244.2.2"] * 5
+    assert [len(lb.backends) for lb in rig.writer.objects.values()] == [1] * 5
+
+
+async def test_what_is_being_written_is_compiled_again_afterwards(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "BATCH", 2)
+    changed = endpoint_slice(
+        endpoint("10.244.2.1", ready=False, serving=True, terminating=True),
+        endpoint("10.244.2.2"),
+        of="s0",
+        name="s0-1",
+    )
+    changes, write = [changed], rig.writer.write
+
+    async def change_and_write(
+        puts: Sequence[LoadBalancer], deletes: Sequence[str]
+    ) -> Mapping[str, SamewireError]:
+        if changes:
+            rig.source.put(changes.pop())
+        return await write(puts, deletes)
+
+    monkeypatch.setattr(rig.writer, "write", change_and_write)
+    rig.source.put(*several(3, "10.244.2.1"), quiet=True)
+    rig.source.sync()
+    await rig.settle()
+    found = rig.lb("10.96.1.1")
+    assert found is not None
+    assert [backend.ip_address for backend in found.backends] == ["10.244.2.2", "10.244.2.1"]
+
+
+async def test_what_is_compiled_already_is_not_lost_with_a_fault(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "BATCH", 2)
+    monkeypatch.setattr(controller, "NETWORK_RETRY_S", 0.0)
+    observe, faults = rig.proxy._observe, [ValueError("a fault")]
+
+    def faulty(triggers: Mapping[Any, Any]) -> None:
+        if faults:
+            raise faults.pop()
+        observe(triggers)
+
+    monkeypatch.setattr(rig.proxy, "_observe", faulty)
+    rig.source.put(*several(5, "10.244.2.1"), quiet=True)
+    rig.source.sync()
+    await rig.until(lambda: len(rig.writer.objects) == 5)
+    await rig.settle()
+    assert not faults

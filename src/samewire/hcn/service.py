@@ -46,6 +46,10 @@ _SLICE: Final = 512
 """Load balancers changed at a time: some 30 ms in which nobody else has a turn."""
 
 
+_MANY: Final = 64
+"""Changes that are worth a thread: SQLite needs no interpreter, and somebody may have other work for it."""
+
+
 class HnsService:
     """Create, get, list, modify and delete HCN objects."""
 
@@ -222,9 +226,13 @@ class HnsService:
         failures: dict[str, SamewireError] = {}
         again: list[LoadBalancer] = []
         for start in range(0, len(delete), _SLICE):
+            if start:
+                await asyncio.sleep(0)
             failed, _ = await self._batch_slice(owner, (), delete[start : start + _SLICE])
             failures.update(failed)
         for start in range(0, len(put), _SLICE):
+            if start or delete:
+                await asyncio.sleep(0)  # others have their turn
             part = put[start : start + _SLICE]
             failed, clashing = await self._batch_slice(owner, part, ())
             failures.update(failed)
@@ -247,7 +255,6 @@ class HnsService:
                 await self._make_true(batch.changes)
             except SamewireError:
                 await self._one_by_one(batch)
-        await asyncio.sleep(0)
         return batch.failures, batch.clashing
 
     async def _one_by_one(self, batch: loadbalancers.Batch) -> None:
@@ -264,7 +271,10 @@ class HnsService:
             return
         await self._switch.apply(changes, Pending(self.view, changes))
         try:
-            self._store.commit(changes)
+            if len(changes) < _MANY:
+                self._store.commit(changes)
+            else:
+                await self._store.commit_beside(changes)
         except StoreError:
             await self._take_back(changes)
             raise

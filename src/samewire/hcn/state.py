@@ -245,14 +245,21 @@ class State(View):
     def apply(self, changes: Iterable[Change]) -> None:
         """Make changes that have been validated and written."""
         for change in changes:
-            if change.before is not None:
-                self._unindex(change.kind, change.before)
-            if change.after is None:
-                del self._objects[change.kind][change.id]
+            kind, object_id, after = change.kind, change.id, change.after
+            old = _KEYS[kind](change.before) if change.before is not None else []
+            new = _KEYS[kind](after) if after is not None else []
+            if old and new:  # most keys of a modified object stay
+                had, has = set(old), set(new)
+                old = [key for key in old if key not in has]
+                new = [key for key in new if key not in had]
+            for key in old:
+                self._leave(key, object_id)
+            if after is None:
+                del self._objects[kind][object_id]
             else:
-                self._objects[change.kind][change.id] = change.after
-                for key in _KEYS[change.kind](change.after):
-                    self._enter(key, change.id)
+                self._objects[kind][object_id] = after
+                for key in new:
+                    self._enter(key, object_id)
 
     def _enter(self, key: Key, object_id: str) -> None:
         found = self._index.setdefault(key, object_id)
@@ -261,13 +268,12 @@ class State(View):
         elif found != object_id:
             self._index[key] = {found: None, object_id: None}
 
-    def _unindex(self, kind: Kind, value: Object) -> None:
-        for key in _KEYS[kind](value):
-            found = self._index[key]
-            if isinstance(found, dict) and len(found) > 1:
-                del found[value.id]
-            else:
-                del self._index[key]
+    def _leave(self, key: Key, object_id: str) -> None:
+        found = self._index[key]
+        if isinstance(found, dict) and len(found) > 1:
+            del found[object_id]
+        else:
+            del self._index[key]
 
 
 class Pending(View):

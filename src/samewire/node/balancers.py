@@ -6,7 +6,7 @@ and a change costs what the changed object has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, Protocol
 
 import msgspec
@@ -99,17 +99,14 @@ class Balancers:
         """Compile load balancers anew (True), or forget them (False). Nothing changes yet. Raises SamewireError."""
         self._numbers.begin()  # what is asked for here is no owner's
         puts: dict[str, Rows] = {table: {} for table in TABLES}
-        changed: dict[str, Rows] = {table: {} for table in TABLES}
         held: dict[str, Held | None] = {}
         stale: dict[str, set[bytes]] = {table: set() for table in TABLES}
-        for load_balancer_id in wanted:
-            before = self._held.get(load_balancer_id)
-            if before is not None:
-                for table, key in before.entries():
-                    stale[table].add(key)
-        tables = [(self.rows[table], puts[table], changed[table], table) for table in TABLES]
         environments: dict[str, Environment] = {}
         for load_balancer_id, compile_it in wanted.items():
+            before = self._held.get(load_balancer_id)
+            if before is not None:
+                for table, keys in before.keys_by_table():
+                    stale[table].update(keys)
             value = view.load_balancer(load_balancer_id) if compile_it else None
             if value is None:
                 held[load_balancer_id] = None
@@ -117,17 +114,15 @@ class Balancers:
             env = environments.get(value.network_id)
             if env is None:
                 env = environments[value.network_id] = self._environment(value.network_id, view, facts)
-            compiled = compile_load_balancer(value, env, self._held.get(load_balancer_id))
+            compiled = compile_load_balancer(value, env, before)
             held[load_balancer_id] = compiled.held
-            for (present, put, change, table), rows in zip(tables, compiled.rows, strict=True):
-                if not rows:
-                    continue
-                if put.keys().isdisjoint(rows) and present.keys().isdisjoint(rows):  # all are new
-                    put.update(rows)
-                    change.update(rows)
-                else:
-                    self._merge(table, rows, put, stale[table], change)
-        removals = {table: [key for key in keys if key not in puts[table]] for table, keys in stale.items()}
+            for (table, put), rows in zip(puts.items(), compiled.rows, strict=True):
+                size = len(put) + len(rows)
+                put.update(rows)
+                if len(put) != size:
+                    raise Conflict(f"two load balancers have the same entry of {table}")
+        changed = {table: self._changed(table, put, stale[table]) for table, put in puts.items()}
+        removals = {table: list(keys - puts[table].keys()) for table, keys in stale.items()}
         datagrams = bool(removals["sw_backends"]) and any(
             port.protocol == _UDP for found in held for port in _ports(self._held.get(found))
         )
@@ -139,16 +134,17 @@ class Balancers:
             before.difference_update(port.service for now in held.values() for port in _ports(now))
         return [number.to_bytes(4, "little") for number in before]
 
-    def _merge(self, table: str, rows: Rows, puts: Rows, stale: set[bytes], changed: Rows) -> None:
-        """Enter a load balancer's rows into those of a change. Raises Conflict."""
+    def _changed(self, table: str, rows: Rows, stale: Collection[bytes] = ()) -> Rows:
+        """Those of the rows that differ from the present ones. Raises Conflict for one that is there and not ``stale``:
+        it is somebody else's.
+        """
         present = self.rows[table]
-        for key, row in rows.items():
-            before = present.get(key)
-            if key in puts or (before is not None and key not in stale):
+        if present.keys().isdisjoint(rows):
+            return rows
+        for key in present.keys() & rows.keys():
+            if key not in stale:
                 raise Conflict(f"another load balancer has the entry {key.hex()} of {table}")
-            puts[key] = row
-            if before != row:
-                changed[key] = row
+        return {key: row for key, row in rows.items() if present.get(key) != row}
 
     def write_puts(self, change: BalancerChange) -> None:
         """Write what is new, the pointed-at before the pointing. Raises KernelError."""
@@ -216,7 +212,7 @@ class Balancers:
                     environments[value.network_id] = env
                 compiled = compile_load_balancer(value, env, adopt(value, env, by_service))
                 for table, rows in zip(TABLES, compiled.rows, strict=True):
-                    self._merge(table, rows, {}, _NOTHING, {})
+                    self._changed(table, rows)
                     lacks[table].update(self._take_over(self.rows[table], rows, known[table], kernel[table]))
                 self._held[value.id] = compiled.held
             except SamewireError as error:  # one bad object must not keep the node down
@@ -289,7 +285,6 @@ class Balancers:
         return self._numbers.silent.number("nexthop", hop_key(member))
 
 
-_NOTHING: Final[set[bytes]] = set()
 _UDP: Final = 17
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
@@ -20,6 +20,7 @@ from samewire.errors import SamewireError
 from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.kube.model import EndpointSlice, Key, Node, Service
 from samewire.kube.source import Batch, Source
+from samewire.proxy.batches import Writer, Writing
 from samewire.proxy.compile import Compiled, Settings, compile_service, direct_node
 from samewire.proxy.figures import Figures, trigger_time_s
 from samewire.proxy.health import ProxyHealth
@@ -40,32 +41,6 @@ MAX_TRIGGERS: Final = 100
 """Trigger times kept of one service that waits."""
 VERIFY_S: Final = 30.0
 """How often it is checked that nobody has deleted a load balancer of ours."""
-
-
-class Writer(Protocol):
-    """The HNS service, as far as the proxy needs it. Ids are upper-case GUIDs."""
-
-    def network_id(self) -> str | None:
-        """The network of the load balancers; None while there is none."""
-        ...
-
-    def node_port_addresses(self) -> tuple[str, ...] | None:
-        """The addresses at which node ports are reached; None = all."""
-        ...
-
-    def get(self, lb_id: str) -> LoadBalancer | None:
-        """A load balancer as it is now."""
-        ...
-
-    def owned(self) -> Iterable[LoadBalancer]:
-        """All load balancers that this proxy made, in this life or an earlier one."""
-        ...
-
-    async def write(
-        self, puts: Sequence[LoadBalancer], deletes: Sequence[str]
-    ) -> Mapping[str, SamewireError]:
-        """Delete, then create or replace; every object by itself. Returns what failed, by id."""
-        ...
 
 
 class ServiceProxy:
@@ -210,11 +185,7 @@ class ServiceProxy:
         self._take_up_again()
         self._writing = True
         try:
-            while self._dirty:
-                await self._write_some()
-                self._take_up_again()
-                self.health.waiting(next(iter(self._dirty.values()), time.monotonic()))
-                await asyncio.sleep(0)
+            await self._write_all()
         finally:
             self._writing = False
         if self.health.updated_s is None:
@@ -250,38 +221,57 @@ class ServiceProxy:
         self._mark(left, _now())
         self._adopted = True
 
-    async def _write_some(self) -> None:
-        """One batch of dirty services."""
-        began = time.perf_counter()
-        keys = dict(islice(self._dirty.items(), BATCH))
+    async def _write_all(self) -> None:
+        """Batch after batch; while one is on its way to the disk, the next is compiled."""
+        batch = self._compile_some()
+        while batch is not None:
+            following = None
+            try:
+                writing = asyncio.create_task(self._write(batch.puts, batch.deletes)) if self._dirty else None
+                if writing is not None:
+                    await asyncio.sleep(0)  # it begins
+                    following = self._compile_some(batch.keys)
+                failed = await (writing or self._write(batch.puts, batch.deletes))
+                self._finish(batch, failed)
+            except BaseException:
+                if following is not None:
+                    self._dirty = {**following.keys, **self._dirty}
+                raise
+            self._take_up_again()
+            self.health.waiting(next(iter(self._dirty.values()), time.monotonic()))
+            if following is None and not self._dirty:
+                return
+            await asyncio.sleep(0)
+            batch = following or self._compile_some()
+
+    def _compile_some(self, busy: Collection[Key] = ()) -> Writing | None:
+        """Compile one batch of dirty services; None if there are none. Those that are ``busy`` have to wait: what they
+        become depends on what they are.
+        """
+        keys = dict(islice(((key, since) for key, since in self._dirty.items() if key not in busy), BATCH))
+        if not keys:
+            return None
+        batch = Writing(time.perf_counter(), keys, {}, {}, [], [])
         for key in keys:
             del self._dirty[key]
             self._retries.pop(key, None)
-        triggers = {key: self._triggers.pop(key) for key in keys if key in self._triggers}
-        puts: list[LoadBalancer] = []
-        deletes: list[str] = []
-        compiled: dict[Key, Compiled] = {}
+            if key in self._triggers:
+                batch.triggers[key] = self._triggers.pop(key)
         for key in keys:
             try:
-                compiled[key] = self._compile(key)
+                compiled = batch.compiled[key] = self._compile(key)
             except Exception as error:  # one service that we cannot make sense of must not stop the others
                 log.exception("a service cannot be compiled", service="/".join(key))
                 self._failed(key, f"{type(error).__name__}: {error}")
                 continue
-            self._difference(key, compiled[key], puts, deletes)
-        changed = {value.id for value in puts} | set(deletes)
-        failed = await self._write(puts, deletes) if changed else {}
-        self._record(keys, compiled, changed, failed)
-        if len(self._retries) <= BATCH and any(lb_id not in failed for lb_id in deletes):
-            self._retries = dict.fromkeys(self._retries, 0.0)  # the address that one waits for may be free
-        self._observe(triggers)
-        self.figures.syncs.observe(time.perf_counter() - began)
-        self.figures.last_sync_s = time.time()
-        self.figures.services_pending = len(self._dirty)
+            self._difference(key, compiled, batch.puts, batch.deletes)
+        return batch
 
     async def _write(
         self, puts: Sequence[LoadBalancer], deletes: Sequence[str]
     ) -> Mapping[str, SamewireError]:
+        if not puts and not deletes:
+            return {}
         try:
             return await self._writer.write(puts, deletes)
         except SamewireError as error:
@@ -320,14 +310,20 @@ class ServiceProxy:
                 puts.append(value)
         deletes += [lb_id for lb_id in self._written.get(key, ()) if lb_id not in ids]
 
-    def _record(
-        self,
-        keys: Mapping[Key, float],
-        compiled: Mapping[Key, Compiled],
-        changed: set[str],
-        failed: Mapping[str, SamewireError],
-    ) -> None:
+    def _finish(self, batch: Writing, failed: Mapping[str, SamewireError]) -> None:
+        """A batch has been written, but for what failed."""
+        self._record(batch, failed)
+        if len(self._retries) <= BATCH and any(lb_id not in failed for lb_id in batch.deletes):
+            self._retries = dict.fromkeys(self._retries, 0.0)  # the address that one waits for may be free
+        self._observe(batch.triggers)
+        self.figures.syncs.observe(time.perf_counter() - batch.began_s)
+        self.figures.last_sync_s = time.time()
+        self.figures.services_pending = len(self._dirty)
+
+    def _record(self, batch: Writing, failed: Mapping[str, SamewireError]) -> None:
         now, wall_s = _now(), time.time()
+        keys, compiled = batch.keys, batch.compiled
+        changed = {value.id for value in batch.puts}.union(batch.deletes)
         checks_before = len(self.checks)
         checks_changed = False
         for key, wanted in compiled.items():

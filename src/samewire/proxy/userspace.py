@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from samewire.errors import SamewireError, Unavailable
 from samewire.hcn.loadbalancers import BackendFlags, DistributionType, LoadBalancer, LoadBalancerBackend
 from samewire.hcn.loadbalancers import LoadBalancerFlags as Flags
-from samewire.proxy.controller import Writer
+from samewire.proxy.batches import Writer
 from samewire.proxy.relay import Relay, RelayBackend, RelayService
 
 log = structlog.get_logger(__name__)

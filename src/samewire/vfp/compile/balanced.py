@@ -41,6 +41,7 @@ pack_direct = DirectKey.packer()
 pack_portmap = Portmap.packer()
 TARGET_BYTES: Final = 18  # bytes of a backend: address and port
 _SCOPE_AT: Final = next(field.offset for field in Backend.fields if field.name == "scope")
+_scope: Final = struct.Struct("=H").unpack_from
 _SERVICE_AT: Final = next(field.offset for field in Backend.fields if field.name == "service")
 
 
@@ -49,6 +50,10 @@ class Variant(msgspec.Struct, frozen=True, gc=False):
 
     set: int
     chunks: int
+
+    def chunk_keys(self) -> list[bytes]:
+        """The keys of its chunks."""
+        return [pack_chunk_key(self.set, chunk) for chunk in range(self.chunks)]
 
 
 NO_SET: Final = Variant(0, 0)
@@ -76,16 +81,15 @@ class Held(msgspec.Struct, frozen=True, gc=False):
     ranges: tuple[bytes, ...]
     direct: tuple[bytes, ...]
 
-    def entries(self) -> Iterable[tuple[str, bytes]]:
-        """All of its keys, by table."""
+    def keys_by_table(self) -> Iterable[tuple[str, Iterable[bytes]]]:
+        """All of its keys, table by table; a table may come more than once."""
         for port in self.ports:
-            yield from (("sw_backends", key) for key in port.backends)
+            yield "sw_backends", port.backends
             for variant in (port.all, port.local):
-                for chunk in range(variant.chunks):
-                    yield "sw_backend_sets", pack_chunk_key(variant.set, chunk)
-        yield from (("sw_source_ranges", key) for key in self.ranges)
-        yield from (("sw_services", key) for key in self.services)
-        yield from (("sw_direct", key) for key in self.direct)
+                yield "sw_backend_sets", variant.chunk_keys()
+        yield "sw_source_ranges", self.ranges
+        yield "sw_services", self.services
+        yield "sw_direct", self.direct
 
 
 def known_backends(known: HeldPort, rows: Mapping[bytes, bytes]) -> dict[tuple[bytes, int, str], bytes]:
@@ -96,8 +100,7 @@ def known_backends(known: HeldPort, rows: Mapping[bytes, bytes]) -> dict[tuple[b
         row = rows.get(key)
         if row is None:
             continue
-        scope = int.from_bytes(row[_SCOPE_AT : _SCOPE_AT + 2], "little")
-        found[row[:TARGET_BYTES], scope, identity] = key
+        found[row[:TARGET_BYTES], _scope(row, _SCOPE_AT)[0], identity] = key
     return found
 
 

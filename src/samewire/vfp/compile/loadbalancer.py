@@ -83,6 +83,7 @@ _WANTS_DSR: Final = int(LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN)
 _WANTS_PRESERVE: Final = int(PortMappingFlags.PRESERVE_DIP)
 _pack_id = ID.pack
 _pack_place = struct.Struct("=4sI").pack  # a backend's key and its seed
+_places_of = struct.Struct("=4s4x").iter_unpack
 _KEPT: Final = int(BackendFlag.DRAINING)
 _NOT_FOR_ALL: Final = DRAINING | LOCAL_POLICY_ONLY
 """No new connections under the policy Cluster."""
@@ -227,19 +228,22 @@ class _Job:
         who: list[str] = []
         everybody: dict[bytes, bytes] = {}
         for member in found:
-            target, scope, flags, endpoint, _, mac, tenant = member
+            target, scope, flags = member.target, member.scope, member.flags
+            identity = member.endpoint or member.tenant
             key = None
             if old:
-                key = old.pop((target, scope, endpoint or tenant), None)
-                if key is None and not endpoint:  # of whom nothing was known may be the one that now is
+                key = old.pop((target, scope, identity), None)
+                if (
+                    key is None and not member.endpoint
+                ):  # of whom nothing was known may be the one that now is
                     key = old.pop((target, scope, ""), None)
             if key is None:
                 key = _pack_id(number())
             kept = _KEPT if flags & DRAINING else 0
-            hop = env.hop(member, env.domain) if mac else 0
+            hop = env.hop(member, env.domain) if member.mac else 0
             rows[key] = pack_backend(target[:16], target[16:], family, kept, service, hop, scope)
             keys.append(key)
-            who.append(endpoint or tenant)
+            who.append(identity)
             if not flags & _NOT_FOR_ALL:
                 everybody[key] = target
         return keys, who, everybody
@@ -262,14 +266,11 @@ class _Job:
 
     def _places(self, before: Variant, chunks: int, chosen: dict[bytes, bytes]) -> list[bytes]:
         """The keys in the order of their places; empty where nobody is."""
+        rows = self.env.rows["sw_backend_sets"]
         old: list[bytes] = []
-        for chunk in range(min(before.chunks, chunks)):
-            row = self.env.rows["sw_backend_sets"].get(pack_chunk_key(before.set, chunk))
-            old += (
-                [row[at : at + 4] for at in range(0, CHUNK_BYTES, len(FREE))]
-                if row
-                else [b""] * CHUNK_BACKENDS
-            )
+        for key in before.chunk_keys()[:chunks]:
+            row = rows.get(key)
+            old += [place for (place,) in _places_of(row)] if row else [b""] * CHUNK_BACKENDS
         places = [key if key in chosen else b"" for key in old]
         taken = set(places)
         new = iter([key for key in chosen if key not in taken])
@@ -350,9 +351,8 @@ def adopt(value: LoadBalancer, env: Environment, by_service: Mapping[int, list[b
 
 def _placed(variant: Variant, rows: Mapping[bytes, bytes]) -> Iterable[bytes]:
     """The keys of a set's members."""
-    for chunk in range(variant.chunks):
-        row = rows.get(pack_chunk_key(variant.set, chunk), b"")
-        yield from (row[at : at + 4] for at in range(0, len(row), len(FREE)))
+    for key in variant.chunk_keys():
+        yield from (place for (place,) in _places_of(rows.get(key, b"")))
 
 
 def _service_flags(value: LoadBalancer, mapping: LoadBalancerPortMapping) -> int:

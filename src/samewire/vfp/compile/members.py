@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
+
+import msgspec
 
 from samewire.hcn.loadbalancers import BackendFlags, LoadBalancer
 from samewire.hcn.schema import Endpoint
@@ -22,7 +24,7 @@ class EndpointView(Protocol):
     def endpoint_by_ip(self, network_id: str, ip: str) -> Endpoint | None: ...
 
 
-class Member(NamedTuple):
+class Member(msgspec.Struct, frozen=True, gc=False):
     """One backend. ``target``: its 16 address bytes and its port in network order. ``endpoint``: the one that it is
     here, "" for one elsewhere. ``provider`` and ``mac``: how DSR reaches it, empty when it does not. ``tenant``: who
     is behind an address elsewhere, as far as that is known.
