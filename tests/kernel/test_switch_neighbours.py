@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from msgspec.structs import replace
@@ -103,6 +104,10 @@ def test_translated_packets_are_the_nodes(world: World) -> None:
     assert {frame[6:12] for frame in packets} == {node.facts.uplink_mac}
 
 
+def _knows(space: Space, target: str) -> bool:
+    return MAC in neighbour(space, target)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_prefix_is_answered_for(world: World, family: int) -> None:
     """To pods and to the wire, by ARP and by ND; what is an endpoint's or the node's is as ever."""
@@ -112,7 +117,7 @@ def test_a_prefix_is_answered_for(world: World, family: int) -> None:
     with Sniffer(out, "eth0", outgoing=False) as sniffer:
         for space in (pod.space, out):
             ask(space, target)
-            poll("an answer", lambda space=space: MAC in neighbour(space, target))
+            poll("an answer", partial(_knows, space, target))
         answers = [frame for frame in sniffer.frames() if is_answer(frame, target)]
     assert answers
     assert {frame[6:12].hex(":") for frame in answers} == {MAC}
