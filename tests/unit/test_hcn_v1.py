@@ -192,6 +192,14 @@ async def test_containers_share_an_endpoint(hns: Hns, answer: Hns) -> None:
     assert (await hns("POST", f"{path}/attach", {"ContainerId": "new"}))["State"] == 3
 
 
+async def test_there_are_no_virtual_machines(hns: Hns, answer: Hns) -> None:
+    network = await hns("POST", "/networks/", l2bridge())
+    endpoint = await hns("POST", "/endpoints/", {"VirtualNetwork": network["ID"]})
+    request = {"SystemType": "VirtualMachine", "VirtualNicName": "vm--nic"}
+    attached = await answer("POST", f"/endpoints/{endpoint['ID']}/attach", request)
+    assert attached["ErrorCode"] == HcnCode.PORT_NOT_FOUND
+
+
 async def test_the_node_itself_is_compartment_1(hns: Hns, answer: Hns, service: HnsService) -> None:
     network = await hns("POST", "/networks/", l2bridge())
     endpoint = await hns("POST", "/endpoints/", {"VirtualNetwork": network["ID"], "IPAddress": "10.1.0.2"})

@@ -98,6 +98,10 @@ def _placed(context: Context, endpoint: Endpoint, request: AttachRequest) -> tup
                 f"$.CompartmentId: there is no compartment {request.compartment_id}",
             )
         return _joined(context.view, endpoint, found), []
+    if not request.container_id and request.system_type is SystemType.VIRTUAL_MACHINE:
+        raise HcnError(
+            HcnCode.PORT_NOT_FOUND, "$.VirtualNicName: the switch has no ports of virtual machines"
+        )
     if not request.container_id:
         raise HcnError(HcnCode.INVALID_ENDPOINT, "$.ContainerId: is required, or a CompartmentId")
     found = next((item for item in namespaces if _holds(item, request.container_id)), None)
