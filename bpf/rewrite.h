@@ -180,8 +180,8 @@ SW_INLINE int sw_rewrite_end4(struct __sk_buff *skb, struct sw_packet *p, __be32
 	struct iphdr *ip;
 	__be16 *port;
 
-	if (l4 > SW_L3 + 60)
-		return SW_REASON_INTERNAL;
+	asm volatile("" : "+r"(l4)); /* what is bounded is what is used: 6.1's verifier does not see that they are one */
+	l4 &= 127;		     /* an IPv4 header ends before that */
 	sum = (void *)(long)skb->data + l4 + field;
 	if ((void *)(sum + 1) > (void *)(long)skb->data_end)
 		return SW_REASON_INTERNAL;
