@@ -14,6 +14,14 @@
 #define SW_DIRECT_OVERHEAD 70 /* of the tunnel that the client's packets come by, with IPv6 provider addresses */
 #define SW_TCP_OPTIONS 10     /* looked through for the MSS */
 
+/* The way through the tunnel to an address, 0 where it is another one. */
+SW_INLINE const struct sw_nexthop *sw_tunnel_to(__u16 scope, __u8 family, const struct sw_addr *address)
+{
+	const struct sw_route *route = sw_find_route(scope, family, address);
+
+	return route && route->kind == SW_ROUTE_TUNNEL ? sw_find_nexthop(route->nexthop) : 0;
+}
+
 /*
  * Whether the client is where the backend is: the backend itself, its node, a pod behind that node's address or one whose
  * address is behind the same tunnel. The answer would not leave that node, and so not meet what is to undo the
@@ -21,16 +29,15 @@
  */
 SW_INLINE int sw_is_from_hop(const struct sw_packet *p, const struct sw_backend *backend)
 {
-	const struct sw_nexthop *hop = sw_find_nexthop(backend->direct), *way;
-	const struct sw_route *route;
+	const struct sw_nexthop *hop = sw_find_nexthop(backend->direct), *there, *back;
 
 	if (sw_same_address(&backend->address, &p->first.source))
 		return 1;
 	if (hop && hop->family == p->family && sw_same_address(&hop->address, &p->first.source))
 		return 1;
-	route = sw_find_route(backend->scope, p->family, &p->first.source);
-	way = route && route->kind == SW_ROUTE_TUNNEL ? sw_find_nexthop(route->nexthop) : 0;
-	return hop && way && hop->family == way->family && sw_same_address(&hop->address, &way->address);
+	there = sw_tunnel_to(backend->scope, p->family, &backend->address);
+	back = sw_tunnel_to(backend->scope, p->family, &p->first.source);
+	return there && back && there->family == back->family && sw_same_address(&there->address, &back->address);
 }
 
 /* Whether the chosen backend is to get the packets as they are; then the way to it is known. */

@@ -54,6 +54,7 @@ class Cluster:
             ip("link", "set", device, "up", netns_name=where)
         for family in FAMILIES:
             ip("route", "add", "default", "via", CLIENT_ROUTER[family], netns_name=self.client)
+        ip("route", "add", f"{FAR6}/128", "via", FAR_IP6, netns_name=self.router)
         self.filter(0)
         bridge(world.near, ("192.168.77.0/24", ROUTER_IP), ("fd77::/64", ROUTER_IP6))
         bridge(world.far, ("192.168.78.0/24", FAR_ROUTER_IP), ("fd78::/64", FAR_ROUTER_IP6))
@@ -61,7 +62,11 @@ class Cluster:
         add(world.far, "c-bridged", self.bridged, bridged_conf(world.far), "")
         for pod in (world.remote, self.bridged):
             stack.enter_context(server(pod, "remote", 8080))
-        annotations = {"samewire.io/dsr-provider-address": FAR_IP}
+        self.annotate(FAR_IP)
+
+    def annotate(self, text: str) -> None:
+        """Where the far node's tunnels end."""
+        annotations = {"samewire.io/dsr-provider-address": text}
         self.write(
             "node",
             {
@@ -99,7 +104,7 @@ class Cluster:
 def _is_so(process: DaemonProcess, addresses: dict[int, str], dsr: str) -> bool:
     found = process.request("GET", "/v2/services")
     wanted = {f"{addresses[family]}:8080" for family in FAMILIES}
-    ports = [one for one in found[0]["addresses"] if one["port"] == NODE_PORT] if found else []
+    ports = [one for one in found[0].get("addresses", ()) if one["port"] == NODE_PORT] if found else []
     return (
         len(ports) == len(FAMILIES)
         and not found[0].get("error")
@@ -160,15 +165,29 @@ def test_replies_do_not_pass_the_near_node(cluster: Cluster, tmp_path: Path, kin
 
 
 @pytest.mark.parametrize("kind", ["overlay", "bridged"])
-def test_clients_on_the_backends_node(cluster: Cluster, kind: str) -> None:
-    """A process of the node, and pods behind its address: they reach the pod beside them through the other node."""
+@pytest.mark.parametrize("tunnels", [FAR_IP, f"{FAR_IP},{FAR_IP6}"], ids=["IPv4", "both"])
+def test_clients_on_the_backends_node(cluster: Cluster, tunnels: str, kind: str) -> None:
+    """A process of the node, and a pod: behind its address by IPv4, by its own in IPv6. They reach the pod beside them,
+    or themselves, through the other node.
+    """
+    cluster.annotate(tunnels)
     cluster.publish(kind)
-    far = cluster.world.far_net.node
-    for client in (far, cluster.world.remote):
-        assert names(ask(client, NODE_IP, NODE_PORT, times=3)) == {"remote"}
-    if kind == "overlay":  # the tunnel is IPv4: the near node does not know whose address this is
-        assert names(ask(far, NODE_IP6, NODE_PORT, times=3)) == {"remote"}
-    assert ask(cluster.client, NODE_IP, NODE_PORT) == [f"remote {CLIENT[4]}"]
+    poll("the tunnels", lambda: _providers(cluster.world.near) == set(tunnels.split(",")))
+    process, pod = cluster.world.far_net.node, cluster.world.remote
+    known = [(process, 4), (pod, 4)]
+    if kind == "overlay" or "," in tunnels:  # else nobody knows whose address this is
+        known.append((process, 6))
+    if kind == "overlay":
+        known.append((pod, 6))
+    for client, family in known:
+        assert names(ask(client, NODE[family], NODE_PORT, times=3)) == {"remote"}, (client, family)
+    for family in FAMILIES:
+        assert ask(cluster.client, NODE[family], NODE_PORT) == [f"remote {CLIENT[family]}"]
+
+
+def _providers(process: DaemonProcess) -> set[str]:
+    found = process.request("GET", "/v2/loadbalancers")
+    return {one["ProviderAddress"] for lb in found for one in lb["Backends"] if one.get("ProviderAddress")}
 
 
 def test_a_process_of_the_far_node(cluster: Cluster) -> None:

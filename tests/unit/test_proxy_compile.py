@@ -234,7 +234,7 @@ def test_dsr_reaches_the_nodes_that_take_part_in_it() -> None:
         endpoint_slice(endpoint("fd44::1"), name="web-6"),
     )
     settings = SETTINGS._replace(
-        direct={THERE: DirectNode("192.0.2.7", frozenset({"192.0.2.7"})), HERE: DirectNode("192.0.2.1")}
+        direct={THERE: DirectNode(("192.0.2.7",), frozenset({"192.0.2.7"})), HERE: DirectNode(("192.0.2.1",))}
     )
     shown = {
         (lb.frontend_vips, backend.ip_address): (backend.provider_address, backend.mac_address)
@@ -260,9 +260,12 @@ def test_who_takes_part_in_dsr() -> None:
         shown = tuple(NodeAddress("InternalIP", address) for address in addresses)
         return Node(NodeMetadata(name="n", annotations=annotations), status=NodeStatus(shown))
 
-    assert direct_node(node("192.0.2.7")) == DirectNode("192.0.2.7", frozenset({"192.0.2.7"}))
+    assert direct_node(node("192.0.2.7")) == DirectNode(("192.0.2.7",), frozenset({"192.0.2.7"}))
+    both = direct_node(node("192.0.2.7, 2001:DB8::7"))
+    assert both is not None
+    assert (both.provider(4), both.provider(6)) == ("192.0.2.7", "2001:db8::7")
     assert direct_node(node("2001:DB8::7", "10.0.0.7", "fd00:0::7", "host")) == DirectNode(
-        "2001:db8::7", frozenset({"2001:db8::7", "10.0.0.7", "fd00::7"})
+        ("2001:db8::7",), frozenset({"2001:db8::7", "10.0.0.7", "fd00::7"})
     )
     assert [direct_node(found) for found in (node(""), node("yes"), Node(NodeMetadata(name="n")))] == [
         None

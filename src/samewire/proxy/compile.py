@@ -55,12 +55,18 @@ _DSR: Final = int(LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN)
 
 
 class DirectNode(NamedTuple):
-    """A node that takes part in DSR. ``provider_address``: where its tunnel ends. ``own``: its own addresses; what
-    listens there is no endpoint of a network, and has no MAC in the tunnel.
+    """A node that takes part in DSR. ``providers``: where its tunnels end, the one for all first. ``own``: its own
+    addresses; what listens there is no endpoint of a network, and has no MAC in the tunnel.
     """
 
-    provider_address: str
+    providers: tuple[str, ...]
     own: frozenset[str] = frozenset()
+
+    def provider(self, family: int) -> str:
+        """The tunnel for a service's family: of the same one if there is such, so that the node itself is known as a
+        client by its address.
+        """
+        return next((one for one in self.providers if (":" in one) == (family == 6)), self.providers[0])
 
 
 class Settings(NamedTuple):
@@ -219,7 +225,9 @@ class _Builder(Struct, frozen=True, gc=False):
         direct = self.settings.direct
         return tuple(
             replace(
-                backend, provider_address=node.provider_address, mac_address=_direct_mac(backend.ip_address)
+                backend,
+                provider_address=node.provider(frontend.family),
+                mac_address=_direct_mac(backend.ip_address),
             )
             if (node := direct.get(nodes.get((backend.ip_address, backend.port), "")))
             and backend.ip_address not in node.own
@@ -267,11 +275,12 @@ def _mapping(
 
 def direct_node(node: Node) -> DirectNode | None:
     """How a node takes part in DSR, by its annotation; None for one that does not."""
-    provider = _address(node.metadata.annotations.get(DSR_ANNOTATION, ""))
-    if not provider:
+    texts = node.metadata.annotations.get(DSR_ANNOTATION, "").split(",")
+    providers = tuple(filter(None, (_address(text.strip()) for text in texts)))
+    if not providers:
         return None
     own = (_address(item.address) for item in node.status.addresses)
-    return DirectNode(provider, frozenset((provider, *filter(None, own))))
+    return DirectNode(providers, frozenset((*providers, *filter(None, own))))
 
 
 def _address(text: str) -> str:

@@ -58,9 +58,15 @@ def _is_from_hop(state: State, walk: Walk, backend: Backend) -> bool:
         return True
     if hop is not None and hop.family == family and hop.address == client:
         return True
-    route = state.route(backend.scope, family, client)
-    way = state.nexthop(route.nexthop) if route is not None and route.kind == RouteKind.TUNNEL else None
-    return hop is not None and way is not None and (hop.family, hop.address) == (way.family, way.address)
+    there, back = (_tunnel_to(state, backend.scope, family, one) for one in (backend.address, client))
+    return there is not None and there == back
+
+
+def _tunnel_to(state: State, scope: int, family: int, address: bytes) -> tuple[int, bytes] | None:
+    """The end of the tunnel that an address is behind."""
+    route = state.route(scope, family, address)
+    hop = state.nexthop(route.nexthop) if route is not None and route.kind == RouteKind.TUNNEL else None
+    return (hop.family, hop.address) if hop is not None else None
 
 
 def receive_direct(state: State, walk: Walk) -> bool:
