@@ -37,6 +37,8 @@ class Draft:
     def compiled(self) -> Compiled:
         """All entries, and what is to be done to those that it began with."""
         entries = {table: rows for table, rows in {**self._base, **self._rows}.items() if rows}
+        if not self._base:
+            return Compiled(entries)
         puts: list[tuple[str, Record, Record]] = []
         gone: list[tuple[str, Record]] = []
         for table, key in self._touched:

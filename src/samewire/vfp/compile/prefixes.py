@@ -47,7 +47,9 @@ class Nested:
             if node not in self.direct and node in self.entered:
                 changed[node] = self.entered.pop(node), None
         done = 0
-        for value, length in sorted(bits):
+        # So many that a look at all of them is cheaper than one at the surroundings of each.
+        whole = len(bits) > len(self._order) // 4
+        for value, length in [EVERY] if whole else sorted(bits):
             if value >= done:
                 done = value + (1 << (self.width - length))
                 for node, after in self._within((value, length), done):
