@@ -9,6 +9,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install -q --disable-pip-version-check
 SYSPY  := /usr/bin/python3
 CLANG  ?= clang
+CNI_CC ?= musl-gcc
 STRIP  ?= llvm-strip
 OUT    := src/samewire/_build
 
@@ -63,7 +64,7 @@ $(OUT)/switch_trace.o: bpf/switch.c $(BPF_HEADERS)
 
 $(OUT)/samewire-cni: native/samewire-cni.c
 	@mkdir -p $(OUT)
-	$(CC) -O2 -Wall -Wextra -Werror -static -s -o $@ $<
+	$(CNI_CC) -O2 -Wall -Wextra -Werror -static -s -o $@ $<
 
 $(OUT)/samewire-relay: $(wildcard native/relay/*.c native/relay/*.h)
 	@mkdir -p $(OUT)

@@ -7,6 +7,10 @@
  * when the daemon does not answer in time. For DEL too: the runtime has to repeat it, or the pod's address
  * and endpoint would be left for ever.
  *
+ * A runtime starts it for each pod and waits for it, so it is linked with musl: before main() the static
+ * glibc asks the CPU what it is, which under a hypervisor is an exit for each question, and makes ready
+ * what nothing here uses.
+ *
  * Started by the name of another plugin (a symbolic link), it says so in CNI_SAMEWIRE_PLUGIN.
  *
  * SAMEWIRE_CNI_SOCKET		socket of the daemon; else the configuration's "samewireSocket", else
