@@ -16,6 +16,7 @@ from samewire.lab.down import mounts_below
 from samewire.lab.podspec import Container, DnsConfig, PodTemplate, Port
 from samewire.lab.schedule import Pod
 from samewire.lab.state import CGROUP, NETNS, Lab, PodState, load_state, read_pid, the_lab
+from samewire.lab.targets import trace_target
 from tests.support.lab import lab_state
 
 
@@ -120,6 +121,29 @@ def test_finding_pods() -> None:
         lab.find_pod("web-")
     with pytest.raises(NotFound):
         lab.find_pod("nobody")
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("db-0", "{}"),
+        ("shop/db-0:5432", "{}:5432"),
+        ("10.0.0.1:80", "10.0.0.1:80"),
+        ("fd00::1", "fd00::1"),
+        ("[fd00::1]:80", "[fd00::1]:80"),
+    ],
+)
+def test_where_a_trace_goes(target: str, expected: str) -> None:
+    lab = lab_state("mixed-cluster")
+    assert trace_target(lab, target) == expected.format(lab.find_pod("db-0").addresses[0])
+
+
+def test_a_trace_to_a_pod_that_has_only_ipv6() -> None:
+    lab = lab_state("mixed-cluster")
+    pod = msgspec.structs.replace(lab.find_pod("db-0"), addresses=("fd00::2",))
+    assert trace_target(msgspec.structs.replace(lab, pods=(pod,)), "db-0:80") == "[fd00::2]:80"
+    with pytest.raises(NotFound):
+        trace_target(lab, "nobody:80")
 
 
 def test_pid_files_count_only_when_complete(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from samewire.cli.errors import Failure, exit_status
-from samewire.cli.options import json_option, proto_option, source_port_option, to_option
+from samewire.cli.options import json_option, proto_option, source_port_option
 from samewire.errors import SamewireError
 
 _LOG_WIDTH = 140
@@ -130,7 +130,13 @@ def execute(lab_name: str | None, container: str, target: str, command: tuple[st
 @lab.command(short_help="What becomes of a packet, layer by layer.")
 @click.option("--lab", "lab_name", metavar="LAB", help="Which lab, where several are up.")
 @click.option("--from", "origin", metavar="POD", required=True, help="The sending pod.")
-@to_option
+@click.option(
+    "--to",
+    "target",
+    metavar="POD|ADDR[:PORT]",
+    required=True,
+    help="The destination: a pod or an address; IPv6 with a port: [ADDR]:PORT.",
+)
 @proto_option
 @source_port_option
 @json_option
@@ -148,7 +154,7 @@ def trace(
     """What becomes of a packet, layer by layer, here and on the far node."""
     from samewire.cli.trace import trace as trace_command
     from samewire.lab.state import load_state
-    from samewire.lab.targets import peers, trace_origin
+    from samewire.lab.targets import peers, trace_origin, trace_target
 
     state = load_state(lab_name)
     ctx.obj, name = trace_origin(state, origin)
@@ -158,7 +164,7 @@ def trace(
         ctx.invoke(
             trace_command,
             origin=name,
-            target=target,
+            target=trace_target(state, target),
             proto=proto,
             source_port=source_port,
             peers_file=Path(file.name),

@@ -17,13 +17,6 @@ config_option: Final = click.option(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The daemon's configuration file, TOML or JSON (docs/guides/operating.md).",
 )
-to_option: Final = click.option(
-    "--to",
-    "target",
-    metavar="ADDR[:PORT]",
-    required=True,
-    help="The destination; IPv6 with a port: [ADDR]:PORT.",
-)
 proto_option: Final = click.option(
     "--proto", type=click.Choice(["tcp", "udp", "icmp"]), help="Default: tcp with a port, icmp without."
 )

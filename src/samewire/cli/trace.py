@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from samewire.cli.options import json_option, proto_option, source_port_option, to_option
+from samewire.cli.options import json_option, proto_option, source_port_option
 from samewire.cli.output import as_json
 from samewire.errors import Invalid
 
@@ -25,7 +25,13 @@ _PIPE_WIDTH: Final = 160
 @click.option(
     "--from", "origin", metavar="POD", required=True, help="Name, ID or address of the sending pod."
 )
-@to_option
+@click.option(
+    "--to",
+    "target",
+    metavar="ADDR[:PORT]",
+    required=True,
+    help="The destination; IPv6 with a port: [ADDR]:PORT.",
+)
 @proto_option
 @source_port_option
 @click.option(

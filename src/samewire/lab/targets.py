@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,19 @@ def trace_origin(state: LabState, query: str) -> tuple[str, str]:
     if pod.pod.template.host_network:
         raise Unsupported(f"tracing {pod.pod.key}, which uses its node's network", "a pod of its own network")
     return node.socket, container_id(pod.pod)
+
+
+def trace_target(state: LabState, target: str) -> str:
+    """``ADDR[:PORT]`` as it is; of ``POD[:PORT]`` the pod's first address. Raises NotFound or Conflict."""
+    name, colon, port = target.partition(":")
+    if ":" in port or target.startswith("["):
+        return target
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        name = state.find_pod(name).addresses[0]
+        return f"[{name}]{colon}{port}" if ":" in name else f"{name}{colon}{port}"
+    return target
 
 
 def peers(state: LabState) -> dict[str, str]:
