@@ -17,9 +17,10 @@ from samewire.kernel import faults
 from samewire.kernel.bpf import unmount_bpffs
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
+from samewire.vfp.compile.acl_table import was_edited
 from samewire.vfp.diff import Operation
 from samewire.vfp.tables import Port
-from tests.support.node import NodeNet, node_net, path_of
+from tests.support.node import NodeNet, can_ping, node_net, path_of
 
 pytestmark = [pytest.mark.root]
 
@@ -71,9 +72,10 @@ class Pods:
         made = await self.node.service.create(Kind.NETWORK, decode_object(Kind.NETWORK, network))
         self.network = made.id
         self.endpoints: list[str] = []
-        for i in (10, 11):
+        self.spaces = [self.net.pod() for _ in range(2)]
+        for i, name in zip((10, 11), self.spaces, strict=True):
             space = await self.node.service.create(
-                Kind.NAMESPACE, decode_object(Kind.NAMESPACE, {"NetnsPath": path_of(self.net.pod())})
+                Kind.NAMESPACE, decode_object(Kind.NAMESPACE, {"NetnsPath": path_of(name)})
             )
             body = {"HostComputeNetwork": self.network, "IpConfigurations": [{"IpAddress": f"10.50.0.{i}"}]}
             made = await self.node.service.create(Kind.ENDPOINT, decode_object(Kind.ENDPOINT, body))
@@ -241,3 +243,57 @@ async def test_an_edit_that_fails_is_taken_back(pods: Pods) -> None:
     assert all(port.generation > generation for port in pods.ports() if port.acl_words[0])
     await pods.change(Kind.ENDPOINT, endpoint, "Update", *rules)
     pods.wanted_is_there()
+
+
+@pytest.mark.asyncio
+async def test_packets_obey_an_edit(pods: Pods) -> None:
+    """One rule among hundreds, added, replaced and taken away: the next packet is judged by it."""
+    await pods.start()
+    client, endpoint = pods.spaces[0], pods.endpoints[1]
+    rules = [*long_list(300), acl("Allow", 900, Protocols="1", RemoteAddresses="10.50.0.0/24")]
+    await pods.change(Kind.ENDPOINT, endpoint, "Add", *rules)
+    assert can_ping(client, "10.50.0.11")
+    for blocked in ("10.50.0.10", "10.50.0.8/29"):
+        rule = acl("Block", 400, Protocols="1", RemoteAddresses=blocked)
+        touched = await pods.change(Kind.ENDPOINT, endpoint, "Add", rule)
+        assert touched.total() < 20
+        assert not can_ping(client, "10.50.0.11")
+        other = acl("Block", 400, Protocols="1", RemoteAddresses="10.50.0.12")
+        touched = await pods.change(Kind.ENDPOINT, endpoint, "Update", *rules, other)
+        assert touched.total() < 20
+        assert can_ping(client, "10.50.0.11")
+        await pods.change(Kind.ENDPOINT, endpoint, "Remove", other)
+    pods.wanted_is_there()
+
+
+@pytest.mark.asyncio
+async def test_an_edited_table_over_a_restart(
+    net: NodeNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was edited gets the name of its content; another that has what it was made of is not mistaken for it."""
+    config = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
+    config.run_dir.mkdir()
+    one = acl("Block", 50, RemoteAddresses="192.0.2.0/24", LocalPorts="443")
+    try:
+        node = await Node.start(config, lambda _: None)
+        pods = Pods(node, net, monkeypatch)
+        await pods.start()
+        first, second = pods.endpoints
+        await pods.change(Kind.ENDPOINT, first, "Add", *long_list(100))
+        await pods.change(Kind.ENDPOINT, first, "Add", one)
+        await pods.change(Kind.ENDPOINT, second, "Add", *long_list(100))
+        edited = {port.acl_table[0] for port in pods.ports() if was_edited(port, 0)}
+        others = {port.acl_table[0] for port in pods.ports()} - edited
+        assert (len(edited), len(others)) == (1, 1)
+        await node.close()
+        pods.node = await Node.start(config, lambda _: None)
+        pods.wanted_is_there()
+        after = {port.acl_table[0] for port in pods.ports()}
+        assert not any(was_edited(port, 0) for port in pods.ports())
+        assert len(after) == 2
+        assert not after & edited
+        await pods.change(Kind.ENDPOINT, first, "Remove", one)
+        pods.wanted_is_there()
+        await pods.node.close()
+    finally:
+        unmount_bpffs(config.bpf_dir)
