@@ -71,7 +71,7 @@ async def up(file: Path, progress: Progress, keep: bool = False) -> LabState:
                 state = await _Builder(lab, plan, mounts, progress).build(file)
         except BaseException:
             if not keep:
-                progress("failed; removing what was made")
+                progress("not finished; removing what was made")
                 await remove(lab)
             raise
         lab.save(state)

@@ -90,7 +90,7 @@ def families(snapshot: Snapshot) -> Iterator[Finding]:
                 Level.WARNING,
                 "families",
                 f"IPv{family}",
-                f"{len(pods)} endpoints have IPv{family} addresses and the node has none: they cannot get out by it",
+                f"endpoints with IPv{family} addresses: {len(pods)}, and the node has none: they cannot get out by it",
                 f"Give the uplink an IPv{family} address, or take the family out of the network's subnets.",
             )
 
