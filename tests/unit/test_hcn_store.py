@@ -271,7 +271,8 @@ def test_the_boot_id_is_the_kernels() -> None:
     assert read_boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-WRITER = """
+WRITER = '''
+import json
 import sys
 from pathlib import Path
 from samewire.hcn.schema import Endpoint, Kind, Network
@@ -279,16 +280,25 @@ from samewire.hcn.store import Store
 from samewire.hcn.switch import Change
 
 store = Store(Path(sys.argv[1]), "boot-1")
-writer = store._writer
+statements = store._statements
+store._statements = lambda changes: [one for change in changes for one in statements([change])]
 
-def telling_writer(changes):
-    def write():
-        for change in changes:
-            writer([change])()
-            print(f"wrote {change.id}", flush=True)  # between the steps of a transaction
-    return write
+class Telling:
+    """The database, that tells the steps of a transaction."""
 
-store._writer = telling_writer
+    def __init__(self, database):
+        self._database = database
+
+    def execute(self, statement, values=()):
+        found = self._database.execute(statement, values)
+        if statement.startswith("INSERT INTO objects"):
+            print(f"wrote {json.loads(values[-1])[0][1]}", flush=True)
+        return found
+
+    def __getattr__(self, name):
+        return getattr(self._database, name)
+
+store._db = Telling(store._db)
 for number in range(100000):
     network = Network(id=f"N{number}")
     endpoints = [Endpoint(id=f"E{number}.{part}", network_id=network.id) for part in range(3)]
@@ -296,7 +306,7 @@ for number in range(100000):
     changes = [Change(Kind.NETWORK, network.id, None, network)]
     store.commit(changes + [Change(Kind.ENDPOINT, value.id, None, value) for value in endpoints])
     print(f"done {number}", flush=True)
-"""
+'''
 
 
 @pytest.mark.parametrize("last", ["wrote N40", "wrote E40.0", "wrote E40.1", "wrote E40.2", "done 40"])

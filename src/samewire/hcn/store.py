@@ -51,6 +51,8 @@ _PUT = """INSERT INTO objects
 _DECODERS = {kind: msgspec.json.Decoder(struct) for kind, struct in STRUCTS.items()}
 _encode = msgspec.json.Encoder().encode
 
+_Statement = tuple[str, tuple[str | int | bytes, ...]]
+
 
 def read_boot_id() -> str:
     """Return the kernel's id of the present boot."""
@@ -110,16 +112,19 @@ class Store:
         """Write changes in one transaction, then show them in `state`. Raises StoreError (nothing has
         changed then).
         """
-        self._transaction(self._writer(changes))
+        self._refuse_when_lost()
+        self._carry_out(self._statements(changes))
         self.state.apply(changes)
 
     async def commit_beside(self, changes: Sequence[Change]) -> None:
         """The same, with a thread that writes. Others have their turn meanwhile, and see the changes at once: there is
         no moment at which the switch has them and `state` has not.
         """
+        self._refuse_when_lost()
+        statements = self._statements(changes)
         self.state.apply(changes)
         try:
-            await asyncio.to_thread(self._transaction, self._writer(changes))
+            await asyncio.to_thread(self._carry_out, statements)
         except StoreError:
             self.state.apply([change.inverse() for change in reversed(changes)])
             raise
@@ -250,9 +255,7 @@ class Store:
         self._counters.update(self._db.execute("SELECT kind, last FROM counters").fetchall())
 
     def _transaction(self, write: Callable[[], object]) -> None:
-        lost = self.lost()
-        if lost:
-            raise StoreError(str(self.path), lost)
+        self._refuse_when_lost()
         with self._alone:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -266,22 +269,33 @@ class Store:
             except sqlite3.Error as error:
                 raise StoreError(str(self.path), _explain(error)) from error
 
-    def _writer(self, changes: Sequence[Change]) -> Callable[[], None]:
-        """What writes changes, all that needs the interpreter done: in their order, runs of the same sort as few
-        statements.
-        """
-        statements: list[tuple[str, tuple[str | int | bytes, ...]]] = []
+    def _refuse_when_lost(self) -> None:
+        lost = self.lost()
+        if lost:
+            raise StoreError(str(self.path), lost)
+
+    def _statements(self, changes: Sequence[Change]) -> list[_Statement]:
+        """What writes changes, all that needs the interpreter done: in their order, runs of the same sort as one."""
+        statements: list[_Statement] = []
         for gone, run in groupby(changes, key=lambda change: change.after is None):
             if gone:
                 statements += [(_DELETE, (change.kind.value, change.id)) for change in run]
             else:
                 statements.append((_PUT, self._rows(run)))
+        return statements
 
-        def write() -> None:
-            for statement, values in statements:
-                self._db.execute(statement, values)
-
-        return write
+    def _carry_out(self, statements: Sequence[_Statement]) -> None:
+        """In one transaction, from any thread. One statement is a transaction by itself: SQLite is called once, and a
+        thread that calls it waits for the interpreter once.
+        """
+        if len(statements) != 1:
+            self._transaction(lambda: [self._db.execute(*statement) for statement in statements])
+            return
+        with self._alone:
+            try:
+                self._db.execute(*statements[0])
+            except sqlite3.Error as error:
+                raise StoreError(str(self.path), _explain(error)) from error
 
     def _rows(self, changes: Iterable[Change]) -> tuple[str | int | bytes, ...]:
         texts, places, begin = [], [], 1
