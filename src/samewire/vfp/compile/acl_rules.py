@@ -111,7 +111,7 @@ def _precedence(given: _Given) -> tuple[int, bool, int]:
 def _tiers(direction: AclDirection, policies: Sequence[Policy]) -> list[list[_Given]]:
     tiers: list[tuple[int, list[_Given]]] = []
     for i, policy in enumerate(policies):
-        if isinstance(policy, TierAcl) and policy.direction is direction:
+        if type(policy) is TierAcl and policy.direction is direction:
             path = f"$.Policies[{i}].Settings.TierAclRules"
             rules = [
                 _Given(
