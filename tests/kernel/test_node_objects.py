@@ -54,6 +54,17 @@ NETWORKS: list[dict[str, Any]] = [
     {
         "Name": "cbr0",
         "Type": "L2Bridge",
+        "Policies": [
+            {"Type": "SourceMacAddress", "Settings": {"SourceMacAddress": "0E-2A-99-00-00-01"}},
+            {
+                "Type": "NeighborDiscovery",
+                "Settings": {
+                    "TargetIpPrefix": "10.77.0.0/24",
+                    "SenderIpAddress": "10.77.0.1",
+                    "SenderMacAddress": "0E-2A-99-00-00-02",
+                },
+            },
+        ],
         "Ipams": [
             {
                 "Subnets": [
