@@ -264,12 +264,19 @@ def test_the_uplink_is_left_as_it_was(net: NodeNet, node: DaemonProcess) -> None
     node.add("pod", net.pod(), node.conf())
     assert looks()[0] == before[0]
     assert "8080,49152-65535" in looks()[2]
+    mac = {"Type": "SourceMacAddress", "Settings": {"SourceMacAddress": "0E-2A-99-00-00-01"}}
+    subnet = {"Subnets": [{"IpAddressPrefix": "10.88.0.0/24"}]}
+    node.request(
+        "POST", "/v2/networks", {"Name": "l2", "Type": "L2Bridge", "Policies": [mac], "Ipams": [subnet]}
+    )
+    assert "0e:2a:99:00:00:01" in in_namespace(net.node, "bridge", "fdb", "show", "dev", "eth0").stdout
     node.stop()
     in_namespace(
         net.node, sys.executable, "-c", "from samewire.cli.node import uninstall; uninstall()",
         "--config", str(node.config), "--purge",
     )  # fmt: skip
     assert looks() == before
+    assert "0e:2a:99:00:00:01" not in in_namespace(net.node, "bridge", "fdb", "show", "dev", "eth0").stdout
     assert {link["ifname"] for link in ip_json("link", netns_name=net.node)} == {"lo", "eth0"}
     assert not node.run_dir.exists()
     assert not node.state_dir.exists()
