@@ -43,6 +43,8 @@ def test_a_connected_socket_is_found_and_ended(net: NodeNet, family: int, addres
         with SocketDiagnosis() as diagnosis:
             found = {item.port: item for item in diagnosis.connected_udp()}
             assert set(found) == {4000, 4001}
+            assert diagnosis.connected_udp(4000) == [found[4000]]
+            assert diagnosis.connected_udp(4002) == []
             mine = found[4000]
             assert mine.peer == ip_address(peer).packed
             assert mine.cookie == int.from_bytes(first.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), "little")

@@ -53,11 +53,12 @@ class SocketDiagnosis:
     def __exit__(self, *_: object) -> None:
         self._netlink.close()
 
-    def connected_udp(self) -> list[ConnectedSocket]:
-        """All connected UDP sockets, of both families. Raises KernelError."""
+    def connected_udp(self, port: int = 0) -> list[ConnectedSocket]:
+        """All connected UDP sockets, of both families, or those whose peer has a port. Raises KernelError."""
         found: list[ConnectedSocket] = []
+        name = _NAME.pack(0, port, b"", b"").ljust(_NAME_BYTES, b"\0")  # the kernel looks at the ports in it
         for family in (socket.AF_INET, socket.AF_INET6):
-            body = _REQUEST.pack(family, socket.IPPROTO_UDP, 0, 0, 1 << _ESTABLISHED) + bytes(_NAME_BYTES)
+            body = _REQUEST.pack(family, socket.IPPROTO_UDP, 0, 0, 1 << _ESTABLISHED) + name
             query = Query(_BY_FAMILY, body, "list connected sockets", partial(_decode, family))
             found += self._netlink.dump(query)
         return found

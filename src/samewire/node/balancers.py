@@ -20,6 +20,7 @@ from samewire.node.numbers import StoreNumbers
 from samewire.node.tables import KernelTables
 from samewire.vfp.compile.balanced import (
     TABLES,
+    TARGET_BYTES,
     Held,
     HeldPort,
     Rows,
@@ -158,6 +159,8 @@ class Balancers:
 
     def accept(self, change: BalancerChange) -> None:
         """The change is made: it is what is wanted from now on."""
+        removed = change.removals["sw_backends"] if change.datagrams else ()
+        targets = {row[:TARGET_BYTES] for key in removed if (row := self.rows["sw_backends"].get(key))}
         for table in TABLES:
             rows = self.rows[table]
             for key in change.removals[table]:
@@ -172,8 +175,8 @@ class Balancers:
             self._tables.remove_rows(COUNTS, change.gone)
         except KernelError as error:
             log.warning("counts of removed services stay until the next audit", error=str(error))
-        if change.datagrams:
-            end_orphans(self._tables)
+        if targets:
+            end_orphans(self._tables, targets)
 
     def take_back(self, change: BalancerChange) -> None:
         """Give the kernel back what it had before a change that has not been accepted. Raises KernelError."""
