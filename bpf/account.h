@@ -82,7 +82,7 @@ static __noinline int sw_emit_drop(struct sw_packet *p)
 #endif
 
 /* Counts a drop against a port (the arrival device when 0) and returns the verdict. Global: verified once. */
-__noinline int sw_count_drop(__u32 port, __u32 layer, __u32 reason, __u32 rule)
+SW_COLD __noinline int sw_count_drop(__u32 port, __u32 layer, __u32 reason, __u32 rule)
 {
 	struct sw_packet *p = sw_packet_here();
 #ifdef TRACE

@@ -15,7 +15,7 @@
 #define SW_MAX_BURST (1ULL << 33) /* bytes; in nanoseconds it still fits 64 bits */
 #define SW_POLICE_TRIES 4
 
-static __noinline int sw_police(struct __sk_buff *skb, struct sw_packet *p)
+SW_COLD static __noinline int sw_police(struct __sk_buff *skb, struct sw_packet *p)
 {
 #ifdef TRACE
 	return SW_GO_ON;

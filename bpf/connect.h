@@ -91,7 +91,7 @@ SW_INLINE void sw_recall_mac(struct sw_packet *p, const struct sw_flow *first)
  * A flow's backend has been removed. The next packet of a client that keeps no state, and a SYN, go to another one; a
  * connection ends, and whoever has just spoken is told so. Its address may be somebody else's by now.
  */
-__noinline int sw_lost_backend(struct __sk_buff *skb)
+SW_COLD __noinline int sw_lost_backend(struct __sk_buff *skb)
 {
 	struct sw_packet *p = sw_packet_here();
 	struct sw_flow *flow;
@@ -119,7 +119,7 @@ __noinline int sw_lost_backend(struct __sk_buff *skb)
  * still allowed to the same target, both entries are brought up to date in place (an established NAT mapping stays);
  * otherwise the flow is removed, and only the initiator's own packet may open a new one (SW_GO_ON).
  */
-__noinline int sw_redecide(struct __sk_buff *skb)
+SW_COLD __noinline int sw_redecide(struct __sk_buff *skb)
 {
 	struct sw_packet *p = sw_packet_here();
 	struct sw_flow *flow, *first, *second;
@@ -186,7 +186,7 @@ __noinline int sw_redecide(struct __sk_buff *skb)
 }
 
 /* A pure SYN on a flow: has the old connection ended? Then it is removed, and the SYN walks as a first packet. */
-static __noinline int sw_is_reopened(struct sw_packet *p, struct sw_flow *flow)
+SW_COLD static __noinline int sw_is_reopened(struct sw_packet *p, struct sw_flow *flow)
 {
 	__u8 initiator = flow->tcp[0], target = flow->tcp[1];
 
@@ -210,7 +210,7 @@ static __noinline int sw_is_reopened(struct sw_packet *p, struct sw_flow *flow)
  * A datagram, or a SYN that is sent again, on a flow that has no backend: is its destination a service's by now? Clients
  * that send for ever from one port, and connects that wait, would never get to a service that has come after they began.
  */
-static __noinline int sw_has_become_service(struct sw_packet *p)
+SW_COLD static __noinline int sw_has_become_service(struct sw_packet *p)
 {
 	sw_copy_tuple(&p->first, &p->tuple);
 	p->first_arrival = p->arrival;

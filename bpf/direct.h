@@ -99,7 +99,7 @@ SW_INLINE int sw_receive_direct(struct sw_packet *p)
 }
 
 /* A SYN-ACK tells the client what fits: its own packets come by the tunnel, these do not. Returns 0 or a reason. */
-static __noinline int sw_clamp_mss(struct __sk_buff *skb, struct sw_packet *p, __u32 mtu)
+SW_COLD static __noinline int sw_clamp_mss(struct __sk_buff *skb, struct sw_packet *p, __u32 mtu)
 {
 	__u32 largest = mtu - SW_DIRECT_OVERHEAD - (p->family == 4 ? 40 : 60);
 	__u32 at = p->l4_offset + sizeof(struct tcphdr);

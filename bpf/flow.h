@@ -15,6 +15,7 @@
 #define SW_SLOT_CLAIMED 0xff /* family of a slot whose flow is being inserted */
 #define SW_RECYCLE_SLICE 64  /* slots looked at when the table is full */
 #define SW_AGE_SLICE 4096    /* slots looked at per tick of the timer */
+#define SW_SLOT_STEP 16      /* slots looked at in one go, of both */
 #define SW_AGE_PERIOD_NS 50000000ULL
 #define SW_ORPHAN_TICKS 4    /* a second entry without its first is removed after this */
 
@@ -178,16 +179,17 @@ struct sw_slice {
 	__u64 start;
 	__u32 mask;
 	__u32 now;
-	__u64 wanted; /* recycling stops after this many; 0: ageing */
+	__u32 wanted; /* recycling stops after this many; 0: ageing */
 };
 
-/* One slot of a slice: remove the flow if it is past its time (ageing) or nobody would miss it (recycling). */
-static long sw_look_at_slot(__u32 index, void *context)
+/*
+ * The flow in a slot: removed if it is past its time (ageing) or nobody would miss it (recycling). Returns 1 when enough
+ * are recycled. Global: verified once.
+ */
+__noinline int sw_look_at_flow(__u32 slot, __u32 now, __u32 wanted)
 {
-	struct sw_slice *slice = context;
 	struct sw_packet *p = sw_packet_here();
 	struct sw_config *config = sw_config_here();
-	__u32 slot = (slice->start + index) & slice->mask;
 	struct sw_flow_key *held = bpf_map_lookup_elem(&sw_flow_slots, &slot);
 	__u8 initiator, target, flags, orphan = 0;
 	struct sw_flow *flow, *other = 0;
@@ -195,25 +197,25 @@ static long sw_look_at_slot(__u32 index, void *context)
 
 	if (!held || !p || !config)
 		return 1;
-	if (!held->family || held->family == SW_SLOT_CLAIMED)
-		return 0;
 	sw_copy_key(&p->flow_key, held);
+	if (!p->flow_key.family || p->flow_key.family == SW_SLOT_CLAIMED) /* since the caller looked */
+		return 0;
 	flow = bpf_map_lookup_elem(&sw_flows, &p->flow_key);
 	if (!flow || flow->slot != slot) {
 		/* The entry is written before its slot, so this slot's entry is gone: removed, or made anew elsewhere. */
-		if (!slice->wanted)
+		if (!wanted)
 			__sync_val_compare_and_swap(sw_slot_word(held), sw_key_word(&p->flow_key), 0);
 		return 0;
 	}
 	initiator = flow->tcp[0];
 	target = flow->tcp[1];
 	flags = flow->flags;
-	idle = sw_idle_ticks(flow, slice->now);
+	idle = sw_idle_ticks(flow, now);
 	if (flags & SW_FLOW_PAIR) {
 		sw_partner_key(&p->flow_key, flow, &p->other);
 		other = bpf_map_lookup_elem(&sw_flows, &p->other);
 		if (other) {
-			__u32 other_idle = sw_idle_ticks(other, slice->now);
+			__u32 other_idle = sw_idle_ticks(other, now);
 
 			initiator |= other->tcp[0];
 			target |= other->tcp[1];
@@ -225,7 +227,7 @@ static long sw_look_at_slot(__u32 index, void *context)
 		}
 	}
 	limit = sw_idle_limit(config, p->flow_key.family, p->flow_key.protocol, initiator, target, flags);
-	if (slice->wanted) {
+	if (wanted) {
 		if (idle < 1 || (flags & SW_FLOW_REPLIED && !sw_is_closing(initiator, target)))
 			return 0;
 		sw_count(SW_COUNTER_FLOW_RECYCLED);
@@ -235,10 +237,29 @@ static long sw_look_at_slot(__u32 index, void *context)
 		sw_count(SW_COUNTER_FLOW_AGED);
 	}
 	sw_remove_flow();
-	if (!slice->wanted)
+	if (!wanted)
 		return 0;
 	p->recycled++;
-	return p->recycled >= slice->wanted;
+	return p->recycled >= wanted;
+}
+
+/* A few slots of a slice. Most are free: those cost no call each. */
+static long sw_look_at_slots(__u32 index, void *context)
+{
+	struct sw_slice *slice = context;
+	int i;
+
+	for (i = 0; i < SW_SLOT_STEP; i++) {
+		__u32 slot = (slice->start + index * SW_SLOT_STEP + i) & slice->mask;
+		struct sw_flow_key *held = bpf_map_lookup_elem(&sw_flow_slots, &slot);
+
+		if (!held)
+			return 1;
+		if (held->family && held->family != SW_SLOT_CLAIMED &&
+		    sw_look_at_flow(slot, slice->now, slice->wanted))
+			return 1;
+	}
+	return 0;
 }
 
 /*
@@ -258,7 +279,7 @@ __noinline int sw_recycle(void)
 	slice.start = __sync_fetch_and_add(&cursors->recycle, SW_RECYCLE_SLICE);
 	slice.mask = config->flow_slots - 1;
 	slice.now = sw_now_tick();
-	bpf_loop(SW_RECYCLE_SLICE, sw_look_at_slot, &slice, 0);
+	bpf_loop(SW_RECYCLE_SLICE / SW_SLOT_STEP, sw_look_at_slots, &slice, 0);
 	return p->recycled;
 }
 

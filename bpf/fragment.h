@@ -14,7 +14,7 @@
 #define SW_FRAGMENT_TICKS 30 /* a little more than a stack keeps the pieces */
 
 /* Returns SW_GO_ON, or SW_UNKNOWN for a later fragment whose first has not been seen. */
-static __noinline int sw_fragment(struct sw_packet *p)
+SW_COLD static __noinline int sw_fragment(struct sw_packet *p)
 {
 	struct sw_fragment_key key = {
 		.id = p->fragment_id,

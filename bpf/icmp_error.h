@@ -163,7 +163,7 @@ SW_INLINE int sw_rewrite_quoted(struct __sk_buff *skb, struct sw_packet *p, __u3
 }
 
 /* Returns a verdict, or SW_GO_ON: to be routed like any packet. */
-__noinline int sw_icmp_error(struct __sk_buff *skb)
+SW_COLD __noinline int sw_icmp_error(struct __sk_buff *skb)
 {
 	struct sw_packet *p = sw_packet_here();
 	struct sw_tuple *back;

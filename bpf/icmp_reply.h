@@ -205,7 +205,7 @@ __noinline int sw_answer_error(struct __sk_buff *skb, struct sw_packet *p, __u32
 }
 
 /* The packet is longer than p->limit_mtu allows on its way. */
-__noinline int sw_answer_too_big(struct __sk_buff *skb)
+SW_COLD __noinline int sw_answer_too_big(struct __sk_buff *skb)
 {
 	struct sw_packet *p = sw_packet_here();
 	int verdict;
@@ -221,7 +221,7 @@ __noinline int sw_answer_too_big(struct __sk_buff *skb)
 	return verdict;
 }
 
-__noinline int sw_answer_time_exceeded(struct __sk_buff *skb)
+SW_COLD __noinline int sw_answer_time_exceeded(struct __sk_buff *skb)
 {
 	struct sw_packet *p = sw_packet_here();
 	int verdict;

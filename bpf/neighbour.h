@@ -123,7 +123,8 @@ SW_INLINE int sw_answer_in(struct __sk_buff *skb, struct sw_packet *p)
 }
 
 /* port: the pod that asks, or 0 for the wire. */
-static __noinline int sw_arp(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port, __u32 uplink)
+SW_COLD static __noinline int sw_arp(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port,
+				     __u32 uplink)
 {
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
@@ -258,7 +259,8 @@ static __noinline int sw_advertise(struct __sk_buff *skb, struct sw_packet *p, c
 #endif
 
 /* ICMPv6 that is about the link. port: the pod that sent it, or 0 for the wire. */
-static __noinline int sw_neighbour(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port, __u32 uplink)
+SW_COLD static __noinline int sw_neighbour(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port,
+					   __u32 uplink)
 {
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;

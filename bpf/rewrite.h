@@ -146,7 +146,7 @@ static __noinline int sw_rewrite_fragment_id(struct __sk_buff *skb, struct sw_pa
 }
 
 /* Applies the address and port part of an action to the packet in hand. Returns 0 or a reason. Global: verified once. */
-__noinline int sw_rewrite(struct __sk_buff *skb, struct sw_packet *p, const struct sw_action *action)
+SW_COLD __noinline int sw_rewrite(struct __sk_buff *skb, struct sw_packet *p, const struct sw_action *action)
 {
 	int reason = 0;
 
@@ -174,7 +174,7 @@ __noinline int sw_rewrite(struct __sk_buff *skb, struct sw_packet *p, const stru
 SW_INLINE int sw_rewrite_end4(struct __sk_buff *skb, struct sw_packet *p, __be32 from, __be16 from_port, __be32 to,
 			      __be16 to_port, int is_source)
 {
-	__u32 l4 = p->l4_offset & 0x7f, field = p->protocol == IPPROTO_TCP ? 16 : 6; /* at most 74: for the verifier */
+	__u32 l4 = p->l4_offset, field = p->protocol == IPPROTO_TCP ? 16 : 6;
 	__u64 flags = sw_checksum_flags(p);
 	__sum16 *sum, before, of_all;
 	struct iphdr *ip;
