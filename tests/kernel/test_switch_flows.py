@@ -195,9 +195,9 @@ def test_the_nodes_answered_connections_keep_their_port(world: World) -> None:
 # --- ageing, a full table, slots: nodes of their own, with short times and small tables ---------------------------
 
 
-def udp_frame(pod: Pod, source: int, port: int) -> bytes:
-    """A datagram of the pod to the outside host."""
-    own_address, to = packed(pod.ip), packed(OUT[4])
+def udp_frame(pod: Pod, source: int, port: int, destination: str = OUT[4]) -> bytes:
+    """A datagram of the pod, to the outside host when no other is named."""
+    own_address, to = packed(pod.ip), packed(destination)
     datagram = source.to_bytes(2, "big") + port.to_bytes(2, "big") + b"\0\x0c\0\0data"
     datagram = fill(datagram, 6, pseudo(4, own_address, to, 17, len(datagram)) + datagram)
     body = ip_packet(4, own_address, to, 17, datagram, 64, 0, 1)
@@ -255,6 +255,22 @@ def test_ageing_needs_no_process(world: World, tmp_path: Path) -> None:
             poll("ageing", lambda: not list(flows.items()))
         with BpfMap.open_pinned(pins / "sw_flow_slots") as slots:
             poll("free slots", lambda: not any(value[-2] for _, value in slots.items()))
+
+
+def test_every_slot_is_looked_at(world: World) -> None:
+    """Flows of one entry side by side: none goes because its other half has."""
+    with Lab() as lab:
+        node = world.underlay.node(27, idle=SHORT)
+        judged = ACL(action=AclAction.ALLOW, direction=AclDirection.OUT, protocols="17", priority=10)
+        network = node.network(own(NetworkType.NAT, 8))
+        pod = node.pod(network, "10.8.0.10", "fd08::10", policies=[judged])
+        other = node.pod(network, "10.8.0.11", "fd08::11")
+        for source in range(1, 50):
+            assert run(node, pod, udp_frame(pod, source, 53, other.ip)) == _REDIRECT
+        assert len(node.flow_table()) == 49
+        node.start_ageing()
+        poll("ageing", lambda: not node.flow_table())
+        assert not node.occupied_slots()
 
 
 def test_a_later_tick_is_no_age(world: World) -> None:
