@@ -259,18 +259,17 @@ def test_ageing_needs_no_process(world: World, tmp_path: Path) -> None:
 
 def test_every_slot_is_looked_at(world: World) -> None:
     """Flows of one entry side by side: none goes because its other half has."""
-    with Lab() as lab:
-        node = world.underlay.node(27, idle=SHORT)
-        judged = ACL(action=AclAction.ALLOW, direction=AclDirection.OUT, protocols="17", priority=10)
-        network = node.network(own(NetworkType.NAT, 8))
-        pod = node.pod(network, "10.8.0.10", "fd08::10", policies=[judged])
-        other = node.pod(network, "10.8.0.11", "fd08::11")
-        for source in range(1, 50):
-            assert run(node, pod, udp_frame(pod, source, 53, other.ip)) == _REDIRECT
-        assert len(node.flow_table()) == 49
-        node.start_ageing()
-        poll("ageing", lambda: not node.flow_table())
-        assert not node.occupied_slots()
+    node = world.underlay.node(27, idle=SHORT)
+    judged = ACL(action=AclAction.ALLOW, direction=AclDirection.OUT, protocols="17", priority=10)
+    network = node.network(own(NetworkType.NAT, 8))
+    pod = node.pod(network, "10.8.0.10", "fd08::10", policies=[judged])
+    other = node.pod(network, "10.8.0.11", "fd08::11")
+    for source in range(1, 50):
+        assert run(node, pod, udp_frame(pod, source, 53, other.ip)) == _REDIRECT
+    assert len(node.flow_table()) == 49
+    node.start_ageing()
+    poll("ageing", lambda: not node.flow_table())
+    assert not node.occupied_slots()
 
 
 def test_a_later_tick_is_no_age(world: World) -> None:
