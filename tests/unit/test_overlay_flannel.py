@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from samewire.errors import Invalid
 from samewire.hcn.errors import HcnError
@@ -200,3 +201,40 @@ async def test_a_prefix_of_its_own_and_other_networks_are_left_alone(rig: Rig) -
     await rig.source.start()
     await asyncio.sleep(0.01)
     assert rig.routes() == {}
+
+
+@pytest.mark.parametrize("prefix", ["10.244.1.128/25", "10.244.0.0/16", "0.0.0.0/0"])
+async def test_nobody_leads_its_own_pods_away(rig: Rig, prefix: str) -> None:
+    await rig.service.create_network(overlay("cbr0"))
+    rig.source.put(given(node("twin", 9), prefix), node("far", 7), quiet=True)
+    await rig.source.start()
+    await rig.prefixes(*FAR)
+
+
+async def test_of_two_nodes_with_one_prefix_the_first_stays(rig: Rig) -> None:
+    await rig.service.create_network(overlay("cbr0"))
+    first = node("far", 7)
+    rig.source.put(first, given(node("twin", 9), FAR[0]), quiet=True)
+    await rig.source.start()
+    await rig.prefixes(*FAR)
+    for again in (first, given(node("twin", 9, public_ip="192.0.2.90"), FAR[0])):
+        rig.source.put(again)
+        await rig.until(lambda: rig.nodes._done is not None)
+        assert rig.routes()[FAR[0]].provider_address == "192.0.2.7"
+    rig.source.remove(first)
+    await rig.until(lambda: rig.routes()[FAR[0]].provider_address == "192.0.2.90")
+
+
+async def test_a_prefix_is_the_same_however_it_is_written(rig: Rig) -> None:
+    await rig.service.create_network(overlay("cbr0"))
+    rig.source.put(given(node("far", 7), "10.244.7.1/24", "FD00:244:0:7:0::/64"), quiet=True)
+    await rig.source.start()
+    await rig.prefixes(*FAR)
+    rig.source.put(given(node("far", 7, backend_data="{"), "10.244.7.1/24", "FD00:244:0:7:0::/64"))
+    await rig.until(lambda: rig.nodes._done is not None)
+    assert rig.routes().keys() == set(FAR), "what cannot be read changes nothing"
+
+
+def given(value: Node, *prefixes: str) -> Node:
+    """The node with other pod CIDRs."""
+    return replace(value, spec=NodeSpec(pod_cidr=prefixes[0], pod_cidrs=prefixes))

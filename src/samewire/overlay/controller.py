@@ -8,7 +8,9 @@ are is kept with the node's settings, so that a node that leaves while no daemon
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
 import structlog
@@ -20,7 +22,7 @@ from samewire.hcn.schema import Network, NetworkType
 from samewire.hcn.service import HnsService
 from samewire.kube.model import Node
 from samewire.kube.source import Batch, Source
-from samewire.overlay.flannel import remote_subnets
+from samewire.overlay.flannel import canonical, remote_subnets
 
 log = structlog.get_logger(__name__)
 
@@ -64,20 +66,24 @@ class FlannelNodes:
             name = change.key[1]
             if name == self._node:
                 continue
-            self._routes.pop(name, None)
-            self._unreadable.pop(name, None)
             if change.new is not None:
                 self._read(change.new)
+            else:
+                self._routes.pop(name, None)
+                self._unreadable.pop(name, None)
         self._synced = True
         self._done = None
         self._wake.set()
 
     def _read(self, node: Node) -> None:
+        """Note its ways. It keeps its place among the nodes: who comes first has a prefix that two of them claim."""
         name = node.metadata.name
         try:
             self._routes[name] = remote_subnets(node)
+            self._unreadable.pop(name, None)
         except SamewireError as error:  # what the network has of it stays
-            self._unreadable[name] = node.pod_cidrs
+            self._routes[name] = ()
+            self._unreadable[name] = tuple(_readable(node.pod_cidrs))
             log.warning("a node's annotations cannot be read", node=name, error=str(error))
 
     async def _run(self) -> None:
@@ -105,7 +111,9 @@ class FlannelNodes:
             return
         if network.type is not NetworkType.OVERLAY:
             return
-        wanted = {policy.destination_prefix: policy for policy in self._wanted(network)}
+        wanted: dict[str, RemoteSubnetRoute] = {}
+        for policy in self._wanted(network):
+            wanted.setdefault(policy.destination_prefix, policy)
         present = {
             policy.destination_prefix: policy for policy in select(network.policies, RemoteSubnetRoute)
         }
@@ -127,16 +135,29 @@ class FlannelNodes:
         self._done = self._service.view.network_by_name(self._name) if not requests else None
 
     def _wanted(self, network: Network) -> Iterator[RemoteSubnetRoute]:
-        """Those of its VNI, but for what it has itself: another node with the same prefix is a mistake elsewhere."""
-        own = {subnet.ip_address_prefix for subnet in network.subnets}
+        """Those of its VNI, but for what would lead its own pods' addresses away: another node with a prefix that
+        overlaps them is a mistake elsewhere.
+        """
+        own = [ip_network(subnet.ip_address_prefix) for subnet in network.subnets if subnet.ip_address_prefix]
         for routes in self._routes.values():
             for policy in routes:
-                if policy.isolation_id == network.vni and policy.destination_prefix not in own:
+                if policy.isolation_id == network.vni and not _overlaps(policy, own):
                     yield policy
 
     def _remember(self, before: frozenset[str], prefixes: frozenset[str]) -> None:
         if before != prefixes:
             self._service.set_setting(SETTING, sorted(prefixes))
+
+
+def _overlaps(policy: RemoteSubnetRoute, own: Iterable[IPv4Network | IPv6Network]) -> bool:
+    prefix = ip_network(policy.destination_prefix)
+    return any(prefix.version == subnet.version and prefix.overlaps(subnet) for subnet in own)
+
+
+def _readable(prefixes: Iterable[str]) -> Iterator[str]:
+    for prefix in prefixes:
+        with suppress(SamewireError):
+            yield canonical(prefix)
 
 
 def _request(how: RequestType, policies: list[RemoteSubnetRoute]) -> ModifySettingRequest:

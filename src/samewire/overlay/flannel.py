@@ -44,7 +44,7 @@ def remote_subnets(node: Node) -> tuple[RemoteSubnetRoute, ...]:
         if data is None or not address:
             continue
         policy = RemoteSubnetRoute(
-            destination_prefix=_network(prefix),
+            destination_prefix=canonical(prefix),
             isolation_id=data.vni,
             provider_address=address,
             distributed_router_mac_address=data.mac.upper().replace(":", "-"),
@@ -61,8 +61,9 @@ def _backend_data(text: str) -> _BackendData | None:
         raise Invalid(_DATA[4], f"{text[:128]!r} is not flannel's: {error}") from error
 
 
-def _network(prefix: str) -> str:
+def canonical(prefix: str) -> str:
+    """A pod CIDR in canonical form, its host bits cleared, as flanneld reads it. Raises Invalid."""
     try:
-        return str(ipaddress.ip_network(prefix))
+        return str(ipaddress.ip_network(prefix, strict=False))
     except ValueError as error:
         raise Invalid("podCIDRs", str(error)) from error
