@@ -163,7 +163,13 @@ AILMENTS: list[tuple[str, Snapshot, Level, str, str]] = [
         "default-route",
         "no IPv6 default route",
     ),
-    ("no IPv6", facts(addresses=FACTS.addresses[:1]), WARNING, "families", "endpoints with IPv6 addresses: 2"),
+    (
+        "no IPv6",
+        facts(addresses=FACTS.addresses[:1]),
+        WARNING,
+        "families",
+        "endpoints with IPv6 addresses: 2",
+    ),
     (
         "one VNI for two networks",
         replace(HEALTHY, networks=(NETWORK, replace(NETWORK, id="2", name="other", policies=()))),
