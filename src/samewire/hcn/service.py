@@ -1,8 +1,8 @@
 """The HNS service: every change of the wanted objects goes through here, one at a time.
 
 A change is planned on the objects in memory, made true by the switch, and only then written. Where a step
-fails, the objects are as before and the caller gets the error. Reads see committed objects only, and never
-wait.
+fails, the objects are as before and the caller gets the error. Reads see committed objects only (those of a large
+batch when they are in the switch: `Store.commit_beside`), and never wait.
 """
 
 from __future__ import annotations

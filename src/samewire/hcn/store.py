@@ -117,8 +117,8 @@ class Store:
         self.state.apply(changes)
 
     async def commit_beside(self, changes: Sequence[Change]) -> None:
-        """The same, with a thread that writes. Others have their turn meanwhile, and see the changes at once: there is
-        no moment at which the switch has them and `state` has not.
+        """The same, with a thread that writes; call no other commit before it is done. Others have their turn, and see
+        the changes at once: there is no moment at which the switch has them and `state` has not.
         """
         self._refuse_when_lost()
         statements = self._statements(changes)
