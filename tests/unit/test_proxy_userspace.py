@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -206,6 +207,33 @@ async def test_a_relay_that_is_killed_is_replaced_and_told_everything(relay: Rel
         await until(written)
     finally:
         await proxy.close()
+
+
+@pytest.mark.parametrize("how", ["the relay ends", "the node has another address"])
+async def test_what_was_on_its_way_when_the_listeners_went_is_written_again(
+    relay: Relay, tmp_path: Path, how: str
+) -> None:
+    inner, addresses, lost = FakeWriter(), ["127.0.0.1"], asyncio.Event()
+    writer = RelayWriter(inner, relay, lambda: addresses)
+    writer.on_lost = lost.set
+    wanted = load_balancer(("10.244.0.2", LOCAL))
+    inner.gate = asyncio.Event()
+    writing = asyncio.create_task(writer.write([wanted], []))
+    await until(lambda: _listens(relay))
+    if how == "the relay ends":
+        os.kill(_pid_behind(tmp_path / "relay.sock"), signal.SIGKILL)
+    else:
+        addresses[0] = "127.0.0.2"
+        writer.look_again()
+    async with asyncio.timeout(5):
+        await lost.wait()
+    inner.gate.set()
+    await writing
+    assert writer.get(ID) != wanted
+
+
+async def _listens(relay: Relay) -> bool:
+    return ID in await relay.list()
 
 
 async def _true(so: bool) -> bool:

@@ -27,6 +27,7 @@ _LOCAL_ONLY: Final = int(BackendFlags.LOCAL_POLICY_ONLY)
 _DRAINING: Final = int(BackendFlags.DRAINING)
 _NOT_DIRECT: Final = ~int(Flags.ENABLE_DIRECT_SERVER_RETURN)
 _LOCAL_SUFFIX: Final = "/local"
+_NOWHERE: Final[tuple[str | None, str | None]] = (None, None)
 MAX_RELAY_AFFINITY_S: Final = 86400
 
 
@@ -41,7 +42,7 @@ class RelayWriter:
         relay.on_lost = self._forget
         self._addresses = addresses
         self._wanted: dict[str, LoadBalancer] = {}
-        self._listening: tuple[str | None, str | None] = (None, None)
+        self._listening = _NOWHERE
         self._swept = False
 
     def network_id(self) -> str | None:
@@ -66,8 +67,9 @@ class RelayWriter:
     ) -> Mapping[str, SamewireError]:
         """Tell the relay, then the switch; a load balancer that the relay refuses is not written."""
         failed: dict[str, SamewireError] = {}
+        wanted = self._wanted  # when the relay ends meanwhile, what is noted here is void
         await self._sweep()
-        await self._listen([less for lb in puts if (less := _survivors(self._wanted.get(lb.id), lb))], failed)
+        await self._listen([less for lb in puts if (less := _survivors(wanted.get(lb.id), lb))], failed)
         ports = await self._listen(puts, failed)
         relayed = [_relayed(lb, ports, self._addresses()) for lb in puts if lb.id not in failed]
         failed |= await self._inner.write(relayed, deletes)
@@ -75,27 +77,27 @@ class RelayWriter:
         for lb in puts:
             if lb.id in failed:
                 continue
-            before = self._wanted.get(lb.id)
+            before = wanted.get(lb.id)
             if before is not None and before.external_traffic_policy_local > lb.external_traffic_policy_local:
                 unused.append(lb.id + _LOCAL_SUFFIX)
-            self._wanted[lb.id] = lb
+            wanted[lb.id] = lb
         for lb_id in deletes:
             if lb_id not in failed:
-                self._wanted.pop(lb_id, None)
+                wanted.pop(lb_id, None)
                 unused += [lb_id, lb_id + _LOCAL_SUFFIX]
         await self._relay.delete(unused)
         return failed
 
     def look_again(self) -> None:
         """The node's addresses may be others now: then all listeners are made anew."""
-        if self._wanted and self._listening != _listen_addresses(self._addresses()):
-            self._wanted.clear()
+        if self._listening not in (_NOWHERE, _listen_addresses(self._addresses())):
+            self._wanted = {}
             self.on_lost()
 
     def _forget(self) -> None:
         """The next relay listens at other ports: nothing that is in the switch is right any more."""
         log.warning("the relay has ended; starting another one")
-        self._wanted.clear()
+        self._wanted = {}
         self.on_lost()
 
     async def close(self) -> None:
