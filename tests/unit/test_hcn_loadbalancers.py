@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -479,6 +481,18 @@ async def test_others_have_their_turn_while_a_batch_is_written(
         assert len(switch.calls) == 1
     assert await work == {}
     assert await other in service.view.networks()
+
+
+async def test_a_batch_waits_for_no_thread_of_others(service: HnsService) -> None:
+    busy, loop = threading.Event(), asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    other = loop.run_in_executor(None, busy.wait, 30)
+    try:
+        async with asyncio.timeout(5):
+            assert await service.change_load_balancers(OWNER, many()) == {}
+    finally:
+        busy.set()
+        await other
 
 
 async def test_a_batch_leaves_strangers_alone(service: HnsService) -> None:

@@ -14,6 +14,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ class Store:
         self.path = path
         self.state = State()
         self._alone = threading.Lock()  # one transaction at a time
+        # Of its own: no change is to wait for the tools' threads, or for names that are looked up in vain.
+        self._thread = ThreadPoolExecutor(1, "store")
         self._boot_id = boot_id or read_boot_id()
         self._position = 0
         self._numbers: dict[tuple[str, str], int] = {}
@@ -105,7 +108,8 @@ class Store:
         return "the database was deleted or replaced under the running daemon; put it back, or `samewire uninstall`"
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, once what is on its way to it is written."""
+        self._thread.shutdown()
         self._db.close()
 
     def commit(self, changes: Sequence[Change]) -> None:
@@ -124,7 +128,7 @@ class Store:
         statements = self._statements(changes)
         self.state.apply(changes)
         try:
-            await asyncio.to_thread(self._carry_out, statements)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._carry_out, statements)
         except StoreError:
             self.state.apply([change.inverse() for change in reversed(changes)])
             raise
