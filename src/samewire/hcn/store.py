@@ -45,9 +45,12 @@ CREATE TABLE counters (kind TEXT NOT NULL PRIMARY KEY, last INTEGER NOT NULL) WI
 """
 _DELETE = "DELETE FROM objects WHERE kind = ? AND id = ?"
 # One statement for any number of rows: it does not ask for the interpreter before it is done. The last two parameters:
-# the rows' JSON texts in one, and for each row its kind and id, and where its text begins and how long it is.
+# the rows' JSON texts in one, and for each row its kind and id, and where its text begins and how long it is. (Not
+# ``value->>0``: SQLite 3.37, beside which Ubuntu 22.04 has Python 3.11, does not know it.)
 _PUT = """INSERT INTO objects
-    SELECT value->>0, value->>1, ? + key, ?, substr(?, value->>2, value->>3) FROM json_each(?) WHERE true
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), ? + key, ?,
+        substr(?, json_extract(value, '$[2]'), json_extract(value, '$[3]'))
+    FROM json_each(?) WHERE true
     ON CONFLICT (kind, id) DO UPDATE SET json = excluded.json"""
 _DECODERS = {kind: msgspec.json.Decoder(struct) for kind, struct in STRUCTS.items()}
 _encode = msgspec.json.Encoder().encode
