@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.support.node import (
     ip_json,
     overlay,
     path_of,
+    poll,
 )
 
 pytestmark = pytest.mark.root
@@ -106,10 +108,14 @@ def pods(net: NodeNet, cni: Runtime, conf: Json) -> tuple[tuple[str, str], tuple
 
 
 def assert_connected(net: NodeNet, first: tuple[str, str], second: tuple[str, str]) -> None:
-    assert can_ping(first[0], second[1])
-    assert can_ping(first[0], NODE_IP)
-    assert can_ping(net.node, first[1])
-    assert can_ping(second[0], ROUTER_IP)
+    # An interface sends once a work queue of the kernel has activated it; the first echo may be too early.
+    for source, target in (
+        (first[0], second[1]),
+        (first[0], NODE_IP),
+        (net.node, first[1]),
+        (second[0], ROUTER_IP),
+    ):
+        poll(f"{source} reaches {target}", partial(can_ping, source, target))
 
 
 def assert_removed(node: DaemonProcess, cni: Runtime, conf: Json, *names: str) -> None:
