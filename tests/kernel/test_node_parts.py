@@ -6,6 +6,7 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -17,6 +18,7 @@ from samewire.hcn.schema import Kind, Network
 from samewire.kernel import faults, sysctl
 from samewire.kernel.bpf import unmount_bpffs
 from samewire.kernel.rtnetlink import (
+    Link,
     LinkMonitor,
     LinkNew,
     Netlink,
@@ -30,6 +32,7 @@ from samewire.kernel.rtnetlink import (
     link_set,
     veth_add,
 )
+from samewire.node import devices as devices_module
 from samewire.node import hooks as hooks_module
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
@@ -148,6 +151,23 @@ def test_what_somebody_changed_is_set_right(netlink: Netlink, tmp_path: Path) ->
     sysctl.write(("net", "ipv4", "conf", "samewire0", "rp_filter"), 1)
     assert wrong_settings("samewire0") == ["ipv4.rp_filter"]
     assert make(netlink, tmp_path) == first
+    test_devices_are_made_once(netlink, tmp_path)
+
+
+@pytest.mark.parametrize("done", range(3))
+def test_who_is_killed_while_making_them_can_go_on(
+    netlink: Netlink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    bring, left = devices_module._bring, [None] * done
+
+    def brought(*arguments: Any, **more: Any) -> Link:
+        left.pop()  # raises IndexError: from here on nothing happens any more
+        return bring(*arguments, **more)
+
+    monkeypatch.setattr(devices_module, "_bring", brought)
+    with pytest.raises(IndexError):
+        make(netlink, tmp_path)
+    monkeypatch.undo()
     test_devices_are_made_once(netlink, tmp_path)
 
 

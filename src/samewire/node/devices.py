@@ -155,7 +155,8 @@ def _ensure_pair(netlink: Netlink, keepsakes: Keepsakes, mtu: int) -> tuple[Link
         for link in (host, peer):
             if link is not None:
                 netlink.request(link_del(link.ifindex).tolerating(errno.ENODEV))
-        netlink.request(veth_add(HOST, HOST_PEER, group=LINK_GROUP))
+        # Both are ours from the first moment: a daemon that is killed right after this can be started again.
+        netlink.request(veth_add(HOST, HOST_PEER, group=LINK_GROUP, peer_group=LINK_GROUP))
         sysctl.write(("net", "ipv4", "conf", HOST, "forwarding"), 0)  # it begins with what the node has
         host, peer = netlink.get(link_get(HOST)), netlink.get(link_get(HOST_PEER))
     host_mac, peer_mac = mac_bytes(keepsakes.host_mac), mac_bytes(keepsakes.host_peer_mac)

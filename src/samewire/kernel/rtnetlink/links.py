@@ -86,9 +86,10 @@ def veth_add(
     mtu: int | None = None,
     peer_mtu: int | None = None,
     group: int = 0,
+    peer_group: int = 0,
     up: bool = False,
 ) -> Request:
-    """A pair of interfaces; the group marks the near end only. Fails with ``EEXIST`` when a name is taken.
+    """A pair of interfaces. Fails with ``EEXIST`` when a name is taken.
 
     Each end has one queue: by default it would have one a CPU, which a veth without XDP has no use for, and the
     pair would take 1.6 times as long to make on two CPUs.
@@ -96,7 +97,7 @@ def veth_add(
     Two things need a :func:`link_set` afterwards: the alias, which the kernel ignores at creation, and setting
     the peer up, which it refuses (``ENOTCONN``: it configures the peer before it joins the two).
     """
-    peer = [*_properties(peer_name, peer_mac, peer_mtu, 0), *_ONE_QUEUE]
+    peer = [*_properties(peer_name, peer_mac, peer_mtu, peer_group), *_ONE_QUEUE]
     if peer_netns_fd is not None:
         peer.append(codec.u32(_IFLA_NET_NS_FD, peer_netns_fd))
     data = codec.nested(_VETH_INFO_PEER, _ifinfo(), *peer)
