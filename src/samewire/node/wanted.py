@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import Iterable, Sequence
+from typing import Final, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -11,11 +11,14 @@ from msgspec.structs import replace
 from samewire.node.bindings import BindingChange, HostBindings
 from samewire.node.planning import Owner
 from samewire.vfp.compile.acl_table import Known, Table, was_edited
-from samewire.vfp.diff import Operation, Remove, is_early, ordered
+from samewire.vfp.diff import Operation, Put, Remove, is_early, ordered
 from samewire.vfp.model import Compiled, Entries, Shared
 from samewire.vfp.ownership import Ownership
 from samewire.vfp.record import Record
-from samewire.vfp.tables import Port
+from samewire.vfp.tables import AclSpace, Port
+
+_VECTORS: Final = "sw_acl_vectors"
+_JUDGED: Final = ("sw_ports", "sw_acl_spaces")  # flows keep their generations
 
 
 class Changes(msgspec.Struct):
@@ -36,6 +39,17 @@ class Changes(msgspec.Struct):
     def enter(self, operations: Iterable[Operation]) -> None:
         """Add operations; the last one for an entry counts."""
         self.operations.update({(step.table, step.key): step for step in operations})
+
+    def enter_first(self, operations: Iterable[Operation]) -> None:
+        """Add operations that come before all others. Of what tables share, vectors, they may need one that another
+        owner's operations are to write, or to remove.
+        """
+        for place, step in list(self.operations.items()):
+            if step.table == _VECTORS and isinstance(step, Put):
+                self.first.append(self.operations.pop(place))
+        for step in operations:
+            self.operations.pop((step.table, step.key), None)
+            self.first.append(step)
 
 
 class Wanted:
@@ -60,12 +74,13 @@ class Wanted:
         before = self._needs.pop(owner, ())
         for part in compiled.shared:
             self._users.setdefault(part.name, {})[owner] = None
-            edited = self._shared.get(part.name, part) is not part
+            now = self._shared.get(part.name, part)
+            edited = now is not part
             self._shared[part.name] = part
-            for step in part.steps:
+            for step in _way(now, part):
                 operations = self.entries.replace(shared_owner(part.name), step.entries, step.edit)
                 if edited:  # all of it before the port's new generation
-                    changes.first += operations
+                    changes.enter_first(operations)
                 else:
                     changes.enter(operations)
         if compiled.shared:
@@ -109,14 +124,24 @@ class Wanted:
 
 
 def judged_again(compiled: Compiled, generation: int) -> Compiled:
-    """The same with another generation of its ports."""
-    ports = compiled.entries.get("sw_ports")
-    if not ports:
-        return compiled
+    """The same with another generation of its ports and IP sets."""
     moved = {
-        key: replace(port, generation=generation) for key, port in ports.items() if isinstance(port, Port)
+        table: {
+            key: replace(value, generation=generation) if isinstance(value, Port | AclSpace) else value
+            for key, value in compiled.entries[table].items()
+        }
+        for table in _JUDGED
+        if table in compiled.entries
     }
-    return replace(compiled, entries={**compiled.entries, "sw_ports": moved})
+    return replace(compiled, entries={**compiled.entries, **moved})
+
+
+def _way(now: Shared, part: Shared) -> Sequence[Compiled]:
+    """The steps from one edition of shared entries to another: back the way that was taken, when it was the last."""
+    edit = now.steps[0].edit
+    if now is not part and edit is not None and edit.base is part.steps[-1].entries:
+        return *reversed(now.steps[:-1]), part.steps[-1]
+    return part.steps
 
 
 def shared_owner(name: int) -> Owner:
