@@ -185,3 +185,14 @@ def test_sets_that_are_taken_back() -> None:
         if isinstance(step, Put) and isinstance(step.value, AclSpace):
             spaces.append(step.value.generation)
     assert spaces == [3]
+
+
+def test_endpoints_with_one_list_keep_one_table() -> None:
+    """When the list changes for all of them, as a network's does: the last is not left with the old table, edited."""
+    node, rules = Node(), long_list(AclDirection.IN)
+    for number in range(4):
+        rules = [*rules, rule(AclDirection.IN, AclAction.BLOCK, 4, "10.1.2.3", str(8000 + number))]
+        node.change(dict.fromkeys((1, 2, 3), rules), Random(1), fails=False)
+        ports = [port for port in node.kernel["sw_ports"].values() if isinstance(port, Port)]
+        assert len({port.acl_table for port in ports}) == 1
+        assert len(node.kernel["sw_acl_rules"]) == len(rules)

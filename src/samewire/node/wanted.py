@@ -61,6 +61,8 @@ class Wanted:
         self.bindings = HostBindings()
         self._shared: dict[int, Shared] = {}
         self._users: dict[int, dict[Owner, None]] = {}
+        self._several: set[int] = set()
+        """What has or had several users: no one's own, even for the last of those who change together."""
         self._needs: dict[Owner, tuple[Shared, ...]] = {}
         self._edited = frozenset(
             port.acl_table[direction]
@@ -73,7 +75,10 @@ class Wanted:
         """Make ``compiled`` what ``owner`` wants; adds what has to be done for it to ``changes``."""
         before = self._needs.pop(owner, ())
         for part in compiled.shared:
-            self._users.setdefault(part.name, {})[owner] = None
+            users = self._users.setdefault(part.name, {})
+            users[owner] = None
+            if len(users) > 1:
+                self._several.add(part.name)
             now = self._shared.get(part.name, part)
             edited = now is not part
             self._shared[part.name] = part
@@ -109,7 +114,7 @@ class Wanted:
         tables = cast(dict[int, Table], self._shared)
         port = next(iter(self.entries.entries(owner).get("sw_ports", {}).values()), None)
         incoming, outgoing = port.acl_table if isinstance(port, Port) else (0, 0)
-        alone = [name if self._users.get(name, {}).keys() == {owner} else 0 for name in (incoming, outgoing)]
+        alone = [0 if name in self._several else name for name in (incoming, outgoing)]
         if incoming == outgoing:
             alone = [0, 0]
         return Known(tables, self._edited, (tables.get(alone[0]), tables.get(alone[1])))
@@ -120,6 +125,7 @@ class Wanted:
         if users:
             return []
         del self._users[name], self._shared[name]
+        self._several.discard(name)
         return self.entries.remove(shared_owner(name))
 
 
