@@ -36,15 +36,23 @@ struct sw_neighbour_message {
 #define SW_ND_OPTION_TARGET 2
 #define SW_ND_LENGTH 32 /* with one link-layer address option */
 
+SW_INLINE int sw_is_link_local(const struct sw_addr *address)
+{
+	return address->b[0] == 0xfe && (address->b[1] & 0xc0) == 0x80;
+}
+
 /*
- * Answers from sw_neighbours. Not who announces an address, or asks whether it is free: it is about to be theirs. Returns
- * 1 and fills mac and p->answers, or 0.
+ * Answers from sw_neighbours. Not who announces an address, or asks whether it is free: it is about to be theirs. Nor for
+ * link-local addresses: whose they are, the node's own among them, the tables do not say. Returns 1 and fills mac and
+ * p->answers, or 0.
  */
 static __noinline int sw_mac_by_policy(struct sw_packet *p, __u8 *mac)
 {
 	struct sw_neighbour_entry *entry;
 
 	if (sw_zero_address(&p->tuple.source) || sw_same_address(&p->tuple.source, &p->out.destination))
+		return 0;
+	if (p->family == 6 && sw_is_link_local(&p->out.destination))
 		return 0;
 	entry = sw_find_neighbour(p->scope, p->family, &p->out.destination);
 	if (!entry)
@@ -183,11 +191,6 @@ SW_COLD static __noinline int sw_arp(struct __sk_buff *skb, struct sw_packet *p,
 	sw_copy_mac(arp->sender_mac, mac);
 	*(__be32 *)arp->sender_ip = target;
 	return sw_answer_out(skb, p);
-}
-
-SW_INLINE int sw_is_link_local(const struct sw_addr *address)
-{
-	return address->b[0] == 0xfe && (address->b[1] & 0xc0) == 0x80;
 }
 
 /* GUARD for neighbour discovery: own addresses and own MAC only. */

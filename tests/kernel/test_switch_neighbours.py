@@ -168,3 +168,16 @@ def test_a_network_of_its_own(world: World, family: int) -> None:
     pod.space.ip("neighbour", "flush", "to", target)
     ask(pod.space, target)
     poll("no answer", lambda: "FAILED" in neighbour(pod.space, target))
+
+
+def test_link_local_addresses_are_their_owners(world: World) -> None:
+    """However long the prefix: the wire is told the MAC of the node's own."""
+    node, out = world.node, world.underlay.out
+    everything = {6: ("::/0", "")}
+    node.network(with_policies(bridged(), *discovery(everything)))
+    shown = node.space.ip("-6", "-o", "address", "show", "dev", "eth0", "scope", "link")
+    address = shown.split()[3].partition("/")[0]
+    with out.socket(10, 2) as opened:
+        opened.sendto(b"x", (address, 9, 0, out.ifindex("eth0")))
+    poll("an answer", lambda: "lladdr" in neighbour(out, address))
+    assert node.space.mac("eth0").hex(":") in neighbour(out, address)

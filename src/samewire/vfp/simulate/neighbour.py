@@ -38,8 +38,10 @@ def is_link_local(address: bytes) -> bool:
 
 
 def _by_policy(state: State, scope: int, family: int, asker: bytes, target: bytes) -> Neighbour | None:
-    """Not for who announces an address, or asks whether it is free."""
-    return None if asker in (ZERO, target) else state.neighbour(scope, family, target)
+    """Not for who announces an address, or asks whether it is free; nor for link-local addresses."""
+    if asker in (ZERO, target) or (family == 6 and is_link_local(target)):
+        return None
+    return state.neighbour(scope, family, target)
 
 
 def _owner_mac(
