@@ -24,6 +24,7 @@ from samewire.node.audit import is_leftover
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
+from samewire.vfp.tables import Port
 from tests.support.node import NodeNet, node_net, overlay, path_of
 
 pytestmark = pytest.mark.root
@@ -257,6 +258,23 @@ async def test_the_audit_repairs_what_tables_lost(net: NodeNet, node: Node) -> N
         report = await node.auditor.audit()
         assert report.failed == ()
         assert await node.auditor.compare() == []
+
+
+async def test_flows_are_judged_again_after_what_judged_them_was_repaired(net: NodeNet, node: Node) -> None:
+    """As after a crash between the first row of a change and the port's new generation."""
+    await create_network(node)
+    await NodeBackend(node).attach(request(net.pod()))
+
+    def generations() -> list[int]:
+        rows = node.switch.kernel.tables.read(["sw_ports"])["sw_ports"].values()
+        return [row.generation for row in rows if isinstance(row, Port)]
+
+    for name, judges in (("sw_routes", False), ("sw_acl_rules", True)):
+        before, found = generations(), node.board.maps[name]
+        found.delete_batch([key for key, _ in found.items()])
+        assert (await node.auditor.audit()).failed == ()
+        assert [new > old for new, old in zip(generations(), before, strict=True)] == [judges] * len(before)
+    assert await node.auditor.compare() == []
 
 
 async def test_a_read_that_fails_is_not_an_empty_table(net: NodeNet, node: Node) -> None:

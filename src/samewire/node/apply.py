@@ -50,6 +50,7 @@ from samewire.node.wanted import Changes, Wanted, judged_again
 from samewire.vfp import compile as compilers
 from samewire.vfp.address import parse_prefix
 from samewire.vfp.compile.loadbalancer import LocalPort
+from samewire.vfp.diff import Operation
 from samewire.vfp.model import Compiled, NodeFacts, PortLink
 
 log = structlog.get_logger(__name__)
@@ -304,6 +305,11 @@ class NodeSwitch:
         changes.enter(self.wanted.left_over(made))
         self.kernel.tables.write([*changes.puts(), *changes.removals()])
         self.kernel.hostnet.apply(in_order(changes.bindings))
+
+    def judged_again_after(self, repairs: list[Operation]) -> list[Operation]:
+        """What is to follow repairs of the tables, so that no flow keeps a verdict from before them."""
+        self._generation += 1
+        return self.wanted.again(repairs, self._generation)
 
     def _compile(self, owner: Owner, view: StoreView) -> Compiled:
         kind, object_id = owner

@@ -313,12 +313,16 @@ class _Pass:
     def _tables(self) -> None:
         tables = self._kernel.tables
         operations = diff(self._switch.wanted.entries.tables(), tables.read())
+
+        def repair() -> None:
+            tables.write([*operations, *self._switch.judged_again_after(operations)])
+
         for number, operation in enumerate(operations):
             self._report(
                 "table",
                 operation.table,
                 operation.describe(),
-                None if number else lambda: tables.write(operations),
+                None if number else repair,
             )
 
     def _host(self) -> None:

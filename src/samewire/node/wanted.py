@@ -19,6 +19,7 @@ from samewire.vfp.tables import AclSpace, Port
 
 _VECTORS: Final = "sw_acl_vectors"
 _JUDGED: Final = ("sw_ports", "sw_acl_spaces")  # flows keep their generations
+_JUDGED_BY: Final = ("sw_acl_", "sw_set_")
 
 
 class Changes(msgspec.Struct):
@@ -107,6 +108,20 @@ class Wanted:
             Remove(step.table, step.key)
             for step in changes.first
             if step.key not in tables.get(step.table, {})
+        ]
+
+    def again(self, repairs: Iterable[Operation], generation: int) -> list[Operation]:
+        """What has flows judged once more, if repairs concern what they were judged by: a process that ended in the
+        middle of a change may have left rules that nobody decided.
+        """
+        if not any(step.table.startswith(_JUDGED_BY) for step in repairs):
+            return []
+        tables = self.entries.tables()
+        return [
+            Put(table, key, replace(value, generation=generation))
+            for table in _JUDGED
+            for key, value in tables.get(table, {}).items()
+            if isinstance(value, Port | AclSpace)
         ]
 
     def acl_tables(self, owner: Owner) -> Known:
