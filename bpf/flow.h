@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /*
- * flow.h - the unified flow table: insertion, removal, TCP state, ageing and recycling.
+ * flow.h - the unified flow table: insertion, removal, TCP state, what is old, and recycling.
  *
  * Invariant of a pair: the first entry (the initiator's side) is inserted after the second and removed before it, so a
  * second entry alone is an orphan and a first entry alone cannot be seen for longer than a removal takes.

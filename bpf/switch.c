@@ -320,59 +320,22 @@ static __noinline int sw_put_source_mac(struct __sk_buff *skb, struct sw_packet 
 SEC("tc")
 int sw_uplink_out(struct __sk_buff *skb)
 {
-	struct sw_packet *p = sw_packet_here();
+	struct sw_packet *p;
 
-	if ((skb->mark & ~SW_PORT_SOURCE_MAC) == SW_MARK) {
-		if (skb->mark & SW_PORT_SOURCE_MAC && p)
-			sw_put_source_mac(skb, p);
+	if (skb->mark == SW_MARK) {
+		skb->mark = 0;
+		return SW_PASS;
+	}
+	p = sw_packet_here();
+	if (p && skb->mark == (SW_MARK | SW_PORT_SOURCE_MAC)) {
+		sw_put_source_mac(skb, p);
 		skb->mark = 0;
 		return SW_PASS;
 	}
 	return p ? sw_watch_host(skb, p) : SW_PASS;
 }
 
-/* ---- ageing ----------------------------------------------------------------------------------------------------*/
-
-struct sw_ageing {
-	struct bpf_timer timer;
-};
-
-SW_MAP(sw_ageing, BPF_MAP_TYPE_ARRAY, __u32, struct sw_ageing, 1, 0);
-
-static int sw_age(void *map, __u32 *key, struct sw_ageing *ageing)
-{
-	struct sw_cursors *cursors = sw_cursors_here();
-	struct sw_config *config = sw_config_here();
-	struct sw_slice slice = {};
-	__u32 slots;
-
-	if (cursors && config && config->flow_slots) {
-		slots = config->flow_slots < SW_AGE_SLICE ? config->flow_slots : SW_AGE_SLICE;
-		slice.start = cursors->age;
-		slice.mask = config->flow_slots - 1;
-		slice.now = sw_now_tick();
-		bpf_loop((slots + SW_SLOT_STEP - 1) / SW_SLOT_STEP, sw_look_at_slots, &slice, 0);
-		cursors->age += slots;
-		sw_count(SW_COUNTER_AGEING_TICKS);
-	}
-	bpf_timer_start(&ageing->timer, SW_AGE_PERIOD_NS, 0);
-	return 0;
-}
-
-SEC("tc")
-int sw_start_ageing(struct __sk_buff *skb)
-{
-	struct sw_ageing *ageing;
-	__u32 zero = 0;
-
-	ageing = bpf_map_lookup_elem(&sw_ageing, &zero);
-	if (!ageing)
-		return 1;
-	bpf_timer_init(&ageing->timer, &sw_ageing, 1 /* CLOCK_MONOTONIC */); /* EBUSY: there since the last start */
-	if (bpf_timer_set_callback(&ageing->timer, sw_age)) /* a new program takes over from the old one's callback */
-		return 2;
-	return bpf_timer_start(&ageing->timer, SW_AGE_PERIOD_NS, 0) ? 3 : 0;
-}
+#include "ageing.h"
 
 #else /* TRACE */
 

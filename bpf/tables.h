@@ -26,7 +26,7 @@ SW_INLINE struct sw_nexthop *sw_find_nexthop(__u32 id)
 	return bpf_map_lookup_elem(&sw_nexthops, &id);
 }
 
-SW_INLINE struct sw_route *sw_find_route(__u16 scope, __u8 family, const struct sw_addr *address)
+SW_INLINE struct sw_route_key sw_route_key_of(__u16 scope, __u8 family, const struct sw_addr *address)
 {
 	struct sw_route_key key = {
 		.prefix_bits = 32 + (family == 4 ? 32 : 128),
@@ -35,6 +35,13 @@ SW_INLINE struct sw_route *sw_find_route(__u16 scope, __u8 family, const struct 
 	};
 
 	sw_copy_address(&key.address, address);
+	return key;
+}
+
+SW_INLINE struct sw_route *sw_find_route(__u16 scope, __u8 family, const struct sw_addr *address)
+{
+	struct sw_route_key key = sw_route_key_of(scope, family, address);
+
 	return bpf_map_lookup_elem(&sw_routes, &key);
 }
 
@@ -49,13 +56,8 @@ SW_INLINE struct sw_endpoint *sw_find_endpoint(__u16 scope, __u8 family, const s
 /* What the network's policies say about an address that is nobody's here. */
 SW_INLINE struct sw_neighbour_entry *sw_find_neighbour(__u16 scope, __u8 family, const struct sw_addr *address)
 {
-	struct sw_route_key key = {
-		.prefix_bits = 32 + (family == 4 ? 32 : 128),
-		.scope = scope,
-		.family = family,
-	};
+	struct sw_route_key key = sw_route_key_of(scope, family, address);
 
-	sw_copy_address(&key.address, address);
 	return bpf_map_lookup_elem(&sw_neighbours, &key);
 }
 
