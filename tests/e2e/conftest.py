@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.churn import Churn, churning
 from tests.support.node import DaemonProcess, NodeNet, daemon, node_net
 
 
@@ -28,3 +29,18 @@ def unstarted(net: NodeNet, tmp_path: Path) -> Iterator[DaemonProcess]:
 def node(unstarted: DaemonProcess) -> DaemonProcess:
     """The node's daemon, up."""
     return unstarted.start()
+
+
+@pytest.fixture(scope="module")
+def churning_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Churn]:
+    """A node under churn, for all tests of a module."""
+    with churning(tmp_path_factory.mktemp("churn")) as made:
+        yield made
+
+
+@pytest.fixture
+def churn(churning_node: Churn) -> Iterator[Churn]:
+    """The same, emptied after each test."""
+    yield churning_node
+    churning_node.world.clear()
+    assert churning_node.world.node.differences() == []

@@ -8,32 +8,18 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
 from tests.apiserver.fake_server import Fault
 from tests.support.api_node import NODE_PORT, PORT, PORTS, VIP, ApiNode, far
-from tests.support.churn import ENDED, FAR, MANY, PODS, Churn, churning, follow
+from tests.support.churn import ENDED, FAR, MANY, PODS, Churn, follow
 from tests.support.crowd import endpoint
 from tests.support.node import NODE_IP, Json, poll
 
 pytestmark = pytest.mark.root
 
 WAVE = 100
-
-
-@pytest.fixture(scope="module")
-def churn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Churn]:
-    with churning(tmp_path_factory.mktemp("churn")) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def cleared(churn: Churn) -> Iterator[None]:
-    yield
-    churn.world.clear()
-    assert churn.world.node.differences() == []
 
 
 def test_scale_down_ends_what_the_removed_had_and_nothing_else(churn: Churn) -> None:

@@ -5,31 +5,17 @@ from __future__ import annotations
 import itertools
 import random
 import signal
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.support.api_node import NODE_PORT, VIP, far
-from tests.support.churn import ENDED, FAR, Churn, churning, who
+from tests.support.churn import ENDED, FAR, Churn, who
 from tests.support.crowd import Crowd, crowds, endpoint
 from tests.support.node import NODE_IP, Json
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def churn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Churn]:
-    with churning(tmp_path_factory.mktemp("churn")) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def cleared(churn: Churn) -> Iterator[None]:
-    yield
-    churn.world.clear()
-    assert churn.world.node.differences() == []
 
 
 def test_nothing_is_lost_while_it_happens(churn: Churn, tmp_path: Path) -> None:

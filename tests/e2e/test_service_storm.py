@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.support.api_node import NODE_PORT, PORT, PORTS, VIP, far
-from tests.support.churn import ENDED, FAR, MANY, Churn, churning
+from tests.support.churn import ENDED, FAR, MANY, Churn
 from tests.support.crowd import answering, crowds, endpoint
 from tests.support.node import NODE_IP, poll
 
@@ -19,19 +18,6 @@ pytestmark = pytest.mark.root
 
 CHANGES = 2000
 SERVICES = 200
-
-
-@pytest.fixture(scope="module")
-def churn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Churn]:
-    with churning(tmp_path_factory.mktemp("storm")) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def cleared(churn: Churn) -> Iterator[None]:
-    yield
-    churn.world.clear()
-    assert churn.world.node.differences() == []
 
 
 class Storm:

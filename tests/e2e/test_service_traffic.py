@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -194,12 +195,16 @@ def test_source_ranges_by_client(cluster: Cluster, group: Path, who: str) -> Non
     pieces = cluster.slices("web", "one")
     to = EXTERNAL[family == 6]
     allowed = f"{own}/{128 if family == 6 else 32}"
+
+    def answer_is(expected: list[str]) -> bool:
+        return sorted(names(ask(asker, to, 80, group=procs))) == expected
+
     refused = ["Operation"] if procs else ["timeout"]  # "not permitted", at once
     for ranges, wanted in ((others, refused), ([*others, allowed], ["one"])):
         made = service("web", *VIPS, ports=PORTS, loadBalancerSourceRanges=ranges, **spec)
         cluster.write("web", {**made, "status": status}, *pieces)
         cluster.wait_for("the service", web=[f"{cluster.address('one', f)}:8080" for f in (4, 6)])
-        poll(f"{who}: {wanted}", lambda: sorted(names(ask(asker, to, 80, group=procs))) == wanted)  # noqa: B023
+        poll(f"{who}: {wanted}", partial(answer_is, wanted))
         for address, port in ((VIPS[family == 6], 80), (OTHER[family], 80)):
             if who != "outside":
                 assert names(ask(asker, address, port, group=procs)) == {"one"}, "no ingress address"

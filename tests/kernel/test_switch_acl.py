@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -68,12 +69,12 @@ def world(worlds: World) -> Iterator[World]:
     worlds.clear()
 
 
-def allow(direction: AclDirection = AclDirection.IN, **fields: object) -> ACL:
-    return ACL(action=AclAction.ALLOW, direction=direction, **fields)  # type: ignore[arg-type]
+def allow(direction: AclDirection = AclDirection.IN, **fields: Any) -> ACL:
+    return ACL(action=AclAction.ALLOW, direction=direction, **fields)
 
 
-def block(direction: AclDirection = AclDirection.IN, **fields: object) -> ACL:
-    return ACL(action=AclAction.BLOCK, direction=direction, **fields)  # type: ignore[arg-type]
+def block(direction: AclDirection = AclDirection.IN, **fields: Any) -> ACL:
+    return ACL(action=AclAction.BLOCK, direction=direction, **fields)
 
 
 def tier(order: int, *rules: tuple[AclAction, str]) -> TierAcl:

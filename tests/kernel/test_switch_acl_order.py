@@ -6,6 +6,7 @@ import itertools
 import random
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ class Chance:
         self._addresses = ["", "", *addresses]
         self._ids = itertools.count()
 
-    def _fields(self) -> dict[str, object]:
+    def _fields(self) -> dict[str, Any]:
         pick = self._random.choice
         low, high = sorted(self._random.choices(PORTS, k=2))
         return {
@@ -58,19 +59,19 @@ class Chance:
     def network(self) -> list[Policy]:
         """Rules for all endpoints."""
         return [
-            NetworkACL(action=self._action(), direction=self._direction(), **self._fields())  # type: ignore[arg-type]
+            NetworkACL(action=self._action(), direction=self._direction(), **self._fields())
             for _ in range(self._random.randrange(3))
         ]
 
     def endpoint(self) -> list[Policy]:
         """Rules and tiers of one endpoint, in any order."""
         made: list[Policy] = [
-            ACL(action=self._action(), direction=self._direction(), **self._fields())  # type: ignore[arg-type]
+            ACL(action=self._action(), direction=self._direction(), **self._fields())
             for _ in range(self._random.randrange(4))
         ]
         for _ in range(self._random.randrange(4)):
             rules = [
-                TierAclRule(tier_acl_rule_action=self._action(), **self._fields())  # type: ignore[arg-type]
+                TierAclRule(tier_acl_rule_action=self._action(), **self._fields())
                 for _ in range(self._random.randrange(1, 4))
             ]
             made.append(

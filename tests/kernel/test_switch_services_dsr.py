@@ -232,9 +232,10 @@ def test_a_process_of_the_backends_node(world: World, kind: str, family: int) ->
 def test_what_comes_round_is_dropped_and_counted(own_addresses: World, family: int) -> None:
     """The first node does not know where the client is: nothing goes a second time through the tunnel."""
     world = own_addresses
-    scope = world.first.table("sw_ports")[Id(world.client.port)].scope  # type: ignore[attr-defined]
+    port = world.first.table("sw_ports")[Id(world.client.port)]
+    assert isinstance(port, Port)
     prefix = parse_prefix(BEHIND[family])
-    key = RouteKey(32 + prefix.bits, scope, family, prefix.packed)
+    key = RouteKey(32 + prefix.bits, port.scope, family, prefix.packed)
     known = world.first.table("sw_routes")[key]
     world.first.apply([Remove("sw_routes", key)])
     dropped = (world.second.facts.tunnel_ifindex, Layer.DECAP, Reason.SPOOFED_IP)

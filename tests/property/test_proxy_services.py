@@ -31,6 +31,7 @@ from samewire.proxy.members import collect
 from samewire.proxy.topology import Member, choose
 from tests.support.kube_services import HERE, PLACE, THERE, service
 from tests.support.proxy import FakeSource, FakeWriter
+from tests.support.waiting import until
 
 NAMES = ("a", "b", "c")
 DRAINING = int(BackendFlags.DRAINING)
@@ -127,9 +128,7 @@ def without_draining(value: LoadBalancer) -> Any:
 
 async def settle(proxy: ServiceProxy) -> None:
     await asyncio.sleep(0)
-    async with asyncio.timeout(10):
-        while not proxy.idle:  # noqa: ASYNC110
-            await asyncio.sleep(0)
+    await until(lambda: proxy.idle)
     for _ in range(5):
         await asyncio.sleep(0)
 

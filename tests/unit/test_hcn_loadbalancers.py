@@ -30,6 +30,7 @@ from samewire.hcn.schema import Endpoint, EndpointFlags, Kind, Network
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
 from tests.support.hcn import FakeSwitch, at, bridge, overlay
+from tests.support.waiting import until
 
 VIP = "10.96.0.10"
 OWNER = "proxy"
@@ -470,8 +471,7 @@ async def test_others_have_their_turn_while_a_batch_is_written(
     values = many()
     with service._store._alone:
         work = asyncio.create_task(service.change_load_balancers(OWNER, values))
-        while not switch.calls:  # noqa: ASYNC110  # it looks at plain values
-            await asyncio.sleep(0)
+        await until(lambda: switch.calls)
         for _ in range(5):
             await asyncio.sleep(0)
         assert service.view.load_balancers() == values

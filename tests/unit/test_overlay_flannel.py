@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -23,6 +24,7 @@ from samewire.overlay.controller import FlannelNodes
 from samewire.overlay.flannel import remote_subnets
 from tests.support.hcn import FakeSwitch, bridge, overlay
 from tests.support.proxy import FakeSource
+from tests.support.waiting import until
 
 HERE = "here"
 FLANNEL = "flannel.alpha.coreos.com/"
@@ -70,9 +72,9 @@ def test_both_families_by_their_own_device() -> None:
 @pytest.mark.parametrize(
     "changed", [{"backend_data": "{"}, {"backend_data": '{"VNI": 1}'}, {"public_ip": "no address"}]
 )
-def test_what_flannel_would_not_write_is_refused(changed: dict[str, str]) -> None:
+def test_what_flannel_would_not_write_is_refused(changed: dict[str, Any]) -> None:
     with pytest.raises((Invalid, HcnError)):
-        remote_subnets(node("far", 7, **changed))  # type: ignore[arg-type]
+        remote_subnets(node("far", 7, **changed))
 
 
 class Rig:
@@ -94,13 +96,8 @@ class Rig:
         assert network is not None
         return {policy.destination_prefix: policy for policy in select(network.policies, RemoteSubnetRoute)}
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
-            while not condition():  # noqa: ASYNC110  # it looks at plain values
-                await asyncio.sleep(0)
-
     async def prefixes(self, *wanted: str) -> None:
-        await self.until(lambda: set(self.routes()) == set(wanted))
+        await until(lambda: set(self.routes()) == set(wanted))
 
     async def add(self, policy: RemoteSubnetRoute, how: RequestType = RequestType.ADD) -> None:
         network = self.service.view.network_by_name("cbr0")
@@ -135,7 +132,7 @@ async def test_nodes_join_move_and_leave(rig: Rig) -> None:
     rig.source.put(node("next", 8))
     await rig.prefixes(*FAR, *NEXT)
     rig.source.put(node("far", 7, mac="02:00:00:00:00:0b", public_ip="192.0.2.70"))
-    await rig.until(lambda: rig.routes()[FAR[0]] == route(FAR[0], "192.0.2.70", "02-00-00-00-00-0B"))
+    await until(lambda: rig.routes()[FAR[0]] == route(FAR[0], "192.0.2.70", "02-00-00-00-00-0B"))
     rig.source.remove(node("far", 7))
     await rig.prefixes(*NEXT)
 
@@ -219,10 +216,10 @@ async def test_of_two_nodes_with_one_prefix_the_first_stays(rig: Rig) -> None:
     await rig.prefixes(*FAR)
     for again in (first, given(node("twin", 9, public_ip="192.0.2.90"), FAR[0])):
         rig.source.put(again)
-        await rig.until(lambda: rig.nodes._done is not None)
+        await until(lambda: rig.nodes._done is not None)
         assert rig.routes()[FAR[0]].provider_address == "192.0.2.7"
     rig.source.remove(first)
-    await rig.until(lambda: rig.routes()[FAR[0]].provider_address == "192.0.2.90")
+    await until(lambda: rig.routes()[FAR[0]].provider_address == "192.0.2.90")
 
 
 async def test_a_prefix_is_the_same_however_it_is_written(rig: Rig) -> None:
@@ -231,7 +228,7 @@ async def test_a_prefix_is_the_same_however_it_is_written(rig: Rig) -> None:
     await rig.source.start()
     await rig.prefixes(*FAR)
     rig.source.put(given(node("far", 7, backend_data="{"), "10.244.7.1/24", "FD00:244:0:7:0::/64"))
-    await rig.until(lambda: rig.nodes._done is not None)
+    await until(lambda: rig.nodes._done is not None)
     assert rig.routes().keys() == set(FAR), "what cannot be read changes nothing"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,6 +28,7 @@ from samewire.proxy.controller import MAX_TRIGGERS, ServiceProxy
 from samewire.proxy.ids import OWNER
 from tests.support.kube_services import HERE, endpoint, endpoint_slice, service
 from tests.support.proxy import FakeSource, FakeWriter
+from tests.support.waiting import until
 
 ZONE = "topology.kubernetes.io/zone"
 
@@ -40,16 +41,10 @@ class Rig:
         self.writer = FakeWriter()
         self.proxy = ServiceProxy(self.source, self.writer, HERE)
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is so."""
-        async with asyncio.timeout(5):
-            while not condition():  # noqa: ASYNC110  # it looks at plain values
-                await asyncio.sleep(0)
-
     async def settle(self) -> None:
         """Wait until everything is written."""
         await asyncio.sleep(0)
-        await self.until(lambda: self.proxy.idle)
+        await until(lambda: self.proxy.idle)
         for _ in range(5):
             await asyncio.sleep(0)
 
@@ -115,7 +110,7 @@ async def test_a_restart_finds_its_own_and_changes_nothing(rig: Rig) -> None:
     again.start()
     rig.writer.writes.clear()
     rig.source.sync()
-    await rig.until(lambda: again.idle)
+    await until(lambda: again.idle)
     await again.close()
     assert rig.writer.writes == []
     assert len(rig.writer.objects) == 1
@@ -137,10 +132,10 @@ async def test_one_bad_service_stops_nobody_and_is_tried_again(rig: Rig) -> None
     assert (rig.lb("10.96.0.1"), rig.lb("10.96.0.2") is not None) == (None, True)
     status = rig.proxy.figures.statuses["shop", "bad"]
     assert (status.error, rig.proxy.figures.statuses["shop", "good"].error) == ("no", "")
-    await rig.until(lambda: status.attempts >= 2)
+    await until(lambda: status.attempts >= 2)
     assert rig.lb("10.96.0.10") is not None
     rig.writer.refuse = lambda value: ""
-    await rig.until(lambda: rig.lb("10.96.0.1") is not None)
+    await until(lambda: rig.lb("10.96.0.1") is not None)
     await rig.settle()
     assert (status.error, status.attempts) == ("", 0)
 
@@ -164,7 +159,7 @@ async def test_a_bug_of_the_writer_ends_nothing(rig: Rig) -> None:
     await rig.settle()
     assert "KeyError" in rig.proxy.figures.statuses["shop", "web"].error
     rig.writer.refuse = lambda value: ""
-    await rig.until(lambda: rig.lb() is not None)
+    await until(lambda: rig.lb() is not None)
 
 
 async def test_a_bug_about_one_service_stops_no_other(rig: Rig) -> None:
@@ -200,7 +195,7 @@ async def test_the_hns_service_may_be_away(rig: Rig) -> None:
     await rig.settle()
     assert rig.writer.objects == {}
     rig.writer.down = False
-    await rig.until(lambda: rig.lb() is not None)
+    await until(lambda: rig.lb() is not None)
 
 
 async def test_a_failed_delete_is_tried_again(rig: Rig) -> None:
@@ -212,7 +207,7 @@ async def test_a_failed_delete_is_tried_again(rig: Rig) -> None:
     await rig.settle()
     assert rig.lb() is not None
     rig.writer.down = False
-    await rig.until(lambda: rig.lb() is None)
+    await until(lambda: rig.lb() is None)
     await rig.settle()
     assert rig.proxy.figures.statuses == {}
 
@@ -229,7 +224,7 @@ async def test_an_address_that_moves_between_services(rig: Rig) -> None:
     await rig.settle()
     rig.source.put(second)  # comes before the first goes
     rig.source.remove(first)
-    await rig.until(lambda: (lb := rig.lb()) is not None and lb.service_name == "shop/b:http")
+    await until(lambda: (lb := rig.lb()) is not None and lb.service_name == "shop/b:http")
 
 
 async def test_an_address_that_becomes_free_is_taken_at_once(
@@ -248,7 +243,7 @@ async def test_an_address_that_becomes_free_is_taken_at_once(
     await rig.settle()
     assert rig.proxy.figures.statuses["shop", "b"].error == "taken"
     rig.source.remove(service("a"))
-    await rig.until(lambda: (lb := rig.lb()) is not None and lb.service_name == "shop/b:http")
+    await until(lambda: (lb := rig.lb()) is not None and lb.service_name == "shop/b:http")
 
 
 async def test_changes_that_never_stop_are_no_illness(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,10 +275,10 @@ async def test_a_service_may_fail_for_ever(rig: Rig) -> None:
     await rig.source.start()
     rig.writer.refuse = lambda _: "no"
     rig.source.put(service())
-    await rig.until(lambda: rig.proxy.figures.status(("shop", "web")).attempts > 0)
+    await until(lambda: rig.proxy.figures.status(("shop", "web")).attempts > 0)
     rig.proxy.figures.status(("shop", "web")).attempts = 5000
     rig.source.put(service(type="NodePort"))
-    await rig.until(lambda: rig.proxy.figures.status(("shop", "web")).attempts > 5000)
+    await until(lambda: rig.proxy.figures.status(("shop", "web")).attempts > 5000)
     assert ("shop", "web") in rig.proxy._retries
 
 
@@ -418,7 +413,7 @@ async def test_figures(rig: Rig) -> None:
     again = ServiceProxy(rig.source, FakeWriter(), HERE)
     again.start()
     rig.source.sync()
-    await rig.until(lambda: again.idle)
+    await until(lambda: again.idle)
     await again.close()
     assert (again.figures.changes.count, len(again.figures.statuses)) == (0, 1)
     status = figures.statuses["shop", "web"]
@@ -468,7 +463,7 @@ async def test_while_a_batch_is_written_the_next_is_compiled(
     rig.writer.gate = asyncio.Event()
     rig.source.put(*several(5, "10.244.2.1"), quiet=True)
     rig.source.sync()
-    await rig.until(lambda: len(rig.proxy._dirty) == 1)  # two are being written, two are compiled
+    await until(lambda: len(rig.proxy._dirty) == 1)  # two are being written, two are compiled
     assert not rig.writer.objects
     rig.source.put(*several(5, "10.244.2.2"))
     for _ in range(5):
@@ -523,6 +518,6 @@ async def test_what_is_compiled_already_is_not_lost_with_a_fault(
     monkeypatch.setattr(rig.proxy, "_observe", faulty)
     rig.source.put(*several(5, "10.244.2.1"), quiet=True)
     rig.source.sync()
-    await rig.until(lambda: len(rig.writer.objects) == 5)
+    await until(lambda: len(rig.writer.objects) == 5)
     await rig.settle()
     assert not faults

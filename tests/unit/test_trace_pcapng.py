@@ -88,5 +88,5 @@ def test_blocks(capture: bytes) -> None:
 
 
 def test_an_empty_capture_is_a_file() -> None:
-    with PcapNgReader(io.BytesIO(pcapng.header("eth0"))) as reader:  # type: ignore[arg-type]
+    with PcapNgReader(io.BytesIO(pcapng.header("eth0"))) as reader:  # type: ignore[arg-type]  # as above
         assert list(reader) == []
