@@ -225,7 +225,7 @@ class ServiceProxy:
         """Batch after batch; while one is on its way to the disk, the next is compiled."""
         batch = self._compile_some()
         while batch is not None:
-            following = None
+            following = writing = None
             try:
                 writing = asyncio.create_task(self._write(batch.puts, batch.deletes)) if self._dirty else None
                 if writing is not None:
@@ -234,6 +234,8 @@ class ServiceProxy:
                 failed = await (writing or self._write(batch.puts, batch.deletes))
                 self._finish(batch, failed)
             except BaseException:
+                if writing is not None:
+                    writing.cancel()  # nobody waits for it any more
                 if following is not None:
                     self._dirty = {**following.keys, **self._dirty}
                 raise
