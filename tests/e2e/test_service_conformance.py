@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.node import Json, NodeNet, daemon, in_namespace, node_net, path_of, poll
+from tests.support.node import Json, NodeNet, in_namespace, node_net, path_of, poll
 from tests.support.service_cluster import (
     Cluster,
     ask,
@@ -70,13 +70,7 @@ def net() -> Iterator[NodeNet]:
 
 @pytest.fixture(scope="module")
 def cluster(net: NodeNet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    directory = tmp_path_factory.mktemp("conformance")
-    manifests = directory / "manifests"
-    manifests.mkdir()
-    with (
-        daemon(net, directory, manifests=str(manifests)) as node,
-        service_cluster(net, node, manifests) as made,
-    ):
+    with service_cluster(net, tmp_path_factory.mktemp("conformance")) as made:
         made.start()
         for name in ("one", "two"):
             made.pod(name, port=8080)

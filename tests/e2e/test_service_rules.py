@@ -13,7 +13,6 @@ from tests.support.node import (
     ROUTER_IP,
     Json,
     NodeNet,
-    daemon,
     ip,
     node_net,
     poll,
@@ -39,13 +38,7 @@ def net() -> Iterator[NodeNet]:
 
 @pytest.fixture(scope="module")
 def cluster(net: NodeNet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    directory = tmp_path_factory.mktemp("rules")
-    manifests = directory / "manifests"
-    manifests.mkdir()
-    with (
-        daemon(net, directory, manifests=str(manifests)) as node,
-        service_cluster(net, node, manifests) as made,
-    ):
+    with service_cluster(net, tmp_path_factory.mktemp("rules")) as made:
         made.start()
         for name in ("one", "two"):
             made.pod(name, port=8080)

@@ -19,7 +19,6 @@ from tests.support.node import (
     ROUTER_IP,
     ROUTER_IP6,
     NodeNet,
-    daemon,
     ip,
     node_net,
     poll,
@@ -55,12 +54,7 @@ def group() -> Iterator[Path]:
 
 @pytest.fixture
 def cluster(net: NodeNet, tmp_path: Path, group: Path) -> Iterator[Cluster]:
-    manifests = tmp_path / "manifests"
-    manifests.mkdir()
-    with (
-        daemon(net, tmp_path, manifests=str(manifests), host_cgroup=str(group)) as node,
-        service_cluster(net, node, manifests) as made,
-    ):
+    with service_cluster(net, tmp_path, host_cgroup=str(group)) as made:
         made.start()
         yield made
 
@@ -118,11 +112,8 @@ def test_a_pod_reaches_itself_through_its_service(cluster: Cluster) -> None:
 
 
 def test_node_ports_at_an_address_that_comes_later(net: NodeNet, tmp_path: Path) -> None:
-    manifests = tmp_path / "manifests"
-    manifests.mkdir()
     late = "198.51.100.7"
-    options = {"manifests": str(manifests), "node_port_addresses": ["198.51.100.0/24"]}
-    with daemon(net, tmp_path, **options) as node, service_cluster(net, node, manifests) as cluster:
+    with service_cluster(net, tmp_path, node_port_addresses=["198.51.100.0/24"]) as cluster:
         cluster.start()
         cluster.pod("one", port=8080)
         cluster.write("web", node_port(), *cluster.slices("web", "one"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cgroups import own_cgroup
-from tests.support.node import NODE_IP, PREFIX, NodeNet, daemon, ip, node_net, poll
+from tests.support.node import NODE_IP, PREFIX, NodeNet, ip, node_net, poll
 from tests.support.service_cluster import Cluster, ask, held, names, service, service_cluster
 
 pytestmark = pytest.mark.root
@@ -38,10 +38,7 @@ def group() -> Iterator[Path]:
 
 @pytest.fixture
 def cluster(net: NodeNet, tmp_path: Path, group: Path) -> Iterator[Cluster]:
-    manifests = tmp_path / "manifests"
-    manifests.mkdir()
-    options = {"manifests": str(manifests), "host_cgroup": str(group), "proxy_mode": "userspace"}
-    with daemon(net, tmp_path, **options) as node, service_cluster(net, node, manifests) as made:
+    with service_cluster(net, tmp_path, host_cgroup=str(group), proxy_mode="userspace") as made:
         made.start()
         try:
             yield made

@@ -31,12 +31,7 @@ HEALTH_PORT = 31999
 
 @pytest.fixture
 def cluster(net: NodeNet, tmp_path: Path) -> Iterator[Cluster]:
-    manifests = tmp_path / "manifests"
-    manifests.mkdir()
-    with (
-        daemon(net, tmp_path, manifests=str(manifests)) as node,
-        service_cluster(net, node, manifests) as made,
-    ):
+    with service_cluster(net, tmp_path) as made:
         yield made
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +19,7 @@ from samewire.kube.model import (
     EndpointPort,
     EndpointSlice,
     Hint,
+    Protocol,
     Service,
     ServicePort,
     SliceLabels,
@@ -37,7 +38,11 @@ NAMES = ("a", "b", "c")
 DRAINING = int(BackendFlags.DRAINING)
 LOCAL_ONLY = int(BackendFlags.LOCAL_POLICY_ONLY)
 SETTINGS = Settings(PLACE)
-PORTS = (("http", "TCP", 80), ("dns", "UDP", 53), ("sip", "SCTP", 5060))
+PORTS: Final[tuple[tuple[str, Protocol, int], ...]] = (
+    ("http", "TCP", 80),
+    ("dns", "UDP", 53),
+    ("sip", "SCTP", 5060),
+)
 
 flags = st.sampled_from([None, True, False])
 hints = st.none() | st.builds(
@@ -74,8 +79,7 @@ def slices(draw: st.DrawFn, of: str) -> EndpointSlice:
         "IPv6" if six else "IPv4",
         tuple(draw(st.lists(endpoints(six), min_size=1, max_size=4))),
         tuple(
-            EndpointPort(name, protocol, draw(st.sampled_from([8080, 9090])))  # type: ignore[arg-type]
-            for name, protocol, _ in ports
+            EndpointPort(name, protocol, draw(st.sampled_from([8080, 9090]))) for name, protocol, _ in ports
         ),
     )
 
@@ -92,7 +96,7 @@ def services(draw: st.DrawFn, name: str) -> Service:
     kind = draw(st.sampled_from(["ClusterIP", "NodePort", "LoadBalancer"]))
     base = 30000 + 10 * number
     ports = tuple(
-        ServicePort(port, port_name, protocol, base + index if kind != "ClusterIP" else 0)  # type: ignore[arg-type]
+        ServicePort(port, port_name, protocol, base + index if kind != "ClusterIP" else 0)
         for index, (port_name, protocol, port) in enumerate(chosen)
     )
     return service(

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support.node import DaemonProcess, Json, NodeNet, in_namespace, overlay, path_of, poll
+from tests.support.node import DaemonProcess, Json, NodeNet, daemon, in_namespace, overlay, path_of, poll
 
 _SERVER = """
 import selectors, socket, sys
@@ -165,10 +165,13 @@ class Cluster:
 
 
 @contextmanager
-def service_cluster(net: NodeNet, node: DaemonProcess, directory: Path) -> Iterator[Cluster]:
-    """A cluster; its servers are gone afterwards."""
+def service_cluster(net: NodeNet, directory: Path, **settings: Any) -> Iterator[Cluster]:
+    """A cluster whose daemon, not started yet, has these settings and manifests below ``directory``."""
+    manifests = directory / "manifests"
+    manifests.mkdir()
     with ExitStack() as stack:
-        yield Cluster(net, node, directory, stack)
+        node = stack.enter_context(daemon(net, directory, manifests=str(manifests), **settings))
+        yield Cluster(net, node, manifests, stack)
 
 
 def backends_of(value: Json) -> set[str]:
