@@ -47,11 +47,6 @@ class LinkReaper:
         if done is not None and not done.done():
             done.set_result(None)
 
-    @property
-    def deleting(self) -> bool:
-        """Whether a deletion is under way."""
-        return bool(self._tasks or self._queue)
-
     async def close(self) -> None:
         """Wait until the kernel has freed everything."""
         while self._tasks:

@@ -254,11 +254,6 @@ class Switchboard:
         self.sources = []
 
 
-def pinned_maps(bpf_dir: Path) -> dict[str, BpfMap]:
-    """All maps of a switch by their pins, for tools that run beside the daemon; close them after use."""
-    return {path.name: BpfMap.open_pinned(path) for path in sorted((bpf_dir / "maps").iterdir())}
-
-
 def _close_all(maps: Mapping[str, BpfMap], programs: Mapping[str, BpfProgram]) -> None:
     for found in maps.values():
         found.close()

@@ -16,6 +16,7 @@ from samewire.vfp.simulate.state import State
 from samewire.vfp.tables import AclRule, AclRuleKey, AclSetKey, Hash, Id, Port
 
 _SHOWN: Final = 5
+_ASKED: Final = ("sw_acl_", "sw_set_")
 _OWN_SIDES: Final = (
     (ACL_IN, ACL_DESTINATION, "In", "RemoteAddresses"),
     (ACL_OUT, ACL_SOURCE, "Out", "LocalAddresses"),
@@ -43,9 +44,6 @@ def sets(snapshot: Snapshot) -> Iterator[Finding]:
                     "A rule that names sets has its sources in LocalAddresses and its destinations in RemoteAddresses, "
                     "in both directions; or the endpoint's address is missing in the set.",
                 )
-
-
-_ASKED: Final = ("sw_acl_", "sw_set_")
 
 
 def _never(state: State, tables: Entries, port: Port, direction: int, side: int) -> Iterator[int]:

@@ -67,11 +67,6 @@ class Prefix(msgspec.Struct, frozen=True, order=True, gc=False):
         """The same prefix with its host bits cleared."""
         return Prefix(self.family, masked(self.packed, self.bits), self.bits)
 
-    @property
-    def is_host(self) -> bool:
-        """Whether it holds exactly one address."""
-        return self.bits == address_bits(self.family)
-
     def __contains__(self, other: Address | Prefix) -> bool:
         if self.family != other.family or (isinstance(other, Prefix) and other.bits < self.bits):
             return False
