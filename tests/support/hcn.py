@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -36,6 +36,7 @@ class FakeSwitch:
         self.objects: dict[tuple[Kind, str], Object] = {}
         self.calls: list[list[Change]] = []
         self.identities: dict[str, str] = {}
+        self.ports_in_use: set[tuple[int, int]] = set()
         self.fail_next: SamewireError | None = None
         self.gate: asyncio.Event | None = None
         self.entered = asyncio.Event()
@@ -64,6 +65,9 @@ class FakeSwitch:
 
     def facts(self) -> NodeFacts:
         return self.node
+
+    def usable_port(self, protocol: int, ports: Iterable[int]) -> int | None:
+        return next((port for port in ports if (protocol, port) not in self.ports_in_use), None)
 
     async def endpoint_stats(self, endpoint: Endpoint) -> EndpointStats:
         return EndpointStats(bytes_sent=len(endpoint.id))

@@ -184,8 +184,6 @@ def _mapping(policy: PortMapping) -> PortMapping:
         )
     if policy.internal_port == 0:
         _fail("Settings.InternalPort", "must be a port of the endpoint, not 0", HcnCode.INVALID_INTERNAL_PORT)
-    if policy.external_port == 0:
-        _fail("Settings.ExternalPort", "must be a port of the node, not 0")
     vip = values.optional_ip(policy.vip, "Settings.VIP")
     # 0.0.0.0 and :: are how container runtimes say "every address"
     return _replace(

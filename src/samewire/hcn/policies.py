@@ -131,7 +131,7 @@ class OutBoundNAT(PolicyBase, frozen=True, kw_only=True):
 
 class PortMapping(PolicyBase, frozen=True, kw_only=True):
     """A port of the node (``external_port`` on ``vip``, "" = every node address) mapped to a port of the
-    endpoint.
+    endpoint. Asked for with port 0, the service chooses one (`samewire.hcn.plan.mapped_ports`).
     """
 
     protocol: U32 = 0

@@ -209,9 +209,12 @@ class HnsService:
         if not task.cancelled():
             task.exception()  # marks it as seen: the caller may have gone
 
+    def _context(self) -> Context:
+        return Context(self.view, self._switch.facts(), self._pool, self._switch.usable_port)
+
     async def _transaction(self, plan: Plan) -> Sequence[Change]:
         async with self._lock:
-            changes = plan(Context(self.view, self._switch.facts(), self._pool))
+            changes = plan(self._context())
             if not changes:
                 return changes
             changes = namespaces.identified(changes, self.view, self._switch.netns_identity)
@@ -249,7 +252,7 @@ class HnsService:
     ) -> tuple[dict[str, SamewireError], set[str]]:
         """Change what can be; returns the errors, and the ids of those that clash with others."""
         async with self._lock:
-            context = Context(self.view, self._switch.facts(), self._pool)
+            context = self._context()
             batch = loadbalancers.plan_batch(context, owner, put, delete)
             try:
                 await self._make_true(batch.changes)

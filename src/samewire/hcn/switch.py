@@ -111,6 +111,12 @@ class Switch(Protocol):
         """Return what the node knows of itself now."""
         ...
 
+    def usable_port(self, protocol: int, ports: Iterable[int]) -> int | None:
+        """Return the first of some ports of the node that no socket uses and that is reserved for nothing, None when
+        there is none. Raises SamewireError.
+        """
+        ...
+
     async def endpoint_stats(self, endpoint: Endpoint) -> EndpointStats:
         """Return the endpoint's counters. Raises SamewireError."""
         ...

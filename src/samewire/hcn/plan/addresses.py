@@ -36,9 +36,13 @@ HOST_COMPARTMENT = 1
 
 
 class Pool:
-    """Hands out addresses and compartment numbers in rotation: what was just freed is not reused at once."""
+    """Hands out addresses and compartment numbers in rotation: what was just freed is not reused at once.
+
+    ``mapped_port``: the last port of the node that was chosen for a mapping.
+    """
 
     def __init__(self) -> None:
+        self.mapped_port = 0
         self._last: dict[str, int] = {}
         self._compartment = 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import msgspec
 
 from samewire.hcn.errors import HcnCode, HcnError
@@ -13,11 +15,14 @@ from samewire.hcn.switch import Change, NodeFacts
 
 
 class Context(msgspec.Struct, frozen=True):
-    """The objects as they are, the node, and where addresses come from."""
+    """The objects as they are, the node, and where addresses and ports come from (``usable_port``: see
+    `samewire.hcn.switch.Switch`).
+    """
 
     view: View
     facts: NodeFacts
     pool: Pool
+    usable_port: Callable[[int, Iterable[int]], int | None]
 
 
 def get_network(view: View, network_id: str) -> Network:

@@ -22,6 +22,7 @@ from samewire.hcn.plan.context import (
     refuse_existing,
 )
 from samewire.hcn.plan.macs import choose_mac
+from samewire.hcn.plan.mapped_ports import with_ports
 from samewire.hcn.plan.members import without_endpoints
 from samewire.hcn.plan.policies import add_policies, check_sets, remove_policies
 from samewire.hcn.plan.uplink import check_constraint, check_vlans
@@ -64,6 +65,7 @@ def prepare_endpoint(context: Context, endpoint: Endpoint) -> tuple[Endpoint, li
     check_sets(network, endpoint.policies, "$.Policies")
     endpoint = fill_addresses(context.pool, context.view, network, context.facts, endpoint)
     endpoint = _replace(endpoint, mac_address=choose_mac(context.view, network, endpoint))
+    endpoint = with_ports(context, endpoint)
     replaced = delete_endpoints(context.view, _replaced(context.view, endpoint), endpoint)
     _check_mappings(context.view, endpoint)
     return endpoint, replaced
@@ -97,6 +99,7 @@ def modify_endpoint(context: Context, endpoint_id: str, request: ModifySettingRe
         check_sets(network, given, "$.Settings.Policies")
     after = _replace(before, policies=policies)
     _check_remote(after)
+    after = with_ports(context, after, before.policies)
     _check_mappings(context.view, after)
     return modified(Kind.ENDPOINT, before, after)
 

@@ -1,0 +1,84 @@
+"""The node's ports for mappings that leave the choice to the service (``ExternalPort`` 0), as Docker's do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Final
+
+import msgspec
+
+from samewire.errors import Exhausted
+from samewire.hcn.plan.context import Context
+from samewire.hcn.policies import NatFlags, Policy, PortMapping, select
+from samewire.hcn.schema import Endpoint
+
+FIRST_PORT: Final = 20000
+LAST_PORT: Final = 29999
+"""Below Kubernetes' node ports and below what Linux gives to sockets that ask for no port of their own."""
+
+_replace = msgspec.structs.replace
+
+
+def with_ports(context: Context, endpoint: Endpoint, before: tuple[Policy, ...] = ()) -> Endpoint:
+    """Return an endpoint whose mappings all have a port of the node. Raises Exhausted.
+
+    A mapping that was there ``before`` and comes again without a port keeps the one it was given: whoever says
+    the same twice changes nothing.
+    """
+    asked = select(endpoint.policies, PortMapping)
+    if all(policy.external_port for policy in asked):
+        return endpoint
+    named = {(policy.protocol, policy.external_port) for policy in asked}
+    kept = [
+        policy
+        for policy in select(before, PortMapping)
+        if (policy.protocol, policy.external_port) not in named
+    ]
+    policies: list[Policy] = []
+    for policy in endpoint.policies:
+        if isinstance(policy, PortMapping) and not policy.external_port:
+            # Nobody can have reserved a port that was not known.
+            policy = _replace(policy, flags=policy.flags & ~NatFlags.EXTERNAL_PORT_RESERVED)
+            old = next((one for one in kept if _replace(one, external_port=0) == policy), None)
+            if old is not None:
+                kept.remove(old)
+            policy = old or _replace(policy, external_port=_free_port(context, policy, named))
+            named.add((policy.protocol, policy.external_port))
+        policies.append(policy)
+    return _replace(endpoint, policies=tuple(policies))
+
+
+def _free_port(context: Context, policy: PortMapping, named: set[tuple[int, int]]) -> int:
+    """Return a port that is nobody's, in rotation: what was just freed is not given out again at once."""
+    start = context.pool.mapped_port + 1
+    start = start if FIRST_PORT <= start <= LAST_PORT else FIRST_PORT
+    ports = chain(range(start, LAST_PORT + 1), range(FIRST_PORT, start))
+    protocol = policy.protocol
+    free = (
+        port for port in ports if (protocol, port) not in named and not _spoken_for(context, policy, port)
+    )
+    port = context.usable_port(protocol, free)
+    if port is None:
+        raise Exhausted(
+            f"ports {FIRST_PORT}-{LAST_PORT} of protocol {protocol}",
+            "all are mapped, reserved or in use; name an ExternalPort beyond them, or delete endpoints",
+        )
+    context.pool.mapped_port = port
+    return port
+
+
+def _spoken_for(context: Context, policy: PortMapping, port: int) -> bool:
+    """Whether an endpoint or a load balancer has a port of the node, whichever address it is for."""
+    view = context.view
+    if view.ids(("mapping", policy.protocol, port)):
+        return True
+    return any(view.ids(("frontend", policy.protocol, port, where)) for where in _places(context, policy))
+
+
+def _places(context: Context, policy: PortMapping) -> Iterator[str]:
+    """What frontends at the node's own addresses are called (`samewire.hcn.frontends.frontend_keys`)."""
+    yield from ("4", "6")
+    yield from context.facts.management_ips
+    if policy.vip:
+        yield policy.vip

@@ -1,0 +1,38 @@
+"""Ports of the node that nobody uses: neither a socket nor anyone for whom the kernel keeps them back."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable
+
+from samewire.errors import KernelError
+from samewire.node.devices import reserved_ports
+from samewire.node.portranges import parse_ports
+
+_TYPES = {socket.IPPROTO_TCP: socket.SOCK_STREAM, socket.IPPROTO_UDP: socket.SOCK_DGRAM}
+
+
+def usable_port(protocol: int, ports: Iterable[int]) -> int | None:
+    """Return the first of some ports (of TCP or UDP) that no socket of the node has, at whichever address, and that is
+    not reserved: for outbound NAT, for node ports, for another mapping, or by the administrator. None when there is
+    none. Raises KernelError.
+    """
+    reserved = parse_ports(reserved_ports())
+    return next((port for port in ports if not reserved >> port & 1 and not _in_use(protocol, port)), None)
+
+
+def _in_use(protocol: int, port: int) -> bool:
+    """Whether a socket has a port: binding it for all addresses of both families fails then."""
+    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        try:
+            with socket.socket(family, _TYPES[protocol], protocol) as probe:
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind((address, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return True
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):  # a node without IPv6
+                raise KernelError(f"look whether port {port} is in use", error.errno or 0) from error
+    return False

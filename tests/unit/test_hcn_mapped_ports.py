@@ -1,0 +1,130 @@
+"""Mappings that leave the node's port to the service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samewire.errors import Exhausted
+from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerPortMapping
+from samewire.hcn.modify import ModifySettingRequest, PolicySettings, RequestType
+from samewire.hcn.plan import mapped_ports
+from samewire.hcn.policies import QOS, NatFlags, Policy, PortMapping, select
+from samewire.hcn.schema import Endpoint, Kind, Network
+from samewire.hcn.service import HnsService
+from samewire.hcn.store import Store
+from tests.support.hcn import FakeSwitch, overlay
+
+FIRST = mapped_ports.FIRST_PORT
+
+
+@pytest.fixture
+def switch() -> FakeSwitch:
+    return FakeSwitch()
+
+
+@pytest.fixture
+def service(tmp_path: Path, switch: FakeSwitch) -> Iterator[HnsService]:
+    store = Store(tmp_path / "hns.db")
+    yield HnsService(store, switch)
+    store.close()
+
+
+@pytest.fixture
+async def network(service: HnsService) -> Network:
+    return await service.create_network(overlay())
+
+
+def mapping(external: int = 0, **fields: Any) -> PortMapping:
+    return PortMapping(**{"protocol": 6, "internal_port": 80, "external_port": external, **fields})
+
+
+def ports(endpoint: Endpoint) -> list[int]:
+    return [policy.external_port for policy in select(endpoint.policies, PortMapping)]
+
+
+async def create(service: HnsService, network: Network, *policies: Policy) -> Endpoint:
+    return await service.create_endpoint(Endpoint(network_id=network.id, policies=policies))
+
+
+async def modify(service: HnsService, value: Endpoint, how: RequestType, *policies: Policy) -> Endpoint:
+    request = ModifySettingRequest(request_type=how, settings=PolicySettings(policies=policies))
+    made = await service.modify(Kind.ENDPOINT, value.id, request)
+    assert isinstance(made, Endpoint)
+    return made
+
+
+async def test_each_gets_a_port_of_its_own(service: HnsService, network: Network) -> None:
+    one = await create(service, network, mapping(), mapping(FIRST + 1), mapping(internal_port=81))
+    assert ports(one) == [FIRST, FIRST + 1, FIRST + 2]
+    assert ports(await create(service, network, mapping())) == [FIRST + 3]
+    other = await create(service, network, mapping(protocol=17))
+    assert ports(other) == [FIRST + 4], "ports are given in rotation, whatever the protocol"
+
+
+async def test_what_others_have_is_not_given(
+    service: HnsService, switch: FakeSwitch, network: Network
+) -> None:
+    await create(service, network, mapping(FIRST), mapping(FIRST + 1, vip="192.168.1.10"))
+    for number, vips in ((2, ()), (3, ("192.168.1.10",)), (4, ("10.96.0.1",))):
+        where = LoadBalancerPortMapping(protocol=6, internal_port=80, external_port=FIRST + number)
+        await service.create_load_balancer(
+            LoadBalancer(network_id=network.id, frontend_vips=vips, port_mappings=(where,))
+        )
+    switch.ports_in_use = {(6, FIRST + 4), (17, FIRST + 5)}
+    assert ports(await create(service, network, mapping())) == [FIRST + 5]
+
+
+async def test_a_port_is_free_again_but_not_at_once(service: HnsService, network: Network) -> None:
+    one = await create(service, network, mapping())
+    await service.delete(Kind.ENDPOINT, one.id)
+    assert ports(await create(service, network, mapping())) == [FIRST + 1]
+
+
+async def test_nobody_has_reserved_a_port_that_was_not_known(service: HnsService, network: Network) -> None:
+    flags = NatFlags.EXTERNAL_PORT_RESERVED | NatFlags.LOCAL_ROUTED_VIP
+    made = await create(service, network, mapping(flags=flags), mapping(8080, flags=flags))
+    assert [policy.flags for policy in select(made.policies, PortMapping)] == [1, 5]
+
+
+async def test_who_says_the_same_again_changes_nothing(service: HnsService, network: Network) -> None:
+    one = await create(service, network, mapping(), mapping())
+    assert ports(await modify(service, one, RequestType.UPDATE, mapping(), mapping(), QOS())) == ports(one)
+    given = (mapping(FIRST), mapping(), mapping(), QOS())
+    assert ports(await modify(service, one, RequestType.UPDATE, *given)) == [FIRST, FIRST + 1, FIRST + 2]
+    assert ports(await modify(service, one, RequestType.ADD, mapping()))[3:] == [FIRST + 3]
+    assert ports(await modify(service, one, RequestType.UPDATE, mapping(internal_port=81))) == [FIRST + 4]
+
+
+async def test_when_there_is_none_left(
+    service: HnsService, switch: FakeSwitch, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped_ports, "LAST_PORT", FIRST + 1)
+    switch.ports_in_use = {(6, FIRST)}
+    one = await create(service, network, mapping())
+    with pytest.raises(Exhausted, match="mapped, reserved or in use"):
+        await create(service, network, mapping())
+    with pytest.raises(Exhausted):
+        await modify(service, one, RequestType.ADD, mapping())
+    assert len(service.view.endpoints()) == 1
+    assert ports(await create(service, network, mapping(protocol=17))) == [FIRST]
+    await service.delete(Kind.ENDPOINT, one.id)
+    assert ports(await create(service, network, mapping())) == [FIRST + 1]
+
+
+async def test_a_restart_keeps_what_was_given(tmp_path: Path) -> None:
+    store = Store(tmp_path / "own.db")
+    before = HnsService(store, FakeSwitch())
+    network = await before.create_network(overlay())
+    one = await create(before, network, mapping())
+    store.close()
+    store = Store(tmp_path / "own.db")
+    try:
+        after = HnsService(store, FakeSwitch())
+        assert after.get(Kind.ENDPOINT, one.id) == one
+        assert ports(await create(after, network, mapping())) == [FIRST + 1]
+    finally:
+        store.close()
