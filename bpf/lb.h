@@ -62,17 +62,43 @@ SW_INLINE struct sw_service *sw_service_of(const struct sw_packet *p, int node_p
 	return sw_find_service(&key, p->first_arrival == SW_FROM_UPLINK ? SW_SCOPE_OUTSIDE : p->first_scope);
 }
 
-/*
- * Whether a process of the node has this connection: it began before the service took the port, or it is one of the
- * node's own to a remote port like that. Listeners do not count: who comes now is the service's.
- */
-SW_INLINE int sw_is_nodes_own(struct __sk_buff *skb, const struct sw_packet *p)
+SW_INLINE int sw_is_nodes_tcp(struct __sk_buff *skb, struct bpf_sock_tuple *tuple, __u32 size)
 {
-	struct bpf_sock_tuple tuple = {};
-	struct bpf_sock *found;
+	struct bpf_sock *found = bpf_skc_lookup_tcp(skb, tuple, size, BPF_F_CURRENT_NETNS, 0);
 	int own;
 
-	if (p->protocol != IPPROTO_TCP || p->tcp_flags == SW_TCP_SYN || p->fragment)
+	if (!found)
+		return 0;
+	own = found->state != BPF_TCP_LISTEN;
+	bpf_sk_release(found);
+	return own;
+}
+
+/* The kernel finds a connected socket before one that takes datagrams from everybody; its state says which it is. */
+SW_INLINE int sw_is_nodes_udp(struct __sk_buff *skb, struct bpf_sock_tuple *tuple, __u32 size)
+{
+	struct bpf_sock *found = bpf_sk_lookup_udp(skb, tuple, size, BPF_F_CURRENT_NETNS, 0);
+	int own;
+
+	if (!found)
+		return 0;
+	own = found->state == BPF_TCP_ESTABLISHED;
+	bpf_sk_release(found);
+	return own;
+}
+
+/*
+ * Whether a process of the node has this connection: it began before the service took the port, or it is one of the
+ * node's own to a remote port like that. Listeners, and UDP sockets that are not connected, do not count: who comes now
+ * is the service's. Datagrams are only asked for where they can be the node's, connections not at their first packet.
+ */
+SW_INLINE int sw_is_nodes_own(struct __sk_buff *skb, const struct sw_packet *p, __u32 node_port)
+{
+	struct bpf_sock_tuple tuple = {};
+	__u32 size = p->family == 4 ? sizeof(tuple.ipv4) : sizeof(tuple.ipv6);
+
+	if (p->protocol == IPPROTO_UDP ? !node_port && p->first_arrival != SW_FROM_UPLINK :
+					 p->protocol != IPPROTO_TCP || p->tcp_flags == SW_TCP_SYN || p->fragment)
 		return 0;
 	if (p->family == 4) {
 		__builtin_memcpy(&tuple.ipv4.saddr, p->first.source.b, 4);
@@ -85,13 +111,7 @@ SW_INLINE int sw_is_nodes_own(struct __sk_buff *skb, const struct sw_packet *p)
 		tuple.ipv6.sport = p->first.source_port;
 		tuple.ipv6.dport = p->first.destination_port;
 	}
-	found = bpf_skc_lookup_tcp(skb, &tuple, p->family == 4 ? sizeof(tuple.ipv4) : sizeof(tuple.ipv6),
-				   BPF_F_CURRENT_NETNS, 0);
-	if (!found)
-		return 0;
-	own = found->state != BPF_TCP_LISTEN;
-	bpf_sk_release(found);
-	return own;
+	return p->protocol == IPPROTO_UDP ? sw_is_nodes_udp(skb, &tuple, size) : sw_is_nodes_tcp(skb, &tuple, size);
 }
 
 /* The layer. Returns SW_GO_ON (p->backend says whether it is a service), a drop, or SW_REFUSED. */
@@ -107,7 +127,7 @@ __noinline int sw_balance(struct __sk_buff *skb, __u32 node_port)
 	if (p->kept)
 		return sw_use_backend(p, p->kept, SW_CHOICE_KEPT, 0);
 	service = sw_service_of(p, node_port);
-	if (!service || sw_is_nodes_own(skb, p))
+	if (!service || sw_is_nodes_own(skb, p, node_port))
 		return SW_GO_ON;
 	p->service = service->service;
 	sw_copy_address(&p->service_source, &service->source);

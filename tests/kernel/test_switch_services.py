@@ -194,6 +194,80 @@ def test_node_port(world: World, server: str, family: int) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("service_at", "peer", "port"),
+    [("", "outside", 5351), ("", "local", 5351), ("", "remote", 5351), ("own address", "outside", 5353)],
+)
+def test_datagrams_to_a_connected_socket_of_the_node(
+    world: World, service_at: str, peer: str, port: int, family: int
+) -> None:
+    """Answers to a process that asks from a node port are its own; whoever else sends there is the service's."""
+    backend = world.bridged
+    target = world.target(backend, family)
+    pod: Pod | None = getattr(world, peer, None)
+    space = pod.space if pod else world.underlay.out
+    address = pod.address(family) if pod else OUT[family]
+    service = Balancer(world.node, target, protocol=17, source=SOURCE_VIP[family])
+    with (
+        bound(space, socket.SOCK_DGRAM, address, port) as far,
+        bound(space, socket.SOCK_DGRAM, address, port + 1) as stranger,
+        bound(backend.space, socket.SOCK_DGRAM, target.address, target.port) as served,
+        bound(world.node.space, socket.SOCK_DGRAM, "0.0.0.0" if family == 4 else "::", 30080) as near,
+    ):
+        near.connect((address, port))
+        own = near.getsockname()[0]
+        service.vip(own if service_at else "", 30080, SCOPE_OUTSIDE, SCOPE_ANY, family=family)
+        near.send(b"question")
+        _, sender = far.recvfrom(100)
+        assert sender[:2] == (own, 30080)
+        for size in (10, 5000):
+            far.sendto(bytes(size), sender)
+            assert len(near.recv(9000)) == size
+        stranger.sendto(b"to the service", sender)
+        assert served.recv(100) == b"to the service"
+        near.close()
+        far.sendto(b"now this one, too", sender)
+        assert served.recv(100) == b"now this one, too"
+    service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_datagrams_at_a_socket_that_is_not_connected(world: World, family: int) -> None:
+    """Listening at a node port takes nothing from the service, nor does a connection with somebody else."""
+    target = world.target(world.local, family)
+    to = node_address(world.node, family)
+    service = Balancer(world.node, target, protocol=17)
+    service.vip("", 30080, SCOPE_OUTSIDE, family=family)
+    with (
+        bound(world.node.space, socket.SOCK_DGRAM, to, 30080) as listening,
+        bound(world.node.space, socket.SOCK_DGRAM, to, 30080) as elsewhere,
+    ):
+        elsewhere.connect((OUT[family], 5355))
+        at = (target.address, target.port)
+        assert udp(world.underlay.out, world.local.space, to, 30080, at=at).server == (to, 30080)
+        for one in (listening, elsewhere):
+            one.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                one.recv(100)
+    service.close()
+
+
+def test_datagrams_to_a_connected_socket_of_both_families(world: World) -> None:
+    """A socket for IPv6 that is connected to an IPv4 address."""
+    service = Balancer(world.node, world.target(world.local, 4), protocol=17)
+    service.vip("", 30080, SCOPE_OUTSIDE, family=4)
+    with (
+        bound(world.underlay.out, socket.SOCK_DGRAM, OUT[4], 5356) as far,
+        bound(world.node.space, socket.SOCK_DGRAM, "::", 30080) as near,
+    ):
+        near.connect((f"::ffff:{OUT[4]}", 5356))
+        near.send(b"question")
+        far.sendto(b"answer", far.recvfrom(100)[1])
+        assert near.recv(100) == b"answer"
+    service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("server", ["local", "remote"])
 def test_from_a_process_of_the_node(world: World, server: str, family: int) -> None:
     """At the socket; getpeername and recvfrom say what was asked for."""
