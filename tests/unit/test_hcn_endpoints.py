@@ -391,6 +391,13 @@ async def test_an_endpoint_in_a_route_stays(service: HnsService) -> None:
     assert caught.value.code is HcnCode.ENTITY_HAS_REFERENCES
     await service.delete(Kind.ROUTE, route.id)
     await service.delete(Kind.ENDPOINT, made.id.lower())
+    watch = (replace(sdn, automatic_endpoint_monitor=True),)
+    made, other = await endpoint(service, network), await endpoint(service, network)
+    route = await service.create_route(Route(endpoint_ids=(made.id, other.id), routes=watch))
+    await service.delete(Kind.ENDPOINT, made.id)
+    assert service.get(Kind.ROUTE, route.id) == replace(route, endpoint_ids=(other.id,))
+    await service.delete(Kind.NETWORK, network.id)
+    assert service.view.routes() == []
     with pytest.raises(HcnError) as caught:
         await service.delete(Kind.ENDPOINT, made.id)
     assert caught.value.code is HcnCode.ENDPOINT_NOT_FOUND

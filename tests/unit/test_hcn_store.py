@@ -17,7 +17,7 @@ from samewire.errors import Exhausted
 from samewire.hcn import store as store_module
 from samewire.hcn.errors import StoreError
 from samewire.hcn.policies import AclDirection, OtherPolicy, TierAcl
-from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, NetworkFlags, Object, Route
+from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, NetworkFlags, Object, Route, SdnRoute
 from samewire.hcn.store import MAX_NUMBER, Store, netns_alive, read_boot_id
 from samewire.hcn.switch import Change
 from tests.support.hcn import at
@@ -229,7 +229,23 @@ def test_a_reboot_takes_what_was_not_to_last(path: Path) -> None:
     shared = Route(id="R1", network_id="N1", endpoint_ids=("E1", "E3"))
     orphan = Route(id="R2", network_id="N1", endpoint_ids=("E3",))
     of_network = Route(id="R3", network_id="N2")
-    values = (lasting, volatile, alive, dead, plain, kept, free, lost, theirs, shared, orphan, of_network)
+    watch = (SdnRoute(destination_prefix="10.96.0.0/12", automatic_endpoint_monitor=True),)
+    watching = Route(id="R4", network_id="N1", endpoint_ids=("E3",), routes=watch)
+    values = (
+        lasting,
+        volatile,
+        alive,
+        dead,
+        plain,
+        kept,
+        free,
+        lost,
+        theirs,
+        shared,
+        orphan,
+        of_network,
+        watching,
+    )
     with opened(path) as store:
         put(store, *values)
         assert store.prune_after_reboot(lambda _: False) == []
@@ -240,7 +256,7 @@ def test_a_reboot_takes_what_was_not_to_last(path: Path) -> None:
             [Change(Kind.NETWORK, "N2", volatile, Network(id="N2", name="changed since", flags=VOLATILE))]
         )
         changes = store.prune_after_reboot(lambda path: path == alive.netns_path)
-        assert {change.id for change in changes} == {"N2", "S2", "E3", "E4", "R1", "R2", "R3"}
+        assert {change.id for change in changes} == {"N2", "S2", "E3", "E4", "R1", "R2", "R3", "R4"}
         survivors = [
             lasting,
             fresh,
@@ -249,6 +265,7 @@ def test_a_reboot_takes_what_was_not_to_last(path: Path) -> None:
             alive,
             plain,
             Route(id="R1", network_id="N1", endpoint_ids=("E1",)),
+            Route(id="R4", network_id="N1", routes=watch),
         ]
         assert everything(store) == survivors
     with opened(path, "boot-2") as store:

@@ -300,7 +300,7 @@ class Namespace(Wire, frozen=True, kw_only=True):
 
 
 class SdnRoute(Wire, frozen=True, kw_only=True):
-    """One entry of a HostComputeRoute."""
+    """One entry of a HostComputeRoute. ``automatic_endpoint_monitor``: see `Route.watches_endpoints`."""
 
     destination_prefix: str
     next_hop: str = ""
@@ -320,6 +320,11 @@ class Route(Wire, frozen=True, kw_only=True):
     endpoint_ids: tuple[str, ...] = ()
     routes: tuple[SdnRoute, ...] = ()
     schema_version: SchemaVersion = SchemaVersion()
+
+    @property
+    def watches_endpoints(self) -> bool:
+        """True for one that is there for endpoints as they come and go, not just for those that it names."""
+        return any(entry.automatic_endpoint_monitor for entry in self.routes)
 
 
 Object = Network | Endpoint | Namespace | Route | LoadBalancer

@@ -347,8 +347,9 @@ def _casualties(state: State, old: Iterable[tuple[Kind, str]], alive: Callable[[
             holders.append(value)
     for route in [route for endpoint_id in endpoints for route in state.routes_of_endpoint(endpoint_id)]:
         rest = tuple(endpoint_id for endpoint_id in route.endpoint_ids if endpoint_id not in endpoints)
-        # a route without endpoints would be one for the whole network
-        routes.setdefault(route.id, msgspec.structs.replace(route, endpoint_ids=rest) if rest else None)
+        # a route without endpoints is one for the whole network, which only those are that watch endpoints
+        stays = rest or route.watches_endpoints
+        routes.setdefault(route.id, msgspec.structs.replace(route, endpoint_ids=rest) if stays else None)
     for change in without_endpoints(state, endpoints):
         load_balancers.setdefault(change.id, change)
     return [

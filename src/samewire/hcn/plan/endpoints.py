@@ -23,7 +23,7 @@ from samewire.hcn.plan.context import (
 )
 from samewire.hcn.plan.macs import choose_mac
 from samewire.hcn.plan.mapped_ports import with_ports
-from samewire.hcn.plan.members import without_endpoints
+from samewire.hcn.plan.members import routes_without, without_endpoints
 from samewire.hcn.plan.policies import add_policies, check_sets, remove_policies
 from samewire.hcn.plan.uplink import check_constraint, check_vlans
 from samewire.hcn.policies import Policy, PortMapping, SDNRoute, mapping_family, select
@@ -152,10 +152,11 @@ def delete_endpoints(
     """Plan the deletion of endpoints, and of the namespaces that were made for them and hold no other.
 
     Load balancers lose them as members: a pod goes when the runtime says so, and its proxy hears of it later. An
-    endpoint that takes their place (``successor``) becomes a member instead.
+    endpoint that takes their place (``successor``) becomes a member instead. Routes that watch endpoints lose them,
+    too.
     """
     going = {endpoint.id: endpoint for endpoint in endpoints}
-    changes = without_endpoints(view, going, successor)
+    changes = [*without_endpoints(view, going, successor), *routes_without(view, going)]
     changes += [deleted(Kind.ENDPOINT, endpoint) for endpoint in going.values()]
     for namespace_id in dict.fromkeys(endpoint.namespace_id for endpoint in going.values()):
         namespace = view.namespace(namespace_id) if namespace_id else None
@@ -204,7 +205,7 @@ def attached(view: View, endpoint: Endpoint, namespace: Namespace) -> Endpoint:
 
 
 def _refuse_referenced(view: View, endpoint: Endpoint) -> None:
-    routes = view.routes_of_endpoint(endpoint.id)
+    routes = [route for route in view.routes_of_endpoint(endpoint.id) if not route.watches_endpoints]
     if routes:
         raise HcnError(HcnCode.ENTITY_HAS_REFERENCES, f"endpoint {endpoint.id} is in route {routes[0].id}")
 

@@ -1,4 +1,4 @@
-"""Members of load balancers that go, or give way to another endpoint with their address."""
+"""Endpoints that load balancers and routes name, and that go or give way to another with their address."""
 
 from __future__ import annotations
 
@@ -27,6 +27,17 @@ def without_endpoints(
         Change(Kind.LOADBALANCER, value.id, value, after)
         for value in named.values()
         if (after := _without(value, going, successor)) != value
+    ]
+
+
+def routes_without(view: View, going: Mapping[str, Endpoint]) -> list[Change]:
+    """Plan what the deletion of endpoints means for the routes that watch endpoints: they name the others only."""
+    named = {route.id: route for endpoint_id in going for route in view.routes_of_endpoint(endpoint_id)}
+    return [
+        Change(Kind.ROUTE, route.id, route, msgspec.structs.replace(route, endpoint_ids=rest))
+        for route in named.values()
+        if route.watches_endpoints
+        for rest in [tuple(name for name in route.endpoint_ids if name not in going)]
     ]
 
 

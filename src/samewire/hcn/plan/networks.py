@@ -82,7 +82,7 @@ def delete_network(context: Context, network_id: str) -> list[Change]:
     return [
         *(deleted(Kind.LOADBALANCER, value) for value in load_balancers),
         *(deleted(Kind.ROUTE, route) for route in context.view.routes_of_network(network.id)),
-        *(change for change in endpoints if change.kind is not Kind.LOADBALANCER),
+        *(change for change in endpoints if change.kind not in (Kind.LOADBALANCER, Kind.ROUTE)),
         deleted(Kind.NETWORK, network),
     ]
 

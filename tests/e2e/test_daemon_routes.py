@@ -1,0 +1,141 @@
+"""SDN routes with packets: whose packets obey them, where they lead, and how long they are there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from samewire.hcn.errors import HcnCode
+from tests.support.node import DaemonProcess, Json, NodeNet, can_ping, in_namespace, ip, overlay
+
+pytestmark = pytest.mark.root
+
+FAR, FAR_PREFIX = "10.77.0.1", "10.77.0.0/24"
+SECOND_IP = "192.168.77.9"
+
+
+@pytest.fixture
+def second(net: NodeNet) -> str:
+    """A second router on the uplink's wire, which has an address that the first knows nothing of."""
+    name = net.namespace("s")
+    line = [
+        "link",
+        "add",
+        "link",
+        "eth0",
+        "name",
+        "second",
+        "netns",
+        name,
+        "type",
+        "macvlan",
+        "mode",
+        "bridge",
+    ]
+    ip(*line, netns_name=net.router)
+    for address, device in ((f"{SECOND_IP}/24", "second"), (f"{FAR}/32", "lo")):
+        ip("address", "add", address, "dev", device, netns_name=name)
+        ip("link", "set", device, "up", netns_name=name)
+    return name
+
+
+@pytest.fixture
+def beside(net: NodeNet) -> str:
+    """A neighbour of the node's on another interface than the uplink, which the node's own stack has a route to."""
+    name = net.namespace("b")
+    ip("link", "add", "side0", "netns", net.node, "type", "veth", "peer", "side0", "netns", name)
+    for namespace, address in ((net.node, "10.88.0.1/24"), (name, "10.88.0.2/24")):
+        ip("address", "add", address, "dev", "side0", netns_name=namespace)
+        ip("link", "set", "side0", "up", netns_name=namespace)
+    in_namespace(
+        net.node, "sysctl", "-qw", "net.ipv4.conf.side0.forwarding=1"
+    )  # as a node of Kubernetes has it
+    ip("address", "add", f"{FAR}/32", "dev", "side0", netns_name=name)
+    ip("route", "add", FAR_PREFIX, "via", "10.88.0.2", netns_name=net.node)
+    ip("route", "add", "default", "via", "10.88.0.1", netns_name=name)
+    return name
+
+
+def id_of(node: DaemonProcess, name: str) -> str:
+    """The endpoint of a container."""
+    return next(str(item["ID"]) for item in node.endpoints() if item.get("ContainerId") == name)
+
+
+def add(net: NodeNet, node: DaemonProcess, name: str, **conf: Any) -> str:
+    pod = net.pod()
+    node.add(name, pod, node.conf(**conf))
+    return pod
+
+
+def route_to(hop: str, **fields: Any) -> Json:
+    return {"DestinationPrefix": FAR_PREFIX, "NextHop": hop, **fields}
+
+
+def test_a_route_that_watches_endpoints(net: NodeNet, node: DaemonProcess, second: str) -> None:
+    node.request("POST", "/v2/networks", overlay())
+    one = add(net, node, "one")
+    assert not can_ping(one, FAR)
+    entry = route_to(SECOND_IP, AutomaticEndpointMonitor=True)
+    wanted = {"HostComputeEndpoints": [id_of(node, "one")], "Routes": [entry]}
+    route = node.request("POST", "/v2/routes", wanted)
+    assert route["Routes"][0]["AutomaticEndpointMonitor"] is True
+    assert can_ping(one, FAR)
+    two = add(net, node, "two")
+    assert can_ping(two, FAR), "an endpoint that came later"
+    node.delete("one", one, node.conf())
+    left = node.request("GET", f"/v2/routes/{route['ID']}")
+    assert "HostComputeEndpoints" not in left
+    assert left["HostComputeNetwork"] == route["HostComputeNetwork"]
+    assert can_ping(two, FAR)
+    node.stop()
+    node.start()
+    assert can_ping(two, FAR)
+    assert can_ping(add(net, node, "three"), FAR)
+    node.request("DELETE", f"/v2/routes/{route['ID']}")
+    assert not can_ping(two, FAR)
+    assert node.differences() == []
+
+
+def test_a_route_that_does_not_watch_keeps_its_endpoints(
+    net: NodeNet, node: DaemonProcess, second: str
+) -> None:
+    node.request("POST", "/v2/networks", overlay())
+    one = add(net, node, "one")
+    reference = f"/endpoints/{id_of(node, 'one')}"
+    policy = {"Type": "ROUTE", **route_to(SECOND_IP)}
+    made = node.request("POST", "/v1/policylists", {"References": [reference], "Policies": [policy]})
+    assert can_ping(one, FAR)
+    refused = node.request("DELETE", f"/v1{reference}")
+    assert refused["ErrorCode"] == HcnCode.ENTITY_HAS_REFERENCES
+    assert can_ping(one, FAR)
+    assert node.request("DELETE", f"/v1/policylists/{made['Output']['ID']}")["Success"]
+    assert not can_ping(one, FAR)
+
+
+@pytest.mark.parametrize("of", ["endpoint", "network"])
+def test_the_way_of_sdn_route_policies(net: NodeNet, node: DaemonProcess, of: str, second: str) -> None:
+    settings = route_to(SECOND_IP)
+    policy = {"Type": "SDNRoute", "Settings": settings}
+    network = node.request("POST", "/v2/networks", overlay())
+    pod = add(net, node, "pod")
+    path = f"/v2/networks/{network['ID']}" if of == "network" else f"/v2/endpoints/{id_of(node, 'pod')}"
+    change = {"ResourceType": "Policy", "Settings": {"Policies": [policy]}}
+    for how, works in (("Add", True), ("Remove", False)):
+        node.request("POST", path, {**change, "RequestType": how})
+        assert can_ping(pod, FAR) is works
+        assert node.differences() == []
+
+
+def test_need_encap_is_the_way_through_the_nodes_own_stack(
+    net: NodeNet, node: DaemonProcess, beside: str
+) -> None:
+    node.request("POST", "/v2/networks", overlay())
+    nat = {"Type": "OutBoundNAT", "Settings": {"Exceptions": ["10.0.0.0/8"]}}
+    through = {"Type": "SDNRoute", "Settings": {"DestinationPrefix": FAR_PREFIX, "NeedEncap": True}}
+    plain, routed = (
+        [{"name": "EndpointPolicy", "value": policy} for policy in policies]
+        for policies in ([nat], [nat, through])
+    )
+    assert not can_ping(add(net, node, "plain", policies=plain), FAR)
+    assert can_ping(add(net, node, "routed", policies=routed), FAR)
