@@ -22,7 +22,7 @@ from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerPortMapping
 from samewire.hcn.modify import EndpointSettings, PolicySettings, RequestType
 from samewire.hcn.notifications import NotificationType
 from samewire.hcn.policies_acl import ACL, AclAction, AclDirection
-from samewire.hcn.schema import Endpoint, EndpointState, Kind, Namespace, Network, Route, SdnRoute
+from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, ObjectState, Route, SdnRoute
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
 from samewire.hcn.switch import EndpointStats
@@ -143,9 +143,9 @@ def test_all_calls(client: HcnClient) -> None:
     changed = client.endpoints.modify(endpoint.id, RequestType.ADD, PolicySettings(policies=(acl,)))
     assert changed.policies == (acl,)
     namespace: Namespace = client.namespaces.create(Namespace())
-    assert client.endpoints.state(endpoint.id) is EndpointState.CREATED
+    assert client.endpoints.state(endpoint.id) is ObjectState.CREATED
     client.namespaces.modify(namespace.id, RequestType.ADD, EndpointSettings(endpoint_id=endpoint.id))
-    assert client.endpoints.state(endpoint.id) is EndpointState.ATTACHED_SHARING
+    assert client.endpoints.state(endpoint.id) is ObjectState.ATTACHED_SHARING
     route = client.routes.create(
         Route(endpoint_ids=(endpoint.id,), routes=(SdnRoute(destination_prefix="10.96.0.0/12"),))
     )

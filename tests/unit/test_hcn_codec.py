@@ -33,7 +33,7 @@ from samewire.hcn.policies import (
 )
 from samewire.hcn.query import render
 from samewire.hcn.schema import Dns, Kind, Network, NetworkFlags, NetworkType, ResourceType, Route, SdnRoute
-from samewire.hcn.state import View
+from samewire.hcn.state import State
 
 FLANNEL_NETWORK = {
     "Type": "Overlay",
@@ -355,7 +355,7 @@ def test_divergent_names_of_routes_and_dns() -> None:
 def test_hcsshim_finds_a_routes_entries() -> None:
     """It deletes the route that it has read and creates it again, to change the endpoints of one."""
     made = Route(id="X", routes=(SdnRoute(destination_prefix="10.96.0.0/12"),))
-    shown = render(View(), made)
+    shown = render(State(), made)
     assert shown["Setting"] == shown["Routes"]
     assert decode_object(Kind.ROUTE, shown) == made
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from samewire.hcn.client import AsyncHnsClient
 from samewire.hcn.http import HttpServer, make_app
 from samewire.hcn.policies import ACL, AclAction, AclDirection, RemoteSubnetRoute, SetPolicy
-from samewire.hcn.schema import EndpointState, Network, NetworkType
+from samewire.hcn.schema import Network, NetworkType, ObjectState
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
 from samewire.trace import doctor_service
@@ -250,7 +250,7 @@ AILMENTS: list[tuple[str, Snapshot, Level, str, str]] = [
     ),
     (
         "bad state",
-        replace(HEALTHY, endpoints=(replace(INFOS[0], state=EndpointState.DEGRADED), *INFOS[1:])),
+        replace(HEALTHY, endpoints=(replace(INFOS[0], state=ObjectState.DEGRADED), *INFOS[1:])),
         ERROR,
         "endpoint",
         "its state is degraded",

@@ -23,7 +23,7 @@ from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.modify import ModifySettingRequest, ModifySettings, RequestType
 from samewire.hcn.notifications import Notification
-from samewire.hcn.schema import Endpoint, EndpointState, Kind, Namespace, Network, Route
+from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, ObjectState, Route
 from samewire.hcn.switch import EndpointStats
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -102,9 +102,9 @@ class Endpoints(Objects[Endpoint]):
         found = self._transport.addresses(endpoint_id).get("IpConfigurations", [])
         return tuple(str(item["IpAddress"]) for item in found)
 
-    def state(self, endpoint_id: str) -> EndpointState:
+    def state(self, endpoint_id: str) -> ObjectState:
         """Return the state: attached to a pod, to the node, or not."""
-        return EndpointState(self._transport.get(self._kind, endpoint_id).get("State", 0))
+        return ObjectState(self._transport.get(self._kind, endpoint_id).get("State", 0))
 
 
 class LoadBalancers(Objects[LoadBalancer]):

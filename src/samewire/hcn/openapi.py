@@ -161,9 +161,9 @@ def _schemas() -> JsonObject:
         name: _policy(name, body) if name in policies else _open(body) for name, body in components.items()
     }
     schemas["Policy"] = {"anyOf": [_ref(name) for name in sorted(policies)]}
-    for title in (TITLES[Kind.NETWORK], TITLES[Kind.ENDPOINT]):
+    for title in TITLES.values():
         schemas[title]["properties"]["Health"] = {"type": "object", "readOnly": True}
-    schemas[TITLES[Kind.ENDPOINT]]["properties"]["State"] = {"type": "integer", "readOnly": True}
+        schemas[title]["properties"]["State"] = {"type": "integer", "readOnly": True}
     guid: JsonObject = {"type": "string", "readOnly": True}
     schemas[TITLES[Kind.NAMESPACE]]["properties"]["NamespaceGuid"] = guid
     route = schemas[TITLES[Kind.ROUTE]]["properties"]
@@ -224,7 +224,7 @@ _FIXED: JsonObject = {
             "Name": {"type": "string"},
             "VirtualNetwork": {"type": "string", "description": "GUID of the network"},
             "VirtualNetworkName": {"type": "string"},
-            "State": {"type": "integer", "description": "of endpoints: 1 created, 3 attached"},
+            "State": {"type": "integer", "description": "1 created, 3 attached (endpoints), 5 degraded"},
         },
     },
     "Error": {

@@ -14,12 +14,12 @@ from samewire.hcn.policies import NOT_ENFORCED, policy_type
 from samewire.hcn.readers import integer
 from samewire.hcn.schema import (
     Endpoint,
-    EndpointState,
     Kind,
     Namespace,
     NamespaceType,
     Network,
     Object,
+    ObjectState,
     ResourceType,
     Route,
 )
@@ -33,16 +33,30 @@ MAX_KEPT_BYTES = 4096
 QUERY_KEYS = frozenset({"schemaversion", "flags", "filter"})
 
 
-def endpoint_state(view: StoreView, endpoint: Endpoint) -> EndpointState:
+def state_of(view: StoreView, value: Object) -> ObjectState:
     """Return the state HNS would report: process-isolated pods are "attached sharing", what is attached to the
-    node itself is "attached". (Policy agents filter by the former to get the pods and nothing else.)
+    node itself is "attached". (Policy agents filter by the former to get the pods and nothing else.) What exists and
+    cannot work is "degraded", a namespace when one of its endpoints is.
     """
+    if view.trouble_of(value.id):
+        return ObjectState.DEGRADED
+    if isinstance(value, Endpoint):
+        return _attachment(view, value)
+    if isinstance(value, Namespace):
+        members = view.endpoints_of_namespace(value.id)
+        return (
+            ObjectState.DEGRADED if any(view.trouble_of(one.id) for one in members) else ObjectState.CREATED
+        )
+    return ObjectState.CREATED
+
+
+def _attachment(view: StoreView, endpoint: Endpoint) -> ObjectState:
     namespace = view.namespace(endpoint.namespace_id) if endpoint.namespace_id else None
     if namespace is not None and namespace.type is NamespaceType.HOST_DEFAULT:
-        return EndpointState.ATTACHED
+        return ObjectState.ATTACHED
     if endpoint.namespace_id or endpoint.shared_containers:
-        return EndpointState.ATTACHED_SHARING
-    return EndpointState.DETACHED if endpoint.detached else EndpointState.CREATED
+        return ObjectState.ATTACHED_SHARING
+    return ObjectState.DETACHED if endpoint.detached else ObjectState.CREATED
 
 
 class Query(msgspec.Struct, frozen=True):
@@ -59,13 +73,12 @@ EVERYTHING = Query()
 def render(view: View, value: Object, detailed: bool = False) -> dict[str, Any]:
     """Return an object's JSON with the derived fields.
 
-    ``State`` of endpoints, the endpoints among a namespace's ``Resources``, a route's entries once more as
+    ``State``, the endpoints among a namespace's ``Resources``, a route's entries once more as
     ``Setting`` (where hcsshim looks for them), and ``Health.Extra.StoredOnly``: the types of policies that are
-    kept but not enforced.
+    kept but not enforced; ``Health.Data.Error``: why it is degraded.
     """
     body = encode(value)
-    if isinstance(value, Endpoint):
-        body["State"] = int(endpoint_state(view, value))
+    body["State"] = int(state_of(view, value))
     if isinstance(value, Route):
         body["Setting"] = body["Routes"]
     if isinstance(value, Namespace):
@@ -78,8 +91,12 @@ def render(view: View, value: Object, detailed: bool = False) -> dict[str, Any]:
     stored_only = _stored_only(value)
     if stored_only:
         extra["StoredOnly"] = stored_only
-    if extra:
-        body["Health"] = {"Extra": extra}
+    health = {"Extra": extra} if extra else {}
+    trouble = view.trouble_of(value.id)
+    if trouble:
+        health["Data"] = {"Error": trouble}
+    if health:
+        body["Health"] = health
     return body
 
 
@@ -94,7 +111,8 @@ class Rendered:
 
     def json(self, view: View, value: Object) -> bytes:
         """Return the JSON text of an object."""
-        if isinstance(value, Namespace):  # shows the endpoints in it, which come and go
+        # a namespace shows the endpoints in it, which come and go, as troubles do
+        if isinstance(value, Namespace) or view.trouble_of(value.id):
             return msgspec.json.encode(render(view, value))
         kept = self._kept.get(value.id)
         if kept is not None and kept[0] is value:
@@ -195,7 +213,7 @@ def _matches(view: View, value: Object, key: str, wanted: str) -> bool:
     if key == "name":
         return value.name == wanted
     if key == "state":
-        return isinstance(value, Endpoint) and str(int(endpoint_state(view, value))) == wanted
+        return str(int(state_of(view, value))) == wanted
     network_id = "" if isinstance(value, Network | Namespace) else value.network_id
     if key == "virtualnetwork":
         return network_id == wanted

@@ -89,9 +89,9 @@ class EndpointFlags(enum.IntFlag):
     ENABLE_DHCP = 32
 
 
-class EndpointState(enum.IntEnum):
-    """State of an endpoint as HNS reports it; one with a namespace is `ATTACHED_SHARING`, as process pods
-    are there.
+class ObjectState(enum.IntEnum):
+    """State of an object as HNS reports it. An endpoint with a namespace is `ATTACHED_SHARING`, as process pods
+    are there; `DEGRADED` is what exists and cannot work; `DESTROYED` is seen in the answer to its deletion only.
     """
 
     UNINITIALIZED = 0

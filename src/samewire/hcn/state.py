@@ -4,7 +4,7 @@ wanted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 from samewire.hcn.frontends import frontend_keys
@@ -86,6 +86,10 @@ class View:
 
     def ids(self, key: Key) -> list[str]:
         """Return the ids under an index key."""
+        raise NotImplementedError
+
+    def trouble_of(self, object_id: str) -> str:
+        """Return why an object cannot work, "" when nothing is known to be wrong with it."""
         raise NotImplementedError
 
     def network(self, network_id: str) -> Network | None:
@@ -222,6 +226,15 @@ class State(View):
         self._load_balancers = cast(dict[str, LoadBalancer], self._objects[Kind.LOADBALANCER])
         # Most keys have one id: then the id itself stands for the set.
         self._index: dict[Key, str | dict[str, None]] = {}
+        self._troubles: dict[str, str] = {}
+
+    def note_troubles(self, troubles: Mapping[str, str]) -> None:
+        """Take over what was found to be wrong with objects, by id: all that there is."""
+        self._troubles = dict(troubles)
+
+    def trouble_of(self, object_id: str) -> str:
+        """Return why an object cannot work, "" when nothing is known to be wrong with it."""
+        return self._troubles.get(object_id, "")
 
     def get(self, kind: Kind, object_id: str) -> Object | None:
         """Return one object, or None."""
@@ -254,6 +267,8 @@ class State(View):
                 new = [key for key in new if key not in had]
             for key in old:
                 self._leave(key, object_id)
+            if self._troubles and _place(change.before) != _place(after):
+                self._troubles.pop(object_id, None)  # it was about where the endpoint was
             if after is None:
                 del self._objects[kind][object_id]
             else:
@@ -276,6 +291,10 @@ class State(View):
             del self._index[key]
 
 
+def _place(value: Object | None) -> str:
+    return value.namespace_id if isinstance(value, Endpoint) else ""
+
+
 class Pending(View):
     """A state as it will be after some changes, at a cost proportional to the changes."""
 
@@ -293,6 +312,10 @@ class Pending(View):
         if object_id in self._after[kind]:
             return self._after[kind][object_id]
         return self._base.get(kind, object_id)
+
+    def trouble_of(self, object_id: str) -> str:
+        """Return why an object cannot work, as far as is known now."""
+        return self._base.trouble_of(object_id)
 
     def all(self, kind: Kind) -> list[Object]:
         """Return all objects of a kind as they will be."""

@@ -18,6 +18,7 @@ import structlog
 
 from samewire.errors import KernelError, NotFound, SamewireError
 from samewire.hcn.schema import Endpoint
+from samewire.hcn.state import State
 from samewire.hcn.switch import StoreView
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import Link, Netlink, link_dump
@@ -74,11 +75,14 @@ class Holder(Protocol):
     def reserve_ports(self) -> None:
         """Take the NAT pool out of what the kernel hands to sockets."""
 
+    def troubles(self) -> dict[str, str]:
+        """Why networks cannot work, by id."""
+
 
 class Auditor:
     """Compares one switch with the kernel. ``degraded`` maps endpoint ids to what is wrong with them."""
 
-    def __init__(self, switch: NodeSwitch, view: StoreView, holder: Holder) -> None:
+    def __init__(self, switch: NodeSwitch, view: State, holder: Holder) -> None:
         self._switch = switch
         self._holder = holder
         self._view = view
@@ -122,6 +126,7 @@ class Auditor:
         if any(difference.kind == "device" for difference in found):
             self.devices_wrong.set()
         self.degraded = degraded
+        self._view.note_troubles({**self._holder.troubles(), **degraded})
         repaired = len(found) - len(one.failed) - len(degraded)
         self.last = AuditReport(
             tuple(found), max(repaired, 0), tuple(one.failed), at, time.monotonic() - started

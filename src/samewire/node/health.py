@@ -20,9 +20,9 @@ def health(node: Node, services: Services | None) -> dict[str, Any]:
     lost = node.store.lost()
     problems = [*([lost] if lost else []), *([node.trouble] if node.trouble else []), *last.failed]
     if not node.uplink.ifindex:
-        problems.append(f"uplink {node.config.uplink or 'of the default route'} is missing")
+        problems.append(node.no_uplink)
     if not node.devices.tunnel_up:
-        problems.append(f"no overlay can be made: UDP port {node.config.vxlan_port} (vxlan_port) is in use")
+        problems.append(node.no_tunnel)
     problems += [f"endpoint {endpoint_id}: {reason}" for endpoint_id, reason in node.auditor.degraded.items()]
     kinds = services.source.health() if services is not None else ()
     problems += [f"{kind.kind}s cannot be followed: {kind.error}" for kind in kinds if kind.lost]

@@ -19,6 +19,7 @@ import structlog
 
 import samewire
 from samewire.errors import Conflict, KernelError, NotFound, SamewireError, Unavailable
+from samewire.hcn.plan.networks import EXTERNAL
 from samewire.hcn.schema import Endpoint, NetworkType
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
@@ -159,6 +160,26 @@ class Node:
     def pin_again(self) -> None:
         """Give them their pins back. Raises KernelError."""
         self.board.pin_again()
+
+    def troubles(self) -> dict[str, str]:
+        """Why networks cannot work, by id: what they need of the node is not there."""
+        found = {}
+        for network in self.store.state.networks():
+            if network.type in EXTERNAL and not self.uplink.ifindex:
+                found[network.id] = self.no_uplink
+            elif network.type is NetworkType.OVERLAY and not self.devices.tunnel_up:
+                found[network.id] = self.no_tunnel
+        return found
+
+    @property
+    def no_uplink(self) -> str:
+        """How it is said that the uplink is not there."""
+        return f"uplink {self.config.uplink or 'of the default route'} is missing"
+
+    @property
+    def no_tunnel(self) -> str:
+        """How it is said that there can be no overlay."""
+        return f"no overlay can be made: UDP port {self.config.vxlan_port} (vxlan_port) is in use"
 
     def reserve_ports(self) -> None:
         """Take the NAT pool, the node ports and those mapped to endpoints out of what the kernel hands to sockets.

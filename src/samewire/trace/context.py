@@ -8,7 +8,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from samewire.hcn.policies import PortName, first
-from samewire.hcn.query import endpoint_state
+from samewire.hcn.query import state_of
 from samewire.hcn.schema import Endpoint
 from samewire.hcn.switch import StoreView
 from samewire.vfp.acl_names import AclNames
@@ -151,5 +151,5 @@ def _describe(view: StoreView, endpoint: Endpoint, port: PortInfo | None) -> End
         interface=endpoint.interface_name,
         container_id=endpoint.container_id,
         remote=endpoint.is_remote,
-        state=int(endpoint_state(view, endpoint)),
+        state=int(state_of(view, endpoint)),
     )

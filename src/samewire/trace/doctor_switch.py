@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-from samewire.hcn.schema import EndpointState
+from samewire.hcn.schema import ObjectState
 from samewire.trace.context import EndpointInfo
 from samewire.trace.matching import nexthop
 from samewire.trace.reasons import explain
@@ -71,8 +71,8 @@ def endpoints(snapshot: Snapshot) -> Iterator[Finding]:
     """Attached endpoints have a port and are in a valid state."""
     for info in snapshot.endpoints:
         wrong = snapshot.degraded.get(info.id, "")
-        if not wrong and info.state in (EndpointState.DEGRADED, EndpointState.DESTROYED):
-            wrong = f"its state is {EndpointState(info.state).name.lower()}"
+        if not wrong and info.state in (ObjectState.DEGRADED, ObjectState.DESTROYED):
+            wrong = f"its state is {ObjectState(info.state).name.lower()}"
         if not wrong and info.namespace_id and not info.remote and not info.port:
             wrong = "it is attached and has no port"
         if wrong:

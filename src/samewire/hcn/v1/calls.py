@@ -18,7 +18,7 @@ from samewire.hcn.modify import ModifySettingRequest
 from samewire.hcn.plan.attach import AttachRequest, SystemType
 from samewire.hcn.plan.network_changes import check_extension
 from samewire.hcn.readers import enum_reader, integer
-from samewire.hcn.schema import Endpoint, Kind, Object
+from samewire.hcn.schema import Endpoint, Kind, Object, ObjectState
 from samewire.hcn.service import HnsService
 from samewire.hcn.v1 import lists
 from samewire.hcn.v1.read import Fields, to_v2
@@ -69,7 +69,7 @@ class V1Calls:
             case "DELETE", True, "":
                 gone = self._shown(kind, object_id)
                 await service.delete(kind, object_id)
-                return gone
+                return gone | ({"State": int(ObjectState.DESTROYED)} if "State" in gone else {})
             case "GET", True, "detailed" if kind is Kind.ENDPOINT:
                 return self._detailed(object_id)
             case "POST", True, ("attach" | "detach") if kind is Kind.ENDPOINT:

@@ -22,7 +22,7 @@ from samewire.hcn.policies import (
     first,
     policy_type,
 )
-from samewire.hcn.query import endpoint_state, render
+from samewire.hcn.query import render, state_of
 from samewire.hcn.schema import (
     Dns,
     Endpoint,
@@ -75,7 +75,7 @@ def network_to_v1(view: View, network: Network) -> JsonObject:
             "Extensions": [{"Id": VFP_EXTENSION, "IsEnabled": True}],
             "Flags": network.flags,
             "IPv6": any(":" in subnet.ip_address_prefix for subnet in network.subnets),
-            "State": 1,
+            "State": int(state_of(view, network)),
             "Version": HNS_VERSION,
             "Owner": network.owner,
         }
@@ -106,7 +106,7 @@ def endpoint_to_v1(view: View, endpoint: Endpoint) -> JsonObject:
             "EncapOverhead": overhead.overhead if overhead else None,
             "Namespace": namespace_to_v1(view, namespace) if namespace else None,
             "SharedContainers": list(endpoint.shared_containers),
-            "State": int(endpoint_state(view, endpoint)),
+            "State": int(state_of(view, endpoint)),
             "Flags": endpoint.flags,
             "Owner": endpoint.owner,
         }
