@@ -132,7 +132,7 @@ def damaged(path: Path, change: str) -> None:
         ("inconsistent", "the database is damaged"),
         ("newer", "newer Samewire"),
         ("an unreadable row", "networks 7 cannot be read"),
-        ("a directory", "cannot be opened"),
+        ("a directory", "unable to open"),
     ],
 )
 def test_damage_is_an_error_and_never_empty(path: Path, change: str, says: str) -> None:

@@ -13,8 +13,9 @@ import asyncio
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from typing import Any
 import msgspec
 
 from samewire.errors import Exhausted
+from samewire.hcn.checkpoint import DUE_BYTES, LIMIT_PAGES, Checkpoints
 from samewire.hcn.errors import StoreError
 from samewire.hcn.migrations import MIGRATIONS, OBJECTS, SETTINGS
 from samewire.hcn.plan.members import without_endpoints
 from samewire.hcn.schema import STRUCTS, Endpoint, Kind, Namespace, Network, NetworkFlags, Route
 from samewire.hcn.state import State
+from samewire.hcn.storefile import create_if_absent, explain, hold_directory, identity
 from samewire.hcn.switch import Change
 
 APPLICATION_ID = 0x53776972  # "Swir": tells our file from any other SQLite file
@@ -89,31 +92,32 @@ class Store:
         self._numbers: dict[tuple[str, str], int] = {}
         self._counters: dict[str, int] = {}
         try:
-            _create_if_absent(path)
-            self._db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
-        except (OSError, sqlite3.Error) as error:
+            create_if_absent(path, _SCHEMA)
+            with ExitStack() as opened:
+                opened.callback(os.close, hold_directory(path))
+                self._db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+                opened.callback(self._db.close)
+                self._file = identity(path)
+                self._prepare()
+                self._load()
+                self._checkpoints = Checkpoints(path, self._alone)
+                opened.callback(self._checkpoints.close)
+                self._opened = opened.pop_all()
+        except OSError as error:
             raise StoreError(str(path), f"cannot be opened: {error}") from error
-        try:
-            self._file = _identity(path)
-            self._prepare()
-            self._load()
         except sqlite3.Error as error:
-            self._db.close()
-            raise StoreError(str(path), _explain(error)) from error
-        except BaseException:
-            self._db.close()
-            raise
+            raise StoreError(str(path), explain(error)) from error
 
     def lost(self) -> str:
         """Why what is written now would be gone with this process; "" when the file is where it was."""
-        if _identity(self.path) == self._file:
+        if identity(self.path) == self._file:
             return ""
         return "the database was deleted or replaced under the running daemon; put it back, or `samewire uninstall`"
 
     def close(self) -> None:
         """Close the file, once what is on its way to it is written."""
         self._thread.shutdown()
-        self._db.close()
+        self._opened.close()
 
     def commit(self, changes: Sequence[Change]) -> None:
         """Write changes in one transaction, then show them in `state`. Raises StoreError (nothing has
@@ -190,7 +194,7 @@ class Store:
             with self._alone:
                 row = self._db.execute("SELECT json FROM settings WHERE name = ?", (name,)).fetchone()
         except sqlite3.Error as error:
-            raise StoreError(str(self.path), _explain(error)) from error
+            raise StoreError(str(self.path), explain(error)) from error
         return msgspec.json.decode(row[0]) if row else None
 
     def set_setting(self, name: str, value: Any) -> None:
@@ -214,20 +218,18 @@ class Store:
                 "SELECT kind, id FROM objects WHERE boot_id != ?", (self._boot_id,)
             ).fetchall()
         except sqlite3.Error as error:
-            raise StoreError(str(self.path), _explain(error)) from error
+            raise StoreError(str(self.path), explain(error)) from error
         changes = _casualties(self.state, [(Kind(kind), object_id) for kind, object_id in rows], alive)
         self.commit(changes)
         return changes
 
     def _prepare(self) -> None:
-        """Take the lock, check that the file is ours and whole, and bring it to the present version."""
+        """Check that the file is ours and whole, and bring it to the present version."""
         db = self._db
-        db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
-        # Ids are random: fifty thousand load balancers on their way write every page many times, 136 MB in all.
-        db.execute("PRAGMA wal_autocheckpoint = 32000")  # pages: 128 MB
-        db.execute("PRAGMA journal_size_limit = 33554432")  # bytes that stay after such a time
+        db.execute(f"PRAGMA wal_autocheckpoint = {LIMIT_PAGES}")
+        db.execute(f"PRAGMA journal_size_limit = {DUE_BYTES}")
         db.execute("PRAGMA cache_size = -16384")  # KiB, at most
         verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":
@@ -263,18 +265,24 @@ class Store:
 
     def _transaction(self, write: Callable[[], object]) -> None:
         self._refuse_when_lost()
+        with self._writing():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                write()
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
         with self._alone:
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    write()
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
-                    raise
+                yield
             except sqlite3.Error as error:
-                raise StoreError(str(self.path), _explain(error)) from error
+                raise StoreError(str(self.path), explain(error)) from error
+        self._checkpoints.begin_if_due()
 
     def _refuse_when_lost(self) -> None:
         lost = self.lost()
@@ -298,11 +306,8 @@ class Store:
         if len(statements) != 1:
             self._transaction(lambda: [self._db.execute(*statement) for statement in statements])
             return
-        with self._alone:
-            try:
-                self._db.execute(*statements[0])
-            except sqlite3.Error as error:
-                raise StoreError(str(self.path), _explain(error)) from error
+        with self._writing():
+            self._db.execute(*statements[0])
 
     def _rows(self, changes: Iterable[Change]) -> tuple[str | int | bytes, ...]:
         texts, places, begin = [], [], 1
@@ -362,38 +367,3 @@ def _casualties(state: State, old: Iterable[tuple[Kind, str]], alive: Callable[[
 
 def _kind_of(holder: Network | Namespace) -> Kind:
     return Kind.NETWORK if isinstance(holder, Network) else Kind.NAMESPACE
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    """Which file a path is; zeros when there is none."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return 0, 0
-    return found.st_dev, found.st_ino
-
-
-def _create_if_absent(path: Path) -> None:
-    """Make a complete new file under another name, so that a short or empty one is always damage."""
-    if path.exists():
-        if path.stat().st_size == 0:
-            raise StoreError(str(path), "the file is empty; a database of Samewire never is")
-        return
-    if path.with_name(path.name + "-wal").exists():
-        raise StoreError(str(path), "the database is gone but its write-ahead log is there")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    db = sqlite3.connect(new, isolation_level=None)
-    try:
-        db.executescript(_SCHEMA)
-    finally:
-        db.close()
-    new.rename(path)
-
-
-def _explain(error: sqlite3.Error) -> str:
-    if "locked" in str(error):
-        return "another process has the database open"
-    return f"the database cannot be used: {error}"

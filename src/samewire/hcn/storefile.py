@@ -1,0 +1,59 @@
+"""The database's file: made in one step, held by one process, told from another one in its place."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
+
+from samewire.hcn.errors import StoreError
+
+
+def hold_directory(path: Path) -> int:
+    """Be the only process with a database in this directory; returns the descriptor to close when done.
+
+    SQLite's own exclusive mode would keep the checkpoints' connection out, too. Raises StoreError, OSError.
+    """
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise StoreError(str(path), "another process has the database open") from error
+    return descriptor
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """Which file a path is; zeros when there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
+
+
+def create_if_absent(path: Path, schema: str) -> None:
+    """Make a complete new file under another name, so that a short or empty one is always damage."""
+    if path.exists():
+        if path.stat().st_size == 0:
+            raise StoreError(str(path), "the file is empty; a database of Samewire never is")
+        return
+    if path.with_name(path.name + "-wal").exists():
+        raise StoreError(str(path), "the database is gone but its write-ahead log is there")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    db = sqlite3.connect(new, isolation_level=None)
+    try:
+        db.executescript(schema)
+    finally:
+        db.close()
+    new.rename(path)
+
+
+def explain(error: sqlite3.Error) -> str:
+    if "locked" in str(error):
+        return "another process has the database open"
+    return f"the database cannot be used: {error}"
