@@ -228,6 +228,15 @@ async def test_a_failed_switch_is_a_server_error(client: AsyncHnsClient, switch:
     assert await client.list(Kind.NETWORK) == []
 
 
+async def test_a_service_that_stops_takes_no_more_changes(service: HnsService, path: Path) -> None:
+    await service.close()
+    status, body, _ = await raw(path, "POST", "/v2/networks", b"{}")
+    assert (status, body["ErrorCode"]) == (503, HcnCode.MANAGER_STOPPED)
+    assert (await raw(path, "GET", "/v2/networks"))[0] == 200
+    _, body, _ = await raw(path, "POST", "/v1/networks/", b'{"Type":"NAT"}')
+    assert (body["Success"], body["ErrorCode"]) == (False, HcnCode.MANAGER_STOPPED)
+
+
 def test_a_policy_that_the_switch_refuses_is_an_invalid_one() -> None:
     assert classify(Invalid("$.Policies", "VxlanPort 8472")) == (400, HcnCode.INVALID_POLICY)
     assert classify(Invalid("network: $.Policies[3].Settings", "x"))[1] is HcnCode.INVALID_POLICY
