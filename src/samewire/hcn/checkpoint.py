@@ -18,9 +18,9 @@ import structlog
 log = structlog.get_logger(__name__)
 
 DUE_BYTES: Final = 64 << 20
-"""Size of the log that asks for a checkpoint. That much of its file is kept when it begins anew: the commit that does so
-would wait for the rest to be given back. Ids are random, and fifty thousand load balancers on their way write every page
-many times, 136 MB in all; a much smaller log would have them copied as often."""
+"""Size of the log that asks for a checkpoint. That much of its file is kept when it begins anew: the commit that does
+so would wait for the rest to be given back. Ids are random, and fifty thousand load balancers on their way write every
+page many times, 136 MB in all; a much smaller log would have them copied as often."""
 LIMIT_PAGES: Final = 65536
 """Size of the log at which a commit does the work itself, should the thread have failed: 256 MB."""
 _PASSES: Final = 4
