@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,35 @@ def test_tenants_have_the_same_addresses_and_do_not_meet(tmp_path: Path) -> None
     silent = [cell for cell in report["cells"] if cell["category"] == "other tenant's address"]
     assert {cell["address"] for cell in silent} == addresses["blue"] - addresses["red"]
     assert wrong_cells(report) == []
+
+
+def test_a_daemon_and_a_container_that_have_ended(tmp_path: Path) -> None:
+    """Their ids are another process's by now: that is not taken for them, entered or killed."""
+    up("l2bridge", tmp_path)
+    directory = Path("/run/samewire-lab") / NAME
+    pods = {pod["pod"]: pod for pod in lab_json("top", NAME, "--interval", "0.1")}
+    name = next(iter(pods))
+    node = pods[name]["node"]
+    daemon = directory / node / "daemon.pid"
+    container = next(
+        path
+        for path in (directory / "pods").glob("*/*.pid")
+        if name.replace("/", "-") in path.parent.name.replace(".", "-") and not path.name.startswith("_")
+    )
+    assert wrong_cells(lab_json("check", NAME)) == []
+    with subprocess.Popen(["sleep", "600"]) as foreign:
+        for path in (daemon, container):
+            os.kill(int(path.read_text()), signal.SIGKILL)
+            path.write_text(f"{foreign.pid}\n")
+        assert f"{node}: it has ended" in wrong_cells(lab_json("check", NAME))
+        now = next(pod for pod in lab_json("top", NAME, "--interval", "0.1") if pod["pod"] == name)
+        assert now["running"] == pods[name]["running"] - 1
+        entered = run_lab("exec", "--lab", NAME, "-c", container.stem, name, "--", "true")
+        assert entered.returncode != 0
+        assert "running container" in entered.stderr
+        assert run_lab("down", NAME).returncode == 0
+        assert foreign.poll() is None
+        foreign.kill()
 
 
 def test_l2bridge_with_routed_pod_prefixes(tmp_path: Path) -> None:

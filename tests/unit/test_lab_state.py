@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ from samewire.errors import Conflict, NotFound, Unsupported
 from samewire.lab import cgroups, names, state
 from samewire.lab.cni import dns_section, host_local, port_mappings
 from samewire.lab.down import mounts_below
+from samewire.lab.pids import is_running, read_pid, running_pid
 from samewire.lab.podspec import Container, DnsConfig, PodTemplate, Port
 from samewire.lab.schedule import Pod
-from samewire.lab.state import CGROUP, NETNS, Lab, PodState, load_state, read_pid, the_lab
+from samewire.lab.state import CGROUP, NETNS, Lab, PodState, load_state, the_lab
 from samewire.lab.targets import trace_target
 from tests.support.lab import lab_state
 
@@ -154,6 +156,24 @@ def test_pid_files_count_only_when_complete(tmp_path: Path) -> None:
         read_pid(tmp_path, "c")
     (tmp_path / "c.pid").write_text("123\n")
     assert read_pid(tmp_path, "c") == 123
+
+
+def test_pid_files_mean_one_process_while_it_runs(tmp_path: Path) -> None:
+    """Not one that has ended, reaped or not, and not another one that has its id by now."""
+    with subprocess.Popen(["sleep", "60"]) as child:
+        (tmp_path / "c.pid").write_text(f"{child.pid}\n")
+        (tmp_path / "c.started").write_text(Path(f"/proc/{child.pid}/stat").read_text().split()[21] + "\n")
+        assert running_pid(tmp_path, "c") == child.pid
+        (tmp_path / "other.pid").write_text(f"{child.pid}\n")
+        (tmp_path / "other.started").write_text("1\n")
+        (tmp_path / "unknown.pid").write_text(f"{child.pid}\n")
+        for name in ("other", "unknown"):
+            with pytest.raises(NotFound):
+                running_pid(tmp_path, name)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert not is_running(tmp_path, "c")
+    assert not is_running(tmp_path, "c")
 
 
 def test_cgroup_layouts(tmp_path: Path) -> None:

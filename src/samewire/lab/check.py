@@ -18,15 +18,17 @@ from samewire.lab.probes import Cell, Probe, judge, observe
 from samewire.lab.processes import python_script
 from samewire.lab.state import LabState, PodState
 from samewire.lab.underlay import learned_macs
+from samewire.node.runlock import is_held
 
 _AGENT_TIMEOUT_S = 120.0
 _FAREWELL_S = 2.0
 _PARALLEL_AGENTS = 6
 _LINE_BYTES = 1 << 24
+_RUNS = "it runs"
 
 
 class Fact(Struct, frozen=True):
-    """Something read instead of probed: a pod's resolv.conf, the MAC addresses behind a switch port."""
+    """Something read instead of probed: does a daemon run, a pod's resolv.conf, the MACs behind a switch port."""
 
     category: str
     row: str
@@ -66,7 +68,7 @@ async def check(state: LabState, progress: Progress | None = None) -> Report:
     began = loop.time()
     probes = Matrix(state).probes()
     cells = await _run(state, probes, progress)
-    facts = [*_resolv_conf_facts(state), *await _mac_facts(state)]
+    facts = [*_daemon_facts(state), *_resolv_conf_facts(state), *await _mac_facts(state)]
     return Report(state.cluster.name, tuple(cells), tuple(facts), loop.time() - began)
 
 
@@ -195,6 +197,15 @@ def _agents(state: LabState, probes: Sequence[Probe]) -> dict[str, _Agent]:
     places += [_Agent(host.plan.name, host.netns) for host in state.outside]
     places += [_Agent(pod.pod.key, pod.netns) for pod in state.pods]
     return {agent.name: agent for agent in places if agent.name in wanted}
+
+
+def _daemon_facts(state: LabState) -> list[Fact]:
+    """Each node's daemon runs. Not by its pid file, which another process may be meant by and another daemon not."""
+    return [
+        Fact("daemons", node.plan.name, _RUNS, _RUNS if is_held(Path(node.socket).parent) else "it has ended")
+        for node in state.nodes
+        if node.socket
+    ]
 
 
 def _resolv_conf_facts(state: LabState) -> list[Fact]:

@@ -16,18 +16,21 @@ from msgspec import Struct
 
 from samewire.errors import NotFound, Unavailable
 from samewire.lab.commands import clean_environment, netns_path, run
-from samewire.lab.state import read_pid
+from samewire.lab.pids import is_running
 
 READY_TIMEOUT_S = 30.0
 _POLL_S = 0.01
 
-# $1 cgroups, $2 oom_score_adj, $3 pid file, then the command. A refused oom_score_adj is no failure: lowering
-# it needs CAP_SYS_RESOURCE, which containers and some virtual machines withhold.
+# $1 cgroups, $2 oom_score_adj, $3 the files of pids.py without their endings, then the command. A refused
+# oom_score_adj is no failure: lowering it needs CAP_SYS_RESOURCE, which containers and some virtual machines withhold.
 _OUTER = """
 for group in $1; do echo $$ > "$group/cgroup.procs"; done
 { echo "$2" > /proc/self/oom_score_adj; } 2>/dev/null || :
-echo $$ > "$3"
+IFS= read -r stat < /proc/$$/stat
+files=$3
 shift 3
+(set -- ${stat##*') '}; shift 19; echo "$1") > "$files.started"
+echo $$ > "$files.pid"
 exec "$@"
 """
 
@@ -97,7 +100,7 @@ async def start(launch: Launch) -> None:
         *("sh", "-eu", "-c", _OUTER, launch.name),
         " ".join(str(path) for path in launch.cgroups),
         str(launch.oom_score_adj),
-        str(launch.directory / f"{launch.name}.pid"),
+        str(launch.directory / launch.name),
     )
     redirect = 'log=$1; shift; exec setsid --fork "$@" < /dev/null >> "$log" 2>&1'
     env = clean_environment(**dict(launch.env))
@@ -133,10 +136,10 @@ async def _until_ready(launch: Launch) -> None:
         if launch.ready_file.exists():
             return True
         try:
-            pid = read_pid(launch.directory, launch.name)
+            running = is_running(launch.directory, launch.name)
         except NotFound:
             return False
-        if not is_alive(pid):
+        if not running:
             raise Unavailable(launch.name, f"ended at once: {log_tail(launch.log_file) or '(no output)'}")
         return False
 
@@ -144,14 +147,6 @@ async def _until_ready(launch: Launch) -> None:
         await poll(launch.name, ready, READY_TIMEOUT_S)
     except TimeoutError as error:
         raise Unavailable(launch.name, f"{error}: {log_tail(launch.log_file)}") from error
-
-
-def is_alive(pid: int) -> bool:
-    """Does a process run? One that only waits to be reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def _interpreter() -> str:

@@ -19,12 +19,12 @@ from samewire.lab.cni import DEBIAN_PLUGINS, Runtime, dns_argument, host_local, 
 from samewire.lab.commands import ip_batch, netns_path
 from samewire.lab.hns import dr_mac, network_object, remote_subnet_routes
 from samewire.lab.names import manifests_directory
+from samewire.lab.pids import is_running
 from samewire.lab.plan import gateway, nat_exceptions, network_named
 from samewire.lab.podspec import DnsConfig
-from samewire.lab.processes import READY_TIMEOUT_S, Launch, is_alive, log_tail, poll, start
+from samewire.lab.processes import READY_TIMEOUT_S, Launch, log_tail, poll, start
 from samewire.lab.schedule import Pod
 from samewire.lab.stack import Attached, NodeContext, Vtep
-from samewire.lab.state import read_pid
 from samewire.lab.underlay import UPLINK
 
 _CLIENT = "samewire-cni"
@@ -132,7 +132,7 @@ class SamewireNode:
 
     async def _wait_healthy(self, launch: Launch) -> None:
         async def healthy() -> bool:
-            if not is_alive(read_pid(launch.directory, launch.name)):
+            if not is_running(launch.directory, launch.name):
                 raise Unavailable(f"node {self._node.name}", f"its daemon ended: {log_tail(launch.log_file)}")
             if not Path(self.socket).exists():
                 return False

@@ -24,6 +24,7 @@ from samewire.errors import Conflict, NotFound
 from samewire.lab.cluster import Cluster
 from samewire.lab.manifests import Skipped
 from samewire.lab.names import LABS, lab_directory
+from samewire.lab.pids import running_pid
 from samewire.lab.plan import NodePlan, OutsidePlan
 from samewire.lab.podspec import DnsConfig
 from samewire.lab.schedule import Pending, Pod
@@ -65,8 +66,8 @@ class PodState(Struct, frozen=True):
     dns: DnsConfig
 
     def pid(self, container: str) -> int:
-        """The process id of a container; NotFound when it was never started."""
-        return read_pid(Path(self.directory), container)
+        """The process id of a container; NotFound while it does not run."""
+        return running_pid(Path(self.directory), container)
 
 
 class LabState(Struct, frozen=True):
@@ -231,17 +232,6 @@ def load_state(name: str | None = None) -> LabState:
         return msgspec.json.decode((lab_directory(name) / "lab.json").read_bytes(), type=LabState)
     except FileNotFoundError:
         raise Conflict(f"lab {name!r} is not up: it is being built, or was left half built") from None
-
-
-def read_pid(directory: Path, process: str) -> int:
-    """The process id that a started process wrote; NotFound before it did."""
-    try:
-        text = (directory / f"{process}.pid").read_text()
-    except FileNotFoundError:
-        text = ""
-    if not text.endswith("\n"):
-        raise NotFound("process", f"{directory.name}/{process}")
-    return int(text)
 
 
 def _lock(directory: Path, name: str) -> int:

@@ -15,7 +15,6 @@ from samewire.lab.cni import container_id
 from samewire.lab.commands import netns_path
 from samewire.lab.names import HOST_PROCESS, node_netns
 from samewire.lab.pods import PAUSE
-from samewire.lab.processes import is_alive
 from samewire.lab.state import LabState, PodState
 
 
@@ -111,7 +110,6 @@ def _pod(pod: PodState, container: str) -> Entry:
             pid = pod.pid(name)
         except NotFound:
             continue
-        if is_alive(pid):
-            inside = ("--net", "--mount", "--uts", "--wd=/")
-            return Entry(("nsenter", f"--target={pid}", *inside, "--"), pod.cgroups)
+        inside = ("--net", "--mount", "--uts", "--wd=/")
+        return Entry(("nsenter", f"--target={pid}", *inside, "--"), pod.cgroups)
     raise NotFound("running container", f"{pod.pod.key} {container}".strip())

@@ -10,7 +10,6 @@ from msgspec import Struct
 from samewire.errors import NotFound
 from samewire.lab.cgroups import usage
 from samewire.lab.pods import PAUSE
-from samewire.lab.processes import is_alive
 from samewire.lab.state import LabState, PodState
 
 
@@ -66,7 +65,7 @@ class Sampler:
             qos=pod.pod.template.qos,
             oom_score_adj=_oom_score_adj(pids[0]),
             containers=len(names),
-            running=sum(is_alive(pid) for pid in pids if pid),
+            running=sum(pid > 0 for pid in pids),
             cpu_s=used.cpu_s,
             cpu_percent=_rate(used.cpu_s, before.cpu_s if before else None, elapsed_s) * 100,
             memory_bytes=used.memory_bytes,
