@@ -134,6 +134,7 @@ def test_every_export_of_both_libraries(net: NodeNet, node: DaemonProcess, wine:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 wrong" in done.stdout
     assert "WRONG" not in done.stdout
+    assert done.stdout.count("has been called") >= 80
     assert node.request("GET", "/v2/networks") == []
     by_file = wine.run(
         net,

@@ -110,6 +110,41 @@ static void create_all(void)
 	((f1)HCN(HcnCloseNetwork))(network);
 }
 
+/* Opens an object, modifies it by the export of its kind, closes it. */
+static void modify(const char *kind, const GUID *id, const WCHAR *settings, HRESULT wanted)
+{
+	char name[64];
+	void *handle = NULL;
+	WCHAR *error = NULL;
+	HRESULT hr;
+
+	snprintf(name, sizeof(name), "HcnOpen%s", kind);
+	expect(((f3)get(network_library, name))(id, &handle, &error) == S_OK, name);
+	snprintf(name, sizeof(name), "HcnModify%s", kind);
+	hr = ((f3)get(network_library, name))(handle, settings, &error);
+	expect(hr == wanted && (wanted == S_OK ? !error : said(error, L"ErrorCode")), name);
+	snprintf(name, sizeof(name), "HcnClose%s", kind);
+	((f1)get(network_library, name))(handle);
+}
+
+static void modify_all(void)
+{
+	static const WCHAR member[] = L"{\"ResourceType\":\"Endpoint\",\"RequestType\":\"%ls\",\"Settings\":{\"EndpointId\":"
+				      L"\"11111111-2222-3333-4444-010203040507\"}}";
+	WCHAR settings[256];
+
+	modify("Network", &NETWORK, L"{\"ResourceType\":\"DNS\",\"RequestType\":\"Add\",\"Settings\":{\"Domain\":\"wine\"}}", S_OK);
+	for (int i = 0; i < 2; i++) {
+		_snwprintf(settings, 256, member, i ? L"Remove" : L"Add");
+		modify("Namespace", &SPACE, settings, S_OK);
+	}
+	modify("LoadBalancer", &BALANCER,
+	       L"{\"SchemaVersion\":{\"Major\":2,\"Minor\":0},\"HostComputeEndpoints\":[\"11111111-2222-3333-4444-010203040507\"],"
+	       L"\"FrontendVIPs\":[\"10.96.0.9\"],\"PortMappings\":[{\"Protocol\":6,\"InternalPort\":81,\"ExternalPort\":8080}]}",
+	       S_OK);
+	modify("SdnRoute", &ROUTE, L"{\"ResourceType\":\"Route\",\"RequestType\":\"Add\",\"Settings\":{}}", (HRESULT)0x803b0015);
+}
+
 static void delete_all(void)
 {
 	static const struct {
@@ -143,8 +178,35 @@ static void call_hns(void)
 	expect(hns_call(L"GET", L"/endpoints/nobody", L"", &response) == S_OK && said(response, L"\"Success\":false"),
 	       "HNSCall: an error is in the envelope");
 	expect(hns_call(L"PATCH", L"/networks/", L"", &response) == E_INVALIDARG && !response, "HNSCall: GET, POST, DELETE only");
-	expect(((f1)get(compute_library, "HcsEnumerateComputeSystems"))(NULL) == E_NOTIMPL, "Hcs*: not implemented");
-	expect(((f1)HCN(HcnCreateGuestNetworkService))(NULL) == E_NOTIMPL, "guest networks: not implemented");
+}
+
+/* Calls a function with the name of each export of a library, as its file has them. */
+static void for_each_export(HMODULE library, void (*visit)(HMODULE library, const char *name))
+{
+	const BYTE *base = (const BYTE *)library;
+	const IMAGE_NT_HEADERS *headers = (const IMAGE_NT_HEADERS *)(base + ((const IMAGE_DOS_HEADER *)base)->e_lfanew);
+	const IMAGE_DATA_DIRECTORY *where = &headers->OptionalHeader.DataDirectory[IMAGE_DIRECTORY_ENTRY_EXPORT];
+	const IMAGE_EXPORT_DIRECTORY *table = (const IMAGE_EXPORT_DIRECTORY *)(base + where->VirtualAddress);
+	const DWORD *names = (const DWORD *)(base + table->AddressOfNames);
+
+	for (DWORD i = 0; i < table->NumberOfNames; i++)
+		visit(library, (const char *)base + names[i]);
+}
+
+/* Compute systems and the guest network service: there to be found, and not implemented. */
+static void call_what_is_not_there(HMODULE library, const char *name)
+{
+	if (!strncmp(name, "Hcs", 3) || strstr(name, "GuestNetwork"))
+		expect(((f1)get(library, name))(NULL) == E_NOTIMPL, name);
+}
+
+static void expect_called(HMODULE library, const char *name)
+{
+	char what[96];
+
+	(void)library;
+	snprintf(what, sizeof(what), "%s has been called", name);
+	expect(was_asked(name), what);
 }
 
 static DWORD WINAPI ask_often(void *unused)
@@ -199,7 +261,10 @@ int main(void)
 	walk("Namespace", &SPACE, L"11111111-2222-3333-4444-010203040509");
 	walk("LoadBalancer", &BALANCER, L"10.96.0.9");
 	walk("SdnRoute", &ROUTE, L"10.96.0.0/12");
+	modify_all();
 	call_hns();
+	for_each_export(compute_library, call_what_is_not_there);
+	for_each_export(network_library, call_what_is_not_there);
 	ask_for_random();
 	ask_from_threads();
 	delete_all();
@@ -208,6 +273,8 @@ int main(void)
 	expect(notified == 1, "one network was announced");
 	expect(((f1)HCN(HcnUnregisterServiceCallback))(registration) == S_OK, "HcnUnregisterServiceCallback");
 	expect(((f1)HCN(HcnCloseService))(service) == S_OK, "HcnCloseService");
+	for_each_export(network_library, expect_called);
+	for_each_export(compute_library, expect_called);
 	printf("%d wrong\n", wrong);
 	return wrong;
 }

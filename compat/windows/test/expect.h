@@ -27,9 +27,26 @@ static void expect(int holds, const char *what)
 	wrong += !holds;
 }
 
+/* The exports that have been asked for, each of them to be called. */
+#define MAX_EXPORTS 128
+static char asked[MAX_EXPORTS][64];
+static volatile LONG asked_count;
+
+static int was_asked(const char *name)
+{
+	for (LONG i = 0; i < asked_count && i < MAX_EXPORTS; i++) {
+		if (!strcmp(asked[i], name))
+			return 1;
+	}
+	return 0;
+}
+
 static void *get(HMODULE library, const char *name)
 {
 	void *found = (void *)(uintptr_t)GetProcAddress(library, name);
+
+	if (!was_asked(name) && asked_count < MAX_EXPORTS)
+		snprintf(asked[InterlockedIncrement(&asked_count) - 1], sizeof(asked[0]), "%s", name);
 
 	if (!found) {
 		printf("WRONG %s is not exported\n", name);
