@@ -432,6 +432,24 @@ def test_what_comes_after_a_takeover(cluster: Cluster) -> None:
     ]
 
 
+def test_other_nodes_are_known_where_another_proxy_balances(cluster: Cluster) -> None:
+    """``proxy_mode = "off"``: of the cluster only the Nodes are read."""
+    cluster.takeover()
+    cluster.joins("sooner", 8)
+    poll("the sooner node is known", lambda: cluster.remote_subnets().get("10.244.8.0/24") == "192.168.78.8")
+    cluster.daemon.stop()
+    config = json.loads(cluster.daemon.config.read_text())
+    cluster.daemon.config.write_text(json.dumps({**config, "proxy_mode": "off"}))
+    cluster.leaves("sooner")
+    cluster.joins("later", 9)
+    cluster.daemon.start()
+    poll("the later node is known", lambda: cluster.remote_subnets().get("10.244.9.0/24") == "192.168.78.9")
+    poll("the sooner node is gone", lambda: "10.244.8.0/24" not in cluster.remote_subnets())
+    assert list(cluster.daemon.request("GET", "/v2/health")["kubernetes"]) == ["Node"]
+    cluster.leaves("later")
+    poll("the later node is gone", lambda: "10.244.9.0/24" not in cluster.remote_subnets())
+
+
 def test_nodes_that_are_not_flannels_vxlan_alone(cluster: Cluster) -> None:
     before = cluster.state()
     multus = cluster.net_d / "00-multus.conf"

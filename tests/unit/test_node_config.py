@@ -108,7 +108,12 @@ def test_a_bad_value_names_file_and_key(tmp_path: Path) -> None:
 def test_services_need_a_source() -> None:
     assert not make_config({"name": "a"}).balances
     assert make_config({"name": "a", "kubeconfig": "/k"}).balances
-    assert not make_config({"name": "a", "kubeconfig": "/k", "proxy_mode": "off"}).balances
+    off = {"name": "a", "kubeconfig": "/k", "proxy_mode": "off"}
+    assert not make_config(off).balances
+    assert not make_config(off).follows
+    assert make_config({**off, "proxy_network": "cbr0"}).follows
+    assert not make_config({"name": "a", "proxy_network": "cbr0"}).follows
+    assert make_config({"name": "a", "manifests": "/m"}).follows
     config = make_config({"name": "a", "node_port_addresses": ["primary", "10.0.0.0/8", "fd00::/8"]})
     assert config.node_port_addresses == ("primary", "10.0.0.0/8", "fd00::/8")
     assert make_config({"name": "a"}).healthz_address == ("", 10256)

@@ -319,7 +319,7 @@ FOUND = Found(
     restore=("route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink",),
     settings=(("net/ipv4/conf/cni0/proxy_arp", "0"),),
 )
-NODE = Node(vxlan_port=8472, balances=True, balances_for="cbr0", config="/c.toml")
+NODE = Node(vxlan_port=8472, balances=True, reads=True, network="cbr0", config="/c.toml")
 PLACES = Places(conf_dir="/net.d")
 PROXY = OldRules(tool="iptables-nft", table="nat", chains=("KUBE-SERVICES",), rules=())
 
@@ -403,7 +403,7 @@ def test_the_steps_of_a_takeover() -> None:
         (FOUND, replace(NODE, vxlan_port=4789), Conflict, r"/c.toml.*\nvxlan_port = 8472"),
         (
             replace(FOUND, rules=(PROXY,)),
-            Node(vxlan_port=4789, balances=False, balances_for="", config="/c.toml"),
+            Node(vxlan_port=4789, balances=False, reads=False, network="", config="/c.toml"),
             Conflict,
             r"vxlan_port = 8472(.|\n)*kubeconfig(.|\n)*proxy_network",  # all at once
         ),
@@ -428,7 +428,8 @@ def test_the_steps_of_a_takeover() -> None:
             Conflict,
             "kubeconfig",
         ),
-        (FOUND, replace(NODE, balances_for=""), Conflict, 'proxy_network = "cbr0"'),
+        (FOUND, replace(NODE, network=""), Conflict, 'proxy_network = "cbr0"'),
+        (FOUND, replace(NODE, balances=False, network=""), Conflict, 'proxy_network = "cbr0"'),
     ],
 )
 def test_what_cannot_be_taken_over(found: Found, node: Node, error: type[Exception], words: str) -> None:

@@ -77,6 +77,16 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return self.has_source and self.proxy_mode != "off"
 
     @property
+    def follows(self) -> bool:
+        """Whether Kubernetes objects are read: for services, or for the other nodes of ``proxy_network``."""
+        return self.balances or (self.has_source and bool(self.proxy_network))
+
+    @property
+    def kubernetes_name(self) -> str:
+        """This node's name in Kubernetes."""
+        return self.node_name or self.name
+
+    @property
     def hns_address(self) -> tuple[str, int] | None:
         """Host and port of the HNS listener for programs without unix sockets, or None. Raises Invalid."""
         found = _address(self.hns_listen)

@@ -24,6 +24,7 @@ from samewire.node.testhooks import from_environment
 from samewire.node.watch import QUIET, Watcher
 
 if TYPE_CHECKING:
+    from samewire.kube.source import Source
     from samewire.node.services import Services
 
 log = structlog.get_logger(__name__)
@@ -69,20 +70,27 @@ class Daemon:
         self._closers.append(("lock", _async(lock.close)))
         watcher = Watcher(LinkMonitor(quiet=QUIET))
         self._closers.append(("monitor", _async(watcher.stop_listening)))
-        node, services = await self._node_and_services(watcher, object_path)
+        node, source = await self._node_and_source(watcher, object_path)
         from samewire.node.servers import serve
 
-        await serve(node, services, self._closers)
+        services = _services(node, source) if source is not None and config.balances else None
+        await serve(node, source, services, self._closers)
         watcher.run()
         self._closers.append(("watcher", watcher.close))
         if services is not None:
             self._closers.append(("services", services.close))
             await services.start()
+        if source is not None and config.proxy_network:
+            from samewire.overlay.controller import FlannelNodes
+
+            others = FlannelNodes(source, node.service, config.proxy_network, config.kubernetes_name)
+            self._closers.append(("other nodes", others.close))
+            others.start()
         log.info("serving", http=str(config.http_socket), cni=str(config.cni_socket))
 
-    async def _node_and_services(
+    async def _node_and_source(
         self, watcher: Watcher, object_path: Path | None
-    ) -> tuple[Node, Services | None]:
+    ) -> tuple[Node, Source | None]:
         """Bring the node up. While the kernel verifies its programs, import the servers and list Services."""
         config = self.config
         starting = asyncio.ensure_future(Node.start(config, watcher.listen, object_path))
@@ -90,10 +98,12 @@ class Daemon:
         try:
             await asyncio.sleep(0)
             import samewire.node.lean_http  # before anything that imports aiohttp
-            import samewire.node.servers  # noqa: F401
+            import samewire.node.servers
 
             if config.balances:
-                from samewire.node.services import Services, listen
+                import samewire.node.services  # noqa: F401
+            if config.follows:
+                from samewire.node.cluster import listen
 
                 source = await listen(config)
         finally:
@@ -103,7 +113,13 @@ class Daemon:
             finally:
                 if source is not None:
                     self._closers.append(("source", source.close))
-        return node, Services(node, source) if source is not None else None
+        return node, source
+
+
+def _services(node: Node, source: Source) -> Services:
+    from samewire.node.services import Services
+
+    return Services(node, source)
 
 
 async def run_daemon(config: NodeConfig) -> None:

@@ -8,13 +8,13 @@ import samewire
 from samewire.node.node import Node
 
 if TYPE_CHECKING:
-    from samewire.node.services import Services
+    from samewire.kube.source import Source
 
 
-def health(node: Node, services: Services | None) -> dict[str, Any]:
+def health(node: Node, source: Source | None) -> dict[str, Any]:
     """The node's state in a few lines. ``status`` is ``ok`` or ``degraded``.
 
-    ``kubernetes``: by kind of objects, how well it is known; empty without a source of Services.
+    ``kubernetes``: by kind of objects, how well it is known; empty where none are read.
     """
     last = node.auditor.last
     lost = node.store.lost()
@@ -24,7 +24,7 @@ def health(node: Node, services: Services | None) -> dict[str, Any]:
     if not node.devices.tunnel_up:
         problems.append(node.no_tunnel)
     problems += [f"endpoint {endpoint_id}: {reason}" for endpoint_id, reason in node.auditor.degraded.items()]
-    kinds = services.source.health() if services is not None else ()
+    kinds = source.health() if source is not None else ()
     problems += [f"{kind.kind}s cannot be followed: {kind.error}" for kind in kinds if kind.lost]
     return {
         "status": "degraded" if problems else "ok",

@@ -23,23 +23,28 @@ from samewire.node.tools import LateMetrics, Render, metrics_handler, node_route
 from samewire.node.toolview import ToolView
 
 if TYPE_CHECKING:
+    from samewire.kube.source import Source
     from samewire.node.services import Services
 
 Closer = Callable[[], Awaitable[None]]
 
 
-async def serve(node: Node, services: Services | None, closers: list[tuple[str, Closer]]) -> None:
+async def serve(
+    node: Node, source: Source | None, services: Services | None, closers: list[tuple[str, Closer]]
+) -> None:
     """Start them; what ends each is appended to ``closers``. Raises SamewireError."""
     config = node.config
     render = LateMetrics(node, services).render
-    tools = ToolView(node) if services is None else ToolView(node, services.lost)
+    tools = ToolView(
+        node, lambda: [kind for kind in source.health() if kind.lost] if source is not None else []
+    )
 
     async def close_tools() -> None:
         tools.close()
 
     closers.append(("tools", close_tools))
     routes = [
-        *node_routes(node, services, render),
+        *node_routes(node, source, render),
         *tool_routes(tools),
         *service_routes(node, services),
     ]

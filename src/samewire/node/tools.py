@@ -15,6 +15,7 @@ from samewire.node.node import Node
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from samewire.kube.source import Source
     from samewire.node.services import Services
     from samewire.node.toolview import ToolView
 
@@ -77,11 +78,11 @@ def metrics_handler(render: Render) -> Callable[[web.Request], Awaitable[web.Res
     return get_metrics
 
 
-def node_routes(node: Node, services: Services | None, render: Render) -> list[web.RouteDef]:
+def node_routes(node: Node, source: Source | None, render: Render) -> list[web.RouteDef]:
     """``/v2/health``, ``/v2/switch/diff`` and ``/v2/metrics``."""
 
     async def get_health(_: web.Request) -> web.Response:
-        return json_response(health(node, services))
+        return json_response(health(node, source))
 
     async def get_diff(_: web.Request) -> web.Response:
         found = await node.auditor.compare()

@@ -58,9 +58,10 @@ def _settings(found: Found, tunnel: Tunnel, node: Node) -> list[str]:
             'kubeconfig = "/etc/samewire/kubeconfig"  # or in_cluster = true, and not proxy_mode = "off": '
             "kube-proxy's rules are here, and new pods would have no services"
         )
-    if (node.balances or lines) and node.balances_for != found.conf.name:
+    if (node.reads or lines) and node.network != found.conf.name:
         lines.append(
-            f'proxy_network = "{found.conf.name}"  # flannel\'s CNI network: node ports wait until it is here'
+            f'proxy_network = "{found.conf.name}"  # flannel\'s CNI network: node ports wait until it is here, '
+            "and its other nodes' subnets are read"
         )
     return lines
 

@@ -145,14 +145,16 @@ class Places(Struct, frozen=True, kw_only=True):
 class Node(Struct, frozen=True, kw_only=True):
     """What has to be known of Samewire here.
 
-    ``balances``: whether it does kube-proxy's work, for the network ``balances_for`` ("" = all).
+    ``balances``: whether it does kube-proxy's work. ``reads``: whether it has a source of the cluster's objects.
+    ``network``: whose pods and other nodes it looks after ("" = no other nodes).
     ``pods``: the addresses of its endpoints in the network.
     ``client``: the CNI client of this installation. ``running``: false once Samewire has been uninstalled.
     """
 
     vxlan_port: int
     balances: bool
-    balances_for: str
+    reads: bool
+    network: str
     config: str
     pods: tuple[str, ...] = ()
     client: str = ""

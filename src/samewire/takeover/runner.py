@@ -108,7 +108,8 @@ class Takeover:
         return Node(
             vxlan_port=self._config.vxlan_port,
             balances=self._config.balances,
-            balances_for=self._config.proxy_network,
+            reads=self._config.has_source,
+            network=self._config.proxy_network,
             config=str(self._config_file),
             pods=tuple(pods),
             client=str(Path(samewire.__file__).parent / "_build" / "samewire-cni"),
