@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import samewire
+from samewire.hcn.errors import HcnCode
 from tests.support.node import (
     NODE_IP,
     ROUTER_IP,
@@ -128,6 +131,28 @@ def test_two_daemons_cannot_share_a_run_directory(net: NodeNet, node: DaemonProc
     assert other.wait_dead() == 1
     assert f"in use by the process {node.pid}" in node.tail()
     assert node.request("GET", "/v2/health")["status"] == "ok"
+
+
+def test_a_package_that_is_replaced_under_the_daemon(node: DaemonProcess, tmp_path: Path) -> None:
+    """What is loaded goes on; nothing more is loaded, and the answer says what to do."""
+    installed = tmp_path / "site" / "samewire"
+    shutil.copytree(Path(samewire.__file__).parent, installed)
+    environment = {"PYTHONPATH": str(installed.parent)}
+    node.start(environment)
+    ports = node.request("GET", "/v2/switch/ports")
+    doctor = installed / "trace" / "doctor_service.py"
+    doctor.write_text("raise RuntimeError\n" + doctor.read_text())
+    for path, what in (("/v2/doctor", "/v2/doctor"), ("/v2/metrics", "the metrics")):
+        status, answer = node.ask("GET", path)
+        assert (status, answer["ErrorCode"]) == (503, HcnCode.RPC_SERVER_UNAVAILABLE), path
+        assert answer["Error"].startswith(f"{what} is unavailable: Samewire was replaced on disk; restart")
+    assert node.request("GET", "/v2/switch/ports") == ports
+    assert node.request("POST", "/v2/networks", overlay())["Name"]
+    node.stop()
+    doctor.write_text(doctor.read_text().partition("\n")[2])
+    node.start(environment)
+    assert node.request("GET", "/v2/doctor")
+    assert "samewire_ports" in node.request("GET", "/v2/metrics")
 
 
 @pytest.mark.parametrize(

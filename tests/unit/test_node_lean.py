@@ -8,6 +8,7 @@ import sys
 from importlib import import_module
 from typing import cast
 
+from samewire.node.package import Package
 from samewire.node.tools import TOOLS, tool_routes
 from samewire.node.toolview import ToolView
 
@@ -76,5 +77,5 @@ def test_every_endpoint_of_the_tools_is_there() -> None:
     view = cast(ToolView, object())
     offered = [route for module in set(TOOLS.values()) for route in import_module(module).routes(view)]
     assert {(route.method, route.path) for route in offered} == {
-        (route.method, route.path) for route in tool_routes(view)
+        (route.method, route.path) for route in tool_routes(view, cast(Package, object()))
     }

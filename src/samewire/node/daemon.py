@@ -19,6 +19,7 @@ import structlog
 from samewire.kernel.rtnetlink import LinkMonitor
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
+from samewire.node.package import Package
 from samewire.node.runlock import lock_run_dir
 from samewire.node.testhooks import from_environment
 from samewire.node.watch import QUIET, Watcher
@@ -70,11 +71,11 @@ class Daemon:
         self._closers.append(("lock", _async(lock.close)))
         watcher = Watcher(LinkMonitor(quiet=QUIET))
         self._closers.append(("monitor", _async(watcher.stop_listening)))
-        node, source = await self._node_and_source(watcher, object_path)
+        node, package, source = await self._node_and_source(watcher, object_path)
         from samewire.node.servers import serve
 
         services = _services(node, source) if source is not None and config.balances else None
-        await serve(node, source, services, self._closers)
+        await serve(node, package, source, services, self._closers)
         watcher.run()
         self._closers.append(("watcher", watcher.close))
         if services is not None:
@@ -90,7 +91,7 @@ class Daemon:
 
     async def _node_and_source(
         self, watcher: Watcher, object_path: Path | None
-    ) -> tuple[Node, Source | None]:
+    ) -> tuple[Node, Package, Source | None]:
         """Bring the node up. While the kernel verifies its programs, import the servers and list Services."""
         config = self.config
         starting = asyncio.ensure_future(Node.start(config, watcher.listen, object_path))
@@ -100,6 +101,7 @@ class Daemon:
             import samewire.node.lean_http  # before anything that imports aiohttp
             import samewire.node.servers
 
+            package = Package()
             if config.balances:
                 import samewire.node.services  # noqa: F401
             if config.follows:
@@ -113,7 +115,7 @@ class Daemon:
             finally:
                 if source is not None:
                     self._closers.append(("source", source.close))
-        return node, source
+        return node, package, source
 
 
 def _services(node: Node, source: Source) -> Services:

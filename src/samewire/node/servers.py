@@ -18,26 +18,33 @@ from samewire.hcn.http import HttpServer, make_app
 from samewire.hcn.http_guard import read_token
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.node import Node
+from samewire.node.package import Package
 from samewire.node.serviceview import service_routes
 from samewire.node.tools import LateMetrics, Render, metrics_handler, node_routes, tool_routes
 from samewire.node.toolview import ToolView
 
 if TYPE_CHECKING:
-    from samewire.kube.source import Source
+    from samewire.kube.source import KindHealth, Source
     from samewire.node.services import Services
 
 Closer = Callable[[], Awaitable[None]]
 
 
 async def serve(
-    node: Node, source: Source | None, services: Services | None, closers: list[tuple[str, Closer]]
+    node: Node,
+    package: Package,
+    source: Source | None,
+    services: Services | None,
+    closers: list[tuple[str, Closer]],
 ) -> None:
     """Start them; what ends each is appended to ``closers``. Raises SamewireError."""
     config = node.config
-    render = LateMetrics(node, services).render
-    tools = ToolView(
-        node, lambda: [kind for kind in source.health() if kind.lost] if source is not None else []
-    )
+    render = LateMetrics(node, services, package).render
+
+    def lost() -> list[KindHealth]:
+        return [kind for kind in source.health() if kind.lost] if source is not None else []
+
+    tools = ToolView(node, package, lost)
 
     async def close_tools() -> None:
         tools.close()
@@ -45,7 +52,7 @@ async def serve(
     closers.append(("tools", close_tools))
     routes = [
         *node_routes(node, source, render),
-        *tool_routes(tools),
+        *tool_routes(tools, package),
         *service_routes(node, services),
     ]
     token = read_token(config.hns_token_file) if config.hns_address is not None else ""

@@ -11,6 +11,7 @@ from aiohttp import web
 from samewire.hcn.http import json_response
 from samewire.node.health import health
 from samewire.node.node import Node
+from samewire.node.package import Package
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -39,13 +40,16 @@ _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class LateMetrics:
     """The node's metrics. Their library is imported when they are asked for: not every node is scraped."""
 
-    def __init__(self, node: Node, services: Services | None) -> None:
+    def __init__(self, node: Node, services: Services | None, package: Package) -> None:
         self._node = node
         self._services = services
+        self._package = package
         self._registry: CollectorRegistry | None = None
 
     def render(self) -> bytes:
-        """All metrics as text. Raises KernelError."""
+        """All metrics as text. Raises KernelError, Unavailable."""
+        if self._registry is None:
+            self._package.check("the metrics")
         from samewire.node import metrics
 
         if self._registry is None:
@@ -53,13 +57,14 @@ class LateMetrics:
         return metrics.render(self._registry)
 
 
-def tool_routes(view: ToolView) -> list[web.RouteDef]:
+def tool_routes(view: ToolView, package: Package) -> list[web.RouteDef]:
     """The tools' endpoints. What answers them, the simulator among it, is imported when it is asked."""
     answering: dict[str, dict[str, Handler]] = {}
 
     def late(path: str, module: str) -> web.RouteDef:
         async def handle(request: web.Request) -> web.StreamResponse:
             if module not in answering:
+                package.check(path)
                 found: list[web.RouteDef] = import_module(module).routes(view)
                 answering[module] = {route.path: route.handler for route in found}
             return await answering[module][path](request)

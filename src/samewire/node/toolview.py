@@ -19,6 +19,7 @@ from samewire.kernel.rtnetlink import Netlink, link_dump
 from samewire.node.events import DropEvents
 from samewire.node.liverows import LiveRows
 from samewire.node.node import Node, switch_object
+from samewire.node.package import Package
 from samewire.node.stats import all_counters
 from samewire.trace.context import EndpointInfo, PortInfo, TraceRun, describe_endpoints
 from samewire.trace.snapshot import LinkInfo, Snapshot, SourceInfo
@@ -46,8 +47,11 @@ _SYSCTLS: Final = ("rp_filter", "forwarding", "accept_local")
 class ToolView:
     """One node for the tools. ``lost_sources``: the kinds that cannot be followed at this moment. `close` it."""
 
-    def __init__(self, node: Node, lost_sources: Callable[[], Sequence[KindHealth]] = tuple) -> None:
+    def __init__(
+        self, node: Node, package: Package, lost_sources: Callable[[], Sequence[KindHealth]]
+    ) -> None:
         self._node = node
+        self._package = package
         self._lost_sources = lost_sources
         self._trace: BpfObject | None = None
         self._trace_lock = threading.Lock()
@@ -123,7 +127,7 @@ class ToolView:
     def run_traced(
         self, frame: bytes, arrival: Arrival, ifindex: int, vni: int, family: int, tunnel_source: bytes
     ) -> TraceRun:
-        """Run the traced build on a frame, on the live maps. Raises KernelError."""
+        """Run the traced build on a frame, on the live maps. Raises KernelError, Unavailable."""
         with self._trace_lock:
             loaded = self._traced_build()
             key = Id(0).pack()
@@ -180,8 +184,9 @@ class ToolView:
         return rows
 
     def _traced_build(self) -> BpfObject:
-        """The traced build on the live tables; its scratch and records are its own."""
+        """The traced build on the live tables; its scratch and records are its own. Raises Unavailable."""
         if self._trace is None:
+            self._package.check("the traced build")
             loaded = BpfObject(switch_object().with_name("switch_trace.o"))
             try:
                 declared = set(loaded.map_names())
