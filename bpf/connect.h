@@ -171,6 +171,7 @@ SW_COLD __noinline int sw_redecide(struct __sk_buff *skb)
 				sw_refresh_entry(p, first);
 				sw_refresh_entry(p, second);
 				sw_touch(p, flow, side);
+				sw_count_in_flow(skb, p, flow->slot, p->direction);
 #endif
 				return sw_finish(skb);
 			}
@@ -230,6 +231,7 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 
 	if (flow->flags & SW_FLOW_HOST) {
 		sw_touch(p, flow, side); /* its answers: an idle connection of the node keeps its port */
+		sw_count_in_flow(skb, p, flow->slot, p->direction);
 		return SW_PASS;
 	}
 	if (p->tcp_flags == SW_TCP_SYN && sw_is_reopened(p, flow))
@@ -276,6 +278,7 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 	    p->protocol == IPPROTO_TCP && !p->tcp_flags && sw_clamp_mss(skb, p, hop->mtu))
 		return sw_drop(p, SW_LAYER_LB, SW_REASON_INTERNAL);
 	sw_touch(p, flow, side);
+	sw_count_in_flow(skb, p, flow->slot, p->direction);
 #ifdef TRACE
 	{
 		struct sw_trace_output *out = sw_trace_here();

@@ -190,13 +190,14 @@ SW_INLINE int sw_insert_failed(struct sw_packet *p, int error)
 
 #ifndef TRACE
 /* Another CPU (or a crossing first packet) has inserted this very flow: its decision is the flow's. */
-SW_INLINE int sw_adopt(struct sw_packet *p)
+SW_INLINE int sw_adopt(struct __sk_buff *skb, struct sw_packet *p)
 {
 	struct sw_flow *flow = bpf_map_lookup_elem(&sw_flows, &p->flow_key);
 
 	if (!flow)
 		return sw_drop(p, SW_LAYER_FLOW, SW_REASON_INTERNAL);
 	sw_count(SW_COUNTER_FLOW_ADOPTED);
+	sw_count_in_flow(skb, p, flow->slot, p->direction);
 	sw_copy_action(&p->chosen, p->direction ? &flow->action[1] : &flow->action[0]);
 	return SW_GO_ON;
 }
@@ -251,9 +252,10 @@ __noinline int sw_create(struct __sk_buff *skb)
 	error = sw_insert_first(
 		p, sw_key_of(&p->flow_key, &p->first, p->first_scope, p->family, p->protocol) & 1, pair);
 	if (error == SW_EEXIST)
-		return sw_adopt(p);
+		return sw_adopt(skb, p);
 	if (error)
 		return sw_insert_failed(p, error);
+	sw_count_in_flow(skb, p, p->flow.slot, p->direction);
 #endif
 	sw_copy_action(&p->chosen, &p->forward);
 	return SW_GO_ON;

@@ -108,6 +108,55 @@ __noinline int sw_partner_key(const struct sw_flow_key *key, const struct sw_flo
 }
 
 #ifndef TRACE
+/*
+ * How many slots have counters: all, or none. A constant that the daemon sets before loading: the verifier takes away
+ * what it finds is never run.
+ */
+const volatile __u32 sw_counted_slots;
+
+SW_INLINE struct sw_flow_count *sw_find_flow_count(__u32 slot, __u8 direction)
+{
+	__u32 index = direction ? slot + sw_counted_slots : slot;
+
+	return bpf_map_lookup_elem(&sw_flow_counts, &index);
+}
+
+SW_INLINE void sw_clear_flow_counts(__u32 slot)
+{
+	struct sw_flow_count *forth, *back;
+
+	if (!sw_counted_slots)
+		return;
+	forth = sw_find_flow_count(slot, 0);
+	back = sw_find_flow_count(slot, 1);
+	if (!forth || !back)
+		return;
+	forth->packets = 0;
+	forth->bytes = 0;
+	back->packets = 0;
+	back->bytes = 0;
+}
+#endif
+
+/* The packet in hand is one of the flow in a slot. Two CPUs may have packets of the same direction at once. */
+SW_INLINE void sw_count_in_flow(struct __sk_buff *skb, const struct sw_packet *p, __u32 slot, __u8 direction)
+{
+#ifndef TRACE
+	struct sw_flow_count *count;
+	__u32 packets;
+
+	if (!sw_counted_slots)
+		return;
+	count = sw_find_flow_count(slot, direction);
+	if (!count)
+		return;
+	packets = skb->gso_segs > 1 ? skb->gso_segs : 1; /* each packet on the wire has its own headers */
+	__sync_fetch_and_add(&count->packets, packets);
+	__sync_fetch_and_add(&count->bytes, skb->len - SW_L3 + (packets - 1) * (p->payload_offset - SW_L3));
+#endif
+}
+
+#ifndef TRACE
 SW_INLINE void sw_release_slot(__u32 slot, const struct sw_flow_key *key)
 {
 	struct sw_flow_key *held = bpf_map_lookup_elem(&sw_flow_slots, &slot);
@@ -327,6 +376,7 @@ __noinline int sw_insert(__u32 second)
 	if (slot < 0)
 		return -7;
 	index = slot;
+	sw_clear_flow_counts(index);
 	held = bpf_map_lookup_elem(&sw_flow_slots, &index);
 	if (!held)
 		return -7;

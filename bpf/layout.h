@@ -652,6 +652,15 @@ struct sw_flow {
  */
 /* value: struct sw_flow_key */
 
+/* ---- sw_flow_counts: array[2 * slots], or [1]: not counted ----------------------------------------------------
+ * What has arrived of a flow since it has its slot: packets of direction 0 at the slot's index, those of direction 1
+ * behind all of these, so that the two do not share a cache line. Writers: all programs. Reader: daemon.
+ */
+struct sw_flow_count {
+	__u64 packets; /* as they are on the wire, not as offloads have joined them */
+	__u64 bytes;   /* of IP packets, headers included */
+};
+
 /* ---- sw_fragments: LRU hash[SW_MAX_FRAGMENTS] ----------------------------------------------------------------
  * Ports of datagrams whose first fragment has passed. Writers, readers: all programs.
  */

@@ -50,6 +50,7 @@ SW_MAP(sw_nat, BPF_MAP_TYPE_LPM_TRIE, struct sw_nat_key, struct sw_nat, SW_MAX_N
 SW_MAP(sw_vnis, BPF_MAP_TYPE_HASH, __u32, struct sw_vni, SW_MAX_VNIS, BPF_F_NO_PREALLOC);
 SW_MAP(sw_flows, BPF_MAP_TYPE_HASH, struct sw_flow_key, struct sw_flow, SW_MAX_FLOWS, 0);
 SW_MAP(sw_flow_slots, BPF_MAP_TYPE_ARRAY, __u32, struct sw_flow_key, 2 * SW_MAX_FLOWS, 0);
+SW_MAP(sw_flow_counts, BPF_MAP_TYPE_ARRAY, __u32, struct sw_flow_count, 1, 0);
 SW_MAP(sw_cursors, BPF_MAP_TYPE_ARRAY, __u32, struct sw_cursors, 1, 0);
 SW_MAP(sw_fragments, BPF_MAP_TYPE_LRU_HASH, struct sw_fragment_key, struct sw_fragment, SW_MAX_FRAGMENTS, 0);
 SW_MAP(sw_drops, BPF_MAP_TYPE_PERCPU_HASH, struct sw_drop_key, __u64, SW_MAX_DROP_KINDS, BPF_F_NO_PREALLOC);

@@ -256,6 +256,7 @@ SW_INLINE int sw_host_reply(struct __sk_buff *skb, struct sw_packet *p, struct s
 	if (!flow->backend || !bpf_map_lookup_elem(&sw_backends, &flow->backend))
 		return sw_drop(p, SW_LAYER_LB, SW_REASON_BACKEND_GONE);
 	sw_touch(p, flow, 1);
+	sw_count_in_flow(skb, p, flow->slot, p->direction);
 	return sw_rewrite(skb, p, action) ? sw_drop(p, SW_LAYER_NAT, SW_REASON_INTERNAL) : SW_PASS;
 }
 
@@ -289,6 +290,7 @@ SW_INLINE int sw_watch_host(struct __sk_buff *skb, struct sw_packet *p)
 		if (!(flow->flags & SW_FLOW_HOST))
 			return replies ? sw_host_reply(skb, p, flow) : SW_PASS;
 		sw_touch(p, flow, 0);
+		sw_count_in_flow(skb, p, flow->slot, p->direction);
 		return SW_PASS;
 	}
 	if (!pool || p->fragment == SW_FRAGMENT_LATER)
@@ -299,8 +301,10 @@ SW_INLINE int sw_watch_host(struct __sk_buff *skb, struct sw_packet *p)
 	p->flow.seen_tick = sw_now_tick();
 	p->flow.arrival = SW_FROM_HOST;
 	sw_copy_key(&p->flow_key, &p->key);
-	if (!sw_insert(0))
+	if (!sw_insert(0)) {
 		sw_count(SW_COUNTER_HOST_FLOWS);
+		sw_count_in_flow(skb, p, p->flow.slot, p->direction);
+	}
 	return SW_PASS;
 }
 

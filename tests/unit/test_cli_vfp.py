@@ -13,8 +13,7 @@ from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
 from samewire.cli.main import cli
-from samewire.cli.vfp import _flow_fields as flow_fields
-from samewire.cli.vfp import _step_fields as step_fields
+from samewire.cli.vfp_text import flow_fields, step_fields
 from samewire.trace.probe import tuple_view
 from samewire.trace.views import Names, flow_rows, layer_row, port_rows
 from samewire.vfp.rule_names import rule_number
@@ -30,7 +29,7 @@ from tests.support.tools import (
     probe,
 )
 from tests.unit.test_trace_follow import DELIVERED
-from tests.unit.test_trace_views import play
+from tests.unit.test_trace_views import counted, play
 
 NAMES = Names(INFOS, lambda ifindex: INTERFACES.get(ifindex, ""))
 TABLES = play(compiled(), (probe("10.244.1.6", "93.184.216.34"), CLIENT_PORT))
@@ -135,6 +134,17 @@ def test_flows_of_a_port(daemon: StubDaemon) -> None:
     said = vfp(daemon, "list-unified-flows", "--port", str(CLIENT_PORT)).stdout
     assert "Flow: tcp 10.244.1.6" in said or "Flow: udp 10.244.1.6" in said or "10.244.1.6" in said
     assert vfp(daemon, "list-unified-flows", "--port", "uplink").exit_code == 1
+
+
+def test_what_a_flows_ends_have_sent_or_how_to_have_it_counted(daemon: StubDaemon) -> None:
+    shown = vfp(daemon, "list-unified-flows", "--port", str(CLIENT_PORT))
+    assert "Sent" not in shown.stdout
+    assert "flow_counters = true" in shown.stderr
+    (there,) = plain(flow_rows(counted(TABLES), NAMES, 110, CLIENT_PORT))
+    daemon.answers[f"GET /v2/switch/flows?endpoint={CLIENT_ID}"] = (200, [there])
+    shown = vfp(daemon, "list-unified-flows", "--port", str(CLIENT_PORT))
+    assert "  Sent: 5 packets, 500 bytes\n  Answered: 7 packets, 700 bytes\n" in shown.stdout
+    assert not shown.stderr
 
 
 def test_a_tuple_that_leaves_a_pod(daemon: StubDaemon) -> None:

@@ -21,7 +21,7 @@ from samewire.trace import view_service
 from samewire.trace.model import FlowRow
 from samewire.trace.views import Names, drop_rows, flow_rows, flow_summary, layer_row, port_rows, with_proxies
 from samewire.vfp.address import ZERO, parse_address, parse_prefix
-from samewire.vfp.constants import SCOPE_ANY, Arrival, Counter, Layer, Reason
+from samewire.vfp.constants import SCOPE_ANY, Arrival, Counter, FlowFlag, Layer, Reason
 from samewire.vfp.model import Entries, ProxyRule
 from samewire.vfp.record import Record
 from samewire.vfp.simulate import Simulator
@@ -29,10 +29,12 @@ from samewire.vfp.simulate.flows import make_key
 from samewire.vfp.simulate.packet import Tuple
 from samewire.vfp.tables import (
     Action,
+    Config,
     Count,
     DropEvent,
     DropKey,
     Flow,
+    FlowCount,
     FlowKey,
     Id,
     Service,
@@ -90,6 +92,25 @@ def play(tables: Entries, *frames: tuple[bytes, int]) -> Entries:
     return {**tables, "sw_flows": flows}
 
 
+def counted(tables: Entries) -> Entries:
+    """With counters: the initiator of each flow has sent 5 packets of 100 bytes, and got 7."""
+    (config,) = tables["sw_config"].values()
+    assert isinstance(config, Config)
+    slots = config.flow_slots
+    counts: dict[Record, Record] = {Id(index): FlowCount(0, 0) for index in range(2 * slots)}
+    flows: dict[Record, Record] = {}
+    for slot, (key, flow) in enumerate(tables["sw_flows"].items(), start=1):
+        assert isinstance(flow, Flow)
+        flows[key] = replace(flow, slot=slot)
+        initiator = flow.flags & FlowFlag.INITIATOR
+        sent, got = Id(slot + slots * initiator), Id(slot + slots * (not initiator))
+        if not flow.flags & FlowFlag.SECOND:
+            counts[sent] = FlowCount(5, 500)
+        if flow.flags & FlowFlag.SECOND or not flow.flags & FlowFlag.PAIR:
+            counts[got] = FlowCount(7, 700)
+    return {**tables, "sw_flows": flows, "sw_flow_counts": counts}
+
+
 def rows(tables: Entries, port: int = 0) -> list[FlowRow]:
     return flow_rows(tables, NAMES, 110, port)
 
@@ -136,6 +157,37 @@ def test_a_host_port_from_outside(tables: Entries) -> None:
     assert (row.initiator.name, row.target.name) == ("uplink", "shop/web-0")
     assert row.translated is not None
     assert (row.translated.destination, row.translated.destination_port) == ("10.244.1.5", 80)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        (probe("10.244.1.6", "10.244.1.5"), CLIENT_PORT),
+        (probe("10.244.1.6", "93.184.216.34"), CLIENT_PORT),
+        (probe("93.184.216.34", "192.168.1.10", 8080), UPLINK),
+    ],
+    ids=["one entry", "SNAT", "host port"],
+)
+def test_what_both_ends_have_sent(tables: Entries, frame: tuple[bytes, int]) -> None:
+    there = play(tables, frame)
+    (row,) = rows(there)
+    assert (row.initiator.packets, row.target.bytes) == (None, None), "the node does not count"
+    assert rows({**there, "sw_flow_counts": {Id(0): FlowCount(0, 0)}}) == [row]
+    (row,) = rows(counted(there))
+    assert (row.initiator.packets, row.initiator.bytes) == (5, 500)
+    assert (row.target.packets, row.target.bytes) == (7, 700)
+
+
+def test_an_entry_whose_other_half_is_gone_shows_its_own_counts(tables: Entries) -> None:
+    there = counted(play(tables, (probe("10.244.1.6", "93.184.216.34"), CLIENT_PORT)))
+    for second, mine, theirs in ((False, 5, None), (True, None, 7)):
+        left = {
+            key: flow
+            for key, flow in there["sw_flows"].items()
+            if isinstance(flow, Flow) and bool(flow.flags & FlowFlag.SECOND) == second
+        }
+        (row,) = rows({**there, "sw_flows": left})
+        assert (row.initiator.packets, row.target.packets) == (mine, theirs)
 
 
 def test_of_one_port(tables: Entries) -> None:

@@ -61,6 +61,8 @@ def get(socket: str, kind: str, name: str, form: str, endpoint: str, watch: bool
         _watch(socket, wanted, form)
         return
     found, view = _SOURCES[kind](_Client(socket), wanted)
+    if kind == "flows" and form == "wide" and (hint := rows.not_counted(found)):
+        click.echo(hint, err=True)
     _show(found, view, form)
 
 

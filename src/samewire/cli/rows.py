@@ -230,6 +230,21 @@ def _destination(ends: Json) -> str:
     return _end(ends["destination"], ends["destination_port"])
 
 
+def _sent(flow: Json, what: str) -> str:
+    """What both ends have sent: initiator / target."""
+    counts = [flow[end].get(what) for end in ("initiator", "target")]
+    return "-" if counts == [None, None] else "/".join("-" if n is None else str(n) for n in counts)
+
+
+def not_counted(flows: list[Json]) -> str:
+    """How to have flows counted, where they are not; else ""."""
+    if not flows or any(
+        flow[end].get("packets") is not None for flow in flows for end in ("initiator", "target")
+    ):
+        return ""
+    return "packets and bytes are not counted: set flow_counters = true in the daemon's configuration, and restart it"
+
+
 def _translated(flow: Json) -> str:
     after = flow["translated"]
     return f"{_source(after)} > {_destination(after)}" if after else ""
@@ -300,6 +315,8 @@ FLOWS: Final = View(
         Column("TO", lambda flow: flow["target"]["name"]),
         Column("STATE", _field("state")),
         Column("IDLE", lambda flow: f"{flow['idle_s']:.0f}s"),
+        Column("PACKETS", lambda flow: _sent(flow, "packets"), wide=True),
+        Column("BYTES", lambda flow: _sent(flow, "bytes"), wide=True),
         Column("RULES", lambda flow: "/".join(map(str, flow["rules"])), wide=True),
         Column("SCOPE", lambda flow: str(flow["scope"]), wide=True),
         Column("ARRIVAL", _field("arrival"), wide=True),

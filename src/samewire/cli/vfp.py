@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
@@ -11,8 +11,17 @@ import click
 
 from samewire.cli.options import json_option
 from samewire.cli.output import as_json
+from samewire.cli.rows import not_counted
+from samewire.cli.vfp_text import (
+    blocks,
+    fate_fields,
+    flow_fields,
+    layer_fields,
+    port_fields,
+    rule_fields,
+    step_fields,
+)
 from samewire.errors import Invalid, NotFound
-from samewire.vfp.rule_names import rule_text
 
 _PROTOCOLS: Final = {"1": "icmp", "58": "icmp", "6": "tcp", "17": "udp"}
 _SYN: Final = 1
@@ -38,7 +47,7 @@ def vfp() -> None:
 def list_ports(socket: str, as_document: bool) -> None:
     """Every port, with the endpoint behind it."""
     found = _get(socket, "ports")
-    _print(found, as_document, (_blocks(_port_fields(port)) for port in found))
+    _print(found, as_document, (blocks(port_fields(port)) for port in found))
 
 
 @vfp.command("list-layers")
@@ -48,7 +57,7 @@ def list_ports(socket: str, as_document: bool) -> None:
 def list_layers(socket: str, port: str, as_document: bool) -> None:
     """The layers of a port, in the order of a walk."""
     layers = _layers(socket, port)["layers"]
-    _print(layers, as_document, (_blocks(_layer_fields(layer)) for layer in layers))
+    _print(layers, as_document, (blocks(layer_fields(layer)) for layer in layers))
 
 
 @vfp.command("list-rules")
@@ -75,7 +84,7 @@ def list_rules(socket: str, port: str, layer: str, group: str, name: str, as_doc
         rules += there if port else [{"port": one, **rule} for rule in there]
     if not (rules or port or layer or group):
         raise NotFound("rules of object", name, "--object takes an ID of `samewire hns list`")
-    _print(rules, as_document, (_blocks(_rule_fields(rule)) for rule in rules))
+    _print(rules, as_document, (blocks(rule_fields(rule)) for rule in rules))
 
 
 @vfp.command("list-unified-flows")
@@ -85,7 +94,9 @@ def list_rules(socket: str, port: str, layer: str, group: str, name: str, as_doc
 def list_unified_flows(socket: str, port: str, as_document: bool) -> None:
     """The connections of a port that are open now."""
     flows = _get(socket, "flows", endpoint=_endpoint_of(socket, port))
-    _print(flows, as_document, (_blocks(_flow_fields(flow)) for flow in flows))
+    if not as_document and (hint := not_counted(flows)):
+        click.echo(hint, err=True)
+    _print(flows, as_document, (blocks(flow_fields(flow)) for flow in flows))
 
 
 @vfp.command("get-flow-stats", short_help="The counters of the flow table.")
@@ -95,7 +106,7 @@ def get_flow_stats(socket: str, as_document: bool) -> None:
     """The counters of the flow table: connections there are, made, aged, judged anew."""
     found: Json = _get(socket, "flows", summary="1")
     fields = {name.replace("_", " ").capitalize(): value for name, value in found.items()}
-    _print(found, as_document, [_blocks(fields)])
+    _print(found, as_document, [blocks(fields)])
 
 
 @vfp.command("process-tuples")
@@ -109,7 +120,7 @@ def process_tuples(socket: str, port: str, tuples: tuple[str, ...], as_document:
     They run through the very programs that carry packets, on their live tables, and change nothing.
     """
     answers = [_process(socket, port, _parse(text)) for text in tuples]
-    _print(answers, as_document, (_blocks(_fate_fields(answer)) for answer in answers))
+    _print(answers, as_document, (blocks(fate_fields(answer)) for answer in answers))
     sys.exit(1 if any(answer["fate"] == "dropped" for answer in answers) else 0)
 
 
@@ -123,7 +134,7 @@ def match_tuple(socket: str, port: str, layer: str, tuple_: str, as_document: bo
     """Which rule of a layer, or which flow, a packet meets. Status 1 when there is none."""
     answer = _process(socket, port, _parse(tuple_))
     found = [step for step in answer["steps"] if not layer or _is_layer(step["layer"], layer)]
-    _print(found, as_document, (_blocks(_step_fields(step)) for step in found))
+    _print(found, as_document, (blocks(step_fields(step)) for step in found))
     sys.exit(0 if found else 1)
 
 
@@ -290,97 +301,3 @@ def _is_layer(name: str, wanted: str) -> bool:
 
 def _print(document: Any, as_document: bool, blocks: Iterable[str]) -> None:
     click.echo(as_json(document) if as_document else "\n\n".join(blocks))
-
-
-def _blocks(fields: Mapping[str, object]) -> str:
-    """One thing as vfpctrl prints it: a field a line."""
-    return "\n".join(f"{name}: {value}" for name, value in fields.items() if value not in ("", None, ()))
-
-
-def _port_fields(port: Json) -> Mapping[str, object]:
-    endpoint = port.get("endpoint") or {}
-    return {
-        "Port": port["id"],
-        "  Kind": port["kind"],
-        "  Name": endpoint.get("port_name") or port["interface"],
-        "  Friendly name": endpoint.get("name", ""),
-        "  Endpoint": endpoint.get("id", ""),
-        "  Network": endpoint.get("network", ""),
-        "  MAC address": port["mac"],
-        "  Addresses": ", ".join(port["addresses"]),
-        "  Flags": ", ".join(port["flags"]),
-        "  Generation": port["generation"],
-    }
-
-
-def _layer_fields(layer: Json) -> Mapping[str, object]:
-    groups = ", ".join(f"{g['name']} ({g['direction']}, {len(g['rules'])} rules)" for g in layer["groups"])
-    return {"Layer": layer["name"], "  Groups": groups or "none"}
-
-
-def _rule_fields(rule: Json) -> Mapping[str, object]:
-    return {
-        "Rule": rule.get("name") or rule["id"] or "-",
-        "  Port": rule.get("port", ""),
-        "  Policy": rule.get("policy", ""),
-        "  Layer": f"{rule['layer']} {rule['group']}",
-        "  Priority": rule["priority"],
-        "  Conditions": "; ".join(rule["conditions"]),
-        "  Action": rule["action"],
-        "  Object": rule.get("object", ""),
-        "  Judged": rule.get("judged") or "",
-    }
-
-
-def _ends(ends: Json) -> str:
-    return (
-        f"{ends['protocol']} {ends['source']} {ends['source_port']} "
-        f"{ends['destination']} {ends['destination_port']}"
-    )
-
-
-def _flow_fields(flow: Json) -> Mapping[str, object]:
-    return {
-        "Flow": _ends(flow["ends"]),
-        "  Translated": _ends(flow["translated"]) if flow["translated"] else "",
-        "  State": flow["state"],
-        "  From": flow["initiator"]["name"],
-        "  To": flow["target"]["name"],
-        "  Rules": ", ".join(rule_text(rule) for rule in flow["rules"] if rule),
-        "  Idle": f"{flow['idle_s']} s",
-    }
-
-
-def _rule_of(step: Json) -> str:
-    """A step's rule as `list-rules` calls it."""
-    number = int(step["rule"])
-    return rule_text(number) if number and step["layer"].startswith("acl") else str(number or "")
-
-
-def _step_fields(step: Json) -> Mapping[str, object]:
-    return {
-        "Layer": step["layer"],
-        "  Verdict": step["verdict"],
-        "  Rule": _rule_of(step),
-        "  Matched": step["matched"],
-        "  Tuple": _ends(step["ends"]) if step["ends"] else "",
-    }
-
-
-def _fate_fields(answer: Json) -> Mapping[str, object]:
-    drop = answer.get("drop") or {}
-    steps = "".join(
-        f"\n    {step['layer']}: {step['verdict']}"
-        + (f", rule {_rule_of(step)}" if step["rule"] else "")
-        + (f" ({step['matched']})" if step["matched"] else "")
-        for step in answer["steps"]
-    )
-    return {
-        "Tuple": _ends(answer["received"]),
-        "  Layers": steps,
-        "  Flow": "an established flow decided" if answer.get("established") else "",
-        "  Fate": answer["fate"],
-        "  Dropped": f"{drop['layer']}: {drop['reason']}. {drop['explanation']}" if drop else "",
-        "  Leaves as": _ends(answer["sent"]) if answer["fate"] != "dropped" else "",
-        "  Delivered to": (answer.get("endpoint") or {}).get("name", ""),
-    }

@@ -26,7 +26,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Configuration of one node. Only ``name`` has no default.
 
     ``uplink``: the node's NIC; empty = the interface of the default route. ``vxlan_port``: UDP. ``nat_ports``:
-    the SNAT pool, inclusive. ``flow_entries``: size of the flow table. ``host_cgroup``: cgroup-v2 directory whose
+    the SNAT pool, inclusive. ``flow_entries``: size of the flow table. ``flow_counters``: count each
+    flow's packets and bytes. ``host_cgroup``: cgroup-v2 directory whose
     processes reach host ports at the socket; empty = no hooks. ``metrics_listen``: "host:port" for Prometheus;
     empty = only on the unix socket. ``audit_interval_s``: time between comparisons with the kernel.
     ``allowed_uids``: who, besides root, may use the HTTP socket. ``acl_unmatched``: what becomes of connections in a
@@ -47,6 +48,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     vxlan_port: Port = 4789
     nat_ports: tuple[Port, Port] = (49152, 65535)
     flow_entries: Annotated[int, msgspec.Meta(ge=1024, le=8_388_608)] = 131072
+    flow_counters: bool = False
     host_cgroup: str = ""
     metrics_listen: str = ""
     audit_interval_s: Annotated[float, msgspec.Meta(ge=1, le=86400)] = 60.0
@@ -128,6 +130,17 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def flow_slots(self) -> int:
         """Entries of sw_flow_slots: the power of two from twice the flows."""
         return 1 << (2 * self.flow_entries - 1).bit_length()
+
+    @property
+    def map_sizes(self) -> dict[str, int]:
+        """Entries of the switch's maps where they depend on the configuration."""
+        counts = 2 * self.flow_slots if self.flow_counters else 1
+        return {"sw_flows": self.flow_entries, "sw_flow_slots": self.flow_slots, "sw_flow_counts": counts}
+
+    @property
+    def switch_constants(self) -> dict[str, int]:
+        """What the switch's programs are told before they are loaded."""
+        return {"sw_counted_slots": self.flow_slots if self.flow_counters else 0}
 
     @property
     def metrics_address(self) -> tuple[str, int] | None:

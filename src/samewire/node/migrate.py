@@ -1,7 +1,7 @@
 """Runtime state from old maps to new ones, when a build changed their layout.
 
-Only what the programs themselves wrote and connections live on: flows, fragments, host sockets. Compiled tables
-are filled from the objects; counters begin anew.
+Only what the programs themselves wrote and connections live on: flows with what was counted of them, fragments, host
+sockets. Compiled tables are filled from the objects; other counters begin anew.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import structlog
 from samewire.errors import Invalid, KernelError
 from samewire.kernel.bpf import BpfMap, UpdateFlag
 from samewire.kernel.bpf.btf import BtfStruct, read_btf
+from samewire.node.flowcounts import CountCopy
 from samewire.node.layouts import Convert, converter
 from samewire.node.switchboard import Switchboard
 from samewire.vfp.tables import TABLES, Flow, FlowKey
@@ -36,6 +37,7 @@ class Migration:
     def __init__(self, board: Switchboard) -> None:
         self._board = board
         self._done: set[tuple[int, bytes]] = set()
+        self._placed: dict[tuple[int, bytes], tuple[int, int]] = {}
         self._next_slot = 0
         self._converters: dict[str, Convert | None] = {}
         if board.sources:
@@ -44,6 +46,7 @@ class Migration:
                 for record in (table.key, table.value):
                     if record.c_name:
                         self._converters[record.c_name] = converter(record.c_name, old, new)
+        self._counts = CountCopy(board.maps["sw_flow_counts"], self._converter("sw_flow_count"))
 
     def copy(self) -> dict[str, int]:
         """Copy what has not been copied yet; returns how many entries of each map. Raises KernelError."""
@@ -87,6 +90,7 @@ class Migration:
         count = 0
         for key, value in old.items():
             if (old.id, key) in self._done:
+                self._count_again(old, key)
                 continue
             try:
                 pair = convert_key(key), convert_value(value)
@@ -94,10 +98,16 @@ class Migration:
                 log.warning("the old map is not of the saved object's layout", map=name)
                 return count
             self._done.add((old.id, key))
-            count += self._put_flow(new, *pair) if name == "sw_flows" else _put(new, *pair)
+            count += self._put_flow(new, old, key, *pair) if name == "sw_flows" else _put(new, *pair)
         return count
 
-    def _put_flow(self, flows: BpfMap, key: bytes, value: bytes) -> bool:
+    def _count_again(self, old: BpfMap, key: bytes) -> None:
+        """What the old programs have counted of a flow since it was copied."""
+        slots = self._placed.get((old.id, key))
+        if slots is not None:
+            self._counts.carry(self._board.old_counts.get(old.id), *slots)
+
+    def _put_flow(self, flows: BpfMap, old: BpfMap, old_key: bytes, key: bytes, value: bytes) -> bool:
         """A flow gets a free slot: every second one, which leaves room for the programs' own search."""
         slots = self._board.maps["sw_flow_slots"]
         while self._next_slot < slots.max_entries:
@@ -113,8 +123,14 @@ class Migration:
         if not _put(flows, key, bytes(placed)):
             return False
         slots.update(index, key)
+        self._placed[old.id, old_key] = (_slot_of(value), self._next_slot)
+        self._count_again(old, old_key)
         self._next_slot += 2
         return True
+
+
+def _slot_of(flow: bytes) -> int:
+    return int.from_bytes(flow[_SLOT.offset : _SLOT.offset + _SLOT.size], "little")
 
 
 def _put(target: BpfMap, key: bytes, value: bytes) -> bool:

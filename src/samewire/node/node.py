@@ -102,12 +102,12 @@ class Node:
             for change in store.prune_after_reboot():
                 log.info("gone with the reboot", kind=change.kind.value, id=change.id)
             netlink = Netlink()
-            entries = {"sw_flows": config.flow_entries, "sw_flow_slots": config.flow_slots}
             # The verifier takes half a second for the socket programs.
             idle = () if config.host_cgroup else tuple(SOCKETS)
             path = object_path or switch_object()
             with ThreadPoolExecutor(1) as verifier:  # others have their turn meanwhile
-                opening = verifier.submit(Switchboard, config.bpf_dir, path, entries, idle)
+                sizes, constants = config.map_sizes, config.switch_constants
+                opening = verifier.submit(Switchboard, config.bpf_dir, path, sizes, idle, constants)
                 board = await asyncio.wrap_future(opening)
             try:
                 node = cls(config, store, netlink, board)

@@ -41,6 +41,7 @@ _PREFIX: Final = "sw_"
 _ZERO: Final = bytes(4)
 # A flow knows its place in sw_flow_slots: these make sense together only.
 _FLOW_MAPS: Final = frozenset({"sw_flows", "sw_flow_slots", "sw_cursors"})
+_BY_SLOT: Final = _FLOW_MAPS | {"sw_flow_counts"}
 
 
 class Sources(msgspec.Struct):
@@ -59,11 +60,13 @@ class Switchboard:
         object_path: Path,
         entries: Mapping[str, int],
         left_out: Collection[str] = (),
+        constants: Mapping[str, int] | None = None,
     ) -> None:
         """Open what is pinned, or load the object; nothing is attached yet.
 
         ``entries``: sizes that differ from those the object declares. ``left_out``: programs that are not needed, and
-        not loaded. Raises KernelError, OSError.
+        not loaded. ``constants``: of the object; those of pinned programs are not looked at, so the size of a map must
+        differ where they do. Raises KernelError, OSError.
         """
         self._dir = bpf_dir
         self.object_path = object_path
@@ -71,12 +74,15 @@ class Switchboard:
         self.maps: dict[str, BpfMap] = {}
         self.programs: dict[str, BpfProgram] = {}
         self.sources: list[Sources] = []
+        self.old_counts: dict[int, BpfMap] = {}
+        """By the ids of the old flow tables among `sources`: where their flows' packets are counted."""
         self._fresh: list[str] = []
         self._object = BpfObject(object_path)
         try:
             for name in _DIRECTORIES:
                 (bpf_dir / name).mkdir(mode=0o700, exist_ok=True)
             self._object.set_max_entries(entries)
+            self._object.set_constants(constants or {})
             self._object.leave_out(left_out)
             self._needed = {*PROGRAMS, *self._object.program_names()} - set(left_out)
             if not self._open_pinned():
@@ -201,7 +207,7 @@ class Switchboard:
             if found is not None and self._fits(name, found):
                 kept[name] = found
         if not kept.keys() >= _FLOW_MAPS:
-            kept = {name: found for name, found in kept.items() if name not in _FLOW_MAPS}
+            kept = {name: found for name, found in kept.items() if name not in _BY_SLOT}
         self._object.reuse(kept)
         self._object.load()
         next_dir = self._dir / "next"
@@ -226,6 +232,9 @@ class Switchboard:
             old = [pinned[name] for pinned in (following, current) if pinned.get(name, chosen) is not chosen]
             if old:
                 self.sources.append(Sources(name, old))
+        for pinned in (following, current):
+            if pinned.keys() >= _BY_SLOT:
+                self.old_counts[pinned["sw_flows"].id] = pinned["sw_flow_counts"]
         left = {id(found) for found in self.maps.values()}
         left |= {id(found) for source in self.sources for found in source.maps}
         for found in (*current.values(), *following.values()):
@@ -251,7 +260,7 @@ class Switchboard:
         for source in self.sources:
             for found in source.maps:
                 found.close()
-        self.sources = []
+        self.sources, self.old_counts = [], {}
 
 
 def _close_all(maps: Mapping[str, BpfMap], programs: Mapping[str, BpfProgram]) -> None:

@@ -38,8 +38,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _TRACE_ONLY: Final = frozenset({"sw_trace_input", "sw_trace_output"})
-# Large; sw_flow_slots tells nothing that sw_flows does not.
-_ONLY_BY_NAME: Final = frozenset({*_TRACE_ONLY, *BALANCED, "sw_flow_slots"})
+# Large; sw_flow_slots tells nothing that sw_flows does not, and sw_flow_counts nothing without it.
+_ONLY_BY_NAME: Final = frozenset({*_TRACE_ONLY, *BALANCED, "sw_flow_slots", "sw_flow_counts"})
 _AGEING_LOOK_S: Final = 0.2
 _SYSCTLS: Final = ("rp_filter", "forwarding", "accept_local")
 

@@ -131,10 +131,16 @@ class PortRow(Struct, frozen=True, kw_only=True):
 
 
 class FlowEnd(Struct, frozen=True, kw_only=True):
-    """One end of a flow: the local port with its endpoint's name, or 0 and where it is instead."""
+    """One end of a flow: the local port with its endpoint's name, or 0 and where it is instead.
+
+    ``packets``, ``bytes`` (of IP packets, headers included): what this end has sent; None where the node does not count
+    flows (its ``flow_counters``).
+    """
 
     port: int
     name: str
+    packets: int | None = None
+    bytes: int | None = None
 
 
 class FlowRow(Struct, frozen=True, kw_only=True):

@@ -97,7 +97,8 @@ class _Views:
         if request.query.get("summary"):
             return json_response(flow_summary(await self._read("sw_counters")))
         port = self._port(request) if request.query.get("endpoint") else 0
-        tables = await self._read("sw_flows")
+        counts = {"sw_flow_counts": self._context.rows("sw_flow_counts")}
+        tables = {**await self._read("sw_config", "sw_flows"), **counts}
         # Many rows are work for a thread, which must not ask for the names of devices; pods have theirs.
         names = Names(self._context.endpoints(), lambda ifindex: "")
         now_tick = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> TICK_SHIFT

@@ -11,6 +11,7 @@ from samewire.trace.context import EndpointInfo
 from samewire.trace.model import DropEventView, DropRow, FlowEnd, FlowRow, FlowSummary, PortRow, TupleView
 from samewire.trace.reasons import explain
 from samewire.trace.rows import typed_rows
+from samewire.trace.traffic import Traffic
 from samewire.vfp.acl_names import AclNames
 from samewire.vfp.address import address_text
 from samewire.vfp.constants import TICK_S, Arrival, Counter, Fate, FlowFlag, Layer, Reason, TcpFlag
@@ -107,16 +108,17 @@ def _owner(row: PortRow, layer: str, rule: RuleView, owners: Mapping[int, str]) 
 def flow_rows(tables: Entries, names: Names, now_tick: int, port: int = 0) -> list[FlowRow]:
     """Every connection, or those of one port, the most recently seen first."""
     flows = dict(typed_rows(tables, "sw_flows", FlowKey, Flow))
+    traffic = Traffic(tables)
     rows = []
     for key, flow in flows.items():
         if port and port not in flow.port:
             continue
         if flow.flags & FlowFlag.SECOND:
             if partner_key(key, flow) not in flows:
-                rows.append(_flow_row(names, now_tick, key, flow, None))
+                rows.append(traffic.counted(_flow_row(names, now_tick, key, flow, None), flow, None))
             continue
         other = flows.get(partner_key(key, flow)) if flow.flags & FlowFlag.PAIR else None
-        rows.append(_flow_row(names, now_tick, key, flow, other))
+        rows.append(traffic.counted(_flow_row(names, now_tick, key, flow, other), flow, other))
     return sorted(rows, key=lambda row: row.idle_s)
 
 

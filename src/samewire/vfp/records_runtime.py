@@ -55,6 +55,14 @@ class Flow(Record, frozen=True, gc=False):
     service: U32 = 0
 
 
+@record("sw_flow_count")
+class FlowCount(Record, frozen=True, gc=False):
+    """What has arrived of a flow in one direction: packets as on the wire, bytes of IP packets."""
+
+    packets: U64
+    bytes: U64
+
+
 @record("sw_fragment_key")
 class FragmentKey(Record, frozen=True, gc=False):
     """A fragmented datagram. ``id`` is the IPv4 (16 bits) or IPv6 identification as it stands in memory."""
