@@ -124,6 +124,14 @@ def test_this_kernel_is_supported() -> None:
     features.require_floor()
 
 
+def test_the_switch_that_counts_flows_passes_the_verifier() -> None:
+    with open_object("switch.o") as loaded:
+        loaded.set_max_entries({"sw_flow_counts": 4 * FLOWS})
+        loaded.set_constants({"sw_counted_slots": 2 * FLOWS})
+        loaded.load()
+        assert set(TC_PROGRAMS) <= set(loaded.programs)
+
+
 @pytest.mark.parametrize("name", ["switch.o", "switch_trace.o"])
 def test_object_passes_the_verifier(name: str) -> None:
     with open_object(name) as loaded:

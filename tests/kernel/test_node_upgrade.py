@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from platform import machine
@@ -20,13 +21,19 @@ from samewire.hcn.codec import decode_object
 from samewire.hcn.policies import OutBoundNAT
 from samewire.hcn.schema import Kind, Network
 from samewire.kernel.bpf import BpfMap, unmount_bpffs
+from samewire.kernel.netns import NetNamespace
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
+from samewire.node.hooks import Hooks
+from samewire.node.liverows import LiveRows
 from samewire.node.node import Node, switch_object
 from samewire.node.switchboard import Switchboard
+from samewire.trace.views import Names, flow_rows
 from samewire.vfp.constants import TICK_SHIFT, Counter
-from samewire.vfp.tables import Flow, FlowKey
+from samewire.vfp.record import Record
+from samewire.vfp.tables import TABLES, Flow, FlowKey
 from tests.support.node import ROUTER_IP, NodeNet, can_ping, node_net, overlay, path_of
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -96,7 +103,7 @@ async def start(net: NodeNet, tmp_path: Path) -> AsyncIterator[Start]:
         while running:
             await running.pop().close()
 
-    async def begin(object_path: Path | None = None, **settings: int) -> Node:
+    async def begin(object_path: Path | None = None, **settings: int | bool) -> Node:
         await end()
         changed = msgspec.structs.replace(config, **settings)
         running.append(await Node.start(changed, lambda _: None, object_path))
@@ -239,7 +246,8 @@ async def test_another_layout_keeps_connections(
         node = await start(object_path)
         after = map_ids(node)
         changed = {key for key in after if after[key] != maps[key]}
-        assert changed == {"sw_flows", "sw_flow_slots", "sw_cursors", "sw_fragments", "sw_scratch"}
+        by_slot = {"sw_flows", "sw_flow_slots", "sw_flow_counts", "sw_cursors"}
+        assert changed == by_slot | {"sw_fragments", "sw_scratch"}
         assert node.board.maps["sw_flows"].value_size == size
         assert flows(node) >= kept
         assert slots_agree(node)
@@ -268,6 +276,105 @@ async def test_another_size_keeps_connections(net: NodeNet, start: Start, talk: 
     assert await node.auditor.compare() == []
 
 
+def counted(node: Node) -> tuple[int | None, int | None]:
+    """Packets of the only TCP connection: those of its client, and those of its server."""
+    maps = node.board.maps
+    flows = {FlowKey.unpack(key): Flow.unpack(value[: Flow.size]) for key, value in maps["sw_flows"].items()}
+    tables: dict[str, Mapping[Record, Record]] = {
+        "sw_config": LiveRows(TABLES["sw_config"], maps["sw_config"]),
+        "sw_flows": {key: flow for key, flow in flows.items() if key.protocol == socket.IPPROTO_TCP},
+        "sw_flow_counts": LiveRows(TABLES["sw_flow_counts"], maps["sw_flow_counts"]),
+    }
+    (row,) = flow_rows(tables, Names((), lambda ifindex: ""), 0)
+    return row.initiator.packets, row.target.packets
+
+
+def segments(name: str) -> tuple[int, int]:
+    """TCP segments that a namespace has sent and got."""
+    with NetNamespace(path_of(name)) as space:
+        lines = space.run(Path("/proc/thread-self/net/snmp").read_text).splitlines()
+    names, values = (line.split() for line in lines if line.startswith("Tcp:"))
+    found = dict(zip(names, values, strict=True))
+    return int(found["OutSegs"]) + int(found["RetransSegs"]), int(found["InSegs"])
+
+
+async def all_counted(node: Node, name: str) -> None:
+    """An ACK may be under way."""
+    await until(lambda: counted(node) == segments(name))
+
+
+async def test_what_is_counted_of_a_flow_outlives_restarts_and_upgrades(
+    net: NodeNet, start: Start, talk: Talk, larger_object: Path
+) -> None:
+    """On the same maps, on smaller ones, with another layout and back: every packet once."""
+    node = await start(flow_counters=True)
+    name = await pod(node, net)
+    connection = talk.connect(name)
+    await all_counted(node, name)
+    steps: tuple[tuple[Path | None, dict[str, int]], ...] = (
+        (None, {}),
+        (None, {"flow_entries": 2048}),
+        (larger_object, {"flow_entries": 2048}),
+        (switch_object(), {"flow_entries": 2048}),
+    )
+    for number, (object_path, settings) in enumerate(steps):
+        before = map_ids(node)["sw_flow_counts"]
+        node = await start(object_path, flow_counters=True, **settings)
+        assert (map_ids(node)["sw_flow_counts"] == before) == (number == 0)
+        assert counted(node) == segments(name)
+        assert echo(connection, "word") == "word"
+        await all_counted(node, name)
+    assert segments(name)[0] >= 6
+
+
+async def test_what_old_programs_count_between_the_copies_is_counted(
+    net: NodeNet, start: Start, talk: Talk, larger_object: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await start(flow_counters=True)
+    name = await pod(node, net)
+    connection = talk.connect(name)
+    attach = Hooks.attach_own
+
+    def attach_own(self: Hooks, tunnel_ifindex: int, host_peer_ifindex: int) -> None:
+        assert echo(connection, "between") == "between"
+        attach(self, tunnel_ifindex, host_peer_ifindex)
+
+    monkeypatch.setattr(Hooks, "attach_own", attach_own)
+    before = segments(name)
+    node = await start(larger_object, flow_counters=True)
+    assert segments(name)[0] > before[0]
+    await all_counted(node, name)
+
+
+async def test_counting_is_switched_on_and_off_at_a_restart(net: NodeNet, start: Start, talk: Talk) -> None:
+    node = await start()
+    name = await pod(node, net)
+    connection = talk.connect(name)
+    maps, programs, kept = map_ids(node), program_ids(node), flows(node)
+    assert counted(node) == (None, None)
+    uncounted = segments(name)
+    node = await start(flow_counters=True)
+    changed = {table for table, found in map_ids(node).items() if found != maps[table]}
+    assert changed == {"sw_flow_counts"}
+    assert not set(program_ids(node).values()) & set(programs.values()), "a constant of the programs"
+    assert flows(node) >= kept
+    assert echo(connection, "counted") == "counted"
+
+    def gained() -> tuple[int, int]:
+        there, back = segments(name)
+        return there - uncounted[0], back - uncounted[1]
+
+    await until(lambda: counted(node) == gained())
+    assert gained() != (0, 0)
+    assert await node.auditor.compare() == []
+    node = await start()
+    assert node.board.maps["sw_flow_counts"].max_entries == 1
+    assert counted(node) == (None, None)
+    assert flows(node) >= kept
+    assert echo(connection, "still") == "still"
+    assert not (node.config.bpf_dir / "next").exists()
+
+
 @pytest.mark.parametrize("filled", [False, True])
 async def test_an_upgrade_that_was_interrupted_is_taken_up(
     net: NodeNet, start: Start, talk: Talk, larger_object: Path, filled: bool
@@ -276,8 +383,7 @@ async def test_an_upgrade_that_was_interrupted_is_taken_up(
     connection = talk.connect(await pod(node, net))
     kept = flows(node)
     config = node.config
-    entries = {"sw_flows": config.flow_entries, "sw_flow_slots": config.flow_slots}
-    with Switchboard(config.bpf_dir, larger_object, entries) as board:
+    with Switchboard(config.bpf_dir, larger_object, config.map_sizes) as board:
         assert board.upgrading
         new_flows = board.maps["sw_flows"].id
         if filled:
@@ -293,8 +399,6 @@ async def test_an_upgrade_that_was_interrupted_is_taken_up(
 async def test_a_connection_made_between_the_copies_is_copied(
     net: NodeNet, start: Start, talk: Talk, larger_object: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from samewire.node.hooks import Hooks
-
     node = await start()
     name = await pod(node, net)
     late: list[subprocess.Popen[str]] = []

@@ -112,6 +112,7 @@ class Node:
         nat_ports: tuple[int, int] = NAT_PORTS,
         idle: dict[str, int] | None = None,
         mtu: int = 1500,
+        counted: bool = False,
     ) -> None:
         self.lab = lab
         self.space = lab.space("node")
@@ -126,7 +127,7 @@ class Node:
         self.generation = 1
         self.pods: list[Pod] = []
         self._make_devices()
-        self._load()
+        self._load(counted)
         self.facts = self._facts(addresses, gateways, nat_ports, mtu)
         self._attach()
         compiled = compile_node(self.facts, self.numbers)
@@ -148,10 +149,14 @@ class Node:
         for name in ("samewire0", "samewire1", "swvxlan0"):
             netlink.request(link_set(name, up=True))
 
-    def _load(self) -> None:
+    def _load(self, counted: bool) -> None:
         self.object = BpfObject(BUILT / "switch.o")
         self.lab.stack.callback(self.object.close)
-        self.object.set_max_entries({"sw_flows": self.flows, "sw_flow_slots": self.slots})
+        sizes = {"sw_flows": self.flows, "sw_flow_slots": self.slots}
+        if counted:
+            sizes["sw_flow_counts"] = 2 * self.slots
+            self.object.set_constants({"sw_counted_slots": self.slots})
+        self.object.set_max_entries(sizes)
         self.object.load()
 
     def _facts(
