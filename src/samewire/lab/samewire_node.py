@@ -164,6 +164,7 @@ class SamewireNode:
             "state_dir": str(self._context.directory / "state"),
             "vxlan_port": self._cluster.networks[0].vxlan_port,
             "host_cgroup": str(self._context.cgroup),
+            "flow_counters": True,  # a lab is there to be looked at
         }
 
     def _host_routes(self, vteps: Sequence[Vtep]) -> list[str]:
