@@ -117,7 +117,7 @@ class SwitchRig:
     def _load_tables(self, tables: Mapping[str, Mapping[Record, Record]]) -> None:
         for name, table in TABLES.items():
             if (
-                name in ("sw_flow_slots", "sw_cursors", "sw_counters", "sw_config")
+                name in ("sw_flow_slots", "sw_flow_counts", "sw_cursors", "sw_counters", "sw_config")
                 or name not in self.object.maps
             ):
                 continue
