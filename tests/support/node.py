@@ -94,10 +94,13 @@ class NodeNet:
         return name
 
     @contextmanager
-    def inside(self) -> Iterator[None]:
-        """Run in the node's namespace, with the calling thread and those it starts."""
-        with NetNamespace("/proc/thread-self/ns/net") as own, NetNamespace(path_of(self.node)) as node:
-            assert _libc.setns(node.fd, _CLONE_NEWNET) == 0
+    def inside(self, name: str = "") -> Iterator[None]:
+        """Run in a namespace (the node's), with the calling thread and those it starts."""
+        with (
+            NetNamespace("/proc/thread-self/ns/net") as own,
+            NetNamespace(path_of(name or self.node)) as there,
+        ):
+            assert _libc.setns(there.fd, _CLONE_NEWNET) == 0
             try:
                 yield
             finally:

@@ -212,6 +212,8 @@ def _remote_address(builder: Builder, endpoint: Endpoint, address: Address, cont
         nexthop = context.remote_nexthop(remote)
     else:
         nexthop = _provider_nexthop(builder, endpoint, mac, context)
+        if nexthop and plan.subnet_of(address) is None:  # no route of the network's leads there
+            builder.route(context.scope, address.host_prefix, RouteKind.LOCAL)
     if nexthop:
         key = EndpointKey(address.packed, context.scope, address.family)
         builder.put("sw_endpoints", key, EndpointEntry(0, nexthop, mac))

@@ -1,0 +1,296 @@
+"""Policies and flags of networks and endpoints at a whole daemon, each by what packets then do."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samewire.kernel.bpf import unmount_bpffs
+from tests.support.crowd import answering
+from tests.support.node import (
+    NODE_IP,
+    ROUTER_IP,
+    DaemonProcess,
+    Json,
+    NodeNet,
+    can_ping,
+    daemon,
+    in_namespace,
+    ip,
+    ip_json,
+    overlay,
+    path_of,
+    poll,
+    remove_namespace,
+)
+from tests.support.tunnel_peer import Seen, tunnel_peer
+
+pytestmark = pytest.mark.root
+
+FAR = "10.244.9.7"
+FAR_MAC = "02:11:0a:f4:09:07"
+
+
+def policy(kind: str, **settings: Any) -> Json:
+    return {"Type": kind, "Settings": settings}
+
+
+def network(kind: str, subnet: str, gateway: str = "", *policies: Json, **fields: Any) -> Json:
+    """A network without VNI."""
+    routes = [{"NextHop": gateway, "DestinationPrefix": "0.0.0.0/0"}] if gateway else []
+    subnets = [{"IpAddressPrefix": subnet, "Routes": routes, "Flags": fields.pop("SubnetFlags", 0)}]
+    return {"Name": kind, "Type": kind, "Policies": list(policies), "Ipams": [{"Subnets": subnets}], **fields}
+
+
+class Pods:
+    """Pods made by the API alone."""
+
+    def __init__(self, net: NodeNet, node: DaemonProcess) -> None:
+        self.net, self.node = net, node
+
+    def network(self, body: Json) -> str:
+        """Create a network; its id."""
+        return str(self.node.request("POST", "/v2/networks", body)["ID"])
+
+    def add(
+        self, network_id: str, *policies: Json, space: Json | None = None, **fields: Any
+    ) -> tuple[str, Json]:
+        """A pod's namespace and endpoint."""
+        pod = self.net.pod()
+        body = {"HostComputeNetwork": network_id, "Policies": list(policies), **fields}
+        made = self.node.request("POST", "/v2/endpoints", body)
+        where = self.node.request("POST", "/v2/namespaces", {"NetnsPath": path_of(pod), **(space or {})})
+        settings = {"EndpointId": made["ID"]}
+        change = {"ResourceType": "Endpoint", "RequestType": "Add", "Settings": settings}
+        self.node.request("POST", f"/v2/namespaces/{where['ID']}", change)
+        return pod, made
+
+    def modify(self, network_id: str, how: str, *policies: Json) -> None:
+        """Change a network's policies."""
+        change = {"ResourceType": "Policy", "RequestType": how, "Settings": {"Policies": list(policies)}}
+        self.node.request("POST", f"/v2/networks/{network_id}", change)
+
+
+@pytest.fixture
+def pods(net: NodeNet, node: DaemonProcess) -> Pods:
+    return Pods(net, node)
+
+
+def address_of(endpoint: Json) -> str:
+    return str(endpoint["IpConfigurations"][0]["IpAddress"])
+
+
+def interface(pod: str) -> Json:
+    (found,) = ip_json("link", "show", "eth0", netns_name=pod)
+    return found
+
+
+def router_mac(node: DaemonProcess, network_id: str) -> str:
+    """The DrMacAddress of a network, as on the wire."""
+    policies = node.request("GET", f"/v2/networks/{network_id}")["Policies"]
+    found = next(item["Settings"]["Address"] for item in policies if item["Type"] == "DrMacAddress")
+    return str(found).lower().replace("-", ":")
+
+
+# --- the overlay on the wire ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("port", [4789, 8472])
+def test_tunnels_on_the_wire(net: NodeNet, tmp_path: Path, port: int) -> None:
+    """VSID, VxlanPort, DrMacAddress, ProviderAddress of a remote endpoint, RemoteSubnetRoute."""
+    with daemon(net, tmp_path, vxlan_port=port) as node, tunnel_peer(net, net.router, port) as peer:
+        pods = Pods(net, node.start())
+        vxlan = pods.network({**overlay(vni=5000), "Policies": [policy("VxlanPort", Port=port)]})
+        pod, endpoint = pods.add(vxlan)
+        assert not can_ping(pod, FAR)
+        assert peer.seen == []
+        far = {
+            "HostComputeNetwork": vxlan,
+            "Flags": 1,
+            "MacAddress": FAR_MAC,
+            "IpConfigurations": [{"IpAddress": FAR}],
+            "Policies": [policy("ProviderAddress", ProviderAddress=ROUTER_IP)],
+        }
+        remote = node.request("POST", "/v2/endpoints", far)
+        assert can_ping(pod, FAR)
+        own = router_mac(node, vxlan)
+        assert peer.seen == [Seen(5000, own, FAR_MAC, address_of(endpoint), FAR)]
+        node.request("DELETE", f"/v2/endpoints/{remote['ID']}")
+        assert not can_ping(pod, FAR)
+        route = policy(
+            "RemoteSubnetRoute",
+            DestinationPrefix="10.244.9.0/24",
+            IsolationId=5000,
+            ProviderAddress=ROUTER_IP,
+            DistributedRouterMacAddress="00-15-5D-00-00-09",
+        )
+        pods.modify(vxlan, "Add", route)
+        assert can_ping(pod, FAR)
+        assert peer.seen[1:] == [Seen(5000, own, "00:15:5d:00:00:09", address_of(endpoint), FAR)]
+        pods.modify(vxlan, "Remove", route)
+        assert not can_ping(pod, FAR)
+        assert node.differences() == []
+
+
+def test_a_local_endpoint_takes_the_address_of_a_remote_one(net: NodeNet, node: DaemonProcess) -> None:
+    pods = Pods(net, node)
+    vxlan = pods.network(overlay())
+    moving = [{"IpAddress": "10.244.0.77"}]
+    provider = policy("ProviderAddress", ProviderAddress=ROUTER_IP)
+    body = {"HostComputeNetwork": vxlan, "Flags": 1, "IpConfigurations": moving, "Policies": [provider]}
+    with tunnel_peer(net, net.router) as peer:
+        remote = node.request("POST", "/v2/endpoints", body)
+        pod, _ = pods.add(vxlan)
+        assert can_ping(pod, "10.244.0.77")
+        assert len(peer.seen) == 1
+        pods.add(vxlan, IpConfigurations=moving)
+        assert node.ask("GET", f"/v2/endpoints/{remote['ID']}")[0] == 404
+        assert can_ping(pod, "10.244.0.77")
+        assert len(peer.seen) == 1
+        assert node.differences() == []
+
+
+@pytest.mark.parametrize("flags", [0, 1024])
+def test_host_route_and_disable_host_port(pods: Pods, flags: int) -> None:
+    """The node takes part in an overlay by HostRoute, in others unless DisableHostPort says no."""
+    net, node = pods.net, pods.node
+    vxlan = pods.network({**overlay(), "Policies": [], "Flags": flags})
+    nat = pods.network(network("NAT", "10.50.0.0/24", "10.50.0.1", Flags=flags))
+    there, others = ([pods.add(name) for name in (vxlan, nat)] for _ in range(2))
+    for (pod, endpoint), (other, _), inside in zip(there, others, (False, not flags), strict=True):
+        assert can_ping(other, address_of(endpoint))
+        assert can_ping(net.node, address_of(endpoint)) is inside
+        if flags:
+            assert not can_ping(pod, NODE_IP)
+    pods.modify(vxlan, "Add", policy("HostRoute"))
+    assert can_ping(net.node, address_of(there[0][1])) is not bool(flags)
+    assert node.differences() == []
+
+
+# --- interfaces -----------------------------------------------------------------------------------
+
+
+def test_the_size_of_packets(pods: Pods) -> None:
+    nat = pods.network(network("NAT", "10.50.0.0/24", "10.50.0.1"))
+    cases = (
+        ([], 1500),
+        ([policy("InterfaceParameters", Mtu=1300)], 1300),
+        ([policy("EncapOverhead", Overhead=60)], 1440),
+    )
+    for policies, mtu in cases:
+        pod, _ = pods.add(nat, *policies)
+        assert interface(pod)["mtu"] == mtu
+        for size, fits in ((mtu - 28, True), (mtu - 27, False)):
+            asked = ("ping", "-n", "-c1", "-W1", "-Mdo", f"-s{size}", NODE_IP)
+            assert (in_namespace(pod, *asked, check=False).returncode == 0) is fits
+
+
+def test_macs_of_the_pool_are_those_of_the_interfaces(pods: Pods) -> None:
+    ranges = [{"StartMacAddress": "00-15-5D-52-C0-00", "EndMacAddress": "00-15-5D-52-C0-01"}]
+    nat = pods.network(network("NAT", "10.50.0.0/24", "10.50.0.1", MacPool={"Ranges": ranges}))
+    for last in ("00", "01"):
+        assert interface(pods.add(nat)[0])["address"] == f"00:15:5d:52:c0:{last}"
+    assert pods.node.ask("POST", "/v2/endpoints", {"HostComputeNetwork": nat})[0] == 507
+
+
+def test_a_port_is_found_by_its_name(pods: Pods) -> None:
+    nat = pods.network(network("NAT", "10.50.0.0/24", "10.50.0.1"))
+    _, endpoint = pods.add(nat, policy("PortName", Name="front-door"))
+    pods.add(nat)
+    (found,) = pods.node.request("GET", "/v2/switch/ports?endpoint=front-door")
+    assert found["endpoint"]["id"] == endpoint["ID"]
+    (named,) = [item for item in pods.node.request("GET", "/v2/switch/endpoints") if item["port_name"]]
+    assert named["port_name"] == "front-door"
+
+
+def test_an_endpoint_at_the_gateways_address(pods: Pods) -> None:
+    """DoNotReserveGatewayAddress, as for a router in a pod."""
+    body = network("Internal", "10.50.0.0/24", "10.50.0.9", SubnetFlags=1)
+    internal = pods.network(body)
+    pods.add(internal, IpConfigurations=[{"IpAddress": "10.50.0.9"}])
+    pod, _ = pods.add(internal)
+    assert can_ping(pod, "10.50.0.9")
+
+
+@pytest.mark.parametrize("flags", [0, 1])
+def test_local_routed_vip_changes_nothing(pods: Pods, flags: int) -> None:
+    nat = pods.network(network("NAT", "10.50.0.0/24", "10.50.0.1"))
+    mapping = policy("PortMapping", Protocol=17, InternalPort=7000, ExternalPort=8080, Flags=flags)
+    pod, endpoint = pods.add(nat, mapping)
+    with answering(pod, "pod", 7000):
+        code = (
+            "import socket; one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); one.settimeout(2);"
+            f"one.sendto(b'x', ('{NODE_IP}', 8080)); print(one.recv(99).decode())"
+        )
+        said = in_namespace(pods.net.router, "python3", "-c", code).stdout.split()
+    assert said == ["pod", address_of(endpoint)]
+
+
+# --- the uplink -----------------------------------------------------------------------------------
+
+
+def test_a_network_that_names_its_adapter(pods: Pods) -> None:
+    named = [
+        policy("NetAdapterName", NetworkAdapterName="eth0"),
+        policy("InterfaceConstraint", InterfaceAlias="eth0"),
+    ]
+    bridge = pods.network(network("L2Tunnel", "192.168.77.0/24", ROUTER_IP, *named))
+    pod, _ = pods.add(
+        bridge,
+        policy("InterfaceConstraint", InterfaceAlias="eth0"),
+        IpConfigurations=[{"IpAddress": "192.168.77.100"}],
+    )
+    assert can_ping(pod, ROUTER_IP)
+    assert can_ping(pods.net.router, "192.168.77.100")
+
+
+# --- namespaces and reboots -----------------------------------------------------------------------
+
+
+def test_namespaces_of_every_type(pods: Pods) -> None:
+    """HostDefault is the node itself: see test_daemon_objects.py."""
+    nat = pods.network(network("NAT", "10.50.0.0/24", "10.50.0.1"))
+    made = [
+        pods.add(nat, space=space)
+        for space in ({}, *({"Type": kind} for kind in ("Host", "Guest", "GuestDefault")))
+    ]
+    for pod, endpoint in made:
+        assert can_ping(pod, NODE_IP)
+        assert can_ping(made[0][0], address_of(endpoint))
+        space = pods.node.request("GET", f"/v2/endpoints/{endpoint['ID']}")["HostComputeNamespace"]
+        found = pods.node.request("GET", f"/v2/namespaces/{space}")
+        assert found["Resources"] == [{"Type": "Endpoint", "Data": {"Id": endpoint["ID"]}}]
+        flat = {"SchemaVersion": {"Major": 1, "Minor": 0}}
+        flat = pods.node.request("POST", f"/v2/namespaces/{space}/query", flat)
+        assert flat["ResourceList"] == found["Resources"]
+        assert flat["CompartmentId"] == found["NamespaceId"] > 1
+
+
+def test_a_reboot(net: NodeNet, node: DaemonProcess) -> None:
+    """Namespaces and the kernel's tables are gone, and the boot is another one; the database is there."""
+    pods = Pods(net, node)
+    lasting = pods.network(network("NAT", "10.50.0.0/24", "10.50.0.1"))
+    passing = pods.network({**overlay(), "Flags": 8})
+    unattached = node.request("POST", "/v2/endpoints", {"HostComputeNetwork": lasting})["ID"]
+    for name in (lasting, passing):
+        pod, _ = pods.add(name)
+        assert can_ping(net.node, address_of(node.endpoints()[-1]))
+        remove_namespace(pod)
+    node.request("POST", "/v2/endpoints", {"HostComputeNetwork": passing})
+    node.stop()
+    unmount_bpffs(node.run_dir / "bpf")
+    for name in ("samewire0", "swvxlan0"):
+        ip("link", "delete", name, netns_name=net.node)
+    with sqlite3.connect(node.state_dir / "samewire.db") as database:
+        database.execute("UPDATE objects SET boot_id = 'the one before'")
+    database.close()
+    node.start()
+    assert [item["ID"] for item in node.request("GET", "/v2/networks")] == [lasting]
+    assert [item["ID"] for item in node.endpoints()] == [unattached], "what had no pod needs none"
+    assert node.request("GET", "/v2/namespaces") == []
+    poll("nothing is left", lambda: node.differences() == [])
+    pod, _ = Pods(net, node).add(lasting)
+    assert can_ping(pod, NODE_IP)

@@ -1,0 +1,93 @@
+"""A VLAN policy where the uplink is a VLAN's interface: the tag is on the wire. On a kernel without such interfaces the
+policy is refused, as it is on any node whose uplink has another tag or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from samewire.hcn.codec import decode_modify, decode_object
+from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.schema import Kind
+from samewire.kernel.bpf import unmount_bpffs
+from samewire.node.config import NodeConfig
+from samewire.node.node import Node
+from tests.support.node import NodeNet, can_ping, in_namespace, ip, ip_json, node_net, path_of
+
+pytestmark = [pytest.mark.root, pytest.mark.kernelcore]
+
+TAG, ROUTER, NODE_ADDRESS, POD = 7, "192.168.78.1", "192.168.78.2", "192.168.78.100"
+
+
+@pytest.fixture
+def net() -> Iterator[NodeNet]:
+    with node_net() as made, made.inside():
+        yield made
+
+
+@pytest.fixture
+def uplink(net: NodeNet) -> str:
+    """The uplink's name: a VLAN's interface if the kernel has such."""
+    add = ("link", "add", "link", "eth0", "name", "eth0.7", "type", "vlan", "id", str(TAG))
+    if in_namespace(net.node, "ip", *add, check=False).returncode:
+        return "eth0"
+    ip(*add, netns_name=net.router)
+    for namespace, address in ((net.node, NODE_ADDRESS), (net.router, ROUTER)):
+        ip("address", "add", f"{address}/24", "dev", "eth0.7", netns_name=namespace)
+        ip("link", "set", "eth0.7", "up", netns_name=namespace)
+    return "eth0.7"
+
+
+@pytest_asyncio.fixture
+async def node(net: NodeNet, uplink: str, tmp_path: Path) -> AsyncIterator[Node]:
+    config = NodeConfig(name="node", uplink=uplink, run_dir=tmp_path / "run", state_dir=tmp_path / "state")
+    config.run_dir.mkdir()
+    try:
+        made = await Node.start(config, lambda _: None)
+        yield made
+        await made.close()
+    finally:
+        unmount_bpffs(config.bpf_dir)
+
+
+def vlan(tag: int) -> dict[str, Any]:
+    return {"Type": "VLAN", "Settings": {"IsolationId": tag}}
+
+
+async def create(node: Node, kind: Kind, **body: Any) -> str:
+    return (await node.service.create(kind, decode_object(kind, body))).id
+
+
+def bridge(tag: int) -> dict[str, Any]:
+    route = {"NextHop": ROUTER, "DestinationPrefix": "0.0.0.0/0"}
+    subnet = {"IpAddressPrefix": "192.168.78.0/24", "Routes": [route], "Policies": [vlan(tag)]}
+    return {"Type": "L2Bridge", "Policies": [vlan(tag)], "Ipams": [{"Subnets": [subnet]}]}
+
+
+async def test_the_tag_is_on_the_wire_or_refused(net: NodeNet, node: Node, uplink: str) -> None:
+    for tag in (TAG + 1, *([TAG] if uplink == "eth0" else [])):
+        with pytest.raises(HcnError, match="VLAN") as caught:
+            await create(node, Kind.NETWORK, **bridge(tag))
+        assert caught.value.code is HcnCode.REQUEST_UNSUPPORTED
+    if uplink == "eth0":
+        return
+    network = await create(node, Kind.NETWORK, **bridge(TAG))
+    wanted = {
+        "HostComputeNetwork": network,
+        "IpConfigurations": [{"IpAddress": POD}],
+        "Policies": [vlan(TAG)],
+    }
+    endpoint = await create(node, Kind.ENDPOINT, **wanted)
+    pod = net.pod()
+    space = await create(node, Kind.NAMESPACE, NetnsPath=path_of(pod))
+    member = {"ResourceType": "Endpoint", "RequestType": "Add", "Settings": {"EndpointId": endpoint}}
+    await node.service.modify(Kind.NAMESPACE, space, decode_modify(Kind.NAMESPACE, member))
+    assert can_ping(pod, ROUTER)
+    assert can_ping(net.router, POD)
+    seen = ip_json("neigh", "show", POD, netns_name=net.router)
+    assert [entry["dev"] for entry in seen] == ["eth0.7"], "only tagged frames get there"
