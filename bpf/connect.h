@@ -9,6 +9,7 @@
 #define SAMEWIRE_CONNECT_H
 
 #include "create.h"
+#include "near.h"
 
 #define SW_STALE (-101)
 #define SW_LOST (-107)
@@ -222,12 +223,12 @@ SW_COLD static __noinline int sw_has_become_service(struct sw_packet *p)
 }
 
 /* A hit: check that it is still true, then apply it. Returns a verdict, SW_STALE, SW_LOST, or SW_GO_ON: no flow. */
-SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow *flow, const struct sw_port *own)
+SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow *flow)
 {
 	const struct sw_action *action = p->direction ? &flow->action[1] : &flow->action[0];
 	__u8 side = p->direction != (flow->flags & SW_FLOW_INITIATOR);
+	const struct sw_port *target = 0;
 	struct sw_nexthop *hop = 0;
-	struct sw_port *target = 0;
 
 	if (flow->flags & SW_FLOW_HOST) {
 		sw_touch(p, flow, side); /* its answers: an idle connection of the node keeps its port */
@@ -239,7 +240,7 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 	/* This entry does not serve that direction: nobody who may would send this here. */
 	if (action->fate == SW_TO_NOWHERE)
 		return sw_drop(p, SW_LAYER_FLOW, SW_REASON_MARTIAN);
-	if (flow->backend && !bpf_map_lookup_elem(&sw_backends, &flow->backend))
+	if (flow->backend && !sw_backend_is_there(p, flow->backend))
 		return SW_LOST;
 	if (!side && !flow->backend && !(flow->flags & SW_FLOW_DIRECT) &&
 	    (p->tcp_flags == SW_TCP_SYN || (p->protocol == IPPROTO_UDP && flow->seen_tick != sw_packet_tick(p))) &&
@@ -249,17 +250,17 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 	}
 	/* As sw_tunnel_guard() has it: what a pod here has sent does not come back to go its way again. */
 	if (p->arrival == SW_FROM_TUNNEL && !side && flow->arrival == SW_FROM_POD) {
-		target = sw_find_port(flow->port[0]);
-		if (!target || sw_generation_of(target) != flow->generation[0])
+		target = sw_near_port(p, flow->port[0]);
+		if (!target || target->generation != flow->generation[0])
 			return SW_STALE;
 		return sw_drop(p, SW_LAYER_DECAP, SW_REASON_SPOOFED_IP);
 	}
-	if (own && sw_generation_of(own) != (side ? flow->generation[1] : flow->generation[0]))
+	if (p->port_id && p->port_generation != (side ? flow->generation[1] : flow->generation[0]))
 		return SW_STALE;
 	switch (action->fate) {
 	case SW_TO_PORT:
-		target = sw_find_port(action->target);
-		if (!target || sw_generation_of(target) != (side ? flow->generation[0] : flow->generation[1]))
+		target = sw_near_port(p, action->target);
+		if (!target || target->generation != (side ? flow->generation[0] : flow->generation[1]))
 			return SW_STALE;
 		if (flow->flags & SW_FLOW_DIRECT && p->arrival == SW_FROM_TUNNEL && !side &&
 		    !sw_same_mac(p->inner_mac, target->mac))
@@ -293,10 +294,8 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 	return sw_apply(skb, p, action, target, hop, 1);
 }
 
-/*
- * p->arrival, scope, port_id and the parsed packet are set; own is the pod port it came from, or 0.
- */
-SW_INLINE int sw_switch(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *own)
+/* p->arrival, scope, port_id, port_generation and the parsed packet are set. */
+SW_INLINE int sw_switch(struct __sk_buff *skb, struct sw_packet *p)
 {
 	struct sw_flow *flow;
 	int verdict;
@@ -304,7 +303,7 @@ SW_INLINE int sw_switch(struct __sk_buff *skb, struct sw_packet *p, const struct
 	p->direction = sw_make_key(&p->key, &p->tuple, p->scope, p->family, p->protocol);
 	flow = bpf_map_lookup_elem(&sw_flows, &p->key);
 	if (flow) {
-		verdict = sw_hit(skb, p, flow, own);
+		verdict = sw_hit(skb, p, flow);
 		if (verdict == SW_STALE)
 			verdict = sw_redecide(skb);
 		else if (verdict == SW_LOST)

@@ -19,6 +19,8 @@
 #define AF_INET6 10
 #endif
 
+extern int LINUX_KERNEL_VERSION __kconfig;
+
 /* Length of the largest IP packet that this frame becomes on the wire. */
 SW_INLINE __u32 sw_wire_length(struct __sk_buff *skb, const struct sw_packet *p)
 {
@@ -36,7 +38,8 @@ SW_INLINE int sw_to_port(struct __sk_buff *skb, struct sw_packet *p, __u32 id, c
 	if ((!(port->flags & SW_PORT_TRANSPARENT) || p->arrival == SW_FROM_HOST) &&
 	    sw_set_mac(skb, 6, port->gateway_mac))
 		return sw_drop_at(p, id, SW_LAYER_L2, SW_REASON_INTERNAL, 0);
-	if (skb->pkt_type != 0 /* PACKET_HOST */)
+	/* From 6.15 on redirect_peer says itself whom the packet is for. The verifier knows the version: a call less. */
+	if (LINUX_KERNEL_VERSION < KERNEL_VERSION(6, 15, 0) && skb->pkt_type != 0 /* PACKET_HOST */)
 		bpf_skb_change_type(skb, 0);
 #ifdef TRACE
 	return sw_final(p, SW_LAYER_L2, SW_TO_PORT, id);

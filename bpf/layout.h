@@ -184,6 +184,11 @@ struct sw_port {
 #define SW_PORT_NAT_EXPLICIT 32 /* nat_set has EXPLICIT prefixes: replies inside the network need a flow too */
 #define SW_PORT_SOURCE_MAC 64 /* leaves by the uplink with a MAC of its own: sw_source_macs */
 
+/* ---- sw_changes: array[1] -> u32 ---------------------------------------------------------------------------------
+ * Moves after every change of sw_ports and sw_acl_spaces, and after removals from sw_backends: what the programs
+ * remember of those (near.h) counts for one number only. Writer: daemon. Readers: all programs.
+ */
+
 #define SW_ACL_IN 0
 #define SW_ACL_OUT 1
 

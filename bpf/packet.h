@@ -55,6 +55,39 @@ struct sw_packet {
 	struct sw_flow_key key; /* of the tuple as it arrived */
 	struct sw_tuple tuple;	/* as it arrived */
 
+	/* Parsed. All that every packet needs stands together, up to jiffies: it is what the caches have to bring. */
+	__u8 direction; /* of the packet under key: 0 or 1 */
+	__u8 family;
+	__u8 protocol;
+	__u8 tcp_flags; /* SW_TCP_*; SYN only without ACK */
+	__u8 ttl;
+	__u8 fragment; /* SW_FRAGMENT_* */
+	__u8 icmp_type;
+	__u8 icmp_error;
+	__u8 neighbour; /* ICMPv6 neighbour or router discovery, MLD */
+	__u8 arrival;
+	__u8 keep_frame; /* from a Transparent port: L2 as the pod wrote it */
+	__u8 port_flags; /* SW_PORT_* of port_id */
+	__u16 scope;
+	__u16 l4_offset;
+	__u16 payload_offset;
+	__u16 fragment_offset; /* of the IPv6 fragment header */
+	__u32 device;	 /* arrival ifindex, charged with drops while no port is known */
+	__u32 port_id;	 /* pod port it came from, 0 otherwise */
+	__u32 port_generation; /* of that port */
+	__u32 changes;	 /* sw_changes as it arrived */
+	__u32 tick;	 /* what it was at jiffies; the two outlive the packet */
+	__u64 jiffies;
+
+	/* What few need. */
+	__u16 quoted_checksum; /* of an ICMP error: offset of the quoted L4 checksum, 0 = not quoted */
+	__u8 quoted_protocol;
+	__u8 recycled; /* flows that sw_recycle() has removed */
+	__u32 fragment_id;
+	__u32 tunnel_vni;
+	__u32 limit_mtu; /* for the "too big" answer */
+	struct sw_addr answers; /* who answers a neighbour's question */
+
 	/* The connection as its initiator sees it (equals the packet for a first packet) and the decision on it. */
 	struct sw_tuple first;
 	struct sw_tuple out; /* after the walk */
@@ -83,44 +116,14 @@ struct sw_packet {
 	__u8 inner_mac[8]; /* destination of a decapsulated frame: whom it is for */
 	__u16 nat_ports;   /* of the pool that the initiator may use, 0 = all */
 
-	/* Parsed. */
-	__u8 direction; /* of the packet under key: 0 or 1 */
-	__u8 family;
-	__u8 protocol;
-	__u8 tcp_flags; /* SW_TCP_*; SYN only without ACK */
-	__u8 ttl;
-	__u8 fragment; /* SW_FRAGMENT_* */
-	__u8 icmp_type;
-	__u8 icmp_error;
-	__u8 neighbour; /* ICMPv6 neighbour or router discovery, MLD */
-	__u8 arrival;
-	__u16 scope;
-	__u16 l4_offset;
-	__u16 payload_offset;
-	__u16 fragment_offset; /* of the IPv6 fragment header */
-	__u16 quoted_checksum; /* of an ICMP error: offset of the quoted L4 checksum, 0 = not quoted */
-	__u32 fragment_id;
-	__u32 device;	 /* arrival ifindex, charged with drops while no port is known */
-	__u32 port_id;	 /* pod port it came from, 0 otherwise */
-	__u32 tunnel_vni;
-	__u32 limit_mtu; /* for the "too big" answer */
-	struct sw_addr answers; /* who answers a neighbour's question */
-
 	/* Room for values written to maps. */
 	struct sw_flow flow;
 	struct sw_flow_key flow_key; /* of the flow in hand, where it is not key */
 	struct sw_flow_key other;    /* key of the second entry of a pair */
 	struct sw_drop_key drop;
 	__u8 other_direction;
-	__u8 keep_frame; /* from a Transparent port: L2 as the pod wrote it */
-	__u8 port_flags; /* SW_PORT_* of port_id */
-	__u8 quoted_protocol;
-	__u8 recycled; /* flows that sw_recycle() has removed */
 	__u8 reserved[3];
-	/* These outlive the packet. */
-	__u32 next_slot; /* where this CPU's last insertion ended */
-	__u32 tick;	 /* what it was at jiffies */
-	__u64 jiffies;
+	__u32 next_slot; /* where this CPU's last insertion ended; outlives the packet */
 #ifdef TRACE
 	struct sw_flow_key gone[2]; /* of the flow that the untraced programs would have removed by now */
 #endif

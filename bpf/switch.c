@@ -84,8 +84,8 @@ SW_INLINE void sw_arrive(struct sw_packet *p, __u8 arrival, __u16 scope, __u32 d
 	p->keep_frame = 0;
 }
 
-/* The part that all arrivals share, once the packet is parsed and its scope known. own: the pod's port, or 0. */
-SW_INLINE int sw_go(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *own)
+/* The part that all arrivals share, once the packet is parsed and its scope known. */
+SW_INLINE int sw_go(struct __sk_buff *skb, struct sw_packet *p)
 {
 	if (p->fragment && sw_fragment(p) == SW_UNKNOWN)
 		return sw_drop(p, SW_LAYER_FRAGMENT, SW_REASON_FRAGMENT_UNKNOWN);
@@ -95,24 +95,31 @@ SW_INLINE int sw_go(struct __sk_buff *skb, struct sw_packet *p, const struct sw_
 		if (verdict != SW_GO_ON)
 			return verdict;
 	}
-	return sw_switch(skb, p, own);
+	return sw_switch(skb, p);
 }
 
 /* Before it is known whose packet it is: parsed once for all. Returns 0 or a reason; ARP is none of IP. */
 SW_INLINE int sw_take(struct __sk_buff *skb, struct sw_packet *p)
 {
+	__u32 *changes = sw_changes_here();
+
+	if (!changes)
+		return SW_REASON_INTERNAL;
+	p->changes = *changes;
 	return skb->vlan_present || skb->protocol == bpf_htons(ETH_P_ARP) ? SW_REASON_NOT_IP : sw_parse(skb, p);
 }
 
 /* Each arrival's own part: SW_GO_ON, or a verdict. reason: why it could not be parsed. */
 SW_INLINE int sw_from_pod(struct __sk_buff *skb, struct sw_packet *p, const struct sw_config *config, __u32 ifindex,
-			  const struct sw_port *port, int reason)
+			  int reason)
 {
+	const struct sw_port *port = sw_near_port(p, ifindex);
 	int verdict;
 
 	sw_arrive(p, SW_FROM_POD, 0, ifindex, ifindex);
 	if (!port)
 		return sw_drop(p, SW_LAYER_PARSE, SW_REASON_UNKNOWN_PORT);
+	p->port_generation = port->generation;
 	p->scope = port->scope;
 	p->port_flags = port->flags;
 	if (port->flags & SW_PORT_BLOCKED)
@@ -223,7 +230,6 @@ int sw_ingress(struct __sk_buff *skb)
 {
 	const struct sw_config *config = sw_config_here();
 	struct sw_packet *p = sw_packet_here();
-	const struct sw_port *own = 0;
 	__u32 ifindex = skb->ifindex;
 	int reason, verdict;
 
@@ -237,10 +243,9 @@ int sw_ingress(struct __sk_buff *skb)
 	} else if (ifindex == config->host_peer_ifindex) {
 		verdict = sw_from_host(p, ifindex, reason);
 	} else {
-		own = sw_find_port(ifindex);
-		verdict = sw_from_pod(skb, p, config, ifindex, own, reason);
+		verdict = sw_from_pod(skb, p, config, ifindex, reason);
 	}
-	return verdict == SW_GO_ON ? sw_go(skb, p, own) : verdict;
+	return verdict == SW_GO_ON ? sw_go(skb, p) : verdict;
 }
 
 /*
@@ -349,7 +354,6 @@ int sw_trace(struct __sk_buff *skb)
 	struct sw_packet *p = sw_packet_here();
 	struct sw_trace_output *out = sw_trace_here();
 	const struct sw_config *config = sw_config_here();
-	const struct sw_port *own = 0;
 	struct sw_trace_input *in;
 	__u32 zero = 0;
 	int reason, verdict;
@@ -367,8 +371,7 @@ int sw_trace(struct __sk_buff *skb)
 	reason = sw_take(skb, p);
 	switch (in->arrival) {
 	case SW_FROM_POD:
-		own = sw_find_port(in->ifindex);
-		verdict = sw_from_pod(skb, p, config, in->ifindex, own, reason);
+		verdict = sw_from_pod(skb, p, config, in->ifindex, reason);
 		break;
 	case SW_FROM_UPLINK:
 		verdict = sw_from_uplink(skb, p, config, in->ifindex, reason);
@@ -382,7 +385,7 @@ int sw_trace(struct __sk_buff *skb)
 	default:
 		return TC_ACT_SHOT;
 	}
-	return verdict == SW_GO_ON ? sw_go(skb, p, own) : verdict;
+	return verdict == SW_GO_ON ? sw_go(skb, p) : verdict;
 }
 
 #endif /* TRACE */

@@ -33,6 +33,7 @@ from samewire.kernel.rtnetlink import (
     veth_add,
     vxlan_external_add,
 )
+from samewire.node.tables import KernelTables
 from samewire.vfp.address import Prefix, parse_address, parse_interface
 from samewire.vfp.compile import compile_endpoint, compile_link, compile_node
 from samewire.vfp.constants import Counter, Layer, Reason
@@ -234,14 +235,12 @@ class Node:
 
     def apply(self, operations: Sequence[Operation]) -> None:
         """Write operations to the tables, in their order."""
-        for operation in operations:
-            if isinstance(operation, Put):
-                value = operation.value
-                if isinstance(value, Config):
-                    value = replace(value, **self.idle)
-                self.map(operation.table).update(operation.key.pack(), value.pack())
-            else:
-                self.map(operation.table).delete(operation.key.pack())
+        KernelTables(self.object.maps).write(
+            Put(operation.table, operation.key, replace(operation.value, **self.idle))
+            if isinstance(operation, Put) and isinstance(operation.value, Config)
+            else operation
+            for operation in operations
+        )
 
     def bind(self, binding: HostBinding) -> None:
         """Give the node's own stack what an object wants of it."""

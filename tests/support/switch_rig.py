@@ -19,8 +19,10 @@ import msgspec
 from msgspec.structs import replace
 
 from samewire.kernel.bpf import BpfMap, BpfObject, SkbContext
+from samewire.node.tables import KernelTables
 from samewire.vfp.address import ZERO
 from samewire.vfp.constants import Arrival, Counter
+from samewire.vfp.diff import Put, Remove
 from samewire.vfp.record import Record
 from samewire.vfp.tables import (
     TABLES,
@@ -101,7 +103,7 @@ class SwitchRig:
         self.object.load()
         self.traced = BpfObject(BUILT / "switch_trace.o")
         shared = {name: found for name, found in self.object.maps.items() if name in self.traced.map_names()}
-        self.traced.reuse({name: found for name, found in shared.items() if name != "sw_scratch"})
+        self.traced.reuse({name: found for name, found in shared.items() if name in TABLES})
         self.traced.load()
         text = subprocess.run(["ip", "-o", "link"], check=True, capture_output=True, text=True).stdout
         return [int(line.split(": ")[0]) for line in text.splitlines() if "@" in line.split(": ")[1]]
@@ -117,7 +119,8 @@ class SwitchRig:
     def _load_tables(self, tables: Mapping[str, Mapping[Record, Record]]) -> None:
         for name, table in TABLES.items():
             if (
-                name in ("sw_flow_slots", "sw_flow_counts", "sw_cursors", "sw_counters", "sw_config")
+                name
+                in ("sw_flow_slots", "sw_flow_counts", "sw_cursors", "sw_counters", "sw_config", "sw_changes")
                 or name not in self.object.maps
             ):
                 continue
@@ -134,14 +137,15 @@ class SwitchRig:
         self.map("sw_cursors").update(Id(0).pack(), Cursors(0, 0).pack())
         for key_record, value in tables.get("sw_config", {}).items():
             self.map("sw_config").update(key_record.pack(), value.pack())
+        KernelTables(self.object.maps).changed()
 
     def put(self, name: str, key: Record, value: Record) -> None:
         """Write one entry."""
-        self.call(lambda: self.map(name).update(key.pack(), value.pack()))
+        self.call(lambda: KernelTables(self.object.maps).write([Put(name, key, value)]))
 
     def remove(self, name: str, key: Record) -> None:
         """Remove one entry."""
-        self.call(lambda: self.map(name).delete(key.pack()))
+        self.call(lambda: KernelTables(self.object.maps).write([Remove(name, key)]))
 
     def adopt(
         self,

@@ -145,7 +145,8 @@ def put_sets(t: Tables, network: list[Policy], generation: int) -> None:
         t[name] = dict(compiled.entries.get(name, {}))
 
 
-def _config(devices: list[int]) -> Config:
+def config(devices: list[int]) -> Config:
+    """A node whose uplink is the last of these devices, and whose own end is the one before."""
     return Config(
         layout_version=LAYOUT_VERSION,
         uplink_ifindex=devices[-1],
@@ -180,7 +181,7 @@ def tables(draw: st.DrawFn, devices: list[int]) -> Universe:
     t |= {name: {} for name in TABLES if name.startswith(("sw_acl_", "sw_set_"))}
     network = draw(st.just([]) | network_sets())
     put_sets(t, network, 1)
-    t["sw_config"] = {Id(0): _config(devices)}
+    t["sw_config"] = {Id(0): config(devices)}
     t["sw_nexthops"] = {
         Id(1): Nexthop(
             RouteKind.UPLINK, 4, draw(st.sampled_from([1500, 100])), devices[-1], 0, ZERO, ZERO, bytes(6)

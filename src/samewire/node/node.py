@@ -221,6 +221,7 @@ class Node:
         last_uplink = self.board.last_uplink
         if last_uplink != self.uplink.ifindex:
             self.hooks.leave_uplink(last_uplink)
+        tables.changed()  # whoever was here last may have died before it
         operations = diff(self.switch.wanted.entries.tables(), tables.read())
         tables.write([operation for operation in operations if isinstance(operation, Put)])
         migration = Migration(self.board)
@@ -236,6 +237,7 @@ class Node:
         if self.board.upgrading:
             copied.update(migration.copy())
             self.board.commit()
+            tables.changed()  # what the old programs remember may be from their own maps
             log.info("switch loaded", copied=dict(copied))
         self._start_ageing()
         report = await self.auditor.audit()

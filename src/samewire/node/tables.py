@@ -11,9 +11,11 @@ from samewire.vfp.compile.balanced import TABLES as BALANCED
 from samewire.vfp.diff import Operation, Put
 from samewire.vfp.model import Entries
 from samewire.vfp.record import Record
-from samewire.vfp.tables import TABLES, AclSpace, Port, Table
+from samewire.vfp.tables import TABLES, AclSpace, Id, Port, Table
 
 _MANY: Final = 32  # from here on a batch is cheaper than single updates
+_REMEMBERED: Final = frozenset({"sw_ports", "sw_acl_spaces", "sw_backends"})  # bpf/near.h
+_FIRST: Final = Id(0).pack()
 
 
 class KernelTables:
@@ -27,19 +29,28 @@ class KernelTables:
 
         Raises KernelError; what was written by then stays.
         """
-        for (table, is_put), run in groupby(operations, key=lambda op: (op.table, isinstance(op, Put))):
-            found = self.maps[table]
-            items = list(run)
-            if not is_put:
-                for item in items:
-                    found.delete(item.key.pack())
-                continue
-            pairs = [(item.key.pack(), item.value.pack()) for item in items if isinstance(item, Put)]
-            if len(pairs) >= _MANY:
-                found.update_batch(pairs)
-            else:
-                for key, value in pairs:
-                    found.update(key, value)
+        remembered = False
+        try:
+            for (table, is_put), run in groupby(operations, key=lambda op: (op.table, isinstance(op, Put))):
+                remembered = remembered or table in _REMEMBERED
+                found = self.maps[table]
+                items = list(run)
+                if not is_put:
+                    for item in items:
+                        found.delete(item.key.pack())
+                    continue
+                self._put(
+                    {item.key.pack(): item.value.pack() for item in items if isinstance(item, Put)}, found
+                )
+        finally:
+            if remembered:
+                self.changed()
+
+    def changed(self) -> None:
+        """Have the programs look anew at what they remember of ports and backends. Raises KernelError."""
+        numbers = self.maps["sw_changes"]
+        last = Id.unpack(numbers.lookup(_FIRST) or _FIRST).value
+        numbers.update(_FIRST, Id((last + 1) & 0xFFFFFFFF).pack())
 
     def rows(self, name: str) -> Iterator[tuple[bytes, bytes]]:
         """The entries of one table as bytes. Raises KernelError."""
@@ -51,21 +62,20 @@ class KernelTables:
 
     def write_rows(self, name: str, rows: Mapping[bytes, bytes]) -> None:
         """Write entries that are bytes already. Raises KernelError; what was written by then stays."""
-        found = self.maps[name]
-        if len(rows) >= _MANY:
-            found.update_batch(rows)
-            return
-        for key, row in rows.items():
-            found.update(key, row)
+        self._put(rows, self.maps[name])
 
     def remove_rows(self, name: str, keys: Sequence[bytes]) -> None:
         """Remove entries; those that are gone already are fine. Raises KernelError."""
         found = self.maps[name]
-        if len(keys) >= _MANY:
-            found.delete_batch(keys)
-            return
-        for key in keys:
-            found.delete(key)
+        try:
+            if len(keys) >= _MANY:
+                found.delete_batch(keys)
+                return
+            for key in keys:
+                found.delete(key)
+        finally:
+            if keys and name in _REMEMBERED:
+                self.changed()
 
     def read(self, names: Iterable[str] | None = None) -> Entries:
         """The content of the compiled tables, or of those named. Raises KernelError.
@@ -84,6 +94,13 @@ class KernelTables:
         """The highest generation of any port or IP sets; a new one must be above it. Raises KernelError."""
         rows = [*self._rows(TABLES["sw_ports"]).values(), *self._rows(TABLES["sw_acl_spaces"]).values()]
         return max((row.generation for row in rows if isinstance(row, Port | AclSpace)), default=0)
+
+    def _put(self, rows: Mapping[bytes, bytes], found: BpfMap) -> None:
+        if len(rows) >= _MANY:
+            found.update_batch(rows)
+            return
+        for key, row in rows.items():
+            found.update(key, row)
 
     def _rows(self, table: Table) -> dict[Record, Record]:
         rows: dict[Record, Record] = {}

@@ -122,6 +122,7 @@ TABLES: Final[dict[str, Table]] = dict(
     (
         _table("sw_config", Id, Config, Kind.ARRAY, 1, compiled=True),
         _table("sw_ports", Id, Port, Kind.HASH, c.MAX_PORTS, compiled=True),
+        _table("sw_changes", Id, Id, Kind.ARRAY, 1),
         _table("sw_endpoints", EndpointKey, Endpoint, Kind.HASH, c.MAX_ENDPOINTS, compiled=True),
         _table("sw_routes", RouteKey, Route, Kind.LPM, c.MAX_ROUTES, compiled=True),
         _table("sw_source_macs", Id, SourceMac, Kind.HASH, c.MAX_PORTS, compiled=True),
