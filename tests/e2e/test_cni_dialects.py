@@ -20,11 +20,13 @@ from tests.support.node import (
     Json,
     NodeNet,
     can_ping,
+    ip,
     ip_json,
     overlay,
     path_of,
     poll,
 )
+from tests.support.published_confs import IPAM, PUBLISHED
 
 pytestmark = pytest.mark.root
 
@@ -59,6 +61,7 @@ class Runtime:
             "CNI_IFNAME": "eth0",
             "CNI_NETNS": path_of(pod),
             "CNI_PATH": str(self._bin_dir),
+            "PATH": os.environ["PATH"],
         }
         value = {**conf, "samewireSocket": str(self._node.directory / "run" / "cni.sock")}
         done = subprocess.run(
@@ -199,6 +202,41 @@ def test_plugins_that_make_their_network(net: NodeNet, node: DaemonProcess, cni:
     (made,) = node.request("GET", "/v2/networks")
     assert (made["Name"], made["Type"]) == ("azure", "L2Bridge")
     assert_connected(net, first, second)
+    assert_removed(node, cni, conf, first[0], second[0])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_others_have_published(
+    net: NodeNet, node: DaemonProcess, cni: Runtime, bin_dir: Path, name: str
+) -> None:
+    """Nothing is changed but where files are; what the plugins lack (CHECK, GC) comes with a newer cniVersion."""
+    (bin_dir / "azure-vnet-ipam").write_text(IPAM)
+    (bin_dir / "azure-vnet-ipam").chmod(0o755)
+    ip("route", "add", "10.0.0.0/8", "via", NODE_IP, netns_name=net.router)  # of what is not to be translated
+    found = PUBLISHED[name]
+    conf, data = found.conf, {"dataDir": str(node.directory / "ipam")}
+    if conf["type"] == "flannel":
+        conf |= flannel_files(node.directory)
+        conf["delegate"]["ipam"] = data
+    elif "ipam" in conf:
+        conf["ipam"] |= data
+    if found.network_type == "L2Bridge":
+        node.request("POST", "/v2/networks", bridge(conf["name"]))
+    elif found.network_type:
+        node.request("POST", "/v2/networks", overlay(conf["name"], found.subnet))
+    first, second = pods(net, cni, conf)
+    types = {policy["Type"] for item in node.endpoints() for policy in item["Policies"]}
+    assert types & {"OutBoundNAT", "SDNRoute", "ProviderAddress"}
+    assert_connected(net, first, second)
+    newer = {**conf, "cniVersion": "1.1.0"}
+    result = cni("ADD", first[0], newer)
+    cni("CHECK", first[0], {**newer, "prevResult": result})
+    wrong = {**result, "ips": [{"address": "10.99.0.9/24"}]}
+    assert cni("CHECK", first[0], {**newer, "prevResult": wrong}, status=1)["msg"]
+    kept = [{"containerID": first[0], "ifname": "eth0"}]
+    cni("GC", "", {**newer, "cni.dev/valid-attachments": kept})
+    assert [item["ContainerId"] for item in node.endpoints()] == [first[0]]
+    assert can_ping(first[0], NODE_IP)
     assert_removed(node, cni, conf, first[0], second[0])
 
 
