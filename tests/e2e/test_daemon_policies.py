@@ -175,7 +175,7 @@ def test_host_route_and_disable_host_port(pods: Pods, flags: int) -> None:
 
 def test_the_size_of_packets(pods: Pods) -> None:
     nat = pods.network(network("NAT", "10.50.0.0/24", "10.50.0.1"))
-    cases = (
+    cases: tuple[tuple[list[Json], int], ...] = (
         ([], 1500),
         ([policy("InterfaceParameters", Mtu=1300)], 1300),
         ([policy("EncapOverhead", Overhead=60)], 1440),
