@@ -3,7 +3,8 @@
  * deliver.h - the end of every packet's way: TTL, MTU, transposition, L2, and the redirect.
  *
  * To a pod: redirect_peer (or the host end's TBF when the endpoint has a cap). To the uplink: redirect_neigh to the
- * next hop's address, so that a gateway whose MAC changes costs no connection. To the tunnel: tunnel key + redirect to
+ * next hop's address, so that a gateway whose MAC changes costs no connection; in a VLAN, of which the node's own
+ * neighbour table knows nothing, to the MAC that the pod has found. To the tunnel: tunnel key + redirect to
  * the external-mode VXLAN device. To the host: ingress of samewire0.
  */
 #ifndef SAMEWIRE_DELIVER_H
@@ -31,8 +32,12 @@ SW_INLINE __u32 sw_wire_length(struct __sk_buff *skb, const struct sw_packet *p)
 
 SW_INLINE int sw_to_port(struct __sk_buff *skb, struct sw_packet *p, __u32 id, const struct sw_port *port)
 {
-	if (port->flags & SW_PORT_BLOCKED)
-		return sw_drop_at(p, id, SW_LAYER_L2, SW_REASON_PORT_BLOCKED, 0);
+	if (port->flags & (SW_PORT_BLOCKED | SW_PORT_TAGGED)) {
+		if (port->flags & SW_PORT_BLOCKED)
+			return sw_drop_at(p, id, SW_LAYER_L2, SW_REASON_PORT_BLOCKED, 0);
+		if (skb->vlan_present && bpf_skb_vlan_pop(skb))
+			return sw_drop_at(p, id, SW_LAYER_L2, SW_REASON_INTERNAL, 0);
+	}
 	if (sw_set_mac(skb, 0, port->mac))
 		return sw_drop_at(p, id, SW_LAYER_L2, SW_REASON_INTERNAL, 0);
 	if ((!(port->flags & SW_PORT_TRANSPARENT) || p->arrival == SW_FROM_HOST) &&
@@ -49,10 +54,52 @@ SW_INLINE int sw_to_port(struct __sk_buff *skb, struct sw_packet *p, __u32 id, c
 #endif
 }
 
+/* The MAC that a port has on the underlay. Returns 1 and fills mac, or 0. */
+SW_INLINE int sw_mac_on_wire(__u32 id, const struct sw_port *port, __u8 *mac)
+{
+	struct sw_source_mac *own = port->flags & SW_PORT_SOURCE_MAC ? bpf_map_lookup_elem(&sw_source_macs, &id) : 0;
+	struct sw_config *config = sw_config_here();
+
+	if (!config)
+		return 0;
+	sw_copy_mac(mac, port->flags & SW_PORT_TRANSPARENT ? port->mac : own ? own->mac : config->uplink_mac);
+	return 1;
+}
+
+/* The frame in hand, as it is, to the wire: with the tag of a VLAN's hop. */
+SW_INLINE int sw_put_on_wire(struct __sk_buff *skb, struct sw_packet *p, __u32 ifindex, __u32 vlan)
+{
+#ifdef TRACE
+	return sw_final(p, SW_LAYER_L2, SW_TO_UPLINK, ifindex);
+#else
+	skb->mark = SW_MARK;
+	if (vlan && bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), vlan))
+		return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
+	return bpf_redirect(ifindex, 0);
+#endif
+}
+
+/* Into a VLAN, by the MAC that the pod has asked for there. Nobody else knows one. */
+SW_COLD static __noinline int sw_to_vlan(struct __sk_buff *skb, struct sw_packet *p, __u32 ifindex, __u32 vlan)
+{
+	struct sw_port *port = p->arrival == SW_FROM_POD ? sw_find_port(p->port_id) : 0;
+	__u8 mac[8] __attribute__((aligned(8))) = {};
+	void *data = (void *)(long)skb->data;
+
+	if (!port || !(port->flags & SW_PORT_TAGGED) || data + ETH_HLEN > (void *)(long)skb->data_end ||
+	    sw_same_mac(data, port->gateway_mac))
+		return sw_drop(p, SW_LAYER_L2, SW_REASON_NO_NEXTHOP);
+	if (!sw_mac_on_wire(p->port_id, port, mac) || sw_set_mac(skb, 6, mac))
+		return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
+	return sw_put_on_wire(skb, p, ifindex, vlan);
+}
+
 #ifdef TRACE
 SW_INLINE int sw_to_uplink(struct __sk_buff *skb, struct sw_packet *p, const struct sw_nexthop *hop,
 			   const struct sw_addr *destination)
 {
+	if (hop->vni)
+		return sw_to_vlan(skb, p, hop->ifindex, hop->vni);
 	return sw_final(p, SW_LAYER_L2, SW_TO_UPLINK, hop->ifindex);
 }
 
@@ -72,6 +119,8 @@ SW_INLINE int sw_to_uplink(struct __sk_buff *skb, struct sw_packet *p, const str
 	const struct sw_addr *address = on_link ? destination : &hop->address;
 	struct bpf_redir_neigh neighbour = {};
 
+	if (hop->vni)
+		return sw_to_vlan(skb, p, hop->ifindex, hop->vni);
 	skb->mark = SW_MARK | (p->arrival == SW_FROM_POD ? p->port_flags & SW_PORT_SOURCE_MAC : 0);
 	if (p->keep_frame)
 		return bpf_redirect(hop->ifindex, 0);

@@ -98,7 +98,7 @@ SW_INLINE int sw_route_from_pod(struct sw_packet *p)
 		break;
 	case SW_ROUTE_UPLINK:
 		p->forward.fate = SW_TO_UPLINK;
-		p->out_scope = SW_SCOPE_UPLINK;
+		p->out_scope = route->scope;
 		break;
 	default:
 		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
@@ -112,12 +112,12 @@ SW_INLINE int sw_route_from_pod(struct sw_packet *p)
 /* What comes from the wire: a host port, a pod on the underlay's subnet, or not ours. */
 SW_INLINE int sw_route_from_uplink(struct sw_packet *p)
 {
-	struct sw_route *route = sw_find_route(SW_SCOPE_UPLINK, p->family, &p->out.destination);
+	struct sw_route *route = sw_find_route(p->first_scope, p->family, &p->out.destination);
 
 	if (!route)
 		return SW_PASS;
 	if (route->kind == SW_ROUTE_LOCAL) {
-		struct sw_endpoint *endpoint = sw_find_endpoint(SW_SCOPE_UPLINK, p->family, &p->out.destination);
+		struct sw_endpoint *endpoint = sw_find_endpoint(p->first_scope, p->family, &p->out.destination);
 
 		if (!endpoint || !endpoint->port)
 			return SW_PASS;
@@ -125,7 +125,8 @@ SW_INLINE int sw_route_from_uplink(struct sw_packet *p)
 		p->forward.target = endpoint->port;
 		return SW_GO_ON;
 	}
-	return route->kind == SW_ROUTE_HOST ? SW_TO_NODE : SW_PASS;
+	/* In a VLAN the node has its own devices, or is not there. */
+	return route->kind == SW_ROUTE_HOST && p->first_scope == SW_SCOPE_UPLINK ? SW_TO_NODE : SW_PASS;
 }
 
 /* DECAP: the inner source must be behind another node. */
@@ -252,7 +253,7 @@ SW_INLINE void sw_route_back(struct sw_packet *p)
 	if (p->first_arrival == SW_FROM_UPLINK && route->kind == SW_ROUTE_UPLINK) {
 		p->reverse.fate = SW_TO_UPLINK;
 		p->reverse.target = route->nexthop;
-		if (p->out_scope != SW_SCOPE_UPLINK || p->forward.fate == SW_TO_UPLINK)
+		if (p->out_scope != p->first_scope || p->forward.fate == SW_TO_UPLINK)
 			p->reverse.flags |= SW_DECREMENT;
 	} else if (p->is_direct && route->kind == SW_ROUTE_UPLINK) {
 		p->reverse.fate = SW_TO_UPLINK;

@@ -29,7 +29,6 @@ struct sw_icmp6_header {
 	struct icmp6hdr icmp;
 };
 
-#ifndef TRACE
 SW_INLINE __sum16 sw_fold(__u64 sum)
 {
 	sum = (sum & 0xffff) + (sum >> 16);
@@ -38,6 +37,7 @@ SW_INLINE __sum16 sw_fold(__u64 sum)
 	return (__sum16)~sum;
 }
 
+#ifndef TRACE
 SW_INLINE void sw_turn_round(__u8 *eth)
 {
 	__u8 mac[8] __attribute__((aligned(8)));

@@ -118,6 +118,7 @@ enum sw_reason {
 	SW_REASON_SOURCE_RANGE = 25,	 /* the client is in none of the service's source ranges */
 	SW_REASON_BACKEND_GONE = 26,	 /* an established connection's backend has been removed */
 	SW_REASON_NO_SOURCE = 27,	 /* replies would not come back, and the service has no source address to give */
+	SW_REASON_OTHER_VLAN = 28,	 /* a tag that no network here has; left to the node's own stack */
 	SW_REASON_MAX,
 };
 
@@ -183,6 +184,7 @@ struct sw_port {
 #define SW_PORT_NO_GUARD 16   /* spoof guard off */
 #define SW_PORT_NAT_EXPLICIT 32 /* nat_set has EXPLICIT prefixes: replies inside the network need a flow too */
 #define SW_PORT_SOURCE_MAC 64 /* leaves by the uplink with a MAC of its own: sw_source_macs */
+#define SW_PORT_TAGGED 128 /* of a network that is a VLAN of the uplink's: asks that VLAN for MACs itself */
 
 /* ---- sw_changes: array[1] -> u32 ---------------------------------------------------------------------------------
  * Moves after every change of sw_ports and sw_acl_spaces, and after removals from sw_backends: what the programs
@@ -251,7 +253,7 @@ enum sw_route_kind {
 struct sw_route {
 	__u8 kind;
 	__u8 flags; /* SW_ROUTE_* */
-	__u16 scope;
+	__u16 scope; /* SCOPE: the network; UPLINK: what the packet is in then, the uplink's own or a VLAN's */
 	__u32 nexthop;
 };
 
@@ -265,7 +267,7 @@ struct sw_nexthop {
 	__u8 family; /* of address */
 	__u16 mtu;   /* largest inner IP packet that fits the path */
 	__u32 ifindex;
-	__u32 vni;
+	__u32 vni;   /* UPLINK: the VLAN's id, and the MAC is what the pod has found in it; 0: no tag */
 	struct sw_addr address; /* gateway or remote provider address; zero: the packet's own destination */
 	struct sw_addr local;	/* own provider address */
 	__u8 mac[6];		/* inner destination: the peer's DR MAC */
@@ -577,9 +579,14 @@ struct sw_nat {
 #define SW_NAT_SNAT 1
 #define SW_NAT_EXPLICIT 1 /* named in Destinations: applies inside the virtual network too */
 
-/* ---- sw_vnis: hash[SW_MAX_VNIS], key: VNI --------------------------------------------------------------------
- * Writer: daemon. Reader: tunnel program.
+/* ---- sw_vnis: hash[SW_MAX_VNIS], key: VNI, or SW_VLAN and a VLAN's id ------------------------------------------
+ * Whose packets come through the tunnel under that number, or by the uplink with that tag. Writer: daemon. Reader: what
+ * arrives there.
  */
+#define SW_VLAN 0x1000000      /* above all VNIs */
+#define SW_VLAN_NODE 0x2000000 /* and the id: that of a device of the node's own */
+#define SW_VLAN_ID 0xfff       /* the id in a tag. With SW_VLAN_NODE (it is nobody's): some network here is a VLAN */
+
 struct sw_vni {
 	__u16 scope;
 	__u16 reserved;
@@ -771,7 +778,7 @@ struct sw_drop_event {
  */
 struct sw_trace_input {
 	__u32 ifindex; /* of the pod's host end for SW_FROM_POD */
-	__u32 vni;
+	__u32 vni; /* SW_FROM_UPLINK: SW_VLAN and the id in the tag, 0 = no tag */
 	struct sw_addr tunnel_source;
 	__u8 arrival;
 	__u8 family; /* of tunnel_source */

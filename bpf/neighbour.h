@@ -6,7 +6,8 @@
  * stands there, everything else that has a route with the gateway MAC, so that the switch sees the packets that follow.
  * The wire asks: addresses of L2Bridge pods are answered with the uplink's MAC (one MAC a node upstream) or the
  * network's own, of Transparent pods with their own, those of sw_neighbours as above. What a Transparent pod asks the
- * wire, and the wire's answer, pass as they are.
+ * wire, and the wire's answer, pass as they are. What any pod in a VLAN asks passes, too: with the tag, and with the MAC
+ * that the pod has on the wire.
  */
 #ifndef SAMEWIRE_NEIGHBOUR_H
 #define SAMEWIRE_NEIGHBOUR_H
@@ -28,6 +29,8 @@ struct sw_neighbour_message {
 	__u8 option_length; /* in units of 8 bytes */
 	__u8 option_mac[6];
 } __attribute__((packed));
+
+#define SW_ASKS_WIRE (SW_PORT_TRANSPARENT | SW_PORT_TAGGED) /* ports whose pods look for their neighbours themselves */
 
 #define SW_ND_ROUTER_SOLICITATION 133
 #define SW_ND_SOLICITATION 135
@@ -88,24 +91,14 @@ SW_INLINE int sw_mac_for_pod(struct sw_packet *p, const struct sw_port *port, __
 /* The MAC to answer the wire with: for pods here, and for what a policy says that is not the node's own. */
 SW_INLINE int sw_mac_for_wire(struct sw_packet *p, __u8 *mac)
 {
-	struct sw_endpoint *endpoint = sw_find_endpoint(SW_SCOPE_UPLINK, p->family, &p->out.destination);
-	struct sw_config *config = sw_config_here();
-	struct sw_source_mac *own = 0;
+	struct sw_endpoint *endpoint = sw_find_endpoint(p->scope, p->family, &p->out.destination);
 	struct sw_port *port;
 
 	sw_copy_address(&p->answers, &p->out.destination);
 	if (!endpoint)
-		return !sw_is_host_address(SW_SCOPE_UPLINK, p->family, &p->out.destination) &&
-		       sw_mac_by_policy(p, mac);
-	if (!endpoint->port || !config)
-		return 0;
-	port = sw_find_port(endpoint->port);
-	if (!port)
-		return 0;
-	if (port->flags & SW_PORT_SOURCE_MAC)
-		own = bpf_map_lookup_elem(&sw_source_macs, &endpoint->port);
-	sw_copy_mac(mac, port->flags & SW_PORT_TRANSPARENT ? port->mac : own ? own->mac : config->uplink_mac);
-	return 1;
+		return !sw_is_host_address(p->scope, p->family, &p->out.destination) && sw_mac_by_policy(p, mac);
+	port = endpoint->port ? sw_find_port(endpoint->port) : 0;
+	return port && sw_mac_on_wire(endpoint->port, port, mac);
 }
 
 SW_INLINE int sw_answer_out(struct __sk_buff *skb, struct sw_packet *p)
@@ -119,25 +112,51 @@ SW_INLINE int sw_answer_out(struct __sk_buff *skb, struct sw_packet *p)
 #endif
 }
 
-/* An answer from the wire to p->out.destination: a Transparent pod's, or the node's own. */
+/* An answer from the wire to p->out.destination: a pod's that has asked, or the node's own. */
 SW_INLINE int sw_answer_in(struct __sk_buff *skb, struct sw_packet *p)
 {
-	struct sw_endpoint *endpoint = sw_find_endpoint(SW_SCOPE_UPLINK, p->family, &p->out.destination);
+	struct sw_endpoint *endpoint = sw_find_endpoint(p->scope, p->family, &p->out.destination);
 	struct sw_port *port = endpoint && endpoint->port ? sw_find_port(endpoint->port) : 0;
 
-	if (!port || !(port->flags & SW_PORT_TRANSPARENT))
+	if (!port || !(port->flags & SW_ASKS_WIRE))
 		return SW_PASS;
 	return sw_to_port(skb, p, endpoint->port, port);
 }
 
+/* Where a pod that asks the wire itself is to ask for p->out.destination: beyond this node. 0: we answer. */
+SW_INLINE struct sw_nexthop *sw_wire_to_ask(struct sw_packet *p, const struct sw_port *port, const __u8 *mac)
+{
+	struct sw_route *route;
+
+	if (!(port->flags & SW_ASKS_WIRE) || !sw_same_mac(mac, port->gateway_mac))
+		return 0;
+	route = sw_find_route(p->scope, p->family, &p->out.destination);
+	return route && route->kind == SW_ROUTE_UPLINK ? sw_find_nexthop(route->nexthop) : 0;
+}
+
+/* An ARP request to the wire, from the MAC that the pod has there: the answer must come to this node. */
+SW_INLINE int sw_ask_arp(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port,
+			 const struct sw_nexthop *hop)
+{
+	void *data = (void *)(long)skb->data;
+	struct sw_arp *arp = data + SW_L3;
+	__u8 mac[8] __attribute__((aligned(8))) = {};
+
+	if ((void *)(arp + 1) > (void *)(long)skb->data_end || !sw_mac_on_wire(p->port_id, port, mac))
+		return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
+	sw_copy_mac(arp->sender_mac, mac);
+	sw_copy_mac((__u8 *)data + 6, mac);
+	return sw_put_on_wire(skb, p, hop->ifindex, hop->vni);
+}
+
 /* port: the pod that asks, or 0 for the wire. */
-SW_COLD static __noinline int sw_arp(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port,
-				     __u32 uplink)
+SW_COLD static __noinline int sw_arp(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port)
 {
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
 	struct sw_arp *arp = data + SW_L3;
 	__u8 mac[8] __attribute__((aligned(8))) = {};
+	struct sw_nexthop *hop;
 	__be32 sender, target;
 
 	if ((void *)(arp + 1) > end)
@@ -164,20 +183,9 @@ SW_COLD static __noinline int sw_arp(struct __sk_buff *skb, struct sw_packet *p,
 		return port ? TC_ACT_SHOT : sw_answer_in(skb, p); /* nothing is asked on ports */
 	if (port ? !sw_mac_for_pod(p, port, mac) : !sw_mac_for_wire(p, mac))
 		return port ? sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ENDPOINT) : SW_PASS;
-	/* A Transparent pod asks the wire itself about addresses beyond this node. */
-	if (port && port->flags & SW_PORT_TRANSPARENT && sw_same_mac(mac, port->gateway_mac)) {
-		struct sw_route *route = sw_find_route(p->scope, 4, &p->out.destination);
-
-		if (route && route->kind == SW_ROUTE_UPLINK && uplink) {
-#ifdef TRACE
-			return sw_final(p, SW_LAYER_L2, SW_TO_UPLINK, uplink);
-#else
-			skb->mark = SW_MARK;
-			return bpf_redirect(uplink, 0);
-#endif
-		}
-	}
-
+	hop = port ? sw_wire_to_ask(p, port, mac) : 0;
+	if (hop)
+		return sw_ask_arp(skb, p, port, hop);
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
 	arp = data + SW_L3;
@@ -261,15 +269,47 @@ static __noinline int sw_advertise(struct __sk_buff *skb, struct sw_packet *p, c
 }
 #endif
 
+/*
+ * A solicitation to the wire, from the MAC that the pod has there; and from its own address where it has used its
+ * link-local one, which the tables do not know: the answer would not find the pod.
+ */
+static __noinline int sw_ask_neighbour(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port,
+				       const struct sw_nexthop *hop)
+{
+	struct {
+		__be32 source[4];
+		__u8 mac[8];
+	} before = {}, after = {}; /* of what the checksum covers */
+	void *data = (void *)(long)skb->data;
+	struct ipv6hdr *ip = data + SW_L3;
+	struct sw_neighbour_message *nd = (void *)(ip + 1);
+	__s64 sum;
+
+	if (port->flags & SW_PORT_TRANSPARENT)
+		return sw_put_on_wire(skb, p, hop->ifindex, hop->vni);
+	if ((void *)(nd + 1) > (void *)(long)skb->data_end || nd->option_length != 1 ||
+	    nd->option_type != SW_ND_OPTION_SOURCE || !sw_mac_on_wire(p->port_id, port, after.mac))
+		return sw_drop(p, SW_LAYER_L2, SW_REASON_MULTICAST);
+	__builtin_memcpy(before.source, &ip->saddr, 16);
+	sw_copy_mac(before.mac, nd->option_mac);
+	__builtin_memcpy(after.source, port->address[1].b, 16);
+	sum = bpf_csum_diff((__be32 *)&before, 24, (__be32 *)&after, 24, (__u16)~nd->icmp.icmp6_cksum);
+	nd->icmp.icmp6_cksum = sw_fold(sum);
+	__builtin_memcpy(&ip->saddr, after.source, 16);
+	sw_copy_mac(nd->option_mac, after.mac);
+	sw_copy_mac((__u8 *)data + 6, after.mac);
+	return sw_put_on_wire(skb, p, hop->ifindex, hop->vni);
+}
+
 /* ICMPv6 that is about the link. port: the pod that sent it, or 0 for the wire. */
-SW_COLD static __noinline int sw_neighbour(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port,
-					   __u32 uplink)
+SW_COLD static __noinline int sw_neighbour(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port)
 {
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
 	struct sw_neighbour_message *nd = data + SW_L3 + sizeof(struct ipv6hdr);
 	__u8 mac[8] __attribute__((aligned(8))) = {};
-	int has_option, router;
+	struct sw_nexthop *hop;
+	int has_option;
 
 	if (p->l4_offset != SW_L3 + sizeof(struct ipv6hdr) || (void *)(nd->target + 16) > end)
 		return port ? sw_drop(p, SW_LAYER_L2, SW_REASON_MULTICAST) : SW_PASS; /* MLD, router solicitation */
@@ -286,25 +326,18 @@ SW_COLD static __noinline int sw_neighbour(struct __sk_buff *skb, struct sw_pack
 		return port ? TC_ACT_SHOT : sw_answer_in(skb, p);
 	}
 	__builtin_memcpy(p->out.destination.b, nd->target, 16);
-	if (port && (sw_is_link_local(&p->out.destination) || sw_same_address(&p->out.destination, &port->address[1])))
-		return TC_ACT_SHOT; /* its own addresses, or a neighbour's link-local one: there are none on this link */
+	/* Its own addresses, or a neighbour's link-local one: there are none on this link, unless it is a VLAN. */
+	if (port && (sw_same_address(&p->out.destination, &port->address[1]) ||
+		     (sw_is_link_local(&p->out.destination) &&
+		      (!(port->flags & SW_PORT_TAGGED) || sw_zero_address(&p->tuple.source)))))
+		return TC_ACT_SHOT;
 	if (port ? !sw_mac_for_pod(p, port, mac) : !sw_mac_for_wire(p, mac))
 		return port ? sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ENDPOINT) : SW_PASS;
-	router = port && sw_same_mac(mac, port->gateway_mac);
-	if (router && port->flags & SW_PORT_TRANSPARENT) {
-		struct sw_route *route = sw_find_route(p->scope, 6, &p->out.destination);
-
-		if (route && route->kind == SW_ROUTE_UPLINK && uplink) {
-#ifdef TRACE
-			return sw_final(p, SW_LAYER_L2, SW_TO_UPLINK, uplink);
-#else
-			skb->mark = SW_MARK;
-			return bpf_redirect(uplink, 0);
-#endif
-		}
-	}
+	hop = port ? sw_wire_to_ask(p, port, mac) : 0;
+	if (hop)
+		return sw_ask_neighbour(skb, p, port, hop);
 #ifndef TRACE
-	if (sw_advertise(skb, p, mac, router))
+	if (sw_advertise(skb, p, mac, port && sw_same_mac(mac, port->gateway_mac)))
 		return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
 #endif
 	return sw_answer_out(skb, p);

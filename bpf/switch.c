@@ -110,8 +110,7 @@ SW_INLINE int sw_take(struct __sk_buff *skb, struct sw_packet *p)
 }
 
 /* Each arrival's own part: SW_GO_ON, or a verdict. reason: why it could not be parsed. */
-SW_INLINE int sw_from_pod(struct __sk_buff *skb, struct sw_packet *p, const struct sw_config *config, __u32 ifindex,
-			  int reason)
+SW_INLINE int sw_from_pod(struct __sk_buff *skb, struct sw_packet *p, __u32 ifindex, int reason)
 {
 	const struct sw_port *port = sw_near_port(p, ifindex);
 	int verdict;
@@ -127,14 +126,14 @@ SW_INLINE int sw_from_pod(struct __sk_buff *skb, struct sw_packet *p, const stru
 	if (skb->vlan_present) /* the tag would go out on the underlay, to whatever VLAN the pod has named */
 		return sw_drop(p, SW_LAYER_PARSE, SW_REASON_NOT_IP);
 	if (skb->protocol == bpf_htons(ETH_P_ARP))
-		return sw_arp(skb, p, port, config->uplink_ifindex);
+		return sw_arp(skb, p, port);
 	if (reason)
 		return sw_drop(p, SW_LAYER_PARSE, reason);
 	verdict = sw_guard(skb, p, port);
 	if (verdict != SW_GO_ON)
 		return verdict;
 	if (p->neighbour)
-		return sw_neighbour(skb, p, port, config->uplink_ifindex);
+		return sw_neighbour(skb, p, port);
 	if (sw_is_multicast(p))
 		return sw_drop(p, SW_LAYER_L2, SW_REASON_MULTICAST);
 	if (sw_is_martian(p))
@@ -146,23 +145,55 @@ SW_INLINE int sw_from_pod(struct __sk_buff *skb, struct sw_packet *p, const stru
 
 		if (data + ETH_HLEN > (void *)(long)skb->data_end)
 			return sw_drop(p, SW_LAYER_PARSE, SW_REASON_MALFORMED);
-		p->keep_frame = !sw_same_mac(data, port->gateway_mac);
+		p->keep_frame = !(port->flags & SW_PORT_TAGGED) && !sw_same_mac(data, port->gateway_mac);
 	}
 	return SW_GO_ON;
 }
 
+/*
+ * A frame with a tag (SW_VLAN and the id): whose it is. It keeps the tag until it is delivered to a pod, so what goes to
+ * the node's own stack or back to the wire has it. Returns 0, a reason, or SW_PASS: of no network here. Global: verified
+ * once.
+ */
+SW_COLD __noinline int sw_take_tagged(struct __sk_buff *skb, __u32 tag)
+{
+	struct sw_packet *p = sw_packet_here();
+	__u32 of_node = SW_VLAN_NODE | (tag & SW_VLAN_ID), any = SW_VLAN_NODE | SW_VLAN_ID;
+	struct sw_vni *found;
+
+	SW_USE_CONTEXT(skb);
+	if (!p)
+		return SW_PASS;
+#ifndef TRACE
+	if (skb->vlan_proto != bpf_htons(ETH_P_8021Q)) /* a provider's tag: another one is inside */
+		return SW_PASS;
+#endif
+	found = bpf_map_lookup_elem(&sw_vnis, &tag);
+	if (!found) {
+		if (!bpf_map_lookup_elem(&sw_vnis, &of_node) && bpf_map_lookup_elem(&sw_vnis, &any))
+			sw_drop(p, SW_LAYER_DECAP, SW_REASON_OTHER_VLAN);
+		return SW_PASS;
+	}
+	p->scope = found->scope;
+	return skb->protocol == bpf_htons(ETH_P_ARP) ? 0 : sw_parse(skb, p);
+}
+
+/* tag: SW_VLAN and the frame's VLAN, 0 without one. */
 SW_INLINE int sw_from_uplink(struct __sk_buff *skb, struct sw_packet *p, const struct sw_config *config, __u32 ifindex,
-			     int reason)
+			     __u32 tag, int reason)
 {
 	sw_arrive(p, SW_FROM_UPLINK, SW_SCOPE_UPLINK, ifindex, 0);
-	if (skb->vlan_present) /* of one of the node's VLAN devices */
-		return SW_PASS;
+	if (tag) {
+		reason = sw_take_tagged(skb, tag);
+		if (reason == SW_PASS)
+			return SW_PASS;
+	}
 	if (skb->protocol == bpf_htons(ETH_P_ARP))
-		return sw_arp(skb, p, 0, 0);
+		return sw_arp(skb, p, 0);
 	if (reason)
 		return SW_PASS; /* the node's own stack knows what to do with it */
 	if (p->neighbour)
-		return sw_neighbour(skb, p, 0, 0);
+		return sw_neighbour(skb, p, 0);
 	/* The tunnel's outer packets: straight to the VXLAN device. */
 	if (p->protocol == IPPROTO_UDP && p->tuple.destination_port == config->vxlan_port && !p->fragment)
 		return SW_PASS;
@@ -170,7 +201,7 @@ SW_INLINE int sw_from_uplink(struct __sk_buff *skb, struct sw_packet *p, const s
 		return SW_PASS;
 	/* Ours only if its first was; the node reassembles its own. */
 	if (p->fragment == SW_FRAGMENT_LATER && sw_fragment(p) == SW_UNKNOWN &&
-	    !sw_is_local_address(SW_SCOPE_UPLINK, p->family, &p->tuple.destination))
+	    !sw_is_local_address(p->scope, p->family, &p->tuple.destination))
 		return SW_PASS;
 	return SW_GO_ON;
 }
@@ -212,6 +243,11 @@ SW_INLINE int sw_from_host(struct sw_packet *p, __u32 ifindex, int reason)
 
 #ifndef TRACE
 
+SW_INLINE __u32 sw_tag_of(struct __sk_buff *skb)
+{
+	return skb->vlan_present ? SW_VLAN | (skb->vlan_tci & SW_VLAN_ID) : 0;
+}
+
 SW_INLINE int sw_from_vxlan(struct __sk_buff *skb, struct sw_packet *p, __u32 ifindex, int reason)
 {
 	struct bpf_tunnel_key key = {};
@@ -237,13 +273,13 @@ int sw_ingress(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	reason = sw_take(skb, p);
 	if (ifindex == config->uplink_ifindex) {
-		verdict = sw_from_uplink(skb, p, config, ifindex, reason);
+		verdict = sw_from_uplink(skb, p, config, ifindex, sw_tag_of(skb), reason);
 	} else if (ifindex == config->tunnel_ifindex) {
 		verdict = sw_from_vxlan(skb, p, ifindex, reason);
 	} else if (ifindex == config->host_peer_ifindex) {
 		verdict = sw_from_host(p, ifindex, reason);
 	} else {
-		verdict = sw_from_pod(skb, p, config, ifindex, reason);
+		verdict = sw_from_pod(skb, p, ifindex, reason);
 	}
 	return verdict == SW_GO_ON ? sw_go(skb, p) : verdict;
 }
@@ -371,10 +407,10 @@ int sw_trace(struct __sk_buff *skb)
 	reason = sw_take(skb, p);
 	switch (in->arrival) {
 	case SW_FROM_POD:
-		verdict = sw_from_pod(skb, p, config, in->ifindex, reason);
+		verdict = sw_from_pod(skb, p, in->ifindex, reason);
 		break;
 	case SW_FROM_UPLINK:
-		verdict = sw_from_uplink(skb, p, config, in->ifindex, reason);
+		verdict = sw_from_uplink(skb, p, config, in->ifindex, in->vni, reason);
 		break;
 	case SW_FROM_TUNNEL:
 		verdict = sw_from_tunnel(skb, p, in->ifindex, in->vni, reason);

@@ -20,13 +20,24 @@ from samewire.vfp.tables import Flow, FlowKey, Id, Port, TraceOutput
 from tests.support.frames import Played, frames, service_frames, tunnel_frames
 from tests.support.replies import error_about, reply_to
 from tests.support.switch_rig import SwitchRig, now_tick, require_root
-from tests.support.universe import OUTSIDE, VNI, Universe, network_sets, packed, put_sets, tables
+from tests.support.universe import (
+    GATEWAY_MAC,
+    OUTSIDE,
+    PEER_MAC,
+    VNI,
+    Universe,
+    network_sets,
+    packed,
+    put_sets,
+    tables,
+)
 
 pytestmark = [pytest.mark.root, pytest.mark.kernelcore]
 
 _PASS = -1
 _SHOT = 2
 _REDIRECT = 7
+_MOSTLY = st.sampled_from([True] * 3 + [False])
 _REPLY_FLAGS = (0x12, 0x12, 0x10, 0x10, 0x11, 0x14, 0x04, 0x02)
 _QUOTES = (28, 48, 60, 96, 200)
 _STEPS = (
@@ -221,8 +232,13 @@ class _Play:
         arrival, ifindex, frame = played
         self.played.append(played)
         vni = VNI if arrival == Arrival.TUNNEL else 0
+        if arrival == Arrival.UPLINK:
+            vni = self.data.draw(st.sampled_from(self.universe.tags))
+        in_vlan = arrival == Arrival.POD and self.universe.tags[0] and frame[:6] == GATEWAY_MAC
+        if in_vlan and self.data.draw(_MOSTLY):
+            frame = PEER_MAC + frame[6:]  # which the pod has found by itself
         traced = self.rig.trace(frame, arrival, ifindex, vni)
-        # A test run cannot be given a tunnel key: the trace has to do.
+        # A test run cannot be given a tunnel key, nor a tag: the trace has to do.
         ran = None if vni else self.rig.run(frame, ifindex)
         self.simulator.state.now_tick = now_tick()
         outcome = self.simulator.receive(frame, arrival, ifindex, vni)

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from samewire.kernel.netns import NetNamespace
 from samewire.vfp.simulate import checksum
 from tests.support.netlab import Space
 
@@ -194,7 +195,7 @@ def ping(space: Space, to: str, *, identifier: int = 0, size: int = 56, ttl: int
 class Sniffer:
     """Every frame that an interface sends or receives (or only receives). A context manager."""
 
-    def __init__(self, space: Space, ifname: str, *, outgoing: bool = True) -> None:
+    def __init__(self, space: Space | NetNamespace, ifname: str, *, outgoing: bool = True) -> None:
         def opened() -> socket.socket:
             made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
             made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)

@@ -21,6 +21,9 @@ from samewire.vfp.constants import (
     ROUTE_KEY_BITS,
     SCOPE_HOST,
     SCOPE_UPLINK,
+    VLAN,
+    VLAN_ID,
+    VLAN_NODE,
     Fate,
     PortFlag,
     RouteKind,
@@ -52,6 +55,8 @@ from tests.support.universe_services import add_direct, add_services
 Tables = dict[str, dict[Record, Record]]
 
 VNI: Final = 4096
+VLAN_NUMBER: Final = 7
+TAGGED_SCOPE: Final = 3
 NAT_LOW: Final = 50000
 NAT_HIGH: Final = 50003
 UPLINK_MAC: Final = bytes.fromhex("02aaaaaaaa01")
@@ -100,6 +105,7 @@ class Universe(msgspec.Struct):
     pods: list[tuple[int, bytes, dict[int, bytes]]]
     uplink: int
     host_peer: int
+    tags: tuple[int, ...] = (0,)
 
 
 def addresses(family: int) -> list[bytes]:
@@ -196,9 +202,11 @@ def tables(draw: st.DrawFn, devices: list[int]) -> Universe:
             ZERO,
             PEER_MAC,
         ),
+        Id(3): Nexthop(RouteKind.UPLINK, 4, 1500, devices[-1], VLAN_NUMBER, ZERO, ZERO, bytes(6)),
     }
-    scope = draw(st.sampled_from([1, 1, SCOPE_UPLINK]))
+    scope = draw(st.sampled_from([1, 1, SCOPE_UPLINK, TAGGED_SCOPE]))
     t["sw_vnis"] = {Id(VNI): Vni(scope)}
+    tags = _draw_tags(draw, t, scope)
     _draw_routes(draw, t, scope)
     pods = [_draw_pod(draw, t, scope, i, devices[i], network) for i in range(3)]
     _draw_nat(draw, t)
@@ -217,7 +225,17 @@ def tables(draw: st.DrawFn, devices: list[int]) -> Universe:
     targets = {family: [pods[0][2][family], pods[1][2][family], *addresses(family)] for family in (4, 6)}
     add_services(draw, t, scope, vips, targets, {family: packed(GATEWAY[family]) for family in (4, 6)})
     add_direct(draw, t, scope, vips, pods)
-    return Universe(t, pods, devices[-1], devices[-2])
+    return Universe(t, pods, devices[-1], devices[-2], tags)
+
+
+def _draw_tags(draw: st.DrawFn, t: Tables, scope: int) -> tuple[int, ...]:
+    """Whose tags are known. Returns the tags that frames on the uplink have, 0 for none."""
+    t["sw_vnis"][Id(VLAN_NODE | 9)] = Vni(SCOPE_UPLINK)
+    if draw(st.booleans()):
+        t["sw_vnis"][Id(VLAN_NODE | VLAN_ID)] = Vni(SCOPE_UPLINK)
+    known, others = VLAN | VLAN_NUMBER, (VLAN | 9, VLAN | 10)
+    t["sw_vnis"][Id(known)] = Vni(TAGGED_SCOPE)
+    return (known,) * 6 + (0, *others) if scope == TAGGED_SCOPE else (0,) * 12 + (known, *others)
 
 
 def _draw_routes(draw: st.DrawFn, t: Tables, scope: int) -> None:
@@ -231,11 +249,13 @@ def _draw_routes(draw: st.DrawFn, t: Tables, scope: int) -> None:
     for family in (4, 6):
         for i, text in enumerate(ROUTES[family]):
             kind = kinds[i] if draw(st.integers(0, 19)) else draw(st.sampled_from(list(RouteKind)))
-            nexthop = {RouteKind.TUNNEL: 2, RouteKind.UPLINK: 1}.get(kind, 0)
             flags = draw(st.sampled_from([0, 1]))
             for where in {scope, SCOPE_UPLINK}:
                 if draw(st.integers(0, 19)):
-                    key, value = _route(text, where, Route(kind, flags, 0, nexthop))
+                    tagged = where == TAGGED_SCOPE
+                    nexthop = {RouteKind.TUNNEL: 2, RouteKind.UPLINK: 3 if tagged else 1}.get(kind, 0)
+                    target = TAGGED_SCOPE if tagged and kind == RouteKind.UPLINK else 0
+                    key, value = _route(text, where, Route(kind, flags, target, nexthop))
                     t["sw_routes"][key] = value
         for text in ROUTES[family][:2]:
             key, value = _route(text, SCOPE_HOST, Route(RouteKind.SCOPE, 0, scope, 0))
@@ -257,6 +277,8 @@ def _draw_pod(
     own = {family: packed(PODS[family][index]) for family in (4, 6)}
     acls = put_policies(t, network, draw(_endpoint_policies()))
     flags = draw(st.sampled_from([0] * 10 + [1, 2, 2, 4, 16, 32, 32, 64, 64]))
+    if scope == TAGGED_SCOPE and draw(st.integers(0, 9)):
+        flags |= PortFlag.TAGGED
     if flags & PortFlag.SOURCE_MAC and draw(st.booleans()):
         t["sw_source_macs"][Id(ifindex)] = SourceMac(SOURCE_MAC)
     t["sw_ports"][Id(ifindex)] = Port(

@@ -129,6 +129,7 @@ def test_networks(daemon: StubDaemon) -> None:
     ]
     wide = lines(get(daemon, "networks", "-o", "wide"))
     assert wide[1][4:] == [
+        "-",
         "10.244.1.1,fd00:244:1::1",
         "10.244.2.0/24@192.168.1.11,fd00:244:2::/64@192.168.1.11",
         "HostRoute,RemoteSubnetRoute×2",

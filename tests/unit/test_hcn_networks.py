@@ -430,14 +430,11 @@ def on_subnet(network: Network) -> Network:
     return replace(network, ipams=(Ipam(subnets=(replace(network.subnets[0], policies=(VLAN_7,)),)),))
 
 
-@pytest.mark.parametrize("uplink_vlan", [0, 8])
-async def test_a_vlan_that_the_uplink_does_not_tag_is_refused(
-    service: HnsService, switch: FakeSwitch, uplink_vlan: int
-) -> None:
+async def test_there_are_no_tags_within_tags(service: HnsService, switch: FakeSwitch) -> None:
     """On a network, its subnet and its endpoints, at creation and later; nothing is changed."""
-    switch.with_facts(uplink_vlan=uplink_vlan)
+    switch.with_facts(uplink_vlan=8)
     refused = pytest.raises(
-        HcnError, match=r"Settings\.IsolationId: VLAN 7: .*the uplink eth0 (is not|carries)"
+        HcnError, match=r"Settings\.IsolationId: VLAN 7: the uplink eth0 is that of VLAN 8"
     )
     for network in (bridge(policies=(VLAN_7,)), on_subnet(bridge())):
         with refused as caught:
@@ -455,16 +452,56 @@ async def test_a_vlan_that_the_uplink_does_not_tag_is_refused(
     assert service.get(Kind.ENDPOINT, endpoint.id) == endpoint
 
 
-async def test_a_vlan_that_the_uplink_tags_is_taken(service: HnsService, switch: FakeSwitch) -> None:
-    switch.with_facts(uplink_vlan=7)
+@pytest.mark.parametrize("uplink_vlan", [0, 7])
+async def test_a_network_is_one_vlan(service: HnsService, switch: FakeSwitch, uplink_vlan: int) -> None:
+    """That of its policy or its subnets', by whom ever the tag is put on; another one is another network's."""
+    switch.with_facts(uplink_vlan=uplink_vlan)
     made = await service.create(Kind.NETWORK, on_subnet(bridge(policies=(VLAN_7,))))
     endpoint = await service.create(Kind.ENDPOINT, Endpoint(network_id=made.id, policies=(VLAN_7,)))
+    if not uplink_vlan:
+        eight = VLAN(isolation_id=8)
+        refused = pytest.raises(HcnError, match=r"Settings\.IsolationId: VLAN 8: the network is VLAN 7")
+        with refused as caught:
+            await service.create(Kind.ENDPOINT, Endpoint(network_id=made.id, policies=(eight,)))
+        assert caught.value.code is HcnCode.INVALID_POLICY
+        with pytest.raises(HcnError, match="VLAN 7: the network is VLAN 8"):
+            await service.create(Kind.NETWORK, replace(on_subnet(bridge(policies=(eight,))), name="other"))
+        plain = await service.create(Kind.NETWORK, replace(bridge(), name="plain"))
+        with pytest.raises(HcnError, match="VLAN 7: the network is no VLAN"):
+            await service.create(Kind.ENDPOINT, Endpoint(network_id=plain.id, policies=(VLAN_7,)))
     switch.with_facts(uplink_vlan=0)
     # What is there stays, whatever the uplink has become.
     await service.modify(Kind.NETWORK, made.id, added(NetAdapterName(network_adapter_name="eth0")))
     kept = service.get(Kind.ENDPOINT, endpoint.id)
     assert isinstance(kept, Endpoint)
     assert VLAN_7 in kept.policies
+
+
+async def test_vlans_may_have_the_same_subnets(service: HnsService, switch: FakeSwitch) -> None:
+    """They are others behind another tag, but not behind the same one, nor when the tags are taken away."""
+    made = [
+        await service.create(Kind.NETWORK, replace(bridge(policies=policies), name=name))
+        for name, policies in (("plain", ()), ("seven", (VLAN_7,)), ("eight", (VLAN(isolation_id=8),)))
+    ]
+    clash = pytest.raises(HcnError, match="overlaps")
+    with clash as caught:
+        await service.create(Kind.NETWORK, replace(bridge(policies=(VLAN_7,)), name="seven too"))
+    assert caught.value.code is HcnCode.INVALID_SUBNET
+    with clash:
+        reset = ModifySettingRequest(request_type=RequestType.RESET, settings=PolicySettings())
+        await service.modify(Kind.NETWORK, made[1].id, reset)
+
+
+async def test_nothing_is_translated_to_the_node_in_a_vlan(service: HnsService) -> None:
+    made = await service.create(Kind.NETWORK, bridge(policies=(VLAN_7,)))
+    refused = pytest.raises(HcnError, match=r"Settings\.VirtualIP: OutBoundNAT needs one in VLAN 7")
+    with refused as caught:
+        await service.create(Kind.ENDPOINT, Endpoint(network_id=made.id, policies=(OutBoundNAT(),)))
+    assert caught.value.code is HcnCode.INVALID_POLICY
+    endpoint = await service.create(Kind.ENDPOINT, Endpoint(network_id=made.id))
+    with refused:
+        await service.modify(Kind.ENDPOINT, endpoint.id, added(OutBoundNAT()))
+    await service.modify(Kind.ENDPOINT, endpoint.id, added(OutBoundNAT(virtual_ip="10.1.0.200")))
 
 
 async def test_an_overlay_has_no_vlan(service: HnsService, switch: FakeSwitch) -> None:

@@ -22,9 +22,9 @@ from samewire.trace.context import TraceRun
 from samewire.trace.model import TraceAnswer
 from samewire.trace.probe import tuple_view
 from samewire.vfp.address import ZERO, parse_address, parse_prefix
-from samewire.vfp.constants import Arrival, Fate
+from samewire.vfp.constants import VLAN, Arrival, Fate
 from samewire.vfp.model import ProxyRule
-from samewire.vfp.tables import Id, Port, TraceStep
+from samewire.vfp.tables import Id, Port, TraceStep, Vni
 from tests.support.hcn import FakeSwitch
 from tests.support.tools import (
     CLIENT_ID,
@@ -203,9 +203,19 @@ async def test_other_arrivals(
     assert answer.arrival == arrival
     assert answer.disagreement == ""
     packed = parse_address("192.168.1.11").packed
-    assert node.runs == [(frame, number, ifindex, 4096, 4, packed)]
+    assert node.runs == [(frame, number, ifindex, 0 if arrival == "uplink" else 4096, 4, packed)]
     assert answer.fate == ("stack" if arrival == "uplink" else "port")
     assert answer.origin is None
+
+
+async def test_an_arrival_with_a_tag(node: FakeNode, client: AsyncHnsClient) -> None:
+    """Beside the frame, as the kernel has it."""
+    node.content = {**node.content, "sw_vnis": {Id(VLAN | 7): Vni(1)}}
+    frame = probe("10.244.2.9", "10.244.1.5")
+    answer = await ask(client, arrival="uplink", vlan=7, frame=frame.hex())
+    assert node.runs == [(frame, Arrival.UPLINK, UPLINK, VLAN | 7, 4, bytes(16))]
+    assert answer.disagreement == ""
+    assert answer.steps[0].matched == "VLAN 7 is network 1's"
 
 
 @pytest.mark.parametrize(

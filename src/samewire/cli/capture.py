@@ -49,7 +49,8 @@ def capture(socket: str, pod: str, file: str | None, count: int | None, seconds:
         with _destination(file, interface, info, source) as sink:
             taken = _run(source, sink, count, seconds)
         _, lost = source.statistics()
-    click.echo(f"{taken} packets of {info.label} ({interface}){f', {lost} lost' if lost else ''}", err=True)
+    where = f"{interface}, VLAN {info.vlan} on the uplink" if info.vlan else interface
+    click.echo(f"{taken} packets of {info.label} ({where}){f', {lost} lost' if lost else ''}", err=True)
 
 
 def _find(socket: str, pod: str) -> EndpointInfo:
@@ -90,7 +91,13 @@ def _destination(
 
 
 def _writer(target: IO[bytes], interface: str, info: EndpointInfo) -> Sink:
-    target.write(pcapng.header(interface, f"{info.label} in {info.network}", f"endpoint {info.id}"))
+    target.write(
+        pcapng.header(
+            interface,
+            f"{info.label} in {info.network}{f', VLAN {info.vlan}' if info.vlan else ''}",
+            f"endpoint {info.id}",
+        )
+    )
 
     def write(packet: CapturedPacket) -> None:
         direction = pcapng.Direction.OUTBOUND if packet.outgoing else pcapng.Direction.INBOUND

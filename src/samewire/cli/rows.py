@@ -175,12 +175,12 @@ def _subnets(network: Json) -> list[Json]:
     return [subnet for ipam in network.get("Ipams", ()) for subnet in ipam.get("Subnets", ())]
 
 
-def _vni(network: Json) -> str:
+def _isolation(network: Json, kind: str) -> str:
     numbers = {
         policy["Settings"]["IsolationId"]
-        for subnet in _subnets(network)
-        for policy in subnet.get("Policies", ())
-        if policy["Type"] == "VSID"
+        for value in (network, *_subnets(network))
+        for policy in value.get("Policies", ())
+        if policy["Type"] == kind
     }
     return _join(map(str, sorted(numbers)))
 
@@ -207,7 +207,8 @@ NETWORKS: Final = View(
         Column("NAME", _field("Name")),
         Column("TYPE", _field("Type")),
         Column("SUBNETS", lambda value: _join(s.get("IpAddressPrefix", "") for s in _subnets(value))),
-        Column("VNI", _vni),
+        Column("VNI", lambda value: _isolation(value, "VSID")),
+        Column("VLAN", lambda value: _isolation(value, "VLAN"), wide=True),
         Column("GATEWAYS", _gateways, wide=True),
         Column("REMOTE SUBNETS", _remote_subnets, wide=True),
         Column("POLICIES", _policies, wide=True),

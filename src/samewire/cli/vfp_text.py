@@ -26,6 +26,7 @@ def port_fields(port: Json) -> Mapping[str, object]:
         "  Network": endpoint.get("network", ""),
         "  MAC address": port["mac"],
         "  Addresses": ", ".join(port["addresses"]),
+        "  VLAN": port["vlan"] or "",
         "  Flags": ", ".join(port["flags"]),
         "  Generation": port["generation"],
     }

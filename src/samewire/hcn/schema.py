@@ -13,7 +13,7 @@ from typing import Final
 
 from samewire.hcn.base import U8, U16, U32, SchemaVersion, Wire
 from samewire.hcn.loadbalancers import LoadBalancer
-from samewire.hcn.policies import VSID, Policy, first, parse_prefix
+from samewire.hcn.policies import VLAN, VSID, Policy, first, parse_prefix
 
 
 class Kind(enum.StrEnum):
@@ -194,6 +194,12 @@ class Network(Wire, frozen=True, kw_only=True):
     def vni(self) -> int:
         """The VXLAN network identifier of an overlay network (all subnets have the same), or 0."""
         return next((subnet.vni for subnet in self.subnets if subnet.vni), 0)
+
+    @property
+    def vlan(self) -> int:
+        """The VLAN of the network, by its policies or a subnet's, or 0."""
+        lists = (self.policies, *(subnet.policies for subnet in self.subnets))
+        return next((found.isolation_id for found in (first(one, VLAN) for one in lists) if found), 0)
 
     def subnet_of(self, ip: str) -> Subnet | None:
         """Return the subnet that contains an address, or None."""

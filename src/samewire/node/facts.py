@@ -41,7 +41,7 @@ class Uplink(msgspec.Struct, frozen=True, kw_only=True):
 
     ``addresses``: the uplink's own with their prefix lengths, main ones first, then those of other interfaces as
     host addresses (their subnets are not behind the uplink). ``local_prefixes``: what is in use on the node, for
-    choosing a free subnet.
+    choosing a free subnet. ``vlan``: the tag of its frames (0: none); ``vlans``: those of the node's devices on it.
     """
 
     name: str = ""
@@ -49,6 +49,7 @@ class Uplink(msgspec.Struct, frozen=True, kw_only=True):
     mac: bytes = bytes(6)
     mtu: int = DEFAULT_MTU
     vlan: int = 0
+    vlans: tuple[int, ...] = ()
     addresses: tuple[Prefix, ...] = ()
     gateways: tuple[Address, ...] = ()
     local_prefixes: tuple[str, ...] = ()
@@ -101,6 +102,11 @@ def choose_uplink(
         mac=nic.mac,
         mtu=nic.mtu,
         vlan=nic.vlan,
+        vlans=tuple(
+            sorted(
+                {link.vlan for link in by_index.values() if link.vlan and link.peer_ifindex == nic.ifindex}
+            )
+        ),
         addresses=own,
         gateways=tuple(gateways[family] for family in FAMILIES if family in gateways),
         local_prefixes=prefixes,
@@ -129,6 +135,8 @@ def node_facts(config: NodeConfig, uplink: Uplink, devices: Devices) -> NodeFact
         csum_ipv6=has_csum_ipv6(),
         acl_allow_unmatched=config.acl_unmatched == "allow",
         netns=netns_cookie() & 0xFFFFFFFF,
+        uplink_vlan=uplink.vlan,
+        vlans=uplink.vlans,
     )
 
 

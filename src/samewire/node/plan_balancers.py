@@ -72,7 +72,7 @@ def _plan(network: Network | None, facts: NodeFacts) -> NetworkPlan | None:
 
 def _rest(plan: NetworkPlan | None) -> tuple[object, ...]:
     """What matters to load balancers beside the prefixes."""
-    return () if plan is None else (plan.host_port, plan.subnets, plan.vni)
+    return () if plan is None else (plan.host_port, plan.subnets, plan.vni, plan.vlan)
 
 
 def _prefixes(plan: NetworkPlan | None) -> set[Prefix]:

@@ -87,7 +87,12 @@ class Watcher:
                 elif ifindex in (*self._own(), node.uplink.ifindex):
                     self._changed.set()
             case LinkNew(link):
-                if link.ifindex in (*self._own(), node.uplink.ifindex) or not node.uplink.ifindex:
+                of_uplink = link.vlan and link.peer_ifindex == node.uplink.ifindex
+                if (
+                    link.ifindex in (*self._own(), node.uplink.ifindex)
+                    or of_uplink
+                    or not node.uplink.ifindex
+                ):
                     self._was_down |= link.ifindex in self._own() and not link.up
                     self._changed.set()
                 elif node.switch.ports.endpoint_of(link.ifindex) and not link.up:

@@ -35,6 +35,7 @@ from samewire.vfp.acl_names import AclNames
 from samewire.vfp.address import address_text, mac_text
 from samewire.vfp.constants import (
     SCOPE_UPLINK,
+    VLAN_ID,
     Arrival,
     Choice,
     Fate,
@@ -112,7 +113,7 @@ def _scope(tables: Entries, arrived: Arrived, received: Parsed) -> int:
     if arrived.arrival == Arrival.POD:
         port = _port(tables, arrived.ifindex)
         return port.scope if port else SCOPE_UPLINK
-    if arrived.arrival == Arrival.TUNNEL:
+    if arrived.arrival == Arrival.TUNNEL or (arrived.arrival == Arrival.UPLINK and arrived.vni):
         vni = tables.get("sw_vnis", {}).get(Id(arrived.vni))
         return vni.scope if isinstance(vni, Vni) else SCOPE_UPLINK
     if arrived.arrival == Arrival.HOST:
@@ -155,7 +156,9 @@ def _with_target(
         )
         return replace(answer, tunnel=view)
     towards = nexthop_address(hop, packet.family, final.destination)
-    return replace(answer, uplink=UplinkView(interface=node.interface(hop.ifindex), next_hop=towards))
+    return replace(
+        answer, uplink=UplinkView(interface=node.interface(hop.ifindex), next_hop=towards, vlan=hop.vni)
+    )
 
 
 def _hop(tables: Entries, steps: Sequence[TraceStep], fate: int) -> Nexthop | None:
@@ -225,6 +228,9 @@ def _passed_before(tables: Entries, arrived: Arrived, packet: Packet) -> Iterato
         yield StepView(
             layer="decap", verdict="pass", matched=f"VNI {arrived.vni} is network {packet.scope}'s"
         )
+    elif arrived.vni:
+        text = f"VLAN {arrived.vni & VLAN_ID} is network {packet.scope}'s"
+        yield StepView(layer="decap", verdict="pass", matched=text)
 
 
 def _verdict(step: TraceStep) -> str:

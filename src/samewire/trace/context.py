@@ -30,7 +30,7 @@ class EndpointInfo(Struct, frozen=True, kw_only=True):
 
     ``name`` is ``namespace/pod`` where a container runtime told it. ``port`` and ``host_interface`` are those of
     the host end, 0 and "" when it is not attached or remote; ``port_name`` is what a PortName policy calls that port;
-    ``state`` is the HCN state.
+    ``state`` is the HCN state; ``vlan`` the network's VLAN on the uplink, 0 for none.
     """
 
     id: str
@@ -49,6 +49,7 @@ class EndpointInfo(Struct, frozen=True, kw_only=True):
     container_id: str = ""
     remote: bool = False
     state: int = 0
+    vlan: int = 0
 
     @property
     def label(self) -> str:
@@ -152,4 +153,5 @@ def _describe(view: StoreView, endpoint: Endpoint, port: PortInfo | None) -> End
         container_id=endpoint.container_id,
         remote=endpoint.is_remote,
         state=int(state_of(view, endpoint)),
+        vlan=network.vlan if network else 0,
     )

@@ -86,7 +86,7 @@ def _onward(hop: TraceAnswer, peers: Mapping[str, str], nodes: Nodes) -> tuple[s
         return socket, TraceRequest(arrival="tunnel", vni=tunnel.vni, tunnel_source=source, frame=hop.frame)
     if hop.fate == "uplink" and hop.uplink is not None:
         found = _behind(hop.uplink.next_hop, hop.sent.destination, peers, nodes)
-        return (found, TraceRequest(arrival="uplink", frame=hop.frame)) if found else ""
+        return (found, TraceRequest(arrival="uplink", vlan=hop.uplink.vlan, frame=hop.frame)) if found else ""
     return ""
 
 

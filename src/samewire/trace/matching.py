@@ -137,6 +137,8 @@ def _leads_to(tables: Entries, route: Route) -> str:
     via = "on-link" if hop.address == ZERO else f"via {address_text(hop.family, hop.address)}"
     if route.kind == RouteKind.TUNNEL:
         return f"{via} in VXLAN {hop.vni}, MTU {hop.mtu}"
+    if hop.vni:
+        return f"is in VLAN {hop.vni} on the uplink, MTU {hop.mtu}"
     return f"{via} on the uplink, MTU {hop.mtu}"
 
 

@@ -29,7 +29,8 @@ class TraceRequest(
 
     From a pod (``arrival`` "pod"): ``from`` names an endpoint (id, name, address, interface), the probe is built
     from ``to``, ``port``, ``protocol`` and ``source_port`` (0 = one that no flow has). Other arrivals: ``frame`` is
-    what arrives there; from the tunnel with its ``vni`` and the sender's provider address.
+    what arrives there; from the tunnel with its ``vni`` and the sender's provider address, on the uplink with the
+    ``vlan`` of its tag (0: none), which is not in ``frame``.
     """
 
     origin: str = ""
@@ -39,6 +40,7 @@ class TraceRequest(
     source_port: PortNumber = 0
     arrival: ArrivalName = "pod"
     vni: Annotated[int, Meta(ge=0, le=0xFFFFFF)] = 0
+    vlan: Annotated[int, Meta(ge=0, le=0xFFF)] = 0
     tunnel_source: str = ""
     frame: Annotated[str, Meta(max_length=20000, pattern="^([0-9A-Fa-f]{2})*$")] = ""
 
@@ -83,10 +85,13 @@ class TunnelView(Struct, frozen=True, kw_only=True):
 
 
 class UplinkView(Struct, frozen=True, kw_only=True):
-    """The way out of the node: the device, and the next hop's address (the destination itself when on-link)."""
+    """The way out of the node: the device, and the next hop's address (the destination itself when on-link). ``vlan``:
+    the tag, 0 for none; with one it is the endpoint that knows the next hop.
+    """
 
     interface: str
     next_hop: str
+    vlan: int = 0
 
 
 class TraceAnswer(Struct, frozen=True, kw_only=True):
@@ -127,6 +132,7 @@ class PortRow(Struct, frozen=True, kw_only=True):
     mac: str
     addresses: tuple[str, ...]
     endpoint: EndpointInfo | None
+    vlan: int = 0
     layers: tuple[LayerView, ...] = ()
 
 

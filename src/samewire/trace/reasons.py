@@ -179,6 +179,11 @@ REASONS: Final[Mapping[Reason, Explanation]] = {
         "Give the load balancer a SourceVIP in the pod network of this node: `samewire get services -o "
         "wide`.",
     ),
+    Reason.OTHER_VLAN: Explanation(
+        "A frame with the tag of a VLAN that is neither a network's nor a device's of this node.",
+        "Expected where the uplink's switch port carries more VLANs than this node needs. Otherwise compare "
+        "the network's VLAN policy with that port: `samewire get networks -o wide`.",
+    ),
 }
 
 

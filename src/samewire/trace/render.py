@@ -105,7 +105,8 @@ def _end(hop: TraceAnswer) -> str:
     if hop.tunnel is not None:
         return f"sent to node {hop.tunnel.provider_address} in VXLAN {hop.tunnel.vni}"
     if hop.uplink is not None:
-        return f"leaves {hop.node} by {hop.uplink.interface}, next hop {hop.uplink.next_hop}"
+        vlan = f" in VLAN {hop.uplink.vlan}" if hop.uplink.vlan else ""
+        return f"leaves {hop.node} by {hop.uplink.interface}{vlan}, next hop {hop.uplink.next_hop}"
     return f"leaves {hop.node}"
 
 

@@ -21,7 +21,7 @@ from samewire.trace.model import TraceAnswer, TraceRequest
 from samewire.trace.names import find_endpoint
 from samewire.trace.probe import ACK, PROTOCOLS, SYN, Probe, build
 from samewire.vfp.address import IPV4, ZERO, Address, address_text, parse_address
-from samewire.vfp.constants import TICK_SHIFT, Arrival
+from samewire.vfp.constants import TICK_SHIFT, VLAN, Arrival, PortFlag
 from samewire.vfp.layers_proxy import proxy_note
 from samewire.vfp.model import Entries
 from samewire.vfp.simulate import Simulator
@@ -32,6 +32,7 @@ from samewire.vfp.tables import Config, Id, Port
 _FIRST_PORT: Final = 40000
 _PORTS_TRIED: Final = 9000
 _ATTEMPTS: Final = 3
+_FOUND_MAC: Final = b"\x02\0\0\0\0\x01"  # stands for what a pod in a VLAN has found by ARP or ND
 _TABLES: Final = (
     "sw_config",
     "sw_ports",
@@ -167,7 +168,7 @@ def _prepare_pod(wanted: TraceRequest, source: EndpointInfo, tables: Entries) ->
     ends, known = _choose_port(tables, port.scope, family, protocol, ends)
     probe = Probe(
         source_mac=port.mac,
-        destination_mac=port.gateway_mac,
+        destination_mac=_FOUND_MAC if port.flags & PortFlag.TAGGED else port.gateway_mac,
         source=own,
         destination=destination,
         protocol=protocol,
@@ -202,8 +203,9 @@ def _prepare_frame(wanted: TraceRequest, tables: Entries) -> _Prepared:
         raise Conflict("the switch has no configuration yet")
     frame = bytes.fromhex(wanted.frame)
     packet = parse_frame(frame)
+    tag = wanted.vlan and VLAN | wanted.vlan
     arrival, ifindex, scope = {
-        "uplink": (Arrival.UPLINK, config.uplink_ifindex, 0),
+        "uplink": (Arrival.UPLINK, config.uplink_ifindex, _scope_of_vni(tables, tag)),
         "tunnel": (Arrival.TUNNEL, config.tunnel_ifindex, _scope_of_vni(tables, wanted.vni)),
         "host": (Arrival.HOST, config.host_peer_ifindex, 0),
     }[wanted.arrival]
@@ -211,7 +213,9 @@ def _prepare_frame(wanted: TraceRequest, tables: Entries) -> _Prepared:
         raise Conflict(f"this node has no device for the {wanted.arrival}")
     key, _ = make_key(packet.tuple, scope, packet.family, packet.protocol)
     source = parse_address(wanted.tunnel_source, "tunnel_source") if wanted.tunnel_source else None
-    arrived = Arrived(arrival=arrival, ifindex=ifindex, frame=frame, vni=wanted.vni)
+    arrived = Arrived(
+        arrival=arrival, ifindex=ifindex, frame=frame, vni=tag if arrival == Arrival.UPLINK else wanted.vni
+    )
     return _Prepared(arrived, source or Address(IPV4, ZERO), key in tables.get("sw_flows", {}))
 
 

@@ -62,7 +62,7 @@ class _Views:
 
     async def ports(self, request: web.Request) -> web.Response:
         _check_parameters(request, "endpoint")
-        rows = port_rows(await self._read("sw_config", "sw_ports"), self._names())
+        rows = port_rows(await self._read("sw_config", "sw_ports", "sw_vnis"), self._names())
         query = request.query.get("endpoint", "")
         if query in _SPECIAL:
             rows = [row for row in rows if row.kind == query]

@@ -185,6 +185,7 @@ def _port_row(view: PortView, names: Names, layers: bool) -> PortRow:
         mac=view.mac,
         addresses=view.addresses,
         endpoint=names.endpoint(view.id),
+        vlan=view.vlan,
         layers=view.layers if layers else (),
     )
 

@@ -49,6 +49,9 @@ SCOPE_UPLINK: Final = 0
 SCOPE_HOST: Final = 0xFFFF
 SCOPE_OUTSIDE: Final = 0xFFFE
 SCOPE_ANY: Final = 0xFFFD
+VLAN: Final = 0x1000000
+VLAN_NODE: Final = 0x2000000
+VLAN_ID: Final = 0xFFF
 TICK_SHIFT: Final = 30
 TICK_S: Final = (1 << TICK_SHIFT) / 1e9
 
@@ -134,6 +137,7 @@ class Reason(IntEnum):
     SOURCE_RANGE = 25
     BACKEND_GONE = 26
     NO_SOURCE = 27
+    OTHER_VLAN = 28
 
 
 class RouteKind(IntEnum):
@@ -198,6 +202,7 @@ class PortFlag(IntFlag):
     NO_GUARD = 16
     NAT_EXPLICIT = 32
     SOURCE_MAC = 64
+    TAGGED = 128
 
 
 class RouteFlag(IntFlag):

@@ -15,10 +15,11 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from samewire.vfp.constants import VLAN, VLAN_ID
 from samewire.vfp.model import Entries
 from samewire.vfp.record import Record
 from samewire.vfp.render import Json, entry_json, record_text
-from samewire.vfp.tables import TABLES, AclSpace, Bucket, Port
+from samewire.vfp.tables import TABLES, AclSpace, Bucket, Id, Port
 
 # Compiled tables, the pointed-at before the pointing.
 PUT_ORDER: Final = (
@@ -62,7 +63,7 @@ class Put(msgspec.Struct, frozen=True):
     def describe(self) -> str:
         """One line for people."""
         family = getattr(self.key, "family", 0)
-        return f"+ {self.table} {record_text(self.key)} -> {record_text(self.value, family)}"
+        return f"+ {self.table} {_key_text(self.table, self.key)} -> {record_text(self.value, family)}"
 
     def to_json(self) -> dict[str, Json]:
         """For ``samewire diff -o json``."""
@@ -77,11 +78,17 @@ class Remove(msgspec.Struct, frozen=True):
 
     def describe(self) -> str:
         """One line for people."""
-        return f"- {self.table} {record_text(self.key)}"
+        return f"- {self.table} {_key_text(self.table, self.key)}"
 
     def to_json(self) -> dict[str, Json]:
         """For ``samewire diff -o json``."""
         return {"operation": "remove", "table": self.table, **entry_json(self.key, None)}
+
+
+def _key_text(table: str, key: Record) -> str:
+    if table == "sw_vnis" and type(key) is Id and key.value >= VLAN:
+        return f"vlan {key.value & VLAN_ID}"
+    return record_text(key)
 
 
 Operation: TypeAlias = Put | Remove

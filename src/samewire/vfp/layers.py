@@ -23,6 +23,8 @@ from samewire.vfp.constants import (
     SCOPE_HOST,
     SCOPE_OUTSIDE,
     SCOPE_UPLINK,
+    VLAN,
+    VLAN_ID,
     NatAction,
     NatFlag,
     PortFlag,
@@ -90,7 +92,9 @@ class LayerView(msgspec.Struct, frozen=True):
 
 
 class PortView(msgspec.Struct, frozen=True):
-    """One port. ``kind``: pod, uplink, tunnel or host; ``scope`` is that of a pod's network."""
+    """One port. ``kind``: pod, uplink, tunnel or host; ``scope`` is that of a pod's network, ``vlan`` the tag of its
+    frames on the uplink (0: none).
+    """
 
     id: int
     kind: str
@@ -100,6 +104,7 @@ class PortView(msgspec.Struct, frozen=True):
     mac: str
     addresses: tuple[str, ...]
     layers: tuple[LayerView, ...]
+    vlan: int = 0
 
 
 def all_ports(tables: Entries) -> list[PortView]:
@@ -173,7 +178,16 @@ def _pod(tables: Entries, number: int, port: Port, index: AclIndex, names: AclNa
         mac=mac_text(port.mac),
         addresses=tuple(_addresses(port)),
         layers=layers,
+        vlan=vlan_of(tables, port.scope),
     )
+
+
+def vlan_of(tables: Entries, scope: int) -> int:
+    """The VLAN that a scope is, 0 for none."""
+    if scope == SCOPE_UPLINK:
+        return 0
+    tags = (key.value for key, value in _rows(tables, "sw_vnis", Id, Vni) if value.scope == scope)
+    return next((tag & VLAN_ID for tag in tags if tag & VLAN), 0)
 
 
 def _services(tables: Entries, scope: int) -> tuple[RuleView, ...]:
@@ -181,7 +195,13 @@ def _services(tables: Entries, scope: int) -> tuple[RuleView, ...]:
 
 
 def _uplink(tables: Entries) -> tuple[LayerView, ...]:
+    tags = [(key.value, value.scope) for key, value in _rows(tables, "sw_vnis", Id, Vni) if key.value & VLAN]
+    vlans = tuple(
+        RuleView(tag & VLAN_ID, 0, (f"vlan {tag & VLAN_ID}",), f"scope {scope}; untag for its endpoints")
+        for tag, scope in sorted(tags)
+    )
     return (
+        LayerView("DECAP", (GroupView("VLAN_IN", "in", "exact", vlans),)),
         LayerView("LB", (GroupView("LB_IN", "in", "exact", _services(tables, SCOPE_OUTSIDE)),)),
         LayerView("PORTMAP", (GroupView("PORTMAP_IN", "in", "exact", _portmaps(tables, None)),)),
         LayerView("ROUTE", (GroupView("ROUTE_IN", "in", "lpm", _routes(tables, SCOPE_UPLINK)),)),
@@ -189,7 +209,8 @@ def _uplink(tables: Entries) -> tuple[LayerView, ...]:
 
 
 def _tunnel(tables: Entries) -> tuple[LayerView, ...]:
-    rules = sorted((key.value, value.scope) for key, value in _rows(tables, "sw_vnis", Id, Vni))
+    vnis = [(key.value, value.scope) for key, value in _rows(tables, "sw_vnis", Id, Vni)]
+    rules = sorted((vni, scope) for vni, scope in vnis if vni < VLAN)
     views = tuple(RuleView(vni, 0, (f"vni {vni}",), f"decap, scope {scope}") for vni, scope in rules)
     return (LayerView("DECAP", (GroupView("DECAP_IN", "in", "exact", views),)),)
 
@@ -318,6 +339,8 @@ def _route_action(route: Route, hop: Record | None) -> str:
     via = "on-link" if hop.address == ZERO else address_text(hop.family, hop.address)
     if route.kind == RouteKind.TUNNEL:
         return f"encap vxlan vni {hop.vni} to {via}, inner mac {mac_text(hop.mac)}, mtu {hop.mtu}{ttl}"
+    if hop.vni:
+        return f"uplink in vlan {hop.vni}, by the mac that the endpoint has found, mtu {hop.mtu}"
     return f"uplink via {via}, mtu {hop.mtu}{ttl}"
 
 

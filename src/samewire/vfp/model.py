@@ -29,8 +29,8 @@ class Numbers(Protocol):
 
     Kinds and keys that the compiler asks for:
 
-    - ``scope``: network id -> 1..65534
-    - ``nexthop``: ``uplink/gateway/4``, ``uplink/onlink/6``, ``uplink/via/<address>``,
+    - ``scope``: network id, ``vlan/<id>`` -> 1..65534
+    - ``nexthop``: ``uplink/gateway/4``, ``uplink/onlink/6``, ``uplink/via/<address>``, ``uplink/vlan/<id>``,
       ``tunnel/<network id>/<prefix>``, ``endpoint/<endpoint id>`` -> >= 1
     - ``nat``: ``<digest>`` -> >= 1
     """
@@ -47,7 +47,8 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     the main address of each family first, without those that Samewire itself put on samewire0; ``gateways``
     the default gateways, at most one a family. ``events``: somebody reads drop events; ``checksum_outer``:
     UDP checksums on IPv4 tunnels; ``acl_allow_unmatched``: what an endpoint's ACL rules leave open passes; ``netns``:
-    low half of the cookie of the node's network namespace, 0 = unknown.
+    low half of the cookie of the node's network namespace, 0 = unknown. ``uplink_vlan``: the VLAN with which the uplink
+    tags its frames itself, 0 = none; ``vlans``: those of the node's own devices on it.
     """
 
     name: str
@@ -71,6 +72,8 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     checksum_outer: bool = False
     acl_allow_unmatched: bool = False
     netns: int = 0
+    uplink_vlan: int = 0
+    vlans: tuple[int, ...] = ()
 
     def address(self, family: int) -> bytes:
         """The node's main address of that family, packed; zero when it has none."""

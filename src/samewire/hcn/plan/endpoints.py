@@ -25,7 +25,7 @@ from samewire.hcn.plan.macs import choose_mac
 from samewire.hcn.plan.mapped_ports import with_ports
 from samewire.hcn.plan.members import routes_without, without_endpoints
 from samewire.hcn.plan.policies import add_policies, check_sets, remove_policies
-from samewire.hcn.plan.uplink import check_constraint, check_vlans
+from samewire.hcn.plan.uplink import check_constraint, check_translation, check_vlans
 from samewire.hcn.policies import Policy, PortMapping, SDNRoute, mapping_family, select
 from samewire.hcn.schema import Endpoint, Kind, Namespace, NamespaceType, Network, NetworkType
 from samewire.hcn.state import View
@@ -61,6 +61,7 @@ def prepare_endpoint(context: Context, endpoint: Endpoint) -> tuple[Endpoint, li
     _check_remote(endpoint)
     _check_private(network, endpoint.policies)
     check_vlans(network, endpoint.policies, context.facts)
+    check_translation(network, endpoint.policies, context.facts)
     check_constraint(endpoint.policies, context.facts)
     check_sets(network, endpoint.policies, "$.Policies")
     endpoint = fill_addresses(context.pool, context.view, network, context.facts, endpoint)
@@ -95,6 +96,7 @@ def modify_endpoint(context: Context, endpoint_id: str, request: ModifySettingRe
         network = get_network(context.view, before.network_id)
         _check_private(network, given)
         check_vlans(network, given, context.facts)
+        check_translation(network, given, context.facts)
         check_constraint(given, context.facts)
         check_sets(network, given, "$.Settings.Policies")
     after = _replace(before, policies=policies)

@@ -21,7 +21,7 @@ from samewire.hcn.normalise_policies import Scope
 from samewire.hcn.plan.context import Context, get_network, modified
 from samewire.hcn.plan.networks import check_adapter, check_clashes, stamped, with_gateways
 from samewire.hcn.plan.policies import add_policies, check_sets, put_policies, remove_policies
-from samewire.hcn.plan.uplink import check_source_mac, check_vlans, vlans_of
+from samewire.hcn.plan.uplink import check_source_mac, check_translation, check_vlans, tag_of, vlans_of
 from samewire.hcn.policies import (
     AclRule,
     HostRoute,
@@ -55,9 +55,13 @@ def modify_network(context: Context, network_id: str, *requests: ModifySettingRe
             raise HcnError(HcnCode.REQUEST_UNSUPPORTED, "$.ResourceType: not one of a network")
         if request.request_type is not RequestType.REFRESH:
             after = stamped(change(context, after, request.request_type, request.settings), context.facts)
-    known = vlans_of(before)
+    known = vlans_of(before) if after.vlan == before.vlan else ()
     check_vlans(after, (policy for policy in vlans_of(after) if policy not in known), context.facts)
     check_source_mac(after)
+    if tag_of(after, context.facts) != tag_of(before, context.facts):
+        check_clashes(context.view, after, context.facts)
+        for endpoint in context.view.endpoints_of_network(after.id):
+            check_translation(after, endpoint.policies, context.facts)
     return modified(Kind.NETWORK, before, after)
 
 
@@ -93,7 +97,7 @@ def _policies(context: Context, network: Network, how: RequestType, settings: Po
     if how in (RequestType.ADD, RequestType.UPDATE):
         check_sets(after, given, "$.Settings.Policies")
         if first(after.policies, HostRoute) and not first(network.policies, HostRoute):
-            check_clashes(context.view, after)
+            check_clashes(context.view, after, context.facts)
     if how is not RequestType.ADD:
         _refuse_to_lose_sets(context.view, network, after)
     return after
@@ -153,7 +157,7 @@ def _subnets(context: Context, network: Network, how: RequestType, settings: Sub
             _with_subnets(network, new) if how is RequestType.ADD else _updated(context.view, network, new)
         )
         after = with_gateways(after)
-        check_clashes(context.view, after)
+        check_clashes(context.view, after, context.facts)
     check_subnets(after)
     return after
 

@@ -12,7 +12,7 @@ from samewire.hcn.normalise import check_network, check_subnet
 from samewire.hcn.plan.context import Context, created, deleted, get_network, modified, refuse_existing
 from samewire.hcn.plan.endpoints import delete_endpoints
 from samewire.hcn.plan.policies import check_sets
-from samewire.hcn.plan.uplink import check_constraint, check_source_mac, check_vlans, vlans_of
+from samewire.hcn.plan.uplink import check_constraint, check_source_mac, check_vlans, tag_of, vlans_of
 from samewire.hcn.policies import (
     DrMacAddress,
     HostRoute,
@@ -61,7 +61,7 @@ def create_network(context: Context, network: Network) -> list[Change]:
     if network.type is NetworkType.NAT and not network.subnets:
         network = _replace(network, ipams=(Ipam(subnets=(_default_subnet(context),)),))
     network = with_gateways(network)
-    check_clashes(context.view, network)
+    check_clashes(context.view, network, context.facts)
     check_adapter(network.policies, context.facts)
     check_vlans(network, vlans_of(network), context.facts)
     check_source_mac(network)
@@ -131,8 +131,10 @@ def _with_gateway(subnet: Subnet) -> Subnet:
     return _replace(subnet, routes=(*subnet.routes, route))
 
 
-def check_clashes(view: View, network: Network) -> None:
-    """Refuse a VNI or a subnet that another network of the node has. Raises HcnError."""
+def check_clashes(view: View, network: Network, facts: NodeFacts) -> None:
+    """Refuse a VNI or a subnet that another network of the node has. In another VLAN it is another subnet. Raises
+    HcnError.
+    """
     for other in view.networks():
         if other.id == network.id:
             continue
@@ -142,7 +144,8 @@ def check_clashes(view: View, network: Network) -> None:
         overlays = network.type is NetworkType.OVERLAY and other.type is NetworkType.OVERLAY
         # The node's own routing table is one: of overlays that it is part of none may have another's subnet.
         tenants = overlays and not (first(network.policies, HostRoute) and first(other.policies, HostRoute))
-        if tenants or network.type in ISOLATED or other.type in ISOLATED:
+        apart = tag_of(network, facts) != tag_of(other, facts)
+        if tenants or apart or network.type in ISOLATED or other.type in ISOLATED:
             continue
         for subnet in network.subnets:
             for theirs in other.subnets:

@@ -1,8 +1,7 @@
 """What policies ask of the node's uplink.
 
-VLAN: the kernel tags what leaves by a VLAN's own interface; the switch itself does not. `bpf_redirect_neigh` asks the
-kernel for the next hop's MAC, and that asks on the interface it sends by: a tag pushed by the switch would have the
-neighbour of the untagged LAN behind it.
+VLAN: the switch tags what leaves and untags what arrives, but for the VLAN whose interface is the node's uplink: there
+the kernel does. A network is one VLAN, with all its subnets and endpoints.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from samewire.hcn.errors import HcnCode, HcnError
-from samewire.hcn.policies import VLAN, InterfaceConstraint, Policy, SourceMacAddress, first
+from samewire.hcn.policies import VLAN, InterfaceConstraint, OutBoundNAT, Policy, SourceMacAddress, first
 from samewire.hcn.schema import Network, NetworkType
 from samewire.hcn.switch import NodeFacts
 
@@ -45,10 +44,16 @@ def check_source_mac(network: Network) -> None:
         )
 
 
+def tag_of(network: Network, facts: NodeFacts) -> int:
+    """The tag that the switch gives the frames of a network, 0 for none."""
+    return network.vlan if network.type in _ON_THE_UNDERLAY and network.vlan != facts.uplink_vlan else 0
+
+
 def check_vlans(network: Network, policies: Iterable[Policy], facts: NodeFacts) -> None:
     """Refuse a VLAN whose tag the frames of this network would not carry. Raises
-    HcnError(INVALID_NETWORK_TYPE, REQUEST_UNSUPPORTED).
+    HcnError(INVALID_NETWORK_TYPE, INVALID_POLICY, REQUEST_UNSUPPORTED).
     """
+    tag = tag_of(network, facts)
     for policy in policies:
         if not isinstance(policy, VLAN):
             continue
@@ -58,10 +63,28 @@ def check_vlans(network: Network, policies: Iterable[Policy], facts: NodeFacts) 
                 f"Settings.IsolationId: VLAN {policy.isolation_id}: a network of type {network.type.value} sends "
                 "no frames of its own to the underlay; a VLAN is for L2Bridge, L2Tunnel and Transparent",
             )
-        if policy.isolation_id != facts.uplink_vlan:
-            here = f"carries VLAN {facts.uplink_vlan}" if facts.uplink_vlan else "is not a VLAN's interface"
+        if facts.uplink_vlan and policy.isolation_id != facts.uplink_vlan:
             raise HcnError(
                 HcnCode.REQUEST_UNSUPPORTED,
-                f"Settings.IsolationId: VLAN {policy.isolation_id}: frames are tagged by the kernel, and the uplink "
-                f"{facts.uplink} {here}; make the interface of VLAN {policy.isolation_id} this node's uplink",
+                f"Settings.IsolationId: VLAN {policy.isolation_id}: the uplink {facts.uplink} is that of VLAN "
+                f"{facts.uplink_vlan}, and there are no tags within tags; make the interface below it the uplink",
+            )
+        if tag != (0 if policy.isolation_id == facts.uplink_vlan else policy.isolation_id):
+            here = f"VLAN {tag}" if tag else "no VLAN"
+            raise HcnError(
+                HcnCode.INVALID_POLICY,
+                f"Settings.IsolationId: VLAN {policy.isolation_id}: the network is {here}, and all that is in it with "
+                "it; a network of its own can have this VLAN",
+            )
+
+
+def check_translation(network: Network, policies: Iterable[Policy], facts: NodeFacts) -> None:
+    """Refuse to translate to the node's address in a VLAN, where it is nobody's. Raises HcnError(INVALID_POLICY)."""
+    tag = tag_of(network, facts)
+    for policy in policies if tag else ():
+        if isinstance(policy, OutBoundNAT) and not policy.virtual_ip:
+            raise HcnError(
+                HcnCode.INVALID_POLICY,
+                f"Settings.VirtualIP: OutBoundNAT needs one in VLAN {tag}: answers to the node's address would not "
+                "come back",
             )

@@ -68,14 +68,14 @@ def onlink_nexthop(family: int, numbers: Numbers) -> int:
     return numbers.number("nexthop", f"uplink/onlink/{family}")
 
 
-def uplink_nexthop(facts: NodeFacts, gateway: Address) -> Nexthop:
-    """A nexthop on the uplink; a zero gateway stands for the packet's own destination."""
+def uplink_nexthop(facts: NodeFacts, gateway: Address, vlan: int = 0) -> Nexthop:
+    """A nexthop on the uplink; a zero gateway stands for the packet's own destination. ``vlan``: with such a tag."""
     return Nexthop(
         kind=RouteKind.UPLINK,
         family=gateway.family,
         mtu=facts.uplink_mtu,
         ifindex=facts.uplink_ifindex,
-        vni=0,
+        vni=vlan,
         address=gateway.packed,
         local=facts.address(gateway.family),
         mac=NO_MAC,

@@ -33,6 +33,7 @@ from samewire.vfp.compile.nat import compile_nat
 from samewire.vfp.compile.plan import Context, NetworkPlan, network_context
 from samewire.vfp.compile.proxy import proxies_translated
 from samewire.vfp.compile.route import sdn_routes
+from samewire.vfp.compile.vlan import answer_for_translated
 from samewire.vfp.constants import SCOPE_UPLINK, PortFlag, RouteKind
 from samewire.vfp.model import Compiled, HostBinding, HostRoute, NodeFacts, Numbers
 from samewire.vfp.tables import Bucket, EndpointKey, Id, Port, Portmap, PortmapKey, SourceMac
@@ -76,14 +77,22 @@ def compile_endpoint(
     _portmaps(builder, endpoint, addresses, scope, port_ifindex)
     if plan.source_mac != NO_MAC:
         builder.put("sw_source_macs", Id(port_ifindex), SourceMac(plan.source_mac))
+    if plan.vlan:
+        answer_for_translated(builder, endpoint.policies, context, _mac_on_wire(plan, mac, facts))
     rate, burst = outgoing_cap(endpoint)
     if rate:
         # Deeper than the shaper in the pod: what that lets pass is not dropped here.
         builder.put("sw_buckets", Id(port_ifindex), Bucket(rate, burst + POLICE_SLACK_BYTES, 0))
     sdn_routes(builder, endpoint.policies, context)
-    binding = _bridged(builder, plan, addresses, mac, facts) if plan.bridged else HostBinding()
+    binding = _bridged(builder, context, addresses, mac) if plan.bridged else HostBinding()
     ports = _unreserved_ports(endpoint)
     return builder.compiled(replace(binding, forwards=builder.forwards, mapped_ports=ports))
+
+
+def _mac_on_wire(plan: NetworkPlan, mac: bytes, facts: NodeFacts) -> bytes:
+    if plan.type is NetworkType.TRANSPARENT:
+        return mac
+    return plan.source_mac if plan.source_mac != NO_MAC else facts.uplink_mac
 
 
 def _unreserved_ports(endpoint: Endpoint) -> tuple[int, ...]:
@@ -117,6 +126,7 @@ def _port(
         | (PortFlag.CAP_OUT if outgoing_cap(endpoint)[0] else 0)
         | (PortFlag.NAT_EXPLICIT if nat_explicit else 0)
         | (PortFlag.SOURCE_MAC if plan.source_mac != NO_MAC else 0)
+        | (PortFlag.TAGGED if plan.vlan else 0)
     )
     return Port(
         generation=generation,
@@ -145,7 +155,7 @@ def _nat_policies(
     if plan.type is NetworkType.NAT and not policies:
         policies.append((len(endpoint.policies) + 1, OutBoundNAT()))
     translated = proxies_translated(network.policies, endpoint.policies)
-    if translated:
+    if translated and not plan.vlan:  # where the node's address is nobody's
         policies.append((len(endpoint.policies) + 2, OutBoundNAT(destinations=translated)))
     return tuple(policies)
 
@@ -170,18 +180,17 @@ def _portmaps(
         builder.put("sw_portmaps", key, Portmap(port, scope, policy.internal_port, own[family]))
 
 
-def _bridged(
-    builder: Builder, plan: NetworkPlan, addresses: tuple[Prefix, ...], mac: bytes, facts: NodeFacts
-) -> HostBinding:
+def _bridged(builder: Builder, context: Context, addresses: tuple[Prefix, ...], mac: bytes) -> HostBinding:
     """An endpoint on the underlay's own subnet: a host route of its own, both here and in the node's stack.
 
     The NIC must let in its multicast groups (neighbour solicitations), and a MAC that is not the NIC's.
     """
+    plan, facts = context.plan, context.facts
     routes: list[HostRoute] = []
     filters: list[bytes] = [mac] if plan.type is NetworkType.TRANSPARENT else []
     for own in addresses:
         prefix = own.address.host_prefix
-        builder.route(SCOPE_UPLINK, prefix, RouteKind.LOCAL)
+        builder.route(context.scope, prefix, RouteKind.LOCAL)
         subnet = plan.subnet_of(own.address)
         if plan.host_port and (subnet is None or subnet.underlay):
             builder.from_host(prefix, SCOPE_UPLINK)
@@ -205,6 +214,8 @@ def _remote_address(builder: Builder, endpoint: Endpoint, address: Address, cont
     """
     plan = context.plan
     mac = parse_mac(endpoint.mac_address, "$.MacAddress") if endpoint.mac_address else NO_MAC
+    if plan.vlan:
+        return  # in the VLAN like any other host: pods ask for its MAC there
     if plan.bridged:
         nexthop = onlink_nexthop(address.family, context.numbers)
         builder.route(context.scope, address.host_prefix, RouteKind.UPLINK, nexthop=nexthop)

@@ -176,8 +176,8 @@ def _preferred(route: LinkRoute) -> Iterator[LinkRoute]:
 
 
 def _neighbours(plan: NetworkPlan, routes: tuple[LinkRoute, ...]) -> tuple[LinkNeighbour, ...]:
-    """All gateways are the switch. On a Transparent network they are real machines, found by ARP and ND."""
-    if plan.type is NetworkType.TRANSPARENT:
+    """All gateways are the switch. On a Transparent network and in a VLAN they are machines, found by ARP and ND."""
+    if plan.type is NetworkType.TRANSPARENT or plan.vlan:
         return ()
     gateways = dict.fromkeys(route.gateway for route in routes if route.gateway is not None)
     return tuple(LinkNeighbour(gateway, plan.gateway_mac) for gateway in gateways)

@@ -14,6 +14,7 @@ from samewire.vfp.compile.builder import Builder
 from samewire.vfp.compile.node import host_routes, underlay_routes
 from samewire.vfp.compile.plan import Context, NetworkPlan, RemoteSubnet, network_context
 from samewire.vfp.compile.route import sdn_routes, subnet_routes
+from samewire.vfp.compile.vlan import compile_vlan
 from samewire.vfp.constants import ROUTE_KEY_BITS, RouteFlag, RouteKind
 from samewire.vfp.model import Compiled, HostBinding, HostRoute, NodeFacts, Numbers
 from samewire.vfp.tables import Id, Neighbour, RouteKey, Vni
@@ -42,6 +43,8 @@ def compile_network(network: Network, facts: NodeFacts, numbers: Numbers) -> Com
             builder.route(scope, subnet.prefix, RouteKind.LOCAL)
         if plan.bound(subnet) and subnet.gateway is not None:
             builder.route(scope, subnet.gateway.host_prefix, RouteKind.HOST)
+    if plan.vlan:
+        compile_vlan(builder, context)
     _vnis(builder, network, scope)
     for prefix in plan.shadowed:
         _remote(builder, _the_remote(plan, prefix), context)

@@ -7,7 +7,7 @@ from typing import Final
 from samewire.vfp.address import ZERO, Address, Prefix
 from samewire.vfp.compile.builder import Builder, gateway_nexthop, onlink_nexthop, uplink_nexthop
 from samewire.vfp.compile.direct import DIRECT_VNI
-from samewire.vfp.constants import LAYOUT_VERSION, SCOPE_UPLINK, TICK_S, ConfigFlag, RouteKind
+from samewire.vfp.constants import LAYOUT_VERSION, SCOPE_UPLINK, TICK_S, VLAN_NODE, ConfigFlag, RouteKind
 from samewire.vfp.model import FAMILIES, Compiled, HostBinding, NodeFacts, Numbers
 from samewire.vfp.tables import Config, Id, Vni
 
@@ -38,6 +38,8 @@ def compile_node(facts: NodeFacts, numbers: Numbers) -> Compiled:
     underlay_routes(builder, SCOPE_UPLINK, facts, numbers, flags=0)
     host_routes(builder, SCOPE_UPLINK, facts)
     builder.put("sw_vnis", Id(DIRECT_VNI), Vni(SCOPE_UPLINK))
+    for vlan in facts.vlans:
+        builder.put("sw_vnis", Id(VLAN_NODE | vlan), Vni(SCOPE_UPLINK))
     binding = HostBinding(reserved_ports=f"{facts.nat_port_low}-{facts.nat_port_high}")
     return Compiled(builder.entries, binding)
 

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, Protocol
 from samewire.hcn.frontends import has_host_port
 from samewire.hcn.schema import Network
 from samewire.vfp.address import IPV4, ZERO, Prefix
-from samewire.vfp.compile.plan import Context, NetworkPlan, network_context
+from samewire.vfp.compile.plan import Context, NetworkPlan, network_context, plan_network
 from samewire.vfp.compile.route import host_prefixes
 from samewire.vfp.constants import SCOPE_UPLINK
 from samewire.vfp.model import FAMILIES, NodeFacts, Numbers
@@ -118,10 +118,15 @@ class Places:
             for one, two in pairs
         )
 
+    def _is_known(self, network: Network) -> bool:
+        return has_host_port(network) and plan_network(network, self._facts).host_port
+
     def _make(self, network_id: str) -> Domain:
         own = self._networks.get(network_id)
         # Tenants' networks are not for everybody: their addresses may mean something else elsewhere.
-        members = [own] if own else [network for network in self._networks.values() if has_host_port(network)]
+        members = (
+            [own] if own else [network for network in self._networks.values() if self._is_known(network)]
+        )
         prefixes: list[tuple[Prefix, Place]] = []
         sources: dict[tuple[int, int], bytes] = {}
         contexts: dict[int, Context] = {}

@@ -30,7 +30,7 @@ WITHOUT_UPLINK: Final = frozenset({NetworkType.INTERNAL, NetworkType.PRIVATE})
 
 
 class SubnetPlan(msgspec.Struct, frozen=True):
-    """One subnet. ``underlay``: it overlaps the node's own subnet, so its gateway is a real router."""
+    """One subnet. ``underlay``: it overlaps the node's own subnet, or is a VLAN's, so its gateway is a real router."""
 
     prefix: Prefix
     gateway: Address | None
@@ -88,7 +88,8 @@ class RemoteSubnets:
 class NetworkPlan(msgspec.Struct, frozen=True):
     """A network, parsed. ``mtu`` is that of its endpoints unless they say otherwise; ``shadowed`` are the prefixes of
     remote subnets to which the network or the node has a route of its own. ``source_mac``: that of its endpoints on the
-    underlay, zero = the uplink's.
+    underlay, zero = the uplink's. ``vlan``: the tag of its frames on the uplink, 0 = none; the node has no part in a
+    VLAN.
     """
 
     id: str
@@ -104,6 +105,7 @@ class NetworkPlan(msgspec.Struct, frozen=True):
     vni: int
     mtu: int
     source_mac: bytes
+    vlan: int = 0
 
     def subnet_of(self, address: Address) -> SubnetPlan | None:
         """The subnet that contains ``address``."""
@@ -163,8 +165,8 @@ def network_context(network: Network, facts: NodeFacts, numbers: Numbers) -> Con
     """The context of a network. Raises ``Invalid``, ``Exhausted`` (65,534 scopes have been used up)."""
     plan = plan_network(network, facts)
     scope = SCOPE_UPLINK
-    if not plan.bridged:
-        scope = numbers.number("scope", network.id)
+    if plan.vlan or not plan.bridged:
+        scope = numbers.number("scope", f"vlan/{plan.vlan}" if plan.vlan else network.id)
         if not SCOPE_UPLINK < scope < SCOPE_HOST:
             raise Exhausted("network scopes", f"number {scope} does not fit 1..{SCOPE_HOST - 1}")
     return Context(plan, scope, facts, numbers)
@@ -204,14 +206,15 @@ def _plan(network: Network, facts: NodeFacts) -> NetworkPlan:
     provider = parse_address(policy.provider_address, "$.Policies") if policy else None
     source = first(network.policies, SourceMacAddress)
     bridged = network.type in BRIDGED
-    subnets, remote = _subnets(network, facts), RemoteSubnets(_remote_subnets(network))
+    vlan = network.vlan if bridged and network.vlan != facts.uplink_vlan else 0
+    subnets, remote = _subnets(network, facts, vlan), RemoteSubnets(_remote_subnets(network))
     own = _own_destinations(network, subnets, facts)
     return NetworkPlan(
         id=network.id,
         type=network.type,
         bridged=bridged,
         uplink=network.type not in WITHOUT_UPLINK,
-        host_port=has_host_port(network),
+        host_port=has_host_port(network) and not vlan,
         gateway_mac=gateway_mac(network.id),
         subnets=subnets,
         provider=provider,
@@ -220,6 +223,7 @@ def _plan(network: Network, facts: NodeFacts) -> NetworkPlan:
         vni=network.vni,
         mtu=facts.uplink_mtu - _overhead(network, provider, facts),
         source_mac=parse_mac(source.source_mac_address, "$.Policies") if source and bridged else NO_MAC,
+        vlan=vlan,
     )
 
 
@@ -247,7 +251,7 @@ def _overhead(network: Network, provider: Address | None, facts: NodeFacts) -> i
     return VXLAN_OVERHEAD[facts.addresses[0].family if facts.addresses else IPV4]
 
 
-def _subnets(network: Network, facts: NodeFacts) -> tuple[SubnetPlan, ...]:
+def _subnets(network: Network, facts: NodeFacts, vlan: int) -> tuple[SubnetPlan, ...]:
     plans = []
     for i, ipam in enumerate(network.ipams):
         for j, subnet in enumerate(ipam.subnets):
@@ -261,7 +265,7 @@ def _subnets(network: Network, facts: NodeFacts) -> tuple[SubnetPlan, ...]:
             shared = network.type in BRIDGED and any(
                 own.network in prefix or prefix in own.network for own in facts.addresses
             )
-            plans.append(SubnetPlan(prefix, gateway, shared))
+            plans.append(SubnetPlan(prefix, gateway, shared or bool(vlan)))
     return tuple(plans)
 
 

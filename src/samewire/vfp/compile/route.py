@@ -25,7 +25,8 @@ from samewire.hcn.schema import Network, NetworkType, Route, SdnRoute
 from samewire.vfp.address import ZERO, Address, Prefix, parse_address, parse_prefix
 from samewire.vfp.compile.builder import Builder, gateway_nexthop, uplink_nexthop
 from samewire.vfp.compile.plan import Context, network_context
-from samewire.vfp.constants import RouteFlag, RouteKind
+from samewire.vfp.compile.vlan import vlan_nexthop
+from samewire.vfp.constants import SCOPE_UPLINK, RouteFlag, RouteKind
 from samewire.vfp.model import Compiled, HostBinding, NodeFacts, Numbers
 from samewire.vfp.tables import Id
 
@@ -36,6 +37,7 @@ class _Target(msgspec.Struct, frozen=True):
     kind: RouteKind
     nexthop: int = 0
     flags: int = 0
+    scope: int = SCOPE_UPLINK
 
 
 _HOST = _Target(RouteKind.HOST)
@@ -99,7 +101,14 @@ def _sdn_route(builder: Builder, entry: SdnRoute | SDNRoute, path: str, context:
 
 
 def _add(builder: Builder, destination: Prefix, target: _Target, context: Context) -> None:
-    builder.route(context.scope, destination, target.kind, nexthop=target.nexthop, flags=target.flags)
+    builder.route(
+        context.scope,
+        destination,
+        target.kind,
+        nexthop=target.nexthop,
+        flags=target.flags,
+        target_scope=target.scope,
+    )
 
 
 def _target(builder: Builder, next_hop: str, destination: Prefix, path: str, context: Context) -> _Target:
@@ -119,6 +128,14 @@ def _target(builder: Builder, next_hop: str, destination: Prefix, path: str, con
         return _Target(RouteKind.TUNNEL, context.remote_nexthop(remote), RouteFlag.DECREMENT)
     if not plan.uplink:
         raise Invalid(f"{path}.NextHop", f"a network of type {plan.type} cannot reach {via}")
+    if plan.vlan:
+        if subnet is None:
+            raise Invalid(
+                f"{path}.NextHop",
+                f"in VLAN {plan.vlan} endpoints find routers by ARP and ND themselves: {via} has to be in their own "
+                "Routes",
+            )
+        return _Target(RouteKind.UPLINK, vlan_nexthop(context), scope=context.scope)
     if subnet is not None and not subnet.underlay:
         number = gateway_nexthop(via.family, context.numbers)
     else:

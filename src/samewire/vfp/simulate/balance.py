@@ -96,6 +96,8 @@ def service_of(state: State, walk: Walk, node_port: bool) -> Service | None:
     """The service of ``walk.first``, by its address or as a node port."""
     address = ZERO if node_port else walk.first.destination
     outside = walk.first_arrival == Arrival.UPLINK
+    if outside and walk.first_scope != SCOPE_UPLINK:  # a VLAN is no way into others
+        return None
     scopes = (SCOPE_OUTSIDE,) if outside else (walk.first_scope, SCOPE_ANY)
     for scope in scopes:
         packet = walk.packet

@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import Final, NoReturn
 
 from samewire.vfp.address import NO_MAC, ZERO
-from samewire.vfp.constants import SCOPE_UPLINK, Fate, Layer, PortFlag, Reason, RouteKind
+from samewire.vfp.constants import Fate, Layer, PortFlag, Reason, RouteKind
 from samewire.vfp.simulate import checksum
 from samewire.vfp.simulate.packet import ICMPV6, L3, Packet, pad
 from samewire.vfp.simulate.state import Dropped, Passed, State
-from samewire.vfp.tables import Neighbour, Port
+from samewire.vfp.tables import Neighbour, Nexthop, Port
 
 _ARP_IPV4: Final = b"\x00\x01\x08\x00"
 _REQUEST: Final = b"\x00\x01"
 _SOLICITATION: Final = 135
 _ADVERTISEMENT: Final = 136
 _ND: Final = L3 + 40
+_SOURCE_OPTION: Final = b"\x01\x01"
+_ASKS_WIRE: Final = PortFlag.TRANSPARENT | PortFlag.TAGGED
 _ALL_NODES: Final = bytes.fromhex("ff020000000000000000000000000001")
 
 
@@ -24,7 +26,7 @@ class Swallowed(Exception):
 
 
 class Forwarded(Exception):
-    """A Transparent pod's question goes out to the wire as it is, or the wire's answer in to the pod."""
+    """A pod's question goes out to the wire, or the wire's answer in to the pod."""
 
     def __init__(self, fate: Fate, target: int) -> None:
         super().__init__(fate.name)
@@ -59,45 +61,64 @@ def _owner_mac(
             if route is None or route.kind in (RouteKind.LOCAL, RouteKind.BLACKHOLE):
                 return None
         return port.gateway_mac
-    config, here = state.config, state.endpoint(SCOPE_UPLINK, family, target)
+    here = state.endpoint(scope, family, target)
     if here is None:
-        route = state.route(SCOPE_UPLINK, family, target)
+        route = state.route(scope, family, target)
         of_node = route is not None and route.kind == RouteKind.HOST
         return None if of_node else _by_policy(state, scope, family, asker, target)
-    if not here.port or config is None:
-        return None
-    owner_port = state.port(here.port)
-    if owner_port is None:
-        return None
-    if owner_port.flags & PortFlag.TRANSPARENT:
-        return owner_port.mac
-    own = state.source_mac(here.port) if owner_port.flags & PortFlag.SOURCE_MAC else None
-    return own or config.uplink_mac
+    owner_port = state.port(here.port) if here.port else None
+    return mac_on_wire(state, here.port, owner_port) if owner_port is not None else None
 
 
-def _ask_wire(state: State, scope: int, family: int, port: Port | None, target: bytes, mac: bytes) -> None:
-    """A Transparent pod asks the wire itself about addresses beyond this node."""
-    if port is None or not port.flags & PortFlag.TRANSPARENT or mac != port.gateway_mac:
-        return
+def mac_on_wire(state: State, ifindex: int, port: Port) -> bytes:
+    """The MAC that a port has on the underlay."""
+    if port.flags & PortFlag.TRANSPARENT:
+        return port.mac
+    own = state.source_mac(ifindex) if port.flags & PortFlag.SOURCE_MAC else None
+    return own or (state.config.uplink_mac if state.config else NO_MAC)
+
+
+def _wire_to_ask(
+    state: State, scope: int, family: int, port: Port | None, target: bytes, mac: bytes
+) -> Nexthop | None:
+    """Where a pod that asks the wire itself is to ask about addresses beyond this node."""
+    if port is None or not port.flags & _ASKS_WIRE or mac != port.gateway_mac:
+        return None
     route = state.route(scope, family, target)
-    config = state.config
-    if route is not None and route.kind == RouteKind.UPLINK and config and config.uplink_ifindex:
-        raise Forwarded(Fate.UPLINK, config.uplink_ifindex)
+    known = route is not None and route.kind == RouteKind.UPLINK
+    return state.nexthop(route.nexthop) if route is not None and known else None
 
 
-def _answer_in(state: State, data: bytearray, family: int, asker: bytes) -> NoReturn:
-    """An answer from the wire: a Transparent pod's, or the node's own."""
-    owner = state.endpoint(SCOPE_UPLINK, family, asker)
+def _ask_neighbour(state: State, packet: Packet, ifindex: int, port: Port, hop: Nexthop) -> NoReturn:
+    """From the MAC that the pod has on the wire, and from its own address: the answer must find it."""
+    data = packet.data
+    if not port.flags & PortFlag.TRANSPARENT:
+        if len(data) < _ND + 32 or bytes(data[_ND + 24 : _ND + 26]) != _SOURCE_OPTION:
+            raise Dropped(Layer.L2, Reason.MULTICAST)
+        mac = mac_on_wire(state, ifindex, port)
+        before = bytes(data[L3 + 8 : L3 + 24]) + bytes(data[_ND + 26 : _ND + 32])
+        summed = checksum.replace_by_difference(bytes(data[_ND + 2 : _ND + 4]), before, port.address[1] + mac)
+        data[_ND + 2 : _ND + 4] = summed
+        data[L3 + 8 : L3 + 24] = port.address[1]
+        data[_ND + 26 : _ND + 32] = data[6:12] = mac
+    raise Forwarded(Fate.UPLINK, hop.ifindex)
+
+
+def _answer_in(state: State, data: bytearray, scope: int, family: int, asker: bytes) -> NoReturn:
+    """An answer from the wire: a pod's that has asked, or the node's own."""
+    owner = state.endpoint(scope, family, asker)
     port = state.port(owner.port) if owner is not None and owner.port else None
-    if owner is None or port is None or not port.flags & PortFlag.TRANSPARENT:
+    if owner is None or port is None or not port.flags & _ASKS_WIRE:
         raise Passed
     if port.flags & PortFlag.BLOCKED:
         raise Dropped(Layer.L2, Reason.PORT_BLOCKED, owner.port)
     data[0:6] = port.mac
+    if not port.flags & PortFlag.TRANSPARENT:
+        data[6:12] = port.gateway_mac
     raise Forwarded(Fate.PORT, owner.port)
 
 
-def answer_arp(state: State, data: bytearray, scope: int, port: Port | None) -> bytes:
+def answer_arp(state: State, data: bytearray, scope: int, port: Port | None, ifindex: int = 0) -> bytes:
     """The reply to an ARP request. Raises ``Dropped``, ``Passed``, ``Swallowed``, ``Forwarded``."""
     if len(data) < L3 + 28:
         raise Dropped(Layer.PARSE, Reason.MALFORMED) if port else Passed
@@ -116,17 +137,20 @@ def answer_arp(state: State, data: bytearray, scope: int, port: Port | None) -> 
     if data[L3 + 6 : L3 + 8] != _REQUEST:
         if port is not None:
             raise Swallowed
-        _answer_in(state, data, 4, pad(target))
+        _answer_in(state, data, scope, 4, pad(target))
     found = _owner_mac(state, scope, 4, port, pad(sender), pad(target))
     if found is None:
         raise Dropped(Layer.ROUTE, Reason.NO_ENDPOINT) if port else Passed
     mac = found.mac if isinstance(found, Neighbour) else found
-    _ask_wire(state, scope, 4, port, pad(target), mac)
+    hop = _wire_to_ask(state, scope, 4, port, pad(target), mac)
+    if hop is not None and port is not None:
+        data[6:12] = data[L3 + 8 : L3 + 14] = mac_on_wire(state, ifindex, port)
+        raise Forwarded(Fate.UPLINK, hop.ifindex)
     head = sender_mac + mac + bytes(data[12 : L3 + 6]) + b"\x00\x02"
     return head + mac + target + sender_mac + sender + bytes(data[L3 + 28 :])
 
 
-def answer_neighbour(state: State, packet: Packet, scope: int, port: Port | None) -> bytes:
+def answer_neighbour(state: State, packet: Packet, scope: int, port: Port | None, ifindex: int = 0) -> bytes:
     """The advertisement for a solicitation. Raises ``Dropped``, ``Passed``, ``Swallowed``, ``Forwarded``."""
     data = packet.data
     if packet.l4 != _ND or len(data) < _ND + 24 or packet.icmp_type not in (_SOLICITATION, _ADVERTISEMENT):
@@ -137,15 +161,23 @@ def answer_neighbour(state: State, packet: Packet, scope: int, port: Port | None
     if packet.icmp_type != _SOLICITATION:
         if port is not None:
             raise Swallowed
-        _answer_in(state, data, 6, packet.tuple.destination)
-    if port is not None and (is_link_local(target) or target == port.address[1]):
+        _answer_in(state, data, scope, 6, packet.tuple.destination)
+    if port is not None and (target == port.address[1] or _is_of_no_link(packet, port, target)):
         raise Swallowed
     found = _owner_mac(state, scope, 6, port, packet.tuple.source, target)
     if found is None:
         raise Dropped(Layer.ROUTE, Reason.NO_ENDPOINT) if port else Passed
     mac, sender = (found.mac, found.sender) if isinstance(found, Neighbour) else (found, target)
-    _ask_wire(state, scope, 6, port, target, mac)
+    hop = _wire_to_ask(state, scope, 6, port, target, mac)
+    if hop is not None and port is not None:
+        _ask_neighbour(state, packet, ifindex, port, hop)
     return _advertisement(packet, target, mac, sender, port is not None and mac == port.gateway_mac)
+
+
+def _is_of_no_link(packet: Packet, port: Port, target: bytes) -> bool:
+    """There are no link-local neighbours here but those in a VLAN; whether an address is free is not asked there."""
+    in_vlan = port.flags & PortFlag.TAGGED and packet.tuple.source != ZERO
+    return is_link_local(target) and not in_vlan
 
 
 def _is_own(packet: Packet, port: Port, target: bytes) -> bool:

@@ -116,7 +116,6 @@ class Walk(msgspec.Struct):
     needs_flow: bool = False
     wants_snat: bool = False
     nat_ports: int = 0
-    keep_frame: bool = False
     kept: int = 0
     backend: int = 0
     service: int = 0

@@ -11,6 +11,8 @@ from samewire.vfp.address import ZERO
 from samewire.vfp.constants import (
     SCOPE_HOST,
     SCOPE_UPLINK,
+    VLAN_ID,
+    VLAN_NODE,
     Arrival,
     Fate,
     Layer,
@@ -65,7 +67,9 @@ class Simulator:
         return self.state.flows
 
     def receive(self, frame: bytes, arrival: Arrival, ifindex: int, vni: int = 0) -> Outcome:
-        """What becomes of a frame that arrives on a device (``vni``: of the tunnel key)."""
+        """What becomes of a frame that arrives on a device. ``vni``: of the tunnel key; on the uplink the frame's tag
+        (VLAN and the id), which is not in ``frame``.
+        """
         data = bytearray(frame)
         walk = Walk(Packet(data), arrival, 0, ifindex, ifindex if arrival == Arrival.POD else 0)
         try:
@@ -91,7 +95,7 @@ class Simulator:
         if walk.arrival == Arrival.POD:
             own = self._from_pod(walk, ifindex)
         elif walk.arrival == Arrival.UPLINK:
-            self._from_uplink(walk)
+            self._from_uplink(walk, vni)
         elif walk.arrival == Arrival.TUNNEL:
             self._from_tunnel(walk, vni)
         else:
@@ -131,7 +135,7 @@ class Simulator:
             raise Dropped(Layer.GUARD, Reason.PORT_BLOCKED)
         data = walk.packet.data
         if data[12:14] == ETH_ARP:
-            raise Answered(neighbour.answer_arp(self.state, data, walk.scope, port))
+            raise Answered(neighbour.answer_arp(self.state, data, walk.scope, port, ifindex))
         self._parse(walk)
         packet = walk.packet
         if not port.flags & PortFlag.NO_GUARD:
@@ -141,12 +145,11 @@ class Simulator:
             if not own_address and not self._speaks_for_vip(walk):
                 raise Dropped(Layer.GUARD, Reason.SPOOFED_IP)
         if packet.neighbour:
-            raise Answered(neighbour.answer_neighbour(self.state, packet, walk.scope, port))
+            raise Answered(neighbour.answer_neighbour(self.state, packet, walk.scope, port, ifindex))
         if _is_multicast(packet):
             raise Dropped(Layer.L2, Reason.MULTICAST)
         if _is_martian(packet):
             raise Dropped(Layer.GUARD, Reason.MARTIAN)
-        walk.keep_frame = bool(port.flags & PortFlag.TRANSPARENT) and bytes(data[0:6]) != port.gateway_mac
         return port
 
     def _speaks_for_vip(self, walk: Walk) -> bool:
@@ -154,22 +157,35 @@ class Simulator:
         key, direction = make_key(packet.tuple, walk.scope, packet.family, packet.protocol)
         return speaks_for_vip(self.state.flows.get(key), direction, walk.port_id)
 
-    def _from_uplink(self, walk: Walk) -> None:
+    def _from_uplink(self, walk: Walk, tag: int) -> None:
         walk.scope = SCOPE_UPLINK
         config, data = self.state.config, walk.packet.data
         if config is None:
             raise Passed
+        if tag:
+            walk.scope = self._scope_of_tag(tag)
         if data[12:14] == ETH_ARP:
-            raise Answered(neighbour.answer_arp(self.state, data, SCOPE_UPLINK, None))
+            raise Answered(neighbour.answer_arp(self.state, data, walk.scope, None))
         try:
             walk.packet = packet = parse(data)
         except Malformed:
             raise Passed from None
         if packet.neighbour:
-            raise Answered(neighbour.answer_neighbour(self.state, packet, SCOPE_UPLINK, None))
+            raise Answered(neighbour.answer_neighbour(self.state, packet, walk.scope, None))
         outer = packet.protocol == UDP and packet.tuple.destination_port == config.vxlan_port
         if (outer and not packet.fragment) or _is_multicast(packet):
             raise Passed
+
+    def _scope_of_tag(self, tag: int) -> int:
+        found = self.state.vni(tag)
+        if found is not None:
+            return found.scope
+        of_node = self.state.vni(VLAN_NODE | tag & VLAN_ID)
+        if of_node is None and self.state.vni(VLAN_NODE | VLAN_ID) is not None:
+            raise Dropped(
+                Layer.DECAP, Reason.OTHER_VLAN
+            )  # by the node's own stack, which has no device for it
+        raise Passed
 
     def _from_tunnel(self, walk: Walk, vni: int) -> None:
         found = self.state.vni(vni)
@@ -203,7 +219,7 @@ class Simulator:
             return
         seen = state.fragments.get(key)
         if seen is None or state.now_tick - seen.seen_tick > _FRAGMENT_TICKS:
-            route = state.route(SCOPE_UPLINK, packet.family, ends.destination)
+            route = state.route(walk.scope, packet.family, ends.destination)
             if walk.arrival == Arrival.UPLINK and (route is None or route.kind != RouteKind.LOCAL):
                 raise Passed  # ours only if its first was; the node reassembles its own
             raise Dropped(Layer.FRAGMENT, Reason.FRAGMENT_UNKNOWN)
@@ -263,12 +279,22 @@ class Simulator:
             target = config.tunnel_ifindex
         elif hop is not None:
             target = hop.ifindex
+            if hop.vni:
+                self._to_vlan(walk)
         elif config is not None:
             if walk.arrival == Arrival.UPLINK:
                 raise Passed
             set_macs(packet, config.host_mac, config.host_peer_mac)
             target = config.host_ifindex
         return Outcome(bytes(packet.data), Fate(action.fate), target)
+
+    def _to_vlan(self, walk: Walk) -> None:
+        """By the MAC that the pod has found; nobody else has asked for one."""
+        port = self.state.port(walk.port_id) if walk.arrival == Arrival.POD else None
+        data = walk.packet.data
+        if port is None or not port.flags & PortFlag.TAGGED or bytes(data[0:6]) == port.gateway_mac:
+            raise Dropped(Layer.L2, Reason.NO_NEXTHOP)
+        data[6:12] = neighbour.mac_on_wire(self.state, walk.port_id, port)
 
 
 def _rewrite(packet: Packet, action: Action) -> None:

@@ -141,21 +141,23 @@ def _from_pod(state: State, walk: Walk) -> None:
     if route.kind not in (RouteKind.TUNNEL, RouteKind.UPLINK):
         raise Dropped(Layer.ROUTE, Reason.NO_ROUTE)
     if route.kind == RouteKind.UPLINK:
-        walk.out_scope = SCOPE_UPLINK
+        walk.out_scope = route.scope
     fate = Fate.TUNNEL if route.kind == RouteKind.TUNNEL else Fate.UPLINK
     _send(walk, fate, route.nexthop, RewriteFlag.DECREMENT if route.flags & RouteFlag.DECREMENT else 0)
 
 
 def _from_uplink(state: State, walk: Walk) -> None:
     family = walk.packet.family
-    route = state.route(SCOPE_UPLINK, family, walk.out.destination)
+    scope = walk.first_scope
+    route = state.route(scope, family, walk.out.destination)
     if route is not None and route.kind == RouteKind.LOCAL:
-        owner = state.endpoint(SCOPE_UPLINK, family, walk.out.destination)
+        owner = state.endpoint(scope, family, walk.out.destination)
         if owner is None or not owner.port:
             raise Passed
         _send(walk, Fate.PORT, owner.port)
         return
-    raise _ToNode if route is not None and route.kind == RouteKind.HOST else Passed
+    of_node = route is not None and route.kind == RouteKind.HOST and scope == SCOPE_UPLINK
+    raise _ToNode if of_node else Passed
 
 
 def _from_tunnel(state: State, walk: Walk) -> None:
@@ -259,7 +261,7 @@ def _way_back(state: State, walk: Walk) -> tuple[Fate, int, int] | None:
     if walk.first_arrival == Arrival.UPLINK:
         if route.kind != RouteKind.UPLINK:
             return None
-        crossing = walk.out_scope != SCOPE_UPLINK or walk.forward.fate == Fate.UPLINK
+        crossing = walk.out_scope != walk.first_scope or walk.forward.fate == Fate.UPLINK
         return Fate.UPLINK, route.nexthop, RewriteFlag.DECREMENT if crossing else 0
     if walk.is_direct and route.kind == RouteKind.UPLINK:
         routed = route.flags & RouteFlag.DECREMENT
