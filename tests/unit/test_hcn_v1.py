@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from samewire.hcn.errors import HcnCode
 from samewire.hcn.policies import PortMapping, ProviderAddress, SDNRoute
+from samewire.hcn.query import render
 from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, Resource, ResourceData, ResourceType
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
@@ -175,13 +176,18 @@ async def test_an_endpoint_in_the_shape_of_v1(hns: Hns, service: HnsService) -> 
     assert await hns("GET", "/endpoints/") == []
 
 
-async def test_containers_share_an_endpoint(hns: Hns, answer: Hns) -> None:
+async def test_containers_share_an_endpoint(hns: Hns, answer: Hns, service: HnsService) -> None:
     network = await hns("POST", "/networks/", l2bridge())
     endpoint = await hns("POST", "/endpoints/", {"VirtualNetwork": network["ID"]})
     path = f"/endpoints/{endpoint['ID']}"
     for container in ("pause", "work"):
         shown = await hns("POST", f"{path}/attach", {"ContainerId": container, "SystemType": "Container"})
     assert (shown["State"], shown["SharedContainers"]) == (3, ["pause", "work"])
+    value = service.get(Kind.ENDPOINT, endpoint["ID"])
+    assert render(service.view, value, detailed=True)["Health"]["Extra"] == {
+        "SharedContainers": ["pause", "work"]
+    }
+    assert "Health" not in render(service.view, value)
     again = await answer("POST", f"{path}/attach", {"ContainerId": "PAUSE"})
     assert again["Error"] == "This endpoint is already attached to the switch."
     assert again["ErrorCode"] == HcnCode.ENDPOINT_ALREADY_ATTACHED

@@ -21,6 +21,7 @@ TCP = 6
 """What is balanced when a list does not say: New-HnsLoadBalancer of hns.psm1 cannot."""
 DSR, ILB = 1, 1
 """The flags of a load balancer and of its port mapping that v1 has as booleans."""
+_MAPPING = frozenset({"Protocol", "InternalPort", "ExternalPort", "DistributionType", "Flags"})
 
 
 def find(view: View, object_id: str) -> Object:
@@ -86,23 +87,20 @@ def _balancer(policies: list[Fields]) -> JsonObject:
     mappings: list[JsonObject] = []
     for index, policy in enumerate(policies):
         path = f"$.Policies[{index}]"
-        ilb = policy.flag("ILB")
-        mappings.append(
-            {
-                "Protocol": policy.take("Protocol") or TCP,
-                "InternalPort": policy.take("InternalPort"),
-                "ExternalPort": policy.take("ExternalPort"),
-                "Flags": ILB if ilb else 0,
-            }
-        )
         shared.append(
             {
                 "SourceVIP": policy.text("SourceVIP"),
                 "FrontendVIPs": policy.texts("VIPs"),
                 "Flags": DSR if policy.flag("IsDSR") else 0,
-                **policy.rest(),
             }
         )
+        mapping = {
+            "Protocol": policy.take("Protocol") or TCP,
+            "InternalPort": policy.take("InternalPort"),
+            "ExternalPort": policy.take("ExternalPort"),
+            "Flags": ILB if policy.flag("ILB") else 0,
+        }
+        mappings.append({**policy.rest(), **mapping})
         if shared[-1] != shared[0]:
             raise HcnError(
                 HcnCode.INVALID_POLICY, f"{path}: the VIPs and flags of a list's ELB policies differ"
@@ -136,6 +134,7 @@ def _ports(body: JsonObject) -> list[JsonObject]:
             "VIPs": body.get("FrontendVIPs", []),
             "ILB": bool((integer(mapping.get("Flags", 0)) or 0) & ILB),
             "IsDSR": bool((integer(body.get("Flags", 0)) or 0) & DSR),
+            **{name: item for name, item in mapping.items() if name not in _MAPPING},
         }
         for mapping in body.get("PortMappings", [])
     ]
