@@ -128,7 +128,7 @@ def of_networks(ids: dict[str, str]) -> Iterator[Case]:
     yield C.INVALID_POLICY, "POST", at, with_policy("Add", "SetPolicy", Id="x", Name="x", PolicyType="WORDS")
     block = {"LocalAddresses": "s", "Action": "Block", "Direction": "In"}
     yield C.POLICY_NOT_FOUND, "POST", at, with_policy("Add", "NetworkACL", **block)
-    yield C.REQUEST_UNSUPPORTED, "POST", new, {**bridge, "Policies": [policy("VLAN", IsolationId=7)]}
+    yield C.INVALID_NETWORK_TYPE, "POST", at, with_policy("Add", "VLAN", IsolationId=7)
 
 
 def of_endpoints(ids: dict[str, str]) -> Iterator[Case]:
