@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
 from typing import cast
 
+import pytest
+
+from samewire.node.lean import late_patterns
 from samewire.node.package import Package
 from samewire.node.tools import TOOLS, tool_routes
 from samewire.node.toolview import ToolView
@@ -61,6 +66,35 @@ def test_a_server_knows_its_version_without_the_client() -> None:
         "print(version('aiohttp') in http.SERVER_SOFTWARE, 'aiohttp.client' in sys.modules)"
     )
     assert _python(code) == "True False"
+
+
+def test_patterns_are_compiled_when_they_are_used() -> None:
+    with late_patterns():
+        word, bytes_word = re.compile(r"(?P<head>\w)\w*", re.ASCII), re.compile(rb"\w+")
+        wrong = re.compile("(")
+    assert "match" not in vars(word)
+    assert re.compile("a") is re.compile("a")  # as ever
+    assert isinstance(word, re.Pattern)
+    assert word.pattern == r"(?P<head>\w)\w*"
+    found = word.fullmatch("abc")
+    assert found is not None
+    assert found["head"] == "a"
+    assert word.fullmatch("äbc") is None
+    assert re.sub(word, "-", "ab cd") == "- -"
+    assert bytes_word.findall(b"ab cd") == [b"ab", b"cd"]
+    assert copy.deepcopy(word).groups == 1
+    with pytest.raises(re.error):
+        wrong.match("")
+
+
+def test_the_start_compiles_few_patterns() -> None:
+    code = (
+        "from samewire.node.lean import late_patterns, _LatePattern\n"
+        "with late_patterns():\n import gc, samewire.node.daemon, samewire.node.lean_http, samewire.node.servers\n"
+        "found = [o for o in gc.get_objects() if type(o) is _LatePattern]\n"
+        "print(len(found) > 50, sum(len(vars(o)) > 2 for o in found) < 10)"
+    )
+    assert _python(code) == "True True"
 
 
 def test_the_tools_wait_until_they_are_asked_for() -> None:

@@ -37,9 +37,11 @@ def daemon(config_file: Path, **overrides: str | bool | None) -> None:
     below win over the file.
     """
     gc.disable()  # until the daemon is up: nearly all that the start makes stays
-    import samewire.node.lean  # noqa: F401  # before the libraries that it keeps small
-    from samewire.node.config import load_config
-    from samewire.node.daemon import configure_logging, run_daemon
+    from samewire.node.lean import late_patterns  # before the libraries that it keeps small
+
+    with late_patterns():
+        from samewire.node.config import load_config
+        from samewire.node.daemon import configure_logging, run_daemon
 
     configure_logging()
     raise_file_limit()

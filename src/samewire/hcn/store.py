@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ SCHEMA_VERSION = 3
 MAX_NUMBER = 2**32 - 1
 
 _SCHEMA = f"""
+BEGIN;
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 {OBJECTS}
@@ -45,6 +47,7 @@ CREATE TABLE numbers (
 ) WITHOUT ROWID;
 CREATE TABLE counters (kind TEXT NOT NULL PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;
 {SETTINGS}
+COMMIT;
 """
 _DELETE = "DELETE FROM objects WHERE kind = ? AND id = ?"
 # One statement for any number of rows: it does not ask for the interpreter before it is done. The last two parameters:
@@ -55,10 +58,15 @@ _PUT = """INSERT INTO objects
         substr(?, json_extract(value, '$[2]'), json_extract(value, '$[3]'))
     FROM json_each(?) WHERE true
     ON CONFLICT (kind, id) DO UPDATE SET json = excluded.json"""
-_DECODERS = {kind: msgspec.json.Decoder(struct) for kind, struct in STRUCTS.items()}
 _encode = msgspec.json.Encoder().encode
 
 _Statement = tuple[str, tuple[str | int | bytes, ...]]
+
+
+@cache
+def _decoder(kind: Kind) -> msgspec.json.Decoder[Any]:
+    """Made when there is something to read: a decoder takes a millisecond or two."""
+    return msgspec.json.Decoder(STRUCTS[kind])
 
 
 def read_boot_id() -> str:
@@ -254,7 +262,7 @@ class Store:
             "SELECT kind, id, position, json FROM objects ORDER BY position"
         ):
             try:
-                value = _DECODERS[Kind(kind)].decode(data)
+                value = _decoder(Kind(kind)).decode(data)
             except (ValueError, msgspec.MsgspecError) as error:
                 raise StoreError(str(self.path), f"{kind} {object_id} cannot be read: {error}") from error
             self.state.apply([Change(Kind(kind), object_id, None, value)])

@@ -18,6 +18,7 @@ import structlog
 
 from samewire.kernel.rtnetlink import LinkMonitor
 from samewire.node.config import NodeConfig
+from samewire.node.lean import late_patterns
 from samewire.node.node import Node
 from samewire.node.package import Package
 from samewire.node.runlock import lock_run_dir
@@ -131,7 +132,8 @@ async def run_daemon(config: NodeConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
-    await daemon.start(from_environment())
+    with late_patterns():
+        await daemon.start(from_environment())
     gc.freeze()  # what is there now stays: the collector need not look at it again and again
     gc.set_threshold(*_COLLECTOR)
     gc.enable()

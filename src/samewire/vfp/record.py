@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec.structs import astuple
@@ -129,9 +129,8 @@ def record(c_name: str) -> Callable[[R], R]:
         members: list[_Member | Pad] = []
         fields: list[Field] = []
         offset = 0
-        hints = get_type_hints(cls, include_extras=True)
-        for name in cls.__annotations__:
-            member = _member(cls, name, hints[name])
+        for name, hint in cls.__annotations__.items():
+            member = _member(cls, name, hint)
             members.append(member)
             if isinstance(member, Pad):
                 size, count = int(member), 0 if member == 1 else int(member)

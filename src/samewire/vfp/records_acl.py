@@ -1,7 +1,5 @@
 """Records of the ACL tables and IP sets (``bpf/layout.h``)."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 from samewire.vfp.record import U8, U16, U32, U64, Addr, Be16, Pad, Record, record

@@ -3,8 +3,6 @@
 Import them from ``samewire.vfp.tables``.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from samewire.vfp.address import ZERO

@@ -4,8 +4,6 @@ The daemon reads them (``samewire get flows|drops``, trace) and removes flows; i
 them from ``samewire.vfp.tables``.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 from samewire.vfp.record import U8, U16, U32, U64, Addr, Be16, Pad, Record, record

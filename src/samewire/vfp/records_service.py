@@ -3,8 +3,6 @@
 Import them from ``samewire.vfp.tables``.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 from samewire.vfp.record import U8, U16, U32, Addr, Be16, Mac, Pad, Record, record

@@ -5,8 +5,6 @@ them into network order where the header says so). The records live in ``records
 ``records_service`` and, what the programs themselves write, ``records_runtime``; everything is importable from here.
 """
 
-from __future__ import annotations
-
 from enum import StrEnum
 from typing import Final
 

@@ -15,6 +15,7 @@ from samewire.kernel.bpf import _libbpf as b
 from samewire.kernel.bpf.handle import Handle
 
 _BATCH: Final = 4096
+_READ_BATCH: Final = 1024  # more than any bucket of a hash table holds; the buffers are cleared for each read
 _PERCPU_TYPES: Final = frozenset({5, 6, 10})  # BPF_MAP_TYPE_PERCPU_HASH, _ARRAY, LRU_PERCPU_HASH
 _LPM_TYPE: Final = 11
 # BPF_MAP_TYPE_HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LRU_PERCPU_HASH, LPM_TRIE
@@ -207,13 +208,13 @@ class BpfMap(Handle):
     def _items_by_batch(self) -> Iterator[tuple[bytes, bytes]]:
         operation = f"read {self.name}"
         options = b.BatchOpts(sz=ct.sizeof(b.BatchOpts))
-        size = min(_BATCH, self.max_entries)  # more than any bucket of a hash table holds
+        size = min(_READ_BATCH, self.max_entries)
         position = ct.create_string_buffer(max(self.key_size, 4))
+        keys = ct.create_string_buffer(size * self.key_size)
+        values = ct.create_string_buffer(size * self._room)
         start = None
         more = True
         while more:
-            keys = ct.create_string_buffer(size * self.key_size)
-            values = ct.create_string_buffer(size * self._room)
             count = ct.c_uint32(size)
             b.begin(operation)
             result = b.lib.bpf_map_lookup_batch(
@@ -222,7 +223,12 @@ class BpfMap(Handle):
             more = result != -errno.ENOENT
             if more:
                 b.check(result, operation)
-            yield from self._pairs(keys.raw, values.raw, count.value)
+            found = count.value
+            yield from self._pairs(
+                memoryview(keys)[: found * self.key_size].tobytes(),
+                memoryview(values)[: found * self._room].tobytes(),
+                found,
+            )
             start = position
 
     def _pairs(self, keys: bytes, values: bytes, count: int) -> Iterator[tuple[bytes, bytes]]:
