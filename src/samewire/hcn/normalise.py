@@ -172,7 +172,7 @@ def _ip_configurations(entries: tuple[IpConfiguration, ...]) -> tuple[IpConfigur
         path = f"$.IpConfigurations[{index}]"
         address = values.station_ip(entry.ip_address, f"{path}.IpAddress") if entry.ip_address else ""
         if address:
-            version = parse_prefix(address).version
+            version = 6 if ":" in address else 4
             if version in versions:
                 fail(path, f"an endpoint has at most one IPv{version} address", HcnCode.INVALID_IP)
             versions.add(version)

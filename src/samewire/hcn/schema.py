@@ -14,6 +14,7 @@ from typing import Final
 from samewire.hcn.base import U8, U16, U32, SchemaVersion, Wire
 from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.policies import VLAN, VSID, Policy, first, parse_prefix
+from samewire.hcn.policy_base import parse_ip
 
 
 class Kind(enum.StrEnum):
@@ -203,10 +204,9 @@ class Network(Wire, frozen=True, kw_only=True):
 
     def subnet_of(self, ip: str) -> Subnet | None:
         """Return the subnet that contains an address, or None."""
-        address = parse_prefix(ip)
+        address = parse_ip(ip)
         for subnet in self.subnets:
-            prefix = parse_prefix(subnet.ip_address_prefix)
-            if prefix.version == address.version and address.network_address in prefix:
+            if address in parse_prefix(subnet.ip_address_prefix):
                 return subnet
         return None
 

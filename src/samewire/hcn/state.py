@@ -330,6 +330,12 @@ class Pending(View):
         gone = self._gone.get(key, ())
         return [found for found in self._base.ids(key) if found not in gone] + list(self._new.get(key, ()))
 
+    def load_balancers_at(self, key: Key) -> list[LoadBalancer]:
+        """Return the load balancers with a frontend; those that do not change need no index of the changes."""
+        if not self._after[Kind.LOADBALANCER]:
+            return self._base.load_balancers_at(key)
+        return super().load_balancers_at(key)
+
     def _index_changes(self) -> None:
         self._indexed = True
         for kind, objects in self._after.items():

@@ -387,6 +387,8 @@ class NodeSwitch:
         """The last step. After the first link is gone there is no way back, and none is needed: a link that
         stays has no entries, is dead, and goes with the next audit.
         """
+        if not old:
+            return
         results = await asyncio.gather(
             *(self._delete_link(state.ifindex) for state in old), return_exceptions=True
         )

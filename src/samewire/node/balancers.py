@@ -55,7 +55,7 @@ class BalancerView(Protocol):
 
 
 class BalancerChange(msgspec.Struct):
-    """A planned change. ``puts`` and ``removals`` by table; ``held``: what its load balancers have afterwards;
+    """A planned change. ``puts`` and ``removals`` by table, in order; ``held``: what load balancers have afterwards;
     ``gone``: keys of the services that are no more; ``datagrams``: whether backends for UDP may go.
     """
 
@@ -64,6 +64,9 @@ class BalancerChange(msgspec.Struct):
     held: dict[str, Held | None]
     gone: list[bytes]
     datagrams: bool
+
+
+NO_CHANGE: Final = BalancerChange({}, {}, {}, [], False)
 
 
 class Balancers:
@@ -98,6 +101,8 @@ class Balancers:
 
     def plan(self, wanted: Mapping[str, bool], view: BalancerView, facts: NodeFacts) -> BalancerChange:
         """Compile load balancers anew (True), or forget them (False). Nothing changes yet. Raises SamewireError."""
+        if not wanted:
+            return NO_CHANGE
         self._numbers.begin()  # what is asked for here is no owner's
         puts: dict[str, Rows] = {table: {} for table in TABLES}
         held: dict[str, Held | None] = {}
@@ -149,16 +154,18 @@ class Balancers:
 
     def write_puts(self, change: BalancerChange) -> None:
         """Write what is new, the pointed-at before the pointing. Raises KernelError."""
-        for table in TABLES:
-            self._tables.write_rows(table, change.puts[table])
+        for table, rows in change.puts.items():
+            self._tables.write_rows(table, rows)
 
     def write_removals(self, change: BalancerChange) -> None:
         """Remove what is no longer wanted, the pointing before the pointed-at. Raises KernelError."""
-        for table in reversed(TABLES):
-            self._tables.remove_rows(table, change.removals[table])
+        for table, keys in reversed(change.removals.items()):
+            self._tables.remove_rows(table, keys)
 
     def accept(self, change: BalancerChange) -> None:
         """The change is made: it is what is wanted from now on."""
+        if change is NO_CHANGE:
+            return
         removed = change.removals["sw_backends"] if change.datagrams else ()
         targets = {row[:TARGET_BYTES] for key in removed if (row := self.rows["sw_backends"].get(key))}
         for table in TABLES:
@@ -180,6 +187,8 @@ class Balancers:
 
     def take_back(self, change: BalancerChange) -> None:
         """Give the kernel back what it had before a change that has not been accepted. Raises KernelError."""
+        if change is NO_CHANGE:
+            return
         for table in TABLES:
             rows = self.rows[table]
             touched = (*change.puts[table], *change.removals[table])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Final
 
 import msgspec
@@ -42,6 +43,7 @@ class NodeBackend:
         self._node = node
         self._service = node.service
         self._view = node.store.state
+        self._known: tuple[tuple[object, ...], NetworkInfo] | None = None
         with NetNamespace("/proc/thread-self/ns/net") as own:
             self._own_netns = own.identity
 
@@ -155,6 +157,16 @@ class NodeBackend:
             return found  # another ADD was faster
 
     def _info(self, network: Network) -> NetworkInfo:
+        """What is known of a network: the pods of a node are all of one, which seldom changes."""
+        origin = (network, self._node.switch.node_facts, self._node.uplink)
+        known = self._known
+        if known is not None and all(map(operator.is_, known[0], origin)):
+            return known[1]
+        info = self._make_info(network)
+        self._known = (origin, info) if _automatic_dns(network) is None else None
+        return info
+
+    def _make_info(self, network: Network) -> NetworkInfo:
         subnets = [subnet for subnet in network.subnets if subnet.ip_address_prefix]
         return NetworkInfo(
             subnets=tuple(subnet.ip_address_prefix for subnet in subnets),

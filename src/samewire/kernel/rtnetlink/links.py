@@ -43,6 +43,7 @@ _IFLA_VXLAN_COLLECT_METADATA = 25
 _IFINFO = struct.Struct("=BxHiII")  # family, device type, index, flags, change mask
 _STATS64 = struct.Struct("=8Q")  # rx/tx packets, rx/tx bytes, rx/tx errors, rx/tx dropped
 _CREATE = codec.NLM_F_CREATE | codec.NLM_F_EXCL
+_NO_INTERFACE = _IFINFO.pack(0, 0, 0, 0, 0)
 _ONE_QUEUE = (codec.u32(_IFLA_NUM_TX_QUEUES, 1), codec.u32(_IFLA_NUM_RX_QUEUES, 1))
 
 
@@ -100,7 +101,7 @@ def veth_add(
     peer = [*_properties(peer_name, peer_mac, peer_mtu, peer_group), *_ONE_QUEUE]
     if peer_netns_fd is not None:
         peer.append(codec.u32(_IFLA_NET_NS_FD, peer_netns_fd))
-    data = codec.nested(_VETH_INFO_PEER, _ifinfo(), *peer)
+    data = codec.nested(_VETH_INFO_PEER, _NO_INTERFACE, *peer)
     return _add("veth", name, [*_properties(name, mac, mtu, group), *_ONE_QUEUE], data, up)
 
 
@@ -220,8 +221,9 @@ def _vlan(info: dict[int, memoryview]) -> int:
 
 def decode_ends(body: memoryview) -> tuple[int, int]:
     """The indexes of a veth and of its other end, in an RTM_NEWLINK body."""
-    (_family, _type, ifindex, _flags, _change), found = codec.fixed(_IFINFO, body, until=_IFLA_LINK)
-    return ifindex, codec.get_u32(found, _IFLA_LINK, 0)
+    if len(body) < _IFINFO.size:
+        raise codec.malformed(f"body of {len(body)} bytes where {_IFINFO.size} are due")
+    return _IFINFO.unpack_from(body)[2], codec.first_u32(body, _IFINFO.size, _IFLA_LINK, 0)
 
 
 def _add(kind: str, name: str, properties: list[bytes], data: bytes, up: bool) -> Request:

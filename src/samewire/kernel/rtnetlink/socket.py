@@ -206,7 +206,10 @@ class Netlink:
         operation = requests[0].operation
         self._send(operation, b"".join(parts))
         results = [(0, "")] * len(requests)
-        for message in self._answers(operation, first, last):
+        data = self._receive(operation)
+        if codec.is_success(data, last):  # what failed before would have been answered before
+            return results
+        for message in self._answers(operation, first, last, data):
             if message.type == codec.NLMSG_ERROR:
                 results[message.sequence - first] = codec.error_of(message)
                 if message.sequence == last:
@@ -219,12 +222,18 @@ class Netlink:
         except OSError as error:
             raise KernelError(operation, error.errno or errno.EIO, "sending to netlink") from error
 
-    def _answers(self, operation: str, first: int, last: int) -> Iterator[Message]:
-        """Messages that answer sequence numbers first..last; older ones are left-overs of an aborted read."""
+    def _answers(
+        self, operation: str, first: int, last: int, data: memoryview | None = None
+    ) -> Iterator[Message]:
+        """Messages that answer sequence numbers first..last; older ones are left-overs of an aborted read.
+
+        ``data`` is a datagram that has been read already.
+        """
         while True:
-            for message in codec.messages(self._receive(operation)):
+            for message in codec.messages(self._receive(operation) if data is None else data):
                 if first <= message.sequence <= last:
                     yield message
+            data = None
 
     def _receive(self, operation: str) -> memoryview:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -38,6 +39,7 @@ _ALL_PROTOCOLS = socket.htons(3)  # ETH_P_ALL
 _LINKLAYER_ETHERNET = 1
 _TICK_NS = 64  # PSCHED_SHIFT 6
 
+_KIND_CLSACT = codec.text(_TCA_KIND, "clsact")
 _TCMSG = struct.Struct("=BxxxiIII")  # family, ifindex, handle, parent, info
 _RATESPEC = "BBHhHI"  # cell log, link layer, overhead, cell align, mpu, rate
 _TBF = struct.Struct(f"={_RATESPEC}{_RATESPEC}III")  # rate, peak rate, limit, buffer (ticks), mtu
@@ -91,13 +93,7 @@ def bpf_filter_replace(
 
     Packets see the old program or the new one, never none. Needs :func:`clsact_add` before.
     """
-    options = codec.nested(
-        _TCA_OPTIONS,
-        codec.u32(_TCA_BPF_FD, prog_fd),
-        codec.text(_TCA_BPF_NAME, name),
-        codec.u32(_TCA_BPF_FLAGS, _BPF_FLAG_ACT_DIRECT),
-    )
-    body = _filter(ifindex, direction, priority, handle) + codec.text(_TCA_KIND, "bpf") + options
+    body = _filter(ifindex, direction, priority, handle) + _program(prog_fd, name)
     operation = f"attach {name} to {direction} of interface {ifindex}"
     return Request(_RTM_NEWTFILTER, codec.NLM_F_CREATE, body, operation)
 
@@ -173,7 +169,19 @@ def _decode_qdisc(body: memoryview) -> Qdisc:
 
 
 def _clsact(ifindex: int) -> bytes:
-    return _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT, 0) + codec.text(_TCA_KIND, "clsact")
+    return _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT, 0) + _KIND_CLSACT
+
+
+@lru_cache(maxsize=8)
+def _program(prog_fd: int, name: str) -> bytes:
+    """The attributes that name a program: all pods have one."""
+    options = codec.nested(
+        _TCA_OPTIONS,
+        codec.u32(_TCA_BPF_FD, prog_fd),
+        codec.text(_TCA_BPF_NAME, name),
+        codec.u32(_TCA_BPF_FLAGS, _BPF_FLAG_ACT_DIRECT),
+    )
+    return codec.text(_TCA_KIND, "bpf") + options
 
 
 def _filter(ifindex: int, direction: Direction, priority: int, handle: int) -> bytes:
