@@ -68,6 +68,17 @@ def test_a_server_knows_its_version_without_the_client() -> None:
     assert _python(code) == "True False"
 
 
+def test_what_is_put_off_is_there_when_it_is_asked_for() -> None:
+    code = (
+        "import sys, samewire.node.lean_http; late = sys.modules['attr.validators']; before = 'in_' in vars(late); "
+        "import attr; from attrs import validators; from attr.validators import in_; "
+        "print(before, attr.validators is late, validators.in_ is in_, type(late).__name__)"
+    )
+    assert _python(code) == "False True True module"
+    code = "import attr.validators as one, sys, samewire.node.lean_http; print(sys.modules['attr.validators'] is one)"
+    assert _python(code) == "True"
+
+
 def test_patterns_are_compiled_when_they_are_used() -> None:
     with late_patterns():
         word, bytes_word = re.compile(r"(?P<head>\w)\w*", re.ASCII), re.compile(rb"\w+")

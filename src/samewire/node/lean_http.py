@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from types import ModuleType
@@ -35,36 +36,54 @@ def _certificates_unread() -> Iterator[None]:
             os.environ[_CERTIFICATES] = before
 
 
-class _Unfinished(ModuleType):
-    """The package before its own code has run: its modules are imported one by one, and the first name of the
+class _Late(ModuleType):
+    """A module before its code has run: the first name that is asked for has it run."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") and name != "__all__":
+            raise AttributeError(name)
+        self._run()
+        return getattr(self, name)
+
+    def _run(self) -> None:
+        spec = self.__spec__
+        assert spec is not None
+        assert spec.loader is not None
+        self.__class__ = ModuleType  # type: ignore[assignment]  # what is not there now, is not there
+        spec.loader.exec_module(self)
+
+
+class _LatePackage(_Late):
+    """A package before its own code has run: its modules are imported one by one, and the first name of the
     package itself that is asked for has all of it run.
     """
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") and name != "__version__":
-            raise AttributeError(name)
         spec = self.__spec__
         assert spec is not None
-        assert spec.loader is not None
         assert spec.origin is not None
         if name == "__version__":  # the server's modules ask for it
             found = re.search(r'^__version__ = "(.+)"$', Path(spec.origin).read_text(encoding="utf-8"), re.M)
             if found:
                 return found[1]
-        elif find_spec(f"{self.__name__}.{name}") is not None:
+        elif not name.startswith("_") and find_spec(f"{self.__name__}.{name}") is not None:
             return import_module(f"{self.__name__}.{name}")
-        self.__class__ = ModuleType  # type: ignore[assignment]  # what is not there now, is not there
         with _certificates_unread():
-            spec.loader.exec_module(self)
-        return getattr(self, name)
+            return super().__getattr__(name)
+
+
+def _put_off(spec: ModuleSpec | None, kind: type[_Late]) -> None:
+    if spec is not None and spec.name not in sys.modules:
+        module = module_from_spec(spec)
+        module.__class__ = kind
+        sys.modules[spec.name] = module
 
 
 def _import_server() -> None:
-    spec = find_spec("aiohttp")
-    if "aiohttp" not in sys.modules and spec is not None:
-        package = module_from_spec(spec)
-        package.__class__ = _Unfinished
-        sys.modules["aiohttp"] = package
+    attrs = find_spec("attr")
+    if attrs is not None and "attr" not in sys.modules:  # a third of it is validators, which nobody here uses
+        _put_off(PathFinder.find_spec("attr.validators", attrs.submodule_search_locations), _Late)
+    _put_off(find_spec("aiohttp"), _LatePackage)
     import_module("aiohttp.web")
 
 
