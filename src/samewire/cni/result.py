@@ -7,6 +7,7 @@ and all of a route but ``dst`` and ``gw``; 0.3.0 to 0.4.0 in addition want ``ver
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -139,6 +140,7 @@ def encode_error(error: CniError, version: str) -> dict[str, Any]:
     return value
 
 
+@cache
 def at_least(version: str, minimum: str) -> bool:
     """Whether a supported version is ``minimum`` or later."""
     return SUPPORTED_VERSIONS.index(version) >= SUPPORTED_VERSIONS.index(minimum)

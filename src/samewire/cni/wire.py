@@ -17,18 +17,15 @@ MAX_VARIABLES = 64
 
 def decode_request(data: bytes) -> tuple[dict[str, str], bytes]:
     """Return the variables and the stdin in a request. Raises CniError."""
-    variables: dict[str, str] = {}
-    start = 0
-    while len(variables) <= MAX_VARIABLES:
-        end = data.find(b"\0", start)
-        if end < 0:
-            raise CniError(CniCode.IO_FAILURE, "the request ends within the environment")
-        if end == start:
-            return variables, data[end + 1 :]
-        name, value = _variable(data[start:end])
-        variables[name] = value
-        start = end + 1
-    raise CniError(CniCode.IO_FAILURE, f"the request has more than {MAX_VARIABLES} variables")
+    if data.startswith(b"\0"):
+        return {}, data[1:]
+    head, end, stdin = data.partition(b"\0\0")
+    items = head.split(b"\0", MAX_VARIABLES)
+    if len(items) > MAX_VARIABLES:
+        raise CniError(CniCode.IO_FAILURE, f"the request has more than {MAX_VARIABLES} variables")
+    if not end:
+        raise CniError(CniCode.IO_FAILURE, "the request ends within the environment")
+    return dict(map(_variable, items)), stdin
 
 
 def encode_reply(status: int, output: bytes) -> bytes:

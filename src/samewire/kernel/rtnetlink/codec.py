@@ -157,14 +157,14 @@ def attributes(data: memoryview) -> dict[int, memoryview]:
 
 def first_u32(data: memoryview, offset: int, wanted: int, default: int) -> int:
     """A four-byte number out of the first attribute of a type; those behind it are not looked at."""
-    unpack, end = _ATTRIBUTE.unpack_from, len(data)
-    while end - offset >= _ATTRIBUTE.size:
+    unpack, end = _ATTRIBUTE.unpack_from, len(data) - _ATTRIBUTE.size
+    while offset <= end:  # some forty times for an interface's other end
         length, kind = unpack(data, offset)
-        if length < _ATTRIBUTE.size or offset + length > end:
-            raise malformed(f"attribute of {length} bytes in {end - offset}")
-        if kind & _TYPE_MASK == wanted:
+        if kind == wanted:
             return get_u32({wanted: data[offset + _ATTRIBUTE.size : offset + length]}, wanted, default)
-        offset += (length + 3) & ~3
+        if length < _ATTRIBUTE.size:
+            raise malformed(f"attribute of {length} bytes")
+        offset += length + 3 & ~3
     return default
 
 

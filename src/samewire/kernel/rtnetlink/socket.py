@@ -33,6 +33,7 @@ _ANSWER_BYTES = 8 << 10
 _DATAGRAM_BYTES = 64 << 10
 _DUMP_ATTEMPTS = 10
 _OPEN = "open netlink socket"
+_FINE = (0, "")
 
 
 def open_socket(netns_fd: int | None, protocol: int = _socket.NETLINK_ROUTE) -> _socket.socket:
@@ -95,7 +96,7 @@ class Netlink:
         Raises :class:`KernelError` with the request's words and the kernel's explanation.
         """
         faults.check(request.operation)
-        ((code, detail),) = self._exchange([request])
+        code, detail = self._exchange([request]).get(0, _FINE)
         if code and code not in request.tolerate | tolerate:
             raise KernelError(request.operation, code, detail)
         return code
@@ -131,10 +132,13 @@ class Netlink:
         failure: KernelError | None = None
         for start in range(0, len(requests), _BATCH):
             chunk = requests[start : start + _BATCH]
-            for request, (code, detail) in zip(chunk, self._exchange(chunk), strict=True):
-                if code and code not in request.tolerate and failure is None:
-                    failure = KernelError(request.operation, code, detail)
-                codes.append(code)
+            answers = self._exchange(chunk)
+            codes += (
+                [answers.get(place, _FINE)[0] for place in range(len(chunk))] if answers else [0] * len(chunk)
+            )
+            for place, (code, detail) in answers.items():
+                if code and code not in chunk[place].tolerate and failure is None:
+                    failure = KernelError(chunk[place].operation, code, detail)
         if failure is not None:
             raise failure
         return codes
@@ -190,8 +194,11 @@ class Netlink:
             break
         return values, consistent
 
-    def _exchange(self, requests: Sequence[Request]) -> list[tuple[int, str]]:
-        """Only the last is acknowledged: the kernel works in order, and of the others it answers what failed."""
+    def _exchange(self, requests: Sequence[Request]) -> dict[int, tuple[int, str]]:
+        """Send requests; returns error numbers and the kernel's words by place, none for those that went well.
+
+        Only the last is acknowledged: the kernel works in order, and of the others it answers what failed.
+        """
         first = self._sequence + 1
         last = self._sequence = self._sequence + len(requests)
         parts = [
@@ -205,10 +212,10 @@ class Netlink:
         ]
         operation = requests[0].operation
         self._send(operation, b"".join(parts))
-        results = [(0, "")] * len(requests)
         data = self._receive(operation)
         if codec.is_success(data, last):  # what failed before would have been answered before
-            return results
+            return {}
+        results: dict[int, tuple[int, str]] = {}
         for message in self._answers(operation, first, last, data):
             if message.type == codec.NLMSG_ERROR:
                 results[message.sequence - first] = codec.error_of(message)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from samewire.hcn.policies import AclDirection, Policy
-from samewire.vfp.compile.acl_rules import Ends, Rule, direction_rules
+from samewire.vfp.compile.acl_rules import Ends, Rule, direction_rules, has_rules
 from samewire.vfp.compile.acl_table import NONE_KNOWN, AclTable, Known, table_of
 from samewire.vfp.compile.builder import Builder
 from samewire.vfp.constants import AclAction
@@ -29,6 +29,8 @@ def compile_acl(
 
     Raises ``Invalid``, naming the field.
     """
+    if not has_rules(network) and not has_rules(endpoint):
+        return AclTable(), AclTable()
     references = []
     for direction, own in zip((AclDirection.IN, AclDirection.OUT), known.own, strict=True):
         rules = _closed(direction_rules(direction, network, endpoint), allow_unmatched)

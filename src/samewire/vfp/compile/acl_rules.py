@@ -45,6 +45,7 @@ _VERDICTS: Final = {
     AclAction.BLOCK: Verdict.BLOCK,
     AclAction.PASS: Verdict.PASS,
 }
+_RULES: Final = (ACL, NetworkACL, TierAcl)
 _NUMBERS: Final = frozenset("0123456789.")
 
 Ports = tuple[tuple[int, int], ...]
@@ -85,6 +86,11 @@ class _Given(msgspec.Struct, frozen=True):
     place: int
     path: str
     fields: AclRule
+
+
+def has_rules(policies: Sequence[Policy]) -> bool:
+    """Whether there is a policy with ACL rules of either direction."""
+    return any(isinstance(policy, _RULES) for policy in policies)
 
 
 def direction_rules(
