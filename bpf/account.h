@@ -7,6 +7,14 @@
 
 #include "packet.h"
 
+#ifndef TRACE
+/*
+ * Slots of the flow table that have counters: all, or none. A constant that the daemon sets before loading: the verifier
+ * takes away what it finds is never run.
+ */
+const volatile __u32 sw_counted_slots;
+#endif
+
 SW_INLINE void sw_count(__u32 counter)
 {
 #ifndef TRACE
@@ -15,6 +23,21 @@ SW_INLINE void sw_count(__u32 counter)
 	if (value)
 		*value += 1;
 #endif
+}
+
+/* A rule of a port has decided on a connection. side: SW_ACL_IN, SW_ACL_OUT, or SW_COUNTED_*. Global: verified once. */
+__noinline int sw_count_rule(__u32 port, __u32 rule, __u32 side)
+{
+#ifndef TRACE
+	struct sw_rule_count_key key = { .port = port, .rule = rule, .side = side };
+	__u64 one = 1, *value = bpf_map_lookup_elem(&sw_rule_counts, &key);
+
+	if (!value && bpf_map_update_elem(&sw_rule_counts, &key, &one, BPF_NOEXIST) == -17 /* EEXIST */)
+		value = bpf_map_lookup_elem(&sw_rule_counts, &key);
+	if (value)
+		*value += 1;
+#endif
+	return 0;
 }
 
 #ifdef TRACE

@@ -152,19 +152,6 @@ SW_INLINE struct sw_acl_vector *sw_acl_by_port(__u64 table, __u8 side, __u8 prot
 	return number ? bpf_map_lookup_elem(&sw_acl_vectors, number) : 0;
 }
 
-SW_INLINE void sw_acl_count(__u32 port, __u32 rule, __u32 side)
-{
-#ifndef TRACE
-	struct sw_acl_count_key key = { .port = port, .rule = rule, .side = side };
-	__u64 one = 1, *value = bpf_map_lookup_elem(&sw_acl_counts, &key);
-
-	if (!value && bpf_map_update_elem(&sw_acl_counts, &key, &one, BPF_NOEXIST) == -17 /* EEXIST */)
-		value = bpf_map_lookup_elem(&sw_acl_counts, &key);
-	if (value)
-		*value += 1;
-#endif
-}
-
 /* The search for the first rule that all vectors have. */
 struct sw_acl_search {
 	const struct sw_acl_vector *vector[4];
@@ -274,7 +261,7 @@ __noinline int sw_acl_decide(__u32 port_id, __u32 direction)
 	else
 		p->rule[1] = rule->rule;
 	if (rule->rule)
-		sw_acl_count(port_id, rule->rule, direction);
+		sw_count_rule(port_id, rule->rule, direction);
 	return rule->action == SW_ACL_ALLOW ? SW_ACL_ALLOW : SW_ACL_BLOCK;
 }
 

@@ -60,6 +60,8 @@ SW_INLINE void sw_portmap_layer(struct sw_packet *p, int host_address)
 	p->forward.fate = SW_TO_PORT;
 	p->forward.target = map->port;
 	p->needs_flow = 1;
+	sw_count_rule(map->port, (__u32)p->family << 24 | (__u32)p->protocol << 16 | bpf_ntohs(p->first.destination_port),
+		      SW_COUNTED_PORTMAP);
 	sw_step(p, SW_LAYER_PORTMAP, SW_STEP_REWRITE, 0, 0, map->port);
 }
 
@@ -80,13 +82,17 @@ SW_INLINE int sw_local_target(struct sw_packet *p, __u16 scope)
 	return SW_GO_ON;
 }
 
-/* ROUTE for what a pod sends. */
+/* ROUTE for what a pod sends. Most of it needs nothing else, so that a counter would be a great part of it. */
 SW_INLINE int sw_route_from_pod(struct sw_packet *p)
 {
 	struct sw_route *route = sw_find_route(p->first_scope, p->family, &p->out.destination);
 
 	if (!route)
 		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
+#ifndef TRACE
+	if (sw_counted_slots && p->first_port)
+		sw_count_rule(p->first_port, route->nexthop, SW_COUNTED_ROUTE + route->kind);
+#endif
 	p->route_flags = route->flags;
 	switch (route->kind) {
 	case SW_ROUTE_HOST:
@@ -190,6 +196,7 @@ SW_INLINE void sw_nat_layer(struct sw_packet *p, struct sw_port *own)
 	p->wants_snat = 1;
 	p->nat_ports = nat->ports;
 	p->needs_flow = 1;
+	sw_count_rule(p->first_port, nat->rule, SW_COUNTED_NAT);
 	sw_step(p, SW_LAYER_NAT, SW_STEP_REWRITE, SW_NAT_SNAT, nat->rule, 0);
 }
 

@@ -108,12 +108,6 @@ __noinline int sw_partner_key(const struct sw_flow_key *key, const struct sw_flo
 }
 
 #ifndef TRACE
-/*
- * How many slots have counters: all, or none. A constant that the daemon sets before loading: the verifier takes away
- * what it finds is never run.
- */
-const volatile __u32 sw_counted_slots;
-
 SW_INLINE struct sw_flow_count *sw_find_flow_count(__u32 slot, __u8 direction)
 {
 	__u32 index = direction ? slot + sw_counted_slots : slot;

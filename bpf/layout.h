@@ -27,7 +27,7 @@
 #define SW_MAX_ACL_PORTS 262144	   /* protocols and ports in rules, all tables */
 #define SW_MAX_ACL_VECTORS 65536   /* different combinations of rules */
 #define SW_MAX_ACL_SETS 65536	   /* sets named by rules, all tables */
-#define SW_MAX_ACL_COUNTS 65536	   /* (port, rule) that have judged something */
+#define SW_MAX_RULE_COUNTS 65536	   /* (port, rule) that have judged something */
 #define SW_MAX_SET_MEMBERS 1048576 /* addresses in IP sets, all networks */
 #define SW_MAX_SET_CLASSES 65536   /* different combinations of sets that an address is in */
 #define SW_MAX_SET_SPACES 4096	   /* networks with IP sets */
@@ -513,15 +513,19 @@ struct sw_acl_rule {
 #define SW_RULE_TIER_SHIFT 16
 #define SW_RULE_NETWORK 0x40000000 /* the policy is the network's */
 
-/* sw_acl_counts: per-CPU hash[SW_MAX_ACL_COUNTS] -> u64: first packets (and re-decisions) that a rule has judged.
- * Writers: first packets. Reader: daemon.
+/* sw_rule_counts: per-CPU hash[SW_MAX_RULE_COUNTS] -> u64: first packets (and re-decisions) that a rule has judged, of
+ * ACLs and of what stands beside them in a port's layers. Writers: first packets. Reader: daemon.
  */
-struct sw_acl_count_key {
+struct sw_rule_count_key {
 	__u32 port;
 	__u32 rule;
-	__u8 side; /* SW_ACL_IN, SW_ACL_OUT */
+	__u8 side; /* SW_ACL_IN, SW_ACL_OUT; SW_COUNTED_* */
 	__u8 reserved[3];
 };
+
+#define SW_COUNTED_NAT 2     /* rule: that of sw_nat, where it has translated */
+#define SW_COUNTED_PORTMAP 3 /* rule: family << 24 | protocol << 16 | the port that was asked for */
+#define SW_COUNTED_ROUTE 8   /* and the route's kind above it; rule: its next hop. Only where packets of flows are counted */
 
 /* ---- IP sets -----------------------------------------------------------------------------------------------------
  * An address has a class: the combination of flat sets that it is in. Members are stored once, whoever names their

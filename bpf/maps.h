@@ -43,7 +43,7 @@ SW_MAP(sw_acl_ports, BPF_MAP_TYPE_LPM_TRIE, struct sw_acl_port_key, __u64, SW_MA
 SW_MAP(sw_acl_vectors, BPF_MAP_TYPE_HASH, __u64, struct sw_acl_vector, SW_MAX_ACL_VECTORS, BPF_F_NO_PREALLOC);
 SW_MAP(sw_acl_sets, BPF_MAP_TYPE_HASH, struct sw_acl_set_key, __u64, SW_MAX_ACL_SETS, BPF_F_NO_PREALLOC);
 SW_MAP(sw_acl_rules, BPF_MAP_TYPE_HASH, struct sw_acl_rule_key, struct sw_acl_rule, SW_MAX_ACL_RULES, BPF_F_NO_PREALLOC);
-SW_MAP(sw_acl_counts, BPF_MAP_TYPE_PERCPU_HASH, struct sw_acl_count_key, __u64, SW_MAX_ACL_COUNTS, BPF_F_NO_PREALLOC);
+SW_MAP(sw_rule_counts, BPF_MAP_TYPE_PERCPU_HASH, struct sw_rule_count_key, __u64, SW_MAX_RULE_COUNTS, BPF_F_NO_PREALLOC);
 SW_MAP(sw_set_members, BPF_MAP_TYPE_LPM_TRIE, struct sw_acl_prefix_key, __u64, SW_MAX_SET_MEMBERS, BPF_F_NO_PREALLOC);
 SW_MAP(sw_set_classes, BPF_MAP_TYPE_HASH, struct sw_set_class_key, struct sw_set_class, SW_MAX_SET_CLASSES, BPF_F_NO_PREALLOC);
 SW_MAP(sw_acl_spaces, BPF_MAP_TYPE_HASH, __u64, struct sw_acl_space, SW_MAX_SET_SPACES, BPF_F_NO_PREALLOC);

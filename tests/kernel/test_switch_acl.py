@@ -24,7 +24,7 @@ from samewire.hcn.policies import (
 from samewire.hcn.schema import NetworkType
 from samewire.vfp.compile import compile_sets
 from samewire.vfp.constants import Counter, Layer, Reason
-from samewire.vfp.tables import AclCountKey, Count
+from samewire.vfp.tables import Count, RuleCountKey
 from tests.support.netlab import Lab, poll
 from tests.support.node_rig import Node, Pod
 from tests.support.traffic import bound, echo_over, ping, tcp, tcp_pair, udp
@@ -224,11 +224,11 @@ def test_rules_are_counted(world: World) -> None:
     )
     for port in (80, 81, 82, 80):
         is_let_in(world, client, server, port)
-    found = world.node.map("sw_acl_counts")
+    found = world.node.map("sw_rule_counts")
     counts = {
-        AclCountKey.unpack(key).rule: sum(Count.unpack(one).value for one in found.per_cpu_values(value))
+        RuleCountKey.unpack(key).rule: sum(Count.unpack(one).value for one in found.per_cpu_values(value))
         for key, value in found.items()
-        if AclCountKey.unpack(key).port == server.port
+        if RuleCountKey.unpack(key).port == server.port
     }
     assert counts[1] >= 2
     assert counts[2] >= 1

@@ -190,7 +190,7 @@ def test_layers(daemon: StubDaemon) -> None:
     found = lines(get(daemon, "layers", "web-0"))
     assert found[0] == ["LAYER", "GROUP", "RULE", "CONDITIONS", "ACTION", "JUDGED"]
     assert any(row[0] == "LB" for row in found)
-    assert ["ACL", "ACL_IN", "1", "protocol tcp, local port 80", "allow", "-"] in found
+    assert ["ACL", "ACL_IN", "1", "protocol tcp, local port 80", "allow", "0"] in found
     assert any(row[:2] == ["ROUTE", "ROUTE_OUT"] and "vni 4096" in row[-2] for row in found)
 
 

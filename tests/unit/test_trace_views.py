@@ -21,7 +21,18 @@ from samewire.trace import view_service
 from samewire.trace.model import FlowRow
 from samewire.trace.views import Names, drop_rows, flow_rows, flow_summary, layer_row, port_rows, with_proxies
 from samewire.vfp.address import ZERO, parse_address, parse_prefix
-from samewire.vfp.constants import SCOPE_ANY, Arrival, Counter, FlowFlag, Layer, Reason
+from samewire.vfp.constants import (
+    ACL_IN,
+    COUNTED_PORTMAP,
+    COUNTED_ROUTE,
+    SCOPE_ANY,
+    Arrival,
+    Counter,
+    FlowFlag,
+    Layer,
+    Reason,
+    RouteKind,
+)
 from samewire.vfp.model import Entries, ProxyRule
 from samewire.vfp.record import Record
 from samewire.vfp.simulate import Simulator
@@ -37,12 +48,15 @@ from samewire.vfp.tables import (
     FlowCount,
     FlowKey,
     Id,
+    Route,
+    RuleCountKey,
     Service,
     ServiceKey,
 )
 from tests.support.hcn import FakeSwitch
 from tests.support.tools import (
     CLIENT_PORT,
+    FACTS,
     INFOS,
     INTERFACES,
     NETWORK_ID,
@@ -157,6 +171,30 @@ def test_a_host_port_from_outside(tables: Entries) -> None:
     assert (row.initiator.name, row.target.name) == ("uplink", "shop/web-0")
     assert row.translated is not None
     assert (row.translated.destination, row.translated.destination_port) == ("10.244.1.5", 80)
+
+
+def test_layers_say_what_they_judged_and_dropped(tables: Entries) -> None:
+    counts: dict[Record, Record] = {
+        RuleCountKey(WEB_PORT, 1, ACL_IN): Count(3),
+        RuleCountKey(WEB_PORT, 4 << 24 | 6 << 16 | 8080, COUNTED_PORTMAP): Count(4),
+    }
+    there = {**tables, "sw_drops": DROPS, "sw_rule_counts": counts}
+    row = layer_row(there, NAMES, WEB_PORT)
+    layers = {layer.name: (layer.judged, layer.dropped) for layer in row.layers}
+    assert (layers["ACL"], layers["PORTMAP"], layers["GUARD"]) == ((3, 7), (4, 0), (None, 0))
+    assert row.dropped == 7
+    assert {port.id: port.dropped for port in port_rows(there, NAMES)}[UPLINK] == 9
+    hop = next(
+        r.nexthop for r in tables["sw_routes"].values() if isinstance(r, Route) and r.kind == RouteKind.TUNNEL
+    )
+    shared: dict[Record, Record] = {
+        RuleCountKey(CLIENT_PORT, hop, COUNTED_ROUTE + RouteKind.TUNNEL): Count(5)
+    }
+    on: dict[Record, Record] = {Id(2 * FACTS.flow_slots - 1): FlowCount(0, 0)}
+    row = layer_row({**tables, "sw_rule_counts": shared, "sw_flow_counts": on}, NAMES, CLIENT_PORT)
+    route = next(layer for layer in row.layers if layer.name == "ROUTE")
+    assert len([rule for rule in route.groups[0].rules if rule.judged == 5]) == 2
+    assert route.judged == 5, "the same node, in both families"
 
 
 @pytest.mark.parametrize(

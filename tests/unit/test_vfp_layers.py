@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 import pytest
 
@@ -28,7 +30,16 @@ from samewire.vfp.address import NO_MAC, ZERO, parse_address, parse_interface
 from samewire.vfp.compile import compile_endpoint, compile_node
 from samewire.vfp.compile.acl import compile_acl
 from samewire.vfp.compile.builder import Builder
-from samewire.vfp.constants import CHUNK_BACKENDS, SCOPE_ANY, SCOPE_OUTSIDE, PortFlag, ServiceFlag
+from samewire.vfp.constants import (
+    CHUNK_BACKENDS,
+    COUNTED_NAT,
+    COUNTED_PORTMAP,
+    COUNTED_ROUTE,
+    SCOPE_ANY,
+    SCOPE_OUTSIDE,
+    PortFlag,
+    ServiceFlag,
+)
 from samewire.vfp.layers import GroupView, PortView, all_ports, port_layers
 from samewire.vfp.layers_service import SHOWN, service_rules
 from samewire.vfp.model import Entries, HostBinding, NodeFacts
@@ -38,15 +49,18 @@ from samewire.vfp.protocols import protocol_text
 from samewire.vfp.record import Record
 from samewire.vfp.rule_names import rule_number, rule_text
 from samewire.vfp.tables import (
-    AclCountKey,
     Backend,
     BackendChunk,
     BackendChunkKey,
     BackendPlace,
     Count,
+    FlowCount,
     Id,
     Port,
+    Route,
+    RuleCountKey,
     Service,
+    ServiceCount,
     ServiceKey,
 )
 from tests.support.compiled import whole_network
@@ -260,16 +274,49 @@ def test_many_services_are_counted() -> None:
 
 def test_rules_say_what_they_are_called_and_how_often_they_judged(tables: Entries) -> None:
     """And tiers' rules have a name that says which."""
-    counts: dict[Record, Record] = {AclCountKey(42, 2, 0): Count(7), AclCountKey(42, 3, 1): Count(9)}
-    counted: Entries = {**tables, "sw_acl_counts": counts}
+    counts: dict[Record, Record] = {RuleCountKey(42, 2, 0): Count(7), RuleCountKey(42, 3, 1): Count(9)}
+    counted: Entries = {**tables, "sw_rule_counts": counts}
     found = group(port_layers(counted, 42, names=AclNames({2: "web"})), "ACL_IN").rules
     assert [(rule.name, rule.policy, rule.judged) for rule in found] == [
         ("2", "web", 7),
         ("3", "", 0),
-        ("", "", 0),
+        ("", "", None),
     ]
     assert rule_text(rule_number(4, 2)) == "4.2"
     assert rule_text(rule_number(1, network=True)) == "network 1"
+
+
+def judged(view: PortView, name: str) -> list[int | None]:
+    return [rule.judged for rule in group(view, name).rules]
+
+
+def test_rules_of_every_layer_say_how_often_they_decided(tables: Entries) -> None:
+    """NAT where it translated, host ports at the pod and at the uplink, services of all ports, routes where asked."""
+    hop = next(
+        route.nexthop
+        for route in tables["sw_routes"].values()
+        if isinstance(route, Route) and route.kind == 2
+    )
+    counts: dict[Record, Record] = {
+        RuleCountKey(42, 1, COUNTED_NAT): Count(3),
+        RuleCountKey(42, 4 << 24 | 6 << 16 | 8080, COUNTED_PORTMAP): Count(4),
+        RuleCountKey(42, hop, COUNTED_ROUTE + 2): Count(5),
+    }
+    counted: dict[str, Mapping[Record, Record]] = {**tables, "sw_rule_counts": counts}
+    _service(counted, 9, SCOPE_ANY)
+    counted["sw_service_counts"] = {Id(9): ServiceCount(6, 1, 2)}
+    view = port_layers(counted, 42)
+    assert judged(view, "NAT_OUT") == [None, 3]
+    assert judged(view, "PORTMAP_IN") == judged(port_layers(counted, 2), "PORTMAP_IN") == [4]
+    assert judged(view, "LB_OUT") == [7]
+    assert set(judged(view, "ROUTE_OUT")) == {None}
+    assert set(judged(view, "GUARD_OUT")) == {None}
+    slots = FACTS.flow_slots
+    counted["sw_flow_counts"] = {Id(2 * slots - 1): FlowCount(0, 0)}
+    routes = {rule.conditions[0]: rule.judged for rule in group(port_layers(counted, 42), "ROUTE_OUT").rules}
+    assert routes["destination 10.244.2.0/24"] == 5
+    assert set(routes.values()) == {0, 5}
+    assert set(judged(port_layers(counted, 2), "ROUTE_IN")) == {None}
 
 
 def test_names_of_rules_and_sets() -> None:

@@ -290,6 +290,12 @@ def _rule(name: str) -> Callable[[Json], str]:
     return lambda row: str(row["rule"].get(name, "") or "")
 
 
+def _judged(row: Json) -> str:
+    """0 is a count, too."""
+    count = row["rule"].get("judged")
+    return "" if count is None else str(count)
+
+
 LAYERS: Final = View(
     (
         Column("LAYER", _field("layer")),
@@ -297,7 +303,7 @@ LAYERS: Final = View(
         Column("RULE", lambda row: _rule("name")(row) or _rule("id")(row)),
         Column("CONDITIONS", lambda row: ", ".join(row["rule"].get("conditions", ()))),
         Column("ACTION", _rule("action")),
-        Column("JUDGED", _rule("judged")),
+        Column("JUDGED", _judged),
         Column("OBJECT", _rule("object"), wide=True),
         Column("POLICY", _rule("policy"), wide=True),
         Column("MATCHER", _field("matcher"), wide=True),

@@ -29,12 +29,24 @@ def port_fields(port: Json) -> Mapping[str, object]:
         "  VLAN": port["vlan"] or "",
         "  Flags": ", ".join(port["flags"]),
         "  Generation": port["generation"],
+        "  Dropped": f"{port.get('dropped', 0)} packets",
     }
 
 
 def layer_fields(layer: Json) -> Mapping[str, object]:
     groups = ", ".join(f"{g['name']} ({g['direction']}, {len(g['rules'])} rules)" for g in layer["groups"])
-    return {"Layer": layer["name"], "  Groups": groups or "none"}
+    return {
+        "Layer": layer["name"],
+        "  Groups": groups or "none",
+        "  Judged": _judged(layer),
+        "  Dropped": f"{layer.get('dropped', 0)} packets",
+    }
+
+
+def _judged(counted: Json) -> str:
+    """How many connections a layer or rule has decided on."""
+    count = counted.get("judged")
+    return "not counted" if count is None else f"{count} connections"
 
 
 def rule_fields(rule: Json) -> Mapping[str, object]:
@@ -47,7 +59,7 @@ def rule_fields(rule: Json) -> Mapping[str, object]:
         "  Conditions": "; ".join(rule["conditions"]),
         "  Action": rule["action"],
         "  Object": rule.get("object", ""),
-        "  Judged": rule.get("judged") or "",
+        "  Judged": _judged(rule),
     }
 
 

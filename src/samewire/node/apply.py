@@ -89,7 +89,7 @@ class NodeSwitch:
         self.balancers = Balancers(kernel.tables, numbers, self._local_port)
         self.lock = asyncio.Lock()
         self.sweeper = PortSweeper(
-            *(kernel.tables.maps[name] for name in ("sw_flows", "sw_drops", "sw_acl_counts"))
+            *(kernel.tables.maps[name] for name in ("sw_flows", "sw_drops", "sw_rule_counts"))
         )
         self.version = 0
         """Grows with every change; a reader that saw two values has not seen one state."""

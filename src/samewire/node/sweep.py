@@ -13,7 +13,7 @@ import structlog
 
 from samewire.errors import KernelError
 from samewire.kernel.bpf import BpfMap
-from samewire.vfp.tables import AclCountKey, DropKey, Flow
+from samewire.vfp.tables import DropKey, Flow, RuleCountKey
 
 log = structlog.get_logger(__name__)
 
@@ -26,10 +26,10 @@ _PORTS_AT: Final = next(field for field in Flow.fields if field.name == "port").
 class PortSweeper:
     """Collects ports, and sweeps once for all of them."""
 
-    def __init__(self, flows: BpfMap, drops: BpfMap, acl_counts: BpfMap) -> None:
+    def __init__(self, flows: BpfMap, drops: BpfMap, rule_counts: BpfMap) -> None:
         self._flows = flows
         self._drops = drops
-        self._acl_counts = acl_counts
+        self._rule_counts = rule_counts
         self._ports: set[int] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -53,8 +53,8 @@ class PortSweeper:
         removed = 0
         doomed = [key for key, _ in self._drops.items() if DropKey.unpack(key).port in ports]
         self._drops.delete_batch(doomed)
-        doomed = [key for key, _ in self._acl_counts.items() if AclCountKey.unpack(key).port in ports]
-        self._acl_counts.delete_batch(doomed)
+        doomed = [key for key, _ in self._rule_counts.items() if RuleCountKey.unpack(key).port in ports]
+        self._rule_counts.delete_batch(doomed)
         doomed = []
         for number, (key, value) in enumerate(self._flows.items()):
             if not ports.isdisjoint(_PORTS.unpack_from(value, _PORTS_AT)):

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Seq
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
+import msgspec
 import structlog
 
 from samewire.errors import NotFound, SamewireError
@@ -28,7 +29,7 @@ from samewire.vfp.compile.balanced import TABLES as BALANCED
 from samewire.vfp.constants import TICK_SHIFT, Arrival, Counter
 from samewire.vfp.model import LINK_GROUP, Entries, ProxyRule
 from samewire.vfp.record import Record
-from samewire.vfp.tables import TABLES, Count, DropEvent, Id, Table, TraceInput, TraceOutput
+from samewire.vfp.tables import TABLES, DropEvent, Id, Table, TraceInput, TraceOutput
 
 if TYPE_CHECKING:
     from samewire.kube.source import KindHealth
@@ -177,8 +178,7 @@ class ToolView:
         rows: dict[Record, Record] = {}
         for key, value in found.items():
             if found.per_cpu:
-                parts = found.per_cpu_values(value)
-                rows[table.key.unpack(key)] = Count(sum(int.from_bytes(part, "little") for part in parts))
+                rows[table.key.unpack(key)] = _summed(table, found.per_cpu_values(value))
             else:
                 rows[table.key.unpack(key)] = table.value.unpack(value)
         return rows
@@ -244,6 +244,12 @@ class ToolView:
             except NotFound:
                 pass
         return found
+
+
+def _summed(table: Table, parts: Sequence[bytes]) -> Record:
+    """A value of a per-CPU table: each of its numbers is a count."""
+    counts = [msgspec.structs.astuple(table.value.unpack(part)) for part in parts]
+    return table.value(*map(sum, zip(*counts, strict=True)))
 
 
 def kernel_stats() -> dict[str, int]:

@@ -121,7 +121,9 @@ class TraceAnswer(Struct, frozen=True, kw_only=True):
 
 
 class PortRow(Struct, frozen=True, kw_only=True):
-    """One port of GET /v2/switch/ports; ``layers`` is filled by GET /v2/switch/layers only."""
+    """One port of GET /v2/switch/ports; ``layers`` is filled by GET /v2/switch/layers only. ``dropped``: packets that
+    are charged to it.
+    """
 
     id: int
     kind: str
@@ -134,6 +136,7 @@ class PortRow(Struct, frozen=True, kw_only=True):
     endpoint: EndpointInfo | None
     vlan: int = 0
     layers: tuple[LayerView, ...] = ()
+    dropped: int = 0
 
 
 class FlowEnd(Struct, frozen=True, kw_only=True):

@@ -6,25 +6,23 @@ from msgspec.structs import replace
 
 from samewire.trace.model import FlowEnd, FlowRow
 from samewire.vfp.constants import FlowFlag
+from samewire.vfp.counts import counted_slots
 from samewire.vfp.model import Entries
-from samewire.vfp.tables import Config, Flow, FlowCount, Id
+from samewire.vfp.tables import Flow, FlowCount, Id
 
 
 class Traffic:
     """What tables count of flows. Of ``sw_flow_counts`` only what is asked for is looked up."""
 
     def __init__(self, tables: Entries) -> None:
-        config = tables.get("sw_config", {}).get(Id(0))
-        self._slots = config.flow_slots if isinstance(config, Config) else 0
+        self._slots = counted_slots(tables)
         self._counts = tables.get("sw_flow_counts", {})
-        # The table has one element when nothing is counted.
-        self._on = self._slots > 0 and Id(2 * self._slots - 1) in self._counts
 
     def counted(self, row: FlowRow, flow: Flow, other: Flow | None) -> FlowRow:
         """The row with what its ends have sent. ``flow``: the initiator's entry, or the target's when it is alone;
         ``other``: the target's, where it has one of its own.
         """
-        if not self._on:
+        if not self._slots:
             return row
         is_second, is_pair = flow.flags & FlowFlag.SECOND, flow.flags & FlowFlag.PAIR
         forth = None if is_second else flow

@@ -30,6 +30,7 @@ from samewire.vfp.model import Entries
 from samewire.vfp.render import entry_json
 from samewire.vfp.tables import TABLES, DropEvent
 
+_RULE_COUNTS = ("sw_rule_counts", "sw_service_counts", "sw_drops")
 _SPECIAL = ("uplink", "tunnel", "host")
 _NAMES_S = 1.0  # drops come in floods; reading the names for each one would cost more than the rest
 _HANG_UP_S = 2.0  # how long a hung-up client may go unnoticed
@@ -62,7 +63,8 @@ class _Views:
 
     async def ports(self, request: web.Request) -> web.Response:
         _check_parameters(request, "endpoint")
-        rows = port_rows(await self._read("sw_config", "sw_ports", "sw_vnis"), self._names())
+        read = await self._read("sw_config", "sw_ports", "sw_vnis", "sw_drops")
+        rows = port_rows(read, self._names())
         query = request.query.get("endpoint", "")
         if query in _SPECIAL:
             rows = [row for row in rows if row.kind == query]
@@ -74,7 +76,8 @@ class _Views:
     async def layers(self, request: web.Request) -> web.Response:
         _check_parameters(request, "endpoint", "object")
         compiled = [table.name for table in TABLES.values() if table.compiled]
-        tables = await self._read(*compiled, "sw_acl_counts")
+        counts = {"sw_flow_counts": self._context.rows("sw_flow_counts")}
+        tables = {**await self._read(*compiled, *_RULE_COUNTS), **counts}
         names = self._names()
         owners, only = self._context.balancer_owners(), request.query.get("object", "").upper()
         query = request.query.get("endpoint", "")

@@ -51,7 +51,11 @@ class Names:
 
 def port_rows(tables: Entries, names: Names) -> list[PortRow]:
     """Every port, without its layers."""
-    return [_port_row(view, names, layers=False) for view in all_ports(tables)]
+    dropped: dict[int, int] = {}
+    for key, count in typed_rows(tables, "sw_drops", DropKey, Count):
+        dropped[key.port] = dropped.get(key.port, 0) + count.value
+    rows = [_port_row(view, names, layers=False) for view in all_ports(tables)]
+    return [replace(row, dropped=dropped.get(row.id, 0)) for row in rows]
 
 
 def layer_row(
@@ -75,8 +79,33 @@ def layer_row(
         }
         tables = {**tables, "sw_services": wanted}
     row = _port_row(port_layers(tables, ifindex, names=acl), names, layers=True)
-    layers = tuple(replace(layer, groups=_owned(row, layer, known, only)) for layer in row.layers)
-    return replace(row, layers=layers)
+    drops = drop_rows(tables, names, ifindex)
+    layers = tuple(
+        replace(
+            layer,
+            groups=_owned(row, layer, known, only),
+            judged=_judged(layer),
+            dropped=sum(drop.packets for drop in drops if _is_of(layer.name, drop.layer)),
+        )
+        for layer in row.layers
+    )
+    return replace(row, layers=layers, dropped=sum(drop.packets for drop in drops))
+
+
+def _judged(layer: LayerView) -> int | None:
+    """What the rules of a layer have decided on; those that are counted together count once."""
+    counts = {
+        (group.name, rule.id or (rule.action if layer.name == "ROUTE" else rule.conditions)): rule.judged
+        for group in layer.groups
+        for rule in group.rules
+        if rule.judged is not None
+    }
+    return sum(counts.values()) if counts else None
+
+
+def _is_of(layer: str, place: str) -> bool:
+    """Whether what is dropped at a place (acl_in) is a layer's (ACL)."""
+    return place.partition("_")[0].upper() == layer
 
 
 def with_proxies(row: PortRow, rules: Sequence[ProxyRule], only: str = "") -> PortRow:

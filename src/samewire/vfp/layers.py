@@ -18,6 +18,8 @@ from samewire.vfp.address import IPV4, IPV6, ZERO, address_bits, address_text, m
 from samewire.vfp.constants import (
     ACL_IN,
     ACL_OUT,
+    COUNTED_NAT,
+    COUNTED_PORTMAP,
     NAT_KEY_BITS,
     ROUTE_KEY_BITS,
     SCOPE_HOST,
@@ -31,16 +33,15 @@ from samewire.vfp.constants import (
     RouteFlag,
     RouteKind,
 )
+from samewire.vfp.counts import route_count, rule_count, service_count
 from samewire.vfp.layers_service import service_rules
 from samewire.vfp.model import Entries
 from samewire.vfp.protocols import protocol_text
 from samewire.vfp.record import Record
 from samewire.vfp.rule_names import rule_text
 from samewire.vfp.tables import (
-    AclCountKey,
     Bucket,
     Config,
-    Count,
     Id,
     Nat,
     NatKey,
@@ -60,9 +61,9 @@ V = TypeVar("V", bound=Record)
 class RuleView(msgspec.Struct, frozen=True):
     """One rule: all conditions must hold. ``id`` 0 = not numbered; ``priority``: the lower decides first.
 
-    ``name``: of a numbered one, for people. ``judged``: first packets, and flows after a change, that it decided on (of
-    ACL rules only). ``object``: id of the HCN object that made it, where that is known. ``policy``: the ``Id`` that
-    an ACL policy gave it.
+    ``name``: of a numbered one, for people. ``judged``: first packets, and flows after a change, that it decided on;
+    None where that is not counted. ``object``: id of the HCN object that made it, where that is known. ``policy``: the
+    ``Id`` that an ACL policy gave it.
     """
 
     id: int
@@ -70,7 +71,7 @@ class RuleView(msgspec.Struct, frozen=True):
     conditions: tuple[str, ...]
     action: str
     name: str = ""
-    judged: int = 0
+    judged: int | None = None
     object: str = ""
     policy: str = ""
 
@@ -85,10 +86,14 @@ class GroupView(msgspec.Struct, frozen=True):
 
 
 class LayerView(msgspec.Struct, frozen=True):
-    """One layer of a port."""
+    """One layer of a port. ``judged``: connections that its rules have decided on, None where that is not counted;
+    ``dropped``: packets that have ended here.
+    """
 
     name: str
     groups: tuple[GroupView, ...]
+    judged: int | None = None
+    dropped: int = 0
 
 
 class PortView(msgspec.Struct, frozen=True):
@@ -164,8 +169,8 @@ def _pod(tables: Entries, number: int, port: Port, index: AclIndex, names: AclNa
                 ),
             ),
         ),
-        LayerView("ROUTE", (GroupView("ROUTE_OUT", "out", "lpm", _routes(tables, port.scope)),)),
-        LayerView("NAT", (GroupView("NAT_OUT", "out", "lpm", _nat(tables, port.nat_set)),)),
+        LayerView("ROUTE", (GroupView("ROUTE_OUT", "out", "lpm", _routes(tables, port.scope, number)),)),
+        LayerView("NAT", (GroupView("NAT_OUT", "out", "lpm", _nat(tables, port.nat_set, number)),)),
         LayerView("QOS", (GroupView("QOS_OUT", "out", "exact", _qos(tables, number)),)),
         LayerView("L2", (GroupView("L2_IN", "in", "exact", (_delivery(port),)),)),
     )
@@ -191,7 +196,10 @@ def vlan_of(tables: Entries, scope: int) -> int:
 
 
 def _services(tables: Entries, scope: int) -> tuple[RuleView, ...]:
-    return tuple(RuleView(r.id, 0, r.conditions, r.action) for r in service_rules(tables, scope))
+    return tuple(
+        RuleView(r.id, 0, r.conditions, r.action, judged=service_count(tables, r.id))
+        for r in service_rules(tables, scope)
+    )
 
 
 def _uplink(tables: Entries) -> tuple[LayerView, ...]:
@@ -249,7 +257,9 @@ def _portmaps(tables: Entries, port: int | None) -> tuple[RuleView, ...]:
                 f"destination {where} port {key.port}",
             )
             action = f"rewrite destination to {target} port {value.internal_port}, port {value.port}"
-            rules.append(RuleView(0, 0, conditions, action))
+            number = key.family << 24 | key.protocol << 16 | key.port
+            judged = rule_count(tables, value.port, number, COUNTED_PORTMAP)
+            rules.append(RuleView(0, 0, conditions, action, judged=judged))
     return tuple(sorted(rules, key=lambda rule: rule.conditions))
 
 
@@ -262,7 +272,6 @@ def _acl(
     fallback = "block: no rule matched"
     for rule in index.rules(port, side, names.sets):
         if rule.rule:
-            count = tables.get("sw_acl_counts", {}).get(AclCountKey(number, rule.rule, side))
             yield RuleView(
                 id=rule.rule,
                 priority=rule.priority,
@@ -270,14 +279,14 @@ def _acl(
                 action=rule.action,
                 name=rule_text(rule.rule),
                 policy=names.policies.get(rule.rule, ""),
-                judged=count.value if isinstance(count, Count) else 0,
+                judged=rule_count(tables, number, rule.rule, side),
             )
         else:
             fallback = "allow: no rule matched"
     yield RuleView(0, 65535, ("any",), fallback)
 
 
-def _nat(tables: Entries, number: int) -> tuple[RuleView, ...]:
+def _nat(tables: Entries, number: int, port: int) -> tuple[RuleView, ...]:
     found = [
         (key.family, key.address, key.prefix_bits - NAT_KEY_BITS, value)
         for key, value in _rows(tables, "sw_nat", NatKey, Nat)
@@ -289,6 +298,7 @@ def _nat(tables: Entries, number: int) -> tuple[RuleView, ...]:
             address_bits(family) - bits,
             (f"destination {address_text(family, packed)}/{bits}",),
             _nat_action(family, value),
+            judged=rule_count(tables, port, value.rule, COUNTED_NAT) if value.action else None,
         )
         for family, packed, bits, value in _longest_first(found)
     )
@@ -301,7 +311,8 @@ def _nat_action(family: int, value: Nat) -> str:
     return f"snat to {address_text(family, value.address)} {where}"
 
 
-def _routes(tables: Entries, scope: int) -> tuple[RuleView, ...]:
+def _routes(tables: Entries, scope: int, port: int = 0) -> tuple[RuleView, ...]:
+    """The routes of a scope; ``port``: whose connections they are to be counted for, where they are."""
     found = [
         (key.family, key.address, key.prefix_bits - ROUTE_KEY_BITS, value)
         for key, value in _rows(tables, "sw_routes", RouteKey, Route)
@@ -314,6 +325,7 @@ def _routes(tables: Entries, scope: int) -> tuple[RuleView, ...]:
             address_bits(family) - bits,
             (f"destination {address_text(family, packed)}/{bits}",),
             _route_action(value, hops.get(Id(value.nexthop))),
+            judged=route_count(tables, port, value) if port else None,
         )
         for family, packed, bits, value in _longest_first(found)
     )

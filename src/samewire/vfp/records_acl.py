@@ -86,8 +86,8 @@ class AclRule(Record, frozen=True, gc=False):
     reserved: ClassVar[Pad] = Pad(2)
 
 
-@record("sw_acl_count_key")
-class AclCountKey(Record, frozen=True, gc=False):
+@record("sw_rule_count_key")
+class RuleCountKey(Record, frozen=True, gc=False):
     """Whose judgements are counted."""
 
     port: U32

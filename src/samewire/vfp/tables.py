@@ -13,7 +13,6 @@ import msgspec
 from samewire.vfp import constants as c
 from samewire.vfp.record import U32, U64, Field, Record, record
 from samewire.vfp.records_acl import (
-    AclCountKey,
     AclPortKey,
     AclPrefixKey,
     AclRule,
@@ -22,6 +21,7 @@ from samewire.vfp.records_acl import (
     AclSpace,
     AclVector,
     Hash,
+    RuleCountKey,
     SetClass,
     SetClassKey,
 )
@@ -132,7 +132,7 @@ TABLES: Final[dict[str, Table]] = dict(
         _table("sw_acl_vectors", Hash, AclVector, Kind.HASH, c.MAX_ACL_VECTORS, compiled=True),
         _table("sw_acl_sets", AclSetKey, Hash, Kind.HASH, c.MAX_ACL_SETS, compiled=True),
         _table("sw_acl_rules", AclRuleKey, AclRule, Kind.HASH, c.MAX_ACL_RULES, compiled=True),
-        _table("sw_acl_counts", AclCountKey, Count, Kind.PERCPU_HASH, c.MAX_ACL_COUNTS),
+        _table("sw_rule_counts", RuleCountKey, Count, Kind.PERCPU_HASH, c.MAX_RULE_COUNTS),
         _table("sw_set_members", AclPrefixKey, Hash, Kind.LPM, c.MAX_SET_MEMBERS, compiled=True),
         _table("sw_set_classes", SetClassKey, SetClass, Kind.HASH, c.MAX_SET_CLASSES, compiled=True),
         _table("sw_acl_spaces", Hash, AclSpace, Kind.HASH, c.MAX_SET_SPACES, compiled=True),
@@ -191,7 +191,7 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     AclSetKey,
     AclRuleKey,
     AclRule,
-    AclCountKey,
+    RuleCountKey,
     SetClassKey,
     SetClass,
     AclSpace,
@@ -218,7 +218,6 @@ RECORDS: Final[tuple[type[Record], ...]] = (
 __all__ = [
     "RECORDS",
     "TABLES",
-    "AclCountKey",
     "AclPortKey",
     "AclPrefixKey",
     "AclRule",
@@ -261,6 +260,7 @@ __all__ = [
     "Record",
     "Route",
     "RouteKey",
+    "RuleCountKey",
     "Service",
     "ServiceCount",
     "ServiceKey",
