@@ -48,7 +48,6 @@ from samewire.vfp.tables import (
     FlowCount,
     FlowKey,
     Id,
-    Route,
     RuleCountKey,
     Service,
     ServiceKey,
@@ -184,17 +183,12 @@ def test_layers_say_what_they_judged_and_dropped(tables: Entries) -> None:
     assert (layers["ACL"], layers["PORTMAP"], layers["GUARD"]) == ((3, 7), (4, 0), (None, 0))
     assert row.dropped == 7
     assert {port.id: port.dropped for port in port_rows(there, NAMES)}[UPLINK] == 9
-    hop = next(
-        r.nexthop for r in tables["sw_routes"].values() if isinstance(r, Route) and r.kind == RouteKind.TUNNEL
-    )
-    shared: dict[Record, Record] = {
-        RuleCountKey(CLIENT_PORT, hop, COUNTED_ROUTE + RouteKind.TUNNEL): Count(5)
-    }
+    shared: dict[Record, Record] = {RuleCountKey(CLIENT_PORT, 0, COUNTED_ROUTE + RouteKind.LOCAL): Count(5)}
     on: dict[Record, Record] = {Id(2 * FACTS.flow_slots - 1): FlowCount(0, 0)}
     row = layer_row({**tables, "sw_rule_counts": shared, "sw_flow_counts": on}, NAMES, CLIENT_PORT)
     route = next(layer for layer in row.layers if layer.name == "ROUTE")
     assert len([rule for rule in route.groups[0].rules if rule.judged == 5]) == 2
-    assert route.judged == 5, "the same node, in both families"
+    assert route.judged == 5, "the subnets of both families have one counter"
 
 
 @pytest.mark.parametrize(
