@@ -15,6 +15,7 @@ from samewire.trace.traffic import Traffic
 from samewire.vfp.acl_names import AclNames
 from samewire.vfp.address import address_text
 from samewire.vfp.constants import TICK_S, Arrival, Counter, Fate, FlowFlag, Layer, Reason, TcpFlag
+from samewire.vfp.counts import layer_count
 from samewire.vfp.layers import GroupView, LayerView, PortView, RuleView, all_ports, port_layers
 from samewire.vfp.layers_proxy import proxy_layer
 from samewire.vfp.model import Entries, ProxyRule
@@ -84,7 +85,7 @@ def layer_row(
         replace(
             layer,
             groups=_owned(row, layer, known, only),
-            judged=_judged(layer),
+            judged=_judged(tables, row, layer),
             dropped=sum(drop.packets for drop in drops if _is_of(layer.name, drop.layer)),
         )
         for layer in row.layers
@@ -92,15 +93,14 @@ def layer_row(
     return replace(row, layers=layers, dropped=sum(drop.packets for drop in drops))
 
 
-def _judged(layer: LayerView) -> int | None:
-    """What the rules of a layer have decided on; those that are counted together count once."""
+def _judged(tables: Entries, row: PortRow, layer: LayerView) -> int | None:
+    """What the rules of a layer have decided on. The uplink has the host ports of all pods."""
     counts = {
-        (group.name, rule.id or (rule.action if layer.name == "ROUTE" else rule.conditions)): rule.judged
-        for group in layer.groups
-        for rule in group.rules
-        if rule.judged is not None
+        rule.id: rule.judged for group in layer.groups for rule in group.rules if rule.judged is not None
     }
-    return sum(counts.values()) if counts else None
+    if layer.name == "LB":
+        return sum(counts.values()) if counts else None
+    return layer_count(tables, layer.name, None if row.kind == "uplink" else row.id) if counts else None
 
 
 def _is_of(layer: str, place: str) -> bool:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from samewire.vfp.constants import COUNTED_ROUTE
+from typing import Final
+
+from samewire.vfp.constants import ACL_IN, ACL_OUT, COUNTED_NAT, COUNTED_PORTMAP, COUNTED_ROUTE, RouteKind
 from samewire.vfp.model import Entries
 from samewire.vfp.tables import Config, Count, Id, Route, RuleCountKey, ServiceCount
+
+_SIDES: Final = {
+    "ACL": {ACL_IN, ACL_OUT},
+    "NAT": {COUNTED_NAT},
+    "PORTMAP": {COUNTED_PORTMAP},
+    "ROUTE": {COUNTED_ROUTE + kind for kind in RouteKind},
+}
 
 
 def rule_count(tables: Entries, port: int, rule: int, side: int) -> int:
@@ -26,6 +35,16 @@ def service_count(tables: Entries, service: int) -> int | None:
         return None
     found = tables.get("sw_service_counts", {}).get(Id(service))
     return found.connections + found.refused if isinstance(found, ServiceCount) else 0
+
+
+def layer_count(tables: Entries, layer: str, port: int | None) -> int:
+    """Connections that all rules of a port's layer have judged, those that are gone by now too; None: of all ports."""
+    return sum(
+        value.value
+        for key, value in tables.get("sw_rule_counts", {}).items()
+        if isinstance(key, RuleCountKey) and isinstance(value, Count)
+        if key.side in _SIDES[layer] and port in (None, key.port)
+    )
 
 
 def counted_slots(tables: Entries) -> int:
