@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,7 @@ def test_local_routed_vip_changes_nothing(pods: Pods, flags: int) -> None:
             "import socket; one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); one.settimeout(2);"
             f"one.sendto(b'x', ('{NODE_IP}', 8080)); print(one.recv(99).decode())"
         )
-        said = in_namespace(pods.net.router, "python3", "-c", code).stdout.split()
+        said = in_namespace(pods.net.router, sys.executable, "-c", code).stdout.split()
     assert said == ["pod", address_of(endpoint)]
 
 
@@ -245,6 +246,80 @@ def test_a_network_that_names_its_adapter(pods: Pods) -> None:
     )
     assert can_ping(pod, ROUTER_IP)
     assert can_ping(pods.net.router, "192.168.77.100")
+
+
+# --- changes, by packets ---------------------------------------------------------------------------
+
+
+def acl(action: str, priority: int, **fields: Any) -> Json:
+    return policy("ACL", Action=action, Direction="In", Priority=priority, **fields)
+
+
+def test_what_each_request_means(pods: Pods) -> None:
+    """Add appends, Remove takes one, Update replaces, Refresh changes nothing, Reset empties; v1 replaces by POST."""
+    nat = pods.network(network("NAT", "10.50.0.0/24", "10.50.0.1"))
+    (client, _), (server, endpoint) = pods.add(nat), pods.add(nat)
+    target = address_of(endpoint)
+    everything, no_http, no_echo = (
+        acl("Allow", 900),
+        acl("Block", 100, Protocols="6", LocalPorts="7000-7001"),
+        acl("Block", 200, Protocols="1", RemoteAddresses="10.50.0.0/24"),
+    )
+    flat = [
+        {
+            "Type": "ACL",
+            "Protocol": 6,
+            "Action": "Block",
+            "Direction": "In",
+            "LocalPort": 7000,
+            "Priority": 100,
+        },
+        {"Type": "ACL", "Action": "Allow", "Direction": "In", "Priority": 900},
+    ]
+    set_policy = policy("SetPolicy", Id="near", Name="near", PolicyType="IPSET", Values="10.50.0.0/24")
+    named = acl("Block", 50, Protocols="6", LocalAddresses="near")  # of the source, as agents write it
+    steps: list[tuple[str, str, list[Json], bool, bool]] = [
+        ("endpoints", "Add", [everything], True, True),
+        ("endpoints", "Add", [no_http], False, True),
+        ("endpoints", "Add", [no_echo], False, False),
+        ("endpoints", "Refresh", [], False, False),
+        ("endpoints", "Remove", [no_http], True, False),
+        ("endpoints", "Update", [everything, no_http], False, True),
+        ("endpoints", "Reset", [], True, True),
+        ("v1", "POST", flat, False, True),
+        ("v1", "POST", flat[1:], True, True),
+        ("networks", "Add", [set_policy], True, True),
+        ("endpoints", "Add", [named], False, True),
+        (
+            "networks",
+            "Update",
+            [policy("SetPolicy", **{**set_policy["Settings"], "Values": "10.66.0.0/16"})],
+            True,
+            True,
+        ),
+        ("networks", "Add", [policy("NetworkACL", **no_echo["Settings"])], True, False),
+        ("networks", "Remove", [policy("NetworkACL", **no_echo["Settings"])], True, True),
+    ]
+    with answering(server, "server", 7000):
+        for where, how, policies, http, echo in steps:
+            if where == "v1":
+                body = {"Policies": policies}
+                assert pods.node.request("POST", f"/v1/endpoints/{endpoint['ID']}", body)["Success"]
+            else:
+                change = {"ResourceType": "Policy", "RequestType": how, "Settings": {"Policies": policies}}
+                path = endpoint["ID"] if where == "endpoints" else nat
+                pods.node.request("POST", f"/v2/{where}/{path}", change)
+            assert connects(client, target) is http, (where, how, policies)
+            assert can_ping(client, target) is echo, (where, how, policies)
+    assert pods.node.differences() == []
+
+
+_CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], 7000), 1).close()"
+
+
+def connects(pod: str, target: str) -> bool:
+    """Whether a connection to port 7000 comes about within a second."""
+    return in_namespace(pod, sys.executable, "-c", _CONNECT, target, check=False).returncode == 0
 
 
 # --- namespaces and reboots -----------------------------------------------------------------------
