@@ -181,6 +181,19 @@ static __noinline int sw_to_host(struct __sk_buff *skb, struct sw_packet *p)
 #endif
 }
 
+SW_COLD static __noinline int sw_to_ingress(struct __sk_buff *skb, struct sw_packet *p)
+{
+	struct sw_config *config = sw_config_here();
+
+	if (!config)
+		return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
+#ifdef TRACE
+	return sw_final(p, SW_LAYER_L2, SW_TO_INGRESS, config->uplink_ifindex);
+#else
+	return bpf_redirect(config->uplink_ifindex, BPF_F_INGRESS);
+#endif
+}
+
 /*
  * Transposes the packet and sends it on its way. port (SW_TO_PORT) and hop (SW_TO_UPLINK, SW_TO_TUNNEL) are the
  * action's target, looked up by the caller, who had to check them anyway. hot: every packet comes this way.
@@ -220,6 +233,8 @@ SW_INLINE int sw_apply(struct __sk_buff *skb, struct sw_packet *p, const struct 
 		return sw_to_tunnel(skb, p, hop);
 	if (action->fate == SW_TO_HOST)
 		return sw_to_host(skb, p);
+	if (action->fate == SW_TO_INGRESS)
+		return sw_to_ingress(skb, p);
 	return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
 }
 
@@ -245,6 +260,7 @@ __noinline int sw_finish(struct __sk_buff *skb)
 			return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_NEXTHOP);
 		break;
 	case SW_TO_HOST:
+	case SW_TO_INGRESS:
 		break;
 	default:
 		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);

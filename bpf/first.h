@@ -234,9 +234,41 @@ SW_INLINE int sw_target_layers(struct sw_packet *p)
 	return SW_GO_ON;
 }
 
+/*
+ * Whether the client of a direct packet is a pod here: it has called a node that does not know it for one, and waits for
+ * what comes by the uplink. Then it has an address of the underlay, or a flow that left by it (its own or the node's address).
+ */
+SW_COLD static __noinline int sw_is_client_here(struct sw_packet *p)
+{
+	struct sw_endpoint *endpoint = sw_find_endpoint(SW_SCOPE_UPLINK, p->family, &p->first.source);
+	struct sw_flow *flow;
+
+	if (endpoint && endpoint->port)
+		return 1;
+	sw_key_of(&p->other, &p->first, SW_SCOPE_UPLINK, p->family, p->protocol);
+	flow = bpf_map_lookup_elem(&sw_flows, &p->other);
+	return flow && flow->arrival == SW_FROM_POD;
+}
+
+/* Where answers to a direct packet go. */
+SW_INLINE void sw_route_direct_back(struct sw_packet *p, const struct sw_route *route)
+{
+	if (sw_is_client_here(p)) {
+		p->reverse.fate = SW_TO_INGRESS;
+		p->reverse.flags |= p->out_scope != SW_SCOPE_UPLINK ? SW_DECREMENT : 0;
+	} else if (route && route->kind == SW_ROUTE_UPLINK) {
+		p->reverse.fate = SW_TO_UPLINK;
+		p->reverse.target = route->nexthop;
+		p->reverse.flags |= route->flags & SW_ROUTE_DECREMENT ? SW_DECREMENT : 0;
+	} else if (route && route->kind == SW_ROUTE_HOST) {
+		p->reverse.fate = SW_TO_HOST; /* a process here, by an address that the first node does not know as ours */
+	}
+}
+
 /* Where the target's packets go: back to wherever the initiator is. */
 SW_INLINE void sw_route_back(struct sw_packet *p)
 {
+	__u16 scope = p->first_scope == SW_SCOPE_DIRECT ? SW_SCOPE_UPLINK : p->first_scope;
 	struct sw_endpoint *endpoint;
 	struct sw_route *route;
 
@@ -254,7 +286,11 @@ SW_INLINE void sw_route_back(struct sw_packet *p)
 		break;
 	}
 
-	route = sw_find_route(p->first_scope, p->family, &p->first.source);
+	route = sw_find_route(scope, p->family, &p->first.source);
+	if (p->is_direct && p->first_arrival == SW_FROM_TUNNEL) {
+		sw_route_direct_back(p, route);
+		return;
+	}
 	if (!route)
 		return;
 	if (p->first_arrival == SW_FROM_UPLINK && route->kind == SW_ROUTE_UPLINK) {
@@ -262,12 +298,6 @@ SW_INLINE void sw_route_back(struct sw_packet *p)
 		p->reverse.target = route->nexthop;
 		if (p->out_scope != p->first_scope || p->forward.fate == SW_TO_UPLINK)
 			p->reverse.flags |= SW_DECREMENT;
-	} else if (p->is_direct && route->kind == SW_ROUTE_UPLINK) {
-		p->reverse.fate = SW_TO_UPLINK;
-		p->reverse.target = route->nexthop;
-		p->reverse.flags |= route->flags & SW_ROUTE_DECREMENT ? SW_DECREMENT : 0;
-	} else if (p->is_direct && route->kind == SW_ROUTE_HOST && p->first_scope != SW_SCOPE_UPLINK) {
-		p->reverse.fate = SW_TO_HOST; /* a process here, by an address that the first node does not know as ours */
 	} else if (p->first_arrival == SW_FROM_TUNNEL && route->kind == SW_ROUTE_TUNNEL) {
 		p->reverse.fate = SW_TO_TUNNEL;
 		p->reverse.target = route->nexthop;

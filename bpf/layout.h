@@ -52,6 +52,7 @@
 #define SW_NAT_TRIES 64		   /* SNAT ports tried before giving up */
 
 #define SW_SCOPE_UPLINK 0      /* addresses of the underlay: the uplink, and L2Bridge and Transparent networks */
+#define SW_SCOPE_DIRECT 0xfffc /* only in sw_vnis and keys of flows: direct packets for endpoints of SW_SCOPE_UPLINK */
 #define SW_SCOPE_HOST 0xffff   /* in sw_routes: which network does the host mean by this address? In sw_services: its own */
 #define SW_SCOPE_OUTSIDE 0xfffe /* only in sw_services: arrivals on the uplink */
 #define SW_SCOPE_ANY 0xfffd    /* only in sw_services: pods of every network, the tunnel and the host; asked last */
@@ -616,6 +617,7 @@ enum sw_fate {
 	SW_TO_UPLINK = 2,  /* target: key of sw_nexthops */
 	SW_TO_TUNNEL = 3,  /* target: key of sw_nexthops */
 	SW_TO_HOST = 4,	   /* the node's own stack */
+	SW_TO_INGRESS = 5, /* the uplink, as if it had come by it: direct answers to clients that are here */
 };
 
 /* The composed transposition of one direction: what happens to a packet and where it goes. */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -167,19 +168,14 @@ def test_replies_do_not_pass_the_near_node(cluster: Cluster, tmp_path: Path, kin
 @pytest.mark.parametrize("kind", ["overlay", "bridged"])
 @pytest.mark.parametrize("tunnels", [FAR_IP, f"{FAR_IP},{FAR_IP6}"], ids=["IPv4", "both"])
 def test_clients_on_the_backends_node(cluster: Cluster, tunnels: str, kind: str) -> None:
-    """A process of the node, and a pod: behind its address by IPv4, by its own in IPv6. They reach the pod beside them,
-    or themselves, through the other node.
+    """A process of the node, and pods: behind its address by IPv4, by their own in IPv6, on the underlay. They reach
+    the pod beside them, or themselves, through the other node, whether that knows where they are or not.
     """
     cluster.annotate(tunnels)
     cluster.publish(kind)
     poll("the tunnels", lambda: _providers(cluster.world.near) == set(tunnels.split(",")))
-    process, pod = cluster.world.far_net.node, cluster.world.remote
-    known = [(process, 4), (pod, 4)]
-    if kind == "overlay" or "," in tunnels:  # else nobody knows whose address this is
-        known.append((process, 6))
-    if kind == "overlay":
-        known.append((pod, 6))
-    for client, family in known:
+    clients = (cluster.world.far_net.node, cluster.world.remote, cluster.bridged)
+    for client, family in itertools.product(clients, FAMILIES):
         assert names(ask(client, NODE[family], NODE_PORT, times=3)) == {"remote"}, (client, family)
     for family in FAMILIES:
         assert ask(cluster.client, NODE[family], NODE_PORT) == [f"remote {CLIENT[family]}"]

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
 
-from samewire.hcn.policies import OutBoundNAT
-from samewire.vfp.address import parse_address, parse_prefix
+from samewire.hcn.policies import ACL, AclAction, AclDirection, OutBoundNAT
+from samewire.vfp.address import mac_text, parse_address, parse_prefix
 from samewire.vfp.compile.direct import DIRECT_VNI
 from samewire.vfp.constants import (
     SCOPE_ANY,
+    SCOPE_DIRECT,
     SCOPE_OUTSIDE,
     SCOPE_UPLINK,
     FlowFlag,
@@ -27,7 +30,7 @@ from samewire.vfp.tables import DirectKey, Id, Nexthop, Port, Portmap, RouteKey,
 from tests.support.netlab import Lab, poll
 from tests.support.node_rig import Node, Pod
 from tests.support.services import Balancer, Target
-from tests.support.traffic import Seen, Sniffer, echo_over, family_of, tcp, tcp_pair, udp
+from tests.support.traffic import Seen, Sniffer, bound, echo_over, family_of, inject, tcp, tcp_pair, udp
 from tests.support.worlds import FAR, OUT, Underlay, bridged, node_address, overlay
 
 pytestmark = [pytest.mark.root]
@@ -41,6 +44,10 @@ BEHIND = {4: "10.2.0.0/24", 6: "fd02::/64"}
 VNI = 4096
 EXCHANGES = ((6, tcp), (17, udp))
 KINDS = ("overlay", "bridged")
+OUT_ONLY = [
+    ACL(action=AclAction.ALLOW, direction=AclDirection.OUT, priority=100),
+    ACL(action=AclAction.BLOCK, direction=AclDirection.IN, priority=100),
+]
 _HOPS = itertools.count(60000)
 
 
@@ -55,9 +62,13 @@ class World:
         self.client = first.pod(near, "10.1.0.10", "fd01::10")
         self.overlay = second.pod(far, "10.2.0.12", "fd02::12", policies=[OutBoundNAT()])
         self.bare = second.pod(far, "10.2.0.14", "fd02::14")
-        self.bridged = second.pod(second.network(bridged()), "192.168.9.120", "fd09::120")
+        self.masked = second.pod(far, "10.2.0.15", "fd02::15", policies=[OutBoundNAT()])
+        wire = second.network(bridged())
+        self.bridged = second.pod(wire, "192.168.9.120", "fd09::120")
+        self.plain = second.pod(wire, "192.168.9.122", "fd09::122")
+        self.ruled = second.pod(wire, "192.168.9.123", "fd09::123", policies=OUT_ONLY)
         for node in (first, second):
-            node.apply([Put("sw_vnis", Id(DIRECT_VNI), Vni(SCOPE_UPLINK))])
+            node.apply([Put("sw_vnis", Id(DIRECT_VNI), Vni(SCOPE_DIRECT))])
         for host in (underlay.out, underlay.router):
             for family in FAMILIES:
                 host.ip("route", "replace", VIP[family], "via", node_address(first, family))
@@ -215,7 +226,49 @@ def test_a_pod_beside_the_backend_with_an_address_of_its_own(own_addresses: Worl
     assert seen.client[0] == GATEWAY[family]
 
 
-@pytest.mark.parametrize(("kind", "family"), [("overlay", 4), ("bridged", 4), ("overlay", 6)])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("client", "kind"),
+    [(client, kind) for client in ("plain", "ruled", "masked") for kind in KINDS] + [("bare", "bridged")],
+)
+def test_a_pod_beside_the_backend_that_the_first_node_does_not_know(
+    world: World, client: str, kind: str, family: int
+) -> None:
+    """It gets the answer as if that had come by the uplink: through its rules, and with its translation undone."""
+    pod: Pod = getattr(world, kind)
+    near: Pod = getattr(world, client)
+    at = (pod.address(family), INTERNAL)
+    own = {"masked": node_address(world.second, family)}.get(client, near.address(family))
+    known = (client, family) == ("masked", 4)  # by the end of the tunnel
+    with _service(world, pod, family) as to:
+        for _, exchange in EXCHANGES:
+            for _ in range(2):
+                seen = exchange(near.space, pod.space, to, NODE_PORT, at=at)
+                assert seen.server == (to, NODE_PORT)
+                assert (seen.client[0] == own) != known
+        with tcp_pair(near.space, pod.space, to, NODE_PORT, at=at) as (one, other):
+            echo_over(one, other, 200_000)
+
+
+def test_rules_hold_for_what_comes_round(world: World) -> None:
+    """An answer to what the pod has never asked is none."""
+    pod, near = world.overlay, world.ruled
+    with _service(world, pod, 4) as to, bound(near.space, socket.SOCK_DGRAM, near.ip, 5353) as listening:
+        with bound(pod.space, socket.SOCK_DGRAM, pod.ip, INTERNAL) as far:
+            mac = mac_text(world.first.facts.uplink_mac).replace("-", ":")
+            packet = IP(src=near.ip, dst=to) / UDP(sport=5353, dport=NODE_PORT) / b"forged"
+            inject(world.underlay.out, "eth0", bytes(Ether(dst=mac) / packet))
+            data, sender = far.recvfrom(100)
+            assert sender == (near.ip, 5353)
+            before = world.second.dropped(near.port, Layer.ACL_IN, Reason.BLOCKED)
+            far.sendto(data, sender)
+            poll("a drop", lambda: world.second.dropped(near.port, Layer.ACL_IN, Reason.BLOCKED) > before)
+        listening.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listening.recv(100)
+
+
+@pytest.mark.parametrize(("kind", "family"), [("overlay", 4), ("bridged", 4), ("overlay", 6), ("bridged", 6)])
 def test_a_process_of_the_backends_node(world: World, kind: str, family: int) -> None:
     """IPv4, as the tunnel: translated. IPv6: the first node does not know whose address it is, the second answers."""
     pod: Pod = getattr(world, kind)

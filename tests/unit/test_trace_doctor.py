@@ -24,8 +24,8 @@ from samewire.vfp.compile.acl import compile_acl
 from samewire.vfp.compile.builder import Builder
 from samewire.vfp.constants import SCOPE_UPLINK, FlowFlag, PortFlag, Reason
 from samewire.vfp.model import HostBinding
-from samewire.vfp.simulate.flows import make_key
 from samewire.vfp.simulate.packet import Tuple
+from samewire.vfp.simulate.state import make_key
 from samewire.vfp.tables import (
     Action,
     Count,

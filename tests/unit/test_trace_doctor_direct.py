@@ -9,8 +9,8 @@ from samewire.trace.snapshot import Finding, Level, Snapshot
 from samewire.vfp.address import parse_address
 from samewire.vfp.constants import SCOPE_UPLINK, Arrival, Fate, FlowFlag, TcpFlag
 from samewire.vfp.record import Record
-from samewire.vfp.simulate.flows import make_key
 from samewire.vfp.simulate.packet import Tuple
+from samewire.vfp.simulate.state import make_key
 from samewire.vfp.tables import Action, Flow, Id, Nexthop
 from tests.support.tools import FACTS
 

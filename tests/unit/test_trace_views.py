@@ -36,8 +36,8 @@ from samewire.vfp.constants import (
 from samewire.vfp.model import Entries, ProxyRule
 from samewire.vfp.record import Record
 from samewire.vfp.simulate import Simulator
-from samewire.vfp.simulate.flows import make_key
 from samewire.vfp.simulate.packet import Tuple
+from samewire.vfp.simulate.state import make_key
 from samewire.vfp.tables import (
     Action,
     Config,

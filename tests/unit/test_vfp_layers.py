@@ -189,7 +189,7 @@ def test_special_ports(tables: Entries) -> None:
     ]
     assert rules(port_layers(tables, 5), "DECAP_IN") == [
         (4096, "vni 4096", "decap, scope 1"),
-        (16777215, "vni 16777215", "decap, scope 0"),
+        (16777215, "vni 16777215", "decap, direct"),
     ]
     assert rules(port_layers(tables, 7), "HOST_OUT") == [
         (0, "destination 10.244.1.0/24", "scope 1"),

@@ -34,6 +34,7 @@ from samewire.trace.reasons import explain
 from samewire.vfp.acl_names import AclNames
 from samewire.vfp.address import address_text, mac_text
 from samewire.vfp.constants import (
+    SCOPE_DIRECT,
     SCOPE_UPLINK,
     VLAN_ID,
     Arrival,
@@ -115,20 +116,21 @@ def _scope(tables: Entries, arrived: Arrived, received: Parsed) -> int:
         return port.scope if port else SCOPE_UPLINK
     if arrived.arrival == Arrival.TUNNEL or (arrived.arrival == Arrival.UPLINK and arrived.vni):
         vni = tables.get("sw_vnis", {}).get(Id(arrived.vni))
-        return vni.scope if isinstance(vni, Vni) else SCOPE_UPLINK
+        return vni.scope if isinstance(vni, Vni) and vni.scope != SCOPE_DIRECT else SCOPE_UPLINK
     if arrived.arrival == Arrival.HOST:
         return scope_from_host(tables, received.family, received.tuple.destination)
     return SCOPE_UPLINK
 
 
-def _fate(run: TraceRun) -> Literal["port", "uplink", "tunnel", "host", "stack", "dropped"]:
+def _fate(run: TraceRun) -> Literal["port", "uplink", "tunnel", "host", "ingress", "stack", "dropped"]:
     if run.output.drop_reason:
         return "dropped"
-    names: dict[int, Literal["port", "uplink", "tunnel", "host"]] = {
+    names: dict[int, Literal["port", "uplink", "tunnel", "host", "ingress"]] = {
         Fate.PORT: "port",
         Fate.UPLINK: "uplink",
         Fate.TUNNEL: "tunnel",
         Fate.HOST: "host",
+        Fate.INGRESS: "ingress",
     }
     return names.get(run.output.fate, "stack")
 

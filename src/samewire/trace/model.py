@@ -97,17 +97,17 @@ class UplinkView(Struct, frozen=True, kw_only=True):
 class TraceAnswer(Struct, frozen=True, kw_only=True):
     """One node's part of a trace.
 
-    ``fate``: port, uplink, tunnel, host, "stack" (not the switch's: the node's own stack has it as it arrived) or
-    "dropped". ``received`` is the packet as it arrived, ``sent`` as it leaves; ``endpoint`` the one it is delivered
-    to. ``established``: an existing flow decided. ``disagreement``: what the simulator says otherwise ("" = it
-    agrees); that is a bug of Samewire.
+    ``fate``: port, uplink, tunnel, host, "ingress" (goes on as if it had come by the uplink), "stack" (not the
+    switch's: the node's own stack has it as it arrived) or "dropped". ``received`` is the packet as it arrived,
+    ``sent`` as it leaves; ``endpoint`` the one it is delivered to. ``established``: an existing flow decided.
+    ``disagreement``: what the simulator says otherwise ("" = it agrees); that is a bug of Samewire.
     """
 
     node: str
     arrival: ArrivalName
     received: TupleView
     steps: tuple[StepView, ...]
-    fate: Literal["port", "uplink", "tunnel", "host", "stack", "dropped"]
+    fate: Literal["port", "uplink", "tunnel", "host", "ingress", "stack", "dropped"]
     sent: TupleView
     frame: str
     origin: EndpointInfo | None = None

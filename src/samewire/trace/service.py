@@ -25,8 +25,8 @@ from samewire.vfp.constants import TICK_SHIFT, VLAN, Arrival, PortFlag
 from samewire.vfp.layers_proxy import proxy_note
 from samewire.vfp.model import Entries
 from samewire.vfp.simulate import Simulator
-from samewire.vfp.simulate.flows import make_key
 from samewire.vfp.simulate.packet import Tuple
+from samewire.vfp.simulate.state import make_key
 from samewire.vfp.tables import Config, Id, Port
 
 _FIRST_PORT: Final = 40000

@@ -48,6 +48,7 @@ NAT_TRIES: Final = 64
 SCOPE_UPLINK: Final = 0
 SCOPE_HOST: Final = 0xFFFF
 SCOPE_OUTSIDE: Final = 0xFFFE
+SCOPE_DIRECT: Final = 0xFFFC
 SCOPE_ANY: Final = 0xFFFD
 VLAN: Final = 0x1000000
 VLAN_NODE: Final = 0x2000000
@@ -162,6 +163,7 @@ class Fate(IntEnum):
     UPLINK = 2
     TUNNEL = 3
     HOST = 4
+    INGRESS = 5
 
 
 class Counter(IntEnum):

@@ -22,6 +22,7 @@ from samewire.vfp.constants import (
     COUNTED_PORTMAP,
     NAT_KEY_BITS,
     ROUTE_KEY_BITS,
+    SCOPE_DIRECT,
     SCOPE_HOST,
     SCOPE_OUTSIDE,
     SCOPE_UPLINK,
@@ -219,7 +220,12 @@ def _uplink(tables: Entries) -> tuple[LayerView, ...]:
 def _tunnel(tables: Entries) -> tuple[LayerView, ...]:
     vnis = [(key.value, value.scope) for key, value in _rows(tables, "sw_vnis", Id, Vni)]
     rules = sorted((vni, scope) for vni, scope in vnis if vni < VLAN)
-    views = tuple(RuleView(vni, 0, (f"vni {vni}",), f"decap, scope {scope}") for vni, scope in rules)
+    views = tuple(
+        RuleView(
+            vni, 0, (f"vni {vni}",), "decap, direct" if scope == SCOPE_DIRECT else f"decap, scope {scope}"
+        )
+        for vni, scope in rules
+    )
     return (LayerView("DECAP", (GroupView("DECAP_IN", "in", "exact", views),)),)
 
 

@@ -7,7 +7,15 @@ from typing import Final
 from samewire.vfp.address import ZERO, Address, Prefix
 from samewire.vfp.compile.builder import Builder, gateway_nexthop, onlink_nexthop, uplink_nexthop
 from samewire.vfp.compile.direct import DIRECT_VNI
-from samewire.vfp.constants import LAYOUT_VERSION, SCOPE_UPLINK, TICK_S, VLAN_NODE, ConfigFlag, RouteKind
+from samewire.vfp.constants import (
+    LAYOUT_VERSION,
+    SCOPE_DIRECT,
+    SCOPE_UPLINK,
+    TICK_S,
+    VLAN_NODE,
+    ConfigFlag,
+    RouteKind,
+)
 from samewire.vfp.model import FAMILIES, Compiled, HostBinding, NodeFacts, Numbers
 from samewire.vfp.tables import Config, Id, Vni
 
@@ -37,7 +45,7 @@ def compile_node(facts: NodeFacts, numbers: Numbers) -> Compiled:
             builder.put("sw_nexthops", Id(number), uplink_nexthop(facts, Address(family, ZERO)))
     underlay_routes(builder, SCOPE_UPLINK, facts, numbers, flags=0)
     host_routes(builder, SCOPE_UPLINK, facts)
-    builder.put("sw_vnis", Id(DIRECT_VNI), Vni(SCOPE_UPLINK))
+    builder.put("sw_vnis", Id(DIRECT_VNI), Vni(SCOPE_DIRECT))
     for vlan in facts.vlans:
         builder.put("sw_vnis", Id(VLAN_NODE | vlan), Vni(SCOPE_UPLINK))
     binding = HostBinding(reserved_ports=f"{facts.nat_port_low}-{facts.nat_port_high}")

@@ -21,22 +21,13 @@ from samewire.vfp.constants import (
 from samewire.vfp.simulate.balance import hash_tuple, hash_word, service_of
 from samewire.vfp.simulate.direct import clamp_mss
 from samewire.vfp.simulate.packet import TCP, UDP, WITH_PORTS, Tuple
-from samewire.vfp.simulate.state import Dropped, Passed, Refused, State, Walk
+from samewire.vfp.simulate.state import Dropped, Passed, Refused, State, Walk, make_key
 from samewire.vfp.simulate.walk import walk_layers
 from samewire.vfp.tables import Action, Flow, FlowKey, Port
 
 _NOWHERE = Action(0, 0, 0, 0, 0, ZERO, ZERO)
 _ENDED = TcpFlag.FIN | TcpFlag.RST
 _ORPHAN_TICKS = 4
-
-
-def make_key(ends: Tuple, scope: int, family: int, protocol: int) -> tuple[FlowKey, int]:
-    """The canonical key of a tuple, and the tuple's direction under it (0 or 1)."""
-    a = (ends.source, ends.source_port)
-    b = (ends.destination, ends.destination_port)
-    swap = int(a > b)
-    low, high = (b, a) if swap else (a, b)
-    return FlowKey((low[0], high[0]), (low[1], high[1]), scope, family, protocol), swap
 
 
 def tuple_of(key: FlowKey, direction: int) -> Tuple:

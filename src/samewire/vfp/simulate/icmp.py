@@ -10,7 +10,6 @@ from msgspec.structs import replace
 from samewire.vfp.address import IPV4, ZERO
 from samewire.vfp.constants import Arrival, Fate, FlowFlag, Layer, PortFlag, Reason, RewriteFlag
 from samewire.vfp.simulate import checksum
-from samewire.vfp.simulate.flows import make_key
 from samewire.vfp.simulate.packet import (
     FRAGMENT_LATER,
     ICMP,
@@ -24,7 +23,7 @@ from samewire.vfp.simulate.packet import (
     pad,
 )
 from samewire.vfp.simulate.refuse import PORT_UNREACHABLE
-from samewire.vfp.simulate.state import Dropped, Passed, State, Walk
+from samewire.vfp.simulate.state import Dropped, Passed, State, Walk, make_key
 from samewire.vfp.simulate.walk import side
 from samewire.vfp.tables import Action
 

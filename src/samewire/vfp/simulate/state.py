@@ -126,6 +126,15 @@ class Walk(msgspec.Struct):
     inner_mac: bytes = bytes(6)
 
 
+def make_key(ends: Tuple, scope: int, family: int, protocol: int) -> tuple[FlowKey, int]:
+    """The canonical key of a tuple, and the tuple's direction under it (0 or 1)."""
+    a = (ends.source, ends.source_port)
+    b = (ends.destination, ends.destination_port)
+    swap = int(a > b)
+    low, high = (b, a) if swap else (a, b)
+    return FlowKey((low[0], high[0]), (low[1], high[1]), scope, family, protocol), swap
+
+
 class State:
     """Tables by name. Compiled ones are only read; flows, fragments and affinity are this object's own copies."""
 

@@ -24,7 +24,7 @@ from samewire.vfp.constants import (
 from samewire.vfp.record import Record
 from samewire.vfp.simulate import icmp, neighbour
 from samewire.vfp.simulate.direct import speaks_for_vip
-from samewire.vfp.simulate.flows import make_key, switch
+from samewire.vfp.simulate.flows import switch
 from samewire.vfp.simulate.packet import (
     ETH_ARP,
     FRAGMENT_FIRST,
@@ -40,7 +40,7 @@ from samewire.vfp.simulate.packet import (
     set_macs,
 )
 from samewire.vfp.simulate.refuse import PORT_UNREACHABLE, reset_frame
-from samewire.vfp.simulate.state import Dropped, Outcome, Passed, Refused, State, Walk
+from samewire.vfp.simulate.state import Dropped, Outcome, Passed, Refused, State, Walk, make_key
 from samewire.vfp.tables import Action, Flow, FlowKey, Fragment, FragmentKey, Nexthop, Port
 
 _FRAGMENT_TICKS: Final = 30
@@ -262,7 +262,7 @@ class Simulator:
             if hop is None:
                 raise Dropped(Layer.ROUTE, Reason.NO_NEXTHOP)
             return None, hop
-        if action.fate != Fate.HOST:
+        if action.fate not in (Fate.HOST, Fate.INGRESS):
             raise Dropped(Layer.ROUTE, Reason.NO_ROUTE)
         return None, None
 
@@ -281,6 +281,8 @@ class Simulator:
             target = hop.ifindex
             if hop.vni:
                 self._to_vlan(walk)
+        elif config is not None and action.fate == Fate.INGRESS:
+            target = config.uplink_ifindex
         elif config is not None:
             if walk.arrival == Arrival.UPLINK:
                 raise Passed

@@ -8,6 +8,7 @@ from samewire.vfp.address import ZERO
 from samewire.vfp.constants import (
     ACL_IN,
     ACL_OUT,
+    SCOPE_DIRECT,
     SCOPE_UPLINK,
     Arrival,
     Fate,
@@ -25,8 +26,8 @@ from samewire.vfp.simulate.balance import balance, is_near, lend_source, route_a
 from samewire.vfp.simulate.direct import receive_direct
 from samewire.vfp.simulate.direct import send as _send
 from samewire.vfp.simulate.packet import UDP, WITH_PORTS
-from samewire.vfp.simulate.state import Dropped, Passed, State, Walk
-from samewire.vfp.tables import Action, Port
+from samewire.vfp.simulate.state import Dropped, Passed, State, Walk, make_key
+from samewire.vfp.tables import Action, Port, Route
 
 _NOTHING = Action(0, 0, 0, 0, 0, ZERO, ZERO)
 
@@ -255,7 +256,10 @@ def _way_back(state: State, walk: Walk) -> tuple[Fate, int, int] | None:
         return Fate.PORT, walk.first_port, RewriteFlag.DECREMENT if routed else 0
     if walk.first_arrival == Arrival.HOST:
         return Fate.HOST, 0, 0
-    route = state.route(walk.first_scope, walk.packet.family, walk.first.source)
+    scope = SCOPE_UPLINK if walk.first_scope == SCOPE_DIRECT else walk.first_scope
+    route = state.route(scope, walk.packet.family, walk.first.source)
+    if walk.is_direct and walk.first_arrival == Arrival.TUNNEL:
+        return _direct_way_back(state, walk, route)
     if route is None:
         return None
     if walk.first_arrival == Arrival.UPLINK:
@@ -263,11 +267,6 @@ def _way_back(state: State, walk: Walk) -> tuple[Fate, int, int] | None:
             return None
         crossing = walk.out_scope != walk.first_scope or walk.forward.fate == Fate.UPLINK
         return Fate.UPLINK, route.nexthop, RewriteFlag.DECREMENT if crossing else 0
-    if walk.is_direct and route.kind == RouteKind.UPLINK:
-        routed = route.flags & RouteFlag.DECREMENT
-        return Fate.UPLINK, route.nexthop, RewriteFlag.DECREMENT if routed else 0
-    if walk.is_direct and route.kind == RouteKind.HOST and walk.first_scope != SCOPE_UPLINK:
-        return Fate.HOST, 0, 0
     if route.kind == RouteKind.TUNNEL:
         return Fate.TUNNEL, route.nexthop, RewriteFlag.DECREMENT
     if route.kind == RouteKind.LOCAL:
@@ -275,3 +274,24 @@ def _way_back(state: State, walk: Walk) -> tuple[Fate, int, int] | None:
         if owner is not None and owner.nexthop:
             return Fate.TUNNEL, owner.nexthop, 0
     return None
+
+
+def _direct_way_back(state: State, walk: Walk, route: Route | None) -> tuple[Fate, int, int] | None:
+    if _is_client_here(state, walk):
+        return Fate.INGRESS, 0, RewriteFlag.DECREMENT if walk.out_scope != SCOPE_UPLINK else 0
+    if route is not None and route.kind == RouteKind.UPLINK:
+        routed = route.flags & RouteFlag.DECREMENT
+        return Fate.UPLINK, route.nexthop, RewriteFlag.DECREMENT if routed else 0
+    if route is not None and route.kind == RouteKind.HOST:
+        return Fate.HOST, 0, 0
+    return None
+
+
+def _is_client_here(state: State, walk: Walk) -> bool:
+    """Whether the client of a direct packet is a pod here, which waits for what comes by the uplink."""
+    packet = walk.packet
+    owner = state.endpoint(SCOPE_UPLINK, packet.family, walk.first.source)
+    if owner is not None and owner.port:
+        return True
+    flow = state.flows.get(make_key(walk.first, SCOPE_UPLINK, packet.family, packet.protocol)[0])
+    return flow is not None and flow.arrival == Arrival.POD
