@@ -210,6 +210,54 @@ def test_killed_during_network_create(net: NodeNet, node: DaemonProcess, fault: 
     assert node.differences() == []
 
 
+def filters(net: NodeNet) -> set[str]:
+    """The MACs that the uplink lets in beside its own."""
+    lines = in_namespace(net.node, "bridge", "fdb", "show", "dev", "eth0").stdout.splitlines()
+    return {line.split()[0] for line in lines}
+
+
+@pytest.mark.parametrize("moment", ["add", "delete"])
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_while_the_uplink_lets_in_another_mac(
+    net: NodeNet, node: DaemonProcess, moment: str, after: bool
+) -> None:
+    """Before the filter is made or removed, or right after: in the end it is as the objects say. Others' stay."""
+    ours, theirs = "0e:2a:99:00:00:01", "0e:2a:99:00:00:77"
+    in_namespace(net.node, "bridge", "fdb", "add", theirs, "dev", "eth0", "self")
+    policies = [
+        {"Type": "SourceMacAddress", "Settings": {"SourceMacAddress": mac.upper().replace(":", "-")}}
+        for mac in (ours, theirs)
+    ]
+    wanted = {"Name": "l2", "Type": "L2Bridge", "Ipams": [{"Subnets": [{"IpAddressPrefix": "10.88.0.0/24"}]}]}
+    node.start()
+    before = filters(net)
+    made = (
+        node.request("POST", "/v2/networks", {**wanted, "Policies": policies[:1]})
+        if moment == "delete"
+        else {}
+    )
+    node.stop()
+    node.start({"SAMEWIRE_TEST_FAULT": f"{moment} link address {ours}|kill|1"})
+    method, body = ("DELETE", None) if made else ("POST", {**wanted, "Policies": policies[:1]})
+    with pytest.raises((ConnectionError, AssertionError, IndexError)):
+        node.request(method, f"/v2/networks/{made.get('ID', '')}".rstrip("/"), body)
+    assert node.wait_dead() == -signal.SIGKILL
+    if after:
+        in_namespace(net.node, "bridge", "fdb", moment.removesuffix("ete"), ours, "dev", "eth0", "self")
+    node.start()
+    assert node.differences() == []
+    left = node.request("GET", "/v2/networks")
+    assert filters(net) == before | {ours for _ in left}
+    for network in left:
+        node.request("DELETE", f"/v2/networks/{network['ID']}")
+    assert filters(net) == before
+    # What somebody else has let in is not ours because a network wants it, too.
+    made = node.request("POST", "/v2/networks", {**wanted, "Policies": policies[1:]})
+    node.request("DELETE", f"/v2/networks/{made['ID']}")
+    assert filters(net) == before
+    assert node.differences() == []
+
+
 def test_a_veth_deleted_behind_our_back_is_made_again(
     net: NodeNet, node: DaemonProcess, pods: tuple[str, str]
 ) -> None:

@@ -14,8 +14,6 @@ from samewire.kernel.rtnetlink import (
     address_add,
     address_del,
     address_dump,
-    fdb_add_self,
-    fdb_del_self,
     fdb_dump,
     route_del,
     route_dump,
@@ -32,6 +30,7 @@ from samewire.node.bindings import (
 )
 from samewire.node.devices import HOST, reserved_ports
 from samewire.node.facts import short
+from samewire.node.nicfilters import NicFilters
 from samewire.node.portranges import parse_ports
 from samewire.vfp.address import ZERO, Address, Prefix
 from samewire.vfp.model import FAMILIES, HostRoute
@@ -47,10 +46,15 @@ class HostNet:
     """Applies and reads back what `samewire.node.bindings` wants."""
 
     def __init__(
-        self, netlink: Netlink, host_ifindex: int, reserve: Callable[[frozenset[int]], None]
+        self,
+        netlink: Netlink,
+        host_ifindex: int,
+        filters: NicFilters,
+        reserve: Callable[[frozenset[int]], None],
     ) -> None:
         """``reserve`` makes these ports, beside those that are always, the reserved ones."""
         self._netlink = netlink
+        self._filters = filters
         self._reserve = reserve
         self.host = host_ifindex
         self.uplink = 0
@@ -58,7 +62,7 @@ class HostNet:
         """The endpoints' ports that are reserved."""
 
     def apply(self, changes: Iterable[BindingChange]) -> None:
-        """Make the steps in order; what is there (or gone) already is fine. Raises KernelError.
+        """Make the steps in order; what is there (or gone) already is fine. Raises KernelError, StoreError.
 
         With the last IPv4 address of samewire0 the kernel removes all its routes, also those that have no address
         as source and stay wanted: they are put back.
@@ -75,10 +79,35 @@ class HostNet:
         for step in steps:
             if isinstance(step.wish, WantedForwarding):
                 sysctl.write(_FORWARDING, int(step.add))
+        self._filter(steps)
         self._reserve_ports(steps)
         lost = {route for route in routes if route.source is None} - self._routes() if routes else set()
         if lost:
             self._netlink.batch([self._route(route, add=True) for route in lost])
+
+    def adopt(self, wanted: Iterable[Wish]) -> None:
+        """At the start: filters that an earlier daemon has made are ours. Raises KernelError, StoreError."""
+        self._filters.leave_all_but(self.uplink)
+        wished = {wish.mac for wish in wanted if isinstance(wish, WantedFilter)}
+        if wished and self.uplink:
+            self._filters.adopt(self.uplink, wished & self._let_in())
+
+    def leave_others(self) -> None:
+        """Take our filters away from what was the uplink. Raises KernelError, StoreError."""
+        self._filters.leave_all_but(self.uplink)
+
+    def _filter(self, steps: list[BindingChange]) -> None:
+        if not self.uplink:
+            return
+        for add, change in ((True, self._filters.add), (False, self._filters.remove)):
+            macs = [
+                step.wish.mac for step in steps if isinstance(step.wish, WantedFilter) and step.add == add
+            ]
+            if macs:
+                change(self.uplink, macs)
+
+    def _let_in(self) -> set[bytes]:
+        return {entry.mac for entry in self._netlink.dump(fdb_dump(self.uplink))}
 
     def _reserve_ports(self, steps: list[BindingChange]) -> None:
         ours = [(step.wish.port, step.add) for step in steps if isinstance(step.wish, WantedReservation)]
@@ -92,12 +121,13 @@ class HostNet:
     def missing(self, wanted: Iterable[Wish]) -> list[BindingChange]:
         """The steps from what is there to what is wanted. Raises KernelError.
 
-        Filters that are there and not wanted are left alone: they carry no mark, and may be anybody's.
+        Of the filters that are not wanted, those are left alone that are not ours.
         """
         present = self._present()
         wished = set(wanted)
         steps = [BindingChange(True, wish) for wish in wished - present if not self._has_filter(wish)]
-        surplus = {wish for wish in present - wished if not isinstance(wish, WantedFilter)}
+        ours = self._filters.of(self.uplink)
+        surplus = {w for w in present - wished if not isinstance(w, WantedFilter) or w.mac in ours}
         replaced = {step.wish.destination for step in steps if isinstance(step.wish, HostRoute)}
         steps.sort(key=lambda step: not isinstance(step.wish, WantedAddress))
         gone = [w for w in surplus if not (isinstance(w, HostRoute) and w.destination in replaced)]
@@ -120,7 +150,7 @@ class HostNet:
         reserved = parse_ports(reserved_ports())
         found.update(WantedReservation(port) for port in self.mapped if reserved >> port & 1)
         if self.uplink:
-            found.update(WantedFilter(entry.mac) for entry in self._netlink.dump(fdb_dump(self.uplink)))
+            found.update(map(WantedFilter, self._let_in()))
         return found
 
     def _routes(self) -> set[HostRoute]:
@@ -138,10 +168,6 @@ class HostNet:
                 return [self._address(prefix, change.add)]
             case HostRoute() as route:
                 return [self._route(route, change.add)]
-            case WantedFilter(mac) if self.uplink:
-                if change.add:
-                    return [fdb_add_self(self.uplink, mac).tolerating(errno.EEXIST)]
-                return [fdb_del_self(self.uplink, mac).tolerating(errno.ENOENT)]
         return []
 
     def _address(self, prefix: Prefix, add: bool) -> Request:

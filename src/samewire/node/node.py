@@ -36,6 +36,7 @@ from samewire.node.facts import hcn_facts, node_facts, read_uplink
 from samewire.node.hooks import SOCKETS, Hooks
 from samewire.node.hostnet import HostNet
 from samewire.node.migrate import Migration
+from samewire.node.nicfilters import NicFilters
 from samewire.node.numbers import StoreNumbers
 from samewire.node.places import kept_identity
 from samewire.node.planning import netns_path
@@ -70,7 +71,7 @@ class Node:
         self.devices = self._ensure_devices(self.uplink.mtu)
         self.hooks = Hooks(netlink, config.bpf_dir, board.programs)
         self.reaper = LinkReaper()
-        hostnet = HostNet(netlink, self.devices.host_ifindex, self._reserve)
+        hostnet = HostNet(netlink, self.devices.host_ifindex, NicFilters(store, netlink), self._reserve)
         hostnet.uplink = self.uplink.ifindex
         self._reporting = False
         self.trouble = ""
@@ -147,6 +148,7 @@ class Node:
         self.switch.kernel.hostnet.host = devices.host_ifindex
         self.uplink, self.devices = uplink, devices
         await self.switch.set_facts(self._facts(), hcn_facts(self.config, uplink, devices), self.store.state)
+        self.switch.kernel.hostnet.leave_others()
         self.hooks.attach_uplink(uplink.ifindex)
         await self.service.refresh_facts()
         self.on_new_facts()
@@ -215,6 +217,7 @@ class Node:
     async def _bring_up(self) -> None:
         self.switch.restore(self.store.state, self._adopt())
         hostnet = self.switch.kernel.hostnet
+        hostnet.adopt(self.switch.wanted.bindings.wanted())
         hostnet.mapped = reservations(self.switch.wanted.bindings.wanted())
         self.reserve_ports()
         tables = self.switch.kernel.tables

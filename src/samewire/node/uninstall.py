@@ -18,7 +18,6 @@ from samewire.hcn.store import Store
 from samewire.kernel.bpf import unmount_bpffs
 from samewire.kernel.rtnetlink import (
     Netlink,
-    fdb_del_self,
     link_del_group,
     link_dump,
     route_del,
@@ -28,18 +27,14 @@ from samewire.kernel.rtnetlink.routes import PROTOCOL, TABLE_MAIN
 from samewire.node import proxies
 from samewire.node.config import NodeConfig
 from samewire.node.devices import OWN_DEVICES, give_ports_back
-from samewire.node.facts import read_uplink
 from samewire.node.hooks import detach_uplink, pins
 from samewire.node.keepsakes import FILE_NAME, find_keepsakes, save_keepsakes
+from samewire.node.nicfilters import NicFilters
 from samewire.node.planning import netns_path
 from samewire.node.runlock import lock_run_dir
 from samewire.proxy.relay import Relay
-from samewire.vfp.address import NO_MAC
-from samewire.vfp.compile import compile_endpoint
 from samewire.vfp.compile.link import host_name
-from samewire.vfp.compile.plan import plan_network
-from samewire.vfp.model import FAMILIES, LINK_GROUP, NodeFacts
-from samewire.vfp.numbers import MemoryNumbers
+from samewire.vfp.model import FAMILIES, LINK_GROUP
 
 
 def uninstall(config: NodeConfig, *, purge: bool = False) -> list[str]:
@@ -74,34 +69,14 @@ def _relay(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
 
 def _filters(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
     """Link addresses that the uplink lets in for endpoints on the underlay."""
-    path = config.database
-    uplink = read_uplink(netlink, config.uplink)
-    if not path.exists() or not uplink.ifindex:
+    if not config.database.exists():
         return
-    facts = NodeFacts(
-        name=config.name,
-        uplink_ifindex=uplink.ifindex,
-        uplink_mac=uplink.mac,
-        uplink_mtu=uplink.mtu,
-        addresses=uplink.addresses,
-        gateways=uplink.gateways,
-    )
-    store = Store(path)
+    store = Store(config.database)
     try:
-        macs = {plan_network(network, facts).source_mac for network in store.state.networks()} - {
-            NO_MAC,
-            uplink.mac,
-        }
-        for endpoint in store.state.endpoints():
-            network = store.state.network(endpoint.network_id)
-            if network is not None and endpoint.namespace_id:
-                compiled = compile_endpoint(endpoint, network, facts, MemoryNumbers(), 1, 1)
-                macs.update(compiled.binding.nic_filters)
+        for mac in NicFilters(store, netlink).leave_all_but(0):
+            yield f"link address {mac.hex(':')}"
     finally:
         store.close()
-    for mac in sorted(macs):
-        if not netlink.request(fdb_del_self(uplink.ifindex, mac).tolerating(errno.ENOENT)):
-            yield f"link address {mac.hex(':')} on {uplink.name}"
 
 
 def _proxies(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
