@@ -198,6 +198,20 @@ async def test_containers_share_an_endpoint(hns: Hns, answer: Hns, service: HnsS
     assert (await hns("POST", f"{path}/attach", {"ContainerId": "new"}))["State"] == 3
 
 
+async def test_who_listens_hears_of_containers(hns: Hns, service: HnsService) -> None:
+    network = await hns("POST", "/networks/", l2bridge())
+    endpoint = await hns("POST", "/endpoints/", {"VirtualNetwork": network["ID"]})
+    events = service.notifications.listen(10)
+    assert await anext(events) is None
+    steps = ("attach", "one", 9), ("attach", "two", 0), ("detach", "one", 0), ("detach", "two", 16)
+    for action, container, _ in steps:
+        await hns("POST", f"/endpoints/{endpoint['ID']}/{action}", {"ContainerId": container})
+    told = [await anext(events) for _, _, number in steps if number]
+    await events.aclose()
+    assert [event.type for event in told if event] == [number for _, _, number in steps if number]
+    assert all(event and event.data["Data"]["EndpointId"] == endpoint["ID"] for event in told)
+
+
 async def test_there_are_no_virtual_machines(hns: Hns, answer: Hns) -> None:
     network = await hns("POST", "/networks/", l2bridge())
     endpoint = await hns("POST", "/endpoints/", {"VirtualNetwork": network["ID"]})

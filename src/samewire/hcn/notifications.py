@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from samewire.errors import Exhausted
-from samewire.hcn.schema import Endpoint, Kind
+from samewire.hcn.schema import Endpoint, Kind, Object
 from samewire.hcn.switch import Change
 
 MAX_LISTENERS = 64
@@ -125,18 +125,23 @@ _NUMBERS = {
 
 
 def _moved(change: Change) -> Iterator[Notification]:
-    before = change.before.namespace_id if isinstance(change.before, Endpoint) else ""
-    after = change.after.namespace_id if isinstance(change.after, Endpoint) else ""
-    if before == after:
+    if _place(change.before) == _place(change.after):
         return
     for value, number in (
         (change.before, NotificationType.NETWORK_ENDPOINT_DETACHED),
         (change.after, NotificationType.NETWORK_ENDPOINT_ATTACHED),
     ):
-        if isinstance(value, Endpoint) and value.namespace_id:
+        if isinstance(value, Endpoint) and _place(value):
             data = {"EndpointId": value.id, "NamespaceId": value.namespace_id}
             yield Notification(number, _payload(value.network_id, data))
 
 
 def _payload(object_id: str, data: dict[str, Any] | None = None) -> dict[str, Any]:
     return {"ID": object_id, "Flags": 0, "Data": data or {}}
+
+
+def _place(value: Object | None) -> str:
+    """Where an endpoint is attached: to a namespace, or to containers whose namespace nobody has named."""
+    if not isinstance(value, Endpoint):
+        return ""
+    return value.namespace_id or ("containers" if value.shared_containers else "")
