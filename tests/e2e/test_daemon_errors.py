@@ -104,6 +104,8 @@ def of_networks(ids: dict[str, str]) -> Iterator[Case]:
     adapter = policy("NetAdapterName", NetworkAdapterName="eth9")
     yield C.ADAPTER_NOT_FOUND, "POST", new, {**bridge, "Policies": [adapter]}
     yield C.ADAPTER_NOT_FOUND, "POST", "/v1/networks/", {"Type": "L2Bridge", "NetworkAdapterName": "eth9"}
+    loopback = policy("InterfaceConstraint", InterfaceIndex=1)
+    yield C.ADAPTER_NOT_FOUND, "POST", new, {**bridge, "Policies": [loopback]}
     yield C.POLICY_NOT_FOUND, "POST", at, with_policy("Remove", "HostRoute", X=1)
     yield C.INVALID_NETWORK, "POST", new, {**overlay("other", "10.245.0.0/24")}
     yield C.INVALID_NETWORK_TYPE, "POST", new, {"Type": "Mirrored"}

@@ -234,9 +234,10 @@ def test_local_routed_vip_changes_nothing(pods: Pods, flags: int) -> None:
 
 
 def test_a_network_that_names_its_adapter(pods: Pods) -> None:
+    (uplink,) = ip_json("link", "show", "eth0", netns_name=pods.net.node)
     named = [
         policy("NetAdapterName", NetworkAdapterName="eth0"),
-        policy("InterfaceConstraint", InterfaceAlias="eth0"),
+        policy("InterfaceConstraint", InterfaceAlias="eth0", InterfaceIndex=uplink["ifindex"]),
     ]
     bridge = pods.network(network("L2Tunnel", "192.168.77.0/24", ROUTER_IP, *named))
     pod, _ = pods.add(

@@ -511,12 +511,26 @@ async def test_an_overlay_has_no_vlan(service: HnsService, switch: FakeSwitch) -
     assert caught.value.code is HcnCode.INVALID_NETWORK_TYPE
 
 
-async def test_a_constraint_to_another_interface_is_refused(service: HnsService) -> None:
-    right, other = (InterfaceConstraint(interface_alias=name) for name in ("eth0", "eth1"))
+@pytest.mark.parametrize(
+    ("right", "other"),
+    [
+        ({"interface_alias": "eth0"}, {"interface_alias": "eth1"}),
+        ({"interface_index": 5}, {"interface_index": 6}),
+        (
+            {"interface_index": 5, "interface_alias": "eth0"},
+            {"interface_index": 6, "interface_alias": "eth0"},
+        ),
+    ],
+)
+async def test_a_constraint_to_another_interface_is_refused(
+    service: HnsService, switch: FakeSwitch, right: Any, other: Any
+) -> None:
+    switch.with_facts(uplink_ifindex=5)
+    right, other = InterfaceConstraint(**right), InterfaceConstraint(**other)
     made = await service.create(Kind.NETWORK, bridge(policies=(right,)))
     await service.create(Kind.ENDPOINT, Endpoint(network_id=made.id, policies=(right,)))
     plain = await service.create(Kind.ENDPOINT, Endpoint(network_id=made.id))
-    refused = pytest.raises(HcnError, match="is eth0, not eth1")
+    refused = pytest.raises(HcnError, match="is eth0, index 5, not (eth1|.* index 6)")
     with refused as caught:
         await service.create(Kind.NETWORK, bridge("b", "10.2.0.0/24", "10.2.0.1", policies=(other,)))
     assert caught.value.code is HcnCode.ADAPTER_NOT_FOUND

@@ -33,7 +33,8 @@ class NodeFacts(msgspec.Struct, frozen=True):
 
     ``dr_mac`` is the distributed router's MAC (dashes), ``management_ips`` the uplink's addresses (IPv4
     first), ``mtu`` the uplink's, ``local_prefixes`` prefixes that are in use on the node (a default NAT
-    subnet avoids them), ``uplink_vlan`` the VLAN with which the uplink tags its frames (0 = none).
+    subnet avoids them), ``uplink_vlan`` the VLAN with which the uplink tags its frames (0 = none),
+    ``uplink_ifindex`` the uplink's number in the kernel.
     """
 
     dr_mac: str
@@ -42,6 +43,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     mtu: int
     local_prefixes: tuple[str, ...] = ()
     uplink_vlan: int = 0
+    uplink_ifindex: int = 0
 
 
 class EndpointStats(msgspec.Struct, frozen=True, rename="pascal"):

@@ -149,6 +149,7 @@ def hcn_facts(config: NodeConfig, uplink: Uplink, devices: Devices) -> HcnFacts:
         mtu=uplink.mtu,
         local_prefixes=uplink.local_prefixes,
         uplink_vlan=uplink.vlan,
+        uplink_ifindex=uplink.ifindex,
     )
 
 

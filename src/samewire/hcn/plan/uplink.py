@@ -26,11 +26,19 @@ def vlans_of(network: Network) -> list[VLAN]:
 def check_constraint(policies: Iterable[Policy], facts: NodeFacts) -> None:
     """Refuse to be bound to another interface than the uplink. Raises HcnError(ADAPTER_NOT_FOUND)."""
     constraint = first(policies, InterfaceConstraint)
-    if constraint and constraint.interface_alias not in ("", facts.uplink):
-        raise HcnError(
-            HcnCode.ADAPTER_NOT_FOUND,
-            f"$.Policies: the uplink of this node is {facts.uplink}, not {constraint.interface_alias}",
-        )
+    if constraint is None:
+        return
+    if constraint.interface_alias not in ("", facts.uplink):
+        other = constraint.interface_alias
+    elif constraint.interface_index not in (0, facts.uplink_ifindex):
+        other = f"the interface with index {constraint.interface_index}"
+    else:
+        return
+    raise HcnError(
+        HcnCode.ADAPTER_NOT_FOUND,
+        f"$.Policies: InterfaceConstraint: the uplink of this node is {facts.uplink}, index {facts.uplink_ifindex}, "
+        f"not {other}",
+    )
 
 
 def check_source_mac(network: Network) -> None:
