@@ -530,7 +530,7 @@ async def test_a_constraint_to_another_interface_is_refused(
     made = await service.create(Kind.NETWORK, bridge(policies=(right,)))
     await service.create(Kind.ENDPOINT, Endpoint(network_id=made.id, policies=(right,)))
     plain = await service.create(Kind.ENDPOINT, Endpoint(network_id=made.id))
-    refused = pytest.raises(HcnError, match="is eth0, index 5, not (eth1|.* index 6)")
+    refused = pytest.raises(HcnError, match=r"is eth0, index 5, not (eth1|.* index 6)")
     with refused as caught:
         await service.create(Kind.NETWORK, bridge("b", "10.2.0.0/24", "10.2.0.1", policies=(other,)))
     assert caught.value.code is HcnCode.ADAPTER_NOT_FOUND
