@@ -228,7 +228,7 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 	const struct sw_action *action = p->direction ? &flow->action[1] : &flow->action[0];
 	__u8 side = p->direction != (flow->flags & SW_FLOW_INITIATOR);
 	const struct sw_port *target = 0;
-	struct sw_nexthop *hop = 0;
+	const struct sw_nexthop *hop = 0;
 
 	if (flow->flags & SW_FLOW_HOST) {
 		sw_touch(p, flow, side); /* its answers: an idle connection of the node keeps its port */
@@ -268,7 +268,7 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 		break;
 	case SW_TO_UPLINK:
 	case SW_TO_TUNNEL:
-		hop = sw_find_nexthop(action->target);
+		hop = sw_near_nexthop(p, action->target);
 		if (!hop)
 			return SW_STALE;
 		break;

@@ -188,8 +188,8 @@ struct sw_port {
 #define SW_PORT_TAGGED 128 /* of a network that is a VLAN of the uplink's: asks that VLAN for MACs itself */
 
 /* ---- sw_changes: array[1] -> u32 ---------------------------------------------------------------------------------
- * Moves after every change of sw_ports and sw_acl_spaces, and after removals from sw_backends: what the programs
- * remember of those (near.h) counts for one number only. Writer: daemon. Readers: all programs.
+ * Moves after every change of sw_ports, sw_acl_spaces and sw_nexthops, and after removals from sw_backends: what the
+ * programs remember of those (near.h) counts for one number only. Writer: daemon. Readers: all programs.
  */
 
 #define SW_ACL_IN 0

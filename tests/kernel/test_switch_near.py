@@ -1,4 +1,4 @@
-"""What the programs remember of ports (bpf/near.h) is what the tables say, and never another port's."""
+"""What the programs remember of ports and next hops (bpf/near.h) is what the tables say, and never another port's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from samewire.vfp.address import ZERO
 from samewire.vfp.constants import Counter, PortFlag, Reason, RouteKind
 from samewire.vfp.record import Record
-from samewire.vfp.tables import Endpoint, EndpointKey, Id, Port, Route, RouteKey
+from samewire.vfp.tables import Endpoint, EndpointKey, Id, Nexthop, Port, Route, RouteKey
 from tests.support.frames import ip_packet
 from tests.support.switch_rig import Run, SwitchRig, require_root
 from tests.support.universe import GATEWAY_MAC, config, packed
@@ -47,7 +47,13 @@ class World:
                 EndpointKey(packed(name), _SCOPE, 4): Endpoint(number, 0, self.ports[name].mac)
                 for name, number in self.numbers.items()
             },
-            "sw_routes": {RouteKey(32 + 24, _SCOPE, 4, packed("10.1.0.0")): Route(RouteKind.LOCAL, 0, 0, 0)},
+            "sw_routes": {
+                RouteKey(32 + 24, _SCOPE, 4, packed("10.1.0.0")): Route(RouteKind.LOCAL, 0, 0, 0),
+                RouteKey(32, _SCOPE, 4, ZERO): Route(RouteKind.UPLINK, 0, 0, 1),
+            },
+            "sw_nexthops": {
+                Id(1): Nexthop(RouteKind.UPLINK, 4, 1500, rig.devices[-1], 0, ZERO, ZERO, bytes(6))
+            },
         }
         rig.load_tables(tables)
 
@@ -121,3 +127,12 @@ def test_a_port_that_is_gone_is_forgotten(world: World) -> None:
     drop = world.send(_OTHER).drop
     assert drop is not None
     assert drop.reason == Reason.UNKNOWN_PORT
+
+
+def test_a_next_hop_that_is_gone_is_forgotten(world: World) -> None:
+    for _ in range(2):
+        assert world.send("203.0.113.5").drop is None
+    world.rig.remove("sw_nexthops", Id(1))
+    drop = world.send("203.0.113.5").drop
+    assert drop is not None
+    assert drop.reason == Reason.NO_NEXTHOP

@@ -49,7 +49,7 @@ class Kernel:
 
     def __init__(self, broken: Iterable[str] = ()) -> None:
         self.log: list[str] = []
-        names = ("sw_changes", "sw_ports", "sw_acl_spaces", "sw_vnis", "sw_backends")
+        names = ("sw_changes", "sw_ports", "sw_acl_spaces", "sw_nexthops", "sw_vnis", "sw_backends")
         self.maps = {name: Memory(self.log, name, name in broken) for name in names}
         self.tables = KernelTables(cast(Mapping[str, BpfMap], self.maps))
 
@@ -67,6 +67,7 @@ VNI = Put("sw_vnis", Id(1), Vni(1))
     [
         ([SPACE, VNI], ["sw_acl_spaces", "sw_vnis", "sw_changes"]),
         ([VNI, Remove("sw_ports", Id(1))], ["sw_vnis", "sw_ports", "sw_changes"]),
+        ([Remove("sw_nexthops", Id(1))], ["sw_nexthops", "sw_changes"]),
         ([VNI], ["sw_vnis"]),
     ],
 )

@@ -14,7 +14,7 @@ from samewire.vfp.record import Record
 from samewire.vfp.tables import TABLES, AclSpace, Id, Port, Table
 
 _MANY: Final = 32  # from here on a batch is cheaper than single updates
-_REMEMBERED: Final = frozenset({"sw_ports", "sw_acl_spaces", "sw_backends"})  # bpf/near.h
+_REMEMBERED: Final = frozenset({"sw_ports", "sw_acl_spaces", "sw_nexthops", "sw_backends"})  # bpf/near.h
 _FIRST: Final = Id(0).pack()
 
 
@@ -47,7 +47,7 @@ class KernelTables:
                 self.changed()
 
     def changed(self) -> None:
-        """Have the programs look anew at what they remember of ports and backends. Raises KernelError."""
+        """Have the programs look anew at what they remember of ports, next hops and backends. Raises KernelError."""
         numbers = self.maps["sw_changes"]
         last = Id.unpack(numbers.lookup(_FIRST) or _FIRST).value
         numbers.update(_FIRST, Id((last + 1) & 0xFFFFFFFF).pack())
