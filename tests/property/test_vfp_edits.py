@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -10,11 +11,14 @@ from hypothesis import strategies as st
 
 from samewire.errors import Invalid
 from samewire.hcn.policies import ACL, AclAction, AclDirection, SetPolicy, SetType, TierAcl, TierAclRule
+from samewire.hcn.policy_lists import PolicyList
 from samewire.hcn.schema import Network, NetworkType
 from samewire.vfp.address import NO_MAC, ZERO, parse_address
 from samewire.vfp.compile import sets as sets_compiler
+from samewire.vfp.compile.acl import compile_acl
 from samewire.vfp.compile.acl_rules import direction_rules
-from samewire.vfp.compile.acl_table import NONE_KNOWN, AclTable, Known, Table, fill, table_of
+from samewire.vfp.compile.acl_table import NONE_KNOWN, AclTable, Known, Table, fill
+from samewire.vfp.compile.builder import Builder
 from samewire.vfp.compile.prefixes import Nested, Node
 from samewire.vfp.compile.sets import compile_sets
 from samewire.vfp.constants import ACL_IN, Arrival
@@ -190,6 +194,14 @@ def edited_list(policies: list[ACL], edit: tuple[str, int, ACL]) -> list[ACL]:
     return after
 
 
+def incoming_table(policies: PolicyList, known: Known = NONE_KNOWN) -> Table:
+    """The table of one direction, as an endpoint's compilation gives it."""
+    builder = Builder()
+    compile_acl(builder, "NET", (), policies, known=known)
+    (table,) = cast(list[Table], list(builder.shared.values()))
+    return table
+
+
 def verdicts(entries: Entries, reference: AclTable) -> list[tuple[int, bool] | None]:
     """What the simulated switch says to each question: the rule's priority and whether it allows."""
     port = Port(
@@ -218,20 +230,21 @@ def test_rules_that_are_edited(start: list[ACL], tiered: bool, changes: list[tup
     """
     front = [TIER] if tiered else []
     policies = [*start, *PADDING, *PADDING[:4]]
-    rules = direction_rules(AclDirection.IN, (), [*front, *policies])
-    table = table_of(rules, "NET", NONE_KNOWN)
+    listed = PolicyList([*front, *policies])
+    table = incoming_table(listed)
     ownership = Ownership()
     kernel = apply(ownership.replace("acl", table.steps[-1].entries), {})
     for change in changes:
         policies = edited_list(policies, change)
-        rules = direction_rules(AclDirection.IN, (), [*front, *policies])
-        before, table = table, table_of(rules, "NET", Known({table.name: table}), table)
-        again = table_of(rules, "NET", NONE_KNOWN)
+        listed = listed.updated([*front, *policies])
+        before, table = table, incoming_table(listed, Known({table.name: table}, own=(table, None)))
+        assert table.rules == direction_rules(AclDirection.IN, (), listed)
+        again = incoming_table(listed)
         if table.name != before.name:  # a rule that asks what no other did, or no place
             kernel = apply(ownership.replace("acl", table.steps[-1].entries), kernel)
             continue
-        fresh = Table(table.reference, rules, table.places)
-        fresh.starts = table.starts
+        fresh = Table(table.reference, table.rules, table.places)
+        fresh.starts, fresh.asked = table.starts, again.asked
         fill(fresh, "")
         assert table.steps[-1].entries == fresh.steps[-1].entries
         was = verdicts(kernel, before.reference)

@@ -14,10 +14,24 @@ from pathlib import Path
 import pytest
 
 from samewire.errors import Exhausted
+from samewire.hcn import policy_rows
 from samewire.hcn import store as store_module
 from samewire.hcn.errors import StoreError
-from samewire.hcn.policies import AclDirection, OtherPolicy, TierAcl
-from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, NetworkFlags, Object, Route, SdnRoute
+from samewire.hcn.numbered import numbered
+from samewire.hcn.policies import AclDirection, OtherPolicy, PortMapping, TierAcl
+from samewire.hcn.policy_lists import PolicyList
+from samewire.hcn.policy_rows import MANY, statements
+from samewire.hcn.schema import (
+    Endpoint,
+    Kind,
+    Namespace,
+    Network,
+    NetworkFlags,
+    NetworkType,
+    Object,
+    Route,
+    SdnRoute,
+)
 from samewire.hcn.store import MAX_NUMBER, Store, netns_alive, read_boot_id
 from samewire.hcn.switch import Change
 from tests.support.hcn import at
@@ -350,6 +364,15 @@ def test_kill_9_between_the_steps_of_a_transaction(path: Path, last: str) -> Non
         assert store.allocate_number("scope", "next") == max(numbers.values()) + 1
 
 
+def as_version_3(db: sqlite3.Connection) -> None:
+    """Make of a file without rows of policies what version 3 would have written."""
+    assert db.execute("SELECT count(*) FROM policies").fetchone() == (0,)
+    db.execute("DROP TABLE policies")
+    db.execute("ALTER TABLE objects DROP COLUMN numbers")
+    db.execute("ALTER TABLE objects DROP COLUMN apart")
+    db.execute("PRAGMA user_version = 3")
+
+
 def test_a_database_of_version_1_is_brought_up_to_date(path: Path) -> None:
     strange = OtherPolicy(type_name="TierAcl", settings_json='{"Direction":"In","Name":"x"}')
     unreadable = OtherPolicy(type_name="TierAcl", settings_json='{"Direction":5}')
@@ -357,6 +380,7 @@ def test_a_database_of_version_1_is_brought_up_to_date(path: Path) -> None:
     with opened(path) as store:
         put(store, Endpoint(id="A", policies=(strange, unreadable, other)))
     with sqlite3.connect(path) as db:
+        as_version_3(db)
         db.execute("DROP TABLE settings")
         db.execute("PRAGMA user_version = 1")
     db.close()
@@ -373,6 +397,7 @@ def test_a_database_of_version_2_keeps_its_objects_and_their_order(path: Path) -
             put(store, Endpoint(id=object_id))
     with sqlite3.connect(path) as db:
         rows = db.execute("SELECT kind, id, position, boot_id, json FROM objects").fetchall()
+        as_version_3(db)
         db.execute("DROP TABLE objects")
         db.execute(
             "CREATE TABLE objects (kind TEXT NOT NULL, id TEXT NOT NULL, position INTEGER NOT NULL, "
@@ -387,6 +412,82 @@ def test_a_database_of_version_2_keeps_its_objects_and_their_order(path: Path) -
     with opened(path) as store:
         assert [value.id for value in everything(store)] == [*ids, "D"]
         assert store.state.endpoint("A") == Endpoint(id="A", name="new")
+
+
+def kept_numbers(store: Store) -> tuple[int, ...]:
+    endpoint = store.state.endpoint("A")
+    assert endpoint is not None
+    return tuple(numbered(endpoint.policies).numbers)
+
+
+def mappings(count: int) -> tuple[PortMapping, ...]:
+    return tuple(PortMapping(protocol=6, internal_port=80, external_port=1000 + i) for i in range(count))
+
+
+@pytest.mark.parametrize("count", [3, MANY, MANY + 1, 200])
+def test_a_database_of_version_3_keeps_its_policies(
+    path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = Endpoint(id="A", policies=mappings(count)), Network(id="N", type=NetworkType.L2BRIDGE)
+    monkeypatch.setattr(policy_rows, "MANY", 10**6)  # as version 3 has it: all with their object
+    with opened(path) as store:
+        put(store, *wanted)
+    with sqlite3.connect(path) as db:
+        as_version_3(db)
+    db.close()
+    monkeypatch.undo()
+    with opened(path) as store:
+        assert sorted(everything(store), key=lambda value: value.id) == [*wanted]
+        assert kept_numbers(store) == tuple(PolicyList(mappings(count)).numbers)
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT count(*) FROM policies").fetchone() == (count if count > MANY else 0,)
+    db.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM policies WHERE number = (SELECT max(number) FROM policies)",
+        "DELETE FROM policies",
+        "UPDATE policies SET json = '{}' WHERE number = (SELECT max(number) FROM policies)",
+        "UPDATE policies SET id = 'B'",
+        "UPDATE objects SET apart = 0",
+    ],
+)
+def test_policies_that_cannot_be_read_are_no_policies_less(path: Path, damage: str) -> None:
+    with opened(path) as store:
+        put(store, Endpoint(id="A", policies=mappings(MANY + 1)))
+    with sqlite3.connect(path) as db:
+        db.execute(damage)
+    db.close()
+    with pytest.raises(StoreError, match=r"\b[AB]\b"):
+        Store(path, "boot-1")
+
+
+def test_numbers_that_do_not_fit_their_policies_are_damage(path: Path) -> None:
+    policies = PolicyList(mappings(3))
+    with opened(path) as store:
+        put(store, Endpoint(id="A", policies=policies.edited(gone=[policies.numbers[0]])))
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE objects SET numbers = '[1]'")
+    db.close()
+    with pytest.raises(StoreError, match="2 policies have 1 numbers"):
+        Store(path, "boot-1")
+
+
+def test_one_policy_more_writes_one(path: Path) -> None:
+    policies = PolicyList(mappings(1000))
+    with opened(path) as store:
+        before = Endpoint(id="A", policies=policies)
+        put(store, before)
+        extra = PortMapping(protocol=17, internal_port=1, external_port=1)
+        after = Endpoint(id="A", policies=policies.edited([policies.numbers[500]], [extra]))
+        change = Change(Kind.ENDPOINT, "A", before, after)
+        assert [len(str(args[-1])) < 300 for _, args in statements(change)] == [True, True]
+        store.commit([change])
+    with opened(path) as store:
+        assert everything(store) == [after]
+        assert kept_numbers(store) == tuple(numbered(after.policies).numbers)
 
 
 def test_blocks_of_numbers_are_never_given_twice(path: Path) -> None:

@@ -25,6 +25,7 @@ from samewire.hcn.policies import (
     SetPolicy,
     VxlanPort,
 )
+from samewire.hcn.policy_lists import PolicyList
 from samewire.hcn.schema import (
     Endpoint,
     EndpointFlags,
@@ -200,6 +201,9 @@ def test_a_remote_subnet_touches_no_other_one() -> None:
         (network(REMOTE, *others), network(moved, *others), True),
         (network(*others[:5], REMOTE, *others[5:]), network(*others), False),
     ):
+        listed = PolicyList(before.policies)
+        before = msgspec.structs.replace(before, policies=listed)
+        after = msgspec.structs.replace(after, policies=listed.updated(after.policies))
         owners = plan([Change(Kind.NETWORK, "NET", before, after)]).owners
         assert {owner: is_there for owner, is_there in owners.items() if owner[0] == "remote"} == {
             ("remote", "NET/10.2.0.0/16"): there

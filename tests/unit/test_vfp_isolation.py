@@ -60,7 +60,7 @@ def test_only_with_the_flag() -> None:
 
 def test_it_is_asked_first_and_leaves_the_rest_open() -> None:
     tiers = isolation(ALONE, plan_network(NETWORK, FACTS), FACTS, OWN)
-    rules = direction_rules(AclDirection.OUT, NETWORK.policies, (*ALONE.policies, *tiers))
+    rules = direction_rules(AclDirection.OUT, NETWORK.policies, ALONE.policies, tiers)
     assert [(rule.stage, rule.action) for rule in rules] == [
         (0, Verdict.PASS), (0, Verdict.BLOCK), (0, Verdict.PASS), (1, Verdict.ALLOW),
     ]  # fmt: skip
@@ -71,7 +71,7 @@ def test_it_is_asked_first_and_leaves_the_rest_open() -> None:
     ]
     assert [str(prefix) for prefix in rules[1].destination.prefixes] == ["10.1.0.0/24", "10.2.0.0/16"]
     assert rules[2].destination.any
-    incoming = direction_rules(AclDirection.IN, NETWORK.policies, (*ALONE.policies, *tiers))
+    incoming = direction_rules(AclDirection.IN, NETWORK.policies, ALONE.policies, tiers)
     assert incoming[1].source == rules[1].destination
     names = acl_names(ALONE, NETWORK).policies
     assert {names[rule.number] for rule in (*incoming, *rules[:3])} == {"DisableICC"}

@@ -11,8 +11,13 @@ import msgspec
 from samewire.hcn.codec import decode_policy, encode_policy
 from samewire.hcn.errors import HcnError
 from samewire.hcn.policies import KNOWN_POLICIES, OtherPolicy
+from samewire.hcn.policy_rows import POLICIES, moved_apart
 
 OBJECTS = """CREATE TABLE objects (
+    kind TEXT NOT NULL, id TEXT NOT NULL, position INTEGER PRIMARY KEY, boot_id TEXT NOT NULL,
+    json BLOB NOT NULL, numbers TEXT, apart INTEGER NOT NULL DEFAULT 0, UNIQUE (kind, id)
+);"""
+_OBJECTS_3 = """CREATE TABLE objects (
     kind TEXT NOT NULL, id TEXT NOT NULL, position INTEGER PRIMARY KEY, boot_id TEXT NOT NULL,
     json BLOB NOT NULL, UNIQUE (kind, id)
 );"""
@@ -50,12 +55,27 @@ def _recognise(value: Any) -> bool:
 def _to_3(db: sqlite3.Connection) -> None:
     """Objects in their order on disk, with an index beside: very many are written at a third of the cost."""
     db.execute("ALTER TABLE objects RENAME TO old_objects")
-    db.execute(OBJECTS)
+    db.execute(_OBJECTS_3)
     db.execute(
         "INSERT INTO objects SELECT kind, id, position, boot_id, json FROM old_objects ORDER BY position"
     )
     db.execute("DROP TABLE old_objects")
 
 
-MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _to_2, 2: _to_3}
+def _to_4(db: sqlite3.Connection) -> None:
+    """Policies have numbers that they keep, and rows of their own where there are many."""
+    db.execute("ALTER TABLE objects ADD COLUMN numbers TEXT")
+    db.execute("ALTER TABLE objects ADD COLUMN apart INTEGER NOT NULL DEFAULT 0")
+    db.execute(POLICIES)
+    for kind, object_id, data in db.execute("SELECT kind, id, json FROM objects").fetchall():
+        value = msgspec.json.decode(data)
+        apart = len(value.get("Policies", ()))
+        rows = moved_apart(kind, object_id, value)
+        if rows is not None:
+            db.execute(*rows)
+            row = (msgspec.json.encode(value), apart, kind, object_id)
+            db.execute("UPDATE objects SET json = ?, apart = ? WHERE kind = ? AND id = ?", row)
+
+
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _to_2, 2: _to_3, 3: _to_4}
 """What brings a file of version N to N + 1; run in one transaction with the new version number."""

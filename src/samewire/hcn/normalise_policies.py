@@ -5,7 +5,7 @@ them.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -14,6 +14,7 @@ import msgspec
 from samewire.hcn import values
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.normalise_acl import CHECKS as ACL_CHECKS
+from samewire.hcn.numbered import MAX_ITEMS
 from samewire.hcn.policies import (
     ACL,
     L4WFPPROXY,
@@ -50,6 +51,7 @@ from samewire.hcn.policies import (
     VxlanPort,
     family_of,
 )
+from samewire.hcn.policy_lists import PolicyList, identity
 
 MIN_MTU = 576
 MAX_VNI = 2**24 - 1
@@ -84,16 +86,12 @@ ALLOWED: dict[Scope, frozenset[type[PolicyBase]]] = {
     ),
     Scope.SUBNET: frozenset({VLAN, VSID}),
 }
-REPEATABLE = frozenset(
-    {
-        *(ACL, OutBoundNAT, PortMapping, SDNRoute, NeighborDiscovery, OtherPolicy),
-        *(NetworkACL, TierAcl, L4Proxy, L4WFPPROXY, VSwitchExtension),
-    }
-)
 
 
-def check_policies(policies: Iterable[Policy], scope: Scope, path: str) -> tuple[Policy, ...]:
+def check_policies(policies: Iterable[Policy], scope: Scope, path: str) -> PolicyList:
     """Return the canonical form of an object's policies. ``path`` is the list's. Raises HcnError."""
+    policies = tuple(policies)
+    check_length(policies, path)
     result: list[Policy] = []
     seen: set[object] = set()
     for index, policy in enumerate(policies):
@@ -107,7 +105,13 @@ def check_policies(policies: Iterable[Policy], scope: Scope, path: str) -> tuple
             )
         seen.add(mine)
         result.append(canonical)
-    return tuple(result)
+    return PolicyList(result)
+
+
+def check_length(policies: Sequence[Policy], path: str) -> None:
+    """Refuse more policies than an object can have. Raises HcnError."""
+    if len(policies) > MAX_ITEMS:
+        _fail(path, f"an object has at most {MAX_ITEMS} policies")
 
 
 def check_policy(policy: Policy, scope: Scope, path: str) -> Policy:
@@ -123,15 +127,6 @@ def already_there(policy: Policy) -> HcnCode:
     if isinstance(policy, InterfaceParameters):
         return HcnCode.INTERFACEPARAMETERS_ALREADY_APPLIED
     return HcnCode.POLICY_ALREADY_EXISTS
-
-
-def identity(policy: Policy) -> object:
-    """Return what may be there once in a list, None for a policy that may be repeated."""
-    if isinstance(policy, RemoteSubnetRoute):
-        return policy.destination_prefix
-    if isinstance(policy, SetPolicy):
-        return SetPolicy, policy.set_id
-    return None if type(policy) in REPEATABLE else type(policy)
 
 
 @lru_cache(maxsize=4096)

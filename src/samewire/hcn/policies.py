@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from typing import TypeVar
 
 from samewire.hcn.base import U16, U32, U64
+from samewire.hcn.numbered import Numbered
 from samewire.hcn.policies_acl import (
     ACL,
     ANY_PROTOCOL,
@@ -352,12 +353,17 @@ def policy_type(policy: Policy) -> str:
 
 def select(policies: Iterable[Policy], wanted: type[P]) -> list[P]:
     """Return the policies of one type, in their order."""
+    if isinstance(policies, Numbered):
+        return list(policies.of(wanted))
     return [policy for policy in policies if type(policy) is wanted]
 
 
 def first(policies: Iterable[Policy], wanted: type[P]) -> P | None:
     """Return the first policy of a type, or None."""
-    for policy in policies:  # of a thousand; no type of policies has another below it
+    if isinstance(policies, Numbered):
+        found = policies.of(wanted)
+        return found[0] if found else None
+    for policy in policies:  # no type of policies has another below it
         if type(policy) is wanted:
             return policy
     return None

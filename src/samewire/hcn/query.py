@@ -7,10 +7,11 @@ from typing import Any
 
 import msgspec
 
-from samewire.hcn.codec import encode
+from samewire.hcn.codec import encode, encode_policy
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.jsontext import parse_json
-from samewire.hcn.policies import NOT_ENFORCED, policy_type
+from samewire.hcn.numbered import numbered
+from samewire.hcn.policies import NOT_ENFORCED, Policy, policy_type
 from samewire.hcn.readers import integer
 from samewire.hcn.schema import (
     Endpoint,
@@ -30,6 +31,9 @@ FILTER_KEYS = frozenset({"id", "name", "virtualnetwork", "virtualnetworkname", "
 GUID_KEYS = frozenset({"id", "virtualnetwork"})
 MAX_KEPT = 8192
 MAX_KEPT_BYTES = 4096
+MANY_POLICIES = 64
+"""Of an object with so many the text of each is kept, some 200 bytes."""
+
 QUERY_KEYS = frozenset({"schemaversion", "flags", "filter"})
 
 
@@ -77,7 +81,7 @@ def render(view: View, value: Object, detailed: bool = False) -> dict[str, Any]:
     ``Setting`` (where hcsshim looks for them), and ``Health.Extra.StoredOnly``: the types of policies that are
     kept but not enforced; ``Health.Data.Error``: why it is degraded.
     """
-    body = encode(value)
+    body = _body(value)
     body["State"] = int(state_of(view, value))
     if isinstance(value, Route):
         body["Setting"] = body["Routes"]
@@ -98,6 +102,19 @@ def render(view: View, value: Object, detailed: bool = False) -> dict[str, Any]:
     if health:
         body["Health"] = health
     return body
+
+
+def _body(value: Object) -> dict[str, Any]:
+    """Return an object's own JSON. The texts of many policies are kept: most are what they were the last time."""
+    if not isinstance(value, Network | Endpoint) or len(value.policies) < MANY_POLICIES:
+        return encode(value)
+    texts = numbered(value.policies).mapped(_policy_text)
+    body = encode(msgspec.structs.replace(value, policies=()))
+    return {**body, "Policies": msgspec.Raw(b"[" + b",".join(texts) + b"]")}
+
+
+def _policy_text(policy: Policy) -> bytes:
+    return msgspec.json.encode(encode_policy(policy))
 
 
 class Rendered:
@@ -135,10 +152,14 @@ def _details(view: View, value: Object) -> dict[str, Any]:
 
 
 def _stored_only(value: Object) -> list[str]:
-    policies = list(value.policies) if isinstance(value, Network | Endpoint) else []
+    lists = [value.policies] if isinstance(value, Network | Endpoint) else []
     if isinstance(value, Network):
-        policies += [policy for subnet in value.subnets for policy in subnet.policies]
-    return sorted({policy_type(policy) for policy in policies if type(policy) in NOT_ENFORCED})
+        lists += [subnet.policies for subnet in value.subnets]
+    return sorted({str(name) for policies in lists for name in numbered(policies).by(_not_enforced)})
+
+
+def _not_enforced(policy: Policy) -> tuple[str, ...]:
+    return (policy_type(policy),) if type(policy) in NOT_ENFORCED else ()
 
 
 def find(view: View, kind: Kind, query: Query) -> list[Object]:

@@ -4,12 +4,14 @@ wanted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 from samewire.hcn.frontends import frontend_keys
 from samewire.hcn.loadbalancers import LoadBalancer
-from samewire.hcn.policies import PortMapping, parse_prefix
+from samewire.hcn.numbered import Keys, numbered
+from samewire.hcn.policies import parse_prefix
+from samewire.hcn.policy_lists import mapped_ports, sets_of
 from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, Object, Route
 from samewire.hcn.switch import Change
 from samewire.hcn.whereabouts import blocks_of, remote_keys
@@ -28,15 +30,50 @@ def _endpoint_keys(endpoint: Endpoint) -> list[Key]:
     if endpoint.container_id:
         keys.append(("container", endpoint.container_id))
     keys.extend(("ip", endpoint.network_id, entry.ip_address) for entry in endpoint.ip_configurations)
-    keys.extend(
-        {
-            ("mapping", policy.protocol, policy.external_port): None
-            for policy in endpoint.policies
-            if isinstance(policy, PortMapping)
-        }
-    )
     keys.extend(remote_keys(endpoint))
     return keys
+
+
+def _mapping_key(_: Endpoint, port: Any) -> Key:
+    return "mapping", *port
+
+
+def _set_key(endpoint: Endpoint, set_id: Any) -> Key:
+    return "set", endpoint.network_id, set_id
+
+
+_POLICY_KEYS: tuple[tuple[Keys, Callable[[Endpoint, Any], Key]], ...] = (
+    (mapped_ports, _mapping_key),
+    (sets_of, _set_key),
+)
+"""What an endpoint is found by for its policies, of which there may be thousands."""
+
+
+def _policy_keys(endpoint: Endpoint | None, beside: Endpoint | None) -> Iterator[Key]:
+    """The keys of an endpoint's policies that another state of it has not."""
+    if endpoint is None:
+        return
+    policies, others = numbered(endpoint.policies), numbered(beside.policies if beside is not None else ())
+    own = [policy for _, policy in policies.difference(others).new]
+    for keys, key in _POLICY_KEYS:
+        for name in dict.fromkeys(name for policy in own for name in keys(policy)):
+            if name not in others.by(keys):
+                yield key(endpoint, name)
+
+
+def _moved_keys(kind: Kind, before: Object | None, after: Object | None) -> tuple[list[Key], list[Key]]:
+    """The keys that an object loses, and those that it gets; most of a modified object's stay."""
+    old = _KEYS[kind](before) if before is not None else []
+    new = _KEYS[kind](after) if after is not None else []
+    if old and new:
+        had, has = set(old), set(new)
+        old = [key for key in old if key not in has]
+        new = [key for key in new if key not in had]
+    if kind is Kind.ENDPOINT:
+        one, other = cast(Endpoint | None, before), cast(Endpoint | None, after)
+        old += _policy_keys(one, other)
+        new += _policy_keys(other, one)
+    return old, new
 
 
 def _namespace_keys(namespace: Namespace) -> list[Key]:
@@ -168,6 +205,10 @@ class View:
         """Return the endpoints with a port mapping of that protocol and external port."""
         return self._endpoints(("mapping", protocol, external_port))
 
+    def is_set_named(self, network_id: str, set_id: str) -> bool:
+        """True for an IP set that policies of a network's endpoints name."""
+        return bool(self.ids(("set", network_id, set_id)))
+
     def endpoints_of_mac(self, network_id: str, mac: str) -> list[Endpoint]:
         """Return the endpoints of a network that have a MAC address."""
         return self._endpoints(("mac", network_id, mac))
@@ -259,12 +300,7 @@ class State(View):
         """Make changes that have been validated and written."""
         for change in changes:
             kind, object_id, after = change.kind, change.id, change.after
-            old = _KEYS[kind](change.before) if change.before is not None else []
-            new = _KEYS[kind](after) if after is not None else []
-            if old and new:  # most keys of a modified object stay
-                had, has = set(old), set(new)
-                old = [key for key in old if key not in has]
-                new = [key for key in new if key not in had]
+            old, new = _moved_keys(kind, change.before, after)
             for key in old:
                 self._leave(key, object_id)
             if self._troubles and _place(change.before) != _place(after):
@@ -341,7 +377,8 @@ class Pending(View):
         for kind, objects in self._after.items():
             for object_id, after in objects.items():
                 before = self._base.get(kind, object_id)
-                for key in _KEYS[kind](before) if before is not None else ():
+                old, new = _moved_keys(kind, before, after)
+                for key in old:
                     self._gone.setdefault(key, set()).add(object_id)
-                for key in _KEYS[kind](after) if after is not None else ():
+                for key in new:
                     self._new.setdefault(key, {})[object_id] = None

@@ -24,17 +24,19 @@ from typing import Any
 import msgspec
 
 from samewire.errors import Exhausted
+from samewire.hcn import policy_rows
 from samewire.hcn.checkpoint import DUE_BYTES, LIMIT_PAGES, Checkpoints
 from samewire.hcn.errors import StoreError
 from samewire.hcn.migrations import MIGRATIONS, OBJECTS, SETTINGS
-from samewire.hcn.plan.members import without_endpoints
-from samewire.hcn.schema import STRUCTS, Endpoint, Kind, Namespace, Network, NetworkFlags, Route
+from samewire.hcn.policy_rows import POLICIES, Statement
+from samewire.hcn.reboot import casualties
+from samewire.hcn.schema import STRUCTS, Kind
 from samewire.hcn.state import State
 from samewire.hcn.storefile import create_if_absent, explain, hold_directory, identity
 from samewire.hcn.switch import Change
 
 APPLICATION_ID = 0x53776972  # "Swir": tells our file from any other SQLite file
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MAX_NUMBER = 2**32 - 1
 
 _SCHEMA = f"""
@@ -42,6 +44,7 @@ BEGIN;
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 {OBJECTS}
+{POLICIES}
 CREATE TABLE numbers (
     kind TEXT NOT NULL, key TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (kind, key)
 ) WITHOUT ROWID;
@@ -51,16 +54,16 @@ COMMIT;
 """
 _DELETE = "DELETE FROM objects WHERE kind = ? AND id = ?"
 # One statement for any number of rows: it does not ask for the interpreter before it is done. The last two parameters:
-# the rows' JSON texts in one, and for each row its kind and id, and where its text begins and how long it is. (Not
-# ``value->>0``: SQLite 3.37, beside which Ubuntu 22.04 has Python 3.11, does not know it.)
+# the rows' JSON texts in one, and for each row its kind and id, and where its text begins and how long it is, and what
+# `policy_rows.stored` says of its policies. (Not ``value->>0``: SQLite 3.37, beside which Ubuntu 22.04 has Python 3.11,
+# does not know it.)
 _PUT = """INSERT INTO objects
     SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), ? + key, ?,
-        substr(?, json_extract(value, '$[2]'), json_extract(value, '$[3]'))
+        substr(?, json_extract(value, '$[2]'), json_extract(value, '$[3]')),
+        json_extract(value, '$[4]'), coalesce(json_extract(value, '$[5]'), 0)
     FROM json_each(?) WHERE true
-    ON CONFLICT (kind, id) DO UPDATE SET json = excluded.json"""
+    ON CONFLICT (kind, id) DO UPDATE SET json = excluded.json, numbers = excluded.numbers, apart = excluded.apart"""
 _encode = msgspec.json.Encoder().encode
-
-_Statement = tuple[str, tuple[str | int | bytes, ...]]
 
 
 @cache
@@ -227,7 +230,7 @@ class Store:
             ).fetchall()
         except sqlite3.Error as error:
             raise StoreError(str(self.path), explain(error)) from error
-        changes = _casualties(self.state, [(Kind(kind), object_id) for kind, object_id in rows], alive)
+        changes = casualties(self.state, [(Kind(kind), object_id) for kind, object_id in rows], alive)
         self.commit(changes)
         return changes
 
@@ -258,15 +261,24 @@ class Store:
 
     def _load(self) -> None:
         """Read everything into memory; a row that cannot be read is an error, not an absence."""
-        for kind, object_id, position, data in self._db.execute(
-            "SELECT kind, id, position, json FROM objects ORDER BY position"
+        apart: dict[tuple[str, str], list[tuple[int, str]]] = {}
+        for kind, object_id, number, text in self._db.execute(
+            "SELECT * FROM policies ORDER BY kind, id, number"
+        ):
+            apart.setdefault((kind, object_id), []).append((number, text))
+        for kind, object_id, position, data, numbers, beside in self._db.execute(
+            "SELECT kind, id, position, json, numbers, apart FROM objects ORDER BY position"
         ):
             try:
-                value = _decoder(Kind(kind)).decode(data)
+                value = policy_rows.restored(
+                    _decoder(Kind(kind)).decode(data), numbers, beside, apart.pop((kind, object_id), [])
+                )
             except (ValueError, msgspec.MsgspecError) as error:
                 raise StoreError(str(self.path), f"{kind} {object_id} cannot be read: {error}") from error
             self.state.apply([Change(Kind(kind), object_id, None, value)])
             self._position = position
+        if apart:
+            raise StoreError(str(self.path), f"policies of {next(iter(apart))} are there, but not the object")
         for kind, key, number in self._db.execute("SELECT kind, key, number FROM numbers"):
             self._numbers[kind, key] = number
         self._counters.update(self._db.execute("SELECT kind, last FROM counters").fetchall())
@@ -297,9 +309,9 @@ class Store:
         if lost:
             raise StoreError(str(self.path), lost)
 
-    def _statements(self, changes: Sequence[Change]) -> list[_Statement]:
+    def _statements(self, changes: Sequence[Change]) -> list[Statement]:
         """What writes changes, all that needs the interpreter done: in their order, runs of the same sort as one."""
-        statements: list[_Statement] = []
+        statements = [statement for change in changes for statement in policy_rows.statements(change)]
         for gone, run in groupby(changes, key=lambda change: change.after is None):
             if gone:
                 statements += [(_DELETE, (change.kind.value, change.id)) for change in run]
@@ -307,7 +319,7 @@ class Store:
                 statements.append((_PUT, self._rows(run)))
         return statements
 
-    def _carry_out(self, statements: Sequence[_Statement]) -> None:
+    def _carry_out(self, statements: Sequence[Statement]) -> None:
         """In one transaction, from any thread. One statement is a transaction by itself: SQLite is called once, and a
         thread that calls it waits for the interpreter once.
         """
@@ -320,9 +332,11 @@ class Store:
     def _rows(self, changes: Iterable[Change]) -> tuple[str | int | bytes, ...]:
         texts, places, begin = [], [], 1
         for change in changes:
-            text = _encode(change.after)
+            row, *policies = policy_rows.stored(change.after)
+            text = _encode(row)
             texts.append(text)
-            places.append((change.kind.value, change.id, begin, len(text)))
+            beside = policies if any(policies) else ()
+            places.append((change.kind.value, change.id, begin, len(text), *beside))
             begin += len(text)
         first = self._position + 1
         self._position += len(texts)
@@ -337,41 +351,3 @@ class Store:
     def _write_number(self, kind: str, key: str, number: int) -> None:
         self._write_counter(kind, number)
         self._db.execute("INSERT INTO numbers VALUES (?, ?, ?)", (kind, key, number))
-
-
-def _casualties(state: State, old: Iterable[tuple[Kind, str]], alive: Callable[[str], bool]) -> list[Change]:
-    """Return the deletions that a reboot means for the objects written before it."""
-    endpoints: dict[str, Endpoint] = {}
-    load_balancers: dict[str, Change] = {}
-    routes: dict[str, Route | None] = {}
-    holders: list[Network | Namespace] = []
-    for kind, object_id in old:
-        value = state.get(kind, object_id)
-        if isinstance(value, Network) and value.flags & NetworkFlags.ENABLE_NON_PERSISTENT:
-            routes.update((route.id, None) for route in state.routes_of_network(value.id))
-            endpoints.update((endpoint.id, endpoint) for endpoint in state.endpoints_of_network(value.id))
-            load_balancers.update(
-                (gone.id, Change(Kind.LOADBALANCER, gone.id, gone, None))
-                for gone in state.load_balancers_of_network(value.id)
-            )
-            holders.append(value)
-        elif isinstance(value, Namespace) and value.netns_path and not alive(value.netns_path):
-            endpoints.update((endpoint.id, endpoint) for endpoint in state.endpoints_of_namespace(value.id))
-            holders.append(value)
-    for route in [route for endpoint_id in endpoints for route in state.routes_of_endpoint(endpoint_id)]:
-        rest = tuple(endpoint_id for endpoint_id in route.endpoint_ids if endpoint_id not in endpoints)
-        # a route without endpoints is one for the whole network, which only those are that watch endpoints
-        stays = rest or route.watches_endpoints
-        routes.setdefault(route.id, msgspec.structs.replace(route, endpoint_ids=rest) if stays else None)
-    for change in without_endpoints(state, endpoints):
-        load_balancers.setdefault(change.id, change)
-    return [
-        *load_balancers.values(),
-        *(Change(Kind.ROUTE, route_id, state.route(route_id), after) for route_id, after in routes.items()),
-        *(Change(Kind.ENDPOINT, endpoint.id, endpoint, None) for endpoint in endpoints.values()),
-        *(Change(_kind_of(holder), holder.id, holder, None) for holder in holders),
-    ]
-
-
-def _kind_of(holder: Network | Namespace) -> Kind:
-    return Kind.NETWORK if isinstance(holder, Network) else Kind.NAMESPACE

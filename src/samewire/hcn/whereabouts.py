@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
-from samewire.hcn.policies import ProviderAddress, SDNRoute, first
+from samewire.hcn.numbered import numbered
+from samewire.hcn.policies import ProviderAddress, first
+from samewire.hcn.policy_lists import routers
 from samewire.hcn.schema import Endpoint
 
 Key = tuple[str | int, ...]
@@ -37,7 +39,7 @@ def remote_keys(endpoint: Endpoint) -> Iterator[Key]:
 def _minds_remote(endpoint: Endpoint) -> bool:
     if endpoint.is_alone:
         return True
-    return any(isinstance(policy, SDNRoute) and policy.next_hop for policy in endpoint.policies)
+    return bool(numbered(endpoint.policies).by(routers))
 
 
 def block_of(address: str) -> str:

@@ -8,9 +8,11 @@ from typing import Final
 
 from samewire.errors import Invalid
 from samewire.hcn.loadbalancers import LoadBalancer
+from samewire.hcn.policies import RemoteSubnetRoute
 from samewire.hcn.schema import Endpoint, Kind, Network
 from samewire.hcn.switch import Change, StoreView
-from samewire.vfp.address import IPV4, Prefix
+from samewire.node.plan_acl import policies_moved
+from samewire.vfp.address import IPV4, Prefix, parse_prefix
 from samewire.vfp.compile.plan import NetworkPlan, plan_network
 from samewire.vfp.model import NodeFacts
 
@@ -52,7 +54,7 @@ def touched_by_network(
         return
     old, new = _plan(before, facts), _plan(after, facts)
     whole = (old is None) != (new is None) or _rest(old) != _rest(new)
-    prefixes = Prefixes(_prefixes(old) | _prefixes(new) if whole else _prefixes(old) ^ _prefixes(new))
+    prefixes = Prefixes(_prefixes(old) | _prefixes(new) if whole else _moved(before, after, old, new))
     if not whole and not prefixes:
         return
     for value in view.load_balancers():
@@ -79,6 +81,23 @@ def _prefixes(plan: NetworkPlan | None) -> set[Prefix]:
     if plan is None:
         return set()
     return {remote.prefix for remote in plan.remote.all} | {subnet.prefix for subnet in plan.subnets}
+
+
+def _moved(
+    before: Network | None, after: Network | None, old: NetworkPlan | None, new: NetworkPlan | None
+) -> set[Prefix]:
+    """The prefixes that one of two plans has, and the other has not."""
+    routes = (policy for side in policies_moved(before, after, RemoteSubnetRoute) for policy in side)
+    named = {parse_prefix(policy.destination_prefix) for policy in routes}
+    return {prefix for prefix in named if _has(old, prefix)} ^ {
+        prefix for prefix in named if _has(new, prefix)
+    }
+
+
+def _has(plan: NetworkPlan | None, prefix: Prefix) -> bool:
+    if plan is None:
+        return False
+    return plan.remote.at(prefix) is not None or any(subnet.prefix == prefix for subnet in plan.subnets)
 
 
 _FEW: Final = 16

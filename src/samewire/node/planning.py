@@ -6,17 +6,25 @@ An owner is what compiles on its own: the node, a network, an endpoint with a po
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 import msgspec
 
 from samewire.errors import Invalid
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.loadbalancers import LoadBalancer
-from samewire.hcn.policies import PortMapping, RemoteSubnetRoute, VxlanPort, first
+from samewire.hcn.numbered import numbered
+from samewire.hcn.policies import RemoteSubnetRoute, VxlanPort, first, select
+from samewire.hcn.policy_lists import PolicyList, identities, mapped_ports
 from samewire.hcn.schema import Endpoint, Kind, NamespaceType, Network, Object
 from samewire.hcn.switch import Change, StoreView
-from samewire.node.plan_acl import proxies_changed, rules_changed, same_but_rules, sets_changed
+from samewire.node.plan_acl import (
+    policies_moved,
+    proxies_changed,
+    rules_changed,
+    same_but_rules,
+    sets_changed,
+)
 from samewire.node.plan_balancers import Prefixes, has_direct, touched_by_endpoint, touched_by_network
 from samewire.vfp.address import parse_address, parse_prefix
 from samewire.vfp.compile.plan import NetworkPlan, RemoteSubnets, plan_network
@@ -27,7 +35,7 @@ Owner: TypeAlias = tuple[str, str]
 
 NODE: Final[Owner] = ("node", "")
 _UDP: Final = 17
-_NO_REMOTE: Final = RemoteSubnets(())
+_NO_REMOTE: Final = RemoteSubnets(PolicyList())
 
 
 class Steps(msgspec.Struct):
@@ -182,13 +190,9 @@ def _endpoint(steps: Steps, change: Change, view: StoreView, facts: NodeFacts, h
 
 def _check_ports(endpoint: Endpoint, facts: NodeFacts) -> None:
     """A host port must not take the tunnels' packets away from the node."""
-    for policy in endpoint.policies:
-        if (
-            isinstance(policy, PortMapping)
-            and policy.external_port == facts.vxlan_port
-            and policy.protocol in (0, _UDP)
-        ):
-            raise Invalid("$.Policies", f"UDP port {policy.external_port} is that of this node's tunnels")
+    mapped = numbered(endpoint.policies).by(mapped_ports)
+    if (_UDP, facts.vxlan_port) in mapped or (0, facts.vxlan_port) in mapped:
+        raise Invalid("$.Policies", f"UDP port {facts.vxlan_port} is that of this node's tunnels")
 
 
 def _place_key(endpoint: Endpoint) -> tuple[str, str]:
@@ -249,18 +253,25 @@ def _moved_subnets(
     before: Network, after: Network, facts: NodeFacts, *, all_of_them: bool = False
 ) -> dict[str, bool]:
     """The remote subnets that a change of a network has brought, altered (True) or taken (False), by prefix."""
-    old, new = remote_subnets(before), remote_subnets(after)
-    moved = {prefix: prefix in new for prefix in old if all_of_them or new.get(prefix) is not old[prefix]}
-    moved |= {prefix: True for prefix in new if prefix not in old}
+    gone, new = policies_moved(before, after, RemoteSubnetRoute)
+    moved = dict.fromkeys(remote_subnets(after), True) if all_of_them else {}
+    moved |= {policy.destination_prefix: False for policy in gone}
+    moved |= {policy.destination_prefix: True for policy in new}
     for prefix in plan_network(before, facts).shadowed ^ plan_network(after, facts).shadowed:
-        moved[str(prefix)] = str(prefix) in new
+        moved[str(prefix)] = _remote_subnet(after, str(prefix)) is not None
     return moved
 
 
 def remote_subnets(network: Network | None) -> dict[str, RemoteSubnetRoute]:
     """A network's remote subnets by prefix."""
-    policies = network.policies if network is not None else ()
-    return {policy.destination_prefix: policy for policy in policies if type(policy) is RemoteSubnetRoute}
+    policies = select(network.policies if network is not None else (), RemoteSubnetRoute)
+    return {policy.destination_prefix: policy for policy in policies}
+
+
+def _remote_subnet(network: Network, prefix: str) -> RemoteSubnetRoute | None:
+    policies = numbered(network.policies)
+    numbers = policies.by(identities).get(prefix)
+    return cast(RemoteSubnetRoute, policies.at(numbers[0])) if numbers else None
 
 
 def _touched_by_remote(
@@ -275,12 +286,12 @@ def _touched_by_remote(
         return ()
     old, new = plan_network(before, facts).remote, plan_network(after, facts).remote
     found = {endpoint.id: endpoint for endpoint in view.endpoints_minding_remote(after.id)}
-    both = [remote_subnets(before), remote_subnets(after)]
-    providers = {
-        subnets[prefix].provider_address for subnets in both for prefix in moved if prefix in subnets
-    }
+    there = [_remote_subnet(network, prefix) for network in (before, after) for prefix in moved]
+    providers = {policy.provider_address for policy in there if policy is not None}
+    # First all of the one state, then all of the other: each knows its difference from the other (`versions`).
+    was, will = ({text: subnets.behind(parse_address(text)) for text in providers} for subnets in (old, new))
     for provider in providers:
-        if old.behind(parse_address(provider)) != new.behind(parse_address(provider)):
+        if was[provider] != will[provider]:
             found.update((one.id, one) for one in view.remote_endpoints_behind(after.id, provider))
     prefixes = Prefixes([parse_prefix(prefix) for prefix in moved])
     for prefix in moved:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import msgspec
 
+from samewire.hcn.numbered import name_of, numbered
 from samewire.hcn.policies import ACL, NetworkACL, SetPolicy, TierAcl
 from samewire.hcn.schema import Endpoint, Network
 from samewire.vfp.hashes import set_name
-from samewire.vfp.rule_names import rule_number
+from samewire.vfp.rule_names import ISOLATION_NUMBERS, rule_number
 
 
 class AclNames(msgspec.Struct, frozen=True):
@@ -22,18 +23,17 @@ class AclNames(msgspec.Struct, frozen=True):
 def acl_names(endpoint: Endpoint, network: Network) -> AclNames:
     """The names of an endpoint's rules and of the sets that they may name."""
     found: dict[int, str] = {}
-    for i, policy in enumerate(network.policies, 1):
+    for number, policy in numbered(network.policies).pairs():
         if isinstance(policy, NetworkACL):
-            found[rule_number(i, network=True)] = policy.rule_id
-    for i, policy in enumerate(endpoint.policies, 1):
+            found[rule_number(name_of(number), network=True)] = policy.rule_id
+    for number, policy in numbered(endpoint.policies).pairs():
         if isinstance(policy, ACL):
-            found[rule_number(i)] = policy.rule_id
+            found[rule_number(name_of(number))] = policy.rule_id
         elif isinstance(policy, TierAcl):
             for j, rule in enumerate(policy.tier_acl_rules, 1):
-                found[rule_number(i, j)] = rule.rule_id
+                found[rule_number(name_of(number), j)] = rule.rule_id
     if endpoint.is_alone:
-        last = len(endpoint.policies)
-        found.update({rule_number(last + tier, j): "DisableICC" for tier in (1, 2) for j in range(1, 4)})
+        found.update({rule_number(tier, j): "DisableICC" for tier in ISOLATION_NUMBERS for j in range(1, 4)})
     sets = {
         set_name(network.id, policy.set_id): policy.set_id
         for policy in network.policies

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Final
 
+from samewire.versions import versioned
 from samewire.vfp.diff import Operation, Put, Remove, ordered, rows_of, same
 from samewire.vfp.model import Edit, Entries
 from samewire.vfp.record import Record
@@ -70,13 +71,13 @@ class Ownership:
     def _edited(
         self, owner: Hashable, before: Entries, edit: Edit, operations: list[Operation]
     ) -> dict[str, Mapping[Record, Record]]:
-        tables = {put[0] for put in edit.puts} | {gone[0] for gone in edit.gone}
-        own = {table: dict(before.get(table, {})) for table in tables}
+        changes: dict[str, dict[Record, Record | None]] = {}
         for table, key, value in edit.puts:
-            own[table][key] = self._claim(owner, table, key, value, operations)
+            changes.setdefault(table, {})[key] = self._claim(owner, table, key, value, operations)
         for table, key in edit.gone:
-            del own[table][key]
+            changes.setdefault(table, {})[key] = None
             self._release(owner, table, key, operations)
+        own = {table: versioned(before.get(table, {})).changed(rows) for table, rows in changes.items()}
         return {table: rows for table, rows in {**before, **own}.items() if rows}
 
     def _compared(

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from samewire.vfp.constants import RULE_NETWORK, RULE_POLICY_MASK, RULE_TIER_SHIFT
 
+ISOLATION_NUMBERS: Final = (0xFFFE, 0xFFFF)
+"""In the place of policies' numbers: the tiers that the endpoint flag ``DisableICC`` stands for."""
 
-def rule_number(position: int, place: int = 0, *, network: bool = False) -> int:
-    """The name of a rule: position of its policy (from 1), place in the tier (from 1, 0 = no tier)."""
-    return position | place << RULE_TIER_SHIFT | (RULE_NETWORK if network else 0)
+
+def rule_number(policy: int, place: int = 0, *, network: bool = False) -> int:
+    """The name of a rule: number of its policy in its list (`samewire.hcn.numbered`), place in the tier (from 1, 0 = no
+    tier).
+    """
+    return policy | place << RULE_TIER_SHIFT | (RULE_NETWORK if network else 0)
 
 
 def rule_text(number: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import cast
 
 import msgspec
 
@@ -11,6 +12,7 @@ from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.modify import ModifySettingRequest, PolicySettings, PortSettings, RequestType
 from samewire.hcn.normalise import check_endpoint
 from samewire.hcn.normalise_policies import Scope, check_policies
+from samewire.hcn.numbered import numbered
 from samewire.hcn.plan.addresses import fill_addresses, is_network_address
 from samewire.hcn.plan.context import (
     Context,
@@ -27,6 +29,7 @@ from samewire.hcn.plan.members import routes_without, without_endpoints
 from samewire.hcn.plan.policies import add_policies, check_sets, remove_policies
 from samewire.hcn.plan.uplink import check_constraint, check_translation, check_vlans
 from samewire.hcn.policies import Policy, PortMapping, SDNRoute, mapping_family, select
+from samewire.hcn.policy_lists import PolicyList, mapped_ports
 from samewire.hcn.schema import Endpoint, Kind, Namespace, NamespaceType, Network, NetworkType
 from samewire.hcn.state import View
 from samewire.hcn.switch import Change
@@ -68,7 +71,7 @@ def prepare_endpoint(context: Context, endpoint: Endpoint) -> tuple[Endpoint, li
     endpoint = _replace(endpoint, mac_address=choose_mac(context.view, network, endpoint))
     endpoint = with_ports(context, endpoint)
     replaced = delete_endpoints(context.view, _replaced(context.view, endpoint), endpoint)
-    _check_mappings(context.view, endpoint)
+    _check_mappings(context.view, endpoint, numbered(endpoint.policies).group(PortMapping).numbers)
     return endpoint, replaced
 
 
@@ -85,13 +88,14 @@ def modify_endpoint(context: Context, endpoint_id: str, request: ModifySettingRe
         raise HcnError(HcnCode.REQUEST_UNSUPPORTED, "$.ResourceType: an endpoint has Policy and Port")
     given = request.settings.policies
     if request.request_type is RequestType.UPDATE:
-        policies = check_policies(given, Scope.ENDPOINT, "$.Settings.Policies")
+        checked = check_policies(given, Scope.ENDPOINT, "$.Settings.Policies")
+        policies = numbered(before.policies).updated(checked)
     elif request.request_type is RequestType.ADD:
         policies = add_policies(before.policies, given, Scope.ENDPOINT)
     elif request.request_type is RequestType.REMOVE:
         policies = remove_policies(before.policies, given, Scope.ENDPOINT)
     else:
-        policies = ()
+        policies = PolicyList()
     if request.request_type in (RequestType.ADD, RequestType.UPDATE):
         network = get_network(context.view, before.network_id)
         _check_private(network, given)
@@ -102,7 +106,8 @@ def modify_endpoint(context: Context, endpoint_id: str, request: ModifySettingRe
     after = _replace(before, policies=policies)
     _check_remote(after)
     after = with_ports(context, after, before.policies)
-    _check_mappings(context.view, after)
+    new = numbered(after.policies).difference(numbered(before.policies)).of(PortMapping).new
+    _check_mappings(context.view, after, [number for number, _ in new])
     return modified(Kind.ENDPOINT, before, after)
 
 
@@ -228,21 +233,24 @@ def _replaced(view: View, endpoint: Endpoint) -> list[Endpoint]:
     return list(replaced.values())
 
 
-def _check_mappings(view: View, endpoint: Endpoint) -> None:
-    """Refuse a node port that is mapped twice. Raises HcnError(PORT_ALREADY_EXISTS).
+def _check_mappings(view: View, endpoint: Endpoint, new: Iterable[int]) -> None:
+    """Refuse new policies, by their numbers, that map a node port a second time. Raises
+    HcnError(PORT_ALREADY_EXISTS).
 
     One that outbound NAT uses, too, may be mapped, as on Windows: NAT takes a port for a connection to one remote
     address and port, and another one where a mapped connection from there is.
     """
-    mine = select(endpoint.policies, PortMapping)
-    for index, policy in enumerate(mine):
+    for mine in new:
+        policy = cast(PortMapping, numbered(endpoint.policies).at(mine))
+        port = policy.protocol, policy.external_port
+        elsewhere = [other for other in view.endpoints_of_mapping(*port) if other.id != endpoint.id]
         others = [
-            (other, theirs)
-            for other in view.endpoints_of_mapping(policy.protocol, policy.external_port)
-            if other.id != endpoint.id
-            for theirs in select(other.policies, PortMapping)
+            (other, cast(PortMapping, policies.at(number)))
+            for other in (*elsewhere, endpoint)
+            for policies in (numbered(other.policies),)
+            for number in policies.by(mapped_ports).get(port, ())
+            if other is not endpoint or number != mine
         ]
-        others += [(endpoint, theirs) for theirs in mine[:index]]
         for other, theirs in others:
             if _same_port(policy, endpoint, theirs, other):
                 raise HcnError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
 from samewire.errors import Exhausted
+from samewire.hcn.numbered import numbered
 from samewire.hcn.plan.context import Context
 from samewire.hcn.policies import NatFlags, Policy, PortMapping, select
 from samewire.hcn.schema import Endpoint
@@ -26,27 +27,32 @@ def with_ports(context: Context, endpoint: Endpoint, before: tuple[Policy, ...] 
     A mapping that was there ``before`` and comes again without a port keeps the one it was given: whoever says
     the same twice changes nothing.
     """
-    asked = select(endpoint.policies, PortMapping)
-    if all(policy.external_port for policy in asked):
+    policies = numbered(endpoint.policies)
+    asked = policies.by(_left_open).get(True, ())
+    if not asked:
         return endpoint
-    named = {(policy.protocol, policy.external_port) for policy in asked}
+    named = {(policy.protocol, policy.external_port) for policy in select(policies, PortMapping)}
     kept = [
         policy
         for policy in select(before, PortMapping)
         if (policy.protocol, policy.external_port) not in named
     ]
-    policies: list[Policy] = []
-    for policy in endpoint.policies:
-        if isinstance(policy, PortMapping) and not policy.external_port:
-            # Nobody can have reserved a port that was not known.
-            policy = _replace(policy, flags=policy.flags & ~NatFlags.EXTERNAL_PORT_RESERVED)
-            old = next((one for one in kept if _replace(one, external_port=0) == policy), None)
-            if old is not None:
-                kept.remove(old)
-            policy = old or _replace(policy, external_port=_free_port(context, policy, named))
-            named.add((policy.protocol, policy.external_port))
-        policies.append(policy)
-    return _replace(endpoint, policies=tuple(policies))
+    found: dict[int, Policy] = {}
+    for number in asked:
+        policy = cast(PortMapping, policies.at(number))
+        # Nobody can have reserved a port that was not known.
+        policy = _replace(policy, flags=policy.flags & ~NatFlags.EXTERNAL_PORT_RESERVED)
+        old = next((one for one in kept if _replace(one, external_port=0) == policy), None)
+        if old is not None:
+            kept.remove(old)
+        policy = old or _replace(policy, external_port=_free_port(context, policy, named))
+        named.add((policy.protocol, policy.external_port))
+        found[number] = policy
+    return _replace(endpoint, policies=policies.edited(instead=found))
+
+
+def _left_open(policy: Policy) -> tuple[bool, ...]:
+    return (True,) if isinstance(policy, PortMapping) and not policy.external_port else ()
 
 
 def _free_port(context: Context, policy: PortMapping, named: set[tuple[int, int]]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -18,20 +18,13 @@ from samewire.hcn.modify import (
 )
 from samewire.hcn.normalise import check_dns, check_ip_subnet, check_subnet, check_subnets
 from samewire.hcn.normalise_policies import Scope
+from samewire.hcn.numbered import numbered
 from samewire.hcn.plan.context import Context, get_network, modified
 from samewire.hcn.plan.networks import check_adapter, check_clashes, stamped, with_gateways
 from samewire.hcn.plan.policies import add_policies, check_sets, put_policies, remove_policies
 from samewire.hcn.plan.uplink import check_source_mac, check_translation, check_vlans, tag_of, vlans_of
-from samewire.hcn.policies import (
-    AclRule,
-    HostRoute,
-    Policy,
-    SetPolicy,
-    TierAcl,
-    acl_addresses,
-    first,
-    sets_named,
-)
+from samewire.hcn.policies import HostRoute, SetPolicy, first
+from samewire.hcn.policy_lists import PolicyList, identities, set_identity, sets_of
 from samewire.hcn.schema import Dns, Ipam, IpConfiguration, IpSubnet, Kind, Network, Subnet
 from samewire.hcn.state import View
 from samewire.hcn.switch import Change
@@ -86,7 +79,7 @@ def _unsupported(request_type: RequestType) -> HcnError:
 def _policies(context: Context, network: Network, how: RequestType, settings: PolicySettings) -> Network:
     given = settings.policies
     if how is RequestType.RESET:
-        policies: tuple[Policy, ...] = ()
+        policies = PolicyList()
     elif how is RequestType.REMOVE:
         policies = remove_policies(network.policies, given, Scope.NETWORK)
     else:
@@ -105,29 +98,15 @@ def _policies(context: Context, network: Network, how: RequestType, settings: Po
 
 def _refuse_to_lose_sets(view: View, before: Network, after: Network) -> None:
     """Refuse to take away sets that something names. Raises HcnError(ENTITY_HAS_REFERENCES)."""
-    lost = _sets(before) - _sets(after)
-    if not lost:
-        return
-    named = {name for policy in after.policies for name in sets_named(policy)}
-    texts = {
-        text
-        for endpoint in view.endpoints_of_network(before.id)
-        for policy in endpoint.policies
-        for rule in (policy.tier_acl_rules if isinstance(policy, TierAcl) else (policy,))
-        if isinstance(rule, AclRule)
-        for text in (rule.local_addresses, rule.remote_addresses)
-    }
-    named.update(name for text in texts for name in acl_addresses(text).sets)
-    used = sorted(lost & named)
-    if used:
-        raise HcnError(
-            HcnCode.ENTITY_HAS_REFERENCES,
-            f"$.Settings.Policies: the set {used[0]} is named by an ACL or another set; remove that first",
-        )
-
-
-def _sets(network: Network) -> set[str]:
-    return {policy.set_id for policy in network.policies if isinstance(policy, SetPolicy)}
+    policies = numbered(after.policies)
+    gone = policies.difference(numbered(before.policies)).of(SetPolicy).gone
+    there, named = policies.by(identities), policies.by(sets_of)
+    for lost in sorted(cast(SetPolicy, policy).set_id for _, policy in gone):
+        if set_identity(lost) not in there and (lost in named or view.is_set_named(before.id, lost)):
+            raise HcnError(
+                HcnCode.ENTITY_HAS_REFERENCES,
+                f"$.Settings.Policies: the set {lost} is named by an ACL or another set; remove that first",
+            )
 
 
 def _dns(_: Context, network: Network, how: RequestType, settings: Dns) -> Network:

@@ -9,6 +9,7 @@ import msgspec
 from samewire.errors import Exhausted
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.normalise import check_network, check_subnet
+from samewire.hcn.numbered import numbered
 from samewire.hcn.plan.context import Context, created, deleted, get_network, modified, refuse_existing
 from samewire.hcn.plan.endpoints import delete_endpoints
 from samewire.hcn.plan.policies import check_sets
@@ -22,6 +23,7 @@ from samewire.hcn.policies import (
     first,
     parse_prefix,
 )
+from samewire.hcn.policy_lists import PolicyList
 from samewire.hcn.schema import (
     Ipam,
     Kind,
@@ -180,7 +182,7 @@ def stamped(network: Network, facts: NodeFacts) -> Network:
     """
     if network.type not in EXTERNAL:
         return network
-    policies = network.policies
+    policies = numbered(network.policies)
     if network.type is NetworkType.OVERLAY and facts.dr_mac:
         policies = _with(policies, DrMacAddress(address=facts.dr_mac))
     provider = first(policies, ProviderAddress)
@@ -201,8 +203,9 @@ def _provider_address(held: str, management_ips: tuple[str, ...]) -> str:
     return family[0] if family else held
 
 
-def _with(policies: tuple[Policy, ...], new: Policy) -> tuple[Policy, ...]:
+def _with(policies: PolicyList, new: Policy) -> PolicyList:
     """Return policies with the one of the new one's type replaced in its place, or the new one added."""
-    if first(policies, type(new)) is None:
-        return (*policies, new)
-    return tuple(new if type(policy) is type(new) else policy for policy in policies)
+    there = policies.group(type(new))
+    if not there.items:
+        return policies.edited(new=(new,))
+    return policies if there.items[0] == new else policies.edited(instead={there.numbers[0]: new})

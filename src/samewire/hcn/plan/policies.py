@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from samewire.hcn.errors import HcnCode, HcnError
-from samewire.hcn.normalise_policies import (
-    REPEATABLE,
-    Scope,
-    already_there,
-    check_policies,
-    check_policy,
-    identity,
-)
+from samewire.hcn.normalise_policies import Scope, already_there, check_length, check_policies, check_policy
+from samewire.hcn.numbered import aligned, numbered
 from samewire.hcn.policies import Policy, SetPolicy, policy_type, sets_named
+from samewire.hcn.policy_lists import REPEATABLE, PolicyList, identities, identity, set_identity
 from samewire.hcn.schema import Network
 
 Policies = tuple[Policy, ...]
@@ -22,64 +16,69 @@ Policies = tuple[Policy, ...]
 GIVEN = "$.Settings.Policies"
 
 
-def add_policies(present: Policies, given: Policies, scope: Scope) -> Policies:
+def add_policies(present: Policies, given: Policies, scope: Scope) -> PolicyList:
     """Return a list with policies appended. Raises HcnError (POLICY_ALREADY_EXISTS for what may be there
     once).
     """
-    new = check_policies(given, scope, GIVEN)
-    single = [(index, identity(policy)) for index, policy in enumerate(new) if identity(policy) is not None]
-    if single:
-        there = {identity(policy) for policy in present}
-        for index, mine in single:
-            if mine in there:
-                name = policy_type(new[index])
-                raise HcnError(already_there(new[index]), f"{GIVEN}[{index}]: there is already such a {name}")
-    return (*present, *new)
+    new, before = check_policies(given, scope, GIVEN), numbered(present)
+    single = [(index, mine) for index, policy in enumerate(new) if (mine := identity(policy)) is not None]
+    for index, mine in single:
+        if mine in before.by(identities):
+            name = policy_type(new[index])
+            raise HcnError(already_there(new[index]), f"{GIVEN}[{index}]: there is already such a {name}")
+    return _bounded(before.edited(new=new))
 
 
-def put_policies(present: Policies, given: Policies, scope: Scope) -> Policies:
+def _bounded(policies: PolicyList) -> PolicyList:
+    check_length(policies, GIVEN)
+    return policies
+
+
+def put_policies(present: Policies, given: Policies, scope: Scope) -> PolicyList:
     """Return a list in which the given policies take the place of those they are the new form of.
 
     A policy that may be there once (a set by its Id, a RemoteSubnetRoute by its prefix, most others by their
     type) replaces its namesake; of types that may be repeated the given ones replace all. Raises HcnError.
     """
-    new = check_policies(given, scope, GIVEN)
-    by_identity = {mine: policy for policy in new if (mine := identity(policy)) is not None}
-    whole = {type(policy) for policy in new} & REPEATABLE
-    kept = [
-        by_identity.pop(mine, policy) if (mine := identity(policy)) is not None else policy
-        for policy in present
-        if type(policy) not in whole
-    ]
-    return (*kept, *(policy for policy in new if identity(policy) is None or identity(policy) in by_identity))
+    before = numbered(present)
+    new: list[Policy] = []
+    gone: list[int] = []
+    instead: dict[int, Policy] = {}
+    between: dict[int, Sequence[Policy]] = {}
+    given = check_policies(given, scope, GIVEN)
+    for policy in given:
+        mine = identity(policy)
+        there = () if mine is None else before.by(identities).get(mine, ())
+        if there and before.at(there[0]) != policy:
+            instead[there[0]] = policy
+        elif mine is not None and not there:
+            new.append(policy)
+    for kind in {type(policy): None for policy in given if type(policy) in REPEATABLE}:
+        found = aligned(before.group(kind), given.of(kind))
+        gone += found.gone
+        new += found.new
+        instead |= found.instead
+        between |= found.between
+    return _bounded(before.edited(gone, new, instead, between))
 
 
-def remove_policies(present: Policies, unwanted: Policies, scope: Scope) -> Policies:
+def remove_policies(present: Policies, unwanted: Policies, scope: Scope) -> PolicyList:
     """Return a list without the given policies: sets by their Id, others by type and settings. Raises
     HcnError(POLICY_NOT_FOUND).
     """
-    going: Counter[object] = Counter()
+    before = numbered(present)
+    going: dict[int, None] = {}
     for index, policy in enumerate(unwanted):
-        path = f"{GIVEN}[{index}]"
-        going[_match(check_policy(policy, scope, path))] += 1
-    rest = []
-    for policy in present:
-        match = _match(policy)
-        if going.get(match):
-            going[match] -= 1
-        else:
-            rest.append(policy)
-    for index, policy in enumerate(unwanted):
-        if going[_match(check_policy(policy, scope, GIVEN))]:
+        wanted = check_policy(policy, scope, f"{GIVEN}[{index}]")
+        (key,) = identities(wanted)
+        number = next((n for n in before.by(identities).get(key, ()) if n not in going), None)
+        if number is None or not (isinstance(wanted, SetPolicy) or before.at(number) == wanted):
             raise HcnError(
                 HcnCode.POLICY_NOT_FOUND,
                 f"{GIVEN}[{index}]: there is no {policy_type(policy)} policy with these settings",
             )
-    return tuple(rest)
-
-
-def _match(policy: Policy) -> object:
-    return identity(policy) if isinstance(policy, SetPolicy) else policy
+        going[number] = None
+    return before.edited(going)
 
 
 def check_sets(network: Network, policies: Iterable[Policy], path: str) -> None:
@@ -87,8 +86,8 @@ def check_sets(network: Network, policies: Iterable[Policy], path: str) -> None:
     wanted = {name: policy for policy in policies for name in sets_named(policy)}
     if not wanted:
         return
-    there = {policy.set_id for policy in network.policies if isinstance(policy, SetPolicy)}
-    missing = next((name for name in wanted if name not in there), None)
+    there = numbered(network.policies).by(identities)
+    missing = next((name for name in wanted if set_identity(name) not in there), None)
     if missing is not None:
         raise HcnError(
             HcnCode.POLICY_NOT_FOUND,

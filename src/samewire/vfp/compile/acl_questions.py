@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -21,6 +20,7 @@ from samewire.vfp.constants import (
     AclShape,
 )
 from samewire.vfp.hashes import hash64, set_name
+from samewire.vfp.model import Entries
 from samewire.vfp.record import Record
 from samewire.vfp.tables import AclPortKey, AclPrefixKey, AclSetKey, AclVector, Hash
 
@@ -31,28 +31,45 @@ _PORT_BITS: Final = 16
 _WITH_PORTS: Final = frozenset((6, 17, 132))
 _SIDES: Final = ((ACL_SOURCE, AclShape.SOURCE), (ACL_DESTINATION, AclShape.DESTINATION))
 
+Flip = tuple[Rule, int, bool]
+"""A rule, its place, and whether it takes part from now on."""
+
 _Question = tuple[str, int, int]
 """A table, a side, and a family or a protocol."""
 
 
-def shape_of(rules: Sequence[Rule]) -> int:
-    """What rules ask about beside protocols and destination ports."""
-    shape = AclShape.SOURCE_PORT if any(rule.source_ports for rule in rules) else 0
-    for ends, plain, with_sets in (
-        ([rule.source for rule in rules], AclShape.SOURCE, AclShape.SOURCE_SETS),
-        ([rule.destination for rule in rules], AclShape.DESTINATION, AclShape.DESTINATION_SETS),
+Feature = tuple[str, int]
+"""Something that a rule asks, and others may not. What a table is like depends on which of them its rules have."""
+
+
+def features(rule: Rule) -> Iterator[Feature]:
+    """What a rule asks, each once."""
+    yield "stage", rule.stage
+    if rule.source_ports:
+        yield "shape", int(AclShape.SOURCE_PORT)
+    for end, plain, with_sets in (
+        (rule.source, AclShape.SOURCE, AclShape.SOURCE_SETS),
+        (rule.destination, AclShape.DESTINATION, AclShape.DESTINATION_SETS),
     ):
-        if not all(end.any for end in ends):
-            shape |= plain | (with_sets if any(end.sets for end in ends) else 0)
-    return int(shape)
+        if not end.any:
+            yield "shape", int(plain)
+        if end.sets:
+            yield "shape", int(with_sets)
+    for protocol in set(rule.protocols):
+        yield "protocol", protocol
+    if rule.destination_ports and not rule.protocols:
+        yield "ports", 0
 
 
-def protocols_asked(rules: Sequence[Rule]) -> frozenset[int]:
+def shape_of(asked: Iterable[Feature]) -> int:
+    """What rules ask about beside protocols and destination ports."""
+    return sum({value for kind, value in asked if kind == "shape"})
+
+
+def protocols_asked(asked: Collection[Feature]) -> frozenset[int]:
     """The protocols that have answers of their own. A port means one of those that have ports."""
-    named = {number for protocols in {rule.protocols for rule in rules} for number in protocols}
-    if any(rule.destination_ports and not rule.protocols for rule in rules):
-        named |= _WITH_PORTS
-    return frozenset(named)
+    named = {value for kind, value in asked if kind == "protocol"}
+    return frozenset(named | _WITH_PORTS if ("ports", 0) in asked else named)
 
 
 class Questions:
@@ -71,16 +88,12 @@ class Questions:
                     self._nested["sw_acl_prefixes", side, family] = Nested(_ADDRESS_BITS)
         self._alone: dict[Record, int] = {}
         """Bits under keys without prefixes: of sets, and of the protocols that no rule names."""
-        self._users: Counter[int] = Counter()
-        """How many keys have a vector, by its bits."""
-
-    def copy(self) -> Questions:
-        """Questions like these, which can be changed without changing these."""
-        made = Questions(self._table, 0, self._network_id, frozenset())
-        made.protocols, made._shape = self.protocols, self._shape
-        made._nested, made._alone = self._nested.copy(), self._alone.copy()
-        made._users = self._users.copy()
-        return made
+        self.edition: object = None
+        """The table that this is of."""
+        self.last: tuple[object, Entries, Sequence[Flip]] | None = None
+        """The table that it was of before, the entries of the one that it is of, and what has been done between."""
+        self._users: dict[bytes, int] = {}
+        """How many keys have a vector. By its bytes: Python's hashes of single bits are 61 different ones."""
 
     def begin(self, draft: Draft) -> None:
         """Enter what is there without any rule: every protocol and port has an answer."""
@@ -104,9 +117,6 @@ class Questions:
                 alone[key] = own | bit if there else own & ~bit
         self._change(draft, nodes)
         self._change_alone(draft, alone)
-        for bits_of_none in [bits for bits, users in self._users.items() if not users]:
-            draft.remove("sw_acl_vectors", _vector_name(bits_of_none))
-            del self._users[bits_of_none]
 
     def _asked(self, rule: Rule) -> Iterator[tuple[_Question, Node]]:
         """The prefixes that a rule is content with."""
@@ -138,16 +148,19 @@ class Questions:
 
     def _change(self, draft: Draft, nodes: Mapping[_Question, Mapping[Node, int]]) -> None:
         for question, bits in nodes.items():
-            nested = self._nested[question] = self._nested[question].copy()
-            for node, (before, after) in nested.change(bits).items():
-                self._answer(draft, question[0], self._key(question, node), before, after)
+            changed = self._nested[question].change(bits)
+            for node, (_, after) in changed.items():
+                self._answer(draft, question[0], self._key(question, node), after)
+            for before, _ in changed.values():
+                self._leave(draft, before)
 
     def _change_alone(self, draft: Draft, changed: Mapping[Record, int]) -> None:
         for key, bits in changed.items():
             table = "sw_acl_sets" if isinstance(key, AclSetKey) else "sw_acl_ports"
             before, after = self._alone.get(key), bits if bits or key == self._anything else None
             if before != after:
-                self._answer(draft, table, key, before, after)
+                self._answer(draft, table, key, after)
+                self._leave(draft, before)
             if after is None:
                 self._alone.pop(key, None)
             else:
@@ -161,24 +174,33 @@ class Questions:
         address = value.to_bytes(ADDRESS_BYTES, "big")
         return AclPrefixKey(ACL_PREFIX_KEY_BITS + length, low, high, kind, side, address)
 
-    def _answer(self, draft: Draft, table: str, key: Record, before: int | None, after: int | None) -> None:
-        if before is not None:
-            self._users[before] -= 1
+    def _answer(self, draft: Draft, table: str, key: Record, after: int | None) -> None:
         if after is None:
             draft.remove(table, key)
             return
-        name = _vector_name(after)
-        if not self._users[after]:
-            words = _WORDS.unpack(after.to_bytes(_WORDS.size, "little"))
+        vector = after.to_bytes(_WORDS.size, "little")
+        name, users = _vector_name(vector), self._users.get(vector, 0)
+        if not users:
+            words = _WORDS.unpack(vector)
             summary = sum(1 << place for place, word in enumerate(words) if word)
             draft.put("sw_acl_vectors", name, AclVector(summary, words))
-        self._users[after] += 1
+        self._users[vector] = users + 1
         draft.put(table, key, name)
+
+    def _leave(self, draft: Draft, before: int | None) -> None:
+        """One key less has a vector."""
+        if before is None:
+            return
+        vector = before.to_bytes(_WORDS.size, "little")
+        self._users[vector] -= 1
+        if not self._users[vector]:
+            del self._users[vector]
+            draft.remove("sw_acl_vectors", _vector_name(vector))
 
 
 @lru_cache(maxsize=8192)
-def _vector_name(bits: int) -> Hash:
-    return Hash(hash64(bits.to_bytes(_WORDS.size, "little")))
+def _vector_name(vector: bytes) -> Hash:
+    return Hash(hash64(vector))
 
 
 def _port_nodes(ports: Ports) -> Iterable[Node]:

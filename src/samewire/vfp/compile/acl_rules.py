@@ -14,13 +14,15 @@ peer's in any case.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from samewire.errors import Invalid
+from samewire.hcn.numbered import name_of, numbered
 from samewire.hcn.policies import (
     ACL,
     AclAction,
@@ -32,10 +34,11 @@ from samewire.hcn.policies import (
     acl_ports,
     acl_protocols,
 )
+from samewire.hcn.policy_lists import PolicyList
 from samewire.vfp.address import Prefix, parse_prefix
-from samewire.vfp.constants import ACL_STAGES, ACL_WORDS
+from samewire.vfp.constants import ACL_STAGES, ACL_WORDS, RULE_NETWORK, RULE_TIER_SHIFT
 from samewire.vfp.constants import AclAction as Verdict
-from samewire.vfp.rule_names import rule_number
+from samewire.vfp.rule_names import ISOLATION_NUMBERS, rule_number
 
 MAX_RULES: Final = 64 * ACL_WORDS - 1
 """Of one direction of an endpoint: its own, its tiers' and its network's. One place is the fallback's."""
@@ -49,6 +52,7 @@ _RULES: Final = (ACL, NetworkACL, TierAcl)
 _NUMBERS: Final = frozenset("0123456789.")
 
 Ports = tuple[tuple[int, int], ...]
+Order = tuple[int, int, bool, bool, bool, int]
 
 
 class Ends(msgspec.Struct, frozen=True):
@@ -64,7 +68,9 @@ class Ends(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """One rule. ``number`` is the name in drops and traces; () stands for any protocol or port."""
+    """One rule. ``number`` is the name in drops and traces; () stands for any protocol or port. ``rank``: the number of
+    its policy in its list, by which equal ones are in order.
+    """
 
     number: int
     priority: int
@@ -75,16 +81,28 @@ class Rule(msgspec.Struct, frozen=True):
     protocols: tuple[int, ...]
     source_ports: Ports
     destination_ports: Ports
+    rank: int = 0
+
+
+class Sources(NamedTuple):
+    """What an endpoint's rules are made of: policies, the tiers of its isolation, and whether what no rule matches
+    passes.
+    """
+
+    network: PolicyList
+    endpoint: PolicyList
+    isolation: tuple[TierAcl, ...] = ()
+    allow_unmatched: bool = False
 
 
 class _Given(msgspec.Struct, frozen=True):
     """A rule as it stands in some policy."""
 
     number: int
+    rank: int
     priority: int
     action: AclAction
-    place: int
-    path: str
+    policies: PolicyList
     fields: AclRule
 
 
@@ -94,10 +112,15 @@ def has_rules(policies: Sequence[Policy]) -> bool:
 
 
 def direction_rules(
-    direction: AclDirection, network: Sequence[Policy], endpoint: Sequence[Policy]
+    direction: AclDirection,
+    network: Sequence[Policy],
+    endpoint: Sequence[Policy],
+    isolation: tuple[TierAcl, ...] = (),
 ) -> tuple[Rule, ...]:
     """The rules of one direction. Raises ``Invalid``, naming the field, for malformed and for too many ones."""
-    stages = [*_tiers(direction, endpoint), list(_listed(direction, network, endpoint))]
+    own = numbered(endpoint)
+    stages = [_tier_rules(number, tier, own) for number, tier in _tiers(direction, own, isolation)]
+    stages.append(list(_listed(direction, numbered(network), own)))
     stages = [stage for stage in stages if stage]
     if len(stages) > ACL_STAGES:
         raise Invalid("$.Policies", f"an endpoint has at most {ACL_STAGES - 1} tiers a direction")
@@ -110,57 +133,108 @@ def direction_rules(
     )
 
 
-def _precedence(given: _Given) -> tuple[int, bool, int]:
-    return given.priority, given.action is not AclAction.BLOCK, given.place
+def changed_rules(
+    direction: AclDirection, before: Sources, now: Sources
+) -> tuple[list[Order], list[Rule]] | None:
+    """The rules of a direction that have gone, as their places in the order, and those that have come. None where it
+    takes a look at all of them: other tiers. Raises ``Invalid``, naming the field.
+    """
+    if before[2:] != now[2:]:
+        return None
+    own = now.endpoint.difference(before.endpoint).of(ACL, TierAcl)
+    if any(type(policy) is TierAcl and policy.direction is direction for policy in own.items()):
+        return None
+    shared = now.network.difference(before.network).of(NetworkACL)
+    stage = len(_tiers(direction, now.endpoint, now.isolation))
+    gone = [
+        _order(stage, given.priority, _VERDICTS[given.action], given.number, given.rank)
+        for difference, policies in ((shared, before.network), (own, before.endpoint))
+        for given in _listed_ones(direction, difference.gone, policies)
+    ]
+    new = [
+        _named_rule(given, stage, direction)
+        for difference, policies in ((shared, now.network), (own, now.endpoint))
+        for given in _listed_ones(direction, difference.new, policies)
+    ]
+    return gone, new
 
 
-def _tiers(direction: AclDirection, policies: Sequence[Policy]) -> list[list[_Given]]:
-    tiers: list[tuple[int, list[_Given]]] = []
-    for i, policy in enumerate(policies):
-        if type(policy) is TierAcl and policy.direction is direction:
-            path = f"$.Policies[{i}].Settings.TierAclRules"
-            rules = [
-                _Given(
-                    rule_number(i + 1, j),
-                    rule.priority,
-                    rule.tier_acl_rule_action,
-                    j,
-                    f"{path}[{j - 1}]",
-                    rule,
-                )
-                for j, rule in enumerate(policy.tier_acl_rules, 1)
-            ]
-            tiers.append((policy.order, rules))
-    return [rules for _, rules in sorted(tiers, key=lambda tier: tier[0])]
+def order_of(rule: Rule) -> Order:
+    """What rules are in the order of. The last one, for what no other matches, has no number."""
+    return _order(rule.stage, rule.priority, rule.action, rule.number, rule.rank)
 
 
-def _listed(
-    direction: AclDirection, network: Sequence[Policy], endpoint: Sequence[Policy]
+def _order(stage: int, priority: int, action: Verdict, number: int, rank: int) -> Order:
+    return stage, priority, action is not Verdict.BLOCK, not number, not number & RULE_NETWORK, rank
+
+
+def _precedence(given: _Given) -> tuple[int, bool]:
+    return given.priority, given.action is not AclAction.BLOCK
+
+
+def _tiers(
+    direction: AclDirection, policies: PolicyList, isolation: Iterable[TierAcl]
+) -> list[tuple[int, TierAcl]]:
+    """The tiers of a direction that have rules, with their numbers, in the order in which they are asked."""
+    group = policies.group(TierAcl)
+    tiers = [*zip(group.numbers, group.items, strict=True), *zip(ISOLATION_NUMBERS, isolation, strict=False)]
+    mine = [tier for tier in tiers if tier[1].direction is direction and tier[1].tier_acl_rules]
+    return sorted(mine, key=lambda tier: tier[1].order)
+
+
+def _tier_rules(number: int, tier: TierAcl, policies: PolicyList) -> list[_Given]:
+    return [
+        _Given(
+            rule_number(name_of(number), place),
+            number,
+            rule.priority,
+            rule.tier_acl_rule_action,
+            policies,
+            rule,
+        )
+        for place, rule in enumerate(tier.tier_acl_rules, 1)
+    ]
+
+
+def _listed(direction: AclDirection, network: PolicyList, endpoint: PolicyList) -> Iterator[_Given]:
+    for policies, kind in ((network, NetworkACL), (endpoint, ACL)):
+        group = policies.group(kind)
+        yield from _listed_ones(direction, zip(group.numbers, group.items, strict=True), policies)
+
+
+def _listed_ones(
+    direction: AclDirection, given: Iterable[tuple[int, ACL | NetworkACL]], policies: PolicyList
 ) -> Iterator[_Given]:
-    place = 0
-    for i, policy in enumerate(network):
-        if isinstance(policy, NetworkACL) and policy.direction is direction:
-            path = f"network: $.Policies[{i}].Settings"
-            number = rule_number(i + 1, network=True)
-            yield _Given(number, policy.priority, policy.action, place, path, policy)
-            place += 1
-    for i, policy in enumerate(endpoint):
-        if isinstance(policy, ACL) and policy.direction is direction:
-            path = f"$.Policies[{i}].Settings"
-            yield _Given(rule_number(i + 1), policy.priority, policy.action, place, path, policy)
-            place += 1
+    for number, policy in given:
+        if policy.direction is direction:
+            name = rule_number(name_of(number), network=type(policy) is NetworkACL)
+            yield _Given(name, number, policy.priority, policy.action, policies, policy)
 
 
 def _named_rule(given: _Given, stage: int, direction: AclDirection) -> Rule:
     try:
-        return _rule(given.number, given.priority, given.action, stage, direction, given.fields)
+        return _rule(given.number, given.rank, given.priority, given.action, stage, direction, given.fields)
     except Invalid as error:
-        raise Invalid(f"{given.path}.{error.path}", error.message) from None
+        raise Invalid(f"{_path(given)}.{error.path}", error.message) from None
+
+
+def _path(given: _Given) -> str:
+    """Where the policy of a rule is, for error messages."""
+    place = (given.number & ~RULE_NETWORK) >> RULE_TIER_SHIFT
+    position = bisect_left(given.policies.numbers, given.rank)
+    path = f"$.Policies[{position}].Settings" + (f".TierAclRules[{place - 1}]" if place else "")
+    return f"network: {path}" if given.number & RULE_NETWORK else path
 
 
 @lru_cache(maxsize=16384)
 def _rule(
-    number: int, priority: int, action: AclAction, stage: int, direction: AclDirection, fields: AclRule
+    number: int,
+    rank: int,
+    priority: int,
+    action: AclAction,
+    stage: int,
+    direction: AclDirection,
+    fields: AclRule,
 ) -> Rule:
     """One rule; of a list that is changed, all the others are the very same ones."""
     local = _ends(fields.local_addresses, "LocalAddresses")
@@ -179,6 +253,7 @@ def _rule(
         protocols=_protocols(fields.protocols, "Protocols"),
         source_ports=local_ports if outward else remote_ports,
         destination_ports=remote_ports if outward else local_ports,
+        rank=rank,
     )
 
 

@@ -11,19 +11,22 @@ every moment each connection is judged by the rules as they were or as they will
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Final
 
 import msgspec
 from msgspec.structs import replace
 
-from samewire.vfp.compile.acl_questions import Questions, protocols_asked, shape_of
-from samewire.vfp.compile.acl_rules import Rule
+from samewire.hcn.numbered import alike
+from samewire.vfp.compile.acl_questions import Feature, Flip, Questions, features, protocols_asked, shape_of
+from samewire.vfp.compile.acl_rules import Order, Rule, Sources, order_of
 from samewire.vfp.compile.edits import Draft
 from samewire.vfp.constants import ACL_EDITION_SHIFT, ACL_EDITIONS, ACL_WORDS, AclAction
 from samewire.vfp.hashes import hash64, space_name
-from samewire.vfp.model import Compiled
+from samewire.vfp.model import Compiled, Entries
 from samewire.vfp.tables import AclRule, AclRuleKey, Port
 
 _WORD: Final = 64
@@ -49,6 +52,10 @@ class Table:
         self.places = places
         self.starts = {rule.stage: place for rule, place in reversed(list(zip(rules, places, strict=True)))}
         self.steps: tuple[Compiled, ...] = ()
+        self.asked: Mapping[Feature, int] = {}
+        """How many rules have a feature."""
+        self.sources: Sources | None = None
+        """The policies that the rules were made of, where that is known."""
         self.questions: Questions
 
     @property
@@ -76,12 +83,14 @@ def table_of(rules: Sequence[Rule], network_id: str, known: Known, own: Table | 
     """
     at = len(rules)
     if own is not None:
-        if own.rules == rules:
+        start, end = alike(own.rules, rules)
+        gone, new = own.rules[start : len(own.rules) - end], rules[start : len(rules) - end]
+        if not gone and not new:
             return own
-        edited = _edited(own, rules)
-        if edited is not None:
-            return edited
-        at = _parts(own.rules, rules)[1].stop
+        changed = _edited(own, range(start, len(own.rules) - end), [(start, rule) for rule in new])
+        if changed is not None:
+            return changed
+        at = len(rules) - end
     named = any(rule.source.sets or rule.destination.sets for rule in rules)
     content = _ENCODER.encode((network_id if named else "", rules, at if at != len(rules) else -1))
     for attempt in count():
@@ -97,20 +106,24 @@ def table_of(rules: Sequence[Rule], network_id: str, known: Known, own: Table | 
 def _built(name: int, rules: Sequence[Rule], network_id: str, at: int) -> Table:
     words = _words(len(rules))
     space = space_name(network_id) if network_id else 0
-    reference = AclTable(name, words, shape_of(rules), space)
+    asked = Counter(feature for rule in rules for feature in features(rule))
+    reference = AclTable(name, words, shape_of(asked), space)
     table = Table(reference, rules, _spread(len(rules), _WORD * words, at))
+    table.asked = asked
     fill(table, network_id)
     return table
 
 
 def fill(table: Table, network_id: str) -> None:
-    """Work out all entries of a table from its rules and their places."""
+    """Work out all entries of a table from its rules, their places and what they ask."""
     shape = table.reference.shape & _ASKED
-    table.questions = Questions(table.name, shape, network_id, protocols_asked(table.rules))
+    table.questions = Questions(table.name, shape, network_id, protocols_asked(table.asked))
     draft = Draft({})
-    _enter_rules(table, draft, None)
+    for rule, place in zip(table.rules, table.places, strict=True):
+        _enter_rule(table, draft, rule, place)
     table.questions.begin(draft)
     table.questions.flip(draft, zip(table.rules, table.places, strict=True), there=True)
+    table.questions.edition = table
     table.steps = (draft.compiled(),)
 
 
@@ -128,28 +141,72 @@ def _spread(rules: int, places: int, at: int) -> list[int]:
     return [i + between * i // rules + (behind if i >= at else 0) for i in range(rules)]
 
 
-def _edited(before: Table, rules: Sequence[Rule]) -> Table | None:
-    """The table with these rules instead; None when it takes a new one."""
-    old, new = _parts(before.rules, rules)
-    if not _can_be_edited(before, rules, old, new):
+def edited(before: Table, gone: Sequence[Order], new: Sequence[Rule]) -> Table | None:
+    """The table without a rule, with a rule more, or with another one; None when that takes a new one.
+
+    ``gone``: their places in the order.
+    """
+    old = [bisect_left(before.rules, order, key=order_of) for order in gone]
+    if gone != [order_of(rule) for index in old for rule in before.rules[index : index + 1]]:
         return None
-    places = list(before.places)
-    places[old] = [_free(before, old, rules[new][0].stage)] if rules[new] else []
-    if -1 in places:
+    coming = [(bisect_left(before.rules, order_of(rule), key=order_of), rule) for rule in new]
+    return _edited(before, old, coming)
+
+
+def _edited(before: Table, old: Sequence[int], new: Sequence[tuple[int, Rule]]) -> Table | None:
+    """The same, by the places of the rules in the list; ``new``: before which they come."""
+    if before.reference.words == 1 or len(old) > 1 or len(new) > 1:
         return None
-    table = Table(_next_edition(before.reference), rules, places)
-    table.starts = before.starts
-    table.questions = before.questions.copy()
-    more = Draft(before.steps[-1].entries)
-    _enter_rules(table, more, before)
-    table.questions.flip(more, zip(rules[new], places[new], strict=True), there=True)
-    table.steps = (more.compiled(),)
-    if before.rules[old]:
-        fewer = Draft(table.steps[0].entries)
-        table.questions.flip(fewer, zip(before.rules[old], before.places[old], strict=True), there=False)
-        fewer.remove("sw_acl_rules", AclRuleKey(table.name, before.places[old][0]))
-        table.steps = (*table.steps, fewer.compiled())
+    asked = Counter(before.asked)
+    asked.subtract(feature for index in old for feature in features(before.rules[index]))
+    asked.update(feature for _, rule in new for feature in features(rule))
+    if len(asked) != len(before.asked) or not all(asked.values()):
+        return None  # what nobody asks any more, or nobody has asked before
+    free = [_free(before, index, old, rule.stage) for index, rule in new]
+    if -1 in free or not _shows(before.questions, before):
+        return None
+    table = Table(_next_edition(before.reference), (), ())
+    table.starts, table.asked, table.questions = before.starts, asked, before.questions
+    flips = [(rule, place, True) for (_, rule), place in zip(new, free, strict=True)]
+    flips += [(before.rules[index], before.places[index], False) for index in old]
+    table.steps = tuple(_steps(table, before.steps[-1].entries, flips))
+    table.questions.edition, table.questions.last = table, (before, table.steps[-1].entries, flips)
+    rules, places = list(before.rules), list(before.places)
+    for (index, rule), place in zip(new, free, strict=True):
+        rules.insert(index, rule)
+        places.insert(index, place)
+        old = [known + (known >= index) for known in old]  # where they are now
+    for known in old:
+        del rules[known], places[known]
+    table.rules, table.places = tuple(rules), places
     return table
+
+
+def _steps(table: Table, entries: Entries, flips: Iterable[Flip]) -> Iterator[Compiled]:
+    """The entries with what comes, and then without what goes."""
+    for rule, place, there in flips:
+        draft = Draft(entries)
+        table.questions.flip(draft, [(rule, place)], there=there)
+        if there:
+            _enter_rule(table, draft, rule, place)
+        else:
+            draft.remove("sw_acl_rules", AclRuleKey(table.name, place))
+        compiled = draft.compiled()
+        entries = compiled.entries
+        yield compiled
+
+
+def _shows(questions: Questions, table: Table) -> bool:
+    """Bring questions back to a table, if what they are now was made of it and has been taken back. They go from
+    edition to edition, and are not copied.
+    """
+    if questions.edition is not table and questions.last is not None and questions.last[0] is table:
+        _, entries, flips = questions.last
+        draft = Draft(entries)
+        for rule, place, there in reversed(flips):
+            questions.flip(draft, [(rule, place)], there=not there)
+        questions.edition, questions.last = table, None
+    return questions.edition is table
 
 
 def _next_edition(reference: AclTable) -> AclTable:
@@ -165,59 +222,29 @@ def was_edited(port: Port, direction: int) -> bool:
     return bool(port.acl_shape[direction] >> ACL_EDITION_SHIFT)
 
 
-def _can_be_edited(before: Table, rules: Sequence[Rule], old: slice, new: slice) -> bool:
-    """Whether it is a rule more, a rule less or another rule, and none that asks what no other asks."""
-    return (
-        before.reference.words > 1
-        and old.stop - old.start <= 1
-        and new.stop - new.start <= 1
-        and {rule.stage for rule in rules} == before.starts.keys()
-        and shape_of(rules) == before.reference.shape & _ASKED
-        and protocols_asked(rules) == before.questions.protocols
-    )
-
-
-def _free(table: Table, between: slice, stage: int) -> int:
-    """A place for a rule of a stage beside those in a slice, -1 when there is none.
+def _free(table: Table, index: int, leaving: Sequence[int], stage: int) -> int:
+    """A place for a rule of a stage before the rule of some index, -1 when there is none. Rules that are leaving are
+    not in the way, but have their places yet.
 
     Right behind the rule before it: the next one is likely to be asked behind this one.
     """
     capacity = _WORD * table.reference.words
-    low = max(table.places[between.start - 1] if between.start else -1, table.starts[stage] - 1)
-    high = table.places[between.stop] if between.stop < len(table.places) else capacity
+    left, right = index - 1, index
+    left -= left in leaving
+    right += right in leaving
+    low = max(table.places[left] if left >= 0 else -1, table.starts[stage] - 1)
+    high = table.places[right] if right < len(table.places) else capacity
     high = min(high, table.starts.get(stage + 1, capacity))
-    taken = table.places[between]
+    taken = [table.places[known] for known in leaving]
     return next((place for place in range(low + 1, high) if place not in taken), -1)
 
 
-def _parts(old: Sequence[Rule], new: Sequence[Rule]) -> tuple[slice, slice]:
-    """Where two lists differ, the rules' names aside: what is not between their common beginning and end."""
-    shorter = min(len(old), len(new))
-    start = 0
-    while start < shorter and _alike(old[start], new[start]):
-        start += 1
-    end = 0
-    while end < shorter - start and _alike(old[-1 - end], new[-1 - end]):
-        end += 1
-    return slice(start, len(old) - end), slice(start, len(new) - end)
-
-
-def _alike(one: Rule, other: Rule) -> bool:
-    return one is other or replace(one, number=other.number) == other
-
-
-def _enter_rules(table: Table, draft: Draft, before: Table | None) -> None:
-    """The rules themselves, but for those that are there by the same name."""
-    present = dict(zip(before.places, before.rules, strict=True)) if before is not None else {}
-    last = max(table.starts)
-    for rule, place in zip(table.rules, table.places, strict=True):
-        known = present.get(place)
-        if known is not rule and (known is None or known.number != rule.number):
-            action, following = rule.action, 0
-            if action is AclAction.PASS:
-                if rule.stage == last:
-                    action = AclAction.ALLOW
-                else:
-                    following = table.starts[rule.stage + 1]
-            value = AclRule(rule.number, rule.priority, following, action, rule.stage)
-            draft.put("sw_acl_rules", AclRuleKey(table.name, place), value)
+def _enter_rule(table: Table, draft: Draft, rule: Rule, place: int) -> None:
+    action, following = rule.action, 0
+    if action is AclAction.PASS:
+        if rule.stage == max(table.starts):
+            action = AclAction.ALLOW
+        else:
+            following = table.starts[rule.stage + 1]
+    value = AclRule(rule.number, rule.priority, following, action, rule.stage)
+    draft.put("sw_acl_rules", AclRuleKey(table.name, place), value)

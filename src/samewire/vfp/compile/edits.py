@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from samewire.versions import Version, versioned
 from samewire.vfp.model import Compiled, Edit, Entries
 from samewire.vfp.record import Record
 
@@ -11,40 +12,33 @@ class Draft:
 
     def __init__(self, base: Entries) -> None:
         self._base = base
-        self._rows: dict[str, dict[Record, Record]] = {}
-        self._touched: dict[tuple[str, Record], None] = {}
+        self._changes: dict[str, dict[Record, Record | None]] = {}
 
     def put(self, table: str, key: Record, value: Record) -> None:
         """Add or replace an entry."""
-        self._own(table)[key] = value
-        self._touched[table, key] = None
+        self._changes.setdefault(table, {})[key] = value
 
     def remove(self, table: str, key: Record) -> None:
         """Remove an entry that is there."""
-        del self._own(table)[key]
-        self._touched[table, key] = None
+        if self.get(table, key) is None:
+            raise KeyError(key)
+        self._changes.setdefault(table, {})[key] = None
 
     def get(self, table: str, key: Record) -> Record | None:
         """An entry as it is by now."""
-        return self._rows.get(table, self._base.get(table, {})).get(key)
-
-    def _own(self, table: str) -> dict[Record, Record]:
-        rows = self._rows.get(table)
-        if rows is None:
-            rows = self._rows[table] = dict(self._base.get(table, {}))
-        return rows
+        changes = self._changes.get(table, {})
+        return changes[key] if key in changes else self._base.get(table, {}).get(key)
 
     def compiled(self) -> Compiled:
         """All entries, and what is to be done to those that it began with."""
-        entries = {table: rows for table, rows in {**self._base, **self._rows}.items() if rows}
-        if not self._base:
-            return Compiled(entries)
+        entries = dict(self._base)
         puts: list[tuple[str, Record, Record]] = []
         gone: list[tuple[str, Record]] = []
-        for table, key in self._touched:
-            after, before = self._rows[table].get(key), self._base.get(table, {}).get(key)
-            if after is None and before is not None:
-                gone.append((table, key))
-            elif after is not None and after != before:
-                puts.append((table, key, after))
-        return Compiled(entries, edit=Edit(self._base, tuple(puts), tuple(gone)))
+        for table, wished in self._changes.items():
+            rows = versioned(self._base.get(table, Version({})))
+            changes = {key: value for key, value in wished.items() if rows.get(key) != value}
+            puts += ((table, key, value) for key, value in changes.items() if value is not None)
+            gone += ((table, key) for key, value in changes.items() if value is None)
+            entries[table] = rows.changed(changes)
+        entries = {table: rows for table, rows in entries.items() if rows}
+        return Compiled(entries, edit=Edit(self._base, tuple(puts), tuple(gone)) if self._base else None)

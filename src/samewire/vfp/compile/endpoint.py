@@ -14,6 +14,7 @@ from samewire.hcn.policies import (
     mapping_family,
     select,
 )
+from samewire.hcn.policy_lists import named, placed
 from samewire.hcn.schema import Endpoint, Network, NetworkType
 from samewire.vfp.address import IPV4, IPV6, NO_MAC, ZERO, Address, Prefix, parse_address, parse_mac
 from samewire.vfp.compile.acl import compile_acl
@@ -40,6 +41,7 @@ from samewire.vfp.tables import Bucket, EndpointKey, Id, Port, Portmap, PortmapK
 from samewire.vfp.tables import Endpoint as EndpointEntry
 
 _SLOT = {IPV4: 0, IPV6: 1}
+_EVERYTHING, _PROXIES = 0xFFFE, 0xFFFF  # in the place of policies' names
 
 
 def compile_endpoint(
@@ -69,8 +71,11 @@ def compile_endpoint(
     for own in addresses:
         key = EndpointKey(own.packed, scope, own.family)
         builder.put("sw_endpoints", key, EndpointEntry(port_ifindex, 0, mac))
-    policies = (*endpoint.policies, *isolation(endpoint, plan, facts, addresses))
-    acls = compile_acl(builder, network.id, network.policies, policies, facts.acl_allow_unmatched, known)
+    alone = isolation(endpoint, plan, facts, addresses)
+    allow_unmatched = facts.acl_allow_unmatched
+    acls = compile_acl(
+        builder, network.id, network.policies, endpoint.policies, allow_unmatched, known, alone
+    )
     nat = compile_nat(builder, _nat_policies(endpoint, network, plan), facts, numbers)
     port = _port(endpoint, context, generation, addresses, acls, nat)
     builder.put("sw_ports", Id(port_ifindex), port)
@@ -151,12 +156,12 @@ def _nat_policies(
     """The endpoint's OutBoundNAT policies; without any, a NAT network translates everything. A proxy that shall
     see the node's address is a destination of one more.
     """
-    policies = [(i + 1, p) for i, p in enumerate(endpoint.policies) if isinstance(p, OutBoundNAT)]
+    policies = named(endpoint.policies, OutBoundNAT)
     if plan.type is NetworkType.NAT and not policies:
-        policies.append((len(endpoint.policies) + 1, OutBoundNAT()))
+        policies.append((_EVERYTHING, OutBoundNAT()))
     translated = proxies_translated(network.policies, endpoint.policies)
     if translated and not plan.vlan:  # where the node's address is nobody's
-        policies.append((len(endpoint.policies) + 2, OutBoundNAT(destinations=translated)))
+        policies.append((_PROXIES, OutBoundNAT(destinations=translated)))
     return tuple(policies)
 
 
@@ -164,10 +169,7 @@ def _portmaps(
     builder: Builder, endpoint: Endpoint, addresses: tuple[Prefix, ...], scope: int, port: int
 ) -> None:
     own = {prefix.family: prefix.packed for prefix in addresses}
-    for i, policy in enumerate(endpoint.policies):
-        if not isinstance(policy, PortMapping):
-            continue
-        path = f"$.Policies[{i}].Settings"
+    for path, policy in placed(endpoint.policies, PortMapping):
         if not policy.internal_port or not policy.external_port:
             raise Invalid(path, "a PortMapping needs InternalPort and ExternalPort, both 1..65535")
         if not 1 <= policy.protocol <= 255:

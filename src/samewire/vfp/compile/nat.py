@@ -23,7 +23,7 @@ from samewire.vfp.tables import Nat, NatKey
 
 NO_NAT: Final = Nat(NatAction.NONE, 0, 0, 0, ZERO)
 
-# An OutBoundNAT policy with its number: its position in the endpoint's list, from 1.
+# An OutBoundNAT policy with its number: its name in the endpoint's list (`samewire.hcn.numbered`).
 NumberedPolicy = tuple[int, OutBoundNAT]
 
 

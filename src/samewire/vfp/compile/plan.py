@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cached_property, lru_cache
-from typing import Final
+from collections.abc import Hashable, Iterator
+from functools import lru_cache
+from typing import Final, NoReturn, cast
 
 import msgspec
 
 from samewire.errors import Exhausted, Invalid
 from samewire.hcn.frontends import has_host_port
+from samewire.hcn.numbered import numbered
 from samewire.hcn.policies import (
     EncapOverhead,
+    Policy,
     ProviderAddress,
     RemoteSubnetRoute,
     SDNRoute,
     SourceMacAddress,
     first,
+    select,
 )
+from samewire.hcn.policy_lists import PolicyList, placed
 from samewire.hcn.schema import Network, NetworkType
-from samewire.vfp.address import IPV4, NO_MAC, ZERO, Address, Prefix, parse_address, parse_mac, parse_prefix
+from samewire.vfp.address import (
+    IPV4,
+    NO_MAC,
+    ZERO,
+    Address,
+    Prefix,
+    address_bits,
+    parse_address,
+    parse_mac,
+    parse_prefix,
+)
 from samewire.vfp.constants import SCOPE_HOST, SCOPE_UPLINK, RouteFlag, RouteKind
-from samewire.vfp.model import FAMILIES, VXLAN_OVERHEAD, NodeFacts, Numbers
+from samewire.vfp.model import VXLAN_OVERHEAD, NodeFacts, Numbers
 from samewire.vfp.tables import Nexthop
 
 # Networks whose endpoints have addresses of the underlay: they share the uplink's scope.
@@ -47,42 +62,40 @@ class RemoteSubnet(msgspec.Struct, frozen=True):
 
 
 class RemoteSubnets:
-    """The RemoteSubnetRoutes of a network, found by address."""
+    """The RemoteSubnetRoutes among a network's policies, found by address."""
 
-    def __init__(self, subnets: tuple[RemoteSubnet, ...]) -> None:
-        self.all = subnets
+    def __init__(self, policies: PolicyList) -> None:
+        """Raises ``Invalid``, naming the field, for texts that are no addresses."""
+        self._policies = policies
+        if _UNREADABLE in policies.by(_remote_keys):
+            _complain(policies)
 
-    @cached_property
-    def _by_prefix(self) -> dict[Prefix, RemoteSubnet]:
-        return {subnet.prefix: subnet for subnet in self.all}
-
-    @cached_property
-    def _by_provider(self) -> dict[Address, RemoteSubnet]:
-        return {subnet.provider: subnet for subnet in reversed(self.all)}
-
-    @cached_property
-    def _lengths(self) -> dict[int, list[int]]:
-        kinds = {(subnet.prefix.family, subnet.prefix.bits) for subnet in self.all}
-        return {
-            family: sorted((bits for of_family, bits in kinds if of_family == family), reverse=True)
-            for family in FAMILIES
-        }
+    @property
+    def all(self) -> Iterator[RemoteSubnet]:
+        """All of them, in order."""
+        return map(_remote_subnet, self._policies.of(RemoteSubnetRoute))
 
     def at(self, prefix: Prefix) -> RemoteSubnet | None:
         """The one of exactly that prefix."""
-        return self._by_prefix.get(prefix)
+        return self._found(prefix, -1)
 
     def containing(self, address: Address) -> RemoteSubnet | None:
         """The longest one that contains ``address``."""
-        for bits in self._lengths[address.family]:
-            found = self._by_prefix.get(Prefix(address.family, address.packed, bits).network)
-            if found is not None:
-                return found
+        lengths = self._policies.by(_remote_keys)
+        for bits in range(address_bits(address.family), -1, -1):
+            if (address.family, bits) in lengths:
+                found = self.at(Prefix(address.family, address.packed, bits).network)
+                if found is not None:
+                    return found
         return None
 
     def behind(self, provider: Address) -> RemoteSubnet | None:
         """The first one behind that provider address."""
-        return self._by_provider.get(provider)
+        return self._found(provider, 0)
+
+    def _found(self, key: Prefix | Address, which: int) -> RemoteSubnet | None:
+        numbers = self._policies.by(_remote_keys).get(key)
+        return _remote_subnet(cast(RemoteSubnetRoute, self._policies.at(numbers[which]))) if numbers else None
 
 
 class NetworkPlan(msgspec.Struct, frozen=True):
@@ -207,7 +220,7 @@ def _plan(network: Network, facts: NodeFacts) -> NetworkPlan:
     source = first(network.policies, SourceMacAddress)
     bridged = network.type in BRIDGED
     vlan = network.vlan if bridged and network.vlan != facts.uplink_vlan else 0
-    subnets, remote = _subnets(network, facts, vlan), RemoteSubnets(_remote_subnets(network))
+    subnets, remote = _subnets(network, facts, vlan), RemoteSubnets(numbered(network.policies))
     own = _own_destinations(network, subnets, facts)
     return NetworkPlan(
         id=network.id,
@@ -234,7 +247,7 @@ def _own_destinations(network: Network, subnets: tuple[SubnetPlan, ...], facts: 
     own.update(address.network for address in facts.addresses)
     own.update(address.address.host_prefix for address in facts.addresses)
     own.update(Prefix(gateway.family, ZERO, 0) for gateway in facts.gateways)
-    texts = [policy.destination_prefix for policy in network.policies if isinstance(policy, SDNRoute)]
+    texts = [policy.destination_prefix for policy in select(network.policies, SDNRoute)]
     texts += [route.destination_prefix for subnet in network.subnets for route in subnet.routes]
     own.update(parse_prefix(text, "DestinationPrefix") for text in texts if text)
     return own
@@ -269,16 +282,28 @@ def _subnets(network: Network, facts: NodeFacts, vlan: int) -> tuple[SubnetPlan,
     return tuple(plans)
 
 
-def _remote_subnets(network: Network) -> tuple[RemoteSubnet, ...]:
-    remote = []
-    for i, policy in enumerate(network.policies):
-        if not isinstance(policy, RemoteSubnetRoute):
-            continue
+_UNREADABLE: Final = "unreadable"
+
+
+def _remote_keys(policy: Policy) -> tuple[Hashable, ...]:
+    """What a RemoteSubnetRoute is found by: its prefix, its provider address, its family and length."""
+    if not isinstance(policy, RemoteSubnetRoute):
+        return ()
+    try:
+        remote = _remote_subnet(policy)
+    except Invalid:
+        return (_UNREADABLE,)
+    return remote.prefix, remote.provider, (remote.prefix.family, remote.prefix.bits)
+
+
+def _complain(policies: PolicyList) -> NoReturn:
+    """Raise ``Invalid`` for the first that cannot be read."""
+    for path, policy in placed(policies, RemoteSubnetRoute):
         try:
-            remote.append(_remote_subnet(policy))
+            _remote_subnet(policy)
         except Invalid as error:
-            raise Invalid(f"$.Policies[{i}].Settings.{error.path}", error.message) from None
-    return tuple(remote)
+            raise Invalid(f"{path}.{error.path}", error.message) from None
+    raise AssertionError("all can be read")
 
 
 @lru_cache(maxsize=16384)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Final, Self
 
+from samewire.versions import Version
+
 Node = tuple[int, int]
 """A prefix: its value as a whole number of ``width`` bits, and its length."""
 
@@ -25,8 +27,8 @@ class Nested:
 
     def __init__(self, width: int, always: Iterable[Node] = ()) -> None:
         self.width = width
-        self.direct: dict[Node, int] = {}
-        self.entered: dict[Node, int] = {}
+        self.direct: Version[Node, int] = Version({})
+        self.entered: Version[Node, int] = Version({})
         self._always = frozenset(always)
         self._order: list[Node] = []
         self._lengths: dict[int, int] = {}
@@ -35,7 +37,7 @@ class Nested:
         """One like this, which can be changed without changing this."""
         made = type(self).__new__(type(self))
         made.width, made._always = self.width, self._always
-        made.direct, made.entered = self.direct.copy(), self.entered.copy()
+        made.direct, made.entered = self.direct, self.entered
         made._order, made._lengths = self._order.copy(), self._lengths.copy()
         return made
 
@@ -45,7 +47,7 @@ class Nested:
         self._place(bits)
         for node in bits:
             if node not in self.direct and node in self.entered:
-                changed[node] = self.entered.pop(node), None
+                changed[node] = self.entered[node], None
         done = 0
         # So many that a look at all of them is cheaper than one at the surroundings of each.
         whole = len(bits) > len(self._order) // 4
@@ -56,20 +58,16 @@ class Nested:
                     before = self.entered.get(node)
                     if before != after:
                         changed[node] = before, after
-                    if after is not None:
-                        self.entered[node] = after
-                    elif before is not None:
-                        del self.entered[node]
+        self.entered = self.entered.changed({node: after for node, (_, after) in changed.items()})
         return changed
 
     def _place(self, bits: Mapping[Node, int]) -> None:
         new = [node for node in bits if node not in self.direct and (bits[node] or node in self._always)]
-        for node, own in bits.items():
-            if own or node in self._always:
-                self.direct[node] = own
-            elif self.direct.pop(node, None) is not None:
-                del self._order[bisect_left(self._order, node)]
-                self._count(node[1], -1)
+        wished = {node: own if own or node in self._always else None for node, own in bits.items()}
+        for node in [node for node, own in wished.items() if own is None and node in self.direct]:
+            del self._order[bisect_left(self._order, node)]
+            self._count(node[1], -1)
+        self.direct = self.direct.changed(wished)
         for _, length in new:
             self._count(length, 1)
         if len(new) < _MANY:
@@ -104,7 +102,7 @@ class Nested:
         for shorter in sorted(self._lengths, reverse=True):
             if shorter < length:
                 rest = self.width - shorter
-                found = self.entered.get((value >> rest << rest, shorter))
+                found: int | None = self.entered.get((value >> rest << rest, shorter))
                 if found is not None:
                     return found
         return None

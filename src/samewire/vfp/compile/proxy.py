@@ -17,9 +17,11 @@ from samewire.hcn.policies import (
     Policy,
     ProxyExceptions,
     acl_ports,
+    select,
 )
 from samewire.hcn.policies_proxy import proxy_destination, user_of_sid
 from samewire.hcn.policy_base import text_items
+from samewire.hcn.policy_lists import named
 from samewire.vfp.address import IPV4, Prefix, parse_address, parse_prefix
 from samewire.vfp.model import ProxyRule
 
@@ -35,19 +37,18 @@ def compile_proxies(
     """The rules of an endpoint that has these addresses. Raises ``Invalid``."""
     own = tuple(addresses)
     families = sorted({prefix.family for prefix in own})
-    sidecars = [(i, policy) for i, policy in enumerate(endpoint, 1) if isinstance(policy, L4WFPPROXY)]
+    sidecars = named(endpoint, L4WFPPROXY)
     sidecars.sort(key=lambda item: item[1].filter_tuple.priority if item[1].filter_tuple else 0)
     rules = [rule for i, policy in sidecars for rule in _sidecar(f"policy {i}", policy, families)]
     for where, policies in (("policy", endpoint), ("network policy", network)):
-        for i, policy in enumerate(policies, 1):
-            if isinstance(policy, L4Proxy):
-                rules += _elsewhere(f"{where} {i}", policy, own)
+        for i, policy in named(policies, L4Proxy):
+            rules += _elsewhere(f"{where} {i}", policy, own)
     return tuple(rules)
 
 
 def proxies_translated(network: Iterable[Policy], endpoint: Iterable[Policy]) -> tuple[str, ...]:
     """The addresses of the proxies that shall see the node's address as the client's."""
-    found = [policy for policies in (endpoint, network) for policy in policies if isinstance(policy, L4Proxy)]
+    found = [policy for policies in (endpoint, network) for policy in select(policies, L4Proxy)]
     return tuple(proxy_destination(policy)[0] for policy in found if policy.outbound_nat)
 
 

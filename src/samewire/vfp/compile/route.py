@@ -21,6 +21,7 @@ import msgspec
 
 from samewire.errors import Invalid
 from samewire.hcn.policies import Policy, SDNRoute
+from samewire.hcn.policy_lists import placed
 from samewire.hcn.schema import Network, NetworkType, Route, SdnRoute
 from samewire.vfp.address import ZERO, Address, Prefix, parse_address, parse_prefix
 from samewire.vfp.compile.builder import Builder, gateway_nexthop, uplink_nexthop
@@ -54,9 +55,8 @@ def compile_route(route: Route, network: Network, facts: NodeFacts, numbers: Num
 
 def sdn_routes(builder: Builder, policies: Iterable[Policy], context: Context) -> None:
     """Add the routes of the SDNRoute policies in an object's list of policies."""
-    for i, policy in enumerate(policies):
-        if isinstance(policy, SDNRoute):
-            _sdn_route(builder, policy, f"$.Policies[{i}].Settings", context)
+    for path, policy in placed(policies, SDNRoute):
+        _sdn_route(builder, policy, path, context)
 
 
 def host_prefixes(network: Network, context: Context) -> list[Prefix]:
@@ -64,12 +64,10 @@ def host_prefixes(network: Network, context: Context) -> list[Prefix]:
     where they are in its subnets. Raises ``Invalid``.
     """
     found = []
-    for i, policy in enumerate(network.policies):
-        if isinstance(policy, SDNRoute):
-            path = f"$.Policies[{i}].Settings"
-            destination = parse_prefix(policy.destination_prefix, f"{path}.DestinationPrefix")
-            if _target(Builder(), policy.next_hop, destination, path, context) is _HOST:
-                found.append(destination)
+    for path, policy in placed(network.policies, SDNRoute):
+        destination = parse_prefix(policy.destination_prefix, f"{path}.DestinationPrefix")
+        if _target(Builder(), policy.next_hop, destination, path, context) is _HOST:
+            found.append(destination)
     return found
 
 

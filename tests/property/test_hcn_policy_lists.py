@@ -1,0 +1,139 @@
+"""Lists of policies and their store: after any changes as if made at once."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from samewire.hcn import numbered as numbered_module
+from samewire.hcn.numbered import Numbered, name_of, numbered
+from samewire.hcn.policies import HostRoute, NetworkACL, Policy, PortMapping, SDNRoute, SetPolicy
+from samewire.hcn.policy_lists import PolicyList, identities, mapped_ports, routers
+from samewire.hcn.policy_rows import MANY
+from samewire.hcn.schema import Endpoint, Kind
+from samewire.hcn.store import Store
+from samewire.hcn.switch import Change
+
+SETTINGS = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+KINDS = (PortMapping, SDNRoute, SetPolicy, NetworkACL, HostRoute)
+KEYS: tuple[Callable[[Any], Any], ...] = (identities, mapped_ports, routers)
+
+policies = st.one_of(
+    st.builds(
+        PortMapping, protocol=st.just(6), external_port=st.integers(1, 4), internal_port=st.integers(1, 2)
+    ),
+    st.builds(SDNRoute, destination_prefix=st.just("0.0.0.0/0"), next_hop=st.sampled_from(["", "10.0.0.1"])),
+    st.builds(SetPolicy, set_id=st.sampled_from("abc"), values=st.sampled_from(["", "10.0.0.1"])),
+    st.just(HostRoute()),
+)
+lists = st.lists(policies, max_size=5)
+changed = st.lists(st.tuples(st.integers(0, 200), policies), max_size=2)
+steps = st.one_of(
+    st.tuples(
+        st.just("edited"),
+        st.lists(st.integers(0, 200), max_size=3),
+        lists,
+        changed,
+    ),
+    st.tuples(st.just("updated"), st.integers(0, 200), st.integers(0, 3), lists),
+)
+PADDING = [PortMapping(protocol=17, external_port=i, internal_port=i) for i in range(1, MANY)]
+
+
+def carried_out(present: PolicyList, step: Any) -> tuple[PolicyList, list[Policy]]:
+    """The list after a step, and what should be in it."""
+    numbers = present.numbers
+    if step[0] == "updated" or not present:
+        _, place, less, more = step if step[0] == "updated" else ("", 0, 0, step[2])
+        start = place % (len(present) + 1)
+        wanted = [*present[:start], *more, *present[start + less :]]
+        return present.updated(wanted), wanted
+    _, gone, new, changed = step
+    going = {numbers[place % len(numbers)] for place in gone}
+    instead = {numbers[place % len(numbers)]: policy for place, policy in changed}
+    instead = {number: policy for number, policy in instead.items() if number not in going}
+    left = [instead.get(number, policy) for number, policy in present.pairs() if number not in going]
+    return present.edited(going, new, instead), [*left, *new]
+
+
+def check(present: PolicyList) -> None:
+    """What a list knows is what one made anew would."""
+    fresh = Numbered(tuple(present), tuple(present.numbers))
+    assert list(present.numbers) == sorted(set(present.numbers))
+    assert len({name_of(number) for number in present.numbers}) == len(present)
+    assert all(0 < name_of(number) <= present._last_name for number in present.numbers)
+    for kind in KINDS:
+        assert tuple(map(tuple, present.group(kind))) == tuple(map(tuple, fresh.group(kind)))
+    for keys in KEYS:
+        assert present.by(keys) == fresh.by(keys)
+    assert present.mapped(repr) == fresh.mapped(repr)
+
+
+@SETTINGS
+@given(lists, st.booleans(), st.lists(steps, min_size=1, max_size=6))
+def test_lists(start: list[Policy], long: bool, changes: list[Any]) -> None:
+    present = PolicyList([*start, *PADDING] if long else start)
+    check(present)
+    for step in changes:
+        before = present
+        present, wanted = carried_out(before, step)
+        assert list(present) == wanted
+        check(present)
+        for known in (present, Numbered(tuple(present), tuple(present.numbers))):
+            gone, new = known.difference(before)
+            assert dict(before.pairs()).items() - set(gone) | set(new) == set(known.pairs())
+            assert set(gone) <= set(before.pairs())
+            assert not set(gone) & set(new)
+            assert (set(gone), set(new)) == tuple(map(set, reversed(before.difference(known))))
+
+
+@SETTINGS
+@given(lists, st.booleans(), st.lists(steps, min_size=1, max_size=5))
+def test_what_is_stored_comes_back(start: list[Policy], long: bool, changes: list[Any]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "hns.db"
+        endpoint = Endpoint(id="A", policies=PolicyList([*start, *PADDING] if long else start))
+        store = Store(path, "boot")
+        try:
+            store.commit([Change(Kind.ENDPOINT, "A", None, endpoint)])
+            for step in changes:
+                before = store.state.endpoint("A")
+                assert before is not None
+                after = Endpoint(id="A", policies=carried_out(numbered(before.policies), step)[0])
+                store.commit([Change(Kind.ENDPOINT, "A", before, after)])
+                store.close()
+                store = Store(path, "boot")
+                found = store.state.endpoint("A")
+                assert found is not None
+                assert found == after
+                assert tuple(numbered(found.policies).numbers) == tuple(numbered(after.policies).numbers)
+                check(numbered(found.policies))
+        finally:
+            store.close()
+
+
+def test_a_list_that_has_used_up_its_names_is_numbered_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numbered_module, "MAX_ITEMS", 5)
+    present: Numbered[str] = Numbered("abc")
+    for item in "defgh":
+        present = present.edited([present.numbers[0]], [item])
+    assert list(present) == ["f", "g", "h"]
+    assert [name_of(number) for number in present.numbers] == [
+        3,
+        4,
+        5,
+    ]  # numbered anew when f came, as 1 to 3
+
+
+def test_there_is_room_between_and_when_there_is_none_all_are_numbered_anew() -> None:
+    present: Numbered[int] = Numbered([0, 99])
+    for item in range(1, 40):  # always right behind the first
+        present = present.updated([0, *range(item, 0, -1), 99])
+        assert list(present.numbers) == sorted(set(present.numbers))
+        assert list(present) == [0, *range(item, 0, -1), 99]
