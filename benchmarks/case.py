@@ -43,6 +43,7 @@ METRICS = {
     "change_p50": Metric("one slice's change, arrival to effect, p50", "ms", "lower"),
     "change_p99": Metric("one slice's change, arrival to effect, p99", "ms", "lower"),
     "change_cpu": Metric("one slice's change, daemon CPU time", "ms", "lower"),
+    "modify_cpu": Metric("one policy more or less, daemon CPU time", "ms", "lower"),
     "storm_lost": Metric("1,000 changes/s: services that end up wrong", "", "lower"),
     "storm_backlog": Metric("1,000 changes/s: until all are in, after the last", "s", "lower"),
 }

@@ -13,6 +13,7 @@ from benchmarks import ours, peers
 from benchmarks.case import Case, Comparison
 from benchmarks.cni import Cni
 from benchmarks.datapath import Datapath
+from benchmarks.modify import FEW, KINDS, Modify
 from benchmarks.nodeport import Direct, DirectStraight, Translated, TranslatedStraight
 from benchmarks.ours import NAME
 from benchmarks.packet_cost import MANY_RULES_NAME, PacketCost
@@ -26,6 +27,8 @@ SERVICES = (1, 1_000, 10_000, 50_000)
 
 # "Independent of the number of rules": within this of the figure with few.
 RULES_TOLERANCE = 0.9
+# The same of what a policy more costs: walks at the speed of C, over a few thousand references, are let pass.
+MODIFY_TOLERANCE = 0.67
 
 
 def _context(modes: tuple[str, ...], limit: str, *names: str) -> tuple[Comparison, ...]:
@@ -189,6 +192,16 @@ def _scale() -> Scale:
     )
 
 
+def _modify() -> Modify:
+    """O(that policy): beside many others at most half as much again as beside few."""
+    return Modify(
+        tuple(
+            Comparison("modify_cpu", kind.among(kind.many), kind.among(FEW), MODIFY_TOLERANCE)
+            for kind in KINDS
+        )
+    )
+
+
 def cases() -> dict[str, Case]:
     """All cases by name, in the order they run."""
     made: tuple[Case, ...] = (
@@ -203,5 +216,6 @@ def cases() -> dict[str, Case]:
         _nodeport(),
         _relay(),
         _service_scale(),
+        _modify(),
     )
     return {case.name: case for case in made}

@@ -246,6 +246,13 @@ class SamewireNode:
         fields = self._proc("stat").rpartition(")")[2].split()
         return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
 
+    def precise_cpu_s(self) -> float:
+        """CPU time of the daemon's threads that live, in nanoseconds' steps (sched-stats in the kernel's docs)."""
+        if self._process is None:
+            raise BenchError("the daemon does not run")
+        threads = Path(f"/proc/{self._process.pid}/task").glob("*/schedstat")
+        return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
     def resident_mb(self) -> float:
         """Resident memory of the daemon, in 10^6 bytes."""
         [line] = [line for line in self._proc("status").splitlines() if line.startswith("VmRSS:")]

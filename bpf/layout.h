@@ -509,7 +509,7 @@ struct sw_acl_rule {
 #define SW_ACL_EDITION_SHIFT 5
 #define SW_ACL_EDITIONS 7
 
-/* A rule's name: the position of the policy in its object's list, from 1; in a tier, that of the rule in the tier. */
+/* A rule's name: the number of the policy in its object's list, which it keeps; in a tier, the rule's place in it, too. */
 #define SW_RULE_POLICY_MASK 0xffff
 #define SW_RULE_TIER_SHIFT 16
 #define SW_RULE_NETWORK 0x40000000 /* the policy is the network's */

@@ -10,7 +10,7 @@ import msgspec
 from samewire.hcn.codec import encode, encode_policy
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.jsontext import parse_json
-from samewire.hcn.numbered import numbered
+from samewire.hcn.numbered import name_of, numbered
 from samewire.hcn.policies import NOT_ENFORCED, Policy, policy_type
 from samewire.hcn.readers import integer
 from samewire.hcn.schema import (
@@ -145,10 +145,16 @@ class Rendered:
 def _details(view: View, value: Object) -> dict[str, Any]:
     """Return what a detailed query adds to an object's Health."""
     if isinstance(value, Network):
-        return {"Resources": {"Endpoints": view.ids(("network", value.id))}}
+        return {"Resources": {"Endpoints": view.ids(("network", value.id))}, **_policy_numbers(value)}
     if isinstance(value, Endpoint) and value.shared_containers:
-        return {"SharedContainers": list(value.shared_containers)}
-    return {}
+        return {"SharedContainers": list(value.shared_containers), **_policy_numbers(value)}
+    return _policy_numbers(value) if isinstance(value, Endpoint) else {}
+
+
+def _policy_numbers(value: Network | Endpoint) -> dict[str, Any]:
+    """Return what rules, drops and traces call the policies, in their order, where that is not 1, 2, 3, ..."""
+    names = [name_of(number) for number in numbered(value.policies).numbers]
+    return {"PolicyNumbers": names} if names != list(range(1, len(names) + 1)) else {}
 
 
 def _stored_only(value: Object) -> list[str]:

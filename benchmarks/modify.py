@@ -1,0 +1,170 @@
+"""What one policy more or less costs the daemon: among many, beside the same among few, in turns.
+
+CPU time of the daemon from request to answer, over the API, the answer with the whole object included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from benchmarks import peers
+from benchmarks.case import Case, Comparison, Context, Outcome
+from benchmarks.netns import Sandbox
+from benchmarks.samewire_node import SamewireNode, network, outbound_nat
+from benchmarks.stats import median_of
+
+Json = dict[str, Any]
+
+FEW: Final = 100
+WARM_UP: Final = 3
+CHUNK: Final = 500
+NETWORKS: Final = (
+    ("few", "10.240.0.0/16", "10.240.0.1", 4096),
+    ("many", "10.241.0.0/16", "10.241.0.1", 4097),
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of policies: of which objects, how many of them are many, and how the n-th one is made."""
+
+    name: str
+    of: str
+    many: int
+    settings: Callable[[int], Json]
+
+    def policy(self, number: int) -> Json:
+        """One policy."""
+        return {"Type": self.name, "Settings": self.settings(number)}
+
+    def among(self, size: int) -> str:
+        """What the figure for a list of that length is called."""
+        return f"{self.name} among {size:,}"
+
+
+def _prefix(first: int, number: int) -> str:
+    return f"{first + number // 65536}.{number // 256 % 256}.{number % 256}"
+
+
+def _rule(number: int) -> Json:
+    ends = {"RemoteAddresses": f"{_prefix(100, number)}.0/24", "RemotePorts": str(1000 + number)}
+    return {"Action": "Allow", "Direction": "Out", "Protocols": "6", "Priority": 100, **ends}
+
+
+def _remote(number: int) -> Json:
+    provider = {"ProviderAddress": f"{_prefix(172, number)}.7", "IsolationId": 4096}
+    router = f"0E-2A-00-00-{number // 256:02X}-{number % 256:02X}"
+    prefix = f"{_prefix(100, number)}.0/24"
+    return {"DestinationPrefix": prefix, "DistributedRouterMacAddress": router, **provider}
+
+
+def _set(number: int) -> Json:
+    members = ",".join(f"{_prefix(100, number)}.{host}" for host in (1, 2))
+    return {"Id": f"set-{number}", "Name": f"set-{number}", "PolicyType": "IPSET", "Values": members}
+
+
+def _mapping(number: int) -> Json:
+    return {"Protocol": 6, "InternalPort": 80, "ExternalPort": 10000 + number}
+
+
+def _route(number: int) -> Json:
+    return {"DestinationPrefix": f"{_prefix(100, number)}.0/24", "NeedEncap": False}
+
+
+KINDS: Final = (
+    Kind("ACL", "endpoints", 4000, _rule),
+    Kind("NetworkACL", "networks", 1000, _rule),
+    Kind("RemoteSubnetRoute", "networks", 5000, _remote),
+    Kind("SetPolicy", "networks", 1000, _set),
+    Kind("PortMapping", "endpoints", 1000, _mapping),
+    Kind("SDNRoute", "endpoints", 1000, _route),
+)
+
+
+class Modify(Case):
+    """One daemon with two networks and a pod in each: the one has few policies of a type, the other many."""
+
+    name = "modify"
+
+    def __init__(self, comparisons: tuple[Comparison, ...]) -> None:
+        self.comparisons = comparisons
+
+    def steps(self, context: Context) -> int:
+        return len(KINDS)
+
+    def run(self, context: Context) -> Outcome:
+        outcome = Outcome()
+        with Sandbox("modify") as sandbox:
+            node, _ = peers.outside_wire(sandbox)
+            daemon = SamewireNode(sandbox.tmp, "a", node, "eth0")
+            try:
+                daemon.start()
+                objects = _objects(daemon, sandbox)
+                for kind in KINDS:
+                    context.progress.step(f"modify: {kind.among(kind.many)}")
+                    try:
+                        _measure(kind, daemon, objects[kind.of], context, outcome)
+                    except Exception as error:  # reported beside the other kinds' figures
+                        outcome.fail(kind.among(kind.many), error)
+            finally:
+                daemon.stop()
+        return outcome
+
+
+def _objects(daemon: SamewireNode, sandbox: Sandbox) -> dict[str, tuple[str, str]]:
+    """The paths of the objects that get few policies, and many."""
+    paths: dict[str, list[str]] = {"networks": [], "endpoints": []}
+    for name, subnet, gateway, vni in NETWORKS:
+        made = daemon.create_network(network(name, "Overlay", subnet, gateway, vni=vni))
+        conf = daemon.write_conf(name, {"subnet": subnet}, [outbound_nat(subnet)])
+        endpoint = daemon.endpoint_of(daemon.add(sandbox.netns(name), conf))
+        paths["networks"].append(f"/v2/networks/{made['ID']}")
+        paths["endpoints"].append(f"/v2/endpoints/{endpoint['ID']}")
+    return {kind: (few, many) for kind, (few, many) in paths.items()}
+
+
+def _measure(
+    kind: Kind, daemon: SamewireNode, objects: tuple[str, str], context: Context, outcome: Outcome
+) -> None:
+    sizes = dict(zip(objects, (FEW, kind.many), strict=True))
+    for path, size in sizes.items():
+        _all(kind, daemon, path, "Add", size)
+    samples: dict[str, list[float]] = {path: [] for path in objects}
+    context.gate.wait()
+    for turn in range(WARM_UP + context.repetitions):
+        for path in objects if turn % 2 else reversed(objects):
+            cost_ms = _more_and_less(kind, daemon, path, sizes[path], turn)
+            if turn >= WARM_UP:
+                samples[path].append(cost_ms)
+    for path, size in sizes.items():
+        outcome.measured[kind.among(size), "modify_cpu"] = median_of(samples[path])
+        outcome.samples[kind.among(size), "modify_cpu"] = samples[path]
+        _all(kind, daemon, path, "Remove", size)
+
+
+def _more_and_less(kind: Kind, daemon: SamewireNode, path: str, size: int, turn: int) -> float:
+    """Milliseconds of CPU of a request: the mean of one that adds a policy, and one that takes any away."""
+    before_s = daemon.precise_cpu_s()
+    _request(daemon, path, "Add", [kind.policy(size)])
+    _request(daemon, path, "Remove", [kind.policy((turn + 1) * size // 32)])
+    cost_ms = (daemon.precise_cpu_s() - before_s) * 1e3 / 2
+    _request(daemon, path, "Add", [kind.policy((turn + 1) * size // 32)])
+    _request(daemon, path, "Remove", [kind.policy(size)])
+    return cost_ms
+
+
+def _all(kind: Kind, daemon: SamewireNode, path: str, how: str, size: int) -> None:
+    for policies in _chunks([kind.policy(number) for number in range(size)]):
+        _request(daemon, path, how, policies)
+
+
+def _chunks(policies: list[Json]) -> Iterator[list[Json]]:
+    for start in range(0, len(policies), CHUNK):
+        yield policies[start : start + CHUNK]
+
+
+def _request(daemon: SamewireNode, path: str, how: str, policies: list[Json]) -> None:
+    settings = {"Policies": policies}
+    daemon.request("POST", path, {"ResourceType": "Policy", "RequestType": how, "Settings": settings})
