@@ -1,6 +1,7 @@
 """What one policy more or less costs the daemon: among many, beside the same among few, in turns.
 
-CPU time of the daemon from request to answer, over the API, the answer with the whole object included.
+CPU time of the daemon from request to answer, over the API. The answer says that it is done, as HcnModify* do
+(``Prefer: return=minimal``), and is not the whole object once more.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ Json = dict[str, Any]
 FEW: Final = 100
 WARM_UP: Final = 3
 CHUNK: Final = 500
+FIRST_OF_FEW: Final = 30000  # no two objects map one port of the node
 NETWORKS: Final = (
     ("few", "10.240.0.0/16", "10.240.0.1", 4096),
     ("many", "10.241.0.0/16", "10.241.0.1", 4097),
@@ -128,35 +130,38 @@ def _objects(daemon: SamewireNode, sandbox: Sandbox) -> dict[str, tuple[str, str
 def _measure(
     kind: Kind, daemon: SamewireNode, objects: tuple[str, str], context: Context, outcome: Outcome
 ) -> None:
-    sizes = dict(zip(objects, (FEW, kind.many), strict=True))
-    for path, size in sizes.items():
-        _all(kind, daemon, path, "Add", size)
+    few, many = objects
+    numbers = {few: range(FIRST_OF_FEW, FIRST_OF_FEW + FEW), many: range(kind.many)}
+    for path in objects:
+        _all(kind, daemon, path, "Add", numbers[path])
     samples: dict[str, list[float]] = {path: [] for path in objects}
     context.gate.wait()
     for turn in range(WARM_UP + context.repetitions):
         for path in objects if turn % 2 else reversed(objects):
-            cost_ms = _more_and_less(kind, daemon, path, sizes[path], turn)
+            cost_ms = _more_and_less(kind, daemon, path, numbers[path], turn)
             if turn >= WARM_UP:
                 samples[path].append(cost_ms)
-    for path, size in sizes.items():
-        outcome.measured[kind.among(size), "modify_cpu"] = median_of(samples[path])
-        outcome.samples[kind.among(size), "modify_cpu"] = samples[path]
-        _all(kind, daemon, path, "Remove", size)
+    for path in objects:
+        name = kind.among(len(numbers[path]))
+        outcome.measured[name, "modify_cpu"] = median_of(samples[path])
+        outcome.samples[name, "modify_cpu"] = samples[path]
+        _all(kind, daemon, path, "Remove", numbers[path])
 
 
-def _more_and_less(kind: Kind, daemon: SamewireNode, path: str, size: int, turn: int) -> float:
+def _more_and_less(kind: Kind, daemon: SamewireNode, path: str, numbers: range, turn: int) -> float:
     """Milliseconds of CPU of a request: the mean of one that adds a policy, and one that takes any away."""
+    more, less = kind.policy(numbers.stop), kind.policy(numbers[(turn + 1) * len(numbers) // 32])
     before_s = daemon.precise_cpu_s()
-    _request(daemon, path, "Add", [kind.policy(size)])
-    _request(daemon, path, "Remove", [kind.policy((turn + 1) * size // 32)])
+    _request(daemon, path, "Add", [more])
+    _request(daemon, path, "Remove", [less])
     cost_ms = (daemon.precise_cpu_s() - before_s) * 1e3 / 2
-    _request(daemon, path, "Add", [kind.policy((turn + 1) * size // 32)])
-    _request(daemon, path, "Remove", [kind.policy(size)])
+    _request(daemon, path, "Add", [less])
+    _request(daemon, path, "Remove", [more])
     return cost_ms
 
 
-def _all(kind: Kind, daemon: SamewireNode, path: str, how: str, size: int) -> None:
-    for policies in _chunks([kind.policy(number) for number in range(size)]):
+def _all(kind: Kind, daemon: SamewireNode, path: str, how: str, numbers: range) -> None:
+    for policies in _chunks([kind.policy(number) for number in numbers]):
         _request(daemon, path, how, policies)
 
 
@@ -167,4 +172,5 @@ def _chunks(policies: list[Json]) -> Iterator[list[Json]]:
 
 def _request(daemon: SamewireNode, path: str, how: str, policies: list[Json]) -> None:
     settings = {"Policies": policies}
-    daemon.request("POST", path, {"ResourceType": "Policy", "RequestType": how, "Settings": settings})
+    body = {"ResourceType": "Policy", "RequestType": how, "Settings": settings}
+    daemon.request("POST", path, body, {"Prefer": "return=minimal"})

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,9 @@ class SamewireNode:
 
     # --- the API ----------------------------------------------------------------------------------
 
-    def request(self, method: str, path: str, body: Json | None = None) -> Any:
+    def request(
+        self, method: str, path: str, body: Json | None = None, headers: Mapping[str, str] | None = None
+    ) -> Any:
         """One HTTP request; returns the decoded answer.
 
         Raises:
@@ -165,7 +167,7 @@ class SamewireNode:
         connection = _UnixConnection(self._run_dir / "samewire.sock")
         try:
             text = None if body is None else json.dumps(body)
-            connection.request(method, path, text, {"Content-Type": "application/json"})
+            connection.request(method, path, text, {"Content-Type": "application/json", **(headers or {})})
             response = connection.getresponse()
             answer = response.read()
         finally:

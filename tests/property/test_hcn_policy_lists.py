@@ -12,13 +12,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from samewire.hcn import numbered as numbered_module
+from samewire.hcn.normalise_policies import Scope
 from samewire.hcn.numbered import Numbered, name_of, numbered
-from samewire.hcn.policies import HostRoute, NetworkACL, Policy, PortMapping, SDNRoute, SetPolicy
-from samewire.hcn.policy_lists import PolicyList, identities, mapped_ports, routers
+from samewire.hcn.plan.policies import put_policies, remove_policies
+from samewire.hcn.policies import (
+    HostRoute,
+    NetworkACL,
+    Policy,
+    PortMapping,
+    RemoteSubnetRoute,
+    SDNRoute,
+    SetPolicy,
+)
+from samewire.hcn.policy_lists import PolicyList, identities, identity, mapped_ports, routers
 from samewire.hcn.policy_rows import MANY
 from samewire.hcn.schema import Endpoint, Kind
 from samewire.hcn.store import Store
 from samewire.hcn.switch import Change
+from samewire.vfp.address import parse_address
+from samewire.vfp.compile.plan import RemoteSubnets
 
 SETTINGS = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 KINDS = (PortMapping, SDNRoute, SetPolicy, NetworkACL, HostRoute)
@@ -116,6 +128,42 @@ def test_what_is_stored_comes_back(start: list[Policy], long: bool, changes: lis
                 check(numbered(found.policies))
         finally:
             store.close()
+
+
+remote_subnets = st.builds(
+    RemoteSubnetRoute,
+    destination_prefix=st.sampled_from(["10.1.0.0/16", "10.1.2.0/24", "10.2.0.0/16", "fd00::/64"]),
+    isolation_id=st.just(4096),
+    distributed_router_mac_address=st.just("0E-2A-00-00-00-01"),
+    provider_address=st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1"]),
+)
+ADDRESSES = (
+    "10.1.2.3",
+    "10.1.9.9",
+    "10.2.0.1",
+    "10.9.9.9",
+    "fd00::1",
+    "192.0.2.1",
+    "192.0.2.2",
+    "2001:db8::1",
+)
+
+
+@SETTINGS
+@given(st.lists(st.lists(remote_subnets, max_size=4, unique_by=identity), min_size=1, max_size=5))
+def test_remote_subnets(history: list[list[RemoteSubnetRoute]]) -> None:
+    present = PolicyList([HostRoute()])
+    for wanted in history:
+        present = put_policies(present, tuple(wanted), Scope.NETWORK)
+        gone = [policy for policy in present.of(RemoteSubnetRoute) if policy not in wanted]
+        present = remove_policies(present, tuple(gone), Scope.NETWORK)
+        derived, fresh = RemoteSubnets(present), RemoteSubnets(PolicyList(tuple(present)))
+        assert set(derived.all) == set(fresh.all)
+        assert {str(remote.prefix) for remote in derived.all} == {one.destination_prefix for one in wanted}
+        for address in map(parse_address, ADDRESSES):
+            assert derived.containing(address) == fresh.containing(address)
+            assert derived.behind(address) == fresh.behind(address)
+        assert all(derived.at(remote.prefix) == remote for remote in fresh.all)
 
 
 def test_a_list_that_has_used_up_its_names_is_numbered_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from samewire.errors import Invalid
+from samewire.hcn.numbered import Numbered, numbered
 from samewire.hcn.policies import ACL, AclAction, AclDirection, SetPolicy, SetType, TierAcl, TierAclRule
 from samewire.hcn.policy_lists import PolicyList
 from samewire.hcn.schema import Network, NetworkType
@@ -95,7 +96,7 @@ def test_a_prefix_has_the_bits_of_all_around_it(changes: Sequence[dict[Node, int
 
 
 def network(policies: Sequence[SetPolicy], name: str) -> Network:
-    return Network(id=name, type=NetworkType.OVERLAY, policies=tuple(policies))
+    return Network(id=name, type=NetworkType.OVERLAY, policies=numbered(policies))
 
 
 def from_nothing(policies: Sequence[SetPolicy], generation: int) -> Compiled:
@@ -104,8 +105,8 @@ def from_nothing(policies: Sequence[SetPolicy], generation: int) -> Compiled:
 
 
 @SETTINGS
-@given(st.lists(states, min_size=1, max_size=6))
-def test_sets_that_are_edited(history: Sequence[Sequence[SetPolicy]]) -> None:
+@given(st.lists(states, min_size=1, max_size=6), st.booleans())
+def test_sets_that_are_edited(history: Sequence[Sequence[SetPolicy]], keeps_numbers: bool) -> None:
     """After each change the entries are those of a compilation from nothing; so are those that the operations lead to,
     whether the owner had the entries before or, as after a failed change, others.
     """
@@ -114,8 +115,10 @@ def test_sets_that_are_edited(history: Sequence[Sequence[SetPolicy]]) -> None:
     steady, shaken = Ownership(), Ownership()
     kernel: Tables = {}
     other: Tables = {}
+    listed: Numbered[SetPolicy] = Numbered()
     for i, policies in enumerate(history):
-        compiled = compile_sets(network(policies, "NET"), i)
+        listed = listed.updated(policies) if keeps_numbers else Numbered(policies)
+        compiled = compile_sets(network(listed, "NET"), i)
         assert compiled.entries == alone[i].entries
         kernel = apply(steady.replace("sets", compiled.entries, compiled.edit), kernel)
         other = apply(shaken.replace("sets", alone[i - 1].entries), other)

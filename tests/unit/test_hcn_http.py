@@ -76,11 +76,15 @@ def client(path: Path) -> AsyncHnsClient:
     return AsyncHnsClient(path)
 
 
-async def raw(path: Path, method: str, url: str, data: bytes | None = None) -> tuple[int, Any, str]:
+async def raw(
+    path: Path, method: str, url: str, data: bytes | None = None, **headers: str
+) -> tuple[int, Any, str]:
     """Return status, decoded body and content type of a request made by another library than our client."""
     async with (
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session,
-        session.request(method, f"http://x{url}", data=io.BytesIO(data) if data else data) as response,
+        session.request(
+            method, f"http://x{url}", data=io.BytesIO(data) if data else data, headers=headers
+        ) as response,
     ):
         body = await response.read()
         return response.status, json.loads(body) if body else None, response.content_type
@@ -389,6 +393,20 @@ async def test_a_direction_full_of_rules_fits_into_a_request(client: AsyncHnsCli
     policies = {"Policies": rules}
     changed = await client.modify(Kind.ENDPOINT, endpoint["ID"], "Policy", "Update", policies)
     assert len(changed["Policies"]) == 4095
+
+
+async def test_who_wants_no_object_back_gets_none(client: AsyncHnsClient, path: Path) -> None:
+    network = await client.create(Kind.NETWORK, overlay())
+    endpoint = await client.create(Kind.ENDPOINT, Endpoint(network_id=network["ID"]))
+    request = {"ResourceType": "Policy", "RequestType": "Add", "Settings": {"Policies": [{"Type": "QOS"}]}}
+    url = f"/v2/endpoints/{endpoint['ID']}"
+    status, body, _ = await raw(path, "POST", url, json.dumps(request).encode(), Prefer="return=minimal")
+    assert (status, body) == (204, None)
+    assert [policy["Type"] for policy in (await client.get(Kind.ENDPOINT, endpoint["ID"]))["Policies"]] == [
+        "QOS"
+    ]
+    status, body, _ = await raw(path, "POST", url, json.dumps(request).encode(), Prefer="return=minimal")
+    assert (status, body["ErrorCode"]) == (409, HcnCode.POLICY_ALREADY_EXISTS)
 
 
 async def test_many_connect_at_once(path: Path) -> None:

@@ -20,7 +20,9 @@ from samewire.hcn.policies import (
     TierAcl,
     TierAclRule,
 )
-from samewire.hcn.schema import Network, NetworkType
+from samewire.hcn.policy_lists import PolicyList
+from samewire.hcn.schema import Endpoint, Network, NetworkType
+from samewire.vfp.acl_names import acl_names
 from samewire.vfp.address import ZERO, parse_address, parse_prefix
 from samewire.vfp.compile.acl import compile_acl
 from samewire.vfp.compile.acl_rules import MAX_RULES, Ends, Rule, direction_rules
@@ -43,6 +45,18 @@ def acl(action: str = "Allow", direction: str = "In", **fields: object) -> ACL:
 def order(*policies: Policy, network: tuple[Policy, ...] = ()) -> list[str]:
     """The names of the incoming rules, in the order in which they are asked."""
     return [rule_text(rule.number) for rule in direction_rules(AclDirection.IN, network, policies)]
+
+
+def test_a_rule_keeps_its_name() -> None:
+    """Whoever comes and goes, a rule's name leads to its policy and back."""
+    listed = PolicyList([acl(rule_id="a"), acl(rule_id="b"), acl(rule_id="c")])
+    listed = listed.edited([listed.numbers[0]], [acl(rule_id="d")])
+    listed = listed.updated([listed[0], acl(rule_id="e"), *listed[1:]])
+    assert order(*listed) == ["1", "2", "3", "4"]  # a plain list has no other names
+    found = direction_rules(AclDirection.IN, (), listed)
+    assert [rule_text(rule.number) for rule in found] == ["2", "5", "3", "4"]
+    names = acl_names(Endpoint(policies=listed), Network(type=NetworkType.OVERLAY)).policies
+    assert [names[rule.number] for rule in found] == ["b", "e", "c", "d"]
 
 
 def tier(order: int, *rules: TierAclRule, direction: str = "In") -> TierAcl:

@@ -24,6 +24,7 @@ from samewire.hcn.values import ZERO_GUID
 IDLE_S = 15.0
 """How long a stream of notifications is silent before it sends an empty line."""
 
+_MINIMAL = "return=minimal"
 _ID = "{id:[^/]+}"  # aiohttp's own pattern would not match the braces around a GUID
 
 
@@ -107,6 +108,10 @@ class _Handlers:
     async def modify(self, request: web.Request) -> web.Response:
         change = decode_modify(self._kind, parse_json(await request.read()))
         value = await self._service.modify(self._kind, _id(request), change)
+        if _MINIMAL in request.headers.get(
+            "Prefer", ""
+        ):  # RFC 7240: an object may be a megabyte, its change is not
+            return web.Response(status=204, headers={"Preference-Applied": _MINIMAL})
         return json_response(render(self._service.view, value))
 
     async def delete(self, request: web.Request) -> web.Response:

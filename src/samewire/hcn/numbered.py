@@ -233,6 +233,7 @@ class Alignment(NamedTuple):
 
 def aligned(old: Group, items: Sequence[T]) -> Alignment:
     """How to make items of others: those that are alike at the beginning and the end stay."""
+    items = tuple(items)
     start, end = alike(old.items, items)
     stop = len(old.items) - end
     numbers, wanted = old.numbers[start:stop], items[start : len(items) - end]
@@ -306,14 +307,14 @@ def _reindexed(index: Index, keys: Keys, difference: Difference) -> Index:
     return index.changed({key: numbers or None for key, numbers in changes.items()}) if changes else index
 
 
-def alike(one: Sequence[Any], other: Sequence[Any]) -> tuple[int, int]:
-    """How much of two lists is alike at their beginning, and at their end."""
+def alike(one: tuple[Any, ...], other: tuple[Any, ...]) -> tuple[int, int]:
+    """How much of two tuples is alike at their beginning, and at their end."""
     shorter = min(len(one), len(other))
     start = _common(one, other, shorter)
     return start, _common(one[::-1], other[::-1], shorter - start)
 
 
-def _common(one: Sequence[Any], other: Sequence[Any], most: int) -> int:
+def _common(one: tuple[Any, ...], other: tuple[Any, ...], most: int) -> int:
     low = 0
     while low < most:
         middle = (low + most + 1) // 2

@@ -46,7 +46,7 @@ class AclTable(msgspec.Struct, frozen=True):
 class Table:
     """A table with its rules and their places. ``steps``: its entries, and before them those on the way there."""
 
-    def __init__(self, reference: AclTable, rules: Sequence[Rule], places: Sequence[int]) -> None:
+    def __init__(self, reference: AclTable, rules: tuple[Rule, ...], places: Sequence[int]) -> None:
         self.reference = reference
         self.rules = rules
         self.places = places
@@ -77,7 +77,7 @@ class Known(msgspec.Struct, frozen=True):
 NONE_KNOWN: Final = Known()
 
 
-def table_of(rules: Sequence[Rule], network_id: str, known: Known, own: Table | None = None) -> Table:
+def table_of(rules: tuple[Rule, ...], network_id: str, known: Known, own: Table | None = None) -> Table:
     """The table of such rules, which are in order, their stages without gaps: one that there is, ``own`` edited, or a
     new one.
     """
@@ -103,7 +103,7 @@ def table_of(rules: Sequence[Rule], network_id: str, known: Known, own: Table | 
     return _built(name, rules, network_id if named else "", at)
 
 
-def _built(name: int, rules: Sequence[Rule], network_id: str, at: int) -> Table:
+def _built(name: int, rules: tuple[Rule, ...], network_id: str, at: int) -> Table:
     words = _words(len(rules))
     space = space_name(network_id) if network_id else 0
     asked = Counter(feature for rule in rules for feature in features(rule))
