@@ -58,6 +58,8 @@ MAX_VNI = 2**24 - 1
 MAX_VLAN = 4094
 TCP, UDP = 6, 17
 
+_FEW = 16
+
 _replace = msgspec.structs.replace
 
 
@@ -105,7 +107,13 @@ def check_policies(policies: Iterable[Policy], scope: Scope, path: str) -> Polic
             )
         seen.add(mine)
         result.append(canonical)
-    return PolicyList(result)
+    return _shared(tuple(result)) if len(result) <= _FEW else PolicyList(result)
+
+
+@lru_cache(maxsize=1024)
+def _shared(policies: tuple[Policy, ...]) -> PolicyList:
+    """Short lists are alike for many pods: what is known of one is known of all."""
+    return PolicyList(policies)
 
 
 def check_length(policies: Sequence[Policy], path: str) -> None:

@@ -211,6 +211,8 @@ class Numbered(tuple[T, ...]):
 
     def difference(self, before: Numbered[T]) -> Difference:
         """How this list follows from another one."""
+        if self is before:
+            return Difference()
         for one, other, back in ((self, before, False), (before, self, True)):
             if one._origin is not None and one._origin[0] is other._self:
                 gone, new = one._origin[1]

@@ -108,7 +108,8 @@ class _Given(msgspec.Struct, frozen=True):
 
 def has_rules(policies: Sequence[Policy]) -> bool:
     """Whether there is a policy with ACL rules of either direction."""
-    return any(isinstance(policy, _RULES) for policy in policies)
+    listed = numbered(policies)
+    return any(listed.group(kind).items for kind in _RULES)
 
 
 def direction_rules(
