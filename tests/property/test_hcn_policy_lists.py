@@ -24,8 +24,7 @@ from samewire.hcn.policies import (
     SDNRoute,
     SetPolicy,
 )
-from samewire.hcn.policy_lists import PolicyList, identities, identity, mapped_ports, routers
-from samewire.hcn.policy_rows import MANY
+from samewire.hcn.policy_lists import MANY, PolicyList, identities, identity, mapped_ports, routers
 from samewire.hcn.schema import Endpoint, Kind
 from samewire.hcn.store import Store
 from samewire.hcn.switch import Change

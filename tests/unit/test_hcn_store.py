@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ from samewire.hcn import policy_rows
 from samewire.hcn import store as store_module
 from samewire.hcn.errors import StoreError
 from samewire.hcn.numbered import numbered
-from samewire.hcn.policies import AclDirection, OtherPolicy, PortMapping, TierAcl
-from samewire.hcn.policy_lists import PolicyList
-from samewire.hcn.policy_rows import MANY, statements
+from samewire.hcn.policies import AclDirection, OtherPolicy, PortMapping, SetPolicy, TierAcl
+from samewire.hcn.policy_lists import BULKY, MANY, PolicyList
+from samewire.hcn.policy_rows import statements
 from samewire.hcn.schema import (
     Endpoint,
     Kind,
@@ -429,7 +430,7 @@ def test_a_database_of_version_3_keeps_its_policies(
     path: Path, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = Endpoint(id="A", policies=mappings(count)), Network(id="N", type=NetworkType.L2BRIDGE)
-    monkeypatch.setattr(policy_rows, "MANY", 10**6)  # as version 3 has it: all with their object
+    monkeypatch.setattr(policy_rows, "is_long", lambda _: False)  # as version 3 has it: all with their object
     with opened(path) as store:
         put(store, *wanted)
     with sqlite3.connect(path) as db:
@@ -462,6 +463,22 @@ def test_policies_that_cannot_be_read_are_no_policies_less(path: Path, damage: s
     db.close()
     with pytest.raises(StoreError, match=r"\b[AB]\b"):
         Store(path, "boot-1")
+
+
+def test_a_set_with_very_many_members_is_stored_apart(path: Path) -> None:
+    few, many = SetPolicy(set_id="few"), SetPolicy(set_id="many", values="1.1.1.1," * BULKY)
+    networks = [
+        Network(id="N", type=NetworkType.L2BRIDGE, policies=policies) for policies in ((few,), (few, many))
+    ]
+    counts = []
+    for before, after in ((None, networks[0]), *pairwise([*networks, networks[0]])):
+        with opened(path) as store:
+            store.commit([Change(Kind.NETWORK, "N", before, after)])
+        with opened(path) as store:
+            assert everything(store) == [after]
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            counts += db.execute("SELECT count(*) FROM policies").fetchone()
+    assert counts == [0, 2, 0]
 
 
 def test_numbers_that_do_not_fit_their_policies_are_damage(path: Path) -> None:

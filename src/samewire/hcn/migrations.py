@@ -70,7 +70,10 @@ def _to_4(db: sqlite3.Connection) -> None:
     for kind, object_id, data in db.execute("SELECT kind, id, json FROM objects").fetchall():
         value = msgspec.json.decode(data)
         apart = len(value.get("Policies", ()))
-        rows = moved_apart(kind, object_id, value)
+        try:
+            rows = moved_apart(kind, object_id, value)
+        except msgspec.MsgspecError:
+            continue  # whoever loads it says what is wrong
         if rows is not None:
             db.execute(*rows)
             row = (msgspec.json.encode(value), apart, kind, object_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from samewire.hcn.numbered import Numbered, name_of, numbered
 from samewire.hcn.policies import (
@@ -28,6 +28,12 @@ from samewire.hcn.policies import (
 P = TypeVar("P")
 
 PolicyList = Numbered[Policy]
+
+MANY: Final = 64
+"""Policies of an object that are stored and shown as a whole."""
+
+BULKY: Final = 4096
+"""Characters of a set's members."""
 
 REPEATABLE = frozenset(
     {
@@ -79,6 +85,16 @@ def mapped_ports(policy: Policy) -> tuple[tuple[int, int], ...]:
 def sets_of(policy: Policy) -> Iterable[str]:
     """The ids of the sets that a policy names, each once."""
     return dict.fromkeys(sets_named(policy))
+
+
+def bulky(policy: Policy) -> tuple[bool, ...]:
+    """True for an IP set with very many members."""
+    return (True,) if isinstance(policy, SetPolicy) and len(policy.values) > BULKY else ()
+
+
+def is_long(policies: PolicyList) -> bool:
+    """Whether a list is so long that its policies are stored apart, and what is shown of each is kept."""
+    return len(policies) > MANY or True in policies.by(bulky)
 
 
 def routers(policy: Policy) -> tuple[str, ...]:

@@ -14,12 +14,9 @@ import msgspec
 
 from samewire.hcn.numbered import Numbered, numbered
 from samewire.hcn.policies import Policy
-from samewire.hcn.policy_lists import PolicyList
+from samewire.hcn.policy_lists import PolicyList, is_long
 from samewire.hcn.schema import Endpoint, Kind, Network, Object
 from samewire.hcn.switch import Change
-
-MANY: Final = 64
-"""Policies of an object that are stored with it."""
 
 POLICIES: Final = """CREATE TABLE policies (
     kind TEXT NOT NULL, id TEXT NOT NULL, number INTEGER NOT NULL, json TEXT NOT NULL,
@@ -52,7 +49,7 @@ def stored(value: Object | None) -> tuple[Object | None, str | None, int]:
     of its policies, None for those of a list that is as it was made.
     """
     policies = _policies(value)
-    if isinstance(value, Endpoint | Network) and len(policies) > MANY:
+    if isinstance(value, Endpoint | Network) and is_long(policies):
         return msgspec.structs.replace(value, policies=()), None, len(policies)
     numbers = None if isinstance(policies.numbers, range) else _encode(policies.numbers).decode()
     return value, numbers, 0
@@ -61,7 +58,7 @@ def stored(value: Object | None) -> tuple[Object | None, str | None, int]:
 def statements(change: Change) -> Iterator[Statement]:
     """What has to be done to the rows of an object's policies."""
     before, after = _policies(change.before), _policies(change.after)
-    was, will = len(before) > MANY, len(after) > MANY
+    was, will = is_long(before), is_long(after)
     owner = change.kind.value, change.id
     if not was and not will:
         return
@@ -102,8 +99,13 @@ def restored(value: Object, numbers: str | None, apart: int, rows: list[tuple[in
 
 
 def moved_apart(kind: str, object_id: str, value: dict[str, Any]) -> Statement | None:
-    """What moves the policies of a stored object, as JSON, to rows of their own, as it is for so many of them."""
-    if kind not in (Kind.NETWORK.value, Kind.ENDPOINT.value) or len(value.get("Policies", ())) <= MANY:
+    """What moves the policies of a stored object, as JSON, to rows of their own, if they are so many. Raises
+    msgspec.MsgspecError.
+    """
+    if kind not in (Kind.NETWORK.value, Kind.ENDPOINT.value):
         return None
-    policies: Numbered[Any] = Numbered(value.pop("Policies"))
+    policies: PolicyList = Numbered(msgspec.convert(value.get("Policies", ()), tuple[Policy, ...]))
+    if not is_long(policies):
+        return None
+    del value["Policies"]
     return put(kind, object_id, [(number, _encode(policy).decode()) for number, policy in policies.pairs()])

@@ -12,6 +12,7 @@ from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.jsontext import parse_json
 from samewire.hcn.numbered import name_of, numbered
 from samewire.hcn.policies import NOT_ENFORCED, Policy, policy_type
+from samewire.hcn.policy_lists import is_long
 from samewire.hcn.readers import integer
 from samewire.hcn.schema import (
     Endpoint,
@@ -31,9 +32,6 @@ FILTER_KEYS = frozenset({"id", "name", "virtualnetwork", "virtualnetworkname", "
 GUID_KEYS = frozenset({"id", "virtualnetwork"})
 MAX_KEPT = 8192
 MAX_KEPT_BYTES = 4096
-MANY_POLICIES = 64
-"""Of an object with so many the text of each is kept, some 200 bytes."""
-
 QUERY_KEYS = frozenset({"schemaversion", "flags", "filter"})
 
 
@@ -106,7 +104,7 @@ def render(view: View, value: Object, detailed: bool = False) -> dict[str, Any]:
 
 def _body(value: Object) -> dict[str, Any]:
     """Return an object's own JSON. The texts of many policies are kept: most are what they were the last time."""
-    if not isinstance(value, Network | Endpoint) or len(value.policies) < MANY_POLICIES:
+    if not isinstance(value, Network | Endpoint) or not is_long(numbered(value.policies)):
         return encode(value)
     texts = numbered(value.policies).mapped(_policy_text)
     body = encode(msgspec.structs.replace(value, policies=()))
