@@ -227,9 +227,12 @@ struct sw_source_mac {
  */
 struct sw_neighbour_entry {
 	__u8 mac[6];
-	__u8 reserved[2];
+	__u8 flags; /* SW_NEIGHBOUR_* */
+	__u8 reserved;
 	struct sw_addr sender;
 };
+
+#define SW_NEIGHBOUR_PODS 1 /* answered to pods only: the wire has machines with these addresses */
 
 /* ---- sw_routes: LPM trie[SW_MAX_ROUTES] ---------------------------------------------------------------------
  * Writer: daemon. Readers: all programs. prefix_bits counts scope, family and reserved (32 bits) too.

@@ -46,10 +46,10 @@ SW_INLINE int sw_is_link_local(const struct sw_addr *address)
 
 /*
  * Answers from sw_neighbours. Not who announces an address, or asks whether it is free: it is about to be theirs. Nor for
- * link-local addresses: whose they are, the node's own among them, the tables do not say. Returns 1 and fills mac and
- * p->answers, or 0.
+ * link-local addresses: whose they are, the node's own among them, the tables do not say. on_wire: who asks is there, where
+ * a prefix with all of its machines is their own. Returns 1 and fills mac and p->answers, or 0.
  */
-static __noinline int sw_mac_by_policy(struct sw_packet *p, __u8 *mac)
+static __noinline int sw_mac_by_policy(struct sw_packet *p, __u8 *mac, int on_wire)
 {
 	struct sw_neighbour_entry *entry;
 
@@ -58,7 +58,7 @@ static __noinline int sw_mac_by_policy(struct sw_packet *p, __u8 *mac)
 	if (p->family == 6 && sw_is_link_local(&p->out.destination))
 		return 0;
 	entry = sw_find_neighbour(p->scope, p->family, &p->out.destination);
-	if (!entry)
+	if (!entry || (on_wire && entry->flags & SW_NEIGHBOUR_PODS))
 		return 0;
 	sw_copy_mac(mac, entry->mac);
 	sw_copy_address(&p->answers, &entry->sender);
@@ -77,7 +77,7 @@ SW_INLINE int sw_mac_for_pod(struct sw_packet *p, const struct sw_port *port, __
 		sw_copy_mac(mac, endpoint->mac);
 		return 1;
 	}
-	if (sw_mac_by_policy(p, mac))
+	if (sw_mac_by_policy(p, mac, 0))
 		return 1;
 	if (!sw_same_address(gateway, &p->out.destination)) {
 		route = sw_find_route(p->scope, p->family, &p->out.destination);
@@ -96,7 +96,7 @@ SW_INLINE int sw_mac_for_wire(struct sw_packet *p, __u8 *mac)
 
 	sw_copy_address(&p->answers, &p->out.destination);
 	if (!endpoint)
-		return !sw_is_host_address(p->scope, p->family, &p->out.destination) && sw_mac_by_policy(p, mac);
+		return !sw_is_host_address(p->scope, p->family, &p->out.destination) && sw_mac_by_policy(p, mac, 1);
 	port = endpoint->port ? sw_find_port(endpoint->port) : 0;
 	return port && sw_mac_on_wire(endpoint->port, port, mac);
 }

@@ -181,3 +181,26 @@ def test_link_local_addresses_are_their_owners(world: World) -> None:
         opened.sendto(b"x", (address, 9, 0, out.ifindex("eth0")))
     poll("an answer", lambda: "lladdr" in neighbour(out, address))
     assert node.space.mac("eth0").hex(":") in neighbour(out, address)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_prefix_with_all_of_the_lan_is_for_pods_only(world: World, family: int, whole: bool) -> None:
+    """Its machines speak for themselves: a second answer would take their packets."""
+    lan = {4: "192.168.9.0/24", 6: "fd09::/64"} if whole else {4: "0.0.0.0/0", 6: "::/0"}
+    absent = {4: "192.168.9.77", 6: "fd09::77"}[family]
+    node, out = world.node, world.underlay.out
+    policies = discovery({number: (prefix, "") for number, prefix in lan.items()})
+    try:
+        node.network(with_policies(bridged(), *policies, *discovery(TARGETS)))
+        number = {4: 150, 6: 160}[family] + whole
+        pod = node.pod(world.network, f"192.168.9.{number}", f"fd09::{number}")
+        ask(pod.space, absent)
+        poll("an answer", partial(_knows, pod.space, absent))
+        for target in (absent, TARGETS[family][1]):  # of the second a longer prefix is another's
+            out.ip("neighbour", "flush", "to", target)
+            ask(out, target)
+        poll("an answer to the second", partial(_knows, out, TARGETS[family][1]))
+        assert MAC not in neighbour(out, absent)
+    finally:
+        node.network(world.network)

@@ -25,6 +25,7 @@ from samewire.vfp.constants import (
     VLAN_ID,
     VLAN_NODE,
     Fate,
+    NeighbourFlag,
     PortFlag,
     RouteKind,
 )
@@ -267,7 +268,8 @@ def _draw_neighbours(draw: st.DrawFn, t: Tables, scope: int) -> None:
         for text in draw(st.sampled_from([[], [], ROUTES[family][1:3], [ROUTES[family][2]]])):
             for where in {scope, SCOPE_UPLINK}:
                 key, _ = _route(text, where, Route(RouteKind.LOCAL, 0, 0, 0))
-                t["sw_neighbours"][key] = Neighbour(SOURCE_MAC, packed(GATEWAY[family]))
+                flags = draw(st.sampled_from([0, 0, NeighbourFlag.PODS]))
+                t["sw_neighbours"][key] = Neighbour(SOURCE_MAC, int(flags), packed(GATEWAY[family]))
 
 
 def _draw_pod(

@@ -40,6 +40,7 @@ DEFINES = {
     "SW_CONFIG_": constants.ConfigFlag,
     "SW_PORT_": constants.PortFlag,
     "SW_ROUTE_": constants.RouteFlag,
+    "SW_NEIGHBOUR_": constants.NeighbourFlag,
     "SW_ACL_": constants.AclAction,
     "SW_ACL_BY_": constants.AclShape,
     "SW_NAT_": (constants.NatAction, constants.NatFlag),

@@ -216,6 +216,12 @@ class RouteFlag(IntFlag):
     DECREMENT = 1
 
 
+class NeighbourFlag(IntFlag):
+    """Flags of sw_neighbours."""
+
+    PODS = 1
+
+
 class ServiceFlag(IntFlag):
     """Flags of sw_services."""
 

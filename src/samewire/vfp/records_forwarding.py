@@ -104,7 +104,8 @@ class Neighbour(Record, frozen=True, gc=False):
     """What is answered to who asks for an address."""
 
     mac: Mac
-    reserved: ClassVar[Pad] = Pad(2)
+    flags: U8
+    reserved: ClassVar[Pad] = Pad(1)
     sender: Addr
 
 

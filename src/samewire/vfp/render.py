@@ -34,6 +34,7 @@ _FLAGS: Final[Mapping[tuple[type[Record], str], type[IntFlag]]] = {
     (t.Config, "flags"): c.ConfigFlag,
     (t.Port, "flags"): c.PortFlag,
     (t.Route, "flags"): c.RouteFlag,
+    (t.Neighbour, "flags"): c.NeighbourFlag,
     (t.Nat, "flags"): c.NatFlag,
     (t.Action, "flags"): c.RewriteFlag,
     (t.Flow, "flags"): c.FlowFlag,

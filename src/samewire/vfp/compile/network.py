@@ -9,13 +9,13 @@ from msgspec.structs import replace
 from samewire.errors import Invalid, NotFound
 from samewire.hcn.policies import VSID, NeighborDiscovery, first, select
 from samewire.hcn.schema import Network, NetworkType
-from samewire.vfp.address import NO_MAC, Prefix, parse_address, parse_mac, parse_prefix
+from samewire.vfp.address import NO_MAC, Prefix, address_bits, parse_address, parse_mac, parse_prefix
 from samewire.vfp.compile.builder import Builder
 from samewire.vfp.compile.node import host_routes, underlay_routes
 from samewire.vfp.compile.plan import Context, NetworkPlan, RemoteSubnet, network_context
 from samewire.vfp.compile.route import sdn_routes, subnet_routes
 from samewire.vfp.compile.vlan import compile_vlan
-from samewire.vfp.constants import ROUTE_KEY_BITS, RouteFlag, RouteKind
+from samewire.vfp.constants import ROUTE_KEY_BITS, NeighbourFlag, RouteFlag, RouteKind
 from samewire.vfp.model import Compiled, HostBinding, HostRoute, NodeFacts, Numbers
 from samewire.vfp.tables import Id, Neighbour, RouteKey, Vni
 
@@ -48,7 +48,7 @@ def compile_network(network: Network, facts: NodeFacts, numbers: Numbers) -> Com
     _vnis(builder, network, scope)
     for prefix in plan.shadowed:
         _remote(builder, _the_remote(plan, prefix), context)
-    _neighbours(builder, network, scope)
+    _neighbours(builder, network, context)
     subnet_routes(builder, network, context)
     sdn_routes(builder, network.policies, context)
     binding = _host_binding(builder, plan, scope)
@@ -95,14 +95,21 @@ def _vnis(builder: Builder, network: Network, scope: int) -> None:
             builder.put("sw_vnis", Id(policy.isolation_id), Vni(scope))
 
 
-def _neighbours(builder: Builder, network: Network, scope: int) -> None:
-    """What is answered for the prefixes of NeighborDiscovery policies; of equal prefixes the first one's counts."""
+def _neighbours(builder: Builder, network: Network, context: Context) -> None:
+    """What is answered for the prefixes of NeighborDiscovery policies; of equal prefixes the first one's counts.
+
+    One that has all of the link's addresses has those of the machines there, too: they speak for themselves.
+    """
+    plan = context.plan
+    link = [s.prefix for s in plan.subnets] if plan.vlan else [own.network for own in context.facts.addresses]
     for policy in reversed(select(network.policies, NeighborDiscovery)):
         prefix = parse_prefix(policy.target_ip_prefix, "$.Policies")
-        key = RouteKey(ROUTE_KEY_BITS + prefix.bits, scope, prefix.family, prefix.packed)
+        key = RouteKey(ROUTE_KEY_BITS + prefix.bits, context.scope, prefix.family, prefix.packed)
+        all_of_link = any(own in prefix and own.bits < address_bits(own.family) for own in link)
+        flags = NeighbourFlag.PODS if all_of_link or not prefix.bits else 0
         mac = parse_mac(policy.sender_mac_address, "$.Policies")
         sender = parse_address(policy.sender_ip_address, "$.Policies")
-        builder.put("sw_neighbours", key, Neighbour(mac, sender.packed))
+        builder.put("sw_neighbours", key, Neighbour(mac, flags, sender.packed))
 
 
 def _host_binding(builder: Builder, plan: NetworkPlan, scope: int) -> HostBinding:

@@ -35,7 +35,7 @@ def answer_for_translated(builder: Builder, policies: Iterable[Policy], context:
         if policy.virtual_ip:
             own = parse_address(policy.virtual_ip, "$.Policies").host_prefix
             key = RouteKey(ROUTE_KEY_BITS + own.bits, context.scope, own.family, own.packed)
-            builder.put("sw_neighbours", key, Neighbour(mac, own.packed))
+            builder.put("sw_neighbours", key, Neighbour(mac, 0, own.packed))
 
 
 def vlan_nexthop(context: Context) -> int:

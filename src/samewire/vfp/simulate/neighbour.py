@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, NoReturn
 
 from samewire.vfp.address import NO_MAC, ZERO
-from samewire.vfp.constants import Fate, Layer, PortFlag, Reason, RouteKind
+from samewire.vfp.constants import Fate, Layer, NeighbourFlag, PortFlag, Reason, RouteKind
 from samewire.vfp.simulate import checksum
 from samewire.vfp.simulate.packet import ICMPV6, L3, Packet, pad
 from samewire.vfp.simulate.state import Dropped, Passed, State
@@ -39,11 +39,14 @@ def is_link_local(address: bytes) -> bool:
     return address[0] == 0xFE and address[1] & 0xC0 == 0x80
 
 
-def _by_policy(state: State, scope: int, family: int, asker: bytes, target: bytes) -> Neighbour | None:
+def _by_policy(
+    state: State, scope: int, family: int, asker: bytes, target: bytes, on_wire: bool
+) -> Neighbour | None:
     """Not for who announces an address, or asks whether it is free; nor for link-local addresses."""
     if asker in (ZERO, target) or (family == 6 and is_link_local(target)):
         return None
-    return state.neighbour(scope, family, target)
+    found = state.neighbour(scope, family, target)
+    return None if found is not None and on_wire and found.flags & NeighbourFlag.PODS else found
 
 
 def _owner_mac(
@@ -53,7 +56,7 @@ def _owner_mac(
         owner = state.endpoint(scope, family, target)
         if owner is not None:
             return owner.mac
-        found = _by_policy(state, scope, family, asker, target)
+        found = _by_policy(state, scope, family, asker, target, False)
         if found is not None:
             return found
         if port.gateway[family == 6] != target:
@@ -65,7 +68,7 @@ def _owner_mac(
     if here is None:
         route = state.route(scope, family, target)
         of_node = route is not None and route.kind == RouteKind.HOST
-        return None if of_node else _by_policy(state, scope, family, asker, target)
+        return None if of_node else _by_policy(state, scope, family, asker, target, True)
     owner_port = state.port(here.port) if here.port else None
     return mac_on_wire(state, here.port, owner_port) if owner_port is not None else None
 
