@@ -15,7 +15,18 @@ from typing import Any
 import msgspec
 
 from samewire.kernel.netns import NetNamespace
-from tests.support.node import NODE_IP, NODE_IP6, Json, NodeNet, in_namespace, ip, ip_json, path_of
+from tests.support.node import (
+    NODE_IP,
+    NODE_IP6,
+    ROUTER_IP,
+    ROUTER_IP6,
+    Json,
+    NodeNet,
+    in_namespace,
+    ip,
+    ip_json,
+    path_of,
+)
 
 NETWORK, NETWORK6 = "10.244.0.0/16", "fd00:244::/48"
 PORT, VNI, MTU = 8472, 1, 1450
@@ -38,6 +49,7 @@ class FlannelNode(msgspec.Struct):
     number: int
     directory: Path
     macs: tuple[str, ...] = ()
+    routed: bool = False  # backend host-gw: routes, and no device
 
     @property
     def subnets(self) -> tuple[str, str]:
@@ -52,6 +64,8 @@ class FlannelNode(msgspec.Struct):
     def up(self) -> None:
         """Forwarding and flannel's devices, one a family."""
         in_namespace(self.name, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        if self.routed:
+            return
         for device, address, base in zip(DEVICES, self.addresses, self.bases, strict=True):
             ip(
                 *("link", "add", device, "mtu", str(MTU), "type", "vxlan", "id", str(VNI), "local"),
@@ -65,7 +79,13 @@ class FlannelNode(msgspec.Struct):
         self.macs = tuple(links[0]["address"] for links in shown)
 
     def knows(self, other: FlannelNode) -> None:
-        """Neighbour, forwarding entry and route for another node's pods, as flannel's vxlan backend makes them."""
+        """Neighbour, forwarding entry and route for another node's pods, as flannel's vxlan backend makes them; or the
+        route alone.
+        """
+        if self.routed:
+            for address, prefix in zip(other.addresses, other.subnets, strict=True):
+                ip("route", "replace", prefix, "via", address, netns_name=self.name)
+            return
         for device, address, base, prefix, mac in zip(
             DEVICES, other.addresses, other.bases, other.subnets, other.macs, strict=True
         ):
@@ -478,13 +498,16 @@ def is_alive(connection: socket.socket, payload: bytes = b"still there") -> bool
     return got == payload
 
 
-def two_flannel_nodes(net: NodeNet, directory: Path) -> tuple[FlannelNode, FlannelNode]:
-    """The node of ``net`` and one behind its router."""
-    far = _far_node(net)
+def two_flannel_nodes(
+    net: NodeNet, directory: Path, *, routed: bool = False
+) -> tuple[FlannelNode, FlannelNode]:
+    """The node of ``net`` and one behind its router; ``routed``: and the router itself, on the same link."""
+    far = (net.router, (ROUTER_IP, ROUTER_IP6)) if routed else (_far_node(net), FAR_ADDRESSES)
     nodes = []
-    for name, addresses, number in ((net.node, (NODE_IP, NODE_IP6), 1), (far, FAR_ADDRESSES, 2)):
+    for number, (name, addresses) in enumerate(((net.node, (NODE_IP, NODE_IP6)), far), start=1):
         (directory / f"flannel{number}").mkdir()
-        nodes.append(FlannelNode(name, addresses, number, directory / f"flannel{number}"))
+        made = FlannelNode(name, addresses, number, directory / f"flannel{number}", routed=routed)
+        nodes.append(made)
     for node in nodes:
         node.up()
     near, other = nodes

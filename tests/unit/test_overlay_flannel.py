@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from samewire.errors import Invalid
 from samewire.hcn.errors import HcnError
 from samewire.hcn.modify import ModifySettingRequest, PolicySettings, RequestType
-from samewire.hcn.policies import RemoteSubnetRoute, select
+from samewire.hcn.policies import RemoteSubnetRoute, SDNRoute, select
 from samewire.hcn.schema import Kind
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
@@ -135,6 +135,27 @@ async def test_nodes_join_move_and_leave(rig: Rig) -> None:
     await until(lambda: rig.routes()[FAR[0]] == route(FAR[0], "192.0.2.70", "02-00-00-00-00-0B"))
     rig.source.remove(node("far", 7))
     await rig.prefixes(*NEXT)
+
+
+async def test_nodes_of_host_gw_join_move_and_leave(rig: Rig) -> None:
+    """Routes by way of them, beside those that others have put; an overlay's nodes are none of a bridged network."""
+    own = SDNRoute(destination_prefix="10.244.1.7/32", need_encap=True)
+    await rig.service.create_network(bridge("cbr0", policies=(own,)))
+
+    def ways() -> dict[str, str]:
+        network = rig.service.view.network_by_name("cbr0")
+        assert network is not None
+        return {way.destination_prefix: way.next_hop for way in select(network.policies, SDNRoute)}
+
+    rig.source.put(
+        node("far", 7, backend_type="host-gw", backend_data="null"), node("tunnelled", 8), quiet=True
+    )
+    await rig.source.start()
+    await until(lambda: ways() == {"10.244.1.7/32": "", FAR[0]: "192.0.2.7", FAR[1]: "2001:db8::7"})
+    rig.source.put(node("far", 7, backend_type="host-gw", public_ip="192.0.2.70"))
+    await until(lambda: ways() == {"10.244.1.7/32": "", FAR[0]: "192.0.2.70", FAR[1]: "2001:db8::7"})
+    rig.source.remove(node("far", 7))
+    await until(lambda: ways() == {"10.244.1.7/32": ""})
 
 
 async def test_the_network_comes_later_and_again(rig: Rig) -> None:

@@ -19,12 +19,13 @@ from samewire.takeover import find, plan
 from samewire.takeover.checks import check_takeover
 from samewire.takeover.conflists import IPV6_WINDOW, conflist, is_ours, ranges, read_conf, read_subnets
 from samewire.takeover.iptables import old_rules, old_sets, old_tables, removal
-from samewire.takeover.links import Listing, backend, bridge_of, remotes, restoring, tunnels
+from samewire.takeover.links import Listing, backend, bridge_of, hops, remotes, restoring, tunnels
 from samewire.takeover.model import (
     Bridge,
     Command,
     Found,
     Guest,
+    Hop,
     Journal,
     MakeNetwork,
     Node,
@@ -445,6 +446,74 @@ def test_the_journal_keeps_what_was_before_the_first_run() -> None:
     down = replace(changed, tunnels=(replace(FOUND.tunnels[0], up=False),))
     assert plan.journal_of(down, first) == first
     assert plan.journal_of(changed, replace(first, removed=True)).found == changed
+
+
+def test_host_gw() -> None:
+    """An L2Bridge network with the other nodes as routers; no tunnel to hand over, and flanneld goes on."""
+    routes = [
+        {"dst": "10.244.3.0/24", "gateway": "192.0.2.13", "dev": "eth0"},
+        {"dst": "10.244.2.0/24", "gateway": "192.0.2.12", "dev": "eth0", "protocol": "static"},
+        {"dst": "10.244.1.9", "gateway": "10.244.1.1", "dev": "eth0", "protocol": "83"},
+        {"dst": "10.244.0.0/16", "gateway": "192.0.2.1", "dev": "eth0"},
+        {"dst": "198.51.100.0/24", "gateway": "192.0.2.1", "dev": "eth0"},
+    ]
+    listing = Listing(links=[], routes=routes, neighbours=[], fdb=[])
+    others = (Hop("10.244.2.0/24", "192.0.2.12"), Hop("10.244.3.0/24", "192.0.2.13"))
+    assert hops(listing, [SUBNET]) == others
+    assert not backend(listing, [SUBNET])
+    found = replace(FOUND, tunnels=(), remotes=(), hops=others, restore=("route replace x",))
+    check_takeover(found, None, replace(NODE, vxlan_port=4789), PLACES)
+    early, late = plan.takeover(found, Journal(found=found), NODE, PLACES)
+    made = next(step for step in late if isinstance(step, MakeNetwork))
+    assert made.value["Type"] == "L2Bridge"
+    policies: Any = made.value["Policies"]
+    assert policies[:2] == [
+        {"Type": "SDNRoute", "Settings": {"DestinationPrefix": hop.prefix, "NextHop": hop.via}}
+        for hop in others
+    ]
+    assert {policy["Type"] for policy in policies} == {"SDNRoute"}
+    assert not any("link set" in line for line in lines([*early, *late]))
+    assert lines(plan.undo(found, Journal(found=found), NODE, PLACES))[0] == "route replace x"
+
+
+def test_what_a_removal_leaves_of_host_gw() -> None:
+    rules = replace(
+        PROXY,
+        chains=("KUBE-SERVICES", "FLANNEL-POSTRTG"),
+        rules=(
+            "-A OUTPUT -j KUBE-SERVICES",
+            '-A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG',
+        ),
+    )
+    assert FOUND.bridge is not None
+    found = replace(
+        FOUND,
+        tunnels=(),
+        remotes=(),
+        hops=(Hop("10.244.2.0/24", "192.0.2.12"),),
+        bridge=replace(FOUND.bridge, guests=()),
+        rules=(rules, replace(rules, table="filter", chains=("FLANNEL-FWD",), rules=())),
+        tables=(OldTable("ip", "flannel-ipv4"), OldTable("ip", "kube-proxy")),
+        processes=("flanneld",),
+    )
+    titles = [step.title for step in plan.remove(found, Journal(found=found), NODE, PLACES)]
+    assert titles == [
+        "give new pods the whole subnet",
+        "HNS network cbr0: routed, 1 subnets of other nodes, 0 addresses of old pods",
+        "remove cni0",
+        "remove 1 chains and 1 rules from iptables-nft nat",
+        "remove table ip kube-proxy",
+    ]
+    with pytest.raises(Conflict, match="kube-proxy would write"):
+        plan.remove(replace(found, processes=("flanneld", "kube-proxy")), Journal(found=found), NODE, PLACES)
+
+
+def test_the_journal_of_host_gw_keeps_whose_the_leases_were() -> None:
+    """A repeated run finds the new pods' leases beside the old ones'; new are only the other nodes."""
+    found = replace(FOUND, tunnels=(), hops=(Hop("10.244.2.0/24", "192.0.2.12"),))
+    first = plan.journal_of(replace(found, bridge=None), None)
+    again = replace(found, leases={"10.244.1.77": "new"}, hops=())
+    assert plan.journal_of(replace(again, hops=found.hops), first).found.leases == first.found.leases
 
 
 def test_the_way_back() -> None:

@@ -118,6 +118,7 @@ def _found_lines(found: Found) -> Iterable[str]:
         state = "up" if tunnel.up else "down"
         yield f"{tunnel.name}: VNI {tunnel.vni}, UDP {tunnel.port}, {state}"
     yield from (f"pods {remote.prefix} behind {remote.provider} ({remote.mac})" for remote in found.remotes)
+    yield from (f"pods {hop.prefix} via {hop.via}" for hop in found.hops)
     if found.bridge:
         yield f"{found.bridge.name} with {len(found.bridge.guests)} pods"
         yield from (f"  {guest}" for guest in found.bridge.guests)

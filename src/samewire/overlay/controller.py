@@ -1,4 +1,5 @@
-"""Keeps the RemoteSubnetRoutes of a network that was flannel's as the annotations of the other nodes say.
+"""Keeps the ways to other nodes, of a network that was flannel's, as the annotations of those nodes say:
+RemoteSubnetRoutes of an overlay (backend vxlan), SDNRoutes of a bridged network (backend host-gw).
 
 Nodes that flannel serves join, leave and move beside this one, for as long as not all are taken over. Only prefixes
 that an annotation has named are ever changed or taken away; what an HNS client has put for others stays. Which these
@@ -8,7 +9,7 @@ are is kept with the node's settings, so that a node that leaves while no daemon
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
@@ -17,15 +18,21 @@ import structlog
 
 from samewire.errors import SamewireError
 from samewire.hcn.modify import ModifySettingRequest, PolicySettings, RequestType
-from samewire.hcn.policies import Policy, RemoteSubnetRoute, select
+from samewire.hcn.policies import Policy, RemoteSubnetRoute, SDNRoute, select
 from samewire.hcn.schema import Network, NetworkType
 from samewire.hcn.service import HnsService
 from samewire.kube.model import Node
 from samewire.kube.source import Batch, Source
-from samewire.overlay.flannel import canonical, remote_subnets
+from samewire.overlay.flannel import canonical, next_hops, remote_subnets
 
 log = structlog.get_logger(__name__)
 
+Way = RemoteSubnetRoute | SDNRoute
+
+_KINDS: Final[dict[NetworkType, type[Way]]] = {
+    NetworkType.OVERLAY: RemoteSubnetRoute,
+    NetworkType.L2BRIDGE: SDNRoute,
+}
 SETTING: Final = "flannel-subnets"
 LOOK_S: Final = 1.0
 """How often to see whether the network is there, and still as it was left."""
@@ -42,7 +49,7 @@ class FlannelNodes:
         self._service = service
         self._name = network
         self._node = node
-        self._routes: dict[str, tuple[RemoteSubnetRoute, ...]] = {}
+        self._routes: dict[str, tuple[Way, ...]] = {}
         self._unreadable: dict[str, tuple[str, ...]] = {}
         self._done: Network | None = None
         self._synced = False
@@ -79,7 +86,7 @@ class FlannelNodes:
         """Note its ways. It keeps its place among the nodes: who comes first has a prefix that two of them claim."""
         name = node.metadata.name
         try:
-            self._routes[name] = remote_subnets(node)
+            self._routes[name] = (*remote_subnets(node), *next_hops(node))
             self._unreadable.pop(name, None)
         except SamewireError as error:  # what the network has of it stays
             self._routes[name] = ()
@@ -109,21 +116,23 @@ class FlannelNodes:
         network = self._service.view.network_by_name(self._name)
         if not self._synced or network is None or network is self._done:
             return
-        if network.type is not NetworkType.OVERLAY:
+        kind = _KINDS.get(network.type)
+        if kind is None:
             return
-        wanted: dict[str, RemoteSubnetRoute] = {}
-        for policy in self._wanted(network):
+        wanted: dict[str, Way] = {}
+        for policy in self._wanted(network, kind):
             wanted.setdefault(policy.destination_prefix, policy)
-        present = {
-            policy.destination_prefix: policy for policy in select(network.policies, RemoteSubnetRoute)
+        present: dict[str, Way] = {
+            policy.destination_prefix: policy for policy in select(network.policies, kind)
         }
         named = frozenset(self._service.setting(SETTING) or ())
         spared = {prefix for prefixes in self._unreadable.values() for prefix in prefixes}
-        gone = [present[prefix] for prefix in sorted(named - wanted.keys() - spared) if prefix in present]
         put = [policy for prefix, policy in wanted.items() if present.get(prefix) != policy]
+        going = (named - wanted.keys() - spared) | {policy.destination_prefix for policy in put}
+        gone = [present[prefix] for prefix in sorted(going) if prefix in present]
         self._remember(named, named | wanted.keys())
         requests = [_request(RequestType.REMOVE, gone)] if gone else []
-        requests += [_request(RequestType.UPDATE, put)] if put else []
+        requests += [_request(RequestType.ADD, put)] if put else []
         if requests:
             await self._service.modify_network(network.id, requests)
             log.info(
@@ -134,14 +143,15 @@ class FlannelNodes:
         self._remember(named | wanted.keys(), frozenset(wanted) | (named & spared))
         self._done = self._service.view.network_by_name(self._name) if not requests else None
 
-    def _wanted(self, network: Network) -> Iterator[RemoteSubnetRoute]:
-        """Those of its VNI, but for what would lead its own pods' addresses away: another node with a prefix that
-        overlaps them is a mistake elsewhere.
+    def _wanted(self, network: Network, kind: type[Way]) -> Iterator[Way]:
+        """Those of its kind and VNI, but for what would lead its own pods' addresses away: another node with a
+        prefix that overlaps them is a mistake elsewhere.
         """
         own = [ip_network(subnet.ip_address_prefix) for subnet in network.subnets if subnet.ip_address_prefix]
         for routes in self._routes.values():
             for policy in routes:
-                if policy.isolation_id == network.vni and not _overlaps(policy, own):
+                vni = policy.isolation_id if isinstance(policy, RemoteSubnetRoute) else network.vni
+                if isinstance(policy, kind) and vni == network.vni and not _overlaps(policy, own):
                     yield policy
 
     def _remember(self, before: frozenset[str], prefixes: frozenset[str]) -> None:
@@ -149,7 +159,7 @@ class FlannelNodes:
             self._service.set_setting(SETTING, sorted(prefixes))
 
 
-def _overlaps(policy: RemoteSubnetRoute, own: Iterable[IPv4Network | IPv6Network]) -> bool:
+def _overlaps(policy: Way, own: Iterable[IPv4Network | IPv6Network]) -> bool:
     prefix = ip_network(policy.destination_prefix)
     return any(prefix.version == subnet.version and prefix.overlaps(subnet) for subnet in own)
 
@@ -160,6 +170,6 @@ def _readable(prefixes: Iterable[str]) -> Iterator[str]:
             yield canonical(prefix)
 
 
-def _request(how: RequestType, policies: list[RemoteSubnetRoute]) -> ModifySettingRequest:
+def _request(how: RequestType, policies: Sequence[Way]) -> ModifySettingRequest:
     given: tuple[Policy, ...] = tuple(policies)
     return ModifySettingRequest(request_type=how, settings=PolicySettings(policies=given))

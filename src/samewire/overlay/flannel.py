@@ -10,7 +10,7 @@ from msgspec import Struct, field
 
 from samewire.errors import Invalid
 from samewire.hcn.normalise_policies import Scope, check_policy
-from samewire.hcn.policies import RemoteSubnetRoute
+from samewire.hcn.policies import RemoteSubnetRoute, SDNRoute
 from samewire.kube.model import Node
 
 PREFIX: Final = "flannel.alpha.coreos.com/"
@@ -18,6 +18,7 @@ PREFIX: Final = "flannel.alpha.coreos.com/"
 
 _TYPE: Final = PREFIX + "backend-type"
 _VXLAN: Final = "vxlan"
+_HOST_GW: Final = "host-gw"
 _DATA: Final = {4: PREFIX + "backend-data", 6: PREFIX + "backend-v6-data"}
 _ADDRESS: Final = {4: PREFIX + "public-ip", 6: PREFIX + "public-ipv6"}
 
@@ -51,6 +52,23 @@ def remote_subnets(node: Node) -> tuple[RemoteSubnetRoute, ...]:
         )
         found.append(check_policy(policy, Scope.NETWORK, _TYPE))
     return tuple(policy for policy in found if isinstance(policy, RemoteSubnetRoute))
+
+
+def next_hops(node: Node) -> tuple[SDNRoute, ...]:
+    """The ways to a node's pods by its own address, one a family; none with another backend than host-gw.
+
+    Raises Invalid, HcnError for values that no policy may have.
+    """
+    annotations = node.metadata.annotations
+    if annotations.get(_TYPE) != _HOST_GW:
+        return ()
+    found = []
+    for prefix in node.pod_cidrs:
+        address = annotations.get(_ADDRESS[6 if ":" in prefix else 4])
+        if address:
+            policy = SDNRoute(destination_prefix=canonical(prefix), next_hop=address)
+            found.append(check_policy(policy, Scope.NETWORK, _TYPE))
+    return tuple(policy for policy in found if isinstance(policy, SDNRoute))
 
 
 def _backend_data(text: str) -> _BackendData | None:

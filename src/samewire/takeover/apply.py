@@ -158,7 +158,9 @@ def _policies(network: dict[str, Any], leave: tuple[str, ...]) -> list[dict[str,
     for policy in network.get("Policies") or ():
         settings = policy["Settings"]
         if policy["Type"] == "SDNRoute":
-            settings = {"DestinationPrefix": settings["DestinationPrefix"], "NeedEncap": True}
+            via = settings.get("NextHop")
+            how = {"NextHop": via} if via else {"NeedEncap": True}
+            settings = {"DestinationPrefix": settings["DestinationPrefix"], **how}
         if policy["Type"] in _KEPT_UP_TO_DATE and policy["Type"] not in leave:
             found.append({"Type": policy["Type"], "Settings": settings})
     return found

@@ -7,6 +7,8 @@ from typing import Final
 from samewire.errors import Conflict, NotFound, Unsupported
 from samewire.takeover.model import Found, Journal, Node, OldConf, Places, Tunnel
 
+FLANNELD: Final = "flanneld"
+"""With the backend host-gw it goes on: it writes the node's routes to the others, which are needed as before."""
 _AGENTS: Final = ("cilium-cni", "calico", "antrea")
 """Plugins that programme the ports of the network that they are chained to."""
 
@@ -22,13 +24,18 @@ def check_takeover(found: Found, journal: Journal | None, node: Node, places: Pl
     _check_foreign(found, found.conf)
     tunnels = found.tunnels or (journal.found.tunnels if journal else ())
     if found.backend:
-        raise Unsupported(f"flannel with {found.backend}", "its backend to be vxlan, without DirectRouting")
-    if not tunnels:
-        raise Unsupported("a flannel without a flannel.N device", "its backend to be vxlan")
+        raise Unsupported(
+            f"flannel with {found.backend}", "its backend to be host-gw, or vxlan without DirectRouting"
+        )
+    if not tunnels and not found.is_routed:
+        raise Unsupported(
+            "a flannel without a flannel.N device and without routes to other nodes' pods",
+            "its backend to be vxlan or host-gw",
+        )
     if len({(tunnel.vni, tunnel.port) for tunnel in tunnels}) > 1:
         names = ", ".join(f"{one.name} (VNI {one.vni}, UDP {one.port})" for one in tunnels)
         raise Unsupported(f"flannel devices that differ: {names}", "one VNI and one UDP port")
-    wanted = _settings(found, tunnels[0], node)
+    wanted = _settings(found, tunnels[0] if tunnels else None, node)
     if wanted:
         raise Conflict(f"set in {node.config}, and restart samewire:\n" + "\n".join(wanted))
 
@@ -47,11 +54,11 @@ def _check_foreign(found: Found, conf: OldConf) -> None:
         )
 
 
-def _settings(found: Found, tunnel: Tunnel, node: Node) -> list[str]:
+def _settings(found: Found, tunnel: Tunnel | None, node: Node) -> list[str]:
     """What the daemon's configuration lacks, as lines to be put there."""
     assert found.conf is not None
     lines = []
-    if tunnel.port != node.vxlan_port:
+    if tunnel is not None and tunnel.port != node.vxlan_port:
         lines.append(f"vxlan_port = {tunnel.port}  # {tunnel.name}'s UDP port; now {node.vxlan_port}")
     if _has_proxy(found) and not node.balances:
         lines.append(
@@ -89,8 +96,9 @@ def check_removal(found: Found, node: Node) -> None:
             f"{len(guests)} pods still live on {found.bridge.name if found.bridge else ''}: "
             f"{', '.join(map(str, guests))}; re-create them first (drain the node)"
         )
-    if found.processes:
-        raise Conflict(f"{' and '.join(found.processes)} would write it again: stop them on this node first")
+    writers = [name for name in found.processes if not (found.is_routed and name == FLANNELD)]
+    if writers:
+        raise Conflict(f"{' and '.join(writers)} would write it again: stop them on this node first")
     blockers = [f"{rules.tool} -t {rules.table} {text}" for rules in found.rules for text in rules.blockers]
     if blockers:
         raise Conflict(f"rules of others use kube-proxy's chains: {'; '.join(blockers)}; change them first")

@@ -42,6 +42,7 @@ def find(places: Places) -> Found:
         bridge=bridge,
         tunnels=tunnels,
         remotes=links.remotes(listing, tunnels),
+        hops=links.hops(listing, subnets),
         conf=conf,
         aside=confs.aside,
         in_force=confs.in_force,

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from samewire.takeover.model import Bridge, Guest, Remote, Subnet, Tunnel
+from samewire.takeover.model import Bridge, Guest, Hop, Remote, Subnet, Tunnel
 
 Json = dict[str, Any]
 
@@ -63,12 +63,19 @@ def tunnels(listing: Listing) -> tuple[Tunnel, ...]:
 
 
 def backend(listing: Listing, subnets: Iterable[Subnet]) -> str:
-    """What else than VXLAN carries packets to pods of other nodes, "" for nothing: a device of flannel's, or routes
-    by way of the nodes' own link (``host-gw``, or ``vxlan`` with ``DirectRouting``).
+    """What else than VXLAN alone, or host-gw alone, carries packets to pods of other nodes, "" for nothing: another
+    device of flannel's, or routes beside its VXLAN devices (``DirectRouting``).
     """
     for link in listing.links:
         if link["ifname"] in _OTHER_BACKENDS:
             return _OTHER_BACKENDS[link["ifname"]]
+    beside = hops(listing, subnets) if tunnels(listing) else ()
+    return f"DirectRouting ({beside[0].prefix} via {beside[0].via})" if beside else ""
+
+
+def hops(listing: Listing, subnets: Iterable[Subnet]) -> tuple[Hop, ...]:
+    """The other nodes' pods that are reached by routes on the nodes' own link."""
+    found = []
     clusters = [ipaddress.ip_network(subnet.cluster) for subnet in subnets]
     for route in listing.routes:
         device = route.get("dev", "")
@@ -81,8 +88,8 @@ def backend(listing: Listing, subnets: Iterable[Subnet]) -> str:
             prefix.version == cluster.version and _within(prefix, cluster) and prefix != cluster
             for cluster in clusters
         ):
-            return f"host-gw or DirectRouting ({prefix} via {route['gateway']} dev {device})"
-    return ""
+            found.append(Hop(str(prefix), route["gateway"]))
+    return tuple(sorted(found))
 
 
 def _within(inner: ipaddress.IPv4Network | ipaddress.IPv6Network, outer: Any) -> bool:

@@ -66,6 +66,13 @@ class Subnet(Struct, frozen=True):
         return 6 if ":" in self.prefix else 4
 
 
+class Hop(Struct, frozen=True, order=True):
+    """Another node's pods, by way of its own address: flannel's backend host-gw."""
+
+    prefix: str
+    via: str
+
+
 class OldConf(Struct, frozen=True, kw_only=True):
     """A CNI configuration of flannel's. ``value`` is what stands in it; ``others``: plugins that Samewire does not
     stand in for, which are run behind its own.
@@ -111,6 +118,7 @@ class Found(Struct, frozen=True, kw_only=True):
     bridge: Bridge | None = None
     tunnels: tuple[Tunnel, ...] = ()
     remotes: tuple[Remote, ...] = ()
+    hops: tuple[Hop, ...] = ()
     conf: OldConf | None = None
     aside: tuple[str, ...] = ()
     in_force: tuple[str, ...] = ()
@@ -118,7 +126,7 @@ class Found(Struct, frozen=True, kw_only=True):
     ahead: tuple[str, ...] = ()
     """Configurations of others that runtimes prefer to flannel's."""
     backend: str = ""
-    """What beside or instead of VXLAN carries packets between nodes, where flannel has such."""
+    """What else than VXLAN alone or host-gw alone carries packets between nodes."""
     leases: dict[str, str] = {}
     rules: tuple[OldRules, ...] = ()
     tables: tuple[OldTable, ...] = ()
@@ -131,6 +139,11 @@ class Found(Struct, frozen=True, kw_only=True):
     """Lines for ``ip -batch`` that put back what a takeover changes of the old network."""
     settings: tuple[tuple[str, str], ...] = ()
     """Kernel settings of the bridge as they are, by path below /proc/sys."""
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether flannel's backend is host-gw: routes, and no device."""
+        return bool(self.hops) and not self.tunnels
 
 
 class Places(Struct, frozen=True, kw_only=True):

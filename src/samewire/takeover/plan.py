@@ -24,6 +24,7 @@ from samewire.takeover.model import (
     Journal,
     MakeNetwork,
     Node,
+    OldRules,
     Places,
     Remove,
     Rename,
@@ -67,14 +68,16 @@ def undo(found: Found, journal: Journal | None, node: Node, places: Places) -> l
     steps.append(Remove("remove Samewire's CNI configuration", f"{places.conf_dir}/{NAME}"))
     if node.running:
         steps.append(DropNetwork(f"remove the HNS network {before.conf.name}", before.conf.name))
-    steps.append(tunnel_back(before, running=node.running))
+    steps.append(network_back(before, running=node.running))
     if before.bridge is not None:
         steps += _bridge_as_it_was(found, before.bridge, before)
     return steps
 
 
-def tunnel_back(before: Found, *, running: bool = True) -> Command:
-    """flannel's tunnel as it was. ``running``: Samewire's is there."""
+def network_back(before: Found, *, running: bool = True) -> Command:
+    """flannel's tunnel and the bridge's routes as they were. ``running``: Samewire's tunnel is there."""
+    if before.is_routed:
+        return _batch("give the bridge its routes back", before.restore)
     devices = [tunnel.name for tunnel in before.tunnels]
     own = [f"link set {TUNNEL} down"] if running else []
     lines = [*own, *(f"link set {name} up" for name in devices), *before.restore]
@@ -101,21 +104,37 @@ def remove(found: Found, journal: Journal | None, node: Node, places: Places) ->
             (f"{rules.tool}-restore", "--noflush", "-w"),
             removal(rules),
         )
-        for rules in found.rules
+        for rules in _going(full)
     ]
     steps += [
         Command(
             f"remove table {table.family} {table.name}", ("nft", "delete", "table", table.family, table.name)
         )
         for table in found.tables
+        if not (full.is_routed and table.name.startswith("flannel"))
     ]
     # Rules hold the sets, and the device says that there may be some: it goes last.
     steps += [Command(f"remove ipset {name}", ("ipset", "destroy", name)) for name in found.sets]
     steps += [Command(f"remove {IPVS}", ("ip", "link", "delete", IPVS))] if found.ipvs else []
     steps += [Remove(f"remove {Path(path).name}", path) for path in (*found.aside, *found.in_force)]
-    if found.subnets:
+    if found.subnets and not full.is_routed:
         steps.append(Remove("remove flanneld's file", places.subnet_file))
     return steps
+
+
+def _going(found: Found) -> list[OldRules]:
+    """The rules to be removed: flanneld's own stay where it goes on."""
+    if not found.is_routed:
+        return list(found.rules)
+    kept = [
+        msgspec.structs.replace(
+            rules,
+            chains=tuple(chain for chain in rules.chains if not chain.startswith("FLANNEL")),
+            rules=tuple(text for text in rules.rules if "FLANNEL" not in text and "flanneld" not in text),
+        )
+        for rules in found.rules
+    ]
+    return [rules for rules in kept if rules.chains or rules.rules]
 
 
 def spared(found: Found, journal: Journal, node: Node) -> tuple[str, ...]:
@@ -129,24 +148,8 @@ def spared(found: Found, journal: Journal, node: Node) -> tuple[str, ...]:
 
 def network_object(found: Found, spared: Iterable[str], port: int) -> dict[str, Any]:
     """The HNS network in flannel's place."""
-    vni = found.tunnels[0].vni
     assert found.conf is not None
-    policies: list[dict[str, Any]] = [
-        {"Type": "HostRoute", "Settings": {}},
-        {"Type": "VxlanPort", "Settings": {"Port": port}},
-    ]
-    policies += [
-        {
-            "Type": "RemoteSubnetRoute",
-            "Settings": {
-                "DestinationPrefix": remote.prefix,
-                "IsolationId": vni,
-                "ProviderAddress": remote.provider,
-                "DistributedRouterMacAddress": remote.mac.upper().replace(":", "-"),
-            },
-        }
-        for remote in found.remotes
-    ]
+    policies = _hop_policies(found) if found.is_routed else _tunnel_policies(found, port)
     policies += [
         {"Type": "SDNRoute", "Settings": {"DestinationPrefix": _host(address), "NeedEncap": True}}
         for address in spared
@@ -154,19 +157,48 @@ def network_object(found: Found, spared: Iterable[str], port: int) -> dict[str, 
     return {
         "SchemaVersion": {"Major": 2, "Minor": 0},
         "Name": found.conf.name,
-        "Type": "Overlay",
-        "Ipams": [{"Type": "Static", "Subnets": [_subnet(subnet, vni) for subnet in found.subnets]}],
+        "Type": "L2Bridge" if found.is_routed else "Overlay",
+        "Ipams": [{"Type": "Static", "Subnets": [_subnet(subnet, found) for subnet in found.subnets]}],
         "Policies": policies,
     }
 
 
+def _tunnel_policies(found: Found, port: int) -> list[dict[str, Any]]:
+    remotes = [
+        {
+            "Type": "RemoteSubnetRoute",
+            "Settings": {
+                "DestinationPrefix": remote.prefix,
+                "IsolationId": found.tunnels[0].vni,
+                "ProviderAddress": remote.provider,
+                "DistributedRouterMacAddress": remote.mac.upper().replace(":", "-"),
+            },
+        }
+        for remote in found.remotes
+    ]
+    return [
+        {"Type": "HostRoute", "Settings": {}},
+        {"Type": "VxlanPort", "Settings": {"Port": port}},
+        *remotes,
+    ]
+
+
+def _hop_policies(found: Found) -> list[dict[str, Any]]:
+    return [
+        {"Type": "SDNRoute", "Settings": {"DestinationPrefix": hop.prefix, "NextHop": hop.via}}
+        for hop in found.hops
+    ]
+
+
 def journal_of(found: Found, journal: Journal | None) -> Journal:
-    """What to write down before the first step. As long as flannel's tunnel is up, what is found now counts; but the
-    settings are those of before the first run.
+    """What to write down before the first step. As long as flannel's tunnel is up (with host-gw: as long as the bridge
+    has the whole subnet), what is found now counts; but the settings are those of before the first run.
     """
     if journal is None or journal.removed:
         return Journal(found=found)
-    if not any(tunnel.up for tunnel in found.tunnels):
+    if found.is_routed and found.bridge is not None and found.bridge.routes:
+        return Journal(found=msgspec.structs.replace(journal.found, hops=found.hops))
+    if not found.is_routed and not any(tunnel.up for tunnel in found.tunnels):
         return journal
     return Journal(found=msgspec.structs.replace(found, settings=journal.found.settings or found.settings))
 
@@ -265,10 +297,11 @@ def _handover(found: Found) -> list[Step]:
 def _network(found: Found, journal: Journal, node: Node) -> MakeNetwork:
     full, old = _with_before(found, journal.found), spared(found, journal, node)
     value = network_object(full, old, node.vxlan_port)
-    what = f"{len(full.remotes)} subnets of other nodes, {len(old)} addresses of old pods"
+    what = f"{len(full.remotes or full.hops)} subnets of other nodes, {len(old)} addresses of old pods"
+    kind = "routed" if full.is_routed else f"VNI {full.tunnels[0].vni}"
     # Once flannel's tunnel is down it learns nothing more: what the network has is at least as new.
     leave = () if any(tunnel.up for tunnel in found.tunnels) else ("RemoteSubnetRoute",)
-    return MakeNetwork(f"HNS network {value['Name']}: VNI {full.tunnels[0].vni}, {what}", value, leave)
+    return MakeNetwork(f"HNS network {value['Name']}: {kind}, {what}", value, leave)
 
 
 def _bridge_as_it_was(found: Found, bridge: Bridge, before: Found) -> list[Step]:
@@ -297,17 +330,20 @@ def _with_before(found: Found, before: Found) -> Found:
         mtu=found.mtu or before.mtu,
         tunnels=found.tunnels or before.tunnels,
         remotes=found.remotes or before.remotes,
+        hops=found.hops or before.hops,
         conf=found.conf or before.conf,
     )
 
 
-def _subnet(subnet: Subnet, vni: int) -> dict[str, Any]:
+def _subnet(subnet: Subnet, found: Found) -> dict[str, Any]:
     gateway = ipaddress.ip_network(subnet.prefix)[1]
     default = "::/0" if subnet.family == 6 else "0.0.0.0/0"
     return {
         "IpAddressPrefix": subnet.prefix,
         "Routes": [{"NextHop": str(gateway), "DestinationPrefix": default}],
-        "Policies": [{"Type": "VSID", "Settings": {"IsolationId": vni}}],
+        "Policies": [
+            {"Type": "VSID", "Settings": {"IsolationId": tunnel.vni}} for tunnel in found.tunnels[:1]
+        ],
     }
 
 
