@@ -151,7 +151,7 @@ def test_the_outside_sees_what_the_trace_has_said(world: World) -> None:
     with listener(world.net.router, PORT) as server:
         said = trace(world, "--to", f"{ROUTER_IP}:{PORT}", "--source-port", "45678")["hops"][0]
         assert said["fate"] == "uplink"
-        assert said["uplink"] == {"interface": "eth0", "next_hop": ROUTER_IP}
+        assert said["uplink"] == {"interface": "eth0", "next_hop": ROUTER_IP, "vlan": 0}
 
         def connect() -> socket.socket:
             return socket.create_connection((ROUTER_IP, PORT), 10, ("0.0.0.0", 45678))
