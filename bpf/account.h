@@ -7,14 +7,6 @@
 
 #include "packet.h"
 
-#ifndef TRACE
-/*
- * Slots of the flow table that have counters: all, or none. A constant that the daemon sets before loading: the verifier
- * takes away what it finds is never run.
- */
-const volatile __u32 sw_counted_slots;
-#endif
-
 SW_INLINE void sw_count(__u32 counter)
 {
 #ifndef TRACE

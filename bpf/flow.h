@@ -137,16 +137,22 @@ SW_INLINE void sw_count_in_flow(struct __sk_buff *skb, const struct sw_packet *p
 {
 #ifndef TRACE
 	struct sw_flow_count *count;
-	__u32 packets;
+	__u32 packets = 1, bytes;
 
 	if (!sw_counted_slots)
 		return;
 	count = sw_find_flow_count(slot, direction);
 	if (!count)
 		return;
-	packets = skb->gso_segs > 1 ? skb->gso_segs : 1; /* each packet on the wire has its own headers */
+	bytes = skb->len - SW_L3;
+	if (skb->gso_segs > 1) { /* each packet on the wire has its own headers */
+		packets = skb->gso_segs;
+		bytes += (packets - 1) * (p->payload_offset - SW_L3);
+	} else if (p->ip_bytes < bytes) { /* padded to the least that Ethernet takes */
+		bytes = p->ip_bytes;
+	}
 	__sync_fetch_and_add(&count->packets, packets);
-	__sync_fetch_and_add(&count->bytes, skb->len - SW_L3 + (packets - 1) * (p->payload_offset - SW_L3));
+	__sync_fetch_and_add(&count->bytes, bytes);
 #endif
 }
 

@@ -86,6 +86,7 @@ struct sw_packet {
 	__u32 fragment_id;
 	__u32 tunnel_vni;
 	__u32 limit_mtu; /* for the "too big" answer */
+	__u32 ip_bytes;	 /* as the IP header says; only where flows have counters */
 	struct sw_addr answers; /* who answers a neighbour's question */
 
 	/* The connection as its initiator sees it (equals the packet for a first packet) and the decision on it. */
@@ -167,6 +168,23 @@ SW_INLINE __u32 sw_packet_tick(struct sw_packet *p)
 		p->tick = sw_now_tick();
 	}
 	return p->tick;
+}
+
+#ifndef TRACE
+/*
+ * Slots of the flow table that have counters: all, or none. A constant that the daemon sets before loading: the verifier
+ * takes away what it finds is never run.
+ */
+const volatile __u32 sw_counted_slots;
+#endif
+
+/* What the IP header says of the packet's length: the frame of a short one is longer. */
+SW_INLINE void sw_note_length(struct sw_packet *p, __u32 bytes)
+{
+#ifndef TRACE
+	if (sw_counted_slots)
+		p->ip_bytes = bytes;
+#endif
 }
 
 SW_INLINE int sw_side6(const struct sw_packet *p)

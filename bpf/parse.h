@@ -92,6 +92,7 @@ SW_INLINE int sw_parse_ipv4(struct __sk_buff *skb, struct sw_packet *p)
 	p->family = 4;
 	p->protocol = ip->protocol;
 	p->ttl = ip->ttl;
+	sw_note_length(p, bpf_ntohs(ip->tot_len));
 	p->l4_offset = SW_L3 + ip->ihl * 4;
 	p->payload_offset = p->l4_offset;
 	sw_set_ipv4(&p->tuple.source, ip->saddr);
@@ -120,6 +121,7 @@ SW_INLINE int sw_parse_ipv6(struct __sk_buff *skb, struct sw_packet *p)
 		return SW_REASON_MALFORMED;
 	p->family = 6;
 	p->ttl = ip->hop_limit;
+	sw_note_length(p, sizeof(*ip) + bpf_ntohs(ip->payload_len));
 	__builtin_memcpy(p->tuple.source.b, &ip->saddr, 16);
 	__builtin_memcpy(p->tuple.destination.b, &ip->daddr, 16);
 	next = ip->nexthdr;

@@ -280,6 +280,18 @@ def test_a_slot_that_is_used_again_starts_at_zero(world: World) -> None:
         assert len(set(used)) < len(used)
 
 
+def test_padding_is_no_byte_of_the_packet(world: World) -> None:
+    """A NIC fills short frames up to 60 bytes; and a header that promises more than comes is not believed."""
+    with Lab() as lab:
+        node = Underlay(lab).node(34, counted=True)
+        pod = node.pod(node.network(own(NetworkType.NAT, 8)), "10.8.0.10", "fd08::10")
+        frame = datagram(pod, 7)
+        run(node, pod, frame.ljust(60, b"\0"))
+        assert counted(ends_of(node, "udp", 7)[0]) == (1, 32)
+        run(node, pod, frame[:16] + b"\xff\xff" + frame[18:])
+        assert counted(ends_of(node, "udp", 7)[0]) == (2, 64)
+
+
 def test_a_node_that_does_not_count_has_no_memory_for_it(world: World) -> None:
     with Lab() as lab:
         node = Underlay(lab).node(33)

@@ -246,7 +246,7 @@ class _Play:
         context = f"{arrival.name} {ifindex} {frame.hex()}\n{outcome}\n{ran}"
         if ran is None:
             state = self.simulator.state
-            self.rig.adopt(state.flows, state.fragments, state.affinity)
+            self.rig.adopt(state.flows, state.fragments, state.affinity, state.counts)
         else:
             verdict = _expected_verdict(outcome)
             assert ran.verdict == verdict, context
@@ -255,7 +255,10 @@ class _Play:
             expected = outcome.drop if outcome.drop and outcome.drop[3] != Reason.NONE else None
             assert counted == expected, context
         _compare_trace(traced.output, traced.frame, outcome, context)
-        assert _comparable(self.rig.table("sw_flows")) == _comparable(dict(self.simulator.flows.items())), (
+        flows = self.rig.table("sw_flows")
+        assert _comparable(flows) == _comparable(dict(self.simulator.flows.items())), context
+        counts = self.simulator.state.counts
+        assert self.rig.flow_counts() == {at: count for at, count in counts.items() if at[0] in flows}, (
             context
         )
 

@@ -32,6 +32,7 @@ from samewire.vfp.tables import (
     Cursors,
     DropKey,
     Flow,
+    FlowCount,
     FlowKey,
     Fragment,
     FragmentKey,
@@ -97,8 +98,10 @@ class SwitchRig:
             subprocess.run(
                 ["ip", "link", "add", f"p{i}", "type", "veth", "peer", "name", f"q{i}"], check=True
             )
-        sizes = {"sw_flows": FLOWS, "sw_flow_slots": SLOTS} | dict.fromkeys(_LARGE, SMALL)
+        sizes = {"sw_flows": FLOWS, "sw_flow_slots": SLOTS, "sw_flow_counts": 2 * SLOTS}
+        sizes |= dict.fromkeys(_LARGE, SMALL)
         self.object = BpfObject(BUILT / "switch.o")
+        self.object.set_constants({"sw_counted_slots": SLOTS})
         self.object.set_max_entries(sizes)
         self.object.load()
         self.traced = BpfObject(BUILT / "switch_trace.o")
@@ -152,6 +155,7 @@ class SwitchRig:
         flows: Mapping[FlowKey, Flow],
         fragments: Mapping[FragmentKey, Fragment],
         affinity: Mapping[AffinityKey, Affinity],
+        counts: Mapping[tuple[FlowKey, int], tuple[int, int]],
     ) -> None:
         """Bring flows and the like to these: what a program would have done that cannot be run here."""
         present = self.table("sw_flows")
@@ -165,10 +169,25 @@ class SwitchRig:
             slot = present[key].slot if key in present else self._free_slot()  # type: ignore[attr-defined]
             self.put("sw_flows", key, replace(flow, slot=slot))
             self.put("sw_flow_slots", Id(slot), key)
+            for way in (0, 1):
+                self.put("sw_flow_counts", Id(slot + way * SLOTS), FlowCount(*counts[key, way]))
         for name, fragment in fragments.items():
             self.put("sw_fragments", name, fragment)
         for client, stays in affinity.items():
             self.put("sw_affinity", client, stays)
+
+    def flow_counts(self) -> dict[tuple[FlowKey, int], tuple[int, int]]:
+        """Packets and bytes of every flow, in both directions."""
+        found: dict[tuple[FlowKey, int], tuple[int, int]] = {}
+        for key, flow in self.table("sw_flows").items():
+            assert isinstance(key, FlowKey)
+            assert isinstance(flow, Flow)
+            for way in (0, 1):
+                raw = self.map("sw_flow_counts").lookup(Id(flow.slot + way * SLOTS).pack())
+                assert raw is not None
+                count = FlowCount.unpack(raw)
+                found[key, way] = count.packets, count.bytes
+        return found
 
     def _free_slot(self) -> int:
         slots = self.map("sw_flow_slots")

@@ -108,7 +108,7 @@ def _try_second(state: State, walk: Walk) -> bool:
         return False
     flags = FlowFlag.PAIR | FlowFlag.SECOND
     flow = _entry(state, walk, direction, (_NOWHERE, walk.reverse), flags)
-    state.flows[key] = replace(flow, peer_scope=walk.first_scope)
+    state.insert(key, replace(flow, peer_scope=walk.first_scope))
     return True
 
 
@@ -163,7 +163,8 @@ def create(state: State, walk: Walk) -> Action:
     flow = _entry(state, walk, direction, (walk.forward, back), FlowFlag.PAIR if pair else 0)
     if pair:
         flow = replace(flow, peer_scope=walk.out_scope)
-    state.flows[key] = flow
+    state.insert(key, flow)
+    state.count(key, direction, packet)
     return walk.forward
 
 
@@ -346,6 +347,7 @@ def switch(state: State, walk: Walk, own: Port | None) -> Action:
     if flow is None:
         return first_packet(state, walk)
     if flow.flags & FlowFlag.HOST:
+        state.count(key, direction, packet)
         raise Passed
     if _is_reopened(state, walk, key, flow):
         return first_packet(state, walk)
@@ -360,7 +362,12 @@ def switch(state: State, walk: Walk, own: Port | None) -> Action:
         remove(state, key)
         return first_packet(state, walk)
     if _is_stale(state, walk, flow, action, packet_side, own):
-        return _redecide(state, walk, key, flow, packet_side) or first_packet(state, walk)
+        refreshed = _redecide(state, walk, key, flow, packet_side)
+        if refreshed is None:
+            return first_packet(state, walk)
+        state.count(key, direction, packet)
+        return refreshed
     _clamp(state, walk, flow, action, packet_side)
     _touch(state, walk, key, flow, packet_side)
+    state.count(key, direction, packet)
     return action

@@ -79,6 +79,13 @@ class Packet(msgspec.Struct):
         """Bytes behind the Ethernet header (a frame here is never a GSO one)."""
         return len(self.data) - L3
 
+    @property
+    def counted_bytes(self) -> int:
+        """Bytes of the IP packet: a short frame has more."""
+        at = L3 + (2 if self.family == IPV4 else 4)
+        said = int.from_bytes(self.data[at : at + 2], "big") + (0 if self.family == IPV4 else 40)
+        return min(said, self.ip_length)
+
 
 def pad(address: bytes) -> bytes:
     """An address as the tables have it: 16 bytes."""

@@ -143,6 +143,8 @@ class State:
         self.now_tick = now_tick
         self.flows = dict(cast(Mapping[FlowKey, Flow], tables.get("sw_flows", {})))
         self.fragments = dict(cast(Mapping[FragmentKey, Fragment], tables.get("sw_fragments", {})))
+        self.counts: dict[tuple[FlowKey, int], tuple[int, int]] = {}
+        """Packets and bytes of flows by their directions."""
         self.affinity = dict(cast(Mapping[AffinityKey, Affinity], tables.get("sw_affinity", {})))
         self._route_lengths = self._lengths("sw_routes")
         self._nat_lengths = self._lengths("sw_nat")
@@ -151,6 +153,16 @@ class State:
     def _lengths(self, table: str) -> list[int]:
         keys = cast(Mapping[RouteKey | NatKey | SourceRangeKey, Record], self.tables.get(table, {}))
         return sorted({key.prefix_bits for key in keys}, reverse=True)
+
+    def insert(self, key: FlowKey, flow: Flow) -> None:
+        """Insert an entry, of which nothing is counted yet."""
+        self.flows[key] = flow
+        self.counts[key, 0] = self.counts[key, 1] = (0, 0)
+
+    def count(self, key: FlowKey, direction: int, packet: Packet) -> None:
+        """The packet is one of a flow."""
+        packets, length = self.counts.get((key, direction), (0, 0))
+        self.counts[key, direction] = packets + 1, length + packet.counted_bytes
 
     def get(self, table: str, key: Record) -> Record | None:
         """An entry of a table."""
