@@ -132,6 +132,16 @@ def test_a_vlans_interface_as_the_uplink() -> None:
     assert choose_uplink("eth0", LINKS, ADDRESSES, ROUTES).vlan == 0
 
 
+def test_the_nodes_own_vlans_on_the_uplink() -> None:
+    """Whose devices are on top of it; those on another NIC are not."""
+    nic = next(one for one in LINKS if one.name == "eth0")
+    above = [
+        replace(nic, name=f"v{vlan}", ifindex=100 + vlan, vlan=vlan, peer_ifindex=below)
+        for vlan, below in ((9, nic.ifindex), (8, nic.ifindex), (7, 77))
+    ]
+    assert choose_uplink("eth0", [*LINKS, *above], ADDRESSES, ROUTES).vlans == (8, 9)
+
+
 def test_without_an_uplink_the_node_still_has_addresses() -> None:
     found = choose_uplink("eth9", LINKS, ADDRESSES, ROUTES)
     assert (found.name, found.ifindex, found.gateways) == ("eth9", 0, ())

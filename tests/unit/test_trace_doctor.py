@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from samewire.hcn.client import AsyncHnsClient
 from samewire.hcn.http import HttpServer, make_app
-from samewire.hcn.policies import ACL, AclAction, AclDirection, RemoteSubnetRoute, SetPolicy
+from samewire.hcn.policies import ACL, VLAN, AclAction, AclDirection, RemoteSubnetRoute, SetPolicy
 from samewire.hcn.schema import Network, NetworkType, ObjectState
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
@@ -125,8 +125,16 @@ def remote(address: str, provider: str) -> Snapshot:
     return replace(with_hop, tables={**with_hop.tables, "sw_endpoints": rows})
 
 
+def in_vlan(number: int) -> Snapshot:
+    """With one more network, which is a VLAN."""
+    bridge = Network(name="cbr0", type=NetworkType.L2BRIDGE, policies=(VLAN(isolation_id=number),))
+    return replace(HEALTHY, networks=(*HEALTHY.networks, bridge))
+
+
 def test_healthy() -> None:
     assert examine(HEALTHY) == []
+    assert examine(in_vlan(7)) == []
+    assert examine(replace(in_vlan(7), facts=replace(FACTS, uplink_vlan=7))) == []
 
 
 ERROR, WARNING = Level.ERROR, Level.WARNING
@@ -169,6 +177,20 @@ AILMENTS: list[tuple[str, Snapshot, Level, str, str]] = [
         WARNING,
         "families",
         "endpoints with IPv6 addresses: 2",
+    ),
+    (
+        "a tag within a tag",
+        replace(in_vlan(7), facts=replace(FACTS, uplink_vlan=8)),
+        ERROR,
+        "vlan",
+        "the network's tag, VLAN 7, is within that one",
+    ),
+    (
+        "a device beside the pods",
+        replace(in_vlan(7), facts=replace(FACTS, vlans=(7, 9))),
+        WARNING,
+        "vlan",
+        "a device of the node is in VLAN 7",
     ),
     (
         "one VNI for two networks",

@@ -42,6 +42,7 @@ _CHECKS: Final[tuple[Check, ...]] = (
     doctor_network.management_address,
     doctor_network.default_route,
     doctor_network.families,
+    doctor_network.vlans,
     doctor_network.vnis,
     doctor_network.remote_subnets,
     doctor_network.router_macs,

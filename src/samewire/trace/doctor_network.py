@@ -10,6 +10,8 @@ from samewire.hcn.policies import RemoteSubnetRoute, select
 from samewire.hcn.schema import Network, NetworkType
 from samewire.trace.snapshot import Finding, Level, LinkInfo, Snapshot
 from samewire.vfp.address import IPV4, IPV6, ZERO, mac_text, parse_address, parse_mac, parse_prefix
+from samewire.vfp.compile.plan import BRIDGED
+from samewire.vfp.model import NodeFacts
 
 _APIPA: Final = "169.254.0.0/16"
 _NODE_PORTS: Final = range(30000, 32768)
@@ -78,7 +80,11 @@ def families(snapshot: Snapshot) -> Iterator[Finding]:
     facts = snapshot.facts
     if not facts.addresses:
         return
-    routed = {network.id for network in snapshot.networks if network.type not in _ISOLATED}
+    routed = {
+        network.id
+        for network in snapshot.networks
+        if network.type not in _ISOLATED and not _is_tagged(network, facts)
+    }
     for family, mark in ((IPV4, "."), (IPV6, ":")):
         pods = [
             info
@@ -92,6 +98,37 @@ def families(snapshot: Snapshot) -> Iterator[Finding]:
                 f"IPv{family}",
                 f"endpoints with IPv{family} addresses: {len(pods)}, and the node has none: they cannot get out by it",
                 f"Give the uplink an IPv{family} address, or take the family out of the network's subnets.",
+            )
+
+
+def _is_tagged(network: Network, facts: NodeFacts) -> bool:
+    """Whether its pods are in a VLAN of the uplink's, in which the node has no part."""
+    return network.type in BRIDGED and network.vlan not in (0, facts.uplink_vlan)
+
+
+def vlans(snapshot: Snapshot) -> Iterator[Finding]:
+    """Tags are on the wire as networks want them, and no device of the node waits for what is theirs."""
+    facts = snapshot.facts
+    for network in snapshot.networks:
+        if not _is_tagged(network, facts):
+            continue
+        if facts.uplink_vlan:
+            yield Finding(
+                Level.ERROR,
+                "vlan",
+                network.name,
+                f"the uplink is an interface of VLAN {facts.uplink_vlan}: the network's tag, VLAN {network.vlan}, is "
+                "within that one",
+                "Make the interface below the uplink, or the network anew in the uplink's own VLAN.",
+            )
+        elif network.vlan in facts.vlans:
+            yield Finding(
+                Level.WARNING,
+                "vlan",
+                network.name,
+                f"a device of the node is in VLAN {network.vlan}, too: it does not see what goes to the network's "
+                "endpoints, and they do not reach it on this node",
+                "Expected where the node is to be in that VLAN beside its pods; they reach it by no way of this node.",
             )
 
 
