@@ -7,7 +7,6 @@ always a pass. A goal against a fixed limit has the peer "limit".
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 from benchmarks import ours, peers
 from benchmarks.case import Case, Comparison
@@ -19,7 +18,16 @@ from benchmarks.ours import NAME
 from benchmarks.packet_cost import MANY_RULES_NAME, PacketCost
 from benchmarks.scale import KERNEL_ALONE, Scale
 from benchmarks.scenario import Scenario
-from benchmarks.services import ClusterIP, EpollRelay, ServiceScale, UserMode, clusterip_name, size_name
+from benchmarks.services import (
+    ClusterIP,
+    EpollRelay,
+    ServiceScale,
+    StraightBeside,
+    UserMode,
+    clusterip_name,
+    size_name,
+    straight_name,
+)
 
 MODES = ("stream", "rr", "udp_rr", "crr")
 LIMIT = "limit"
@@ -94,20 +102,34 @@ def _outside() -> Datapath:
 
 def _services() -> Datapath:
     straight = peers.BridgePods.name
-    own: list[Callable[[], Scenario]] = [partial(ClusterIP, count) for count in SERVICES]
+    own = [make for count in SERVICES for make in _service_and_straight(count)]
     of_straight = {"stream": 0.99, "rr": 0.98, "udp_rr": 0.98, "crr": 0.93}
     proxy = peers.KubeProxyShape.name
     comparisons = tuple(
         line
         for count in SERVICES
         for line in (
-            *(Comparison(mode, clusterip_name(count), NAME, goal) for mode, goal in of_straight.items()),
+            *(
+                Comparison(mode, clusterip_name(count), straight_name(count), goal)
+                for mode, goal in of_straight.items()
+            ),
             *(Comparison(mode, clusterip_name(count), proxy, 1.4) for mode in ("rr", "crr")),
         )
     )
     kube_proxy = tuple(Comparison(mode, proxy, straight) for mode in MODES)
-    scenarios = (ours.SameNode, *own, peers.BridgePods, peers.KubeProxyShape)
+    scenarios = (*own, peers.BridgePods, peers.KubeProxyShape)
     return Datapath("services", scenarios, MODES, (*comparisons, *kube_proxy))
+
+
+def _service_and_straight(count: int) -> tuple[Callable[[], Scenario], Callable[[], Scenario]]:
+    """A set-up, and the same once more under the server's own address; made in this order."""
+    made: list[ClusterIP] = []
+
+    def service() -> Scenario:
+        made.append(ClusterIP(count))
+        return made[-1]
+
+    return service, lambda: StraightBeside(made[-1])
 
 
 def _nodeport() -> Datapath:

@@ -77,22 +77,24 @@ def ports_of(mode: str) -> int:
 class Endpoints(msgspec.Struct, frozen=True):
     """Where a measurement runs: client and server namespaces (names) and the address the client calls.
 
-    ``server_address``: what the server binds, where that is another one.
+    ``server_address``: what the server binds, where that is another one. ``port_shift``: added to all server
+    ports, where two share a server.
     """
 
     client: str
     server: str
     address: str
     server_address: str = ""
+    port_shift: int = 0
 
 
 def measure(ends: Endpoints, mode: str, seconds: float, cpu: int, port: int) -> LoadResult:
-    """One measurement with both sides on one CPU, on the ``ports_of(mode)`` server ports from ``port`` on.
+    """One measurement with both sides on one CPU, on the ``ports_of(mode)`` server ports from ``port`` on (shifted).
 
     Raises:
         BenchError: the server does not come up, or the client fails (no route, loss, time-out).
     """
-    common = ["-m", mode, "-P", str(port), "-N", str(ports_of(mode)), "-p", str(cpu)]
+    common = ["-m", mode, "-P", str(port + ends.port_shift), "-N", str(ports_of(mode)), "-p", str(cpu)]
     bound = ["-a", ends.server_address or ends.address, *_namespace(ends.server)]
     called = ["-a", ends.address, *_namespace(ends.client)]
     with _server([*common, *bound]):

@@ -21,6 +21,7 @@ from benchmarks.machine import pinned_cpu
 from benchmarks.native import Endpoints
 from benchmarks.ours import NAME, SameNode
 from benchmarks.samewire_node import Json, SamewireNode
+from benchmarks.scenario import Scenario
 from benchmarks.stats import median_of, percentile_of
 
 API_PORT = 6443
@@ -89,6 +90,7 @@ class ClusterIP(SameNode):
         self.endpoints = endpoints
         self.api: ApiServer | None = None
         self.start_s = 0.0
+        self.ends: Endpoints | None = None
 
     def setup(self) -> Endpoints:
         ends = super().setup()
@@ -102,7 +104,8 @@ class ClusterIP(SameNode):
             began = time.monotonic()
             daemon.start(wait=False)
             self.start_s = netns.call_in(ends.client, _connected) - began
-        return Endpoints(ends.client, ends.server, PROBE_VIP, ends.address)
+        self.ends = Endpoints(ends.client, ends.server, PROBE_VIP, ends.address)
+        return self.ends
 
     def teardown(self) -> None:
         try:
@@ -115,6 +118,29 @@ class ClusterIP(SameNode):
     def daemon(self) -> SamewireNode:
         """The daemon of the node."""
         return self.nodes[0]
+
+
+class StraightBeside(Scenario):
+    """The pods of a `ClusterIP` that is up, called by the server's own address.
+
+    Two set-ups of the same thing differ by some per cent for as long as they live, which is more than a service costs.
+    """
+
+    label = "ours-straight"
+
+    def __init__(self, service: ClusterIP) -> None:
+        self.name = straight_name(service.services)
+        self._service = service
+
+    def setup(self) -> Endpoints:
+        ends = self._service.ends
+        if ends is None:
+            raise BenchError(f"{self._service.name} is not up")
+        # Other ports: the service's connections have used these tuples behind their translation.
+        return Endpoints(ends.client, ends.server, ends.server_address, port_shift=PORTS + 1)
+
+    def teardown(self) -> None:
+        """Nothing is its own."""
 
 
 class UserMode(ClusterIP):
@@ -302,6 +328,11 @@ def _backends(service: Json) -> int:
 def clusterip_name(services: int) -> str:
     """How the report calls the datapath beside that many services."""
     return f"{NAME}, {services:,} services"
+
+
+def straight_name(services: int) -> str:
+    """How it calls the same pods without the service."""
+    return f"{clusterip_name(services)}, straight to the pod"
 
 
 def size_name(services: int, endpoints: int) -> str:
