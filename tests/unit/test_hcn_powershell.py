@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from samewire.hcn.codec import decode_modify, decode_object, encode
+from samewire.hcn.errors import HcnError
 from samewire.hcn.schema import Endpoint, Kind, Network
 from samewire.hcn.service import HnsService
 from samewire.hcn.state import State
 from samewire.hcn.store import Store
+from samewire.hcn.v1 import lists
 from samewire.hcn.v1.read import to_v2
-from tests.support.hcn import FakeSwitch
+from tests.support.hcn import FakeSwitch, overlay
 
 VERSION = {"Minor": 2, "Major": 2}
 
@@ -94,3 +96,23 @@ async def test_policies_are_taken_away_by_an_empty_one(service: HnsService, netw
     changed = await service.modify(Kind.ENDPOINT, made.id, decode_modify(Kind.ENDPOINT, request))
     assert isinstance(changed, Endpoint)
     assert changed.policies == ()
+
+
+async def test_a_route_for_endpoints_to_come(service: HnsService, network: Network) -> None:
+    """New-HnsRoute -MonitorDynamicEndpoints, without endpoints, by both modules."""
+    route = {
+        "DestinationPrefix": "10.96.0.0/12",
+        "NextHop": "",
+        "NeedEncap": True,
+        "AutomaticEndpointMonitor": True,
+    }
+    made = await create(service, Kind.ROUTE, HostComputeEndpoints=[None], Routes=[route])
+    assert (made.network_id, made.endpoint_ids) == (network.id, ())
+    kind, flat = lists.to_v2({"References": [], "Policies": [{"Type": "ROUTE", **route}]})
+    assert (await create(service, kind, **flat)).network_id == network.id
+    unwatched = {**route, "AutomaticEndpointMonitor": False}
+    with pytest.raises(HcnError, match="needs one"):
+        await create(service, Kind.ROUTE, HostComputeEndpoints=[None], Routes=[unwatched])
+    await service.create_network(overlay())
+    with pytest.raises(HcnError, match="needs one"):
+        await create(service, Kind.ROUTE, HostComputeEndpoints=[None], Routes=[route])

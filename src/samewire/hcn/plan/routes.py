@@ -20,8 +20,8 @@ from samewire.hcn.switch import Change
 
 
 def create_route(context: Context, route: Route) -> list[Change]:
-    """Plan the creation of a route object; its network may be left to its endpoints to say. Raises
-    HcnError.
+    """Plan the creation of a route object; its network may be left to its endpoints to say. One that watches endpoints
+    and names none is, on a node with one network, for that. Raises HcnError.
     """
     route = check_route(route)
     refuse_existing(context.view, Kind.ROUTE, route.id)
@@ -31,6 +31,8 @@ def create_route(context: Context, route: Route) -> list[Change]:
     networks = {endpoint.network_id for endpoint in endpoints} | (
         {route.network_id} if route.network_id else set()
     )
+    if not networks and route.watches_endpoints:
+        networks = {network.id for network in context.view.networks()}
     if len(networks) != 1:
         raise HcnError(
             HcnCode.INVALID_JSON_REFERENCE,
