@@ -21,11 +21,12 @@ from samewire.hcn.policies import (
     SourceMacAddress,
 )
 from samewire.hcn.schema import Network, NetworkType
-from samewire.vfp.constants import Layer, Reason
+from samewire.vfp.constants import SCOPE_ANY, SCOPE_OUTSIDE, SCOPE_UPLINK, Layer, Reason
 from samewire.vfp.simulate import checksum
 from tests.support.frames import fill, ip_packet, pseudo
 from tests.support.netlab import Lab, Space, poll
 from tests.support.node_rig import Node, Pod
+from tests.support.services import Balancer, Target
 from tests.support.traffic import Sniffer, inject, ping, tcp, tcp_pair, udp
 from tests.support.universe import packed
 from tests.support.vlans import Tagged, TagSniffer, join_vlan, with_tag
@@ -340,6 +341,39 @@ def test_translated_to_an_address_of_the_vlan(world: World, family: int) -> None
     for exchange in (tcp, udp):
         assert exchange(pod.space, world.routers[7], FAR[family], 8080).client[0] == virtual
     assert ping(pod.space, FAR[family]).source == FAR[family]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("far", [False, True])
+def test_pods_in_a_vlan_use_services(world: World, family: int, far: bool) -> None:
+    """By their gateway, as they see it; a backend beyond the node is reached by that, too."""
+    world.routers[7].set("ipv4" if family == 4 else "ipv6", "conf", "all", "forwarding", value=1)
+    backend, vip = world.remote if far else world.neighbour, {4: "10.96.0.10", 6: "fd96::10"}[family]
+    target = Target(
+        backend.address(family), 8080, SCOPE_UPLINK
+    )  # for services of all networks it is out there
+    service = Balancer(world.one, target)
+    service.vip(vip, 80, SCOPE_ANY)
+    try:
+        seen = tcp(world.pods[7].space, backend.space, vip, 80, at=(backend.address(family), 8080))
+        assert (seen.client[0], seen.server) == (world.pods[7].address(family), (vip, 80))
+    finally:
+        service.close()
+
+
+def test_a_vlan_is_no_way_to_services_of_outside(world: World) -> None:
+    """Of the node's own LAN: what comes with a tag is not for them."""
+    node, lan, vip = world.one, world.untagged, "192.168.9.200"
+    service = Balancer(node, Target(world.other.ip, 9, SCOPE_UPLINK), protocol=17)
+    service.vip(vip, 9, SCOPE_OUTSIDE)
+    frame = datagram(node.facts.uplink_mac, b"\x02\x66\0\0\0\x04", 4, vip)
+    try:
+        with Sniffer(world.other.space, "eth0", outgoing=False) as inside:
+            inject(lan, "eth0", with_tag(frame, 7))
+            inject(lan, "eth0", frame.replace(b"data", b"last"))
+            assert not [one for one in up_to(inside, b"last") if b"data" in one]
+    finally:
+        service.close()
 
 
 def test_a_solicitation_from_a_link_local_address_finds_its_answer(world: World) -> None:
