@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from samewire.hcn.base import Wire
+from samewire.inet import packed_ipv4
 
 
 class PolicyBase(Wire, frozen=True, kw_only=True, tag_field="Type", tag=lambda name: name):
@@ -29,14 +29,6 @@ def parse_ip(text: str) -> IPv4Address | IPv6Address:
     """Return an address; the steps of a change all ask for the same few. Raises ValueError."""
     packed = packed_ipv4(text)
     return IPv4Address(packed) if packed is not None else ip_address(text)
-
-
-def packed_ipv4(text: str) -> bytes | None:
-    """Return the four bytes of an IPv4 address, None for any other text: a fifth of what `ip_address` takes."""
-    try:
-        return socket.inet_pton(socket.AF_INET, text)
-    except (OSError, ValueError):
-        return None
 
 
 def text_items(text: str) -> list[str]:
