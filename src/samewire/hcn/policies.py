@@ -9,9 +9,8 @@ prefixes and MACs are strings in canonical form once an object has passed the se
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
-from ipaddress import ip_address
 from typing import TypeVar
 
 from samewire.hcn.base import U16, U32, U64
@@ -335,6 +334,8 @@ Policy = (
     | OtherPolicy
 )
 
+_IPV6 = int(NatFlags.IPV6)
+
 KNOWN_POLICIES: dict[str, type[PolicyBase]] = {
     cls.__name__.lower(): cls for cls in PolicyBase.__subclasses__() if cls is not OtherPolicy
 }
@@ -353,20 +354,14 @@ def policy_type(policy: Policy) -> str:
 
 def select(policies: Iterable[Policy], wanted: type[P]) -> list[P]:
     """Return the policies of one type, in their order."""
-    if isinstance(policies, Numbered):
-        return list(policies.of(wanted))
-    return [policy for policy in policies if type(policy) is wanted]
+    own = policies.of(wanted) if isinstance(policies, Numbered) else policies
+    return [policy for policy in own if type(policy) is wanted]
 
 
 def first(policies: Iterable[Policy], wanted: type[P]) -> P | None:
     """Return the first policy of a type, or None."""
-    if isinstance(policies, Numbered):
-        found = policies.of(wanted)
-        return found[0] if found else None
-    for policy in policies:  # no type of policies has another below it
-        if type(policy) is wanted:
-            return policy
-    return None
+    own = policies.of(wanted) if isinstance(policies, Numbered) else policies
+    return next((policy for policy in own if type(policy) is wanted), None)
 
 
 @lru_cache(maxsize=4096)
@@ -390,15 +385,14 @@ def nat_families(policy: OutBoundNAT) -> frozenset[int]:
     return frozenset({4, 6})
 
 
-def mapping_family(policy: PortMapping, addresses: Iterable[str]) -> int:
+def mapping_family(policy: PortMapping, addresses: Collection[str]) -> int:
     """Return the IP version of a PortMapping on an endpoint with these addresses.
 
     The IPv6 flag or the VIP's version decides; without both it is IPv4, or IPv6 on an endpoint that has
     only that.
     """
     if policy.vip:
-        return ip_address(policy.vip).version
-    if policy.flags & NatFlags.IPV6:
+        return 6 if ":" in policy.vip else 4
+    if policy.flags & _IPV6:
         return 6
-    versions = {ip_address(address).version for address in addresses}
-    return 6 if versions == {6} else 4
+    return 6 if addresses and all(":" in address for address in addresses) else 4

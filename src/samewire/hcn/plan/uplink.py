@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from samewire.hcn.errors import HcnCode, HcnError
-from samewire.hcn.policies import VLAN, InterfaceConstraint, OutBoundNAT, Policy, SourceMacAddress, first
+from samewire.hcn.policies import (
+    VLAN,
+    InterfaceConstraint,
+    OutBoundNAT,
+    Policy,
+    SourceMacAddress,
+    first,
+    select,
+)
 from samewire.hcn.schema import Network, NetworkType
 from samewire.hcn.switch import NodeFacts
 
@@ -20,7 +28,7 @@ _WITH_ONE_MAC = frozenset({NetworkType.L2BRIDGE, NetworkType.L2TUNNEL})
 def vlans_of(network: Network) -> list[VLAN]:
     """The VLAN policies of the network and of its subnets."""
     lists = (network.policies, *(subnet.policies for subnet in network.subnets))
-    return [policy for policies in lists for policy in policies if isinstance(policy, VLAN)]
+    return [policy for policies in lists for policy in select(policies, VLAN)]
 
 
 def check_constraint(policies: Iterable[Policy], facts: NodeFacts) -> None:

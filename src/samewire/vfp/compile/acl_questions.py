@@ -26,6 +26,7 @@ from samewire.vfp.tables import AclPortKey, AclPrefixKey, AclSetKey, AclVector, 
 
 _WORDS: Final = struct.Struct(f"<{ACL_WORDS}Q")
 _LOW: Final = 0xFFFFFFFF
+_WORD: Final = 64
 _ADDRESS_BITS: Final = 8 * ADDRESS_BYTES
 _PORT_BITS: Final = 16
 _WITH_PORTS: Final = frozenset((6, 17, 132))
@@ -182,8 +183,7 @@ class Questions:
         name, users = _vector_name(vector), self._users.get(vector, 0)
         if not users:
             words = _WORDS.unpack(vector)
-            summary = sum(1 << place for place, word in enumerate(words) if word)
-            draft.put("sw_acl_vectors", name, AclVector(summary, words))
+            draft.put("sw_acl_vectors", name, AclVector(_summary(after), words))
         self._users[vector] = users + 1
         draft.put(table, key, name)
 
@@ -196,6 +196,18 @@ class Questions:
         if not self._users[vector]:
             del self._users[vector]
             draft.remove("sw_acl_vectors", _vector_name(vector))
+
+
+def _summary(bits: int) -> int:
+    """Which words of a vector are not zero. Most have few that are not."""
+    found = place = 0
+    while bits:
+        zeros = ((bits & -bits).bit_length() - 1) // _WORD
+        place += zeros
+        found |= 1 << place
+        place += 1
+        bits >>= _WORD * (zeros + 1)
+    return found
 
 
 @lru_cache(maxsize=8192)
