@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from samewire.hcn.policies import ACL, AclAction, AclDirection, OutBoundNAT
 from samewire.hcn.schema import NetworkType
 from samewire.vfp.constants import Counter, Layer, PortFlag, Reason, RouteKind
+from samewire.vfp.diff import Put, Remove
 from samewire.vfp.tables import Id, Nexthop, Port
 from tests.support.frames import fill, ip_packet, pseudo
 from tests.support.netlab import Lab, poll
@@ -166,13 +167,13 @@ def test_guard_off(world: World) -> None:
     key = Id(pod.port)
     port = node.table("sw_ports")[key]
     assert isinstance(port, Port)
-    node.map("sw_ports").update(key.pack(), replace(port, flags=port.flags | PortFlag.NO_GUARD).pack())
+    node.apply([Put("sw_ports", key, replace(port, flags=port.flags | PortFlag.NO_GUARD))])
     try:
         with Sniffer(world.underlay.out, "eth0", outgoing=False) as sniffer:
             inject(pod.space, "eth0", udp_frame(pod, 4, source=FORGED[4], mac=FORGED_MAC))
             sniffer.wait(lambda frame: frame[12:14] == ETH[4] and frame[-4:] == b"data")
     finally:
-        node.map("sw_ports").update(key.pack(), port.pack())
+        node.apply([Put("sw_ports", key, port)])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -221,25 +222,25 @@ def test_ports_and_next_hops_that_are_gone(world: World, family: int) -> None:
     def send() -> None:
         inject(pod.space, "eth0", frame)
 
-    node.map("sw_ports").update(key.pack(), replace(port, flags=port.flags | PortFlag.BLOCKED).pack())
+    node.apply([Put("sw_ports", key, replace(port, flags=port.flags | PortFlag.BLOCKED))])
     drops_once(node, pod.port, (Layer.GUARD, Reason.PORT_BLOCKED), send)
     back = udp_frame(other, family, to=pod.address(family))
     drops_once(node, pod.port, (Layer.L2, Reason.PORT_BLOCKED), lambda: inject(other.space, "eth0", back))
-    node.map("sw_ports").delete(key.pack())
+    node.apply([Remove("sw_ports", key)])
     drops_once(node, pod.port, (Layer.PARSE, Reason.UNKNOWN_PORT), send)
     # The sender is charged for a target whose port is gone.
     drops_once(node, other.port, (Layer.ROUTE, Reason.NO_ENDPOINT), lambda: inject(other.space, "eth0", back))
-    node.map("sw_ports").update(key.pack(), port.pack())
+    node.apply([Put("sw_ports", key, port)])
     hops = {
         key: hop
         for key, hop in node.table("sw_nexthops").items()
         if isinstance(hop, Nexthop) and hop.kind == RouteKind.UPLINK and hop.family == family
     }
     for name in hops:
-        node.map("sw_nexthops").delete(name.pack())
+        node.apply([Remove("sw_nexthops", name)])
     drops_once(node, pod.port, (Layer.ROUTE, Reason.NO_NEXTHOP), send)
     for name, hop in hops.items():
-        node.map("sw_nexthops").update(name.pack(), hop.pack())
+        node.apply([Put("sw_nexthops", name, hop)])
     assert ping(pod.space, OUT[family]).source == OUT[family]
 
 
