@@ -19,7 +19,7 @@ from samewire.hcn.schema import Endpoint, Kind, Network
 from samewire.kernel import faults
 from samewire.kernel.bpf import unmount_bpffs
 from samewire.kernel.netns import NetNamespace
-from samewire.kernel.rtnetlink import Link, Netlink, link_dump
+from samewire.kernel.rtnetlink import Link, Netlink, link_dump, link_set
 from samewire.node.audit import is_leftover
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
@@ -126,6 +126,18 @@ def names_in(pod: str) -> list[str]:
 
 def numbers(node: Node) -> dict[str, dict[str, int]]:
     return {kind: node.store.numbers(kind) for kind in ("scope", "nexthop", "acl", "nat")}
+
+
+async def test_what_is_known_of_a_network_follows_it_and_the_node(node: Node) -> None:
+    made, backend = await create_network(node), NodeBackend(node)
+    before = await backend.ensure_network("pods", None)
+    assert before.subnets == ("10.244.0.0/24", "fd00:244::/64")
+    node.netlink.request(link_set("eth0", mtu=1400))
+    await node.refresh()
+    assert (await backend.ensure_network("pods", None)).mtu == before.mtu - 100
+    await node.service.delete(Kind.NETWORK, made.id)
+    await create_network(node, subnet="10.245.0.0/24")
+    assert (await backend.ensure_network("pods", None)).subnets == ("10.245.0.0/24", "fd00:244::/64")
 
 
 async def test_add(net: NodeNet, node: Node) -> None:

@@ -252,7 +252,13 @@ _NONE: Final = Group()
 
 def numbered(items: Iterable[T]) -> Numbered[T]:
     """Items as a list with numbers: as it is, or a plain one numbered through."""
-    return items if isinstance(items, Numbered) else Numbered(items)
+    if isinstance(items, Numbered):
+        return items
+    return Numbered(items) if items else _EMPTY
+
+
+_EMPTY: Final[Numbered[Any]] = Numbered()
+"""One for all: what has been worked out of it stays worked out."""
 
 
 class _Edit(NamedTuple):
