@@ -128,6 +128,19 @@ def test_sets_that_are_edited(history: Sequence[Sequence[SetPolicy]], keeps_numb
         assert kernel == steady.tables() == steady.entries("sets")
 
 
+def test_a_flat_set_that_comes_after_the_nested_one_that_holds_it() -> None:
+    nested = SetPolicy(set_id="n", policy_type=SetType.NESTEDIPSET, values="a,b")
+    a, b = (SetPolicy(set_id=name, values=f"10.0.0.{i},10.0.1.0/24") for i, name in enumerate("ab"))
+    other = SetPolicy(set_id="other", values="10.0.0.0/16")
+    history = [(nested, b), (nested, b, a), (nested, b, a, other), (nested, a, other)]
+    alone = [from_nothing(policies, i) for i, policies in enumerate(history)]
+    sets_compiler._LAST.clear()
+    listed: Numbered[SetPolicy] = Numbered()
+    for i, policies in enumerate(history):
+        listed = listed.updated(policies)
+        assert compile_sets(network(listed, "NET"), i).entries == alone[i].entries
+
+
 def test_sets_that_cannot_be() -> None:
     """A change that fails leaves what is remembered as it was."""
     good = [SetPolicy(set_id=f"s{i}", values="10.0.0.1") for i in range(256)]
