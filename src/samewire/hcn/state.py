@@ -53,7 +53,13 @@ def _policy_keys(endpoint: Endpoint | None, beside: Endpoint | None) -> Iterator
     """The keys of an endpoint's policies that another state of it has not."""
     if endpoint is None:
         return
-    policies, others = numbered(endpoint.policies), numbered(beside.policies if beside is not None else ())
+    policies = numbered(endpoint.policies)
+    if beside is None:
+        for keys, key in _POLICY_KEYS:
+            for name in policies.by(keys):
+                yield key(endpoint, name)
+        return
+    others = numbered(beside.policies)
     own = [policy for _, policy in policies.difference(others).new]
     for keys, key in _POLICY_KEYS:
         for name in dict.fromkeys(name for policy in own for name in keys(policy)):
