@@ -5,6 +5,8 @@
 #ifndef SAMEWIRE_AGEING_H
 #define SAMEWIRE_AGEING_H
 
+#include <linux/errno.h>
+
 #include "flow.h"
 
 struct sw_ageing {
@@ -33,16 +35,27 @@ static int sw_age(void *map, __u32 *key, struct sw_ageing *ageing)
 	return 0;
 }
 
+/*
+ * The kernel takes the timer's memory without waiting for a lock (from 6.18 on), so there may be none for the moment. The
+ * daemon asks again.
+ */
+#define SW_AGEING_AGAIN 5
+
 SEC("tc")
 int sw_start_ageing(struct __sk_buff *skb)
 {
 	struct sw_ageing *ageing;
 	__u32 zero = 0;
+	long error;
 
 	ageing = bpf_map_lookup_elem(&sw_ageing, &zero);
 	if (!ageing)
 		return 1;
-	bpf_timer_init(&ageing->timer, &sw_ageing, 1 /* CLOCK_MONOTONIC */); /* EBUSY: there since the last start */
+	error = bpf_timer_init(&ageing->timer, &sw_ageing, 1 /* CLOCK_MONOTONIC */);
+	if (error == -ENOMEM)
+		return SW_AGEING_AGAIN;
+	if (error && error != -EBUSY) /* EBUSY: there since the last start */
+		return 4;
 	if (bpf_timer_set_callback(&ageing->timer, sw_age)) /* a new program takes over from the old one's callback */
 		return 2;
 	return bpf_timer_start(&ageing->timer, SW_AGE_PERIOD_NS, 0) ? 3 : 0;

@@ -53,9 +53,8 @@ class Checkpoints:
     def _run(self) -> None:
         try:
             complete = any(self._is_complete() for _ in range(_PASSES))
-            if (
-                not complete
-            ):  # changes come faster than passes end: the few that are left, with nobody in between
+            if not complete:
+                # Changes come faster than passes end: the few that are left, with nobody in between.
                 with self._alone:
                     complete = self._is_complete()
         except sqlite3.Error as error:

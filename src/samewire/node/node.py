@@ -52,6 +52,8 @@ from samewire.vfp.model import NodeFacts
 log = structlog.get_logger(__name__)
 
 _FRAME = bytes(64)
+_AGEING_AGAIN = 5  # bpf/ageing.h
+_AGEING_TRIES = 100
 
 
 def switch_object() -> Path:
@@ -277,9 +279,13 @@ class Node:
         self.hooks.attach_sockets(cgroup)
 
     def _start_ageing(self) -> None:
-        outcome = self.board.programs["sw_start_ageing"].test_run(_FRAME, SkbContext())
-        if outcome.retval:
-            raise KernelError("start the ageing of flows", errno.EIO, f"step {outcome.retval} failed")
+        program = self.board.programs["sw_start_ageing"]
+        for _ in range(_AGEING_TRIES):
+            step = program.test_run(_FRAME, SkbContext()).retval
+            if step != _AGEING_AGAIN:
+                break
+        if step:
+            raise KernelError("start the ageing of flows", errno.EIO, f"step {step} failed")
 
 
 def _refuse_to_forget(database: Path) -> None:
