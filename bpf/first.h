@@ -256,6 +256,9 @@ SW_INLINE void sw_route_direct_back(struct sw_packet *p, const struct sw_route *
 	if (sw_is_client_here(p)) {
 		p->reverse.fate = SW_TO_INGRESS;
 		p->reverse.flags |= p->out_scope != SW_SCOPE_UPLINK ? SW_DECREMENT : 0;
+		/* PreserveDIP: under one key with what the client has sent, the answer that comes round would be its own. */
+		if (p->out_scope == SW_SCOPE_UPLINK && sw_same_address(&p->out.destination, &p->first.destination))
+			p->wants_snat = 1;
 	} else if (route && route->kind == SW_ROUTE_UPLINK) {
 		p->reverse.fate = SW_TO_UPLINK;
 		p->reverse.target = route->nexthop;

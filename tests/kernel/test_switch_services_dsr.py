@@ -391,3 +391,57 @@ def test_preserved_destination_here(world: World, family: int) -> None:
             near.connect((OUT[family], 80))
     service.close()
     pod.space.ip("address", "del", VIP[family], "dev", "lo")
+
+
+ROUTED = {4: "198.51.100.200", 6: "2001:db8:5::200"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("client", ["plain", "ruled", "masked"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_preserved_destination_beside_the_client(world: World, kind: str, client: str, family: int) -> None:
+    """The answer's addresses are those of what the client has sent: it comes round once, and not for ever."""
+    pod: Pod = getattr(world, kind)
+    near: Pod = getattr(world, client)
+    vip = ROUTED[family]
+    world.underlay.router.ip("route", "replace", vip, "via", node_address(world.first, family))
+    pod.space.ip("address", "replace", vip, "dev", "lo", *(["nodad"] if family == 6 else []))
+    try:
+        for protocol, exchange in EXCHANGES:
+            service = Balancer(
+                world.first,
+                world.target(pod, family),
+                protocol=protocol,
+                flags=int(ServiceFlag.PRESERVE),
+                source=GATEWAY[family],
+            )
+            service.vip(vip, 81, SCOPE_OUTSIDE)
+            world.receive(pod, family, protocol, vip, 81, keep=True)
+            seen = exchange(near.space, pod.space, vip, 81)
+            assert seen.server == (vip, 81)
+            service.close()
+    finally:
+        pod.space.ip("address", "del", vip, "dev", "lo")
+        world.underlay.router.ip("route", "del", vip)
+
+
+def test_nobody_outside_speaks_for_the_backend(world: World) -> None:
+    """What comes by the uplink under the key of an answer that comes round is not sent round again."""
+    pod, near, second = world.bridged, world.plain, world.second
+    with (
+        _service(world, pod, 4) as to,
+        bound(pod.space, socket.SOCK_DGRAM, pod.ip, INTERNAL) as far,
+        near.space.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking,
+    ):
+        asking.settimeout(5)
+        asking.connect((to, NODE_PORT))
+        asking.send(b"x")
+        _, sender = far.recvfrom(10)
+        key = (second.facts.uplink_ifindex, Layer.FLOW, Reason.MARTIAN)
+        before = second.dropped(*key)
+        mac = mac_text(second.facts.uplink_mac).replace("-", ":")
+        packet = IP(src=pod.ip, dst=sender[0]) / UDP(sport=INTERNAL, dport=sender[1]) / b"forged"
+        inject(world.underlay.out, "eth0", bytes(Ether(dst=mac) / packet))
+        poll("a drop", lambda: second.dropped(*key) > before)
+        far.sendto(b"y", sender)
+        assert asking.recv(10) == b"y"

@@ -282,6 +282,8 @@ class Simulator:
             if hop.vni:
                 self._to_vlan(walk)
         elif config is not None and action.fate == Fate.INGRESS:
+            if walk.arrival == Arrival.UPLINK:
+                raise Dropped(Layer.FLOW, Reason.MARTIAN)
             target = config.uplink_ifindex
         elif config is not None:
             if walk.arrival == Arrival.UPLINK:

@@ -278,6 +278,8 @@ def _way_back(state: State, walk: Walk) -> tuple[Fate, int, int] | None:
 
 def _direct_way_back(state: State, walk: Walk, route: Route | None) -> tuple[Fate, int, int] | None:
     if _is_client_here(state, walk):
+        if walk.out_scope == SCOPE_UPLINK and walk.out.destination == walk.first.destination:
+            walk.wants_snat = True
         return Fate.INGRESS, 0, RewriteFlag.DECREMENT if walk.out_scope != SCOPE_UPLINK else 0
     if route is not None and route.kind == RouteKind.UPLINK:
         routed = route.flags & RouteFlag.DECREMENT
