@@ -137,7 +137,7 @@ SW_INLINE void sw_count_in_flow(struct __sk_buff *skb, const struct sw_packet *p
 {
 #ifndef TRACE
 	struct sw_flow_count *count;
-	__u32 packets = 1, bytes;
+	__u32 packets, bytes, size;
 
 	if (!sw_counted_slots)
 		return;
@@ -145,8 +145,11 @@ SW_INLINE void sw_count_in_flow(struct __sk_buff *skb, const struct sw_packet *p
 	if (!count)
 		return;
 	bytes = skb->len - SW_L3;
-	if (skb->gso_segs > 1) { /* each packet on the wire has its own headers */
-		packets = skb->gso_segs;
+	packets = skb->gso_segs;
+	size = skb->gso_size;
+	if (!packets) /* of a virtual machine's NIC: it does not say of how many it has made one */
+		packets = size ? (skb->len - p->payload_offset + size - 1) / size : 1;
+	if (packets > 1) { /* each packet on the wire has its own headers */
 		bytes += (packets - 1) * (p->payload_offset - SW_L3);
 	} else if (p->ip_bytes < bytes) { /* padded to the least that Ethernet takes */
 		bytes = p->ip_bytes;

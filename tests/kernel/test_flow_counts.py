@@ -292,6 +292,22 @@ def test_padding_is_no_byte_of_the_packet(world: World) -> None:
         assert counted(ends_of(node, "udp", 7)[0]) == (2, 64)
 
 
+@pytest.mark.kernelcore
+@pytest.mark.parametrize(("said", "packets"), [(0, 3), (3, 3), (1, 1)])
+def test_packets_that_a_nic_has_joined(world: World, said: int, packets: int) -> None:
+    """A virtual machine's NIC says how long they were, and not how many; the kernel asks that itself, too."""
+    with Lab() as lab:
+        node = Underlay(lab).node(35, counted=True)
+        pod = node.pod(node.network(own(NetworkType.NAT, 8)), "10.8.0.10", "fd08::10")
+        ends = packed(pod.ip), packed(OUT[4])
+        raw = struct.pack("!HHHH", 7, 53, 8 + 250, 0) + bytes(250)
+        frame = pod.link.host_mac + pod.mac + b"\x08\0" + ip_packet(4, *ends, 17, raw, 64, 0, 1)
+        context = SkbContext(ifindex=pod.port, gso_segs=said, gso_size=100)
+        program = node.program("sw_ingress")
+        node.space.run(lambda: program.test_run(frame, context))
+        assert counted(ends_of(node, "udp", 7)[0]) == (packets, packets * 28 + 250)
+
+
 def test_a_node_that_does_not_count_has_no_memory_for_it(world: World) -> None:
     with Lab() as lab:
         node = Underlay(lab).node(33)
