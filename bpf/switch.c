@@ -160,6 +160,7 @@ SW_COLD __noinline int sw_take_tagged(struct __sk_buff *skb, __u32 tag)
 	struct sw_packet *p = sw_packet_here();
 	__u32 of_node = SW_VLAN_NODE | (tag & SW_VLAN_ID), any = SW_VLAN_NODE | SW_VLAN_ID;
 	struct sw_vni *found;
+	int reason;
 
 	SW_USE_CONTEXT(skb);
 	if (!p)
@@ -168,14 +169,22 @@ SW_COLD __noinline int sw_take_tagged(struct __sk_buff *skb, __u32 tag)
 	if (skb->vlan_proto != bpf_htons(ETH_P_8021Q)) /* a provider's tag: another one is inside */
 		return SW_PASS;
 #endif
-	found = bpf_map_lookup_elem(&sw_vnis, &tag);
-	if (!found) {
-		if (!bpf_map_lookup_elem(&sw_vnis, &of_node) && bpf_map_lookup_elem(&sw_vnis, &any))
-			sw_drop(p, SW_LAYER_DECAP, SW_REASON_OTHER_VLAN);
-		return SW_PASS;
+	if (tag & SW_VLAN_ID) {
+		found = bpf_map_lookup_elem(&sw_vnis, &tag);
+		if (!found) {
+			if (!bpf_map_lookup_elem(&sw_vnis, &of_node) && bpf_map_lookup_elem(&sw_vnis, &any))
+				sw_drop(p, SW_LAYER_DECAP, SW_REASON_OTHER_VLAN);
+			return SW_PASS;
+		}
+		p->scope = found->scope;
 	}
-	p->scope = found->scope;
-	return skb->protocol == bpf_htons(ETH_P_ARP) ? 0 : sw_parse(skb, p);
+	reason = skb->protocol == bpf_htons(ETH_P_ARP) ? 0 : sw_parse(skb, p);
+#ifndef TRACE
+	/* A priority and no VLAN: as if it had none. Not where another tag is inside, which would come to the front. */
+	if (!reason && !(tag & SW_VLAN_ID) && bpf_skb_vlan_pop(skb))
+		return SW_PASS;
+#endif
+	return reason;
 }
 
 /* tag: SW_VLAN and the frame's VLAN, 0 without one. */
@@ -195,7 +204,8 @@ SW_INLINE int sw_from_uplink(struct __sk_buff *skb, struct sw_packet *p, const s
 	if (p->neighbour)
 		return sw_neighbour(skb, p, 0);
 	/* The tunnel's outer packets: straight to the VXLAN device. */
-	if (p->protocol == IPPROTO_UDP && p->tuple.destination_port == config->vxlan_port && !p->fragment)
+	if (p->protocol == IPPROTO_UDP && p->tuple.destination_port == config->vxlan_port && !p->fragment &&
+	    p->scope == SW_SCOPE_UPLINK)
 		return SW_PASS;
 	if (sw_is_multicast(p))
 		return SW_PASS;

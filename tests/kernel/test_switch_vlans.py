@@ -401,3 +401,25 @@ def test_the_lan_is_as_it_was(world: World) -> None:
     for family in FAMILIES:
         assert tcp(pod.space, out, OUT[family], 8080).client[0] == pod.address(family)
         assert tcp(out, pod.space, pod.address(family), 8080).client[0] == OUT[family]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_priority_alone_is_no_vlan(world: World, family: int) -> None:
+    """IEEE 802.1Q, 9.6: a tag whose VLAN is 0 only has a priority; whose frame it is, it does not say."""
+    node, lan, pod = world.one, world.untagged, world.other
+    frame = datagram(node.facts.uplink_mac, b"\x02\x66\0\0\0\x05", family, pod.address(family))
+    with Sniffer(pod.space, "eth0", outgoing=False) as inside:
+        inject(lan, "eth0", with_tag(frame, 0xA000))
+        found = inside.wait(lambda one: b"data" in one)
+        assert found[12:14] == ETHERTYPE[family]
+        inject(lan, "eth0", with_tag(frame.replace(b"data", b"next"), 0xA007))
+        inject(lan, "eth0", frame.replace(b"data", b"last"))
+        assert not [one for one in up_to(inside, b"last") if b"next" in one]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_port_is_a_pods(world: World, family: int) -> None:
+    """That of the tunnel, too: the node has none in a VLAN."""
+    to = world.pods[7].address(family)
+    for port in (4789, 8472):
+        assert udp(world.routers[7], world.pods[7].space, to, port).client[0] == ROUTER[family]

@@ -173,10 +173,13 @@ class Simulator:
         if packet.neighbour:
             raise Answered(neighbour.answer_neighbour(self.state, packet, walk.scope, None))
         outer = packet.protocol == UDP and packet.tuple.destination_port == config.vxlan_port
+        outer = outer and walk.scope == SCOPE_UPLINK
         if (outer and not packet.fragment) or _is_multicast(packet):
             raise Passed
 
     def _scope_of_tag(self, tag: int) -> int:
+        if not tag & VLAN_ID:  # a priority, and no VLAN
+            return SCOPE_UPLINK
         found = self.state.vni(tag)
         if found is not None:
             return found.scope
