@@ -406,7 +406,8 @@ def test_the_lan_is_as_it_was(world: World) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_priority_alone_is_no_vlan(world: World, family: int) -> None:
     """IEEE 802.1Q, 9.6: a tag whose VLAN is 0 only has a priority; whose frame it is, it does not say."""
-    node, lan, pod = world.one, world.untagged, world.other
+    node, lan = world.one, world.untagged
+    pod = node.pod(world.other.network, f"192.168.9.{130 + family}", f"fd09::{130 + family}")
     frame = datagram(node.facts.uplink_mac, b"\x02\x66\0\0\0\x05", family, pod.address(family))
     with Sniffer(pod.space, "eth0", outgoing=False) as inside:
         inject(lan, "eth0", with_tag(frame, 0xA000))
