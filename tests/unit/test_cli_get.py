@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from samewire.cli.main import cli
 from samewire.hcn.codec import encode
 from samewire.trace.views import Names, drop_event, drop_rows, flow_rows, layer_row, port_rows
+from samewire.vfp.rule_names import rule_number
 from tests.support.tools import (
     CLIENT,
     CLIENT_ID,
@@ -210,6 +211,17 @@ def test_drops(daemon: StubDaemon) -> None:
         ["7", "sw00000000042", "shop/web-0", "acl_in", "blocked", "-", "pod"],
     ]
     assert "An ACL rule says Block" in get(daemon, "drops", "-o", "wide").stdout
+
+
+def test_rules_are_called_what_lists_of_rules_call_them(daemon: StubDaemon) -> None:
+    names = {2: "2", rule_number(3, 2): "3.2", rule_number(1, network=True): "network 1"}
+    drop = next(row for row in plain(drop_rows({"sw_drops": DROPS}, NAMES)) if row["layer"] == "acl_in")
+    flow = plain(flow_rows(TABLES, NAMES, 110))[0]
+    for number, name in names.items():
+        daemon.answers["GET /v2/switch/drops"] = (200, [{**drop, "rule": number}])
+        assert lines(get(daemon, "drops"))[1][5] == name
+        daemon.answers["GET /v2/switch/flows"] = (200, [{**flow, "rules": [0, number]}])
+        assert lines(get(daemon, "flows", "-o", "wide"))[1][-4] == f"0/{name}"
 
 
 def test_nothing_to_show(daemon: StubDaemon) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from samewire.errors import Conflict, NotFound
+from samewire.vfp.rule_names import rule_in, rule_text
 
 Json = Mapping[str, Any]
 
@@ -141,7 +142,7 @@ def drop_line(event: Json, wide: bool) -> str:
     at = time.strftime("%H:%M:%S", time.localtime(time.time() - ago_s))
     drop = event["drop"]
     who = drop["endpoint"] or drop["interface"] or f"port {drop['port']}"
-    rule = f" rule {drop['rule']}" if drop["rule"] else ""
+    rule = f" rule {rule_in(drop['layer'], drop['rule'])}" if drop["rule"] else ""
     line = f"{at}  {who}  {drop['layer']}: {drop['reason']}{rule}  {ends_text(TupleView(**event['ends']))}"
     return f"{line}  {drop['explanation']}" if wide else line
 
@@ -324,7 +325,7 @@ FLOWS: Final = View(
         Column("IDLE", lambda flow: f"{flow['idle_s']:.0f}s"),
         Column("PACKETS", lambda flow: _sent(flow, "packets"), wide=True),
         Column("BYTES", lambda flow: _sent(flow, "bytes"), wide=True),
-        Column("RULES", lambda flow: "/".join(map(str, flow["rules"])), wide=True),
+        Column("RULES", lambda flow: "/".join(map(rule_text, flow["rules"])), wide=True),
         Column("SCOPE", lambda flow: str(flow["scope"]), wide=True),
         Column("ARRIVAL", _field("arrival"), wide=True),
         Column("ENTRIES", lambda flow: str(flow["entries"]), wide=True),
@@ -338,7 +339,7 @@ DROPS: Final = View(
         Column("ENDPOINT", _field("endpoint")),
         Column("LAYER", _field("layer")),
         Column("REASON", _field("reason")),
-        Column("RULE", _field("rule")),
+        Column("RULE", lambda drop: rule_in(drop["layer"], drop["rule"])),
         Column("ARRIVAL", _field("arrival")),
         Column("EXPLANATION", _field("explanation"), wide=True),
     )

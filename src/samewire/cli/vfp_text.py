@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from samewire.vfp.rule_names import rule_text
+from samewire.vfp.rule_names import rule_in, rule_text
 
 Json = dict[str, Any]
 
@@ -91,8 +91,7 @@ def flow_fields(flow: Json) -> Mapping[str, object]:
 
 def _rule_of(step: Json) -> str:
     """A step's rule as `list-rules` calls it."""
-    number = int(step["rule"])
-    return rule_text(number) if number and step["layer"].startswith("acl") else str(number or "")
+    return rule_in(step["layer"], step["rule"])
 
 
 def step_fields(step: Json) -> Mapping[str, object]:

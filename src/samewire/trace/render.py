@@ -16,6 +16,7 @@ from samewire.trace.model import StepView, TraceAnswer, TupleView
 from samewire.trace.reasons import LAYERS
 from samewire.trace.summary import ends_text
 from samewire.vfp.constants import Layer
+from samewire.vfp.rule_names import rule_in
 
 _STYLES: Final = {"drop": "bold red", "rewrite": "yellow", "send": "green", "established": "cyan"}
 _FROM: Final = {
@@ -74,7 +75,7 @@ def _verdict(trail: Trail) -> RenderableType:
     last = trail.hops[-1]
     if last.drop is not None:
         drop = last.drop
-        rule = f", rule {drop.rule}" if drop.rule else ""
+        rule = f", rule {rule_in(drop.layer, drop.rule)}" if drop.rule else ""
         reason = drop.reason.replace("_", " ")
         head = f"✗ dropped on {last.node} by {_layer(drop.layer)}: {reason}{rule}"
         return Group(

@@ -22,3 +22,8 @@ def rule_text(number: int) -> str:
     place = (number & ~RULE_NETWORK) >> RULE_TIER_SHIFT
     text = f"{number & RULE_POLICY_MASK}.{place}" if place else str(number & RULE_POLICY_MASK)
     return f"network {text}" if number & RULE_NETWORK else text
+
+
+def rule_in(layer: str, number: int) -> str:
+    """The name for people of a rule of ``layer``, as lists of rules have it; "" for none."""
+    return rule_text(number) if number and layer.startswith("acl") else str(number or "")
