@@ -285,6 +285,7 @@ def test_a_pod_whose_namespace_died_is_degraded_until_del(
     assert len(node.request("GET", "/v2/health")["degraded_endpoints"]) == 1
     assert can_ping(pods[1], ROUTER_IP)
     node.delete("pod0", pods[0], node.conf())
+    assert node.request("GET", "/v2/health")["degraded_endpoints"] == {}
     poll("it is healthy again", lambda: node.differences() == [])
     assert len(node.endpoints()) == 1
 

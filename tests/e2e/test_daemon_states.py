@@ -102,7 +102,8 @@ def test_a_pod_whose_network_namespace_has_gone_is_degraded(net: NodeNet, node: 
     told.wait("endpoints", endpoint, DEGRADED)
     assert told.state("namespaces", space) == DEGRADED
     assert told.state("networks", network) == CREATED
-    assert "namespace" in node.request("GET", f"/v2/endpoints/{endpoint}")["Health"]["Data"]["Error"]
+    for degraded in (f"/v2/endpoints/{endpoint}", f"/v2/namespaces/{space}"):
+        assert "namespace" in node.request("GET", degraded)["Health"]["Data"]["Error"]
     listed = {item["ID"]: item["State"] for item in node.endpoints()}
     assert sorted(listed.values()) == [SHARING, DEGRADED], "whoever filters by 3 gets the pods that work"
     assert can_ping(net.node, working)

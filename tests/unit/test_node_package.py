@@ -50,8 +50,9 @@ def test_a_replaced_package_is_told(directory: Path, change: Callable[[Path], No
         package.check("the trace")
 
 
-def test_bytecode_comes_and_goes(directory: Path) -> None:
+@pytest.mark.parametrize("name", ["__pycache__", "windows"])
+def test_what_the_daemon_does_not_load_may_come_and_go(directory: Path, name: str) -> None:
     package = Package(directory)
-    (directory / "part" / "__pycache__").mkdir()
-    (directory / "part" / "__pycache__" / "late.pyc").touch()
+    (directory / "part" / name).mkdir()
+    (directory / "part" / name / "late").touch()
     package.check("nothing")

@@ -40,16 +40,17 @@ def state_of(view: StoreView, value: Object) -> ObjectState:
     node itself is "attached". (Policy agents filter by the former to get the pods and nothing else.) What exists and
     cannot work is "degraded", a namespace when one of its endpoints is.
     """
-    if view.trouble_of(value.id):
+    if _trouble(view, value):
         return ObjectState.DEGRADED
-    if isinstance(value, Endpoint):
-        return _attachment(view, value)
-    if isinstance(value, Namespace):
-        members = view.endpoints_of_namespace(value.id)
-        return (
-            ObjectState.DEGRADED if any(view.trouble_of(one.id) for one in members) else ObjectState.CREATED
-        )
-    return ObjectState.CREATED
+    return _attachment(view, value) if isinstance(value, Endpoint) else ObjectState.CREATED
+
+
+def _trouble(view: StoreView, value: Object) -> str:
+    """Return why an object cannot work, "" when nothing is known; a namespace has its endpoints' troubles."""
+    own = view.trouble_of(value.id)
+    if own or not isinstance(value, Namespace):
+        return own
+    return next(filter(None, (view.trouble_of(one.id) for one in view.endpoints_of_namespace(value.id))), "")
 
 
 def _attachment(view: StoreView, endpoint: Endpoint) -> ObjectState:
@@ -94,7 +95,7 @@ def render(view: View, value: Object, detailed: bool = False) -> dict[str, Any]:
     if stored_only:
         extra["StoredOnly"] = stored_only
     health = {"Extra": extra} if extra else {}
-    trouble = view.trouble_of(value.id)
+    trouble = _trouble(view, value)
     if trouble:
         health["Data"] = {"Error": trouble}
     if health:

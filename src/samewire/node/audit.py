@@ -80,7 +80,7 @@ class Holder(Protocol):
 
 
 class Auditor:
-    """Compares one switch with the kernel. ``degraded`` maps endpoint ids to what is wrong with them."""
+    """Compares one switch with the kernel."""
 
     def __init__(self, switch: NodeSwitch, view: State, holder: Holder) -> None:
         self._switch = switch
@@ -89,11 +89,16 @@ class Auditor:
         self._known: set[Difference] = set()
         self._known_failed: set[str] = set()
         self._lost: dict[str, Identity] = {}
-        self.degraded: dict[str, str] = {}
+        self._degraded: dict[str, str] = {}
         self.last = AuditReport()
         self.totals: Counter[str] = Counter()
         self.devices_wrong = asyncio.Event()
         """Set when the node's own devices are not as they should be: somebody has to read them again."""
+
+    @property
+    def degraded(self) -> dict[str, str]:
+        """What the last audit found wrong with endpoints that are still there."""
+        return {name: text for name, text in self._degraded.items() if self._view.endpoint(name)}
 
     async def compare(self) -> list[Difference]:
         """What differs now; nothing is changed. Raises KernelError when the kernel cannot be read."""
@@ -125,7 +130,7 @@ class Auditor:
         end_orphans(self._switch.kernel.tables)
         if any(difference.kind == "device" for difference in found):
             self.devices_wrong.set()
-        self.degraded = degraded
+        self._degraded = degraded
         self._view.note_troubles({**self._holder.troubles(), **degraded})
         repaired = len(found) - len(one.failed) - len(degraded)
         self.last = AuditReport(

@@ -15,10 +15,12 @@ import samewire
 from samewire.errors import Unavailable
 
 PACKAGE: Final = Path(samewire.__file__).parent
+_OTHERS: Final = frozenset({"__pycache__", "windows"})
+"""Directories: compiled bytecode, and what Windows programs load (`make test` builds it beside a running lab)."""
 
 
 class Package:
-    """The installed files as they were when this was made; compiled bytecode, which comes and goes, is none of them."""
+    """The installed files as they were when this was made, but for those that may come and go."""
 
     def __init__(self, directory: Path = PACKAGE) -> None:
         self._directory = directory
@@ -41,7 +43,7 @@ def _files(directory: str) -> Iterator[tuple[str, int, int, int]]:
     for entry in entries:
         try:
             if entry.is_dir(follow_symlinks=False):
-                if entry.name != "__pycache__":
+                if entry.name not in _OTHERS:
                     yield from _files(entry.path)
                 continue
             found = entry.stat()
