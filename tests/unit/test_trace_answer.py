@@ -230,8 +230,8 @@ def test_blocked_by_an_acl(tables: Entries) -> None:
         "  the simulator agrees",
         "✗ dropped on node-1 by ACL IN, which asks the receiver's rules: blocked",
         "  An ACL rule says Block, or the endpoint has rules and none of them allows this.",
-        "  What to do: See the rules with `samewire get layers POD`; where none is named, none matched: add an "
-        "Allow rule, for the direction that the layer names.",
+        "  What to do: See the rules with `samewire get layers POD`; none named means none matched: add an Allow "
+        "rule, for the direction that the layer names.",
     ]
 
 

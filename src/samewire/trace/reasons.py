@@ -72,7 +72,7 @@ REASONS: Final[Mapping[Reason, Explanation]] = {
     ),
     Reason.BLOCKED: Explanation(
         "An ACL rule says Block, or the endpoint has rules and none of them allows this.",
-        "See the rules with `samewire get layers POD`; where none is named, none matched: add an Allow rule, for the "
+        "See the rules with `samewire get layers POD`; none named means none matched: add an Allow rule, for the "
         "direction that the layer names.",
     ),
     Reason.NO_ROUTE: Explanation(
