@@ -34,6 +34,7 @@ from samewire.kernel.rtnetlink import (
 )
 from samewire.node import devices as devices_module
 from samewire.node import hooks as hooks_module
+from samewire.node import sweep
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
 from samewire.node.devices import (
@@ -50,7 +51,7 @@ from samewire.node.keepsakes import load_keepsakes
 from samewire.node.node import Node
 from samewire.node.reaper import LinkReaper
 from samewire.node.watch import Watcher
-from samewire.vfp.tables import DropKey, Flow, FlowKey
+from samewire.vfp.tables import DropKey, Flow, FlowKey, RuleCountKey
 from tests.support.node import NODE_IP, NodeNet, can_ping, in_namespace, ip, node_net, overlay, path_of
 
 pytestmark = pytest.mark.root
@@ -378,6 +379,20 @@ async def test_flows_and_drops_of_a_removed_port_are_swept(start: Callable[[], A
     assert await node.switch.sweeper.sweep({70, 99}) == 3
     assert [Flow.unpack(value).port for _, value in flows.items()] == [(71, 72)]
     assert [DropKey.unpack(key).port for key, _ in drops.items()] == [71]
+
+
+async def test_what_an_earlier_daemon_has_not_swept(
+    start: Callable[[], Awaitable[Node]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was stopped in between, or the pods have gone while there was none: the table of counts is not to fill up."""
+    monkeypatch.setattr(sweep, "_DELAY_S", 0)
+    node = await start()
+    key = RuleCountKey(70, 1, 0).pack()
+    node.board.maps["sw_rule_counts"].update(key, (5).to_bytes(8, "little"))
+    counts = (await start()).board.maps["sw_rule_counts"]
+    async with asyncio.timeout(5):
+        while counts.lookup(key) is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 async def test_lost_announcements_lead_to_an_audit(

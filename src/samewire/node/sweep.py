@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections.abc import Collection
 from typing import Final
 
 import structlog
@@ -38,6 +39,15 @@ class PortSweeper:
         self._ports.add(ifindex)
         if self._task is None:
             self._task = asyncio.ensure_future(self._later())
+
+    def add_left_over(self, known: Collection[int]) -> None:
+        """After a start: sweep what is noted about ports that are not ``known``. Raises KernelError.
+
+        An earlier daemon was stopped before it came to that, or was not there when they went.
+        """
+        noted = {RuleCountKey.unpack(key).port for key, _ in self._rule_counts.items()}
+        for ifindex in noted - {0, *known}:
+            self.add(ifindex)
 
     async def close(self) -> None:
         """Give up a sweep that has not begun or is under way."""
