@@ -224,7 +224,7 @@ _FIXED: JsonObject = {
             "Name": {"type": "string"},
             "VirtualNetwork": {"type": "string", "description": "GUID of the network"},
             "VirtualNetworkName": {"type": "string"},
-            "State": {"type": "integer", "description": "1 created, 3 attached (endpoints), 5 degraded"},
+            "State": {"type": "integer", "description": "1 created, 2 to 4 of endpoints only, 5 degraded"},
         },
     },
     "Error": {
