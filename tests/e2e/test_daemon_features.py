@@ -424,10 +424,14 @@ def test_drops_can_be_watched(net: NodeNet, node: DaemonProcess) -> None:
 def test_metrics(net: NodeNet, tmp_path: Path) -> None:
     with daemon(net, tmp_path, metrics_listen=f"{NODE_IP}:9100") as node:
         node.start()
-        node.request("POST", "/v2/networks", overlay())
+        network = node.request("POST", "/v2/networks", overlay())["ID"]
         pod = net.pod()
         node.add("pod", pod, node.conf())
         in_namespace(pod, "ping", "-c", "1", "-W", "1", "10.244.0.99", check=False)
+        acl = {"Type": "NetworkACL", "Settings": {"Action": "Block", "Direction": "Out", "Priority": 100}}
+        change = {"ResourceType": "Policy", "RequestType": "Add", "Settings": {"Policies": [acl]}}
+        node.request("POST", f"/v2/networks/{network}", change)
+        in_namespace(pod, "ping", "-c", "1", "-W", "1", ROUTER_IP, check=False)
         (endpoint,) = node.endpoints()
         text = str(node.request("GET", "/v2/metrics"))
         code = (
@@ -438,6 +442,7 @@ def test_metrics(net: NodeNet, tmp_path: Path) -> None:
             assert 'samewire_objects{kind="endpoints"} 1.0' in found
             assert "samewire_ports 1.0" in found
             assert f'samewire_drops_total{{arrival="pod",layer="route",port="{endpoint["ID"]}"' in found
+            assert 'reason="blocked",rule="network ' in found
             assert "samewire_flow_inserts_total" in found
             assert "process_resident_memory_bytes" in found
 

@@ -13,6 +13,7 @@ from samewire.node.node import Node
 from samewire.node.servicemetrics import ServiceCollector
 from samewire.node.stats import all_counters, all_drops
 from samewire.vfp.constants import Arrival, Counter, Layer, Reason
+from samewire.vfp.rule_names import rule_in
 
 if TYPE_CHECKING:
     from samewire.node.services import Services
@@ -73,7 +74,7 @@ class NodeCollector(Collector):
                     endpoint or str(key.port),
                     Layer(key.layer).name.lower(),
                     Reason(key.reason).name.lower(),
-                    str(key.rule),
+                    rule_in(Layer(key.layer).name.lower(), key.rule),
                     Arrival(key.arrival).name.lower() if key.arrival else "",
                 ],
                 packets,
