@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,7 @@ from samewire.node.keepsakes import (
     mac_bytes,
     save_keepsakes,
 )
-from samewire.node.portranges import merged, parse_ports, port_range, ports_text, restored
+from samewire.node.portranges import merged, parse_ports, port_range, ports_text, ranges_of, restored
 
 
 def bits(found: Iterable[int]) -> int:
@@ -59,35 +60,48 @@ def test_text_is_the_shortest() -> None:
     assert port_range(7, 9) == bits([7, 8, 9])
 
 
+@given(st.lists(ports, max_size=4))
+def test_text_is_read_back(several: list[int]) -> None:
+    """Whether it is remembered or not."""
+    texts = [ports_text(some) for some in several]
+    for text, some in zip(texts, several, strict=True):
+        assert parse_ports(text) == parse_ports(f" {text}") == some
+        assert ports_text(some) == text
+
+
 @given(ports)
-def test_text_is_read_back(some: int) -> None:
-    assert parse_ports(ports_text(some)) == some
+def test_ranges(some: int) -> None:
+    """They are apart, in order, and all that there is."""
+    found = list(ranges_of(some))
+    assert sum(port_range(*item) for item in found) == some
+    assert all(one[1] + 1 < other[0] for one, other in pairwise(found))
 
 
 @given(ports, ports)
 def test_what_is_added_can_be_taken_away(admins: int, ours: int) -> None:
-    wanted, added = merged(ports_text(admins), ports_text(ours), "")
+    wanted, added = merged(ports_text(admins), ours, "")
     assert parse_ports(wanted) == admins | ours
     assert parse_ports(restored(wanted, added)) == admins
 
 
 @given(ports, ports, ports)
 def test_another_pool_replaces_ours_and_not_the_admins(admins: int, first: int, second: int) -> None:
-    wanted, added = merged(ports_text(admins), ports_text(first), "")
-    wanted, added = merged(wanted, ports_text(second), added)
+    wanted, added = merged(ports_text(admins), first, "")
+    wanted, added = merged(wanted, second, added)
     assert parse_ports(wanted) == admins | second
     assert parse_ports(restored(wanted, added)) == admins
 
 
 @given(ports, ports)
 def test_doing_it_twice_changes_nothing(admins: int, ours: int) -> None:
-    once = merged(ports_text(admins), ports_text(ours), "")
-    assert merged(once[0], ports_text(ours), once[1]) == once
+    once = merged(ports_text(admins), ours, "")
+    assert merged(once[0], ours, once[1]) == once
 
 
 def test_an_admin_port_added_later_survives() -> None:
-    _, added = merged("8080", "50000-50010", "")
-    wanted, added = merged("8080,9090,50000-50010", "50000-50010", added)
+    ours = port_range(50000, 50010)
+    _, added = merged("8080", ours, "")
+    wanted, added = merged("8080,9090,50000-50010", ours, added)
     assert restored(wanted, added) == "8080,9090"
 
 

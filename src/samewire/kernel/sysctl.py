@@ -17,15 +17,16 @@ from samewire.kernel import faults
 _ROOT = Path("/proc/sys")
 
 
-def read(path_parts: Sequence[str]) -> str:
-    """The setting's text without the final newline.
+def read(path_parts: Sequence[str], longest_bytes: int = 4096) -> str:
+    """The setting's text without the final newline. The kernel gives it to one read, and cuts off what does not fit.
 
     Raises :class:`NotFound` when this kernel (or interface) has no such setting, :class:`KernelError` when it
     cannot be read.
     """
     path = _path(path_parts)
     try:
-        return path.read_text(encoding="ascii").strip()
+        with path.open("rb", buffering=0) as file:
+            return (file.read(longest_bytes) or b"").decode("ascii").strip()
     except OSError as error:
         raise _failure("read", path, error) from error
 

@@ -147,9 +147,13 @@ def wishes(binding: HostBinding) -> Iterator[Wish]:
         yield WantedForwarding()
 
 
-def reservations(wanted: Iterable[Wish]) -> frozenset[int]:
-    """The ports among wishes."""
-    return frozenset(wish.port for wish in wanted if isinstance(wish, WantedReservation))
+def reservations(wanted: Iterable[Wish]) -> int:
+    """The ports among wishes, as a set of `samewire.node.portranges`."""
+    ports = 0
+    for wish in wanted:
+        if isinstance(wish, WantedReservation):
+            ports |= 1 << wish.port
+    return ports
 
 
 def _source(route: HostRoute) -> tuple[bool, Address | None]:

@@ -37,6 +37,7 @@ OWN_DEVICES: Final = (HOST, HOST_PEER, TUNNEL)
 # No limit of its own: the switch compares each packet with its path before it gets here.
 _TUNNEL_MTU: Final = 65485
 _RESERVED_PORTS: Final = ("net", "ipv4", "ip_local_reserved_ports")
+_LONGEST_BYTES: Final = 6 * 32768  # every other port
 _LOOSE: Final = 2
 _IFF_NOARP: Final = 0x80
 
@@ -102,13 +103,13 @@ def remove_devices(netlink: Netlink) -> list[str]:
     return removed
 
 
-def reserve_ports(state_dir: Path, ports: str) -> None:
+def reserve_ports(state_dir: Path, ports: int) -> None:
     """Take ``ports`` out of what the kernel hands to sockets, beside the administrator's own.
 
     Raises KernelError, Unavailable.
     """
     keepsakes = load_keepsakes(state_dir)
-    present = sysctl.read(_RESERVED_PORTS)
+    present = reserved_ports()
     wanted, added = merged(present, ports, keepsakes.reserved_ports_added)
     if (
         added != keepsakes.reserved_ports_added
@@ -120,12 +121,12 @@ def reserve_ports(state_dir: Path, ports: str) -> None:
 
 def reserved_ports() -> str:
     """The setting as it is now. Raises KernelError."""
-    return sysctl.read(_RESERVED_PORTS)
+    return sysctl.read(_RESERVED_PORTS, _LONGEST_BYTES)
 
 
 def give_ports_back(keepsakes: Keepsakes) -> None:
     """Leave only the administrator's reserved ports. Raises KernelError."""
-    present = sysctl.read(_RESERVED_PORTS)
+    present = reserved_ports()
     left = restored(present, keepsakes.reserved_ports_added)
     if left != present:
         sysctl.write(_RESERVED_PORTS, left)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 
 from samewire.errors import NotFound
 from samewire.kernel import sysctl
@@ -31,7 +32,7 @@ from samewire.node.bindings import (
 from samewire.node.devices import HOST, reserved_ports
 from samewire.node.facts import short
 from samewire.node.nicfilters import NicFilters
-from samewire.node.portranges import parse_ports
+from samewire.node.portranges import parse_ports, ranges_of
 from samewire.vfp.address import ZERO, Address, Prefix
 from samewire.vfp.model import FAMILIES, HostRoute
 
@@ -50,16 +51,16 @@ class HostNet:
         netlink: Netlink,
         host_ifindex: int,
         filters: NicFilters,
-        reserve: Callable[[frozenset[int]], None],
+        reserve: Callable[[int], None],
     ) -> None:
-        """``reserve`` makes these ports, beside those that are always, the reserved ones."""
+        """``reserve`` is given what is reserved beside what always is: a set of `samewire.node.portranges`."""
         self._netlink = netlink
         self._filters = filters
         self._reserve = reserve
         self.host = host_ifindex
         self.uplink = 0
-        self.mapped: frozenset[int] = frozenset()
-        """The endpoints' ports that are reserved."""
+        self.mapped = 0
+        """The endpoints' ports that are reserved, as a set of `samewire.node.portranges`."""
 
     def apply(self, changes: Iterable[BindingChange]) -> None:
         """Make the steps in order; what is there (or gone) already is fine. Raises KernelError, StoreError.
@@ -113,8 +114,9 @@ class HostNet:
         ours = [(step.wish.port, step.add) for step in steps if isinstance(step.wish, WantedReservation)]
         if not ours:
             return
-        added = {port for port, add in ours if add}
-        mapped = (self.mapped - {port for port, _ in ours}) | added
+        mapped = self.mapped
+        for port, add in sorted(ours, key=itemgetter(1)):  # what one owner has left another may have taken
+            mapped = mapped | 1 << port if add else mapped & ~(1 << port)
         self._reserve(mapped)
         self.mapped = mapped
 
@@ -147,8 +149,8 @@ class HostNet:
         with contextlib.suppress(NotFound):  # samewire0 is gone or renamed: that is the devices' matter
             if sysctl.read(_FORWARDING) == "1":
                 found.add(WantedForwarding())
-        reserved = parse_ports(reserved_ports())
-        found.update(WantedReservation(port) for port in self.mapped if reserved >> port & 1)
+        for first, last in ranges_of(self.mapped & parse_ports(reserved_ports())):
+            found.update(map(WantedReservation, range(first, last + 1)))
         if self.uplink:
             found.update(map(WantedFilter, self._let_in()))
         return found

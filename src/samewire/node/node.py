@@ -40,6 +40,7 @@ from samewire.node.nicfilters import NicFilters
 from samewire.node.numbers import StoreNumbers
 from samewire.node.places import kept_identity
 from samewire.node.planning import netns_path
+from samewire.node.portranges import port_range
 from samewire.node.ports import PortState
 from samewire.node.reaper import LinkReaper
 from samewire.node.switchboard import Switchboard
@@ -191,10 +192,11 @@ class Node:
         """
         self._reserve(self.switch.kernel.hostnet.mapped)
 
-    def _reserve(self, mapped: frozenset[int]) -> None:
-        ranges = [self.config.nat_ports, *([self.config.node_port_range] if self.config.balances else [])]
-        texts = ["-".join(map(str, found)) for found in ranges] + [str(port) for port in sorted(mapped)]
-        reserve_ports(self.config.state_dir, ",".join(texts))
+    def _reserve(self, mapped: int) -> None:
+        ports = mapped | port_range(*self.config.nat_ports)
+        if self.config.balances:
+            ports |= port_range(*self.config.node_port_range)
+        reserve_ports(self.config.state_dir, ports)
 
     async def report_drops(self, on: bool) -> None:
         """Have the programs send a record of each drop, or not. Raises SamewireError."""
