@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Collection, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any, TypeVar
 
 K = TypeVar("K")
@@ -31,6 +31,16 @@ class Version(Mapping[K, V]):
         made = Version(self._entries())
         self._hand_over(made, changes)
         return made
+
+    def apart(self, other: object) -> Collection[K] | None:
+        """The keys by which this one may differ from another, when the one is the next of the other; else None."""
+        if self is other:
+            return ()
+        if isinstance(other, Version):
+            for one, next_ in ((self, other), (other, self)):
+                if one._other is next_:
+                    return tuple(one._difference)
+        return None
 
     def _entries(self) -> dict[K, V]:
         return self._data if self._data is not None else self._fetched()

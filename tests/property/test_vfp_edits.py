@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -11,28 +11,41 @@ from hypothesis import strategies as st
 
 from samewire.errors import Invalid
 from samewire.hcn.numbered import Numbered, numbered
-from samewire.hcn.policies import ACL, AclAction, AclDirection, SetPolicy, SetType, TierAcl, TierAclRule
+from samewire.hcn.policies import (
+    ACL,
+    AclAction,
+    AclDirection,
+    NatFlags,
+    Policy,
+    PortMapping,
+    SetPolicy,
+    SetType,
+    TierAcl,
+    TierAclRule,
+)
 from samewire.hcn.policy_lists import PolicyList
-from samewire.hcn.schema import Network, NetworkType
-from samewire.vfp.address import NO_MAC, ZERO, parse_address
+from samewire.hcn.schema import Endpoint, IpConfiguration, Network, NetworkType
+from samewire.vfp.address import NO_MAC, ZERO, parse_address, parse_interface
+from samewire.vfp.compile import portmap as portmap_compiler
 from samewire.vfp.compile import sets as sets_compiler
 from samewire.vfp.compile.acl import compile_acl
 from samewire.vfp.compile.acl_rules import direction_rules
 from samewire.vfp.compile.acl_table import NONE_KNOWN, AclTable, Known, Table, fill
 from samewire.vfp.compile.builder import Builder
+from samewire.vfp.compile.portmap import compile_portmaps
 from samewire.vfp.compile.prefixes import Nested, Node
 from samewire.vfp.compile.sets import compile_sets
 from samewire.vfp.constants import ACL_IN, Arrival
 from samewire.vfp.constants import AclAction as Verdict
 from samewire.vfp.diff import apply
-from samewire.vfp.model import Compiled, Entries
+from samewire.vfp.model import Compiled, Entries, HostBinding
 from samewire.vfp.ownership import Ownership
 from samewire.vfp.record import Record
 from samewire.vfp.simulate.acl import decide
 from samewire.vfp.simulate.packet import Packet as Parsed
 from samewire.vfp.simulate.packet import Tuple
 from samewire.vfp.simulate.state import State, Walk
-from samewire.vfp.tables import Port
+from samewire.vfp.tables import Port, Portmap, PortmapKey
 
 # How long an example takes on a loaded machine is no result.
 SETTINGS = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
@@ -139,6 +152,100 @@ def test_a_flat_set_that_comes_after_the_nested_one_that_holds_it() -> None:
     for i, policies in enumerate(history):
         listed = listed.updated(policies)
         assert compile_sets(network(listed, "NET"), i).entries == alone[i].entries
+
+
+mappings = st.builds(
+    PortMapping,
+    protocol=st.sampled_from([6, 17]),
+    internal_port=st.sampled_from([80, 81]),
+    external_port=st.integers(1, 3),
+    vip=st.sampled_from(["", "192.168.1.10", "fd00:1::10"]),
+    flags=st.sampled_from([0, int(NatFlags.IPV6), int(NatFlags.EXTERNAL_PORT_RESERVED)]),
+)
+POD_ADDRESSES = ("10.244.1.5", "fd00:244:1::5")
+POD_PREFIXES = tuple(parse_interface(f"{address}/32") for address in POD_ADDRESSES)
+
+
+def mapped(policies: Sequence[Policy], port: int) -> Compiled:
+    builder = Builder()
+    endpoint = Endpoint(
+        id="POD",
+        ip_configurations=tuple(IpConfiguration(ip_address=address) for address in POD_ADDRESSES),
+        policies=policies if isinstance(policies, Numbered) else Numbered(policies),
+    )
+    ports = compile_portmaps(builder, endpoint, POD_PREFIXES, 1, port)
+    return builder.compiled(HostBinding(mapped_ports=ports))
+
+
+@SETTINGS
+@given(
+    st.lists(st.tuples(st.lists(mappings, max_size=8), st.integers(42, 43)), min_size=1, max_size=6),
+    st.booleans(),
+)
+def test_mappings_that_are_edited(
+    history: Sequence[tuple[list[PortMapping], int]], keeps_numbers: bool
+) -> None:
+    """The entries are those of a compilation from nothing, as are those that the operations lead to. Several mappings
+    may be for one port, and the last one counts; now and then the endpoint's port is another.
+    """
+    many = [PortMapping(protocol=6, internal_port=80, external_port=1000 + i) for i in range(64)]
+    steady, shaken = Ownership(), Ownership()
+    kernel: Tables = {}
+    other: Tables = {}
+    listed: Numbered[Policy] = Numbered(many)
+    portmap_compiler._LAST.clear()
+    for policies, port in history:
+        kept = dict(portmap_compiler._LAST)
+        portmap_compiler._LAST.clear()
+        alone = mapped((*many, *policies), port)
+        portmap_compiler._LAST.clear()
+        portmap_compiler._LAST.update(kept)
+        listed = listed.updated((*many, *policies)) if keeps_numbers else Numbered((*many, *policies))
+        compiled = mapped(listed, port)
+        assert compiled.binding == alone.binding
+        assert compiled.entries == alone.entries
+        kernel = apply(steady.replace("pod", compiled.entries), kernel)
+        other = apply(shaken.replace("pod", mapped(many[:3], 44).entries), other)
+        other = apply(shaken.replace("pod", compiled.entries), other)
+        assert kernel == other == alone.entries
+        assert kernel == steady.tables() == steady.entries("pod")
+
+
+def test_a_mapping_that_cannot_be() -> None:
+    """A change that fails leaves what is remembered as it was, and says where the mapping is."""
+    many = [PortMapping(protocol=6, internal_port=80, external_port=1000 + i) for i in range(70)]
+    portmap_compiler._LAST.clear()
+    before = mapped(many, 42)
+    wrong = PortMapping(protocol=6, internal_port=80, external_port=1, vip="192.168.1.300")
+    for policies in (Numbered(many).edited(new=[wrong]), Numbered([*many, wrong])):
+        with pytest.raises(Invalid) as error:
+            mapped(policies, 42)
+        assert error.value.path == "$.Policies[70].Settings.VIP"
+    again = mapped(many, 42)
+    assert again.entries["sw_portmaps"] is before.entries["sw_portmaps"]
+
+
+def test_one_mapping_of_very_many_is_one_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no look at the others."""
+    ownership = Ownership()
+    listed: Numbered[Policy] = Numbered(
+        PortMapping(protocol=6, internal_port=80, external_port=1000 + i) for i in range(70)
+    )
+    portmap_compiler._LAST.clear()
+    ownership.replace("pod", mapped(listed, 42).entries)
+    compiled: list[int] = []
+    entry = portmap_compiler._Place.entry
+
+    def counted(*of: Any) -> tuple[PortmapKey, Portmap]:
+        compiled.append(of[-1].external_port)
+        return entry(*of)
+
+    monkeypatch.setattr(portmap_compiler._Place, "entry", counted)
+    more = listed.edited(new=[PortMapping(protocol=6, internal_port=80, external_port=1)])
+    assert len(ownership.replace("pod", mapped(more, 42).entries)) == 1
+    less = more.edited(gone=[more.numbers[7]])
+    assert len(ownership.replace("pod", mapped(less, 42).entries)) == 1
+    assert compiled == [1, 1007]
 
 
 def test_sets_that_cannot_be() -> None:

@@ -74,7 +74,12 @@ def placed(policies: Iterable[Policy], kind: type[P]) -> Iterator[tuple[str, P]]
     listed = numbered(policies)
     group = listed.group(kind)
     for number, policy in zip(group.numbers, group.items, strict=True):
-        yield f"$.Policies[{bisect_left(listed.numbers, number)}].Settings", policy
+        yield path_of(listed, number), policy
+
+
+def path_of(policies: PolicyList, number: int) -> str:
+    """Where a policy is, by its number."""
+    return f"$.Policies[{bisect_left(policies.numbers, number)}].Settings"
 
 
 def mapped_ports(policy: Policy) -> tuple[tuple[int, int], ...]:

@@ -34,6 +34,7 @@ class WantedReservation(msgspec.Struct, frozen=True, order=True):
 
 
 Wish: TypeAlias = WantedAddress | HostRoute | WantedFilter | WantedForwarding | WantedReservation
+_NOTHING: Final = HostBinding()
 _KINDS: Final = (WantedAddress, HostRoute, WantedFilter, WantedForwarding, WantedReservation)
 
 
@@ -62,7 +63,7 @@ class HostBindings:
 
     def held(self, owner: Hashable) -> HostBinding:
         """What one owner wants."""
-        return self._held.get(owner, HostBinding())
+        return self._held.get(owner, _NOTHING)
 
     def wants(self, wish: Wish) -> bool:
         """Whether a wish is in force."""
@@ -80,14 +81,15 @@ class HostBindings:
         """Make ``binding`` what ``owner`` wants. Returns the steps: additions (addresses before routes that
         use them as a source), then removals in reverse.
         """
-        before, after = set(wishes(self.held(owner))), set(wishes(binding))
+        held = self.held(owner)
+        before, after = set(wishes(held, binding.mapped_ports)), set(wishes(binding, held.mapped_ports))
         touched = before ^ after
         was = {wish for wish in self._around(touched) if self._in_force(wish)}
         for wish in after - before:
             self._enter(owner, wish)
         for wish in before - after:
             self._leave(owner, wish)
-        if after:
+        if binding != _NOTHING:
             self._held[owner] = binding
         else:
             self._held.pop(owner, None)
@@ -137,12 +139,14 @@ class HostBindings:
         return not isinstance(wish, HostRoute) or min(self._routes[wish.destination], key=_source) == wish
 
 
-def wishes(binding: HostBinding) -> Iterator[Wish]:
-    """The single wishes of a binding (its reserved ports are the node's alone and not shared)."""
+def wishes(binding: HostBinding, but: frozenset[int] = frozenset()) -> Iterator[Wish]:
+    """The single wishes of a binding, but for some of the mapped ports (its reserved ports are the node's alone and
+    not shared).
+    """
     yield from (WantedAddress(prefix) for prefix in binding.addresses)
     yield from binding.routes
     yield from (WantedFilter(mac) for mac in binding.nic_filters)
-    yield from (WantedReservation(port) for port in binding.mapped_ports)
+    yield from map(WantedReservation, binding.mapped_ports - but)
     if binding.forwards:
         yield WantedForwarding()
 

@@ -180,7 +180,7 @@ class HostBinding(msgspec.Struct, frozen=True, kw_only=True):
     routes: tuple[HostRoute, ...] = ()
     reserved_ports: str = ""
     nic_filters: tuple[bytes, ...] = ()
-    mapped_ports: tuple[int, ...] = ()
+    mapped_ports: frozenset[int] = frozenset()
     forwards: bool = False
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Final
 
-from samewire.versions import versioned
+from samewire.versions import Version, versioned
 from samewire.vfp.diff import Operation, Put, Remove, ordered, rows_of, same
 from samewire.vfp.model import Edit, Entries
 from samewire.vfp.record import Record
 from samewire.vfp.tables import Endpoint
 
 _EMPTY: Final[Entries] = {}
+_NO_ROWS: Final[Mapping[Record, Record]] = {}
 _CONTESTED: Final = "sw_endpoints"
 
 
@@ -52,14 +53,15 @@ class Ownership:
         """Make ``entries`` what ``owner`` wants; returns the operations that this causes, in order.
 
         Entries that mean the same keep the value that is there (a port its generation). ``edit`` says how they follow
-        from others; when those are the owner's, nothing else is looked at.
+        from others; when those are the owner's, nothing else is looked at. Of a table that is the next version of the
+        owner's, what differs is.
         """
-        before = self._by_owner.get(owner, _EMPTY)
+        before, given = self._by_owner.get(owner, _EMPTY), self._given.get(owner, _EMPTY)
         operations: list[Operation] = []
-        if edit is not None and self._given.get(owner) is edit.base:
+        if edit is not None and given is edit.base:
             held = self._edited(owner, before, edit, operations)
         else:
-            held = self._compared(owner, before, entries, operations)
+            held = self._compared(owner, before, given, entries, operations)
         if held:
             self._by_owner[owner] = held
             self._given[owner] = entries
@@ -81,18 +83,43 @@ class Ownership:
         return {table: rows for table, rows in {**before, **own}.items() if rows}
 
     def _compared(
-        self, owner: Hashable, before: Entries, entries: Entries, operations: list[Operation]
+        self, owner: Hashable, before: Entries, given: Entries, entries: Entries, operations: list[Operation]
     ) -> dict[str, Mapping[Record, Record]]:
         held: dict[str, Mapping[Record, Record]] = {}
+        compared = dict(before)
         for table, rows in entries.items():
-            if rows:
+            moved = rows.apart(given.get(table)) if given and isinstance(rows, Version) else None
+            if moved is not None:
+                kept = self._moved(owner, table, compared.pop(table, _NO_ROWS), rows, moved, operations)
+                if kept:
+                    held[table] = kept
+            elif rows:
                 held[table] = {
                     key: self._claim(owner, table, key, value, operations) for key, value in rows.items()
                 }
-        for table, key, _ in rows_of(before):
+        for table, key, _ in rows_of(compared):
             if key not in held.get(table, _EMPTY):
                 self._release(owner, table, key, operations)
         return held
+
+    def _moved(
+        self,
+        owner: Hashable,
+        table: str,
+        before: Mapping[Record, Record],
+        rows: Mapping[Record, Record],
+        moved: Iterable[Record],
+        operations: list[Operation],
+    ) -> Mapping[Record, Record]:
+        changes: dict[Record, Record | None] = {}
+        for key in moved:
+            value = rows.get(key)
+            if value is not None:
+                changes[key] = self._claim(owner, table, key, value, operations)
+            elif key in before:
+                changes[key] = None
+                self._release(owner, table, key, operations)
+        return versioned(before).changed(changes) if changes else before
 
     def remove(self, owner: Hashable) -> list[Operation]:
         """Forget an owner; returns the operations for the entries that nobody wants any more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
+from samewire.versions import Version
 from samewire.vfp.address import NO_MAC, Address, Prefix
 from samewire.vfp.constants import ROUTE_KEY_BITS, SCOPE_HOST, RouteKind
 from samewire.vfp.model import Compiled, HostBinding, NodeFacts, Numbers, Shared
@@ -14,11 +15,12 @@ from samewire.vfp.tables import Nexthop, Route, RouteKey
 
 class Builder:
     """Collects entries; putting a key twice keeps the last value. ``forwards``: the node has to pass on some of it.
-    ``shared``: what is needed beside them, by name.
+    ``versions``: tables that are made of the last ones. ``shared``: what is needed beside them, by name.
     """
 
     def __init__(self) -> None:
         self.entries: dict[str, dict[Record, Record]] = {}
+        self.versions: dict[str, Version[Record, Record]] = {}
         self.forwards = False
         self.shared: dict[int, Shared] = {}
 
@@ -46,7 +48,8 @@ class Builder:
 
     def compiled(self, binding: HostBinding) -> Compiled:
         """What has been collected."""
-        return Compiled(self.entries, binding, shared=tuple(self.shared.values()))
+        entries = {**self.entries, **self.versions} if self.versions else self.entries
+        return Compiled(entries, binding, shared=tuple(self.shared.values()))
 
     def from_host(self, prefix: Prefix, scope: int) -> None:
         """Say that the host means the network ``scope`` by these addresses."""

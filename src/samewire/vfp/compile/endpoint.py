@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from samewire.errors import Invalid
-from samewire.hcn.policies import (
-    NatFlags,
-    OutBoundNAT,
-    PortMapping,
-    ProviderAddress,
-    first,
-    mapping_family,
-    select,
-)
-from samewire.hcn.policy_lists import named, placed
+from samewire.hcn.policies import OutBoundNAT, ProviderAddress, first
+from samewire.hcn.policy_lists import named
 from samewire.hcn.schema import Endpoint, Network, NetworkType
 from samewire.vfp.address import IPV4, IPV6, NO_MAC, ZERO, Address, Prefix, parse_address, parse_mac
 from samewire.vfp.compile.acl import compile_acl
@@ -32,17 +23,15 @@ from samewire.vfp.compile.link import (
 )
 from samewire.vfp.compile.nat import compile_nat
 from samewire.vfp.compile.plan import Context, NetworkPlan, network_context
+from samewire.vfp.compile.portmap import compile_portmaps
 from samewire.vfp.compile.proxy import proxies_translated
 from samewire.vfp.compile.route import sdn_routes
 from samewire.vfp.compile.vlan import answer_for_translated
 from samewire.vfp.constants import SCOPE_UPLINK, PortFlag, RouteKind
 from samewire.vfp.model import Compiled, HostBinding, HostRoute, NodeFacts, Numbers
-from samewire.vfp.tables import Bucket, EndpointKey, Id, Port, Portmap, PortmapKey, SourceMac
+from samewire.vfp.tables import Bucket, EndpointKey, Id, Port, SourceMac
 from samewire.vfp.tables import Endpoint as EndpointEntry
 
-_RESERVED = int(
-    NatFlags.EXTERNAL_PORT_RESERVED
-)  # a plain integer: enumerations' arithmetic costs ten times as much
 _SLOT = {IPV4: 0, IPV6: 1}
 _EVERYTHING, _PROXIES = 0xFFFE, 0xFFFF  # in the place of policies' names
 
@@ -82,7 +71,7 @@ def compile_endpoint(
     nat = compile_nat(builder, _nat_policies(endpoint, network, plan), facts, numbers)
     port = _port(endpoint, context, generation, addresses, acls, nat)
     builder.put("sw_ports", Id(port_ifindex), port)
-    _portmaps(builder, endpoint, addresses, scope, port_ifindex)
+    mapped_ports = compile_portmaps(builder, endpoint, addresses, scope, port_ifindex)
     if plan.source_mac != NO_MAC:
         builder.put("sw_source_macs", Id(port_ifindex), SourceMac(plan.source_mac))
     if plan.vlan:
@@ -93,24 +82,13 @@ def compile_endpoint(
         builder.put("sw_buckets", Id(port_ifindex), Bucket(rate, burst + POLICE_SLACK_BYTES, 0))
     sdn_routes(builder, endpoint.policies, context)
     binding = _bridged(builder, context, addresses, mac) if plan.bridged else HostBinding()
-    ports = _unreserved_ports(endpoint)
-    return builder.compiled(replace(binding, forwards=builder.forwards, mapped_ports=ports))
+    return builder.compiled(replace(binding, forwards=builder.forwards, mapped_ports=mapped_ports))
 
 
 def _mac_on_wire(plan: NetworkPlan, mac: bytes, facts: NodeFacts) -> bytes:
     if plan.type is NetworkType.TRANSPARENT:
         return mac
     return plan.source_mac if plan.source_mac != NO_MAC else facts.uplink_mac
-
-
-def _unreserved_ports(endpoint: Endpoint) -> tuple[int, ...]:
-    """The node's ports that are mapped to the endpoint, but for those that the caller says it has reserved itself.
-
-    A connection of the node's own from such a port would have its answers taken to the pod.
-    """
-    mappings = select(endpoint.policies, PortMapping)
-    ports = {m.external_port for m in mappings if not m.flags & _RESERVED}
-    return tuple(sorted(ports))
 
 
 def _port(
@@ -166,23 +144,6 @@ def _nat_policies(
     if translated and not plan.vlan:  # where the node's address is nobody's
         policies.append((_PROXIES, OutBoundNAT(destinations=translated)))
     return tuple(policies)
-
-
-def _portmaps(
-    builder: Builder, endpoint: Endpoint, addresses: tuple[Prefix, ...], scope: int, port: int
-) -> None:
-    own = {prefix.family: prefix.packed for prefix in addresses}
-    for path, policy in placed(endpoint.policies, PortMapping):
-        if not policy.internal_port or not policy.external_port:
-            raise Invalid(path, "a PortMapping needs InternalPort and ExternalPort, both 1..65535")
-        if not 1 <= policy.protocol <= 255:
-            raise Invalid(f"{path}.Protocol", f"{policy.protocol} is no IP protocol (1..255)")
-        vip = parse_address(policy.vip, f"{path}.VIP").packed if policy.vip else ZERO
-        family = mapping_family(policy, endpoint.addresses)
-        if family not in own:
-            raise Invalid(path, f"the endpoint has no IPv{family} address for this PortMapping")
-        key = PortmapKey(vip, policy.external_port, policy.protocol, family)
-        builder.put("sw_portmaps", key, Portmap(port, scope, policy.internal_port, own[family]))
 
 
 def _bridged(builder: Builder, context: Context, addresses: tuple[Prefix, ...], mac: bytes) -> HostBinding:
