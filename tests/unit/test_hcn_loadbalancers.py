@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from samewire.hcn.loadbalancers import (
     LoadBalancerPortMapping,
     NoEndpointsAction,
 )
+from samewire.hcn.modify import ModifySettingRequest, RequestType
 from samewire.hcn.policies import HostRoute
 from samewire.hcn.query import find, parse_query
 from samewire.hcn.schema import Endpoint, EndpointFlags, Kind, Network
@@ -280,6 +282,30 @@ async def test_requests_for_parts(
     assert isinstance(after, LoadBalancer)
     assert after.endpoint_ids == tuple(ids[i] for i in expected)
     assert after.draining_endpoint_ids == ((ids[0],) if 0 in expected else ())
+
+
+async def test_members_that_stay_and_those_that_come(service: HnsService, network: Network) -> None:
+    """Those that a load balancer has are possible, unless it is to be of another network or family."""
+    other = await service.create_network(bridge())
+    here, there = await pod(service, network), await pod(service, other)
+    made = await service.create_load_balancer(balancer(endpoint_ids=(here.id,)))
+    batch = replace(made, owner="proxy", frontend_vips=("10.96.0.11",), id=guid(1))
+    assert await service.change_load_balancers("proxy", [batch]) == {}
+    for after, code, path in (
+        (replace(made, endpoint_ids=(here.id, there.id)), HcnCode.INVALID_JSON_REFERENCE, "[1]"),
+        (replace(made, endpoint_ids=(here.id, guid(9))), HcnCode.ENDPOINT_NOT_FOUND, guid(9)),
+        (replace(made, network_id=other.id), HcnCode.INVALID_JSON_REFERENCE, "[0]"),
+        (replace(made, frontend_vips=("fd00:96::1",)), HcnCode.INVALID_IP, "[0]"),
+    ):
+        request = ModifySettingRequest(request_type=RequestType.UPDATE, settings=after)
+        with pytest.raises(HcnError, match=re.escape(path)) as caught:
+            await service.modify(Kind.LOADBALANCER, made.id, request)
+        assert caught.value.code is code
+        in_batch = replace(after, id=batch.id, owner="proxy")
+        (error,) = (await service.change_load_balancers("proxy", [in_batch])).values()
+        assert isinstance(error, HcnError)
+        assert error.code is code
+    assert set(service.view.load_balancers()) == {made, batch}
 
 
 async def test_other_requests_are_refused(service: HnsService) -> None:

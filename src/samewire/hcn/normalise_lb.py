@@ -69,9 +69,9 @@ def check_load_balancer(value: LoadBalancer) -> LoadBalancer:
 
 def guids(items: tuple[str, ...], path: str) -> tuple[str, ...]:
     """Return GUIDs in canonical form, each once. Raises HcnError."""
-    if not items:
-        return items
-    return tuple(dict.fromkeys(values.guid(item, f"{path}[{index}]") for index, item in enumerate(items)))
+    if not all(map(values.is_guid, items)):
+        items = tuple(values.guid(item, f"{path}[{index}]") for index, item in enumerate(items))
+    return tuple(dict.fromkeys(items))
 
 
 def station(text: str, path: str) -> str:

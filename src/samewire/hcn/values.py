@@ -18,6 +18,7 @@ MAX_PATH = 4096
 _GUID_VERSION_4 = 4 << 76 | 2 << 62  # RFC 9562, section 5.4
 _GUID_RANDOM = 2**128 - 1 & ~(0xF << 76 | 3 << 62)
 _GUID = re.compile(r"[0-9A-F]{8}-(?:[0-9A-F]{4}-){3}[0-9A-F]{12}")
+is_guid = _GUID.fullmatch  # in upper case, without braces
 _MAC = re.compile(r"[0-9A-F]{2}([-:]?)[0-9A-F]{2}(?:\1[0-9A-F]{2}){4}")
 # Linux takes quotes and asterisks, too; in a rule of nf_tables they would end the name, and match others.
 _IFNAME = re.compile(r"[^\s/:\"*\\\x00-\x1f\x7f]{1,15}")
@@ -33,10 +34,10 @@ def new_guid() -> str:
 
 def guid(text: str, path: str) -> str:
     """Return a GUID in upper case, without braces. Raises HcnError."""
-    if _GUID.fullmatch(text):
+    if is_guid(text):
         return text
     plain = text.upper().removeprefix("{").removesuffix("}")
-    if not _GUID.fullmatch(plain):
+    if not is_guid(plain):
         fail(path, f"{text[:64]!r} is not a GUID", HcnCode.GUID_CONVERSION_FAILURE)
     return plain
 

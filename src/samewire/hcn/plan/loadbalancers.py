@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -72,7 +72,7 @@ def modify_load_balancer(
         after = _changed(before, request.request_type, wanted)
     else:
         raise HcnError(HcnCode.REQUEST_UNSUPPORTED, "$.ResourceType: that is no part of a load balancer")
-    after = _complete(context.view, after)
+    after = _complete(context.view, after, before)
     _refuse_clash(context.view, after)
     sources = SourceVips(context)
     return sources.around(modified(Kind.LOADBALANCER, before, sources.complete(after)))
@@ -104,7 +104,7 @@ def plan_batch(context: Context, owner: str, put: Iterable[LoadBalancer], delete
         if value.owner == owner and before == value:
             continue  # what is there has been checked
         try:
-            value = _complete(view, value if value.owner == owner else _replace(value, owner=owner))
+            value = _complete(view, value if value.owner == owner else _replace(value, owner=owner), before)
             if before is None:
                 before = view.load_balancer(value.id)  # by the canonical form of the id
             if before is not None and before.owner != owner:
@@ -130,11 +130,14 @@ def _foreign(value: LoadBalancer) -> HcnError:
     )
 
 
-def _complete(view: View, value: LoadBalancer) -> LoadBalancer:
-    """Return the canonical form, with references checked and the network that the endpoints say. Raises HcnError."""
+def _complete(view: View, value: LoadBalancer, before: LoadBalancer | None = None) -> LoadBalancer:
+    """Return the canonical form, with references checked and the network that the endpoints say. Raises HcnError.
+
+    ``before``: the present object; members that it has are known to be possible.
+    """
     value = check_load_balancer(value)
     if value.endpoint_ids:
-        value = _with_endpoints(view, value)
+        value = _with_endpoints(view, value, before)
     elif value.local_endpoint_ids or value.draining_endpoint_ids:
         _check_subsets(value)
     if value.network_id:
@@ -143,10 +146,15 @@ def _complete(view: View, value: LoadBalancer) -> LoadBalancer:
     return value
 
 
-def _with_endpoints(view: View, value: LoadBalancer) -> LoadBalancer:
+def _with_endpoints(view: View, value: LoadBalancer, before: LoadBalancer | None) -> LoadBalancer:
     v6 = value.is_ipv6
     network_id = value.network_id
+    known: Collection[str] = ()
+    if before is not None and (before.network_id, before.is_ipv6) == (network_id, v6):
+        known = frozenset(before.endpoint_ids)
     for index, endpoint_id in enumerate(value.endpoint_ids):
+        if endpoint_id in known:
+            continue
         endpoint = get_endpoint(view, endpoint_id)
         path = f"$.HostComputeEndpoints[{index}]"
         if network_id and endpoint.network_id != network_id:

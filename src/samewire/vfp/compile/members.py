@@ -58,15 +58,19 @@ def _endpoints(
     value: LoadBalancer, internal_port: int, domain: Domain, view: EndpointView
 ) -> Iterator[Member]:
     v6 = value.is_ipv6
-    port = internal_port.to_bytes(2, "big")
+    port, scope = internal_port.to_bytes(2, "big"), domain.scope
+    local, draining = frozenset(value.local_endpoint_ids), frozenset(value.draining_endpoint_ids)
     for endpoint_id in value.endpoint_ids:
         endpoint = view.endpoint(endpoint_id)
-        address = endpoint and next((item for item in endpoint.addresses if (":" in item) == v6), None)
-        if endpoint is None or not address:
+        if endpoint is None:
             continue
-        here = endpoint_id in value.local_endpoint_ids if value.local_endpoint_ids else not endpoint.is_remote
-        flags = (LOCAL if here else 0) | (DRAINING if endpoint_id in value.draining_endpoint_ids else 0)
-        yield Member(pack(address) + port, domain.scope, flags, endpoint_id)
+        here = endpoint_id in local if local else not endpoint.is_remote
+        flags = (LOCAL if here else 0) | (DRAINING if endpoint_id in draining else 0)
+        for entry in endpoint.ip_configurations:
+            address = entry.ip_address
+            if (":" in address) == v6:
+                yield Member(pack(address) + port, scope, flags, endpoint_id)
+                break
 
 
 def _backends(value: LoadBalancer, internal_port: int, domain: Domain, view: EndpointView) -> list[Member]:

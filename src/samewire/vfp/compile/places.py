@@ -9,6 +9,7 @@ from typing import Final, NamedTuple, Protocol
 
 from samewire.hcn.frontends import has_host_port
 from samewire.hcn.schema import Network
+from samewire.inet import packed_ipv4
 from samewire.vfp.address import IPV4, ZERO, Prefix
 from samewire.vfp.compile.plan import Context, NetworkPlan, network_context, plan_network
 from samewire.vfp.compile.route import host_prefixes
@@ -47,9 +48,8 @@ _Lengths = list[tuple[int, dict[int, Place]]]
 
 def pack(text: str) -> bytes:
     """The 16 bytes of an address in canonical form."""
-    if ":" in text:
-        return ipaddress.IPv6Address(text).packed
-    return bytes(map(int, text.split("."))) + _PAD
+    packed = packed_ipv4(text) if ":" not in text else None
+    return packed + _PAD if packed is not None else ipaddress.IPv6Address(text).packed
 
 
 class Scoped(Protocol):
