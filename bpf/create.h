@@ -147,7 +147,9 @@ static long sw_try_port(__u32 index, void *context)
 	port = ((__u64)sw_hash_tuple(&p->first) * size >> 32) + index;
 	port = low + (port >= size ? port - size : port);
 	p->out.source_port = bpf_htons(port);
-	*result = sw_try_second();
+	/* Its own port would be no translation. Only where the address stays, too: PreserveDIP. */
+	*result = p->out.source_port == p->first.source_port && p->reverse.fate == SW_TO_INGRESS ? SW_EEXIST :
+												   sw_try_second();
 	if (*result == SW_EEXIST)
 		sw_count(SW_COUNTER_NAT_RETRIES);
 	return *result != SW_EEXIST;

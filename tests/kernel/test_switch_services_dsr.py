@@ -54,9 +54,9 @@ _HOPS = itertools.count(60000)
 class World:
     """Two nodes; the first balances, backends are on the second, in an overlay network and on an L2 bridge."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, **options: object) -> None:
         self.underlay = underlay = Underlay(lab)
-        self.first, self.second = first, second = underlay.node(11), underlay.node(12)
+        self.first, self.second = first, second = underlay.node(11), underlay.node(12, **options)
         near = first.network(overlay(first, 1, (second, 2, 4)))
         far = second.network(overlay(second, 2, (first, 1, 4)))
         self.client = first.pod(near, "10.1.0.10", "fd01::10")
@@ -144,10 +144,10 @@ def own_addresses(world: World) -> Iterator[World]:
         world.underlay.router.ip("route", "del", prefix, "via", via)
 
 
-def on_loopback(pod: Pod, family: int) -> None:
+def on_loopback(pod: Pod, vip: str) -> None:
     """Give a pod the VIP as an address, which it names to no neighbour: that the switch would not let out."""
     pod.space.set("ipv4", "conf", "all", "arp_announce", value=2)
-    pod.space.ip("address", "replace", VIP[family], "dev", "lo", *(["nodad"] if family == 6 else []))
+    pod.space.ip("address", "replace", vip, "dev", "lo", *(["nodad"] if ":" in vip else []))
 
 
 def _passed(node: Node, sniffer: Sniffer, vip: str) -> list[bytes]:
@@ -358,7 +358,7 @@ def test_datagrams_to_another_endpoint_of_the_same_node(world: World) -> None:
 def test_preserved_destination(world: World, kind: str, family: int) -> None:
     """PreserveDIP: the pod has the VIP on its loopback, and sees it as the destination."""
     pod: Pod = getattr(world, kind)
-    on_loopback(pod, family)
+    on_loopback(pod, VIP[family])
     for protocol, exchange in EXCHANGES:
         service = Balancer(
             world.first, world.target(pod, family), protocol=protocol, flags=int(ServiceFlag.PRESERVE)
@@ -375,7 +375,7 @@ def test_preserved_destination(world: World, kind: str, family: int) -> None:
 def test_preserved_destination_here(world: World, family: int) -> None:
     """A local backend, for a client outside; and the pod may not speak for the VIP otherwise."""
     pod = world.client
-    on_loopback(pod, family)
+    on_loopback(pod, VIP[family])
     port = world.first.table("sw_ports")[Id(pod.port)]
     assert isinstance(port, Port)
     service = Balancer(
@@ -405,7 +405,7 @@ def test_preserved_destination_beside_the_client(world: World, kind: str, client
     near: Pod = getattr(world, client)
     vip = ROUTED[family]
     world.underlay.router.ip("route", "replace", vip, "via", node_address(world.first, family))
-    pod.space.ip("address", "replace", vip, "dev", "lo", *(["nodad"] if family == 6 else []))
+    on_loopback(pod, vip)
     try:
         for protocol, exchange in EXCHANGES:
             service = Balancer(
@@ -445,3 +445,27 @@ def test_nobody_outside_speaks_for_the_backend(world: World) -> None:
         poll("a drop", lambda: second.dropped(*key) > before)
         far.sendto(b"y", sender)
         assert asking.recv(10) == b"y"
+
+
+def test_another_port_is_not_the_same_one() -> None:
+    """The ports that such a client may be given are the pool's, and its own may be one of those."""
+    with Lab() as lab:
+        world = World(lab, nat_ports=(50000, 50001))
+        pod, near, vip = world.bridged, world.plain, ROUTED[4]
+        world.underlay.router.ip("route", "replace", vip, "via", node_address(world.first, 4))
+        on_loopback(pod, vip)
+        service = Balancer(
+            world.first, world.target(pod, 4), flags=int(ServiceFlag.PRESERVE), protocol=17, source=GATEWAY[4]
+        )
+        service.vip(vip, 81, SCOPE_OUTSIDE)
+        world.receive(pod, 4, 17, vip, 81, keep=True)
+        with bound(pod.space, socket.SOCK_DGRAM, vip, 81) as far:
+            for port, other in ((50000, 50001), (50001, 50000)):
+                with bound(near.space, socket.SOCK_DGRAM, near.ip, port) as asking:
+                    asking.sendto(b"x", (vip, 81))
+                    _, sender = far.recvfrom(10)
+                    assert sender == (near.ip, other)
+                    far.sendto(b"y", sender)
+                    assert asking.recvfrom(10) == (b"y", (vip, 81))
+                world.second.map("sw_flows").delete_batch([key.pack() for key in world.second.flow_table()])
+        service.close()

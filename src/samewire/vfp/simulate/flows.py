@@ -141,7 +141,8 @@ def _insert_second(state: State, walk: Walk) -> bool:
     start = hash_tuple(walk.first) * size >> 32
     for index in range(min(size, NAT_TRIES)):
         walk.out = replace(walk.out, source_port=low + (start + index) % size)
-        if _try_second(state, walk):
+        untranslated = walk.reverse.fate == Fate.INGRESS and walk.out.source_port == walk.first.source_port
+        if not untranslated and _try_second(state, walk):
             return True
     return False
 
