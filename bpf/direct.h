@@ -14,30 +14,28 @@
 #define SW_DIRECT_OVERHEAD 70 /* of the tunnel that the client's packets come by, with IPv6 provider addresses */
 #define SW_TCP_OPTIONS 10     /* looked through for the MSS */
 
-/* The way through the tunnel to an address, 0 where it is another one. */
-SW_INLINE const struct sw_nexthop *sw_tunnel_to(__u16 scope, __u8 family, const struct sw_addr *address)
+SW_INLINE int sw_is_behind_tunnel(__u16 scope, __u8 family, const struct sw_addr *address)
 {
 	const struct sw_route *route = sw_find_route(scope, family, address);
 
-	return route && route->kind == SW_ROUTE_TUNNEL ? sw_find_nexthop(route->nexthop) : 0;
+	return route && route->kind == SW_ROUTE_TUNNEL;
 }
 
 /*
- * Whether the client is where the backend is: the backend itself, its node, a pod behind that node's address or one whose
- * address is behind the same tunnel. The answer would not leave that node, and so not meet what is to undo the
- * translation; and what is sent there would meet the flow of its own first way, and go round.
+ * Whether the client is where the backend is: the backend itself, its node, or a pod behind that node's address. The answer
+ * would not leave that node, and so not meet what is to undo the translation; and what is sent there would meet the flow of
+ * its own first way, and go round. Or one whose address is behind a tunnel of the backend's network, wherever: the answer
+ * would come by that, and the client waits for it on the underlay.
  */
 SW_INLINE int sw_is_from_hop(const struct sw_packet *p, const struct sw_backend *backend)
 {
-	const struct sw_nexthop *hop = sw_find_nexthop(backend->direct), *there, *back;
+	const struct sw_nexthop *hop = sw_find_nexthop(backend->direct);
 
 	if (sw_same_address(&backend->address, &p->first.source))
 		return 1;
 	if (hop && hop->family == p->family && sw_same_address(&hop->address, &p->first.source))
 		return 1;
-	there = sw_tunnel_to(backend->scope, p->family, &backend->address);
-	back = sw_tunnel_to(backend->scope, p->family, &p->first.source);
-	return there && back && there->family == back->family && sw_same_address(&there->address, &back->address);
+	return sw_is_behind_tunnel(backend->scope, p->family, &p->first.source);
 }
 
 /* Whether the chosen backend is to get the packets as they are; then the way to it is known. */

@@ -250,8 +250,8 @@ SW_COLD static __noinline int sw_is_client_here(struct sw_packet *p)
 	return flow && flow->arrival == SW_FROM_POD;
 }
 
-/* Where answers to a direct packet go. */
-SW_INLINE void sw_route_direct_back(struct sw_packet *p, const struct sw_route *route)
+/* Where answers to a direct packet go, if not back through the tunnel: to a pod of another node (PreserveDIP). */
+SW_INLINE int sw_route_direct_back(struct sw_packet *p, const struct sw_route *route)
 {
 	if (sw_is_client_here(p)) {
 		p->reverse.fate = SW_TO_INGRESS;
@@ -266,6 +266,7 @@ SW_INLINE void sw_route_direct_back(struct sw_packet *p, const struct sw_route *
 	} else if (route && route->kind == SW_ROUTE_HOST) {
 		p->reverse.fate = SW_TO_HOST; /* a process here, by an address that the first node does not know as ours */
 	}
+	return p->reverse.fate != SW_TO_NOWHERE;
 }
 
 /* Where the target's packets go: back to wherever the initiator is. */
@@ -290,10 +291,8 @@ SW_INLINE void sw_route_back(struct sw_packet *p)
 	}
 
 	route = sw_find_route(scope, p->family, &p->first.source);
-	if (p->is_direct && p->first_arrival == SW_FROM_TUNNEL) {
-		sw_route_direct_back(p, route);
+	if (p->is_direct && p->first_arrival == SW_FROM_TUNNEL && sw_route_direct_back(p, route))
 		return;
-	}
 	if (!route)
 		return;
 	if (p->first_arrival == SW_FROM_UPLINK && route->kind == SW_ROUTE_UPLINK) {

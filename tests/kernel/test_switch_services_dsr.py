@@ -397,6 +397,25 @@ ROUTED = {4: "198.51.100.200", 6: "2001:db8:5::200"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_preserved_destination_for_a_pod_of_the_first_node(world: World, family: int) -> None:
+    """It is answered by the tunnel that its packets come by."""
+    pod, near, vip = world.overlay, world.client, ROUTED[family]
+    on_loopback(pod, vip)
+    try:
+        for protocol, exchange in EXCHANGES:
+            service = Balancer(
+                world.first, world.target(pod, family), protocol=protocol, flags=int(ServiceFlag.PRESERVE)
+            )
+            service.vip(vip, 83, SCOPE_ANY)
+            world.receive(pod, family, protocol, vip, 83, keep=True)
+            seen = exchange(near.space, pod.space, vip, 83)
+            assert (seen.client[0], seen.server) == (near.address(family), (vip, 83))
+            service.close()
+    finally:
+        pod.space.ip("address", "del", vip, "dev", "lo")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("client", ["plain", "ruled", "masked"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_preserved_destination_beside_the_client(world: World, kind: str, client: str, family: int) -> None:
@@ -445,6 +464,25 @@ def test_nobody_outside_speaks_for_the_backend(world: World) -> None:
         poll("a drop", lambda: second.dropped(*key) > before)
         far.sendto(b"y", sender)
         assert asking.recv(10) == b"y"
+
+
+def test_a_pod_of_a_third_node_with_an_address_of_its_own() -> None:
+    """It waits for the answer on the underlay; the backend's node would send it through the tunnel."""
+    with Lab() as lab:
+        world = World(lab)
+        first, second, third = world.first, world.second, world.underlay.node(13)
+        first.network(overlay(first, 1, (second, 2, 4), (third, 3, 4)))
+        second.network(overlay(second, 2, (first, 1, 4), (third, 3, 4)))
+        client = third.pod(
+            third.network(overlay(third, 3, (first, 1, 4), (second, 2, 4))), "10.3.0.16", "fd03::16"
+        )
+        for family, behind in ((4, "10.3.0.0/24"), (6, "fd03::/64")):
+            world.underlay.router.ip("route", "replace", behind, "via", node_address(third, family))
+            seen = _call(world, client, world.overlay, family)
+            assert (seen.client[0], seen.server) == (
+                GATEWAY[family],
+                (node_address(first, family), NODE_PORT),
+            )
 
 
 def test_another_port_is_not_the_same_one() -> None:

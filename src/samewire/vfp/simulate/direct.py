@@ -52,21 +52,16 @@ def choose_direct(state: State, walk: Walk, backend: Backend, flags: int) -> Non
 
 
 def _is_from_hop(state: State, walk: Walk, backend: Backend) -> bool:
-    """Whether the client is where the backend is: itself, its node, a pod behind that node's address or its tunnel."""
+    """Whether the client is where the backend is: itself, its node, a pod behind that node's address; or behind a
+    tunnel of the backend's network.
+    """
     hop, client, family = state.nexthop(backend.direct), walk.first.source, walk.packet.family
     if backend.address == client:
         return True
     if hop is not None and hop.family == family and hop.address == client:
         return True
-    there, back = (_tunnel_to(state, backend.scope, family, one) for one in (backend.address, client))
-    return there is not None and there == back
-
-
-def _tunnel_to(state: State, scope: int, family: int, address: bytes) -> tuple[int, bytes] | None:
-    """The end of the tunnel that an address is behind."""
-    route = state.route(scope, family, address)
-    hop = state.nexthop(route.nexthop) if route is not None and route.kind == RouteKind.TUNNEL else None
-    return (hop.family, hop.address) if hop is not None else None
+    route = state.route(backend.scope, family, client)
+    return route is not None and route.kind == RouteKind.TUNNEL
 
 
 def receive_direct(state: State, walk: Walk) -> bool:

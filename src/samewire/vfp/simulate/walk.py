@@ -258,10 +258,10 @@ def _way_back(state: State, walk: Walk) -> tuple[Fate, int, int] | None:
         return Fate.HOST, 0, 0
     scope = SCOPE_UPLINK if walk.first_scope == SCOPE_DIRECT else walk.first_scope
     route = state.route(scope, walk.packet.family, walk.first.source)
-    if walk.is_direct and walk.first_arrival == Arrival.TUNNEL:
-        return _direct_way_back(state, walk, route)
-    if route is None:
-        return None
+    direct = walk.is_direct and walk.first_arrival == Arrival.TUNNEL
+    way = _direct_way_back(state, walk, route) if direct else None
+    if way is not None or route is None:
+        return way
     if walk.first_arrival == Arrival.UPLINK:
         if route.kind != RouteKind.UPLINK:
             return None
