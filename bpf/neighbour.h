@@ -270,8 +270,8 @@ static __noinline int sw_advertise(struct __sk_buff *skb, struct sw_packet *p, c
 #endif
 
 /*
- * A solicitation to the wire, from the MAC that the pod has there; and from its own address where it has used its
- * link-local one, which the tables do not know: the answer would not find the pod.
+ * A solicitation to the wire, from the MAC that the pod has there; and from its own address where it has used a
+ * link-local one, which the tables do not know: the answer would not find the pod, and it might be a router's.
  */
 static __noinline int sw_ask_neighbour(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port,
 				       const struct sw_nexthop *hop)
@@ -285,9 +285,10 @@ static __noinline int sw_ask_neighbour(struct __sk_buff *skb, struct sw_packet *
 	struct sw_neighbour_message *nd = (void *)(ip + 1);
 	__s64 sum;
 
-	if (port->flags & SW_PORT_TRANSPARENT)
+	if (port->flags & SW_PORT_TRANSPARENT &&
+	    (port->flags & SW_PORT_NO_GUARD || !sw_is_link_local(&p->tuple.source)))
 		return sw_put_on_wire(skb, p, hop->ifindex, hop->vni);
-	if ((void *)(nd + 1) > (void *)(long)skb->data_end || nd->option_length != 1 ||
+	if (sw_zero_address(&port->address[1]) || (void *)(nd + 1) > (void *)(long)skb->data_end || nd->option_length != 1 ||
 	    nd->option_type != SW_ND_OPTION_SOURCE || !sw_mac_on_wire(p->port_id, port, after.mac))
 		return sw_drop(p, SW_LAYER_L2, SW_REASON_MULTICAST);
 	__builtin_memcpy(before.source, &ip->saddr, 16);

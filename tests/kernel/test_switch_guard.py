@@ -13,6 +13,7 @@ from samewire.hcn.policies import ACL, AclAction, AclDirection, OutBoundNAT
 from samewire.hcn.schema import NetworkType
 from samewire.vfp.constants import Counter, Layer, PortFlag, Reason, RouteKind
 from samewire.vfp.diff import Put, Remove
+from samewire.vfp.simulate import checksum
 from samewire.vfp.tables import Id, Nexthop, Port
 from tests.support.frames import fill, ip_packet, pseudo
 from tests.support.netlab import Lab, poll
@@ -143,6 +144,28 @@ def test_neighbour_discovery(world: World) -> None:
             forge(world.node, pod, spoofed, frame)
         frame = neighbour_frame(pod, 136, source=pod.ip6, target=pod.ip6, option_mac=pod.mac, mac=FORGED_MAC)
         forge(world.node, pod, (Layer.GUARD, Reason.SPOOFED_MAC), frame)
+
+
+def test_a_link_local_address_that_may_be_a_routers(world: World) -> None:
+    """The tables do not know a pod's own: a question from any goes out, and is answered, under the pod's address."""
+    pod, out = world.transparent, world.underlay.out
+    question = neighbour_frame(pod, 135, source="fe80::1", target=OUT[6], option_mac=pod.mac)
+
+    def concerns_out(kind: int, frame: bytes) -> bool:
+        return frame[12:14] == ETH[6] and frame[54] == kind and frame[62:78] == packed(OUT[6])
+
+    with (
+        Sniffer(out, "eth0", outgoing=False) as wire,
+        Sniffer(pod.space, "eth0", outgoing=False) as inside,
+    ):
+        inject(pod.space, "eth0", question)
+        asked = wire.wait(partial(concerns_out, 135))
+        assert asked[22:38] == packed(pod.ip6)
+        assert asked[6:12] == asked[80:86] == pod.mac
+        message = asked[54:]
+        assert checksum.whole(pseudo(6, asked[22:38], asked[38:54], 58, len(message)) + message) == b"\0\0"
+        inside.wait(partial(concerns_out, 136))
+    assert "fe80::1 " not in out.ip("-6", "neighbour", "show")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -95,8 +95,10 @@ def _wire_to_ask(
 def _ask_neighbour(state: State, packet: Packet, ifindex: int, port: Port, hop: Nexthop) -> NoReturn:
     """From the MAC that the pod has on the wire, and from its own address: the answer must find it."""
     data = packet.data
-    if not port.flags & PortFlag.TRANSPARENT:
-        if len(data) < _ND + 32 or bytes(data[_ND + 24 : _ND + 26]) != _SOURCE_OPTION:
+    own = port.flags & PortFlag.NO_GUARD or not is_link_local(packet.tuple.source)
+    if not (port.flags & PortFlag.TRANSPARENT and own):
+        without = len(data) < _ND + 32 or bytes(data[_ND + 24 : _ND + 26]) != _SOURCE_OPTION
+        if without or port.address[1] == ZERO:
             raise Dropped(Layer.L2, Reason.MULTICAST)
         mac = mac_on_wire(state, ifindex, port)
         before = bytes(data[L3 + 8 : L3 + 24]) + bytes(data[_ND + 26 : _ND + 32])
