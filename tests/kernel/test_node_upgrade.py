@@ -233,6 +233,18 @@ async def test_a_missing_program_pin_means_loading_on_the_same_maps(
     assert await node.auditor.compare() == []
 
 
+async def test_copies_do_not_outlive_their_number(net: NodeNet, start: Start, talk: Talk) -> None:
+    """Numbers of sw_changes begin anew where its pin is missing, and old copies are not to be true again some day."""
+    node = await start()
+    connection = talk.connect(await pod(node, net))
+    before = map_ids(node)
+    (node.config.bpf_dir / "maps" / "sw_changes").unlink()
+    node = await start()
+    kept = {name for name, number in map_ids(node).items() if number == before[name]}
+    assert before.keys() - kept == {"sw_changes", "sw_near_ports", "sw_near_nexthops", "sw_near_backends"}
+    assert echo(connection, "still") == "still"
+
+
 async def test_another_layout_keeps_connections(
     net: NodeNet, start: Start, talk: Talk, larger_object: Path
 ) -> None:

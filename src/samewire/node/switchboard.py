@@ -42,6 +42,9 @@ _ZERO: Final = bytes(4)
 # A flow knows its place in sw_flow_slots: these make sense together only.
 _FLOW_MAPS: Final = frozenset({"sw_flows", "sw_flow_slots", "sw_cursors"})
 _BY_SLOT: Final = _FLOW_MAPS | {"sw_flow_counts"}
+# Copies count for one number of sw_changes: where that begins anew, old ones would be true again some day.
+_NUMBER: Final = "sw_changes"
+_COPIES: Final = "sw_near_"
 
 
 class Sources(msgspec.Struct):
@@ -208,6 +211,8 @@ class Switchboard:
                 kept[name] = found
         if not kept.keys() >= _FLOW_MAPS:
             kept = {name: found for name, found in kept.items() if name not in _BY_SLOT}
+        if _NUMBER not in kept:
+            kept = {name: found for name, found in kept.items() if not name.startswith(_COPIES)}
         self._object.reuse(kept)
         self._object.load()
         next_dir = self._dir / "next"
