@@ -26,7 +26,16 @@ from samewire.vfp.address import (
 )
 from samewire.vfp.compile import compile_node, compile_remote, compile_route
 from samewire.vfp.compile.plan import gateway_mac, plan_network
-from samewire.vfp.constants import ROUTE_KEY_BITS, SCOPE_HOST, ConfigFlag, RouteFlag, RouteKind
+from samewire.vfp.constants import (
+    ROUTE_KEY_BITS,
+    SCOPE_ANY,
+    SCOPE_DIRECT,
+    SCOPE_HOST,
+    SCOPE_OUTSIDE,
+    ConfigFlag,
+    RouteFlag,
+    RouteKind,
+)
 from samewire.vfp.model import Entries, HostBinding, NodeFacts
 from samewire.vfp.model import HostRoute as KernelRoute
 from samewire.vfp.numbers import MemoryNumbers
@@ -330,10 +339,13 @@ def test_gateway_mac_is_stable_and_local() -> None:
     assert mac != gateway_mac("5A9C9A1B-0000-4000-8000-000000000002")
 
 
-def test_scopes_are_bounded() -> None:
+@pytest.mark.parametrize("number", [SCOPE_DIRECT, SCOPE_ANY, SCOPE_OUTSIDE, SCOPE_HOST])
+def test_scopes_are_bounded(number: int) -> None:
+    """What is no network's scope does not become one."""
+
     class Full(MemoryNumbers):
         def number(self, kind: str, key: str) -> int:
-            return 65535
+            return number
 
     with pytest.raises(Exhausted, match="network scopes"):
         whole_network(OVERLAY, FACTS, Full())
