@@ -15,6 +15,7 @@ from samewire.cni.backend import Address, AttachRequest
 from samewire.errors import Conflict, KernelError
 from samewire.hcn.codec import decode_object
 from samewire.hcn.schema import Kind, Network
+from samewire.hcn.store import Store
 from samewire.kernel import faults, sysctl
 from samewire.kernel.bpf import unmount_bpffs
 from samewire.kernel.rtnetlink import (
@@ -49,6 +50,7 @@ from samewire.node.devices import (
 )
 from samewire.node.hooks import UPLINK_PRIORITY, detach_uplink
 from samewire.node.keepsakes import load_keepsakes
+from samewire.node.nicfilters import NicFilters
 from samewire.node.node import Node
 from samewire.node.portranges import parse_ports, port_range
 from samewire.node.reaper import LinkReaper
@@ -452,3 +454,16 @@ async def test_the_uplink_lets_in_a_networks_own_mac(start: Callable[[], Awaitab
     assert lets_in()
     await node.service.delete(Kind.NETWORK, made.id)
     assert not lets_in()
+
+
+def test_a_filter_of_before_a_reboot_stops_nobody(netlink: Netlink, tmp_path: Path) -> None:
+    """The NIC's number may be a tunnel's by now, which has no link addresses at all."""
+    store = Store(tmp_path / "own.db")
+    try:
+        for number in (links(netlink)["lo"], 4711):
+            store.allocate_number("filter", f"{number}/0211223344ff")
+        filters = NicFilters(store, netlink)
+        assert filters.leave_all_but(links(netlink)["eth0"]) == []
+        assert store.numbers("filter") == {}
+    finally:
+        store.close()

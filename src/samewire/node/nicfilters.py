@@ -49,7 +49,8 @@ class NicFilters:
         for mac in macs:
             if (ifindex, mac) not in self._noted:
                 continue
-            gone = fdb_del_self(ifindex, mac).tolerating(errno.ENOENT, errno.ENODEV)
+            # EINVAL: since a reboot the number is that of a device without link addresses, a tunnel's.
+            gone = fdb_del_self(ifindex, mac).tolerating(errno.ENOENT, errno.ENODEV, errno.EINVAL)
             if not self._netlink.request(gone):
                 found.append(mac)
             self._forget(ifindex, mac)
