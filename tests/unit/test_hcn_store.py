@@ -11,11 +11,12 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from samewire.errors import Exhausted
-from samewire.hcn import policy_rows
+from samewire.hcn import checkpoint, policy_rows
 from samewire.hcn import store as store_module
 from samewire.hcn.errors import StoreError
 from samewire.hcn.numbered import numbered
@@ -34,6 +35,7 @@ from samewire.hcn.schema import (
     SdnRoute,
 )
 from samewire.hcn.store import MAX_NUMBER, Store, netns_alive, read_boot_id
+from samewire.hcn.storefile import hold_directory
 from samewire.hcn.switch import Change
 from tests.support.hcn import at
 
@@ -164,6 +166,44 @@ def test_one_process_has_it_open(path: Path) -> None:
         put(store, Network(id="A"))
     with opened(path) as store:
         assert everything(store) == [Network(id="A")]
+
+
+def test_nobody_makes_a_file_where_another_is_making_it(path: Path) -> None:
+    held = hold_directory(path)
+    try:
+        with pytest.raises(StoreError, match="another process has the database open"):
+            Store(path, "boot-1")
+        assert list(path.parent.iterdir()) == []
+    finally:
+        os.close(held)
+    with opened(path) as store:
+        assert everything(store) == []
+
+
+async def test_changes_are_made_where_no_thread_can_be_started(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with opened(path) as store:
+        monkeypatch.setattr(Thread, "start", refuse)
+        monkeypatch.setattr(checkpoint, "DUE_BYTES", 0)
+        store._checkpoints._due_bytes = 0
+        put(store, Network(id="A"))
+        await store.commit_beside([Change(Kind.NETWORK, "B", None, Network(id="B"))])
+        monkeypatch.undo()
+    with opened(path) as store:
+        assert everything(store) == [Network(id="A"), Network(id="B")]
+
+
+def test_troubles_go_with_their_object(path: Path) -> None:
+    with opened(path) as store:
+        for _ in range(2):
+            put(store, Network(id="A"))
+            assert store.state.trouble_of("A") == ""
+            store.state.note_troubles({"A": "the uplink is missing"})
+            store.commit([Change(Kind.NETWORK, "A", store.state.network("A"), None)])
 
 
 def test_an_unfinished_creation_is_started_again(path: Path) -> None:

@@ -39,6 +39,7 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA synchronous = NORMAL")
+        self._thread.submit(bool)  # begins now: what cannot begin later must not fail a commit that is made
 
     def begin_if_due(self) -> None:
         """To be called after each commit: starts a checkpoint if it is time and none is on."""

@@ -309,8 +309,8 @@ class State(View):
             old, new = _moved_keys(kind, change.before, after)
             for key in old:
                 self._leave(key, object_id)
-            if self._troubles and _place(change.before) != _place(after):
-                self._troubles.pop(object_id, None)  # it was about where the endpoint was
+            if self._troubles and (after is None or _place(change.before) != _place(after)):
+                self._troubles.pop(object_id, None)  # it was about that, or about where the endpoint was
             if after is None:
                 del self._objects[kind][object_id]
             else:

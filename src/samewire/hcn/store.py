@@ -103,9 +103,9 @@ class Store:
         self._numbers: dict[tuple[str, str], int] = {}
         self._counters: dict[str, int] = {}
         try:
-            create_if_absent(path, _SCHEMA)
             with ExitStack() as opened:
                 opened.callback(os.close, hold_directory(path))
+                create_if_absent(path, _SCHEMA)
                 self._db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
                 opened.callback(self._db.close)
                 self._file = identity(path)
@@ -113,6 +113,7 @@ class Store:
                 self._load()
                 self._checkpoints = Checkpoints(path, self._alone)
                 opened.callback(self._checkpoints.close)
+                self._thread.submit(bool)  # begins now: could it not later, a change would stay in its queue
                 self._opened = opened.pop_all()
         except OSError as error:
             raise StoreError(str(path), f"cannot be opened: {error}") from error

@@ -13,8 +13,10 @@ from samewire.hcn.errors import StoreError
 def hold_directory(path: Path) -> int:
     """Be the only process with a database in this directory; returns the descriptor to close when done.
 
-    SQLite's own exclusive mode would keep the checkpoints' connection out, too. Raises StoreError, OSError.
+    The directory is made if there is none. SQLite's own exclusive mode would keep the checkpoints' connection out, too.
+    Raises StoreError, OSError.
     """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -34,14 +36,15 @@ def identity(path: Path) -> tuple[int, int]:
 
 
 def create_if_absent(path: Path, schema: str) -> None:
-    """Make a complete new file under another name, so that a short or empty one is always damage."""
+    """Make a complete new file under another name, so that a short or empty one is always damage. Call with the
+    directory held: of two that make one at once, one would take the other's half.
+    """
     if path.exists():
         if path.stat().st_size == 0:
             raise StoreError(str(path), "the file is empty; a database of Samewire never is")
         return
     if path.with_name(path.name + "-wal").exists():
         raise StoreError(str(path), "the database is gone but its write-ahead log is there")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)
     os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
