@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from samewire.hcn import numbered as numbered_module
+from samewire.hcn.errors import HcnError
 from samewire.hcn.normalise_policies import Scope
 from samewire.hcn.numbered import Numbered, name_of, numbered
-from samewire.hcn.plan.policies import put_policies, remove_policies
+from samewire.hcn.plan.policies import put_policies, remove_policies, without_policies
 from samewire.hcn.policies import (
     HostRoute,
     NetworkACL,
@@ -184,3 +185,19 @@ def test_there_is_room_between_and_when_there_is_none_all_are_numbered_anew() ->
         present = present.updated([0, *range(item, 0, -1), 99])
         assert list(present.numbers) == sorted(set(present.numbers))
         assert list(present) == [0, *range(item, 0, -1), 99]
+
+
+def test_of_equal_ones_as_many_go_as_are_named() -> None:
+    mapping = PortMapping(protocol=6, external_port=1, internal_port=1)
+    present = PolicyList([mapping, HostRoute(), mapping, mapping])
+    left = remove_policies(present, (mapping, mapping), Scope.ENDPOINT)
+    assert [name_of(number) for number in left.numbers] == [2, 4]
+    with pytest.raises(HcnError, match="there is no PortMapping"):
+        remove_policies(present, (mapping,) * 4, Scope.ENDPOINT)
+
+
+def test_names_of_a_list_that_was_emptied_are_not_given_again() -> None:
+    emptied = without_policies(PolicyList([HostRoute(), PADDING[0]]))
+    assert not emptied
+    assert [name_of(number) for number in emptied.edited(new=(HostRoute(),)).numbers] == [3]
+    assert list(without_policies(emptied)) == []

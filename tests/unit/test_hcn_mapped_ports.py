@@ -99,6 +99,26 @@ async def test_who_says_the_same_again_changes_nothing(service: HnsService, netw
     assert ports(await modify(service, one, RequestType.UPDATE, mapping(internal_port=81))) == [FIRST + 4]
 
 
+async def test_who_says_very_much_again_is_answered_at_once(
+    service: HnsService, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whichever order: each is looked up, and not compared with all the others."""
+    internal = range(1, 301)
+    one = await create(service, network, *(mapping(internal_port=number) for number in internal))
+    copies = 0
+    replace = mapped_ports._replace
+
+    def counted(value: Any, **changes: Any) -> Any:
+        nonlocal copies
+        copies += 1
+        return replace(value, **changes)
+
+    monkeypatch.setattr(mapped_ports, "_replace", counted)
+    again = (mapping(internal_port=number) for number in reversed(internal))
+    assert sorted(ports(await modify(service, one, RequestType.UPDATE, *again))) == ports(one)
+    assert copies <= 3 * len(internal)
+
+
 async def test_when_there_is_none_left(
     service: HnsService, switch: FakeSwitch, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:

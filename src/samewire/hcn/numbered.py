@@ -10,7 +10,7 @@ and no items.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from operator import ne
 from typing import Any, Final, NamedTuple, TypeVar
@@ -301,18 +301,20 @@ def _regrouped(groups: Mapping[type, Group], difference: Difference) -> dict[typ
 
 
 def _reindexed(index: Index, keys: Keys, difference: Difference) -> Index:
-    changes: dict[Hashable, tuple[int, ...]] = {}
+    changes: dict[Hashable, list[int]] = {}
     for side, comes in ((difference.gone, False), (difference.new, True)):
         for number, item in side:
             for key in keys(item):
-                numbers = changes[key] if key in changes else index.get(key, ())
-                place = bisect_left(numbers, number)
-                changes[key] = (
-                    *numbers[:place],
-                    *([number] if comes else ()),
-                    *numbers[place + (not comes) :],
-                )
-    return index.changed({key: numbers or None for key, numbers in changes.items()}) if changes else index
+                numbers = changes.get(key)
+                if numbers is None:  # one list for all that changes: thousands may have a key in common
+                    numbers = changes[key] = list(index.get(key, ()))
+                if comes:
+                    insort(numbers, number)
+                else:
+                    del numbers[bisect_left(numbers, number)]
+    if not changes:
+        return index
+    return index.changed({key: tuple(numbers) or None for key, numbers in changes.items()})
 
 
 def alike(one: tuple[Any, ...], other: tuple[Any, ...]) -> tuple[int, int]:

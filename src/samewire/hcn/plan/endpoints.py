@@ -26,10 +26,10 @@ from samewire.hcn.plan.context import (
 from samewire.hcn.plan.macs import choose_mac
 from samewire.hcn.plan.mapped_ports import with_ports
 from samewire.hcn.plan.members import routes_without, without_endpoints
-from samewire.hcn.plan.policies import add_policies, check_sets, remove_policies
+from samewire.hcn.plan.policies import add_policies, check_sets, remove_policies, without_policies
 from samewire.hcn.plan.uplink import check_constraint, check_translation, check_vlans
 from samewire.hcn.policies import Policy, PortMapping, SDNRoute, mapping_family, select
-from samewire.hcn.policy_lists import PolicyList, mapped_ports
+from samewire.hcn.policy_lists import mapped_ports
 from samewire.hcn.schema import Endpoint, Kind, Namespace, NamespaceType, Network, NetworkType
 from samewire.hcn.state import View
 from samewire.hcn.switch import Change
@@ -95,7 +95,7 @@ def modify_endpoint(context: Context, endpoint_id: str, request: ModifySettingRe
     elif request.request_type is RequestType.REMOVE:
         policies = remove_policies(before.policies, given, Scope.ENDPOINT)
     else:
-        policies = PolicyList()
+        policies = without_policies(before.policies)
     if request.request_type in (RequestType.ADD, RequestType.UPDATE):
         network = get_network(context.view, before.network_id)
         _check_private(network, given)

@@ -32,20 +32,17 @@ def with_ports(context: Context, endpoint: Endpoint, before: tuple[Policy, ...] 
     if not asked:
         return endpoint
     named = {(policy.protocol, policy.external_port) for policy in select(policies, PortMapping)}
-    kept = [
-        policy
-        for policy in select(before, PortMapping)
-        if (policy.protocol, policy.external_port) not in named
-    ]
+    kept: dict[Policy, list[PortMapping]] = {}
+    for policy in reversed(select(before, PortMapping)):
+        if (policy.protocol, policy.external_port) not in named:
+            kept.setdefault(_replace(policy, external_port=0), []).append(policy)
     found: dict[int, Policy] = {}
     for number in asked:
         policy = cast(PortMapping, policies.at(number))
         # Nobody can have reserved a port that was not known.
         policy = _replace(policy, flags=policy.flags & ~NatFlags.EXTERNAL_PORT_RESERVED)
-        old = next((one for one in kept if _replace(one, external_port=0) == policy), None)
-        if old is not None:
-            kept.remove(old)
-        policy = old or _replace(policy, external_port=_free_port(context, policy, named))
+        old = kept.get(policy)
+        policy = old.pop() if old else _replace(policy, external_port=_free_port(context, policy, named))
         named.add((policy.protocol, policy.external_port))
         found[number] = policy
     return _replace(endpoint, policies=policies.edited(instead=found))

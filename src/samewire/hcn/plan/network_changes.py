@@ -21,10 +21,16 @@ from samewire.hcn.normalise_policies import Scope
 from samewire.hcn.numbered import numbered
 from samewire.hcn.plan.context import Context, get_network, modified
 from samewire.hcn.plan.networks import check_adapter, check_clashes, stamped, with_gateways
-from samewire.hcn.plan.policies import add_policies, check_sets, put_policies, remove_policies
+from samewire.hcn.plan.policies import (
+    add_policies,
+    check_sets,
+    put_policies,
+    remove_policies,
+    without_policies,
+)
 from samewire.hcn.plan.uplink import check_source_mac, check_translation, check_vlans, tag_of, vlans_of
 from samewire.hcn.policies import HostRoute, SetPolicy, first
-from samewire.hcn.policy_lists import PolicyList, identities, set_identity, sets_of
+from samewire.hcn.policy_lists import identities, set_identity, sets_of
 from samewire.hcn.schema import Dns, Ipam, IpConfiguration, IpSubnet, Kind, Network, Subnet
 from samewire.hcn.state import View
 from samewire.hcn.switch import Change
@@ -79,7 +85,7 @@ def _unsupported(request_type: RequestType) -> HcnError:
 def _policies(context: Context, network: Network, how: RequestType, settings: PolicySettings) -> Network:
     given = settings.policies
     if how is RequestType.RESET:
-        policies = PolicyList()
+        policies = without_policies(network.policies)
     elif how is RequestType.REMOVE:
         policies = remove_policies(network.policies, given, Scope.NETWORK)
     else:

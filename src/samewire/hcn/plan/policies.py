@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.normalise_policies import Scope, already_there, check_length, check_policies, check_policy
@@ -68,10 +68,13 @@ def remove_policies(present: Policies, unwanted: Policies, scope: Scope) -> Poli
     """
     before = numbered(present)
     going: dict[int, None] = {}
+    left: dict[object, Iterator[int]] = {}  # equal policies, each to be given away once
     for index, policy in enumerate(unwanted):
         wanted = check_policy(policy, scope, f"{GIVEN}[{index}]")
         (key,) = identities(wanted)
-        number = next((n for n in before.by(identities).get(key, ()) if n not in going), None)
+        if key not in left:
+            left[key] = iter(before.by(identities).get(key, ()))
+        number = next(left[key], None)
         if number is None or not (isinstance(wanted, SetPolicy) or before.at(number) == wanted):
             raise HcnError(
                 HcnCode.POLICY_NOT_FOUND,
@@ -79,6 +82,14 @@ def remove_policies(present: Policies, unwanted: Policies, scope: Scope) -> Poli
             )
         going[number] = None
     return before.edited(going)
+
+
+def without_policies(present: Policies) -> PolicyList:
+    """Return a list without any. What comes into it later is not called as one was that is gone: rules' counts and
+    drops go by these names.
+    """
+    before = numbered(present)
+    return before.edited(before.numbers)
 
 
 def check_sets(network: Network, policies: Iterable[Policy], path: str) -> None:
