@@ -325,13 +325,17 @@ def incoming_table(policies: PolicyList, known: Known = NONE_KNOWN) -> Table:
     return table
 
 
-def verdicts(entries: Entries, reference: AclTable) -> list[tuple[int, bool] | None]:
-    """What the simulated switch says to each question: the rule's priority and whether it allows."""
-    port = Port(
-        1, 1, 0, NO_MAC, NO_MAC, (ZERO, ZERO), (ZERO, ZERO), 0, (reference.table, 0), 0,
+def port_of(reference: AclTable, generation: int) -> Port:
+    return Port(
+        1, 1, 0, NO_MAC, NO_MAC, (ZERO, ZERO), (ZERO, ZERO), generation, (reference.table, 0), 0,
         (reference.words, 0), (reference.shape, 0), 1500,
     )  # fmt: skip
-    state, found = State({table: dict(rows) for table, rows in entries.items()}, 0), []
+
+
+def verdicts(entries: Entries, reference: AclTable) -> list[tuple[int, bool] | None]:
+    """What the simulated switch says to each question: the rule's priority and whether it allows."""
+    port, state = port_of(reference, 1), State({table: dict(rows) for table, rows in entries.items()}, 0)
+    found: list[tuple[int, bool] | None] = []
     for address, number, protocol in QUESTIONS:
         ends = Tuple(parse_address(address).packed, parse_address("10.200.0.1").packed, 40000, number)
         parsed = Parsed(data=bytearray(), family=4, protocol=protocol, tuple=ends)

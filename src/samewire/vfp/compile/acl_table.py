@@ -169,6 +169,7 @@ def _edited(before: Table, old: Sequence[int], new: Sequence[tuple[int, Rule]]) 
     table.starts, table.asked, table.questions = before.starts, asked, before.questions
     flips = [(rule, place, True) for (_, rule), place in zip(new, free, strict=True)]
     flips += [(before.rules[index], before.places[index], False) for index in old]
+    table.questions.edition = table.questions.last = None  # nobody's, should it end in the middle
     table.steps = tuple(_steps(table, before.steps[-1].entries, flips))
     table.questions.edition, table.questions.last = table, (before, table.steps[-1].entries, flips)
     rules, places = list(before.rules), list(before.places)
@@ -203,9 +204,10 @@ def _shows(questions: Questions, table: Table) -> bool:
     if questions.edition is not table and questions.last is not None and questions.last[0] is table:
         _, entries, flips = questions.last
         draft = Draft(entries)
+        questions.edition = questions.last = None
         for rule, place, there in reversed(flips):
             questions.flip(draft, [(rule, place)], there=not there)
-        questions.edition, questions.last = table, None
+        questions.edition = table
     return questions.edition is table
 
 
