@@ -134,6 +134,12 @@ SW_INLINE struct sw_nexthop *sw_wire_to_ask(struct sw_packet *p, const struct sw
 	return route && route->kind == SW_ROUTE_UPLINK ? sw_find_nexthop(route->nexthop) : 0;
 }
 
+/* Whether an address is free is asked by who is about to take it: on the wire others would give it up. */
+SW_INLINE int sw_claims_address(const struct sw_packet *p, const struct sw_port *port)
+{
+	return !(port->flags & SW_PORT_NO_GUARD) && sw_zero_address(&p->tuple.source);
+}
+
 /* An ARP request to the wire, from the MAC that the pod has there: the answer must come to this node. */
 SW_INLINE int sw_ask_arp(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port,
 			 const struct sw_nexthop *hop)
@@ -184,6 +190,8 @@ SW_COLD static __noinline int sw_arp(struct __sk_buff *skb, struct sw_packet *p,
 	if (port ? !sw_mac_for_pod(p, port, mac) : !sw_mac_for_wire(p, mac))
 		return port ? sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ENDPOINT) : SW_PASS;
 	hop = port ? sw_wire_to_ask(p, port, mac) : 0;
+	if (hop && sw_claims_address(p, port))
+		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_ARP);
 	if (hop)
 		return sw_ask_arp(skb, p, port, hop);
 	data = (void *)(long)skb->data;
@@ -335,6 +343,8 @@ SW_COLD static __noinline int sw_neighbour(struct __sk_buff *skb, struct sw_pack
 	if (port ? !sw_mac_for_pod(p, port, mac) : !sw_mac_for_wire(p, mac))
 		return port ? sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ENDPOINT) : SW_PASS;
 	hop = port ? sw_wire_to_ask(p, port, mac) : 0;
+	if (hop && sw_claims_address(p, port))
+		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_ARP);
 	if (hop)
 		return sw_ask_neighbour(skb, p, port, hop);
 #ifndef TRACE

@@ -146,6 +146,13 @@ def test_neighbour_discovery(world: World) -> None:
         forge(world.node, pod, (Layer.GUARD, Reason.SPOOFED_MAC), frame)
 
 
+def test_nobody_is_made_to_give_up_an_address(world: World) -> None:
+    """Who asks whether an address is free is about to take it (RFC 5227, RFC 4862); a pod has its own."""
+    pod, kind = world.transparent, (Layer.GUARD, Reason.SPOOFED_ARP)
+    forge(world.node, pod, kind, arp_frame(pod, sender="0.0.0.0", mac=pod.mac, target=OUT[4]))
+    forge(world.node, pod, kind, neighbour_frame(pod, 135, source="::", target=OUT[6], option_mac=pod.mac))
+
+
 def test_a_link_local_address_that_may_be_a_routers(world: World) -> None:
     """The tables do not know a pod's own: a question from any goes out, and is answered, under the pod's address."""
     pod, out = world.transparent, world.underlay.out

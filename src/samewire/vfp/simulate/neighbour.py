@@ -92,6 +92,12 @@ def _wire_to_ask(
     return state.nexthop(route.nexthop) if route is not None and known else None
 
 
+def _claim_nothing(port: Port, asker: bytes) -> None:
+    """Whether an address is free is asked by who is about to take it: on the wire others would give it up."""
+    if asker == ZERO and not port.flags & PortFlag.NO_GUARD:
+        raise Dropped(Layer.GUARD, Reason.SPOOFED_ARP)
+
+
 def _ask_neighbour(state: State, packet: Packet, ifindex: int, port: Port, hop: Nexthop) -> NoReturn:
     """From the MAC that the pod has on the wire, and from its own address: the answer must find it."""
     data = packet.data
@@ -149,6 +155,7 @@ def answer_arp(state: State, data: bytearray, scope: int, port: Port | None, ifi
     mac = found.mac if isinstance(found, Neighbour) else found
     hop = _wire_to_ask(state, scope, 4, port, pad(target), mac)
     if hop is not None and port is not None:
+        _claim_nothing(port, pad(sender))
         data[6:12] = data[L3 + 8 : L3 + 14] = mac_on_wire(state, ifindex, port)
         raise Forwarded(Fate.UPLINK, hop.ifindex)
     head = sender_mac + mac + bytes(data[12 : L3 + 6]) + b"\x00\x02"
@@ -175,6 +182,7 @@ def answer_neighbour(state: State, packet: Packet, scope: int, port: Port | None
     mac, sender = (found.mac, found.sender) if isinstance(found, Neighbour) else (found, target)
     hop = _wire_to_ask(state, scope, 6, port, target, mac)
     if hop is not None and port is not None:
+        _claim_nothing(port, packet.tuple.source)
         _ask_neighbour(state, packet, ifindex, port, hop)
     return _advertisement(packet, target, mac, sender, port is not None and mac == port.gateway_mac)
 
