@@ -42,6 +42,19 @@ SW_INLINE void sw_start_walk(struct sw_packet *p)
 	p->backend = 0;
 	p->service = 0;
 	p->is_direct = 0;
+	p->route_set = 0;
+}
+
+/* The initiator's port, before all that depends on it: a change of its policy from now on has the flow judged again. */
+SW_INLINE struct sw_port *sw_know_initiator(struct sw_packet *p)
+{
+	struct sw_port *own = sw_find_port(p->first_port);
+
+	if (!own)
+		return 0;
+	p->generation[0] = sw_generation_of(own);
+	p->route_set = own->route_set;
+	return own;
 }
 
 /* PORTMAP: a port of the node itself may be an endpoint's. Sets the target port when it is. */
@@ -85,7 +98,7 @@ SW_INLINE int sw_local_target(struct sw_packet *p, __u16 scope)
 /* ROUTE for what a pod sends. Most of it needs nothing else, so that a counter would be a great part of it. */
 SW_INLINE int sw_route_from_pod(struct sw_packet *p)
 {
-	struct sw_route *route = sw_find_route(p->first_scope, p->family, &p->out.destination);
+	struct sw_route *route = sw_find_way(p->route_set, p->first_scope, p->family, &p->out.destination);
 
 	if (!route)
 		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
@@ -213,6 +226,7 @@ SW_INLINE int sw_target_layers(struct sw_packet *p)
 		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ENDPOINT);
 	p->port[1] = p->forward.target;
 	p->generation[1] = sw_generation_of(target);
+	p->route_set = target->route_set;
 	if (target->acl_words[SW_ACL_IN] || target->acl_words[SW_ACL_OUT])
 		p->needs_flow = 1;
 	if (target->nat_set && (p->first_arrival == SW_FROM_UPLINK || target->flags & SW_PORT_NAT_EXPLICIT))
@@ -269,12 +283,34 @@ SW_INLINE int sw_route_direct_back(struct sw_packet *p, const struct sw_route *r
 	return p->reverse.fate != SW_TO_NOWHERE;
 }
 
+/* The same where the target has a route of its own to the initiator. */
+SW_INLINE void sw_route_own_back(struct sw_packet *p, const struct sw_route *own)
+{
+	switch (own->kind) {
+	case SW_ROUTE_HOST:
+		p->reverse.fate = SW_TO_HOST;
+		return;
+	case SW_ROUTE_TUNNEL:
+		p->reverse.fate = SW_TO_TUNNEL;
+		break;
+	case SW_ROUTE_UPLINK:
+		p->reverse.fate = SW_TO_UPLINK;
+		if (p->first_arrival == SW_FROM_TUNNEL)
+			p->needs_flow = 1; /* the NAT layer must not take its answers for a new connection */
+		break;
+	default:
+		return;
+	}
+	p->reverse.target = own->nexthop;
+	p->reverse.flags |= own->flags & SW_ROUTE_DECREMENT ? SW_DECREMENT : 0;
+}
+
 /* Where the target's packets go: back to wherever the initiator is. */
 SW_INLINE void sw_route_back(struct sw_packet *p)
 {
 	__u16 scope = p->first_scope == SW_SCOPE_DIRECT ? SW_SCOPE_UPLINK : p->first_scope;
+	struct sw_route *route, *own = 0;
 	struct sw_endpoint *endpoint;
-	struct sw_route *route;
 
 	switch (p->first_arrival) {
 	case SW_FROM_POD:
@@ -291,8 +327,15 @@ SW_INLINE void sw_route_back(struct sw_packet *p)
 	}
 
 	route = sw_find_route(scope, p->family, &p->first.source);
-	if (p->is_direct && p->first_arrival == SW_FROM_TUNNEL && sw_route_direct_back(p, route))
+	/* What answers in another's name, the node's or a service's, goes the way that the question has come. */
+	if (p->route_set && p->out_scope == scope && sw_same_address(&p->out.destination, &p->first.destination))
+		own = sw_find_own_route(p->route_set, p->family, &p->first.source, route);
+	if (p->is_direct && p->first_arrival == SW_FROM_TUNNEL && sw_route_direct_back(p, own ?: route))
 		return;
+	if (own) {
+		sw_route_own_back(p, own);
+		return;
+	}
 	if (!route)
 		return;
 	if (p->first_arrival == SW_FROM_UPLINK && route->kind == SW_ROUTE_UPLINK) {
@@ -323,16 +366,8 @@ SW_INLINE int sw_poses_as_tunnel(const struct sw_packet *p, const struct sw_port
 }
 
 /* The initiator's own layers. */
-SW_INLINE int sw_initiator_layers(struct sw_packet *p)
+SW_INLINE int sw_initiator_layers(struct sw_packet *p, struct sw_port *own)
 {
-	struct sw_port *own;
-
-	if (p->first_arrival != SW_FROM_POD)
-		return SW_GO_ON;
-	own = sw_find_port(p->first_port);
-	if (!own)
-		return sw_drop(p, SW_LAYER_PARSE, SW_REASON_UNKNOWN_PORT);
-	p->generation[0] = sw_generation_of(own);
 	if (sw_poses_as_tunnel(p, own))
 		return sw_drop_at(p, p->first_port, SW_LAYER_GUARD, SW_REASON_BLOCKED, 0);
 	if (own->acl_words[SW_ACL_IN] || own->acl_words[SW_ACL_OUT])
@@ -415,15 +450,21 @@ SW_INLINE int sw_routing(struct __sk_buff *skb, struct sw_packet *p)
 __noinline int sw_walk(struct __sk_buff *skb)
 {
 	struct sw_packet *p = sw_packet_here();
+	struct sw_port *own = 0;
 	int verdict;
 
 	if (!p)
 		return TC_ACT_SHOT;
 	sw_start_walk(p);
+	if (p->first_arrival == SW_FROM_POD) {
+		own = sw_know_initiator(p);
+		if (!own)
+			return sw_drop(p, SW_LAYER_PARSE, SW_REASON_UNKNOWN_PORT);
+	}
 	verdict = sw_routing(skb, p);
 	if (verdict != SW_GO_ON)
 		return verdict;
-	verdict = sw_initiator_layers(p);
+	verdict = own ? sw_initiator_layers(p, own) : SW_GO_ON;
 	if (verdict != SW_GO_ON)
 		return verdict;
 	verdict = sw_target_layers(p);

@@ -14,11 +14,12 @@
 
 #include <linux/types.h>
 
-#define SW_LAYOUT_VERSION 3
+#define SW_LAYOUT_VERSION 4
 
 #define SW_MAX_PORTS 4096	   /* ports on one node */
 #define SW_MAX_ENDPOINTS 65536	   /* local and remote endpoints, all networks */
 #define SW_MAX_ROUTES 65536	   /* subnets, remote subnets, host addresses, all networks */
+#define SW_MAX_OWN_ROUTES 65536	   /* routes that only some endpoints obey, all sets */
 #define SW_MAX_NEIGHBOURS 4096	   /* prefixes of NeighborDiscovery policies, all networks */
 #define SW_MAX_NEXTHOPS 65536	   /* provider addresses and gateways, and endpoints that are reached by DSR */
 #define SW_MAX_PORTMAPS 16384	   /* host ports */
@@ -173,6 +174,7 @@ struct sw_port {
 	__u32 nat_set;		   /* key of sw_nat; 0 = no OutBoundNAT */
 	__u64 acl_table[2];	   /* [0] in, [1] out: in the keys of sw_acl_* */
 	__u64 acl_space;	   /* key of sw_acl_spaces: whose sets the rules name; 0 = they name none */
+	__u64 route_set;	   /* in the keys of sw_own_routes; 0 = no routes but the network's */
 	__u8 acl_words[2];	   /* of the tables' vectors; 0 = everything passes */
 	__u8 acl_shape[2];	   /* SW_ACL_BY_*: what the rules ask about */
 	__u32 mtu;		   /* of the endpoint's interface */
@@ -259,9 +261,27 @@ struct sw_route {
 	__u8 flags; /* SW_ROUTE_* */
 	__u16 scope; /* SCOPE: the network; UPLINK: what the packet is in then, the uplink's own or a VLAN's */
 	__u32 nexthop;
+	__u8 bits; /* of the prefix, without scope, family and reserved: sw_own_routes */
+	__u8 reserved[3];
 };
 
 #define SW_ROUTE_DECREMENT 1 /* the hop is routed: TTL goes down */
+
+/* ---- sw_own_routes: LPM trie[SW_MAX_OWN_ROUTES] -> struct sw_route ----------------------------------------------
+ * Routes that only what some endpoints send obeys: their SDNRoute policies, and routes that name them. Of these and the
+ * network's in sw_routes the longer holds, the endpoint's own where both are as long. Sets are named by 64 bits of a hash
+ * of their content: endpoints with the same routes share one, and a change of routes is a new set, to which the port
+ * switches with a new generation. prefix_bits counts set, family and reserved (96 bits) too. Writer: daemon. Readers:
+ * first packets of ports that have a set.
+ */
+struct sw_own_route_key {
+	__u32 prefix_bits;
+	__u32 set_low; /* as in struct sw_acl_prefix_key */
+	__u32 set_high;
+	__u8 family;
+	__u8 reserved[3];
+	struct sw_addr address;
+};
 
 /* ---- sw_nexthops: hash[SW_MAX_NEXTHOPS], key: id, never reused ------------------------------------------------
  * Writer: daemon, in place when a gateway or a provider address changes. Readers: all programs.

@@ -27,6 +27,7 @@ SW_MAP(sw_ports, BPF_MAP_TYPE_HASH, __u32, struct sw_port, SW_MAX_PORTS, 0);
 SW_MAP(sw_changes, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);
 SW_MAP(sw_endpoints, BPF_MAP_TYPE_HASH, struct sw_endpoint_key, struct sw_endpoint, SW_MAX_ENDPOINTS, BPF_F_NO_PREALLOC);
 SW_MAP(sw_routes, BPF_MAP_TYPE_LPM_TRIE, struct sw_route_key, struct sw_route, SW_MAX_ROUTES, BPF_F_NO_PREALLOC);
+SW_MAP(sw_own_routes, BPF_MAP_TYPE_LPM_TRIE, struct sw_own_route_key, struct sw_route, SW_MAX_OWN_ROUTES, BPF_F_NO_PREALLOC);
 SW_MAP(sw_source_macs, BPF_MAP_TYPE_HASH, __u32, struct sw_source_mac, SW_MAX_PORTS, BPF_F_NO_PREALLOC);
 SW_MAP(sw_neighbours, BPF_MAP_TYPE_LPM_TRIE, struct sw_route_key, struct sw_neighbour_entry, SW_MAX_NEIGHBOURS, BPF_F_NO_PREALLOC);
 SW_MAP(sw_nexthops, BPF_MAP_TYPE_HASH, __u32, struct sw_nexthop, SW_MAX_NEXTHOPS, BPF_F_NO_PREALLOC);

@@ -80,7 +80,7 @@ SW_INLINE int sw_mac_for_pod(struct sw_packet *p, const struct sw_port *port, __
 	if (sw_mac_by_policy(p, mac, 0))
 		return 1;
 	if (!sw_same_address(gateway, &p->out.destination)) {
-		route = sw_find_route(p->scope, p->family, &p->out.destination);
+		route = sw_find_way(port->route_set, p->scope, p->family, &p->out.destination);
 		if (!route || route->kind == SW_ROUTE_LOCAL || route->kind == SW_ROUTE_BLACKHOLE)
 			return 0;
 	}
@@ -130,7 +130,7 @@ SW_INLINE struct sw_nexthop *sw_wire_to_ask(struct sw_packet *p, const struct sw
 
 	if (!(port->flags & SW_ASKS_WIRE) || !sw_same_mac(mac, port->gateway_mac))
 		return 0;
-	route = sw_find_route(p->scope, p->family, &p->out.destination);
+	route = sw_find_way(port->route_set, p->scope, p->family, &p->out.destination);
 	return route && route->kind == SW_ROUTE_UPLINK ? sw_find_nexthop(route->nexthop) : 0;
 }
 

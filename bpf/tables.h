@@ -45,6 +45,32 @@ SW_INLINE struct sw_route *sw_find_route(__u16 scope, __u8 family, const struct 
 	return bpf_map_lookup_elem(&sw_routes, &key);
 }
 
+/* An endpoint's own route to an address, 0 where its network's is longer, or it has none. */
+SW_COLD static __noinline struct sw_route *sw_find_own_route(__u64 set, __u8 family, const struct sw_addr *address,
+							     const struct sw_route *route)
+{
+	struct sw_own_route_key key = {
+		.prefix_bits = 96 + (family == 4 ? 32 : 128),
+		.set_low = (__u32)set,
+		.set_high = (__u32)(set >> 32),
+		.family = family,
+	};
+	struct sw_route *own;
+
+	sw_copy_address(&key.address, address);
+	own = bpf_map_lookup_elem(&sw_own_routes, &key);
+	return own && (!route || own->bits >= route->bits) ? own : 0;
+}
+
+/* The way of what an endpoint sends; set: its own routes. */
+SW_INLINE struct sw_route *sw_find_way(__u64 set, __u16 scope, __u8 family, const struct sw_addr *address)
+{
+	struct sw_route *route = sw_find_route(scope, family, address);
+	struct sw_route *own = set ? sw_find_own_route(set, family, address, route) : 0;
+
+	return own ?: route;
+}
+
 SW_INLINE struct sw_endpoint *sw_find_endpoint(__u16 scope, __u8 family, const struct sw_addr *address)
 {
 	struct sw_endpoint_key key = { .scope = scope, .family = family };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
@@ -74,13 +75,14 @@ def route_to(hop: str, **fields: Any) -> Json:
 
 def test_a_route_that_watches_endpoints(net: NodeNet, node: DaemonProcess, second: str) -> None:
     node.request("POST", "/v2/networks", overlay())
-    one = add(net, node, "one")
+    one, beside_it = add(net, node, "one"), add(net, node, "beside-it")
     assert not can_ping(one, FAR)
     entry = route_to(SECOND_IP, AutomaticEndpointMonitor=True)
     wanted = {"HostComputeEndpoints": [id_of(node, "one")], "Routes": [entry]}
     route = node.request("POST", "/v2/routes", wanted)
     assert route["Routes"][0]["AutomaticEndpointMonitor"] is True
     assert can_ping(one, FAR)
+    assert can_ping(beside_it, FAR), "an endpoint of its network that it does not name"
     two = add(net, node, "two")
     assert can_ping(two, FAR), "an endpoint that came later"
     node.delete("one", one, node.conf())
@@ -97,15 +99,42 @@ def test_a_route_that_watches_endpoints(net: NodeNet, node: DaemonProcess, secon
     assert node.differences() == []
 
 
+def test_a_route_that_names_endpoints_is_theirs_alone(net: NodeNet, node: DaemonProcess, second: str) -> None:
+    node.request("POST", "/v2/networks", overlay())
+    pods = {name: add(net, node, name) for name in ("one", "two", "three")}
+
+    def obeying() -> list[str]:
+        return [name for name, pod in pods.items() if can_ping(pod, FAR)]
+
+    named = {"HostComputeEndpoints": [id_of(node, "one"), id_of(node, "three")]}
+    route = node.request("POST", "/v2/routes", {**named, "Routes": [route_to(SECOND_IP)]})
+    assert obeying() == ["one", "three"]
+    assert node.differences() == []
+    node.stop(signal.SIGKILL)
+    assert obeying() == ["one", "three"]
+    node.start()
+    assert obeying() == ["one", "three"]
+    assert node.differences() == []
+    pods["four"] = add(net, node, "four")
+    assert obeying() == ["one", "three"]
+    node.request("DELETE", f"/v2/routes/{route['ID']}")
+    assert obeying() == []
+    assert node.table("sw_own_routes") == []
+    everybody = {"HostComputeNetwork": route["HostComputeNetwork"], "Routes": [route_to(SECOND_IP)]}
+    node.request("POST", "/v2/routes", everybody)
+    assert obeying() == ["one", "two", "three", "four"]
+
+
 def test_a_route_that_does_not_watch_keeps_its_endpoints(
     net: NodeNet, node: DaemonProcess, second: str
 ) -> None:
     node.request("POST", "/v2/networks", overlay())
-    one = add(net, node, "one")
+    one, two = add(net, node, "one"), add(net, node, "two")
     reference = f"/endpoints/{id_of(node, 'one')}"
     policy = {"Type": "ROUTE", **route_to(SECOND_IP)}
     made = node.request("POST", "/v1/policylists", {"References": [reference], "Policies": [policy]})
     assert can_ping(one, FAR)
+    assert not can_ping(two, FAR)
     refused = node.request("DELETE", f"/v1{reference}")
     assert refused["ErrorCode"] == HcnCode.ENTITY_HAS_REFERENCES
     assert can_ping(one, FAR)
@@ -118,12 +147,13 @@ def test_the_way_of_sdn_route_policies(net: NodeNet, node: DaemonProcess, of: st
     settings = route_to(SECOND_IP)
     policy = {"Type": "SDNRoute", "Settings": settings}
     network = node.request("POST", "/v2/networks", overlay())
-    pod = add(net, node, "pod")
+    pod, other = add(net, node, "pod"), add(net, node, "other")
     path = f"/v2/networks/{network['ID']}" if of == "network" else f"/v2/endpoints/{id_of(node, 'pod')}"
     change = {"ResourceType": "Policy", "Settings": {"Policies": [policy]}}
     for how, works in (("Add", True), ("Remove", False)):
         node.request("POST", path, {**change, "RequestType": how})
         assert can_ping(pod, FAR) is works
+        assert can_ping(other, FAR) is (works and of == "network")
         assert node.differences() == []
 
 
@@ -137,5 +167,6 @@ def test_need_encap_is_the_way_through_the_nodes_own_stack(
         [{"name": "EndpointPolicy", "value": policy} for policy in policies]
         for policies in ([nat], [nat, through])
     )
-    assert not can_ping(add(net, node, "plain", policies=plain), FAR)
+    without = add(net, node, "plain", policies=plain)
     assert can_ping(add(net, node, "routed", policies=routed), FAR)
+    assert not can_ping(without, FAR)

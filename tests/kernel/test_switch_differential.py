@@ -13,19 +13,41 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from samewire.vfp.constants import Arrival, Fate, Reason
+from samewire.vfp.address import ZERO, masked
+from samewire.vfp.constants import (
+    OWN_ROUTE_KEY_BITS,
+    ROUTE_KEY_BITS,
+    Arrival,
+    Fate,
+    FlowFlag,
+    Reason,
+    RouteKind,
+)
 from samewire.vfp.record import Record
 from samewire.vfp.simulate import Outcome, Simulator
-from samewire.vfp.tables import Flow, FlowKey, Id, Port, TraceOutput
-from tests.support.frames import Played, frames, service_frames, tunnel_frames
+from samewire.vfp.tables import (
+    Endpoint,
+    EndpointKey,
+    Flow,
+    FlowKey,
+    Id,
+    OwnRouteKey,
+    Port,
+    Route,
+    RouteKey,
+    TraceOutput,
+)
+from tests.support.frames import Played, frames, ip_packet, service_frames, tunnel_frames
 from tests.support.replies import error_about, reply_to
 from tests.support.switch_rig import SwitchRig, now_tick, require_root
 from tests.support.universe import (
     GATEWAY_MAC,
     OUTSIDE,
+    OWN_ROUTES,
     PEER_MAC,
     VNI,
     Universe,
+    config,
     network_sets,
     packed,
     put_sets,
@@ -63,7 +85,15 @@ _STEPS = (
     )
     + ("service",) * 16
 )
-_CHANGED = ("sw_routes", "sw_nat", "sw_portmaps", "sw_endpoints", "sw_services", "sw_backend_sets")
+_CHANGED = (
+    "sw_routes",
+    "sw_own_routes",
+    "sw_nat",
+    "sw_portmaps",
+    "sw_endpoints",
+    "sw_services",
+    "sw_backend_sets",
+)
 _ANSWERED_AT = {Fate.PORT: Arrival.POD, Fate.UPLINK: Arrival.UPLINK, Fate.TUNNEL: Arrival.TUNNEL}
 
 
@@ -167,7 +197,7 @@ class _Play:
         assert isinstance(port, Port)
         assert isinstance(other, Port)
         new = replace(port, generation=port.generation + 1)
-        change = self.data.draw(st.sampled_from(["nothing", "acl", "none", "nat", "nat", "block"]))
+        change = self.data.draw(st.sampled_from(["nothing", "acl", "none", "nat", "nat", "block", "routes"]))
         if change == "acl":
             new = replace(
                 new,
@@ -180,6 +210,8 @@ class _Play:
             new = replace(new, acl_words=(0, 0))
         elif change == "nat":
             new = replace(new, nat_set=7 - port.nat_set)
+        elif change == "routes":
+            new = replace(new, route_set=OWN_ROUTES - port.route_set)
         elif change == "block":
             new = replace(new, acl_table=(99, 99), acl_words=(1, 1))  # a table that is gone
         ports[key] = new
@@ -292,3 +324,51 @@ def test_programs_trace_and_simulator_agree(rig: SwitchRig, data: st.DataObject)
     play = _Play(rig, data.draw(tables(rig.devices)), data)
     for _ in range(data.draw(st.integers(4, 24))):
         play.step()
+
+
+@pytest.mark.parametrize(
+    ("own", "fate", "target"),
+    [
+        (None, Fate.UPLINK, 1),
+        (Route(RouteKind.UPLINK, 0, 0, 4, 24), Fate.UPLINK, 4),
+        (Route(RouteKind.TUNNEL, 0, 0, 2, 24), Fate.TUNNEL, 2),
+        (Route(RouteKind.HOST, 0, 0, 0, 24), Fate.HOST, 0),
+        (Route(RouteKind.HOST, 0, 0, 0, 0), Fate.UPLINK, 1),
+    ],
+    ids=["none", "uplink", "tunnel", "host", "shorter"],
+)
+def test_answers_by_own_routes(rig: SwitchRig, own: Route | None, fate: Fate, target: int) -> None:
+    """What few of the random sequences come to: a flow that the wire has begun, with an endpoint that has routes."""
+    pod, outside, pod_mac = packed("10.1.0.10"), packed("203.0.113.5"), bytes.fromhex("02dddddddd01")
+    ifindex, uplink = rig.devices[0], rig.devices[-1]
+    t: dict[str, dict[Record, Record]] = {
+        "sw_config": {Id(0): config(rig.devices)},
+        "sw_ports": {
+            Id(ifindex): Port(
+                1, 0, 0, pod_mac, GATEWAY_MAC, (pod, ZERO), (packed("10.1.0.1"), ZERO), 7, (0, 0), 0,
+                OWN_ROUTES, (0, 0), (0, 0), 1500,
+            )
+        },
+        "sw_endpoints": {EndpointKey(pod, 0, 4): Endpoint(ifindex, 0, pod_mac)},
+        "sw_routes": {
+            RouteKey(ROUTE_KEY_BITS + 24, 0, 4, packed("10.1.0.0")): Route(RouteKind.LOCAL, 0, 0, 0, 24),
+            RouteKey(ROUTE_KEY_BITS + 8, 0, 4, packed("203.0.0.0")): Route(RouteKind.UPLINK, 0, 0, 1, 8),
+        },
+    }  # fmt: skip
+    if own is not None:
+        address = masked(packed("203.0.113.0"), own.bits)
+        bits = OWN_ROUTE_KEY_BITS + own.bits
+        t["sw_own_routes"] = {OwnRouteKey(bits, OWN_ROUTES & 0xFFFFFFFF, OWN_ROUTES >> 32, 4, address): own}
+    rig.load_tables(t)
+    simulator = Simulator(t, now_tick())
+    udp = bytes.fromhex("0035 9c40 0009 0000") + b"x"
+    frame = config(rig.devices).uplink_mac + PEER_MAC + b"\x08\x00"
+    frame += ip_packet(4, outside, pod, 17, udp, 64, 0, 1)
+    rig.run(frame, uplink)
+    simulator.receive(frame, Arrival.UPLINK, uplink, 0)
+    flows = _comparable(rig.table("sw_flows"))
+    assert flows == _comparable(dict(simulator.flows.items()))
+    [flow] = flows.values()
+    assert isinstance(flow, Flow)
+    back = flow.action[0 if flow.flags & FlowFlag.INITIATOR else 1]
+    assert (back.fate, back.target) == (fate, target)

@@ -48,8 +48,8 @@ class World:
                 for name, number in self.numbers.items()
             },
             "sw_routes": {
-                RouteKey(32 + 24, _SCOPE, 4, packed("10.1.0.0")): Route(RouteKind.LOCAL, 0, 0, 0),
-                RouteKey(32, _SCOPE, 4, ZERO): Route(RouteKind.UPLINK, 0, 0, 1),
+                RouteKey(32 + 24, _SCOPE, 4, packed("10.1.0.0")): Route(RouteKind.LOCAL, 0, 0, 0, 24),
+                RouteKey(32, _SCOPE, 4, ZERO): Route(RouteKind.UPLINK, 0, 0, 1, 0),
             },
             "sw_nexthops": {
                 Id(1): Nexthop(RouteKind.UPLINK, 4, 1500, rig.devices[-1], 0, ZERO, ZERO, bytes(6))
@@ -80,6 +80,7 @@ class World:
             nat_set=1,
             acl_table=(0, 0),
             acl_space=0,
+            route_set=0,
             acl_words=(0, 0),
             acl_shape=(0, 0),
             mtu=1500,

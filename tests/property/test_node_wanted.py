@@ -92,6 +92,7 @@ class Node:
             self.generation,
             tables,
             0,
+            0,
             words,
             shapes,
             1500,

@@ -43,7 +43,7 @@ def compiled(
     }
     port = Port(
         1, 1, 0, NO_MAC, NO_MAC, (ZERO, ZERO), (ZERO, ZERO), 0,
-        (tables[0].table, tables[1].table), tables[0].space or tables[1].space,
+        (tables[0].table, tables[1].table), tables[0].space or tables[1].space, 0,
         (tables[0].words, tables[1].words), (tables[0].shape, tables[1].shape), 1500,
     )  # fmt: skip
     return entries, port

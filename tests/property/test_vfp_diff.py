@@ -24,7 +24,7 @@ _ADDRESSES = st.integers(1, 3).map(lambda i: bytes([10, 0, 0, i, *bytes(12)]))
 
 def _port(generation: int, mtu: int) -> Port:
     pair = (ZERO, ZERO)
-    return Port(generation, 1, 0, NO_MAC, NO_MAC, pair, pair, 0, (0, 0), 0, (0, 0), (0, 0), mtu)
+    return Port(generation, 1, 0, NO_MAC, NO_MAC, pair, pair, 0, (0, 0), 0, 0, (0, 0), (0, 0), mtu)
 
 
 def _table(

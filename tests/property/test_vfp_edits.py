@@ -327,7 +327,7 @@ def incoming_table(policies: PolicyList, known: Known = NONE_KNOWN) -> Table:
 
 def port_of(reference: AclTable, generation: int) -> Port:
     return Port(
-        1, 1, 0, NO_MAC, NO_MAC, (ZERO, ZERO), (ZERO, ZERO), generation, (reference.table, 0), 0,
+        1, 1, 0, NO_MAC, NO_MAC, (ZERO, ZERO), (ZERO, ZERO), generation, (reference.table, 0), 0, 0,
         (reference.words, 0), (reference.shape, 0), 1500,
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from samewire.hcn.policies import ACL, AclAction, AclDirection, Policy
 from samewire.hcn.schema import Network, NetworkType
@@ -18,6 +19,7 @@ from samewire.vfp.compile.sets import compile_sets
 from samewire.vfp.constants import (
     LAYOUT_VERSION,
     NAT_KEY_BITS,
+    OWN_ROUTE_KEY_BITS,
     ROUTE_KEY_BITS,
     SCOPE_HOST,
     SCOPE_UPLINK,
@@ -42,6 +44,7 @@ from samewire.vfp.tables import (
     NatKey,
     Neighbour,
     Nexthop,
+    OwnRouteKey,
     Port,
     Portmap,
     PortmapKey,
@@ -56,6 +59,7 @@ from tests.support.universe_services import add_direct, add_services
 Tables = dict[str, dict[Record, Record]]
 
 VNI: Final = 4096
+OWN_ROUTES: Final = 5 << 32 | 6
 VLAN_NUMBER: Final = 7
 TAGGED_SCOPE: Final = 3
 NAT_LOW: Final = 50000
@@ -119,7 +123,7 @@ def _route(text: str, scope: int, route: Route) -> tuple[Record, Record]:
     name, bits = text.split("/")
     family = ip_address(name).version
     key = RouteKey(ROUTE_KEY_BITS + int(bits), scope, family, masked(packed(name), int(bits)))
-    return key, route
+    return key, replace(route, bits=int(bits))
 
 
 def network_sets() -> st.SearchStrategy[list[Policy]]:
@@ -184,7 +188,7 @@ def config(devices: list[int]) -> Config:
 def tables(draw: st.DrawFn, devices: list[int]) -> Universe:
     """Random tables: three pods, of which some lie in the uplink's scope, with random policies."""
     t: Tables = {name: {} for name in ("sw_ports", "sw_endpoints", "sw_routes", "sw_nat", "sw_portmaps")}
-    t |= {"sw_source_macs": {}, "sw_neighbours": {}}
+    t |= {"sw_own_routes": {}, "sw_source_macs": {}, "sw_neighbours": {}}
     t |= {name: {} for name in TABLES if name.startswith(("sw_acl_", "sw_set_"))}
     network = draw(st.just([]) | network_sets())
     put_sets(t, network, 1)
@@ -204,11 +208,13 @@ def tables(draw: st.DrawFn, devices: list[int]) -> Universe:
             PEER_MAC,
         ),
         Id(3): Nexthop(RouteKind.UPLINK, 4, 1500, devices[-1], VLAN_NUMBER, ZERO, ZERO, bytes(6)),
+        Id(4): Nexthop(RouteKind.UPLINK, 4, 1500, devices[-1], 0, ZERO, ZERO, bytes(6)),
     }
     scope = draw(st.sampled_from([1, 1, SCOPE_UPLINK, TAGGED_SCOPE]))
     t["sw_vnis"] = {Id(VNI): Vni(scope)}
     tags = _draw_tags(draw, t, scope)
     _draw_routes(draw, t, scope)
+    _draw_own_routes(draw, t, scope)
     pods = [_draw_pod(draw, t, scope, i, devices[i], network) for i in range(3)]
     _draw_nat(draw, t)
     for family in (4, 6):
@@ -256,18 +262,39 @@ def _draw_routes(draw: st.DrawFn, t: Tables, scope: int) -> None:
                     tagged = where == TAGGED_SCOPE
                     nexthop = {RouteKind.TUNNEL: 2, RouteKind.UPLINK: 3 if tagged else 1}.get(kind, 0)
                     target = TAGGED_SCOPE if tagged and kind == RouteKind.UPLINK else 0
-                    key, value = _route(text, where, Route(kind, flags, target, nexthop))
+                    key, value = _route(text, where, Route(kind, flags, target, nexthop, 0))
                     t["sw_routes"][key] = value
         for text in ROUTES[family][:2]:
-            key, value = _route(text, SCOPE_HOST, Route(RouteKind.SCOPE, 0, scope, 0))
+            key, value = _route(text, SCOPE_HOST, Route(RouteKind.SCOPE, 0, scope, 0, 0))
             t["sw_routes"][key] = value
+
+
+def _draw_own_routes(draw: st.DrawFn, t: Tables, scope: int) -> None:
+    """Routes of some pods' own: as long as the network's, shorter and longer."""
+    kinds = [RouteKind.UPLINK, RouteKind.UPLINK, RouteKind.TUNNEL, RouteKind.HOST, RouteKind.LOCAL]
+    tagged = scope == TAGGED_SCOPE
+    for family in (4, 6):
+        full = 32 if family == 4 else 128
+        for text in (*ROUTES[family][:3], *(f"{name}/{full}" for name in (*OUTSIDE[family], REMOTE[family]))):
+            if draw(st.integers(0, 2)):
+                continue
+            kind = draw(st.sampled_from(kinds))
+            nexthop = {RouteKind.TUNNEL: 2, RouteKind.UPLINK: 3 if tagged else 4}.get(kind, 0)
+            target = TAGGED_SCOPE if tagged and kind == RouteKind.UPLINK else 0
+            name, length = text.split("/")
+            bits = int(length)
+            address = masked(packed(name), bits)
+            key = OwnRouteKey(
+                OWN_ROUTE_KEY_BITS + bits, OWN_ROUTES & 0xFFFFFFFF, OWN_ROUTES >> 32, family, address
+            )
+            t["sw_own_routes"][key] = Route(kind, draw(st.sampled_from([0, 1])), target, nexthop, bits)
 
 
 def _draw_neighbours(draw: st.DrawFn, t: Tables, scope: int) -> None:
     for family in (4, 6):
         for text in draw(st.sampled_from([[], [], ROUTES[family][1:3], [ROUTES[family][2]]])):
             for where in {scope, SCOPE_UPLINK}:
-                key, _ = _route(text, where, Route(RouteKind.LOCAL, 0, 0, 0))
+                key, _ = _route(text, where, Route(RouteKind.LOCAL, 0, 0, 0, 0))
                 flags = draw(st.sampled_from([0, 0, NeighbourFlag.PODS]))
                 t["sw_neighbours"][key] = Neighbour(SOURCE_MAC, int(flags), packed(GATEWAY[family]))
 
@@ -294,6 +321,7 @@ def _draw_pod(
         nat_set=draw(st.sampled_from([0, 7, 7])),
         acl_table=(acls[0].table, acls[1].table),
         acl_space=acls[0].space or acls[1].space,
+        route_set=draw(st.sampled_from([0, OWN_ROUTES])),
         acl_words=(acls[0].words, acls[1].words),
         acl_shape=(acls[0].shape, acls[1].shape),
         mtu=1450,

@@ -228,7 +228,7 @@ def test_defines(btf: Btf) -> None:
 
 def test_python_has_no_constant_of_its_own() -> None:
     ours = {"ROUTE_KEY_BITS", "NAT_KEY_BITS", "SOURCE_RANGE_KEY_BITS"}
-    ours |= {"ACL_PREFIX_KEY_BITS", "ACL_PORT_KEY_BITS"}
+    ours |= {"OWN_ROUTE_KEY_BITS", "ACL_PREFIX_KEY_BITS", "ACL_PORT_KEY_BITS"}
     header = set(_header_names(r"^#define SW_(\w+)[ \t]+\S"))
     plain = {
         name

@@ -225,6 +225,29 @@ def test_a_route_of_the_network_to_the_same_prefix_takes_the_remote_subnets_plac
     assert owners["remote", "NET/10.2.0.0/16"] is True
 
 
+def test_a_route_that_names_endpoints_touches_these_alone() -> None:
+    named = msgspec.structs.replace(SDN, id="NAMED", endpoint_ids=("LOCAL",))
+    for before, after in ((None, named), (named, None)):
+        steps = plan([Change(Kind.ROUTE, "NAMED", before, after)])
+        assert steps.owners == {("route", "NAMED"): after is not None, ("endpoint", "LOCAL"): True}
+    assert plan([Change(Kind.ROUTE, "ALL", None, msgspec.structs.replace(SDN, id="ALL"))]).owners == {
+        ("route", "ALL"): True
+    }
+    watching = (msgspec.structs.replace(SDN.routes[0], automatic_endpoint_monitor=True),)
+    watched = msgspec.structs.replace(named, routes=watching)
+    assert plan([Change(Kind.ROUTE, "NAMED", None, watched)]).owners == {("route", "NAMED"): True}
+
+
+def test_another_nodes_subnet_touches_the_endpoints_that_a_route_by_it_names() -> None:
+    named = msgspec.structs.replace(SDN, id="NAMED", endpoint_ids=("LOCAL",))
+    base = state(
+        (Kind.NETWORK, network()), (Kind.NAMESPACE, SPACE), (Kind.ENDPOINT, LOCAL), (Kind.ROUTE, named)
+    )
+    assert ("endpoint", "LOCAL") in plan(
+        [Change(Kind.NETWORK, "NET", network(), network(REMOTE))], base
+    ).owners
+
+
 def test_a_wide_subnet_touches_all_remote_endpoints_in_it_and_no_others() -> None:
     wide = msgspec.structs.replace(REMOTE, destination_prefix="10.0.0.0/12", provider_address="192.0.2.77")
     base = state((Kind.NETWORK, network()), *((Kind.ENDPOINT, one) for one in (FAR, FARTHER)))

@@ -15,14 +15,14 @@ from samewire.trace.matching import (
     scope_from_host,
 )
 from samewire.vfp.acl_names import AclNames
-from samewire.vfp.address import ZERO, parse_address
+from samewire.vfp.address import ZERO, parse_address, parse_prefix
 from samewire.vfp.compile.acl import compile_acl
 from samewire.vfp.compile.builder import Builder
-from samewire.vfp.constants import SCOPE_HOST, NatFlag, RouteKind
+from samewire.vfp.constants import OWN_ROUTE_KEY_BITS, SCOPE_HOST, NatFlag, RouteKind
 from samewire.vfp.hashes import set_name
 from samewire.vfp.model import Entries, HostBinding
 from samewire.vfp.simulate.packet import Tuple
-from samewire.vfp.tables import Id, Nat, NatKey, Nexthop, Port, Route, RouteKey
+from samewire.vfp.tables import Id, Nat, NatKey, Nexthop, OwnRouteKey, Port, Route, RouteKey
 from tests.support.tools import CLIENT_PORT, WEB_PORT, compiled
 
 
@@ -52,12 +52,34 @@ def tables() -> Entries:
     ],
 )
 def test_routes(tables: Entries, destination: str, text: str) -> None:
-    assert route_text(tables, packet(destination)) == text
+    assert route_text(tables, packet(destination), 0) == text
+
+
+@pytest.mark.parametrize(
+    ("prefix", "text"),
+    [
+        ("93.184.0.0/16", "93.184.0.0/16 (the endpoint's own route) is the node's own"),
+        ("0.0.0.0/0", "0.0.0.0/0 (the endpoint's own route) is the node's own"),
+        ("10.0.0.0/8", "0.0.0.0/0 via 192.168.1.1 on the uplink, MTU 1500"),
+    ],
+)
+def test_an_endpoints_own_routes(tables: Entries, prefix: str, text: str) -> None:
+    destination = parse_prefix(prefix)
+    port = tables["sw_ports"][Id(CLIENT_PORT)]
+    assert isinstance(port, Port)
+    key = OwnRouteKey(OWN_ROUTE_KEY_BITS + destination.bits, 1, 2, destination.family, destination.packed)
+    own: Entries = {
+        "sw_own_routes": {key: Route(RouteKind.HOST, 0, 0, 0, destination.bits)},
+        "sw_ports": {**tables["sw_ports"], Id(CLIENT_PORT): replace(port, route_set=2 << 32 | 1)},
+    }
+    assert route_text({**tables, **own}, packet("93.184.216.34"), CLIENT_PORT) == text
+    elsewhere = route_text({**tables, **own}, packet("93.184.216.34"), WEB_PORT)
+    assert elsewhere == "0.0.0.0/0 via 192.168.1.1 on the uplink, MTU 1500"
 
 
 def test_the_longest_prefix_wins_whatever_the_order(tables: Entries) -> None:
     for rows in (tables["sw_routes"], dict(reversed(list(tables["sw_routes"].items())))):
-        found = route_text({**tables, "sw_routes": rows}, packet("10.244.1.1"))
+        found = route_text({**tables, "sw_routes": rows}, packet("10.244.1.1"), 0)
         assert found == "10.244.1.1/32 is the node's own"
     for rows in (tables["sw_nat"], dict(reversed(list(tables["sw_nat"].items())))):
         text = nat_text({**tables, "sw_nat": rows}, CLIENT_PORT, packet("10.244.9.9"), 1)
@@ -67,12 +89,12 @@ def test_the_longest_prefix_wins_whatever_the_order(tables: Entries) -> None:
 def test_other_routes(tables: Entries) -> None:
     key = RouteKey(32 + 8, 1, 4, packed("11.0.0.0"))
     for route, text in (
-        (Route(RouteKind.BLACKHOLE, 0, 0, 0), "11.0.0.0/8 leads nowhere (blackhole)"),
-        (Route(RouteKind.TUNNEL, 0, 0, 999), "11.0.0.0/8 leads to next hop 999, which is missing"),
-        (Route(RouteKind.SCOPE, 0, 3, 0), "11.0.0.0/8 is network 3's"),
+        (Route(RouteKind.BLACKHOLE, 0, 0, 0, 8), "11.0.0.0/8 leads nowhere (blackhole)"),
+        (Route(RouteKind.TUNNEL, 0, 0, 999, 8), "11.0.0.0/8 leads to next hop 999, which is missing"),
+        (Route(RouteKind.SCOPE, 0, 3, 0, 8), "11.0.0.0/8 is network 3's"),
     ):
         changed = {**tables, "sw_routes": {**tables["sw_routes"], key: route}}
-        assert route_text(changed, packet("11.1.2.3")) == text
+        assert route_text(changed, packet("11.1.2.3"), 0) == text
 
 
 def test_the_network_that_the_node_means(tables: Entries) -> None:

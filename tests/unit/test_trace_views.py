@@ -25,6 +25,7 @@ from samewire.vfp.constants import (
     ACL_IN,
     COUNTED_PORTMAP,
     COUNTED_ROUTE,
+    OWN_ROUTE_KEY_BITS,
     SCOPE_ANY,
     Arrival,
     Counter,
@@ -48,6 +49,9 @@ from samewire.vfp.tables import (
     FlowCount,
     FlowKey,
     Id,
+    OwnRouteKey,
+    Port,
+    Route,
     RuleCountKey,
     Service,
     ServiceKey,
@@ -444,6 +448,16 @@ async def test_a_watch_ends_with_the_daemon(
         assert len((await response.read()).splitlines()) == 1
 
 
+def with_own_route(tables: Entries) -> Entries:
+    """The port of the web server has a route of its own."""
+    port = tables["sw_ports"][Id(WEB_PORT)]
+    assert isinstance(port, Port)
+    key = OwnRouteKey(OWN_ROUTE_KEY_BITS + 8, 1, 0, 4, parse_address("10.0.0.0").packed)
+    ports: dict[Record, Record] = {**tables["sw_ports"], Id(WEB_PORT): replace(port, route_set=1)}
+    own: dict[Record, Record] = {key: Route(RouteKind.HOST, 0, 0, 0, 8)}
+    return {**tables, "sw_ports": ports, "sw_own_routes": own}
+
+
 def test_rules_name_the_object_that_made_them() -> None:
     row = layer_row(compiled(), NAMES, WEB_PORT)
     made_by = {
@@ -451,6 +465,13 @@ def test_rules_name_the_object_that_made_them() -> None:
     }
     assert made_by["ACL"] == {WEB_ID}
     assert made_by["ROUTE"] == {INFOS[0].network_id}
+    routed = layer_row(with_own_route(compiled()), NAMES, WEB_PORT)
+    assert {
+        group.name: {rule.object for rule in group.rules}
+        for layer in routed.layers
+        for group in layer.groups
+        if layer.name == "ROUTE"
+    } == {"ROUTE_OWN": {WEB_ID}, "ROUTE_OUT": {INFOS[0].network_id}}
     routes = layer_row(compiled(), NAMES, WEB_PORT, {}, INFOS[0].network_id).layers
     assert {layer.name for layer in routes if any(group.rules for group in layer.groups)} == {"ROUTE"}
 

@@ -36,7 +36,7 @@ RULE = AclRule(1, 100, 0, 1, 0)
 
 def port(generation: int = 1, table: int = 0) -> Port:
     return Port(
-        generation, 1, 0, MAC, NO_MAC, (TEN, ZERO), (ZERO, ZERO), 0, (table, 0), 0, (1, 0), (0, 0), 1450
+        generation, 1, 0, MAC, NO_MAC, (TEN, ZERO), (ZERO, ZERO), 0, (table, 0), 0, 0, (1, 0), (0, 0), 1450
     )
 
 
@@ -145,10 +145,10 @@ def test_an_equal_port_keeps_its_generation() -> None:
 
 def test_operations_in_words() -> None:
     key = RouteKey(ROUTE_KEY_BITS + 24, 3, 4, parse_address("10.244.2.0").packed)
-    route = Route(RouteKind.TUNNEL, RouteFlag.DECREMENT, 0, 12)
+    route = Route(RouteKind.TUNNEL, RouteFlag.DECREMENT, 0, 12, 24)
     assert (
         Put("sw_routes", key, route).describe()
-        == "+ sw_routes scope=3 address=10.244.2.0/24 -> kind=tunnel flags=decrement nexthop=12"
+        == "+ sw_routes scope=3 address=10.244.2.0/24 -> kind=tunnel flags=decrement nexthop=12 bits=24"
     )
     assert Remove("sw_ports", Id(7)).describe() == "- sw_ports 7"
     assert Put("sw_endpoints", KEY, Endpoint(7, 0, MAC)).to_json() == {

@@ -33,12 +33,22 @@ from samewire.hcn.schema import (
     Network,
     NetworkType,
     RouteEntry,
+    SdnRoute,
     Subnet,
 )
-from samewire.vfp.address import ZERO, parse_address, parse_interface, parse_mac, parse_prefix
+from samewire.hcn.schema import Route as RouteObject
+from samewire.vfp.address import ZERO, address_text, parse_address, parse_interface, parse_mac, parse_prefix
 from samewire.vfp.compile import compile_endpoint, compile_link
 from samewire.vfp.compile.plan import gateway_mac
-from samewire.vfp.constants import NAT_KEY_BITS, ROUTE_KEY_BITS, SCOPE_HOST, PortFlag, RouteFlag, RouteKind
+from samewire.vfp.constants import (
+    NAT_KEY_BITS,
+    OWN_ROUTE_KEY_BITS,
+    ROUTE_KEY_BITS,
+    SCOPE_HOST,
+    PortFlag,
+    RouteFlag,
+    RouteKind,
+)
 from samewire.vfp.model import (
     LINK_ALIAS,
     LINK_GROUP,
@@ -58,6 +68,7 @@ from samewire.vfp.tables import (
     Id,
     NatKey,
     Nexthop,
+    OwnRouteKey,
     Port,
     Portmap,
     PortmapKey,
@@ -142,6 +153,7 @@ def test_port_and_addresses() -> None:
         nat_set=0,
         acl_table=(0, 0),
         acl_space=0,
+        route_set=0,
         acl_words=(0, 0),
         acl_shape=(0, 0),
         mtu=1450,
@@ -174,7 +186,10 @@ def test_acl_nat_and_routes_are_in() -> None:
         port.acl_table[0]
     ]
     assert len(result.entries["sw_nat"]) == 2
-    assert Route(RouteKind.HOST, 0, 0, 0) in result.entries["sw_routes"].values()
+    own = result.entries["sw_own_routes"]
+    assert list(own.values()) == [Route(RouteKind.HOST, 0, 0, 0, 12)]
+    assert [key.set for key in own if isinstance(key, OwnRouteKey)] == [port.route_set]
+    assert "sw_routes" not in result.entries
     again, _ = compiled(pod("10.244.1.5", policies=policies), numbers=numbers)
     assert (again.everything(), again.binding) == (result.everything(), result.binding)
 
@@ -220,10 +235,10 @@ def test_bridged_endpoint_on_the_underlay() -> None:
     four, six = parse_address("192.168.1.50"), parse_address("fd00:1::abcd:ef01")
     assert (port.scope, port.mtu) == (0, 1500)
     assert result.entries["sw_routes"] == {
-        RouteKey(ROUTE_KEY_BITS + 32, 0, 4, four.packed): Route(RouteKind.LOCAL, 0, 0, 0),
-        RouteKey(ROUTE_KEY_BITS + 128, 0, 6, six.packed): Route(RouteKind.LOCAL, 0, 0, 0),
-        RouteKey(ROUTE_KEY_BITS + 32, SCOPE_HOST, 4, four.packed): Route(RouteKind.SCOPE, 0, 0, 0),
-        RouteKey(ROUTE_KEY_BITS + 128, SCOPE_HOST, 6, six.packed): Route(RouteKind.SCOPE, 0, 0, 0),
+        RouteKey(ROUTE_KEY_BITS + 32, 0, 4, four.packed): Route(RouteKind.LOCAL, 0, 0, 0, 32),
+        RouteKey(ROUTE_KEY_BITS + 128, 0, 6, six.packed): Route(RouteKind.LOCAL, 0, 0, 0, 128),
+        RouteKey(ROUTE_KEY_BITS + 32, SCOPE_HOST, 4, four.packed): Route(RouteKind.SCOPE, 0, 0, 0, 32),
+        RouteKey(ROUTE_KEY_BITS + 128, SCOPE_HOST, 6, six.packed): Route(RouteKind.SCOPE, 0, 0, 0, 128),
     }
     assert result.binding == HostBinding(
         routes=(
@@ -441,7 +456,55 @@ def test_remote_on_a_bridge_is_on_the_underlay() -> None:
     packed = parse_address("192.168.1.60").packed
     assert result.entries == {
         "sw_endpoints": {EndpointKey(packed, 0, 4): EndpointRecord(0, number, parse_mac(MAC))},
-        "sw_routes": {RouteKey(ROUTE_KEY_BITS + 32, 0, 4, packed): Route(RouteKind.UPLINK, 0, 0, number)},
+        "sw_routes": {RouteKey(ROUTE_KEY_BITS + 32, 0, 4, packed): Route(RouteKind.UPLINK, 0, 0, number, 32)},
     }
     assert not result.binding.routes
     assert not any(row.flags & RouteFlag.DECREMENT for row in result.entries["sw_routes"].values())  # type: ignore[attr-defined]
+
+
+def own_routes(result: Compiled) -> dict[str, RouteKind]:
+    """An endpoint's own routes, and where they lead."""
+    found = {}
+    for key, route in result.entries.get("sw_own_routes", {}).items():
+        assert isinstance(key, OwnRouteKey)
+        assert isinstance(route, Route)
+        assert key.prefix_bits == OWN_ROUTE_KEY_BITS + route.bits
+        found[f"{address_text(key.family, key.address)}/{route.bits}"] = RouteKind(route.kind)
+    return found
+
+
+def test_own_routes_are_of_policies_and_of_routes_that_name_the_endpoint() -> None:
+    policies = (
+        SDNRoute(destination_prefix="10.96.0.0/12", need_encap=True),
+        SDNRoute(destination_prefix="10.98.0.0/16", next_hop="192.168.1.77"),
+    )
+    named = RouteObject(
+        routes=(
+            SdnRoute(destination_prefix="10.96.0.0/12", next_hop="10.244.2.7"),
+            SdnRoute(destination_prefix="2001:db8::/32", need_encap=True),
+        )
+    )
+    numbers = MemoryNumbers()
+
+    def compile_with(*routes: RouteObject) -> tuple[Compiled, int]:
+        result = compile_endpoint(
+            pod("10.244.1.5", policies=policies), OVERLAY, FACTS, numbers, 42, 7, routes=routes
+        )
+        port = result.entries["sw_ports"][Id(42)]
+        assert isinstance(port, Port)
+        assert {key.set for key in result.entries["sw_own_routes"] if isinstance(key, OwnRouteKey)} == {
+            port.route_set
+        }
+        return result, port.route_set
+
+    alone, first = compile_with()
+    assert own_routes(alone) == {"10.96.0.0/12": RouteKind.HOST, "10.98.0.0/16": RouteKind.UPLINK}
+    both, second = compile_with(named)
+    assert own_routes(both) == {
+        "10.96.0.0/12": RouteKind.TUNNEL,  # the last of two
+        "10.98.0.0/16": RouteKind.UPLINK,
+        "2001:db8::/32": RouteKind.HOST,
+    }
+    assert first != second
+    assert compile_with()[1] == first
+    assert alone.binding.forwards

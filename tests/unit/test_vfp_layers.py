@@ -19,6 +19,7 @@ from samewire.hcn.policies import (
     OutBoundNAT,
     PortMapping,
     RemoteSubnetRoute,
+    SDNRoute,
     SetPolicy,
     TierAcl,
     TierAclRule,
@@ -164,6 +165,21 @@ def test_pod(tables: Entries) -> None:
     assert rules(view, "QOS_OUT") == [(0, "any", "cap 1000000 bytes/s, burst 81920 bytes")]
     assert rules(view, "L2_IN")[0][2].endswith("deliver through the host end's queue")
     assert rules(view, "GUARD_OUT")[-1] == (0, "any", "drop: spoofed")
+
+
+def test_an_endpoints_own_routes_are_a_group_beside_the_networks(tables: Entries) -> None:
+    policy = SDNRoute(destination_prefix="10.96.0.0/12", next_hop="192.168.1.77")
+    routed = msgspec.structs.replace(POD, policies=(*POD.policies, policy))
+    compiled = compile_endpoint(routed, NETWORK, FACTS, MemoryNumbers(), 42, 7).everything()
+    view = port_layers({**tables, **compiled}, 42)
+    assert rules(view, "ROUTE_OWN") == [
+        (0, "destination 10.96.0.0/12", "uplink via 192.168.1.77, mtu 1500, ttl - 1")
+    ]
+    assert [g.name for layer in view.layers if layer.name == "ROUTE" for g in layer.groups] == [
+        "ROUTE_OWN",
+        "ROUTE_OUT",
+    ]
+    assert [g.name for layer in port_layers(tables, 42).layers for g in layer.groups].count("ROUTE_OWN") == 0
 
 
 def test_routes_longest_first(tables: Entries) -> None:
@@ -343,7 +359,7 @@ def test_names_of_rules_and_sets() -> None:
     builder = Builder()
     incoming, _ = compile_acl(builder, "NET", network.policies, policies)
     port = Port(
-        1, 1, 0, NO_MAC, NO_MAC, (ZERO, ZERO), (ZERO, ZERO), 0, (incoming.table, 0), incoming.space,
+        1, 1, 0, NO_MAC, NO_MAC, (ZERO, ZERO), (ZERO, ZERO), 0, (incoming.table, 0), incoming.space, 0,
         (incoming.words, 0), (incoming.shape, 0), 1500,
     )  # fmt: skip
     (first, *_) = AclIndex(builder.compiled(HostBinding()).everything()).rules(port, 0, names.sets)

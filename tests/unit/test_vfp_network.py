@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from samewire.errors import Exhausted, Invalid
 from samewire.hcn.policies import (
@@ -36,7 +37,7 @@ from samewire.vfp.constants import (
     RouteFlag,
     RouteKind,
 )
-from samewire.vfp.model import Entries, HostBinding, NodeFacts
+from samewire.vfp.model import Compiled, Entries, HostBinding, NodeFacts
 from samewire.vfp.model import HostRoute as KernelRoute
 from samewire.vfp.numbers import MemoryNumbers
 from samewire.vfp.tables import Config, Id, Nexthop, RouteKey, Vni
@@ -372,6 +373,19 @@ def test_sdn_route(next_hop: str, expected: str) -> None:
     )
     compiled = compile_route(route, OVERLAY, FACTS, numbers)
     assert routes(compiled.entries, numbers.known["scope", "NET-1"]) == {"10.96.0.0/12": expected}
+
+
+def test_a_route_that_only_endpoints_obey_adds_nothing_to_the_network() -> None:
+    entry = SdnRoute(destination_prefix="10.96.0.0/12", next_hop="192.168.1.77")
+    named = Route(id="R", network_id="NET-1", routes=(entry,), endpoint_ids=("POD",))
+    assert named.is_of_endpoints
+    assert compile_route(named, OVERLAY, FACTS, MemoryNumbers()) == Compiled({})
+    wrong = replace(named, routes=(replace(entry, next_hop="fd00::1"),))
+    with pytest.raises(Invalid, match="not of the family"):
+        compile_route(wrong, OVERLAY, FACTS, MemoryNumbers())
+    watching = replace(named, routes=(replace(entry, automatic_endpoint_monitor=True),))
+    assert not watching.is_of_endpoints
+    assert compile_route(watching, OVERLAY, FACTS, MemoryNumbers()).entries["sw_routes"]
 
 
 def test_sdn_route_to_an_unbound_gateway_is_the_default_gateway() -> None:

@@ -58,7 +58,7 @@ def test_a_vlan_is_a_scope_with_one_way_out() -> None:
             for key, value in compiled.entries["sw_routes"].items()
             if isinstance(key, RouteKey)
         }
-        way_out = Route(RouteKind.UPLINK, 0, scope.scope, hop_id.value)
+        way_out = Route(RouteKind.UPLINK, 0, scope.scope, hop_id.value, 0)
         assert routes == {(4, 0): way_out, (6, 0): way_out}
     assert scopes[0] != scopes[1]
 

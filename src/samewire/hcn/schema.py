@@ -332,6 +332,11 @@ class Route(Wire, frozen=True, kw_only=True):
         """True for one that is there for endpoints as they come and go, not just for those that it names."""
         return any(entry.automatic_endpoint_monitor for entry in self.routes)
 
+    @property
+    def is_of_endpoints(self) -> bool:
+        """True for one that only the endpoints that it names obey, and not their whole network."""
+        return bool(self.endpoint_ids) and not self.watches_endpoints
+
 
 Object = Network | Endpoint | Namespace | Route | LoadBalancer
 

@@ -341,6 +341,7 @@ class NodeSwitch:
             port,
             self._generation,
             self.wanted.acl_tables(owner),
+            [route for route in view.routes_of_endpoint(object_id) if route.is_of_endpoints],
         )
 
     def _compile_network(self, kind: str, name: str, view: StoreView) -> Compiled:

@@ -16,7 +16,7 @@ from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.numbered import numbered
 from samewire.hcn.policies import RemoteSubnetRoute, VxlanPort, first, select
 from samewire.hcn.policy_lists import PolicyList, identities, mapped_ports
-from samewire.hcn.schema import Endpoint, Kind, NamespaceType, Network, Object
+from samewire.hcn.schema import Endpoint, Kind, NamespaceType, Network, Object, Route
 from samewire.hcn.switch import Change, StoreView
 from samewire.node.plan_acl import (
     policies_moved,
@@ -123,6 +123,9 @@ def plan_changes(
             _network(steps, change, view, facts, has_port)
         elif change.kind is Kind.ROUTE:
             steps.owners[route_owner(change.id)] = change.after is not None
+            for value in (change.before, change.after):
+                if isinstance(value, Route):
+                    _named(steps, value, view, has_port)
     _balancers(steps, changes, view, facts)
     return steps
 
@@ -247,6 +250,15 @@ def _network_moved(
     for route in view.routes_of_network(after.id):
         if old != new or any(entry.next_hop for entry in route.routes):
             steps.owners[route_owner(route.id)] = True
+            _named(steps, route, view, has_port)
+
+
+def _named(steps: Steps, route: Route, view: StoreView, has_port: Callable[[str], bool]) -> None:
+    """A route that only some endpoints obey is theirs: they are compiled again, and their flows judged again."""
+    for endpoint_id in route.endpoint_ids if route.is_of_endpoints else ():
+        endpoint = view.endpoint(endpoint_id)
+        if endpoint is not None:
+            steps.recompile(endpoint, has_port(endpoint_id), view)
 
 
 def _moved_subnets(

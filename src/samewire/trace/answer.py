@@ -253,7 +253,7 @@ def _matched(node: Node, tables: Entries, arrived: Arrived, packet: Packet, step
             outward = step.layer == Layer.ACL_OUT
             return acl_text(tables, step.target, outward, step.rule, node.acl(step.target))
         case Layer.ROUTE:
-            return _route(tables, packet, step)
+            return _route(tables, packet, step, arrived.ifindex)
         case Layer.PORTMAP:
             return f"a port of the node that belongs to {_port_name(node, step.target)}"
         case Layer.LB if step.verdict == StepVerdict.REWRITE:
@@ -303,10 +303,10 @@ def _way_to_backend(node: Node, tables: Entries, packet: Packet, step: TraceStep
     return f"behind node {via}" if step.kind == Fate.TUNNEL else f"via {via}"
 
 
-def _route(tables: Entries, packet: Packet, step: TraceStep) -> str:
+def _route(tables: Entries, packet: Packet, step: TraceStep, port: int) -> str:
     if step.verdict == StepVerdict.DROP and step.reason not in (Reason.NO_ROUTE, Reason.NO_ENDPOINT):
         return _reason_name(step.reason)
-    return route_text(tables, packet)
+    return route_text(tables, packet, port)
 
 
 def _delivery(node: Node, tables: Entries, step: TraceStep) -> str:

@@ -27,6 +27,7 @@ from samewire.vfp.tables import (
     Nat,
     NatKey,
     Nexthop,
+    OwnRouteKey,
     Port,
     Route,
     RouteKey,
@@ -50,14 +51,32 @@ def scope_from_host(tables: Entries, family: int, destination: bytes) -> int:
     return found[1].scope if found else SCOPE_HOST
 
 
-def route_text(tables: Entries, packet: Packet) -> str:
-    """The route of a packet's destination: its prefix, and where it leads."""
-    found = _longest_route(tables, packet.scope, packet.family, packet.ends.destination)
-    if found is None:
+def route_text(tables: Entries, packet: Packet, port: int) -> str:
+    """The route of a packet's destination: its prefix, and where it leads. ``port``: whose own routes count, too."""
+    destination = packet.ends.destination
+    of_network = _longest_route(tables, packet.scope, packet.family, destination)
+    own = _own_route(tables, port, packet.family, destination)
+    if own is not None and (of_network is None or own.bits >= of_network[1].bits):
+        return f"{_prefix(packet, own)} (the endpoint's own route) {_leads_to(tables, own)}"
+    if of_network is None:
         return "no route"
-    key, route = found
-    prefix = f"{address_text(key.family, key.address)}/{key.prefix_bits - ROUTE_KEY_BITS}"
-    return f"{prefix} {_leads_to(tables, route)}"
+    return f"{_prefix(packet, of_network[1])} {_leads_to(tables, of_network[1])}"
+
+
+def _prefix(packet: Packet, route: Route) -> str:
+    return f"{address_text(packet.family, masked(packet.ends.destination, route.bits))}/{route.bits}"
+
+
+def _own_route(tables: Entries, ifindex: int, family: int, address: bytes) -> Route | None:
+    port = cast(Port | None, tables.get("sw_ports", {}).get(Id(ifindex)))
+    if port is None or not port.route_set:
+        return None
+    found = [
+        route
+        for key, route in typed_rows(tables, "sw_own_routes", OwnRouteKey, Route)
+        if (key.set, key.family) == (port.route_set, family) and masked(address, route.bits) == key.address
+    ]
+    return max(found, key=lambda route: route.bits, default=None)
 
 
 def nexthop(tables: Entries, number: int) -> Nexthop | None:

@@ -38,6 +38,7 @@ _TABLES: Final = (
     "sw_ports",
     "sw_endpoints",
     "sw_routes",
+    "sw_own_routes",
     "sw_nexthops",
     "sw_portmaps",
     "sw_acl_vectors",

@@ -120,17 +120,17 @@ def _owned(row: PortRow, layer: LayerView, owners: Mapping[int, str], only: str)
     """The groups of a layer, each rule with the object that made it."""
     found = []
     for group in layer.groups:
-        rules = [replace(rule, object=_owner(row, layer.name, rule, owners)) for rule in group.rules]
+        rules = [replace(rule, object=_owner(row, group.name, rule, owners)) for rule in group.rules]
         found.append(replace(group, rules=tuple(r for r in rules if not only or r.object == only)))
     return tuple(found)
 
 
-def _owner(row: PortRow, layer: str, rule: RuleView, owners: Mapping[int, str]) -> str:
-    if layer == "LB":
+def _owner(row: PortRow, group: str, rule: RuleView, owners: Mapping[int, str]) -> str:
+    if group.startswith("LB_"):
         return owners.get(rule.id, "")
     if row.endpoint is None:
         return ""
-    of_network = layer == "ROUTE" or rule.name.startswith("network")
+    of_network = group == "ROUTE_OUT" or rule.name.startswith("network")
     return row.endpoint.network_id if of_network else row.endpoint.id
 
 

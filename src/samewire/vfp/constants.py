@@ -8,11 +8,12 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 from typing import Final
 
-LAYOUT_VERSION: Final = 3
+LAYOUT_VERSION: Final = 4
 
 MAX_PORTS: Final = 4096
 MAX_ENDPOINTS: Final = 65536
 MAX_ROUTES: Final = 65536
+MAX_OWN_ROUTES: Final = 65536
 MAX_NEIGHBOURS: Final = 4096
 MAX_NEXTHOPS: Final = 65536
 MAX_PORTMAPS: Final = 16384
@@ -74,6 +75,7 @@ TRACE_STEPS: Final = 24
 # Bits of an LPM key before its address or port: scope, family, reserved; set or service, family, reserved; table and
 # what follows it.
 ROUTE_KEY_BITS: Final = 32
+OWN_ROUTE_KEY_BITS: Final = 96
 NAT_KEY_BITS: Final = 64
 SOURCE_RANGE_KEY_BITS: Final = 64
 ACL_PREFIX_KEY_BITS: Final = 96

@@ -33,6 +33,7 @@ PUT_ORDER: Final = (
     "sw_set_classes",
     "sw_set_members",
     "sw_nat",
+    "sw_own_routes",
     "sw_buckets",
     "sw_source_macs",
     "sw_ports",

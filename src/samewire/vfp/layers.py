@@ -21,7 +21,6 @@ from samewire.vfp.constants import (
     COUNTED_NAT,
     COUNTED_PORTMAP,
     NAT_KEY_BITS,
-    ROUTE_KEY_BITS,
     SCOPE_DIRECT,
     SCOPE_HOST,
     SCOPE_OUTSIDE,
@@ -47,6 +46,7 @@ from samewire.vfp.tables import (
     Nat,
     NatKey,
     Nexthop,
+    OwnRouteKey,
     Port,
     Portmap,
     PortmapKey,
@@ -170,7 +170,7 @@ def _pod(tables: Entries, number: int, port: Port, index: AclIndex, names: AclNa
                 ),
             ),
         ),
-        LayerView("ROUTE", (GroupView("ROUTE_OUT", "out", "lpm", _routes(tables, port.scope, number)),)),
+        LayerView("ROUTE", tuple(_ways(tables, number, port))),
         LayerView("NAT", (GroupView("NAT_OUT", "out", "lpm", _nat(tables, port.nat_set, number)),)),
         LayerView("QOS", (GroupView("QOS_OUT", "out", "exact", _qos(tables, number)),)),
         LayerView("L2", (GroupView("L2_IN", "in", "exact", (_delivery(port),)),)),
@@ -319,11 +319,25 @@ def _nat_action(family: int, value: Nat) -> str:
 
 def _routes(tables: Entries, scope: int, port: int = 0) -> tuple[RuleView, ...]:
     """The routes of a scope; ``port``: whose connections they are to be counted for, where they are."""
-    found = [
-        (key.family, key.address, key.prefix_bits - ROUTE_KEY_BITS, value)
-        for key, value in _rows(tables, "sw_routes", RouteKey, Route)
-        if key.scope == scope
-    ]
+    rows = (row for row in _rows(tables, "sw_routes", RouteKey, Route) if row[0].scope == scope)
+    return _route_views(tables, ((key.family, key.address, value) for key, value in rows), port)
+
+
+def _ways(tables: Entries, number: int, port: Port) -> Iterator[GroupView]:
+    """A pod's own routes, if it has any, and its network's: of the two groups the longer prefix decides, its own where
+    both are as long.
+    """
+    if port.route_set:
+        rows = _rows(tables, "sw_own_routes", OwnRouteKey, Route)
+        own = ((key.family, key.address, value) for key, value in rows if key.set == port.route_set)
+        yield GroupView("ROUTE_OWN", "out", "lpm", _route_views(tables, own, number))
+    yield GroupView("ROUTE_OUT", "out", "lpm", _routes(tables, port.scope, number))
+
+
+def _route_views(
+    tables: Entries, rows: Iterable[tuple[int, bytes, Route]], port: int
+) -> tuple[RuleView, ...]:
+    found = [(family, address, value.bits, value) for family, address, value in rows]
     hops = tables.get("sw_nexthops", {})
     return tuple(
         RuleView(

@@ -55,6 +55,7 @@ class Port(Record, frozen=True, gc=False):
     nat_set: U32
     acl_table: tuple[U64, U64]
     acl_space: U64
+    route_set: U64
     acl_words: tuple[U8, U8]
     acl_shape: tuple[U8, U8]
     mtu: U32
@@ -91,6 +92,23 @@ class RouteKey(Record, frozen=True, gc=False):
     address: Addr
 
 
+@record("sw_own_route_key")
+class OwnRouteKey(Record, frozen=True, gc=False):
+    """An LPM key; ``prefix_bits`` counts the 96 bits of the set (in halves), family and reserved too."""
+
+    prefix_bits: U32
+    set_low: U32
+    set_high: U32
+    family: U8
+    reserved: ClassVar[Pad] = Pad(3)
+    address: Addr
+
+    @property
+    def set(self) -> int:
+        """The number of the set."""
+        return self.set_high << 32 | self.set_low
+
+
 @record("sw_source_mac")
 class SourceMac(Record, frozen=True, gc=False):
     """With which MAC an endpoint is on the underlay."""
@@ -111,12 +129,14 @@ class Neighbour(Record, frozen=True, gc=False):
 
 @record("sw_route")
 class Route(Record, frozen=True, gc=False):
-    """What is to be done with a destination."""
+    """What is to be done with a destination. ``bits``: length of the prefix."""
 
     kind: U8
     flags: U8
     scope: U16
     nexthop: U32
+    bits: U8
+    reserved: ClassVar[Pad] = Pad(3)
 
 
 @record("sw_nexthop")

@@ -40,7 +40,11 @@ _FLAGS: Final[Mapping[tuple[type[Record], str], type[IntFlag]]] = {
     (t.Flow, "flags"): c.FlowFlag,
 }
 # LPM keys: how many bits stand before the address.
-_PREFIX_BITS: Final[Mapping[type[Record], int]] = {t.RouteKey: c.ROUTE_KEY_BITS, t.NatKey: c.NAT_KEY_BITS}
+_PREFIX_BITS: Final[Mapping[type[Record], int]] = {
+    t.RouteKey: c.ROUTE_KEY_BITS,
+    t.OwnRouteKey: c.OWN_ROUTE_KEY_BITS,
+    t.NatKey: c.NAT_KEY_BITS,
+}
 
 
 def record_json(record: Record, family: int = 0) -> dict[str, Json]:

@@ -44,7 +44,7 @@ class Builder:
     ) -> None:
         """Add a route of ``scope``; ``prefix`` must have no host bits."""
         key = RouteKey(ROUTE_KEY_BITS + prefix.bits, scope, prefix.family, prefix.packed)
-        self.put("sw_routes", key, Route(kind, flags, target_scope, nexthop))
+        self.put("sw_routes", key, Route(kind, flags, target_scope, nexthop, prefix.bits))
 
     def compiled(self, binding: HostBinding) -> Compiled:
         """What has been collected."""

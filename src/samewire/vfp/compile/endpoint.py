@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from msgspec.structs import replace
 
 from samewire.hcn.policies import OutBoundNAT, ProviderAddress, first
 from samewire.hcn.policy_lists import named
 from samewire.hcn.schema import Endpoint, Network, NetworkType
+from samewire.hcn.schema import Route as RouteObject
 from samewire.vfp.address import IPV4, IPV6, NO_MAC, ZERO, Address, Prefix, parse_address, parse_mac
 from samewire.vfp.compile.acl import compile_acl
 from samewire.vfp.compile.acl_table import NONE_KNOWN, AclTable, Known
@@ -25,7 +28,7 @@ from samewire.vfp.compile.nat import compile_nat
 from samewire.vfp.compile.plan import Context, NetworkPlan, network_context
 from samewire.vfp.compile.portmap import compile_portmaps
 from samewire.vfp.compile.proxy import proxies_translated
-from samewire.vfp.compile.route import sdn_routes
+from samewire.vfp.compile.route import own_routes
 from samewire.vfp.compile.vlan import answer_for_translated
 from samewire.vfp.constants import SCOPE_UPLINK, PortFlag, RouteKind
 from samewire.vfp.model import Compiled, HostBinding, HostRoute, NodeFacts, Numbers
@@ -44,11 +47,13 @@ def compile_endpoint(
     port_ifindex: int,
     generation: int,
     known: Known = NONE_KNOWN,
+    routes: Iterable[RouteObject] = (),
 ) -> Compiled:
     """Everything that one endpoint adds to the tables.
 
     ``port_ifindex`` is the host end's; ``generation`` must be new whenever the endpoint's policy may have
-    changed. For a remote endpoint both are ignored. ``known``: the ACL tables that there are.
+    changed. For a remote endpoint both are ignored. ``known``: the ACL tables that there are;
+    ``routes``: those that only the endpoints that they name obey, and that name this one.
     Raises ``Invalid`` (naming the field), ``Exhausted``.
     """
     context = network_context(network, facts, numbers)
@@ -69,7 +74,8 @@ def compile_endpoint(
         builder, network.id, network.policies, endpoint.policies, allow_unmatched, known, alone
     )
     nat = compile_nat(builder, _nat_policies(endpoint, network, plan), facts, numbers)
-    port = _port(endpoint, context, generation, addresses, acls, nat)
+    route_set = own_routes(builder, endpoint.policies, routes, context)
+    port = _port(endpoint, context, generation, addresses, acls, nat, route_set)
     builder.put("sw_ports", Id(port_ifindex), port)
     mapped_ports = compile_portmaps(builder, endpoint, addresses, scope, port_ifindex)
     if plan.source_mac != NO_MAC:
@@ -80,7 +86,6 @@ def compile_endpoint(
     if rate:
         # Deeper than the shaper in the pod: what that lets pass is not dropped here.
         builder.put("sw_buckets", Id(port_ifindex), Bucket(rate, burst + POLICE_SLACK_BYTES, 0))
-    sdn_routes(builder, endpoint.policies, context)
     binding = _bridged(builder, context, addresses, mac) if plan.bridged else HostBinding()
     return builder.compiled(replace(binding, forwards=builder.forwards, mapped_ports=mapped_ports))
 
@@ -98,6 +103,7 @@ def _port(
     addresses: tuple[Prefix, ...],
     acls: tuple[AclTable, AclTable],
     nat: tuple[int, bool],
+    route_set: int,
 ) -> Port:
     plan = context.plan
     own = [ZERO, ZERO]
@@ -125,6 +131,7 @@ def _port(
         nat_set=nat_set,
         acl_table=(acls[0].table, acls[1].table),
         acl_space=acls[0].space or acls[1].space,
+        route_set=route_set,
         acl_words=(acls[0].words, acls[1].words),
         acl_shape=(acls[0].shape, acls[1].shape),
         mtu=endpoint_mtu(endpoint, plan, context.facts),

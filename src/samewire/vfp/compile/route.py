@@ -9,8 +9,9 @@ NeedEncap) as a route of a subnet. What the next hop is decides:
 - an address behind a RemoteSubnetRoute, or its provider address: that tunnel;
 - anything else: that router on the underlay.
 
-Routes belong to the scope, so they hold for every endpoint of the network; those of bridged networks share
-one.
+Those of a network, of routes that name no endpoints and of routes that watch endpoints belong to the scope, so they
+hold for every endpoint of the network; bridged networks share one. Those of an endpoint's policies, and of routes that
+name endpoints, are in a set of the endpoints' own, which is asked beside the scope.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from samewire.vfp.address import ZERO, Address, Prefix, parse_address, parse_pre
 from samewire.vfp.compile.builder import Builder, gateway_nexthop, uplink_nexthop
 from samewire.vfp.compile.plan import Context, network_context
 from samewire.vfp.compile.vlan import vlan_nexthop
-from samewire.vfp.constants import SCOPE_UPLINK, RouteFlag, RouteKind
+from samewire.vfp.constants import OWN_ROUTE_KEY_BITS, SCOPE_UPLINK, RouteFlag, RouteKind
+from samewire.vfp.hashes import hash64
 from samewire.vfp.model import Compiled, HostBinding, NodeFacts, Numbers
-from samewire.vfp.tables import Id
+from samewire.vfp.tables import Id, OwnRouteKey
+from samewire.vfp.tables import Route as RouteEntry
 
 
 class _Target(msgspec.Struct, frozen=True):
@@ -40,16 +43,25 @@ class _Target(msgspec.Struct, frozen=True):
     flags: int = 0
     scope: int = SCOPE_UPLINK
 
+    def entry(self, destination: Prefix) -> RouteEntry:
+        """As the switch has it."""
+        return RouteEntry(self.kind, self.flags, self.scope, self.nexthop, destination.bits)
+
 
 _HOST = _Target(RouteKind.HOST)
 
 
 def compile_route(route: Route, network: Network, facts: NodeFacts, numbers: Numbers) -> Compiled:
-    """The routes of an SDNRoute object. Raises ``Invalid`` (naming the field), ``Exhausted``."""
+    """What a route object adds for a whole network: nothing where it is its endpoints'.
+
+    Raises ``Invalid`` (naming the field), ``Exhausted``.
+    """
     context = network_context(network, facts, numbers)
     builder = Builder()
     for i, entry in enumerate(route.routes):
         _sdn_route(builder, entry, f"$.Routes[{i}]", context)
+    if route.is_of_endpoints:
+        return Compiled({})  # it is compiled with them; here it has been checked, attached or not
     return Compiled(builder.entries, HostBinding(forwards=builder.forwards))
 
 
@@ -57,6 +69,32 @@ def sdn_routes(builder: Builder, policies: Iterable[Policy], context: Context) -
     """Add the routes of the SDNRoute policies in an object's list of policies."""
     for path, policy in placed(policies, SDNRoute):
         _sdn_route(builder, policy, path, context)
+
+
+def own_routes(
+    builder: Builder, policies: Iterable[Policy], routes: Iterable[Route], context: Context
+) -> int:
+    """Add the set of an endpoint's own routes: of its SDNRoute policies, and of the route objects that name it. Of two
+    to the same prefix the last one counts.
+
+    Returns the set's name, 0 = there are none. Raises ``Invalid``, ``Exhausted``.
+    """
+    found: dict[Prefix, RouteEntry] = {}
+    given: list[tuple[str, SdnRoute | SDNRoute]] = [*placed(policies, SDNRoute)]
+    given += ((f"$.Routes[{i}]", entry) for route in routes for i, entry in enumerate(route.routes))
+    for path, entry in given:
+        destination, target = _leads(builder, entry, path, context)
+        found[destination] = target.entry(destination)
+    if not found:
+        return 0
+    rows = sorted(found.items())
+    name = hash64(b"".join(bytes((p.family,)) + p.packed + value.pack() for p, value in rows))
+    for prefix, value in rows:
+        key = OwnRouteKey(
+            OWN_ROUTE_KEY_BITS + prefix.bits, name & 0xFFFFFFFF, name >> 32, prefix.family, prefix.packed
+        )
+        builder.put("sw_own_routes", key, value)
+    return name
 
 
 def host_prefixes(network: Network, context: Context) -> list[Prefix]:
@@ -90,12 +128,19 @@ def subnet_routes(builder: Builder, network: Network, context: Context) -> None:
 
 
 def _sdn_route(builder: Builder, entry: SdnRoute | SDNRoute, path: str, context: Context) -> None:
+    destination, target = _leads(builder, entry, path, context)
+    _add(builder, destination, target, context)
+
+
+def _leads(
+    builder: Builder, entry: SdnRoute | SDNRoute, path: str, context: Context
+) -> tuple[Prefix, _Target]:
     destination = parse_prefix(entry.destination_prefix, f"{path}.DestinationPrefix")
     target = _target(builder, entry.next_hop, destination, path, context)
     if target is _HOST and context.plan.type is NetworkType.PRIVATE:
         raise Invalid(f"{path}.NextHop", "a Private network has no path to the node")
     builder.forwards |= target is _HOST
-    _add(builder, destination, target, context)
+    return destination, target
 
 
 def _add(builder: Builder, destination: Prefix, target: _Target, context: Context) -> None:

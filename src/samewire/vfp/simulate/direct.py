@@ -90,7 +90,7 @@ def speaks_for_vip(flow: Flow | None, direction: int, port: int) -> bool:
 
 def clamp_mss(packet: Packet, mtu: int) -> None:
     """A SYN-ACK tells the client what fits its own way, which is the tunnel."""
-    largest = mtu - _OVERHEAD - (40 if packet.family == IPV4 else 60)
+    largest = (mtu - _OVERHEAD - (40 if packet.family == IPV4 else 60)) & 0xFFFFFFFF  # as the programs count
     data, at = packet.data, packet.l4 + 20
     end = min(packet.l4 + (data[packet.l4 + 12] >> 4) * 4, len(data))
     for _ in range(_OPTIONS):

@@ -60,7 +60,7 @@ def _owner_mac(
         if found is not None:
             return found
         if port.gateway[family == 6] != target:
-            route = state.route(scope, family, target)
+            route = state.way(port.route_set, scope, family, target)
             if route is None or route.kind in (RouteKind.LOCAL, RouteKind.BLACKHOLE):
                 return None
         return port.gateway_mac
@@ -87,7 +87,7 @@ def _wire_to_ask(
     """Where a pod that asks the wire itself is to ask about addresses beyond this node."""
     if port is None or not port.flags & _ASKS_WIRE or mac != port.gateway_mac:
         return None
-    route = state.route(scope, family, target)
+    route = state.way(port.route_set, scope, family, target)
     known = route is not None and route.kind == RouteKind.UPLINK
     return state.nexthop(route.nexthop) if route is not None and known else None
 

@@ -10,6 +10,7 @@ import msgspec
 from samewire.vfp.address import ZERO, address_bits, masked
 from samewire.vfp.constants import (
     NAT_KEY_BITS,
+    OWN_ROUTE_KEY_BITS,
     ROUTE_KEY_BITS,
     SOURCE_RANGE_KEY_BITS,
     SPACE_FACTOR,
@@ -44,6 +45,7 @@ from samewire.vfp.tables import (
     NatKey,
     Neighbour,
     Nexthop,
+    OwnRouteKey,
     Port,
     Portmap,
     PortmapKey,
@@ -123,6 +125,7 @@ class Walk(msgspec.Struct):
     service_source: bytes = ZERO
     is_direct: bool = False
     kept_direct: bool = False
+    route_set: int = 0
     inner_mac: bytes = bytes(6)
 
 
@@ -147,11 +150,14 @@ class State:
         """Packets and bytes of flows by their directions."""
         self.affinity = dict(cast(Mapping[AffinityKey, Affinity], tables.get("sw_affinity", {})))
         self._route_lengths = self._lengths("sw_routes")
+        self._own_lengths = self._lengths("sw_own_routes")
         self._nat_lengths = self._lengths("sw_nat")
         self._range_lengths = self._lengths("sw_source_ranges")
 
     def _lengths(self, table: str) -> list[int]:
-        keys = cast(Mapping[RouteKey | NatKey | SourceRangeKey, Record], self.tables.get(table, {}))
+        keys = cast(
+            Mapping[RouteKey | OwnRouteKey | NatKey | SourceRangeKey, Record], self.tables.get(table, {})
+        )
         return sorted({key.prefix_bits for key in keys}, reverse=True)
 
     def insert(self, key: FlowKey, flow: Flow) -> None:
@@ -202,6 +208,21 @@ class State:
             if found is not None:
                 return cast(Route, found)
         return None
+
+    def own_route(self, number: int, family: int, address: bytes, route: Route | None) -> Route | None:
+        """An endpoint's own route to an address; None where its network's is longer."""
+        low, high = number & 0xFFFFFFFF, number >> 32
+        for length in self._own_lengths if number else ():
+            key = OwnRouteKey(length, low, high, family, masked(address, length - OWN_ROUTE_KEY_BITS))
+            own = cast(Route | None, self.get("sw_own_routes", key))
+            if own is not None:
+                return own if route is None or own.bits >= route.bits else None
+        return None
+
+    def way(self, number: int, scope: int, family: int, address: bytes) -> Route | None:
+        """The route of what an endpoint sends; ``number``: of its own routes, 0 = none."""
+        route = self.route(scope, family, address)
+        return self.own_route(number, family, address, route) or route
 
     def neighbour(self, scope: int, family: int, address: bytes) -> Neighbour | None:
         """What a policy answers for an address."""

@@ -49,14 +49,25 @@ def walk_layers(state: State, walk: Walk) -> None:
     walk.nat_ports = 0
     walk.backend = walk.service = 0
     walk.is_direct = False
+    walk.route_set = 0
+    own = _initiator(state, walk) if walk.first_arrival == Arrival.POD else None
     _routing(state, walk)
-    if walk.first_arrival == Arrival.POD:
-        _initiator_layers(state, walk)
+    if own is not None:
+        _initiator_layers(state, walk, own)
     if walk.forward.fate == Fate.PORT:
         _target_layers(state, walk)
     _route_back(state, walk)
     if walk.out_scope != walk.first_scope:
         walk.needs_flow = True
+
+
+def _initiator(state: State, walk: Walk) -> Port:
+    own = state.port(walk.first_port)
+    if own is None:
+        raise Dropped(Layer.PARSE, Reason.UNKNOWN_PORT)
+    walk.generation = (state.generation(own), 0)
+    walk.route_set = own.route_set
+    return own
 
 
 class _ToNode(Exception):
@@ -130,7 +141,7 @@ def _local_target(state: State, walk: Walk) -> None:
 
 
 def _from_pod(state: State, walk: Walk) -> None:
-    route = state.route(walk.first_scope, walk.packet.family, walk.out.destination)
+    route = state.way(walk.route_set, walk.first_scope, walk.packet.family, walk.out.destination)
     if route is None:
         raise Dropped(Layer.ROUTE, Reason.NO_ROUTE)
     walk.route_flags = route.flags
@@ -202,11 +213,7 @@ def _poses_as_tunnel(state: State, walk: Walk, own: Port) -> bool:
     )
 
 
-def _initiator_layers(state: State, walk: Walk) -> None:
-    own = state.port(walk.first_port)
-    if own is None:
-        raise Dropped(Layer.PARSE, Reason.UNKNOWN_PORT)
-    walk.generation = (state.generation(own), 0)
+def _initiator_layers(state: State, walk: Walk, own: Port) -> None:
     if _poses_as_tunnel(state, walk, own):
         raise Dropped(Layer.GUARD, Reason.BLOCKED, walk.first_port)
     if any(own.acl_words):
@@ -229,6 +236,7 @@ def _target_layers(state: State, walk: Walk) -> None:
         raise Dropped(Layer.ROUTE, Reason.NO_ENDPOINT)
     walk.port = (walk.port[0], ifindex)
     walk.generation = (walk.generation[0], state.generation(target))
+    walk.route_set = target.route_set
     if any(target.acl_words):
         walk.needs_flow = True
     if target.nat_set and (walk.first_arrival == Arrival.UPLINK or target.flags & PortFlag.NAT_EXPLICIT):
@@ -257,11 +265,33 @@ def _way_back(state: State, walk: Walk) -> tuple[Fate, int, int] | None:
     if walk.first_arrival == Arrival.HOST:
         return Fate.HOST, 0, 0
     scope = SCOPE_UPLINK if walk.first_scope == SCOPE_DIRECT else walk.first_scope
-    route = state.route(scope, walk.packet.family, walk.first.source)
+    family, source = walk.packet.family, walk.first.source
+    route = state.route(scope, family, source)
+    own_name = walk.out_scope == scope and walk.out.destination == walk.first.destination
+    own = state.own_route(walk.route_set, family, source, route) if own_name else None
     direct = walk.is_direct and walk.first_arrival == Arrival.TUNNEL
-    way = _direct_way_back(state, walk, route) if direct else None
-    if way is not None or route is None:
+    way = _direct_way_back(state, walk, own or route) if direct else None
+    if way is not None:
         return way
+    if own is not None:
+        return _own_way_back(walk, own)
+    return _way_back_by(state, walk, route) if route is not None else None
+
+
+def _own_way_back(walk: Walk, own: Route) -> tuple[Fate, int, int] | None:
+    """By a route of the target's own."""
+    flags = RewriteFlag.DECREMENT if own.flags & RouteFlag.DECREMENT else 0
+    if own.kind == RouteKind.HOST:
+        return Fate.HOST, 0, 0
+    if own.kind == RouteKind.TUNNEL:
+        return Fate.TUNNEL, own.nexthop, flags
+    if own.kind != RouteKind.UPLINK:
+        return None
+    walk.needs_flow = walk.needs_flow or walk.first_arrival == Arrival.TUNNEL
+    return Fate.UPLINK, own.nexthop, flags
+
+
+def _way_back_by(state: State, walk: Walk, route: Route) -> tuple[Fate, int, int] | None:
     if walk.first_arrival == Arrival.UPLINK:
         if route.kind != RouteKind.UPLINK:
             return None
