@@ -17,6 +17,7 @@ name endpoints, are in a set of the endpoints' own, which is asked beside the sc
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import msgspec
 
@@ -87,14 +88,23 @@ def own_routes(
         found[destination] = target.entry(destination)
     if not found:
         return 0
-    rows = sorted(found.items())
-    name = hash64(b"".join(bytes((p.family,)) + p.packed + value.pack() for p, value in rows))
-    for prefix, value in rows:
-        key = OwnRouteKey(
-            OWN_ROUTE_KEY_BITS + prefix.bits, name & 0xFFFFFFFF, name >> 32, prefix.family, prefix.packed
-        )
+    name, rows = _own_set(tuple(found.items()))
+    for key, value in rows:
         builder.put("sw_own_routes", key, value)
     return name
+
+
+# Most pods of a node have the very same few routes.
+@lru_cache(maxsize=128)
+def _own_set(
+    found: tuple[tuple[Prefix, RouteEntry], ...],
+) -> tuple[int, tuple[tuple[OwnRouteKey, RouteEntry], ...]]:
+    """A set's name and its entries."""
+    rows = sorted(found)
+    name = hash64(b"".join(bytes((p.family,)) + p.packed + value.pack() for p, value in rows))
+    low, high = name & 0xFFFFFFFF, name >> 32
+    keys = (OwnRouteKey(OWN_ROUTE_KEY_BITS + p.bits, low, high, p.family, p.packed) for p, _ in rows)
+    return name, tuple(zip(keys, (value for _, value in rows), strict=True))
 
 
 def host_prefixes(network: Network, context: Context) -> list[Prefix]:
