@@ -7,7 +7,7 @@ import io
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ from samewire.hcn.modify import PolicySettings
 from samewire.hcn.policies import HostRoute, OutBoundNAT
 from samewire.hcn.schema import Endpoint, Kind, Namespace
 from samewire.hcn.service import HnsService
-from samewire.hcn.store import Store
 from tests.support.hcn import FakeSwitch, bridge, overlay
 
 MISSING = "0A1B2C3D-0000-0000-0000-00000000000F"
@@ -47,18 +46,6 @@ ERRORS: dict[str, Exception] = {
 
 async def fail(request: web.Request) -> web.Response:
     raise ERRORS[request.match_info["how"]]
-
-
-@pytest.fixture
-def switch() -> FakeSwitch:
-    return FakeSwitch()
-
-
-@pytest.fixture
-def service(tmp_path: Path, switch: FakeSwitch) -> Iterator[HnsService]:
-    store = Store(tmp_path / "hns.db")
-    yield HnsService(store, switch)
-    store.close()
 
 
 @pytest.fixture

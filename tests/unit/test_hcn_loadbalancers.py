@@ -38,11 +38,6 @@ VIP = "10.96.0.10"
 OWNER = "proxy"
 
 
-@pytest.fixture
-def switch() -> FakeSwitch:
-    return FakeSwitch()
-
-
 @pytest_asyncio.fixture
 async def service(tmp_path: Path, switch: FakeSwitch) -> AsyncIterator[HnsService]:
     store = Store(tmp_path / "hns.db")

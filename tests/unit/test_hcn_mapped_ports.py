@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,6 @@ from samewire.hcn.store import Store
 from tests.support.hcn import FakeSwitch, overlay
 
 FIRST = mapped_ports.FIRST_PORT
-
-
-@pytest.fixture
-def switch() -> FakeSwitch:
-    return FakeSwitch()
-
-
-@pytest.fixture
-def service(tmp_path: Path, switch: FakeSwitch) -> Iterator[HnsService]:
-    store = Store(tmp_path / "hns.db")
-    yield HnsService(store, switch)
-    store.close()
 
 
 @pytest.fixture

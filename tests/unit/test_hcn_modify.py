@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,22 +25,9 @@ from samewire.hcn.policies import (
 )
 from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, NetworkType, Object
 from samewire.hcn.service import HnsService
-from samewire.hcn.store import Store
 from tests.support.hcn import FakeSwitch, at, bridge, overlay
 
 FLAT = SetPolicy(set_id="web", values="10.0.0.1")
-
-
-@pytest.fixture
-def switch() -> FakeSwitch:
-    return FakeSwitch()
-
-
-@pytest.fixture
-def service(tmp_path: Path, switch: FakeSwitch) -> Iterator[HnsService]:
-    store = Store(tmp_path / "hns.db")
-    yield HnsService(store, switch)
-    store.close()
 
 
 async def modify(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,25 +32,12 @@ from samewire.hcn.schema import (
     SdnRoute,
 )
 from samewire.hcn.service import HnsService
-from samewire.hcn.store import Store
 from tests.support.hcn import FakeSwitch, at, bridge, overlay
 
 REMOTE = int(EndpointFlags.REMOTE_ENDPOINT)
 MISSING = "0A1B2C3D-0000-0000-0000-00000000000F"
 SPEC = NamespaceSpec("/run/netns/pod1", "c1")
 ENCAP = (SdnRoute(destination_prefix="10.96.0.0/12", need_encap=True),)
-
-
-@pytest.fixture
-def switch() -> FakeSwitch:
-    return FakeSwitch()
-
-
-@pytest.fixture
-def service(tmp_path: Path, switch: FakeSwitch) -> Iterator[HnsService]:
-    store = Store(tmp_path / "hns.db")
-    yield HnsService(store, switch)
-    store.close()
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,23 +47,10 @@ from samewire.hcn.schema import (
     Subnet,
 )
 from samewire.hcn.service import HnsService
-from samewire.hcn.store import Store
 from tests.support.hcn import FACTS, FakeSwitch, at, bridge, overlay
 
 MINE = ProviderAddress(provider_address="192.168.1.10")
 DR_MAC = DrMacAddress(address=FACTS.dr_mac)
-
-
-@pytest.fixture
-def switch() -> FakeSwitch:
-    return FakeSwitch()
-
-
-@pytest.fixture
-def service(tmp_path: Path, switch: FakeSwitch) -> Iterator[HnsService]:
-    store = Store(tmp_path / "hns.db")
-    yield HnsService(store, switch)
-    store.close()
 
 
 def remote(prefix: str = "10.244.3.0/24", **fields: Any) -> RemoteSubnetRoute:

@@ -24,11 +24,6 @@ SPEC = NamespaceSpec("/run/netns/pod1", "c1")
 
 
 @pytest.fixture
-def switch() -> FakeSwitch:
-    return FakeSwitch()
-
-
-@pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "hns.db")
     yield store
