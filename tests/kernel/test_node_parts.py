@@ -57,6 +57,7 @@ from samewire.node.reaper import LinkReaper
 from samewire.node.watch import Watcher
 from samewire.vfp.tables import DropKey, Flow, FlowKey, RuleCountKey
 from tests.support.node import NODE_IP, NodeNet, can_ping, in_namespace, ip, node_net, overlay, path_of
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -404,9 +405,7 @@ async def test_what_an_earlier_daemon_has_not_swept(
     key = RuleCountKey(70, 1, 0).pack()
     node.board.maps["sw_rule_counts"].update(key, (5).to_bytes(8, "little"))
     counts = (await start()).board.maps["sw_rule_counts"]
-    async with asyncio.timeout(5):
-        while counts.lookup(key) is not None:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    await until(lambda: counts.lookup(key) is None)
 
 
 async def test_lost_announcements_lead_to_an_audit(
