@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from samewire.kernel.bpf import unmount_bpffs
-from tests.support.crowd import answering
+from tests.support.crowd import answering, crowds
 from tests.support.node import (
     NODE_IP,
     ROUTER_IP,
@@ -228,6 +228,30 @@ def test_local_routed_vip_changes_nothing(pods: Pods, flags: int) -> None:
         )
         said = in_namespace(pods.net.router, sys.executable, "-c", code).stdout.split()
     assert said == ["pod", address_of(endpoint)]
+
+
+def test_connections_end_with_their_host_port(pods: Pods) -> None:
+    """At the client's next packet, and those of the other one go on."""
+    pod, endpoint = pods.add(pods.network(network("NAT", "10.50.0.0/24", "10.50.0.1")))
+    mappings = [
+        policy("PortMapping", Protocol=6, InternalPort=7000, ExternalPort=port) for port in (8080, 8081)
+    ]
+
+    def change(how: str, *policies: Json) -> None:
+        body = {"ResourceType": "Policy", "RequestType": how, "Settings": {"Policies": list(policies)}}
+        pods.node.request("POST", f"/v2/endpoints/{endpoint['ID']}", body)
+
+    change("Add", *mappings)
+    with (
+        answering(pod, "pod", 7000),
+        crowds(pods.net.router) as clients,
+        clients.open(3, NODE_IP, 8080) as first,
+        clients.open(3, NODE_IP, 8081) as second,
+    ):
+        assert {*first.first, *second.first} == {f"pod {address_of(endpoint)}"}
+        change("Remove", mappings[0])
+        assert set(first.ask()) == {"ECONNRESET"}
+        second.expect()
 
 
 # --- the uplink -----------------------------------------------------------------------------------

@@ -148,7 +148,9 @@ def test_any_requests_leave_the_kernel_as_the_objects_say(net: NodeNet, node: Da
 def test_a_thousand_clients_at_once(net: NodeNet, node: DaemonProcess) -> None:
     def connected() -> socket.socket:
         client = socket.socket(socket.AF_UNIX)
-        client.connect(str(node.run_dir / "samewire.sock"))  # waits for room: with a timeout, a full queue is an error
+        client.connect(
+            str(node.run_dir / "samewire.sock")
+        )  # waits for room: with a timeout, a full queue is an error
         client.settimeout(20)
         return client
 

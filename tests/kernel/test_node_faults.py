@@ -281,7 +281,7 @@ async def test_flows_are_judged_again_after_what_judged_them_was_repaired(net: N
         rows = node.switch.kernel.tables.read(["sw_ports"])["sw_ports"].values()
         return [row.generation for row in rows if isinstance(row, Port)]
 
-    for name, judges in (("sw_routes", False), ("sw_acl_rules", True)):
+    for name, judges in (("sw_routes", False), ("sw_acl_rules", True), ("sw_ports", True)):
         before, found = generations(), node.board.maps[name]
         found.delete_batch([key for key, _ in found.items()])
         assert (await node.auditor.audit()).failed == ()

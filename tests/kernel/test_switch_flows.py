@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tests.support.node_rig import Node, Pod
 from tests.support.switch_rig import now_tick
 from tests.support.traffic import bound, echo_over, tcp_pair
 from tests.support.universe import packed
-from tests.support.worlds import OUT, Underlay, node_address, overlay, own
+from tests.support.worlds import OUT, Underlay, bridged, node_address, overlay, own
 
 pytestmark = [pytest.mark.root, pytest.mark.kernelcore]
 
@@ -52,6 +53,7 @@ class World:
         self.node = self.underlay.node(11)
         network = self.node.network(own(NetworkType.NAT, 8))
         self.pods = [self.node.pod(network, f"10.8.0.{i}", f"fd08::{i}") for i in (10, 11)]
+        self.numbers = count(100)
 
 
 @pytest.fixture(scope="module")
@@ -145,24 +147,63 @@ def test_nat_that_is_added_and_taken_away(world: World) -> None:
     out.ip("route", "del", "10.1.0.0/24")
 
 
-def test_a_host_port_that_is_taken_away(world: World) -> None:
-    """Who has a connection through it goes on with it, translated; who comes now is not let in."""
-    node, pod = world.node, world.pods[0]
+def pod_of(world: World, kind: NetworkType) -> Pod:
+    """A pod of one type of network; all of them stay until the end."""
+    if kind is NetworkType.NAT:
+        return world.pods[0]
+    node, number = world.node, next(world.numbers)
+    if kind is NetworkType.L2BRIDGE:
+        return node.pod(node.network(bridged()), f"192.168.9.{number}", f"fd09::{number}")
+    return node.pod(node.network(overlay(node, 2)), f"10.2.0.{number}", f"fd02::{number}")
+
+
+HOST_PORTS = [PortMapping(protocol=17, external_port=8085 + i, internal_port=85 + i) for i in range(2)]
+
+
+@pytest.mark.parametrize("kind", [NetworkType.NAT, NetworkType.OVERLAY, NetworkType.L2BRIDGE])
+def test_a_host_port_that_is_taken_away(world: World, kind: NetworkType) -> None:
+    """The pod's answers are dropped: they are not handed to the node, which would send them on as they are. What goes
+    through another mapping goes on.
+    """
+    node, pod = world.node, pod_of(world, kind)
     out = world.underlay.out
-    node.policies(pod, PortMapping(protocol=17, external_port=8085, internal_port=85))
+    node.policies(pod, *HOST_PORTS)
     with (
         bound(pod.space, socket.SOCK_DGRAM, pod.ip, 85) as server,
+        bound(pod.space, socket.SOCK_DGRAM, pod.ip, 86) as other_server,
         bound(out, socket.SOCK_DGRAM, OUT[4]) as client,
-        bound(out, socket.SOCK_DGRAM, OUT[4]) as latecomer,
     ):
         client.sendto(b"x", (node_address(node, 4), 8085))
         _, sender = server.recvfrom(10)
-        node.policies(pod)
-        latecomer.sendto(b"new", (node_address(node, 4), 8085))
+        client.sendto(b"x", (node_address(node, 4), 8086))
+        other_server.recvfrom(10)
+        node.policies(pod, HOST_PORTS[1])
+        before = node.dropped(pod.port, Layer.FLOW, Reason.NO_ENDPOINT)
         server.sendto(b"late", sender)
-        assert client.recvfrom(10) == (b"late", (node_address(node, 4), 8085))
+        poll("drop", lambda: node.dropped(pod.port, Layer.FLOW, Reason.NO_ENDPOINT) == before + 1)
+        other_server.sendto(b"on", sender)
+        assert client.recvfrom(10) == (b"on", (node_address(node, 4), 8086))
+    node.policies(pod)
+
+
+@pytest.mark.parametrize("kind", [NetworkType.NAT, NetworkType.OVERLAY, NetworkType.L2BRIDGE])
+def test_a_host_port_that_is_moved(world: World, kind: NetworkType) -> None:
+    """To another port of the pod: a datagram socket reaches that with its next one."""
+    node, pod = world.node, pod_of(world, kind)
+    node.policies(pod, HOST_PORTS[0])
+    with (
+        bound(pod.space, socket.SOCK_DGRAM, pod.ip, 85) as old,
+        bound(pod.space, socket.SOCK_DGRAM, pod.ip, 86) as new,
+        bound(world.underlay.out, socket.SOCK_DGRAM, OUT[4]) as client,
+    ):
+        client.sendto(b"x", (node_address(node, 4), 8085))
+        assert old.recvfrom(10)[0] == b"x"
+        node.policies(pod, replace(HOST_PORTS[0], internal_port=86))
         client.sendto(b"y", (node_address(node, 4), 8085))
-        assert server.recvfrom(10)[0] == b"y"
+        _, sender = new.recvfrom(10)
+        new.sendto(b"z", sender)
+        assert client.recvfrom(10) == (b"z", (node_address(node, 4), 8085))
+    node.policies(pod)
 
 
 @pytest.mark.parametrize("reset", [False, True])

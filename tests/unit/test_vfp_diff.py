@@ -24,6 +24,8 @@ from samewire.vfp.tables import (
     NatKey,
     Nexthop,
     Port,
+    Portmap,
+    PortmapKey,
     Route,
     RouteKey,
 )
@@ -177,3 +179,34 @@ def test_records_in_words() -> None:
     }
     config = Config(**zeros | {"flags": int(ConfigFlag.EVENTS)})  # type: ignore[arg-type]
     assert record_text(config) == "flags=events"
+
+
+def test_a_port_whose_mapping_goes_gets_its_generation_last() -> None:
+    """And what else is new of it under the old one; no other change of mappings concerns flows."""
+    ownership = Ownership()
+    one, two = (PortmapKey(ZERO, number, 6, 4) for number in (80, 81))
+    rows: dict[Record, Record] = {one: Portmap(7, 1, 8080, TEN), two: Portmap(7, 1, 8081, TEN)}
+    ownership.replace("pod", {**pod(1, 1), "sw_portmaps": {one: rows[one]}})
+    assert ownership.replace("pod", {**pod(1, 2), "sw_portmaps": rows}) == [
+        Put("sw_portmaps", two, rows[two])
+    ]
+    assert ownership.replace("pod", {**pod(1, 3), "sw_portmaps": {one: rows[one]}}) == [
+        Remove("sw_portmaps", two),
+        Put("sw_ports", Id(7), port(3, 1), late=True),
+    ]
+    assert ownership.tables()["sw_ports"] == {Id(7): port(3, 1)}
+    moved = Portmap(7, 1, 9090, TEN)
+    assert ownership.replace("pod", {**pod(2, 4), "sw_portmaps": {one: moved}}) == [
+        Put("sw_acl_rules", AclRuleKey(2, 0), RULE),
+        Put("sw_ports", Id(7), port(3, 2)),
+        Put("sw_portmaps", one, moved),
+        Remove("sw_acl_rules", AclRuleKey(1, 0)),
+        Put("sw_ports", Id(7), port(4, 2), late=True),
+    ]
+    assert ownership.entries("pod") == {**pod(2, 4), "sw_portmaps": {one: moved}}
+    assert [step.table for step in ownership.remove("pod")] == [
+        "sw_portmaps",
+        "sw_endpoints",
+        "sw_ports",
+        "sw_acl_rules",
+    ]

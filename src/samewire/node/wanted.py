@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from samewire.node.bindings import BindingChange, HostBindings
 from samewire.node.planning import Owner
 from samewire.vfp.compile.acl_table import Known, Table, was_edited
-from samewire.vfp.diff import Operation, Put, Remove, is_early, ordered
+from samewire.vfp.diff import JUDGED_BY, Operation, Put, Remove, is_early, is_late, ordered
 from samewire.vfp.model import Compiled, Entries, Shared
 from samewire.vfp.ownership import Ownership
 from samewire.vfp.record import Record
@@ -19,14 +19,14 @@ from samewire.vfp.tables import AclSpace, Port
 
 _VECTORS: Final = "sw_acl_vectors"
 _JUDGED: Final = ("sw_ports", "sw_acl_spaces")  # flows keep their generations
-_JUDGED_BY: Final = ("sw_acl_", "sw_set_")
+_JUDGED_BY: Final = ("sw_acl_", "sw_set_", JUDGED_BY, "sw_ports")
 
 
 class Changes(msgspec.Struct):
     """What has to be done for changes of several owners: ``first`` as it is, before ``operations``."""
 
     first: list[Operation] = msgspec.field(default_factory=list)
-    operations: dict[tuple[str, Record], Operation] = msgspec.field(default_factory=dict)
+    operations: dict[tuple[str, Record, bool], Operation] = msgspec.field(default_factory=dict)
     bindings: list[BindingChange] = msgspec.field(default_factory=list)
 
     def puts(self) -> list[Operation]:
@@ -38,8 +38,8 @@ class Changes(msgspec.Struct):
         return [step for step in ordered(self.operations.values()) if not is_early(step)]
 
     def enter(self, operations: Iterable[Operation]) -> None:
-        """Add operations; the last one for an entry counts."""
-        self.operations.update({(step.table, step.key): step for step in operations})
+        """Add operations; the last one for an entry counts (of those behind all removals, the last of them)."""
+        self.operations.update({(step.table, step.key, is_late(step)): step for step in operations})
 
     def enter_first(self, operations: Iterable[Operation]) -> None:
         """Add operations that come before all others. Of what tables share, vectors, they may need one that another
@@ -49,7 +49,7 @@ class Changes(msgspec.Struct):
             if step.table == _VECTORS and isinstance(step, Put):
                 self.first.append(self.operations.pop(place))
         for step in operations:
-            self.operations.pop((step.table, step.key), None)
+            self.operations.pop((step.table, step.key, is_late(step)), None)
             self.first.append(step)
 
 

@@ -51,15 +51,18 @@ PUT_ORDER: Final = (
 )
 # Put behind all removals: it has flows judged again, and what has gone must be gone by then.
 LATE: Final = frozenset({"sw_acl_spaces"})
+# What a port's flows were judged by, though its own row does not tell: see `Ownership.replace`.
+JUDGED_BY: Final = "sw_portmaps"
 _RANK: Final = {table: i for i, table in enumerate(PUT_ORDER)}
 
 
 class Put(msgspec.Struct, frozen=True):
-    """Insert or replace an entry."""
+    """Insert or replace an entry; ``late``: behind all removals."""
 
     table: str
     key: Record
     value: Record
+    late: bool = False
 
     def describe(self) -> str:
         """One line for people."""
@@ -146,13 +149,18 @@ def ordered(operations: Iterable[Operation]) -> list[Operation]:
 
 def is_early(operation: Operation) -> bool:
     """Whether it comes before what is to be active by then: all puts but the late ones."""
-    return isinstance(operation, Put) and operation.table not in LATE
+    return isinstance(operation, Put) and not is_late(operation)
+
+
+def is_late(operation: Operation) -> bool:
+    """Whether it comes behind all removals."""
+    return isinstance(operation, Put) and (operation.late or operation.table in LATE)
 
 
 def _rank(operation: Operation) -> int:
     if isinstance(operation, Remove):
         return 2 * len(PUT_ORDER) - _RANK[operation.table]
-    return _RANK[operation.table] + (3 * len(PUT_ORDER) if operation.table in LATE else 0)
+    return _RANK[operation.table] + (3 * len(PUT_ORDER) if is_late(operation) else 0)
 
 
 def apply(operations: Iterable[Operation], tables: Entries) -> dict[str, dict[Record, Record]]:

@@ -12,15 +12,18 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Final
 
+from msgspec.structs import replace
+
 from samewire.versions import Version, versioned
-from samewire.vfp.diff import Operation, Put, Remove, ordered, rows_of, same
+from samewire.vfp.diff import JUDGED_BY, Operation, Put, Remove, ordered, rows_of, same
 from samewire.vfp.model import Edit, Entries
 from samewire.vfp.record import Record
-from samewire.vfp.tables import Endpoint
+from samewire.vfp.tables import Endpoint, Port
 
 _EMPTY: Final[Entries] = {}
 _NO_ROWS: Final[Mapping[Record, Record]] = {}
 _CONTESTED: Final = "sw_endpoints"
+_PORTS: Final = "sw_ports"
 
 
 class Ownership:
@@ -54,7 +57,7 @@ class Ownership:
 
         Entries that mean the same keep the value that is there (a port its generation). ``edit`` says how they follow
         from others; when those are the owner's, nothing else is looked at. Of a table that is the next version of the
-        owner's, what differs is.
+        owner's, what differs is. A port whose mappings go or change gets its new generation behind them.
         """
         before, given = self._by_owner.get(owner, _EMPTY), self._given.get(owner, _EMPTY)
         operations: list[Operation] = []
@@ -62,6 +65,9 @@ class Ownership:
             held = self._edited(owner, before, edit, operations)
         else:
             held = self._compared(owner, before, given, entries, operations)
+        mapped = before.get(JUDGED_BY, _NO_ROWS)
+        if any(step.table == JUDGED_BY and step.key in mapped for step in operations):
+            held |= self._judge_behind(owner, before, entries, operations)
         if held:
             self._by_owner[owner] = held
             self._given[owner] = entries
@@ -120,6 +126,24 @@ class Ownership:
                 changes[key] = None
                 self._release(owner, table, key, operations)
         return versioned(before).changed(changes) if changes else before
+
+    def _judge_behind(
+        self, owner: Hashable, before: Entries, entries: Entries, operations: list[Operation]
+    ) -> Entries:
+        """Write a port's new generation last, and what else is new of it under the one that it had: flows that were
+        judged anew while a mapping was still there would keep it. Returns the ports that are now held.
+        """
+        ports, known = entries.get(_PORTS, _NO_ROWS), before.get(_PORTS, _NO_ROWS)
+        for key, port in ports.items():
+            last = known.get(key)
+            if not isinstance(port, Port) or not isinstance(last, Port):
+                continue
+            self._claims[_PORTS][key][owner] = self._wanted[_PORTS][key] = port
+            for place, step in enumerate(operations):
+                if isinstance(step, Put) and (step.table, step.key) == (_PORTS, key):
+                    operations[place] = Put(_PORTS, key, replace(port, generation=last.generation))
+            operations.append(Put(_PORTS, key, port, late=True))
+        return {_PORTS: ports} if ports else {}
 
     def remove(self, owner: Hashable) -> list[Operation]:
         """Forget an owner; returns the operations for the entries that nobody wants any more."""
