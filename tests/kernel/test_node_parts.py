@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from samewire.hcn.schema import Kind, Network
 from samewire.hcn.store import Store
 from samewire.kernel import faults, sysctl
 from samewire.kernel.bpf import unmount_bpffs
+from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import (
     Link,
     LinkMonitor,
@@ -50,11 +53,13 @@ from samewire.node.devices import (
 )
 from samewire.node.hooks import UPLINK_PRIORITY, detach_uplink
 from samewire.node.keepsakes import load_keepsakes
+from samewire.node.links import activate, create
 from samewire.node.nicfilters import NicFilters
 from samewire.node.node import Node
 from samewire.node.portranges import parse_ports, port_range
 from samewire.node.reaper import LinkReaper
 from samewire.node.watch import Watcher
+from samewire.vfp.model import PortLink
 from samewire.vfp.tables import DropKey, Flow, FlowKey, RuleCountKey
 from tests.support.node import NODE_IP, NodeNet, can_ping, in_namespace, ip, node_net, overlay, path_of
 from tests.support.waiting import until
@@ -63,6 +68,7 @@ pytestmark = pytest.mark.root
 
 PORTS = ("net", "ipv4", "ip_local_reserved_ports")
 _IFF_LOWER_UP = 1 << 16
+_EXPERIMENTAL = 0x88B5
 
 
 @pytest.fixture
@@ -314,6 +320,51 @@ async def test_a_host_end_that_comes_up_is_announced_once(
             & _IFF_LOWER_UP  # set by its other end, and told whenever the kernel gets to it
         ]
     assert seen == [(False, ""), (True, state.link.alias)]
+
+
+async def test_a_host_end_sends_as_soon_as_its_port_is_open(
+    net: NodeNet, start: Callable[[], Awaitable[Node]]
+) -> None:
+    """The first answer to a pod is lost else, that to its ARP request above all, and it asks again after a second."""
+    node = await start()
+    pod = net.pod()
+    lost = []
+    with NetNamespace(path_of(pod)) as space, Netlink() as netlink:
+        for number in range(20):
+            link = PortLink(
+                endpoint_id="e",
+                host_name=f"host{number}",
+                host_mac=bytes((2, 0, 0, 0, 1, number)),
+                netns_path=path_of(pod),
+                interface_name=f"eth{number}",
+                mac=bytes((2, 0, 0, 0, 2, number)),
+                mtu=1500,
+                addresses=(),
+                routes=(),
+                neighbours=(),
+            )
+            pair = create(netlink, link, space)
+            with (
+                _packets(link.host_name) as near,
+                space.run(partial(_packets, link.interface_name)) as far,
+            ):
+                activate(netlink, node.hooks, link, pair, space, new=True)
+                for opened in (near, far):
+                    opened.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # that it was down
+                near.send(link.mac + link.host_mac + _EXPERIMENTAL.to_bytes(2) + bytes(50))
+                far.setblocking(False)
+                try:
+                    far.recv(100)
+                except BlockingIOError:
+                    lost.append(number)
+    assert lost == []
+
+
+def _packets(interface: str) -> socket.socket:
+    """A socket for frames of a type that nobody else sends."""
+    opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_EXPERIMENTAL))
+    opened.bind((interface, 0))
+    return opened
 
 
 # --- deletion of links --------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 The order keeps a pod closed until its policies are in the kernel: `create` leaves both ends down; when the tables
 are written `activate` attaches the program and sets the host end up, then the pod's end with addresses and routes.
-The pod's end comes last because the end that is opened second can send at once.
+The pod's end comes last because the end that is opened second can send at once; the host end is made to.
 """
 
 from __future__ import annotations
@@ -118,6 +118,9 @@ def activate(
             setting = ("net", "ipv6", "conf", link.interface_name, "disable_ipv6")
             netns.run(lambda: sysctl.write(setting, 0))
             inside.batch(requests)
+    # The host end drops what it is to send until the kernel gets to its carrier, which may be long under load: the
+    # answer to the pod's first ARP request, for one. Who asks about an interface has that done first (Linux 6.8).
+    netlink.get(link_get(pair.host))
 
 
 def pod_requests(link: PortLink, peer: int) -> list[Request]:
