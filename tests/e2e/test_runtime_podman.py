@@ -1,4 +1,4 @@
-"""podman with CNI networks, with Debian's bridge plugin (the control) and with Samewire on a NAT network."""
+"""podman with CNI networks, with Debian's bridge plugin (the control) and with Samewire on a NAT and an overlay network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.runtimes.node import ADDRESS, OUTSIDE, running_node, wait_for
-from tests.e2e.runtimes.plugins import POOL, Bridge, Plugin, SamewireNat
+from tests.e2e.runtimes.plugins import POOL, Bridge, Plugin, SamewireNamed, SamewireNat
 from tests.e2e.runtimes.podman import Podman
 
 pytestmark = pytest.mark.root
@@ -16,7 +16,11 @@ NODE_PORT = 8000
 OUTSIDE_PORT = 8001
 
 
-@pytest.fixture(scope="module", params=[Bridge, SamewireNat], ids=["bridge", "samewire-cni"])
+@pytest.fixture(
+    scope="module",
+    params=[Bridge, SamewireNat, SamewireNamed],
+    ids=["bridge", "samewire-cni", "samewire-cni-named-socket"],
+)
 def podman(request: pytest.FixtureRequest) -> Iterator[Podman]:
     """podman on a fresh node, with one HTTP server on the node and one outside."""
     plugin: type[Plugin] = request.param

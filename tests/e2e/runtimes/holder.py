@@ -15,12 +15,18 @@ from pathlib import Path
 CNI_CACHE = Path("/var/lib/cni")  # libcni's, not configurable in the runtimes
 
 
+def inherited_mounts() -> list[str]:
+    """Where the host's network namespaces and bpffs are mounted here."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line.split(" ")[4] for line in lines if line.split(" - ")[1].split(" ")[0] in ("nsfs", "bpf")]
+
+
 def drop_inherited_mounts() -> None:
-    """Let go of the host's network namespaces and bpffs mounts, which this namespace would keep alive."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        target = line.split(" ")[4]
-        if line.split(" - ")[1].split(" ")[0] in ("nsfs", "bpf"):
-            subprocess.run(["umount", "--lazy", target], check=True)
+    """Let go of the host's mounts, which this namespace would keep alive. Some may go by themselves meanwhile."""
+    for target in inherited_mounts():
+        subprocess.run(["umount", "--lazy", target], stderr=subprocess.DEVNULL, check=False)
+    if left := inherited_mounts():
+        sys.exit(f"still mounted: {left}")
 
 
 def mount(kind: str, target: Path, *options: str) -> None:

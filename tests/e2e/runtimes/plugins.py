@@ -171,3 +171,14 @@ class SamewireNat(Samewire):
         super().start()
         self.environment.clear()
         self.node.run("ln", "-s", str(self.run_dir), "/run/samewire")
+
+
+class SamewireNamed(Samewire):
+    """On an overlay network, with the CNI socket named in the configuration, which every process of podman reads."""
+
+    def start(self) -> None:
+        super().start()
+        self.environment.clear()
+
+    def plugins(self) -> list[dict[str, Any]]:
+        return [{**plugin, "samewireSocket": str(self.run_dir / "cni.sock")} for plugin in super().plugins()]
