@@ -16,6 +16,7 @@ from samewire.cli.node import install_cni
 from tests.support.node import (
     NODE_IP,
     ROUTER_IP,
+    SHORT_S,
     DaemonProcess,
     Json,
     NodeNet,
@@ -118,7 +119,7 @@ def assert_connected(net: NodeNet, first: tuple[str, str], second: tuple[str, st
         (net.node, first[1]),
         (second[0], ROUTER_IP),
     ):
-        poll(f"{source} reaches {target}", partial(can_ping, source, target))
+        poll(f"{source} reaches {target}", partial(can_ping, source, target, wait_s=SHORT_S))
 
 
 def assert_removed(node: DaemonProcess, cni: Runtime, conf: Json, *names: str) -> None:

@@ -14,6 +14,7 @@ from samewire.kernel import netns
 from samewire.kernel.bpf import unmount_bpffs
 from tests.support.node import (
     ROUTER_IP,
+    SHORT_S,
     UPLINK_SUBNET,
     DaemonProcess,
     NodeNet,
@@ -54,8 +55,8 @@ def pod(net: NodeNet, node: DaemonProcess) -> str:
 def whole(net: NodeNet, node: DaemonProcess, pod: str) -> None:
     """Wait until nothing differs and packets pass every way."""
     poll("the node is as wanted", lambda: node.differences() == [])
-    poll("the node reaches the pod", lambda: can_ping(net.node, POD_IP))
-    poll("the pod reaches the outside", lambda: can_ping(pod, ROUTER_IP))
+    poll("the node reaches the pod", lambda: can_ping(net.node, POD_IP, wait_s=SHORT_S))
+    poll("the pod reaches the outside", lambda: can_ping(pod, ROUTER_IP, wait_s=SHORT_S))
     assert node.request("GET", "/v2/health")["status"] == "ok"
 
 

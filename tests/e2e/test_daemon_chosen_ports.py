@@ -21,7 +21,7 @@ _ASK = (
     "import socket, sys\n"
     "kind = socket.SOCK_STREAM if sys.argv[3] == 'TCP' else socket.SOCK_DGRAM\n"
     "with socket.socket(socket.AF_INET, kind) as one:\n"
-    "    one.settimeout(1); one.connect((sys.argv[1], int(sys.argv[2])))\n"
+    "    one.settimeout(20); one.connect((sys.argv[1], int(sys.argv[2])))\n"
     "    one.sendall(b'hello'); print(one.recv(100).decode())\n"
 )
 

@@ -23,9 +23,11 @@ from tests.support.node import (
     PREFIX,
     ROUTER_IP,
     ROUTER_IP6,
+    SHORT_S,
     DaemonProcess,
     Json,
     NodeNet,
+    bound_s,
     can_ping,
     daemon,
     in_namespace,
@@ -82,7 +84,7 @@ def echo_server(namespace: str, port: int) -> Iterator[None]:
 _ASK = (
     "import os, socket, sys\n"
     "if len(sys.argv) > 3: open(sys.argv[3], 'w').write(str(os.getpid()))\n"
-    "with socket.create_connection((sys.argv[1], int(sys.argv[2])), 3) as peer:\n"
+    "with socket.create_connection((sys.argv[1], int(sys.argv[2])), 20) as peer:\n"
     "    peer.sendall(b'hello'); print(peer.recv(100).decode(), peer.getpeername()[:2])\n"
 )
 
@@ -112,7 +114,7 @@ def test_l2bridge(net: NodeNet, node: DaemonProcess) -> None:
     node.add("pod", pod, conf)
     assert can_ping(net.router, "192.168.77.100")
     # The kernel asks for neighbours only when its link-local address is no longer tentative.
-    poll("the pod answers over IPv6", lambda: can_ping(net.router, "fd77::100"))
+    poll("the pod answers over IPv6", lambda: can_ping(net.router, "fd77::100", wait_s=SHORT_S))
     assert can_ping(pod, ROUTER_IP)
     assert can_ping(net.node, "192.168.77.100")
     assert can_ping(pod, NODE_IP)
@@ -134,9 +136,9 @@ def test_other_networks(net: NodeNet, node: DaemonProcess, kind: str) -> None:
     for number, pod in enumerate(pods):
         node.add(f"pod{number}", pod, conf)
     assert can_ping(pods[0], "10.50.0.3")
-    assert can_ping(pods[0], ROUTER_IP) is (kind == "NAT")
-    assert can_ping(pods[0], NODE_IP) is (kind != "Private")
-    assert can_ping(net.node, "10.50.0.2") is (kind != "Private")
+    assert can_ping(pods[0], ROUTER_IP, wait_s=bound_s(kind == "NAT")) is (kind == "NAT")
+    assert can_ping(pods[0], NODE_IP, wait_s=bound_s(kind != "Private")) is (kind != "Private")
+    assert can_ping(net.node, "10.50.0.2", wait_s=bound_s(kind != "Private")) is (kind != "Private")
     assert node.differences() == []
 
 
@@ -240,7 +242,7 @@ def test_a_new_nic_takes_the_place_of_the_old(net: NodeNet, node: DaemonProcess)
         ip("address", "add", f"{address}/24", "dev", "eth0", netns_name=name)
         ip("link", "set", "eth0", "up", netns_name=name)
     ip("route", "add", "default", "via", ROUTER_IP, netns_name=net.node)
-    poll("the pod reaches the router", lambda: can_ping(pod, ROUTER_IP))
+    poll("the pod reaches the router", lambda: can_ping(pod, ROUTER_IP, wait_s=SHORT_S))
     poll("it is healthy", lambda: node.request("GET", "/v2/health")["status"] == "ok")
     assert node.differences() == []
     pins = [path.name for path in (node.run_dir / "bpf" / "links").iterdir()]
@@ -311,7 +313,7 @@ def test_check_compares_the_kernel(net: NodeNet, node: DaemonProcess) -> None:
 _FROM_PORT = (
     "import socket, sys\n"
     "with socket.socket() as one:\n"
-    "    one.settimeout(3); one.connect((sys.argv[1], int(sys.argv[2])))\n"
+    "    one.settimeout(20); one.connect((sys.argv[1], int(sys.argv[2])))\n"
     "    one.sendall(b'hello'); print(one.recv(100).decode(), one.getsockname()[1])\n"
 )
 

@@ -17,6 +17,7 @@ from samewire.hcn.errors import HcnCode
 from tests.support.node import (
     NODE_IP,
     ROUTER_IP,
+    SHORT_S,
     DaemonProcess,
     Json,
     NodeNet,
@@ -262,7 +263,7 @@ def test_a_veth_deleted_behind_our_back_is_made_again(
     net: NodeNet, node: DaemonProcess, pods: tuple[str, str]
 ) -> None:
     ip("link", "delete", "eth0", netns_name=pods[0])
-    poll("the link is back", lambda: can_ping(pods[0], "10.244.0.3"))
+    poll("the link is back", lambda: can_ping(pods[0], "10.244.0.3", wait_s=SHORT_S))
     poll("nothing differs", lambda: node.differences() == [])
 
 
@@ -274,7 +275,10 @@ def test_what_is_lost_inside_a_pod_is_given_back(net: NodeNet, tmp_path: Path) -
         process.add("pod", pod, process.conf())
         ip("address", "flush", "dev", "eth0", netns_name=pod)
         ip("link", "set", "eth0", "mtu", "1300", netns_name=pod)
-        poll("the pod is whole again", lambda: can_ping(pod, NODE_IP) and process.differences() == [])
+        poll(
+            "the pod is whole again",
+            lambda: can_ping(pod, NODE_IP, wait_s=SHORT_S) and process.differences() == [],
+        )
 
 
 def test_a_pod_whose_namespace_died_is_degraded_until_del(
@@ -305,7 +309,7 @@ def test_leftovers_with_our_mark_are_removed(net: NodeNet, node: DaemonProcess) 
 def test_our_own_devices_come_back(net: NodeNet, node: DaemonProcess, pods: tuple[str, str]) -> None:
     for name in ("samewire0", "swvxlan0"):
         ip("link", "delete", name, netns_name=net.node)
-    poll("the node reaches its pods", lambda: can_ping(net.node, "10.244.0.2"))
+    poll("the node reaches its pods", lambda: can_ping(net.node, "10.244.0.2", wait_s=SHORT_S))
     poll("nothing differs", lambda: node.differences() == [])
 
 
@@ -313,7 +317,7 @@ def test_a_new_node_address_is_taken_over(net: NodeNet, node: DaemonProcess, pod
     ip("address", "delete", f"{NODE_IP}/24", "dev", "eth0", netns_name=net.node)
     ip("address", "add", "192.168.77.50/24", "dev", "eth0", netns_name=net.node)
     ip("route", "replace", "default", "via", ROUTER_IP, netns_name=net.node)
-    poll("SNAT has the new address", lambda: can_ping(pods[0], ROUTER_IP))
+    poll("SNAT has the new address", lambda: can_ping(pods[0], ROUTER_IP, wait_s=SHORT_S))
 
     def providers() -> list[str]:
         (network,) = node.request("GET", "/v2/networks")

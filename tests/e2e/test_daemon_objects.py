@@ -9,6 +9,7 @@ import pytest
 from samewire.node.resolver import node_dns
 from tests.support.node import (
     NODE_IP,
+    SHORT_S,
     DaemonProcess,
     NodeNet,
     can_ping,
@@ -60,7 +61,7 @@ def test_flannels_endpoint_for_the_node(net: NodeNet, node: DaemonProcess) -> No
     assert can_ping(pod, "10.9.1.2")
     hns(node, "POST", f"{path}/detach")
     assert on_samewire0(net) == {"10.9.1.1/32"}
-    assert not can_ping(pod, "10.9.1.2")
+    assert not can_ping(pod, "10.9.1.2", wait_s=SHORT_S)
     hns(node, "DELETE", f"/networks/{network['ID']}")
     assert on_samewire0(net) == set()
     assert node.differences() == []

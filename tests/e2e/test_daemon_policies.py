@@ -14,9 +14,11 @@ from tests.support.crowd import answering, crowds
 from tests.support.node import (
     NODE_IP,
     ROUTER_IP,
+    SHORT_S,
     DaemonProcess,
     Json,
     NodeNet,
+    bound_s,
     can_ping,
     daemon,
     in_namespace,
@@ -106,7 +108,7 @@ def test_tunnels_on_the_wire(net: NodeNet, tmp_path: Path, port: int) -> None:
         pods = Pods(net, node.start())
         vxlan = pods.network({**overlay(vni=5000), "Policies": [policy("VxlanPort", Port=port)]})
         pod, endpoint = pods.add(vxlan)
-        assert not can_ping(pod, FAR)
+        assert not can_ping(pod, FAR, wait_s=SHORT_S)
         assert peer.seen == []
         far = {
             "HostComputeNetwork": vxlan,
@@ -120,7 +122,7 @@ def test_tunnels_on_the_wire(net: NodeNet, tmp_path: Path, port: int) -> None:
         own = router_mac(node, vxlan)
         assert peer.seen == [Seen(5000, own, FAR_MAC, address_of(endpoint), FAR)]
         node.request("DELETE", f"/v2/endpoints/{remote['ID']}")
-        assert not can_ping(pod, FAR)
+        assert not can_ping(pod, FAR, wait_s=SHORT_S)
         route = policy(
             "RemoteSubnetRoute",
             DestinationPrefix="10.244.9.0/24",
@@ -132,7 +134,7 @@ def test_tunnels_on_the_wire(net: NodeNet, tmp_path: Path, port: int) -> None:
         assert can_ping(pod, FAR)
         assert peer.seen[1:] == [Seen(5000, own, "00:15:5d:00:00:09", address_of(endpoint), FAR)]
         pods.modify(vxlan, "Remove", route)
-        assert not can_ping(pod, FAR)
+        assert not can_ping(pod, FAR, wait_s=SHORT_S)
         assert node.differences() == []
 
 
@@ -163,11 +165,11 @@ def test_host_route_and_disable_host_port(pods: Pods, flags: int) -> None:
     there, others = ([pods.add(name) for name in (vxlan, nat)] for _ in range(2))
     for (pod, endpoint), (other, _), inside in zip(there, others, (False, not flags), strict=True):
         assert can_ping(other, address_of(endpoint))
-        assert can_ping(net.node, address_of(endpoint)) is inside
+        assert can_ping(net.node, address_of(endpoint), wait_s=bound_s(inside)) is inside
         if flags:
-            assert not can_ping(pod, NODE_IP)
+            assert not can_ping(pod, NODE_IP, wait_s=SHORT_S)
     pods.modify(vxlan, "Add", policy("HostRoute"))
-    assert can_ping(net.node, address_of(there[0][1])) is not bool(flags)
+    assert can_ping(net.node, address_of(there[0][1]), wait_s=bound_s(not flags)) is not bool(flags)
     assert node.differences() == []
 
 
@@ -223,7 +225,7 @@ def test_local_routed_vip_changes_nothing(pods: Pods, flags: int) -> None:
     pod, endpoint = pods.add(nat, mapping)
     with answering(pod, "pod", 7000):
         code = (
-            "import socket; one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); one.settimeout(2);"
+            "import socket; one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); one.settimeout(20);"
             f"one.sendto(b'x', ('{NODE_IP}', 8080)); print(one.recv(99).decode())"
         )
         said = in_namespace(pods.net.router, sys.executable, "-c", code).stdout.split()
@@ -334,17 +336,22 @@ def test_what_each_request_means(pods: Pods) -> None:
                 change = {"ResourceType": "Policy", "RequestType": how, "Settings": {"Policies": policies}}
                 path = endpoint["ID"] if where == "endpoints" else nat
                 pods.node.request("POST", f"/v2/{where}/{path}", change)
-            assert connects(client, target) is http, (where, how, policies)
-            assert can_ping(client, target) is echo, (where, how, policies)
+            assert connects(client, target, bound_s(http)) is http, (where, how, policies)
+            assert can_ping(client, target, wait_s=bound_s(echo)) is echo, (
+                where,
+                how,
+                policies,
+            )
     assert pods.node.differences() == []
 
 
-_CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], 7000), 1).close()"
+_CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], 7000), float(sys.argv[2])).close()"
 
 
-def connects(pod: str, target: str) -> bool:
-    """Whether a connection to port 7000 comes about within a second."""
-    return in_namespace(pod, sys.executable, "-c", _CONNECT, target, check=False).returncode == 0
+def connects(pod: str, target: str, wait_s: float) -> bool:
+    """Whether a connection to port 7000 comes about in time."""
+    command = [sys.executable, "-c", _CONNECT, target, str(wait_s)]
+    return in_namespace(pod, *command, check=False).returncode == 0
 
 
 # --- namespaces and reboots -----------------------------------------------------------------------

@@ -22,7 +22,7 @@ SIDECAR: Json = {
 }
 ASK = """
 import socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), 3) as made:
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 20) as made:
     print(made.makefile().readline().strip())
 """
 

@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 
 from samewire.hcn.errors import HcnCode
-from tests.support.node import DaemonProcess, Json, NodeNet, can_ping, in_namespace, ip, overlay
+from tests.support.node import (
+    SHORT_S,
+    DaemonProcess,
+    Json,
+    NodeNet,
+    bound_s,
+    can_ping,
+    in_namespace,
+    ip,
+    overlay,
+)
 
 pytestmark = pytest.mark.root
 
@@ -76,7 +86,7 @@ def route_to(hop: str, **fields: Any) -> Json:
 def test_a_route_that_watches_endpoints(net: NodeNet, node: DaemonProcess, second: str) -> None:
     node.request("POST", "/v2/networks", overlay())
     one, beside_it = add(net, node, "one"), add(net, node, "beside-it")
-    assert not can_ping(one, FAR)
+    assert not can_ping(one, FAR, wait_s=SHORT_S)
     entry = route_to(SECOND_IP, AutomaticEndpointMonitor=True)
     wanted = {"HostComputeEndpoints": [id_of(node, "one")], "Routes": [entry]}
     route = node.request("POST", "/v2/routes", wanted)
@@ -95,7 +105,7 @@ def test_a_route_that_watches_endpoints(net: NodeNet, node: DaemonProcess, secon
     assert can_ping(two, FAR)
     assert can_ping(add(net, node, "three"), FAR)
     node.request("DELETE", f"/v2/routes/{route['ID']}")
-    assert not can_ping(two, FAR)
+    assert not can_ping(two, FAR, wait_s=SHORT_S)
     assert node.differences() == []
 
 
@@ -103,26 +113,27 @@ def test_a_route_that_names_endpoints_is_theirs_alone(net: NodeNet, node: Daemon
     node.request("POST", "/v2/networks", overlay())
     pods = {name: add(net, node, name) for name in ("one", "two", "three")}
 
-    def obeying() -> list[str]:
-        return [name for name, pod in pods.items() if can_ping(pod, FAR)]
+    def obeyed_by(*wanted: str) -> None:
+        reached = [name for name, pod in pods.items() if can_ping(pod, FAR, wait_s=bound_s(name in wanted))]
+        assert reached == list(wanted)
 
     named = {"HostComputeEndpoints": [id_of(node, "one"), id_of(node, "three")]}
     route = node.request("POST", "/v2/routes", {**named, "Routes": [route_to(SECOND_IP)]})
-    assert obeying() == ["one", "three"]
+    obeyed_by("one", "three")
     assert node.differences() == []
     node.stop(signal.SIGKILL)
-    assert obeying() == ["one", "three"]
+    obeyed_by("one", "three")
     node.start()
-    assert obeying() == ["one", "three"]
+    obeyed_by("one", "three")
     assert node.differences() == []
     pods["four"] = add(net, node, "four")
-    assert obeying() == ["one", "three"]
+    obeyed_by("one", "three")
     node.request("DELETE", f"/v2/routes/{route['ID']}")
-    assert obeying() == []
+    obeyed_by()
     assert node.table("sw_own_routes") == []
     everybody = {"HostComputeNetwork": route["HostComputeNetwork"], "Routes": [route_to(SECOND_IP)]}
     node.request("POST", "/v2/routes", everybody)
-    assert obeying() == ["one", "two", "three", "four"]
+    obeyed_by("one", "two", "three", "four")
 
 
 def test_a_route_that_does_not_watch_keeps_its_endpoints(
@@ -134,12 +145,12 @@ def test_a_route_that_does_not_watch_keeps_its_endpoints(
     policy = {"Type": "ROUTE", **route_to(SECOND_IP)}
     made = node.request("POST", "/v1/policylists", {"References": [reference], "Policies": [policy]})
     assert can_ping(one, FAR)
-    assert not can_ping(two, FAR)
+    assert not can_ping(two, FAR, wait_s=SHORT_S)
     refused = node.request("DELETE", f"/v1{reference}")
     assert refused["ErrorCode"] == HcnCode.ENTITY_HAS_REFERENCES
     assert can_ping(one, FAR)
     assert node.request("DELETE", f"/v1/policylists/{made['Output']['ID']}")["Success"]
-    assert not can_ping(one, FAR)
+    assert not can_ping(one, FAR, wait_s=SHORT_S)
 
 
 @pytest.mark.parametrize("of", ["endpoint", "network"])
@@ -152,8 +163,8 @@ def test_the_way_of_sdn_route_policies(net: NodeNet, node: DaemonProcess, of: st
     change = {"ResourceType": "Policy", "Settings": {"Policies": [policy]}}
     for how, works in (("Add", True), ("Remove", False)):
         node.request("POST", path, {**change, "RequestType": how})
-        assert can_ping(pod, FAR) is works
-        assert can_ping(other, FAR) is (works and of == "network")
+        assert can_ping(pod, FAR, wait_s=bound_s(works)) is works
+        assert can_ping(other, FAR, wait_s=bound_s(works and of == "network")) is (works and of == "network")
         assert node.differences() == []
 
 
@@ -169,4 +180,4 @@ def test_need_encap_is_the_way_through_the_nodes_own_stack(
     )
     without = add(net, node, "plain", policies=plain)
     assert can_ping(add(net, node, "routed", policies=routed), FAR)
-    assert not can_ping(without, FAR)
+    assert not can_ping(without, FAR, wait_s=SHORT_S)

@@ -106,10 +106,10 @@ def test_pods_node_and_outside_reach_one_another(containerd: Containerd) -> None
         eventually_served(containerd, two.address, 8080, "web")
         assert one.address != two.address
         assert fetch(client, two.address, 8080) == "web"
-        assert client.execute("ping", "-c", "1", "-W", "5", two.address)[0] == 0
+        assert client.execute("ping", "-c", "1", "-W", "20", two.address)[0] == 0
         assert fetch(client, ADDRESS, NODE_PORT) == "node"
         assert fetch(client, OUTSIDE, OUTSIDE_PORT) == "outside"  # it has no route to pods: this is NATed
-        assert client.execute("ping", "-c", "1", "-W", "5", OUTSIDE)[0] == 0
+        assert client.execute("ping", "-c", "1", "-W", "20", OUTSIDE)[0] == 0
 
 
 def test_host_port(containerd: Containerd) -> None:

@@ -45,7 +45,7 @@ def test_containers_reach_one_another_the_node_and_the_outside(podman: Podman) -
         assert podman.execute(one, "ask", target, "8080") == "two"
         assert podman.execute(one, "ask", ADDRESS, str(NODE_PORT)) == "node"
         assert podman.execute(one, "ask", OUTSIDE, str(OUTSIDE_PORT)) == "outside"
-        podman.execute(one, "ping", "-c", "1", "-W", "5", OUTSIDE)
+        podman.execute(one, "ping", "-c", "1", "-W", "20", OUTSIDE)
     assert podman.plugin.addresses_in_use() == set()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.node import Json, NodeNet, in_namespace, node_net, path_of, poll
+from tests.support.node import SHORT_S, Json, NodeNet, in_namespace, node_net, path_of, poll
 from tests.support.service_cluster import (
     Cluster,
     ask,
@@ -40,7 +40,7 @@ here = peer.getsockname()[0]
 for number in (12345, 2**31, 2**32 - 5):
     segment = IP(src=here, dst=client) / TCP(sport=9000, dport=port, seq=number, ack=number, flags="PA") / b"stray"
     stray.sendto(raw(segment), (client, 0))
-peer.settimeout(5)
+peer.settimeout(20)
 peer.sendall(b"after")
 heard = peer.recv(100).decode()  # what the stray segments led to has come before this
 flags = []
@@ -55,7 +55,7 @@ except BlockingIOError:
 
 _STEADY = """
 import socket, sys
-with socket.create_connection((sys.argv[1], 80), 5) as peer:
+with socket.create_connection((sys.argv[1], 80), 20) as peer:
     print(peer.recv(100).decode())
     peer.sendall(b"steady")
     peer.recv(1)
@@ -92,7 +92,7 @@ def publish(cluster: Cluster, made: Json, *pods: str, labels: Json | None = None
 
 def until_answered(client: str, who: str, protocol: str = "tcp") -> None:
     """Wait until this one answers."""
-    poll(f"{who} answers", lambda: names(ask(client, VIP, 80, protocol=protocol)) == {who})
+    poll(f"{who} answers", lambda: names(ask(client, VIP, 80, protocol=protocol, wait_s=SHORT_S)) == {who})
 
 
 def test_segments_outside_the_window_reset_nothing(cluster: Cluster, client: str) -> None:
@@ -116,7 +116,7 @@ def test_the_type_of_a_service_changes(cluster: Cluster, client: str) -> None:
     name = service("web", "", type="ExternalName", externalName="example.com")
     publish(cluster, name, "one")
     poll("it is gone", lambda: cluster.services() == [])
-    assert names(ask(client, VIP, 80)) != {"one"}
+    assert names(ask(client, VIP, 80, wait_s=SHORT_S)) != {"one"}
     publish(cluster, service("web", VIP, type="NodePort", ports=[{**TCP, "nodePort": 30080}]), "one")
     until_answered(client, "one")
 
@@ -127,7 +127,7 @@ def test_labels_that_come_and_go(cluster: Cluster, client: str, label: str) -> N
     until_answered(client, "one")
     publish(cluster, service("web", VIP), "one", labels={label: "other"})
     poll("it is gone", lambda: cluster.services() == [])
-    assert names(ask(client, VIP, 80)) != {"one"}
+    assert names(ask(client, VIP, 80, wait_s=SHORT_S)) != {"one"}
     publish(cluster, service("web", VIP), "one")
     until_answered(client, "one")
 
@@ -135,12 +135,12 @@ def test_labels_that_come_and_go(cluster: Cluster, client: str, label: str) -> N
 def test_one_port_for_both_protocols(cluster: Cluster, client: str) -> None:
     publish(cluster, service("web", VIP, ports=[TCP]), "one")
     until_answered(client, "one")
-    assert names(ask(client, VIP, 80, protocol="udp")) != {"one"}
+    assert names(ask(client, VIP, 80, protocol="udp", wait_s=SHORT_S)) != {"one"}
     publish(cluster, service("web", VIP, ports=[TCP, UDP]), "one")
     until_answered(client, "one", protocol="udp")
     until_answered(client, "one")
     publish(cluster, service("web", VIP, ports=[UDP]), "one")
-    poll("TCP is gone", lambda: names(ask(client, VIP, 80)) != {"one"})
+    poll("TCP is gone", lambda: names(ask(client, VIP, 80, wait_s=SHORT_S)) != {"one"})
     until_answered(client, "one", protocol="udp")
 
 

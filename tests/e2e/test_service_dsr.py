@@ -16,6 +16,7 @@ from tests.support.node import (
     NODE_IP6,
     ROUTER_IP,
     ROUTER_IP6,
+    SHORT_S,
     DaemonProcess,
     Json,
     in_namespace,
@@ -198,7 +199,7 @@ def test_a_strict_router_and_the_doctor(cluster: Cluster) -> None:
     cluster.publish("overlay")
     cluster.filter(1)
     try:
-        assert ask(cluster.client, NODE_IP, NODE_PORT) == ["timeout"]
+        assert ask(cluster.client, NODE_IP, NODE_PORT, wait_s=SHORT_S) == ["timeout"]
         for process, said in ((cluster.world.near, FAR_IP), (cluster.world.far, "lost on the way")):
             poll("the doctor's finding", lambda process=process: bool(_findings(process)))  # type: ignore[misc]
             (finding,) = _findings(process)

@@ -11,6 +11,7 @@ import pytest
 from tests.support.node import (
     NODE_IP,
     ROUTER_IP,
+    SHORT_S,
     Json,
     NodeNet,
     ip,
@@ -144,8 +145,8 @@ def test_the_policy_local_without_anybody_here(cluster: Cluster, client: str) ->
     """Silence for those outside, the others' endpoints for those inside."""
     made = web(externalTrafficPolicy="Local", internalTrafficPolicy="Local")
     write(cluster, made, slices(endpoint(cluster, "two", node="far")), backends=set())
-    assert ask(cluster.net.router, EXTERNAL, 80) == ["timeout"]
-    assert ask(client, VIP, 80) == ["timeout"]
+    assert ask(cluster.net.router, EXTERNAL, 80, wait_s=SHORT_S) == ["timeout"]
+    assert ask(client, VIP, 80, wait_s=SHORT_S) == ["timeout"]
     assert names(ask(client, EXTERNAL, 80)) == {"two"}
 
 
@@ -199,7 +200,7 @@ def test_ports_by_name_and_number(cluster: Cluster, client: str) -> None:
             ),
         )
         cluster.write("web", service("web", VIP, type="NodePort", ports=both), *pieces)
-        poll("both", lambda: names(ask(client, VIP, 80, times=16)) == {"one", alias})
+        poll("both", lambda: names(ask(client, VIP, 80, times=16, wait_s=SHORT_S)) == {"one", alias})
         assert names(ask(client, VIP, 81, times=8)) == {"metrics"}
         assert names(ask(cluster.net.router, NODE_IP, 30080, times=16)) == {"one", alias}
 
@@ -222,7 +223,7 @@ def test_an_ingress_address_that_is_not_for_us(cluster: Cluster, client: str) ->
         made["status"] = {"loadBalancer": {"ingress": [{"ip": ROUTER_IP, "ipMode": mode}]}}
         write(cluster, made, slices(endpoint(cluster, "one")), backends={"one"})
         with server(cluster.net.router, "two", 80):
-            poll(mode, lambda: names(ask(client, ROUTER_IP, 80)) == {answer})  # noqa: B023
+            poll(mode, lambda: names(ask(client, ROUTER_IP, 80, wait_s=SHORT_S)) == {answer})  # noqa: B023
 
 
 def test_a_pod_reaches_itself_through_addresses_for_outside(cluster: Cluster) -> None:
@@ -236,7 +237,7 @@ def test_a_pod_reaches_itself_through_addresses_for_outside(cluster: Cluster) ->
         assert names(ask(pod, address, port)) == {"self"}
     made["spec"]["loadBalancerSourceRanges"] = ["192.0.2.0/24"]
     cluster.write("web", made, slices(endpoint(cluster, "self")))
-    poll("the range", lambda: ask(pod, INGRESS, 80) == ["timeout"])
+    poll("the range", lambda: ask(pod, INGRESS, 80, wait_s=SHORT_S) == ["timeout"])
     assert names(ask(pod, VIP, 80)) == {"self"}
 
 
@@ -260,7 +261,7 @@ def test_endpoints_outside_the_cluster(cluster: Cluster, client: str) -> None:
     api = {"addresses": [ROUTER_IP], "conditions": READY}
     cluster.write("web", web(), slices(api))
     with server(cluster.net.router, "api", 8080):
-        poll("the endpoint", lambda: names(ask(client, VIP, 80)) == {"api"})
+        poll("the endpoint", lambda: names(ask(client, VIP, 80, wait_s=SHORT_S)) == {"api"})
         assert names(ask(client, NODE_IP, 30080, times=4)) == {"api"}
         assert names(ask(client, VIP, 80, times=4)) == {"api"}
 
@@ -270,7 +271,7 @@ def test_a_process_of_the_node_is_an_endpoint(cluster: Cluster, client: str) -> 
     own = {"addresses": [NODE_IP], "nodeName": "node", "conditions": READY}
     cluster.write("web", web(externalTrafficPolicy="Local"), slices(own))
     with server(cluster.net.node, "node", 8080):
-        poll("the endpoint", lambda: names(ask(client, VIP, 80)) == {"node"})
+        poll("the endpoint", lambda: names(ask(client, VIP, 80, wait_s=SHORT_S)) == {"node"})
         assert ask(cluster.net.router, NODE_IP, 30080, times=4) == [f"node {ROUTER_IP}"] * 4
         assert names(ask(client, NODE_IP, 30080)) == {"node"}
 
@@ -302,7 +303,7 @@ def test_two_services_that_claim_one_address(cluster: Cluster, client: str) -> N
     assert names(ask(client, EXTERNAL, 80, times=8)) == {"one"}
     assert names(ask(client, OTHER_VIP, 80, times=8)) == {"two"}
     cluster.write("web", second, two)
-    poll("the address", lambda: names(ask(client, EXTERNAL, 80)) == {"two"}, timeout_s=5)
+    poll("the address", lambda: names(ask(client, EXTERNAL, 80, wait_s=SHORT_S)) == {"two"})
 
 
 def test_affinity_survives_the_daemon(cluster: Cluster, client: str) -> None:

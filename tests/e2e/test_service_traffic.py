@@ -18,6 +18,7 @@ from tests.support.node import (
     PREFIX,
     ROUTER_IP,
     ROUTER_IP6,
+    SHORT_S,
     NodeNet,
     ip,
     node_net,
@@ -121,9 +122,9 @@ def test_node_ports_at_an_address_that_comes_later(net: NodeNet, tmp_path: Path)
         assert ask(net.router, NODE_IP, 30080) == ["refused"]  # by the node: nobody listens
         ip("route", "add", late, "via", NODE_IP, netns_name=net.router)
         ip("address", "add", f"{late}/32", "dev", "eth0", netns_name=net.node)
-        poll("the node port", lambda: names(ask(net.router, late, 30080)) == {"one"}, timeout_s=10)
+        poll("the node port", lambda: names(ask(net.router, late, 30080, wait_s=SHORT_S)) == {"one"})
         ip("address", "del", f"{late}/32", "dev", "eth0", netns_name=net.node)
-        poll("it goes", lambda: late not in json.dumps(cluster.services()), timeout_s=10)
+        poll("it goes", lambda: late not in json.dumps(cluster.services()))
 
 
 def test_no_endpoints_are_refused_at_once(cluster: Cluster, group: Path) -> None:
@@ -152,8 +153,8 @@ def test_local_policies(cluster: Cluster, group: Path) -> None:
     cluster.write("web", node_port(**spec), pieces[0])
     cluster.wait_for("no endpoint here", web=["10.244.9.9:8080"])
     # nobody here: not refused, but dropped, so that a load balancer looks elsewhere
-    assert ask(cluster.net.router, NODE_IP, 30080) == ["timeout"]
-    assert ask(client, VIPS[0], 80) == ["timeout"]
+    assert ask(cluster.net.router, NODE_IP, 30080, wait_s=SHORT_S) == ["timeout"]
+    assert ask(client, VIPS[0], 80, wait_s=SHORT_S) == ["timeout"]
 
 
 def test_affinity(cluster: Cluster) -> None:
@@ -188,7 +189,7 @@ def test_source_ranges_by_client(cluster: Cluster, group: Path, who: str) -> Non
     allowed = f"{own}/{128 if family == 6 else 32}"
 
     def answer_is(expected: list[str]) -> bool:
-        return sorted(names(ask(asker, to, 80, group=procs))) == expected
+        return sorted(names(ask(asker, to, 80, group=procs, wait_s=SHORT_S))) == expected
 
     refused = ["Operation"] if procs else ["timeout"]  # "not permitted", at once
     for ranges, wanted in ((others, refused), ([*others, allowed], ["one"])):
@@ -209,11 +210,11 @@ def test_source_ranges(cluster: Cluster) -> None:
     made = {**service("web", VIPS[0], ports=PORTS, **spec), "status": status}
     cluster.write("web", made, cluster.slices("web", "one")[0])
     cluster.wait_for("the service", web=[f"{cluster.address('one')}:8080"])
-    assert ask(cluster.net.router, EXTERNAL[0], 80) == ["timeout"]
+    assert ask(cluster.net.router, EXTERNAL[0], 80, wait_s=SHORT_S) == ["timeout"]
     assert names(ask(cluster.net.router, NODE_IP, 30080)) == {"one"}, "only for the load balancer's address"
     made["spec"]["loadBalancerSourceRanges"] = ["192.0.2.0/24", f"{ROUTER_IP}/32"]
     cluster.write("web", made, cluster.slices("web", "one")[0])
-    poll("the range", lambda: names(ask(cluster.net.router, EXTERNAL[0], 80)) == {"one"})
+    poll("the range", lambda: names(ask(cluster.net.router, EXTERNAL[0], 80, wait_s=SHORT_S)) == {"one"})
 
 
 def test_churn_moves_nothing_that_need_not_move(cluster: Cluster) -> None:
@@ -236,7 +237,7 @@ def test_churn_moves_nothing_that_need_not_move(cluster: Cluster) -> None:
         for piece, other in zip(two, one, strict=True):
             piece["endpoints"] += other["endpoints"]
         cluster.write("web", node_port(), *two)
-        poll("the first drains", lambda: names(ask(client, VIPS[0], 80, times=8)) == {"two"})
+        poll("the first drains", lambda: names(ask(client, VIPS[0], 80, times=8, wait_s=SHORT_S)) == {"two"})
         assert stays.ask() == before
         poll("datagrams have moved", lambda: moves.ask().startswith("two "))
         cluster.node.stop(signal.SIGKILL)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cgroups import own_cgroup
-from tests.support.node import NODE_IP, PREFIX, NodeNet, ip, node_net, poll
+from tests.support.node import NODE_IP, PREFIX, SHORT_S, NodeNet, ip, node_net, poll
 from tests.support.service_cluster import Cluster, ask, held, names, service, service_cluster
 
 pytestmark = pytest.mark.root
@@ -64,7 +64,7 @@ def test_answers_are_those_of_the_switch(cluster: Cluster, group: Path) -> None:
         cluster.pod(name, port=8080)
     client, both = cluster.pod("client"), {"one", "two"}
     put(cluster, "one", "two")
-    poll("the service", lambda: names(ask(client, VIPS[1], 80, times=8)) == both)
+    poll("the service", lambda: names(ask(client, VIPS[1], 80, times=8, wait_s=SHORT_S)) == both)
     for protocol in ("tcp", "udp"):
         asked = {"protocol": protocol, "times": 24}
         for vip in VIPS:
@@ -73,7 +73,7 @@ def test_answers_are_those_of_the_switch(cluster: Cluster, group: Path) -> None:
         assert names(ask(client, NODE_IP, 30080, **asked)) == both  # type: ignore[arg-type]
         assert names(ask(cluster.net.router, NODE_IP, 30080, **asked)) == both  # type: ignore[arg-type]
     put(cluster)
-    poll("nobody", lambda: names(ask(client, VIPS[0], 80)) == {"refused"})
+    poll("nobody", lambda: names(ask(client, VIPS[0], 80, wait_s=SHORT_S)) == {"refused"})
 
 
 def test_the_daemon_and_the_relay_end(cluster: Cluster) -> None:
@@ -81,7 +81,7 @@ def test_the_daemon_and_the_relay_end(cluster: Cluster) -> None:
     cluster.pod("one", port=8080)
     client = cluster.pod("client")
     put(cluster, "one")
-    poll("the service", lambda: names(ask(client, VIPS[0], 80)) == {"one"})
+    poll("the service", lambda: names(ask(client, VIPS[0], 80, wait_s=SHORT_S)) == {"one"})
     with held(client, VIPS[0], 80) as stays:
         assert stays.ask().startswith("one ")
         cluster.node.stop(signal.SIGKILL)
@@ -91,7 +91,7 @@ def test_the_daemon_and_the_relay_end(cluster: Cluster) -> None:
         poll("the daemon knows its services", lambda: bool(cluster.services()))
         assert stays.ask().startswith("one ")
         os.kill(relay_pid(cluster), signal.SIGKILL)
-        poll("another relay", lambda: names(ask(client, VIPS[0], 80)) == {"one"}, timeout_s=5)
+        poll("another relay", lambda: names(ask(client, VIPS[0], 80, wait_s=SHORT_S)) == {"one"})
         assert not stays.ask().startswith("one ")
     assert names(ask(client, VIPS[0], 80, protocol="udp")) == {"one"}
 
@@ -100,9 +100,9 @@ def test_the_node_gets_another_address(cluster: Cluster) -> None:
     cluster.pod("one", port=8080)
     client = cluster.pod("client")
     put(cluster, "one")
-    poll("the service", lambda: names(ask(client, VIPS[0], 80)) == {"one"})
+    poll("the service", lambda: names(ask(client, VIPS[0], 80, wait_s=SHORT_S)) == {"one"})
     prefix = NODE_IP.rpartition(".")[0]
     ip("address", "add", f"{prefix}.77/24", "dev", "eth0", netns_name=cluster.net.node)
     ip("address", "del", f"{NODE_IP}/24", "dev", "eth0", netns_name=cluster.net.node)
     ip("address", "replace", f"{prefix}.77/24", "dev", "eth0", netns_name=cluster.net.node)
-    poll("the new address", lambda: names(ask(client, VIPS[0], 80)) == {"one"}, timeout_s=10)
+    poll("the new address", lambda: names(ask(client, VIPS[0], 80, wait_s=SHORT_S)) == {"one"})

@@ -14,7 +14,17 @@ from typing import Any
 
 import pytest
 
-from tests.support.node import NODE_IP, ROUTER_IP, DaemonProcess, Json, can_ping, in_namespace, path_of, poll
+from tests.support.node import (
+    NODE_IP,
+    ROUTER_IP,
+    SHORT_S,
+    DaemonProcess,
+    Json,
+    can_ping,
+    in_namespace,
+    path_of,
+    poll,
+)
 from tests.support.two_nodes import CLIENT, FAR, FAR6, FAR_IP, WEB, WEB6, World, in_pod, modify, run
 
 pytestmark = pytest.mark.root
@@ -196,7 +206,7 @@ def test_an_acl_blocks(world: World) -> None:
         blocked = trace(world, "--to", f"{WEB}:81")["hops"][0]["drop"]
         assert (blocked["layer"], blocked["reason"], blocked["rule"]) == ("acl_in", "blocked", 0)
         with watching(world, "web") as lines:
-            assert not can_ping(world.client, WEB)
+            assert not can_ping(world.client, WEB, wait_s=SHORT_S)
             poll("the drop is shown", lambda: bool(lines()))
             shown = lines()[0]
         assert f"shop/web  acl_in: blocked  icmp {CLIENT} > {WEB}" in shown

@@ -75,7 +75,7 @@ def packets(table: BpfMap, ifindex: int) -> int:
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < end, what
         time.sleep(0.005)

@@ -24,7 +24,7 @@ from tests.support.netlab import Lab, Space, poll
 from tests.support.node_rig import Node, Pod
 from tests.support.services import Balancer, Target
 from tests.support.switch_rig import now_tick
-from tests.support.traffic import bound, family_of, stream, tcp_pair
+from tests.support.traffic import TIMEOUT_S, bound, family_of, stream, tcp_pair
 from tests.support.universe import packed
 from tests.support.worlds import OUT, Underlay, node_address, overlay, own
 
@@ -148,7 +148,7 @@ def test_datagrams(world: World, name: str, family: int) -> None:
         bound(way.server, socket.SOCK_DGRAM, way.at, SERVER_PORT) as server,
         way.client.socket(family_of(way.to), socket.SOCK_DGRAM) as client,
     ):
-        client.settimeout(5)
+        client.settimeout(TIMEOUT_S)
         client.connect((way.to, way.port))
         source = client.getsockname()[1]
         for number in range(1, 8):

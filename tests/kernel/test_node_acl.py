@@ -20,7 +20,7 @@ from samewire.node.node import Node
 from samewire.vfp.compile.acl_table import was_edited
 from samewire.vfp.diff import Operation
 from samewire.vfp.tables import Port
-from tests.support.node import NodeNet, can_ping, node_net, path_of
+from tests.support.node import SHORT_S, NodeNet, can_ping, node_net, path_of
 
 pytestmark = [pytest.mark.root]
 
@@ -257,7 +257,7 @@ async def test_packets_obey_an_edit(pods: Pods) -> None:
         rule = acl("Block", 400, Protocols="1", RemoteAddresses=blocked)
         touched = await pods.change(Kind.ENDPOINT, endpoint, "Add", rule)
         assert touched.total() < 20
-        assert not can_ping(client, "10.50.0.11")
+        assert not can_ping(client, "10.50.0.11", wait_s=SHORT_S)
         other = acl("Block", 400, Protocols="1", RemoteAddresses="10.50.0.12")
         touched = await pods.change(Kind.ENDPOINT, endpoint, "Update", *rules, other)
         assert touched.total() < 20

@@ -476,7 +476,7 @@ def ask(pod: str, address: str) -> str:
     """Who answers at port 80; "" when the connection is refused."""
     code = (
         "import socket, sys\n"
-        "try: peer = socket.create_connection((sys.argv[1], 80), 5)\n"
+        "try: peer = socket.create_connection((sys.argv[1], 80), 20)\n"
         "except ConnectionRefusedError: sys.exit()\n"
         "print(peer.recv(100).decode())\n"
     )

@@ -12,7 +12,7 @@ import pytest_asyncio
 from samewire.kernel.bpf import unmount_bpffs
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
-from tests.support.node import NodeNet, can_ping, node_net
+from tests.support.node import SHORT_S, NodeNet, can_ping, node_net
 from tests.support.node_pods import A, B, World
 
 pytestmark = [pytest.mark.root, pytest.mark.asyncio]
@@ -56,7 +56,7 @@ async def test_it_talks_with_the_node_and_with_no_other_endpoint(
     alone = world.net.pod()
     await world.pod(alone, ALONE, *(ALLOW_PING if ruled else []), flags=DISABLE_ICC)
     assert can_ping(world.a, B[family])
-    assert not can_ping(alone, A[family])
-    assert not can_ping(world.a, ALONE[family])
+    assert not can_ping(alone, A[family], wait_s=SHORT_S)
+    assert not can_ping(world.a, ALONE[family], wait_s=SHORT_S)
     assert can_ping(alone, GATEWAY[family])
     assert can_ping(world.net.node, ALONE[family])

@@ -20,7 +20,7 @@ from samewire.kernel.netns import NetNamespace
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
 from samewire.node.uninstall import uninstall
-from tests.support.node import NODE_IP, NodeNet, node_net, path_of
+from tests.support.node import NODE_IP, SHORT_S, STALL_S, NodeNet, node_net, path_of
 from tests.support.node_pods import A, B, World
 
 pytestmark = [pytest.mark.root, pytest.mark.asyncio]
@@ -127,14 +127,14 @@ async def test_a_proxy_elsewhere(world: World) -> None:
     )
     assert world.ask(world.a, "192.0.2.9", 443).startswith("proxy")
     with UNREACHABLE:
-        world.ask(world.a, "192.0.2.7", 443)
+        world.ask(world.a, "192.0.2.7", 443, wait_s=SHORT_S)
     with UNREACHABLE:
-        world.ask(world.a, "192.0.2.9", 80)
+        world.ask(world.a, "192.0.2.9", 80, wait_s=SHORT_S)
     assert world.ask(world.a, B[4], SERVER).startswith("server")
     assert world.ask_datagram(world.a, "192.0.2.53", 53) == "dns"
     await world.policies("Update")
     with UNREACHABLE:
-        world.ask(world.a, "192.0.2.9", 443)
+        world.ask(world.a, "192.0.2.9", 443, wait_s=SHORT_S)
     every = {"Type": "L4Proxy", "Settings": {"Port": str(SERVER), "Destination": f"{B[4]}:3128"}}
     await world.policies("Add", every, kind=Kind.NETWORK)
     assert world.ask(world.a, "192.0.2.9", SERVER).startswith("proxy")
@@ -142,7 +142,7 @@ async def test_a_proxy_elsewhere(world: World) -> None:
     assert world.tables(world.b) == []
     await world.policies("Remove", every, kind=Kind.NETWORK)
     with UNREACHABLE:
-        world.ask(world.a, "192.0.2.9", SERVER)
+        world.ask(world.a, "192.0.2.9", SERVER, wait_s=SHORT_S)
 
 
 async def test_a_proxy_that_sees_the_node(world: World) -> None:
@@ -163,7 +163,7 @@ async def test_old_connections_go_on(world: World) -> None:
     with NetNamespace(path_of(world.a)) as space:
         proxy = space.run(lambda: socket.create_server(("0.0.0.0", OUTBOUND)))
     for listener in (server, proxy):
-        listener.settimeout(3)
+        listener.settimeout(STALL_S)
         world.stack.callback(listener.close)
 
     def pair(listener: socket.socket) -> tuple[socket.socket, socket.socket]:
@@ -174,7 +174,7 @@ async def test_old_connections_go_on(world: World) -> None:
 
     def alive(ends: tuple[socket.socket, socket.socket]) -> bool:
         for one, two in (ends, ends[::-1]):
-            two.settimeout(3)
+            two.settimeout(STALL_S)
             one.sendall(b"x")
             if two.recv(1) != b"x":
                 return False

@@ -48,8 +48,8 @@ _SERVER = (
 )
 _CLIENT = (
     "import socket, sys\n"
-    "peer = socket.create_connection((sys.argv[1], 7777), 5)\n"
-    "peer.settimeout(5)\n"
+    "peer = socket.create_connection((sys.argv[1], 7777), 20)\n"
+    "peer.settimeout(20)\n"
     "print('ready', flush=True)\n"
     "for line in sys.stdin:\n"
     "    peer.sendall(line.encode()); print(peer.recv(100).decode(), end='', flush=True)\n"

@@ -176,7 +176,7 @@ def test_nested_sets_prefixes_and_destinations(world: World) -> None:
     )
     assert is_let_in(world, client, server)
     with pytest.raises(TimeoutError):
-        ping(client.space, stranger.ip)
+        ping(client.space, stranger.ip, wait_s=1.0)
 
 
 def _more(count: Callable[[], int], than: int) -> bool:

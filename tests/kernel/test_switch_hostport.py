@@ -14,7 +14,7 @@ from samewire.vfp.constants import FlowFlag
 from tests.support.cgroups import own_cgroup, within
 from tests.support.netlab import Lab
 from tests.support.node_rig import Pod
-from tests.support.traffic import bound, echo_over, tcp, tcp_pair, udp
+from tests.support.traffic import TIMEOUT_S, bound, echo_over, tcp, tcp_pair, udp
 from tests.support.worlds import OUT, Underlay, bridged, node_address, overlay, own
 
 pytestmark = [pytest.mark.root]
@@ -140,8 +140,8 @@ def test_connected_and_mapped_datagram_sockets(world: World, family: int) -> Non
         with within(world.group):
             near = stack.enter_context(world.node.space.socket(kind, socket.SOCK_DGRAM))
             loose = stack.enter_context(world.node.space.socket(kind, socket.SOCK_DGRAM))
-        near.settimeout(5)
-        loose.settimeout(5)
+        near.settimeout(TIMEOUT_S)
+        loose.settimeout(TIMEOUT_S)
         near.connect((to, port))
         near.send(b"hello")
         data, sender = listening.recvfrom(100)

@@ -13,7 +13,7 @@ from samewire.hcn.policies import ACL, AclAction, AclDirection, NatFlags, OutBou
 from samewire.hcn.schema import NetworkType
 from samewire.vfp.constants import Layer, Reason
 from tests.support.netlab import Lab, Space, poll
-from tests.support.traffic import IcmpSocket, Sniffer, ping, stream, tcp_pair
+from tests.support.traffic import TIMEOUT_S, IcmpSocket, Sniffer, ping, stream, tcp_pair
 from tests.support.universe import packed
 from tests.support.verify import Headers, quoted, verified
 from tests.support.worlds import FAR, FAR_MTU, OUT, ROUTER, Underlay, bridged, node_address, overlay, own
@@ -81,7 +81,7 @@ def the_error(sniffer: Sniffer, family: int, kind: tuple[int, int]) -> tuple[Hea
 
 def refused(opened: socket.socket) -> None:
     """The kernel has found the socket that an error is about."""
-    opened.settimeout(5)
+    opened.settimeout(TIMEOUT_S)
     with pytest.raises(ConnectionRefusedError):
         opened.recv(10)
 

@@ -17,7 +17,7 @@ from tests.support.frames import fill, ip_packet, pseudo
 from tests.support.lockstep import together
 from tests.support.netlab import Lab, poll
 from tests.support.node_rig import Node, Pod
-from tests.support.traffic import IcmpSocket, bound, ping, tcp, udp
+from tests.support.traffic import TIMEOUT_S, IcmpSocket, bound, ping, tcp, udp
 from tests.support.universe import packed
 from tests.support.worlds import FAR, OUT, Underlay, node_address, own
 
@@ -119,7 +119,7 @@ def test_explicit_binds_of_the_node_are_avoided(world: World, family: int) -> No
             server.recvfrom(100)
             held.append(mine)
         one = stack.enter_context(pod.space.socket(server.family, socket.SOCK_DGRAM))
-        one.settimeout(5)
+        one.settimeout(TIMEOUT_S)
         one.sendto(b"pod", (OUT[family], 72 + family))
         data, sender = server.recvfrom(100)
         assert (data, sender[:2]) == (b"pod", (node_address(node, family), POOL[1]))
@@ -184,7 +184,7 @@ def test_protocols_without_ports_share_an_address_once(world: World) -> None:
         b.space.socket(socket.AF_INET, socket.SOCK_RAW, 47) as two,
     ):
         for opened in (server, one, two):
-            opened.settimeout(5)
+            opened.settimeout(TIMEOUT_S)
         one.sendto(b"gre!", (OUT[4], 0))
         data, sender = server.recvfrom(100)
         assert (data[20:], sender[0]) == (b"gre!", node_address(node, 4))

@@ -28,7 +28,7 @@ from tests.support.cgroups import own_cgroup, within
 from tests.support.netlab import Lab, Space, poll
 from tests.support.node_rig import Node, Pod
 from tests.support.services import Balancer, Target
-from tests.support.traffic import bound, family_of, tcp, udp
+from tests.support.traffic import TIMEOUT_S, bound, family_of, tcp, udp
 from tests.support.worlds import FAR, OUT, Underlay, bridged, node_address, overlay
 
 pytestmark = [pytest.mark.root]
@@ -326,7 +326,7 @@ def test_datagrams_that_began_before_their_service(world: World, family: int) ->
         service = Balancer(world.node, target, protocol=17)
         service.vip(VIP[family], 80, SCOPE_ANY)
         far.settimeout(0.1)
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + TIMEOUT_S
         while True:
             near.sendto(b"x", (VIP[family], 80))
             try:
@@ -380,7 +380,7 @@ def test_sockets_for_both_families(world: World, protocol: int) -> None:
             bound(world.remote.space, kind, target.address, target.port) as far,
             world.node.space.socket(socket.AF_INET6, kind) as near,
         ):
-            near.settimeout(5)
+            near.settimeout(TIMEOUT_S)
             to = (f"::ffff:{address}", port)
             if protocol == 17:
                 near.sendto(b"x", to)
@@ -415,7 +415,7 @@ def _ask(near: socket.socket, to: str, port: int) -> None:
 def _refused(client: Space, to: str, port: int, kind: int) -> None:
     family = socket.AF_INET6 if ":" in to else socket.AF_INET
     with client.socket(family, kind) as near:
-        near.settimeout(5)
+        near.settimeout(TIMEOUT_S)
         with pytest.raises(ConnectionRefusedError):
             _ask(near, to, port)
 

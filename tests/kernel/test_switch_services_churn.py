@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.root]
 VIP = "10.96.0.10"
 INTERNAL = 8080
 BACKENDS = 3
-TIMEOUT_S = 5.0
+TIMEOUT_S = 20.0
 
 
 class World:

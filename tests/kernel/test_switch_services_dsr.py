@@ -30,7 +30,18 @@ from samewire.vfp.tables import DirectKey, Id, Nexthop, Port, Portmap, RouteKey,
 from tests.support.netlab import Lab, poll
 from tests.support.node_rig import Node, Pod
 from tests.support.services import Balancer, Target
-from tests.support.traffic import Seen, Sniffer, bound, echo_over, family_of, inject, tcp, tcp_pair, udp
+from tests.support.traffic import (
+    TIMEOUT_S,
+    Seen,
+    Sniffer,
+    bound,
+    echo_over,
+    family_of,
+    inject,
+    tcp,
+    tcp_pair,
+    udp,
+)
 from tests.support.worlds import FAR, OUT, Underlay, bridged, node_address, overlay
 
 pytestmark = [pytest.mark.root]
@@ -335,11 +346,11 @@ def test_datagrams_to_another_endpoint_of_the_same_node(world: World) -> None:
     for pod in pods:
         world.receive(pod, 4, 17, VIP[4], 80)
     with world.underlay.out.socket(socket.AF_INET, socket.SOCK_DGRAM) as near:
-        near.settimeout(5)
+        near.settimeout(TIMEOUT_S)
         near.bind((OUT[4], 47000))
         for pod, target in zip(pods, targets, strict=True):
             with pod.space.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
-                server.settimeout(5)
+                server.settimeout(TIMEOUT_S)
                 server.bind((pod.ip, INTERNAL))
                 for _ in range(2):
                     near.sendto(b"x", (VIP[4], 80))
@@ -452,7 +463,7 @@ def test_nobody_outside_speaks_for_the_backend(world: World) -> None:
         bound(pod.space, socket.SOCK_DGRAM, pod.ip, INTERNAL) as far,
         near.space.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking,
     ):
-        asking.settimeout(5)
+        asking.settimeout(TIMEOUT_S)
         asking.connect((to, NODE_PORT))
         asking.send(b"x")
         _, sender = far.recvfrom(10)

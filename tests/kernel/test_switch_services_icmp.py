@@ -14,7 +14,7 @@ from tests.kernel.test_switch_services import FAMILIES, INTERNAL, LOOPBACK, SOUR
 from tests.support.cgroups import within
 from tests.support.netlab import Lab, Space, poll
 from tests.support.services import Balancer, Target
-from tests.support.traffic import Sniffer, family_of, tcp, udp
+from tests.support.traffic import TIMEOUT_S, Sniffer, family_of, tcp, udp
 from tests.support.universe import packed
 from tests.support.verify import Headers, quoted, verified
 from tests.support.worlds import FAR, FAR_MTU, ROUTER, node_address
@@ -50,7 +50,7 @@ def refused(space: Space, to: str, port: int, ifname: str = "eth0") -> tuple[Hea
         Sniffer(space, ifname, outgoing=False) as sniffer,
         space.socket(family_of(to), socket.SOCK_DGRAM) as opened,
     ):
-        opened.settimeout(5)
+        opened.settimeout(TIMEOUT_S)
         opened.connect((to, port))
         opened.send(b"anybody there?")
         with pytest.raises(ConnectionRefusedError):
@@ -90,7 +90,7 @@ def careful(space: Space, address: str) -> socket.socket:
     opened = space.socket(family_of(address), socket.SOCK_DGRAM)
     v6 = ":" in address
     opened.setsockopt(socket.IPPROTO_IPV6 if v6 else socket.IPPROTO_IP, 23 if v6 else 10, 2)
-    opened.settimeout(5)
+    opened.settimeout(TIMEOUT_S)
     return opened
 
 
@@ -144,7 +144,7 @@ def test_a_smaller_link_before_the_client(world: World, server: str, family: int
         careful(pod.space, target.address) as far,
     ):
         far.bind((target.address, target.port))
-        near.settimeout(5)
+        near.settimeout(TIMEOUT_S)
         near.sendto(b"x", (to, NODE_PORT))
         _, client = far.recvfrom(10)
         far.connect(client)

@@ -147,7 +147,7 @@ def test_node_port_from_outside(world: World, server: str, family: int) -> None:
     service.vip("", 30080, SCOPE_OUTSIDE, family=family)
     out = world.underlay.out
     # The node answers by neighbour discovery: it must know the client.
-    out.command("ping", "-c", "1", "-W", "2", node_address(world.node, family))
+    out.command("ping", "-c", "1", "-W", "20", node_address(world.node, family))
     near = out, out.mac("eth0"), world.node.facts.uplink_mac
     seen = _converse(near, pod, family, OUT[family], node_address(world.node, family), 30080)
     assert seen == (OUT[family] if server == "local" else SOURCE_VIP[family])

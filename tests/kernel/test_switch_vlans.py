@@ -27,7 +27,7 @@ from tests.support.frames import fill, ip_packet, pseudo
 from tests.support.netlab import Lab, Space, poll
 from tests.support.node_rig import Node, Pod
 from tests.support.services import Balancer, Target
-from tests.support.traffic import Sniffer, inject, ping, tcp, tcp_pair, udp
+from tests.support.traffic import TIMEOUT_S, Sniffer, inject, ping, tcp, tcp_pair, udp
 from tests.support.universe import packed
 from tests.support.vlans import Tagged, TagSniffer, join_vlan, with_tag
 from tests.support.worlds import OUT, Underlay, bridged, network, node_address, own
@@ -268,7 +268,7 @@ def test_errors_come_back(world: World, family: int) -> None:
     kind = socket.AF_INET if family == 4 else socket.AF_INET6
     for client, to in ((pod.space, FAR[family]), (router, pod.address(family))):
         with client.socket(kind, socket.SOCK_DGRAM) as opened:
-            opened.settimeout(5)
+            opened.settimeout(TIMEOUT_S)
             opened.connect((to, 9))
             opened.send(b"x")
             with pytest.raises(ConnectionRefusedError):

@@ -478,7 +478,7 @@ def _echo(connection: socket.socket, name: str) -> None:
 
 
 def _connect(address: str, port: int) -> socket.socket:
-    connection = socket.create_connection((address, port), timeout=3)
+    connection = socket.create_connection((address, port), timeout=15)
     connection.settimeout(15)
     return connection
 

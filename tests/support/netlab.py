@@ -23,7 +23,7 @@ _COUNTER = itertools.count(1)
 _POLL_S = 0.005
 
 
-def poll(what: str, condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+def poll(what: str, condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Wait until something is so, or fail."""
     deadline = time.monotonic() + timeout_s
     while not condition():

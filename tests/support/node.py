@@ -29,7 +29,8 @@ NODE_IP, ROUTER_IP = "192.168.77.2", "192.168.77.1"
 NODE_IP6, ROUTER_IP6 = "fd77::2", "fd77::1"
 _CLONE_NEWNET = 0x40000000
 _COUNTER = itertools.count(1)
-_TIMEOUT_S = 20.0
+STALL_S = 20.0  # a machine may stand still for seconds: a bound of what must come
+SHORT_S = 1.0  # of what must not
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -48,7 +49,7 @@ def ip_json(*arguments: str, netns_name: str = "") -> list[Json]:
     return [item for item in json.loads(text or "[]") if item]
 
 
-def poll(what: str, condition: Callable[[], bool], timeout_s: float = _TIMEOUT_S) -> None:
+def poll(what: str, condition: Callable[[], bool], timeout_s: float = STALL_S) -> None:
     """Wait until something is so, or fail."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -134,9 +135,14 @@ def in_namespace(name: str, *command: str, check: bool = True) -> subprocess.Com
     return done
 
 
-def can_ping(name: str, target: str, *, count: int = 1) -> bool:
-    """Whether an echo comes back within a second."""
-    done = in_namespace(name, "ping", "-n", "-c", str(count), "-W", "1", target, check=False)
+def bound_s(comes: bool) -> float:
+    """How long to wait for what comes, or must not."""
+    return STALL_S if comes else SHORT_S
+
+
+def can_ping(name: str, target: str, *, count: int = 1, wait_s: float = STALL_S) -> bool:
+    """Whether an echo comes back; who expects none, or asks again, need not wait for long (:data:`SHORT_S`)."""
+    done = in_namespace(name, "ping", "-n", "-c", str(count), "-W", str(wait_s), target, check=False)
     return done.returncode == 0
 
 
@@ -224,7 +230,7 @@ class DaemonProcess:
         if process.poll() is None:
             process.send_signal(how)
         try:
-            return process.wait(_TIMEOUT_S)
+            return process.wait(STALL_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -233,7 +239,7 @@ class DaemonProcess:
     def wait_dead(self) -> int:
         """Wait until it has ended by itself; its exit status."""
         assert self.process is not None
-        status = self.process.wait(_TIMEOUT_S)
+        status = self.process.wait(STALL_S)
         self.process = None
         return status
 
@@ -354,8 +360,8 @@ def daemon(net: NodeNet, directory: Path, **settings: Any) -> Iterator[DaemonPro
 def exchange(path: Path, data: bytes, *, half_close: bool) -> bytes:
     """Send to a unix socket and read to the end."""
     with socket.socket(socket.AF_UNIX) as peer:
-        peer.settimeout(_TIMEOUT_S)
-        peer.connect(str(path))
+        peer.connect(str(path))  # waits for room: with a timeout, a full queue is an error
+        peer.settimeout(STALL_S)
         peer.sendall(data)
         if half_close:
             peer.shutdown(socket.SHUT_WR)

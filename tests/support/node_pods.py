@@ -14,7 +14,7 @@ from samewire.hcn.codec import decode_modify, decode_object
 from samewire.hcn.schema import Kind
 from samewire.kernel.netns import NetNamespace
 from samewire.node.node import Node
-from tests.support.node import NodeNet, path_of
+from tests.support.node import STALL_S, NodeNet, path_of
 
 SUBNETS = {
     "10.50.0.0/24": {"NextHop": "10.50.0.1", "DestinationPrefix": "0.0.0.0/0"},
@@ -143,7 +143,9 @@ class World:
     def listen(self, netns: str, name: str, port: int, kind: int = socket.SOCK_STREAM) -> None:
         Listener(netns, name, port, self.stack, kind)
 
-    def open(self, netns: str, address: str, port: int, user: int = 0) -> socket.socket:
+    def open(
+        self, netns: str, address: str, port: int, user: int = 0, wait_s: float = STALL_S
+    ) -> socket.socket:
         """A connection; its first line is what answered."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
 
@@ -154,20 +156,20 @@ class World:
         with NetNamespace(path_of(netns)) as space:
             made = space.run(as_user)
         self.stack.callback(made.close)
-        made.settimeout(3)
+        made.settimeout(wait_s)
         made.connect((address, port))
         return made
 
-    def ask(self, netns: str, address: str, port: int, user: int = 0) -> str:
+    def ask(self, netns: str, address: str, port: int, user: int = 0, wait_s: float = STALL_S) -> str:
         """Who answers, and what for."""
-        with self.open(netns, address, port, user) as made:
+        with self.open(netns, address, port, user, wait_s) as made:
             return said(made)
 
     def ask_datagram(self, netns: str, address: str, port: int) -> str:
         with NetNamespace(path_of(netns)) as space:
             made = space.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         with made:
-            made.settimeout(3)
+            made.settimeout(STALL_S)
             made.connect((address, port))
             made.send(b"?")
             return made.recv(100).decode()

@@ -10,7 +10,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support.node import DaemonProcess, Json, NodeNet, daemon, in_namespace, overlay, path_of, poll
+from tests.support.node import (
+    STALL_S,
+    DaemonProcess,
+    Json,
+    NodeNet,
+    daemon,
+    in_namespace,
+    overlay,
+    path_of,
+    poll,
+)
 
 _SERVER = """
 import selectors, socket, sys
@@ -47,12 +57,13 @@ while True:
 _CLIENT = """
 import os, socket, sys
 protocol, host, port, times, group = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+wait_s = float(sys.argv[6])
 if group:
     open(group, "w").write(str(os.getpid()))
 kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
 for _ in range(times):
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind) as peer:
-        peer.settimeout(1.5)
+        peer.settimeout(wait_s)
         try:
             peer.connect((host, port))
             peer.send(b"who")
@@ -70,7 +81,7 @@ import socket, sys
 protocol, host, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
 kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
 with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind) as peer:
-    peer.settimeout(1.5)
+    peer.settimeout(10)
     peer.connect((host, port))
     for line in sys.stdin:
         try:
@@ -233,11 +244,20 @@ def server(namespace: str, name: str, port: int) -> Iterator[None]:
 
 
 def ask(
-    namespace: str, host: str, port: int, *, protocol: str = "tcp", times: int = 1, group: Path | None = None
+    namespace: str,
+    host: str,
+    port: int,
+    *,
+    protocol: str = "tcp",
+    times: int = 1,
+    group: Path | None = None,
+    wait_s: float = STALL_S,
 ) -> list[str]:
-    """New connections one after the other: "server client", or "refused", "timeout", or another error."""
+    """New connections one after the other: "server client", or "refused", "timeout", or another error. Who expects
+    no answer, or asks again, need not wait for long (:data:`SHORT_S`).
+    """
     procs = str(group / "cgroup.procs") if group else ""
-    arguments = [protocol, host, str(port), str(times), procs]
+    arguments = [protocol, host, str(port), str(times), procs, str(wait_s)]
     return in_namespace(namespace, sys.executable, "-c", _CLIENT, *arguments).stdout.splitlines()
 
 

@@ -18,7 +18,7 @@ from samewire.kernel.netns import NetNamespace
 from samewire.vfp.simulate import checksum
 from tests.support.netlab import Space
 
-TIMEOUT_S: Final = 5.0
+TIMEOUT_S: Final = 20.0  # a machine may stand still for seconds
 _ETH_P_ALL: Final = 3
 _PACKET_OUTGOING: Final = 4
 _PACKET_IGNORE_OUTGOING: Final = 23
@@ -138,12 +138,13 @@ class Icmp(msgspec.Struct, frozen=True):
 class IcmpSocket:
     """A raw ICMP socket of one family in a namespace. A context manager."""
 
-    def __init__(self, space: Space, family: int) -> None:
+    def __init__(self, space: Space, family: int, wait_s: float = TIMEOUT_S) -> None:
         self.family = family
+        self._wait_s = wait_s
         protocol = socket.IPPROTO_ICMP if family == 4 else socket.IPPROTO_ICMPV6
         kind = socket.AF_INET if family == 4 else socket.AF_INET6
         self.socket = space.socket(kind, socket.SOCK_RAW, protocol)
-        self.socket.settimeout(TIMEOUT_S)
+        self.socket.settimeout(wait_s)
 
     def __enter__(self) -> IcmpSocket:
         return self
@@ -167,7 +168,7 @@ class IcmpSocket:
 
     def receive(self, wanted: Callable[[Icmp], bool]) -> Icmp:
         """The next message that is wanted."""
-        deadline = time.monotonic() + TIMEOUT_S
+        deadline = time.monotonic() + self._wait_s
         while time.monotonic() < deadline:
             data, sender = self.socket.recvfrom(65535)
             if self.family == 4:
@@ -184,10 +185,12 @@ class IcmpSocket:
         return self.receive(lambda m: m.type == kind and m.word == identifier << 16 | sequence)
 
 
-def ping(space: Space, to: str, *, identifier: int = 0, size: int = 56, ttl: int = 64) -> Icmp:
+def ping(
+    space: Space, to: str, *, identifier: int = 0, size: int = 56, ttl: int = 64, wait_s: float = TIMEOUT_S
+) -> Icmp:
     """Echo request and reply; raises TimeoutError when none comes."""
     identifier = identifier or next(_IDS) % 40000 + 1
-    with IcmpSocket(space, ip_address(to).version) as opened:
+    with IcmpSocket(space, ip_address(to).version, wait_s) as opened:
         opened.request(to, identifier, size=size, ttl=ttl)
         return opened.reply(identifier)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tests.support.node import (
     DaemonProcess,
     Json,
     daemon,
+    exchange,
     in_namespace,
     ip,
     node_net,
@@ -129,14 +129,7 @@ def add(process: DaemonProcess, container: str, pod: str, conf: Json, arguments:
         "CNI_PATH": "/usr/lib/cni",
     }
     head = b"".join(f"{key}={value}\0".encode() for key, value in variables.items()) + b"\0"
-    with socket.socket(socket.AF_UNIX) as peer:
-        peer.settimeout(20)
-        peer.connect(str(process.run_dir / "cni.sock"))
-        peer.sendall(head + json.dumps(conf).encode())
-        peer.shutdown(socket.SHUT_WR)
-        answer = bytearray()
-        while piece := peer.recv(65536):
-            answer += piece
+    answer = exchange(process.run_dir / "cni.sock", head + json.dumps(conf).encode(), half_close=True)
     assert answer.startswith(b"0\n"), answer
 
 

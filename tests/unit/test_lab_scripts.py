@@ -33,7 +33,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 def probe(protocol: str, address: str, port: int, size: int = 64) -> dict[str, Any]:
     wire = {"id": 1, "protocol": protocol, "address": address, "port": port, "size": size}
-    return agent.run_probe({**wire, "timeout_s": 5.0, "tries": 1}, NO_PINGER)
+    return agent.run_probe({**wire, "timeout_s": 20.0, "tries": 1}, NO_PINGER)
 
 
 NO_PINGER: Any = None
@@ -62,7 +62,7 @@ def test_http_on_the_same_port(port: int, address: str) -> None:
 
 
 def test_http_keeps_the_connection_and_skips_bodies(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+    with socket.create_connection(("127.0.0.1", port), 20) as connection:
         post = b"POST /a HTTP/1.1\r\nContent-Length: 5\r\nX-Who: me\r\n\r\nhel"
         connection.sendall(post[:3])  # the method itself in two pieces
         connection.sendall(post[3:])
@@ -79,7 +79,7 @@ def test_http_keeps_the_connection_and_skips_bodies(port: int) -> None:
 
 
 def test_nonsense_closes_only_its_own_connection(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+    with socket.create_connection(("127.0.0.1", port), 20) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nContent-Length: many\r\n\r\n")
         assert connection.recv(100) == b""
     assert probe("tcp", "127.0.0.1", port)["ok"]
@@ -97,7 +97,7 @@ def test_connect_and_refusal(port: int) -> None:
 def test_a_wrong_answer_is_an_error_not_a_crash() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address, number = server.getsockname()
-        server.settimeout(5)
+        server.settimeout(20)
         import threading
 
         def answer() -> None:

@@ -104,9 +104,9 @@ async def test_another_pod_at_an_address_gets_nothing_of_the_first(relay: Relay)
         wanted = replace(load_balancer(), backends=(here,), affinity_timeout=0)
         await writer.write([wanted], [])
         with socket.create_connection(("127.0.0.1", (await relay.list())[ID].port)) as client:
-            client.settimeout(5)
+            client.settimeout(20)
             far = pod.accept()[0]
-            far.settimeout(5)
+            far.settimeout(20)
             await writer.write([replace(wanted, name="edited")], [])
             client.sendall(b"still")
             assert far.recv(10) == b"still"
@@ -114,7 +114,7 @@ async def test_another_pod_at_an_address_gets_nothing_of_the_first(relay: Relay)
             with far, contextlib.suppress(ConnectionResetError):
                 assert far.recv(10) == b"", "the first pod's connection has ended"
         with socket.create_connection(("127.0.0.1", (await relay.list())[ID].port)):
-            pod.settimeout(5)
+            pod.settimeout(20)
             pod.accept()[0].close()
 
 
@@ -174,7 +174,7 @@ async def test_listeners_follow_the_nodes_address(relay: Relay) -> None:
     await writer.write([wanted], [])
     (backend,) = inner.objects[ID].backends
     assert backend.ip_address == "127.0.0.2"
-    with socket.create_connection((backend.ip_address, backend.port), timeout=5):
+    with socket.create_connection((backend.ip_address, backend.port), timeout=20):
         pass
     with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", backend.port)):
         pass
@@ -225,7 +225,7 @@ async def test_what_was_on_its_way_when_the_listeners_went_is_written_again(
     else:
         addresses[0] = "127.0.0.2"
         writer.look_again()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await lost.wait()
     inner.gate.set()
     await writing
