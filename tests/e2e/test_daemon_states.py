@@ -107,6 +107,10 @@ def test_a_pod_whose_network_namespace_has_gone_is_degraded(net: NodeNet, node: 
     listed = {item["ID"]: item["State"] for item in node.endpoints()}
     assert sorted(listed.values()) == [SHARING, DEGRADED], "whoever filters by 3 gets the pods that work"
     assert can_ping(net.node, working)
+    assert [item["subject"] for item in node.differences()] == [endpoint]
+    findings = node.request("GET", "/v2/doctor")["findings"]
+    said = [item["check"] for item in findings if endpoint in str(item)]
+    assert said == ["endpoint", "namespace"], "nobody promises a repair"
     node.stop()
     node.start()
     assert told.state("endpoints", endpoint) == DEGRADED, "a restart does not make it whole"

@@ -40,6 +40,7 @@ log = structlog.get_logger(__name__)
 Identity: TypeAlias = tuple[int, int]
 
 _TURN: Final = 8  # pods looked into before others have their turn
+_INTERFACE_GONE: Final = "its interface is gone"
 
 
 class Difference(msgspec.Struct, frozen=True, order=True):
@@ -48,6 +49,11 @@ class Difference(msgspec.Struct, frozen=True, order=True):
     kind: str
     subject: str
     text: str
+
+    @property
+    def lasting(self) -> bool:
+        """Whether no audit can set it right: an endpoint without the network namespace that it was in."""
+        return self.kind == "endpoint" and self.text != _INTERFACE_GONE
 
 
 class AuditReport(msgspec.Struct, frozen=True):
@@ -264,7 +270,7 @@ class _Pass:
         identity = state.identity if state is not None else self._lost.get(endpoint.id)
         identity = identity or kept_identity(endpoint, self._view)
         reason = _dead(path, identity)
-        self.found.append(Difference("endpoint", endpoint.id, reason or "its interface is gone"))
+        self.found.append(Difference("endpoint", endpoint.id, reason or _INTERFACE_GONE))
         if not self._repair:
             return
         try:

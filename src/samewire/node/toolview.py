@@ -151,6 +151,7 @@ class ToolView:
         node = self._node
         ticks = await self._ageing()
         differences = await _read_async(node.auditor.compare)
+        lasting = {item.subject: item.text for item in differences or () if item.lasting}
         return Snapshot(
             facts=node.switch.node_facts,
             networks=tuple(node.store.state.networks()),
@@ -158,8 +159,10 @@ class ToolView:
             tables=await asyncio.to_thread(_read, self.tables),
             differences=None
             if differences is None
-            else tuple(f"{item.kind} {item.subject}: {item.text}" for item in differences),
-            degraded=dict(node.auditor.degraded),
+            else tuple(
+                f"{item.kind} {item.subject}: {item.text}" for item in differences if not item.lasting
+            ),
+            degraded={**lasting, **node.auditor.degraded},
             live_namespaces=_read(self._live_namespaces),
             links=_read(self._links),
             sysctls=_read(self._sysctls) or {},

@@ -52,9 +52,10 @@ class SourceInfo(Struct, frozen=True):
 class Snapshot(Struct, frozen=True, kw_only=True):
     """A node. None = could not be read (which is a finding, not an empty answer).
 
-    ``tables``: all of them, per-CPU values summed. ``differences``: wanted against kernel, a line each.
-    ``degraded``: endpoint id -> what is wrong with it. ``live_namespaces``: files of network namespaces that are
-    alive. ``sysctls``: text by path below /proc/sys (``net/ipv4/conf/eth0/rp_filter``), those that exist.
+    ``tables``: all of them, per-CPU values summed. ``differences``: wanted against kernel, a line each,
+    of what the next audit sets right. ``degraded``: endpoint id -> what is wrong with it, and stays so.
+    ``live_namespaces``: files of network namespaces that are alive. ``sysctls``: text by path below /proc/sys
+    (``net/ipv4/conf/eth0/rp_filter``), those that exist.
     ``kernel_stats``: counters of /proc/net/snmp and netstat (``Udp.NoPorts``, ``TcpExt.IPReversePathFilter``).
     ``flow_capacity``: entries that fit into sw_flows. ``ageing_ticks``: AGEING_TICKS, read twice at least 0.2 s
     apart. ``now_tick``: the clock that flows are aged by. ``state_lost``: why nothing can be kept any more, "" when
