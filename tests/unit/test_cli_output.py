@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samewire.cli.output import as_json, as_yaml, table
+from samewire.counted import counted
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"]))
 VALUES = st.recursive(
@@ -80,3 +81,11 @@ def test_tables() -> None:
         "web           1",
         "a-long-name   -",
     ]
+
+
+@pytest.mark.parametrize(
+    ("count", "words", "text"),
+    [(0, ["pod"], "0 pods"), (1, ["pod"], "1 pod"), (2, ["address", "addresses"], "2 addresses")],
+)
+def test_counts(count: int, words: list[str], text: str) -> None:
+    assert counted(count, *words) == text

@@ -499,9 +499,9 @@ def test_what_a_removal_leaves_of_host_gw() -> None:
     titles = [step.title for step in plan.remove(found, Journal(found=found), NODE, PLACES)]
     assert titles == [
         "give new pods the whole subnet",
-        "HNS network cbr0: routed, 1 subnets of other nodes, 0 addresses of old pods",
+        "HNS network cbr0: routed, 1 subnet of other nodes, 0 addresses of old pods",
         "remove cni0",
-        "remove 1 chains and 1 rules from iptables-nft nat",
+        "remove 1 chain and 1 rule from iptables-nft nat",
         "remove table ip kube-proxy",
     ]
     with pytest.raises(Conflict, match="kube-proxy would write"):
@@ -542,7 +542,7 @@ def test_a_removal_is_refused_while_something_needs_it() -> None:
     empty = replace(FOUND, bridge=replace(FOUND.bridge, guests=()), rules=(PROXY,))
     blocked = replace(PROXY, blockers=("-A MINE -j KUBE-SERVICES",))
     for found, node, words in (
-        (FOUND, NODE, r"1 pods still live on cni0: veth1 \(10.244.1.5 fd00:244:0:1::5 c1\)"),
+        (FOUND, NODE, r"1 pod still on cni0: veth1 \(10.244.1.5 fd00:244:0:1::5 c1\)"),
         (replace(empty, processes=("kube-proxy (process 7)",)), NODE, "kube-proxy"),
         (replace(empty, rules=(blocked,)), NODE, "-A MINE"),
         (empty, replace(NODE, balances=False), "kubeconfig"),
@@ -554,10 +554,10 @@ def test_a_removal_is_refused_while_something_needs_it() -> None:
     titles = [step.title for step in plan.remove(empty, journal, NODE, PLACES)]
     assert titles == [
         "give new pods the whole subnet",
-        "HNS network cbr0: VNI 1, 1 subnets of other nodes, 0 addresses of old pods",
+        "HNS network cbr0: VNI 1, 1 subnet of other nodes, 0 addresses of old pods",
         "remove cni0",
         "remove flannel.1",
-        "remove 1 chains and 0 rules from iptables-nft nat",
+        "remove 1 chain and 0 rules from iptables-nft nat",
         "remove flanneld's file",
     ]
     # ipvs mode: rules hold the sets, and without the device nobody would look for those.
@@ -565,14 +565,14 @@ def test_a_removal_is_refused_while_something_needs_it() -> None:
     ipvs = replace(empty, ipvs=True, sets=sets, tables=(OldTable("ip", "kube-proxy"),))
     titles = [step.title for step in plan.remove(ipvs, journal, NODE, PLACES)]
     assert titles[4:9] == [
-        "remove 1 chains and 0 rules from iptables-nft nat",
+        "remove 1 chain and 0 rules from iptables-nft nat",
         "remove table ip kube-proxy",
         *(f"remove ipset {name}" for name in sets),
         "remove kube-ipvs0",
     ]
     # The rest, when it was cut off: the configuration has been settled.
     rest = plan.remove(Found(rules=(PROXY,)), replace(journal, removed=True), NODE, PLACES)
-    assert [step.title for step in rest] == ["remove 1 chains and 0 rules from iptables-nft nat"]
+    assert [step.title for step in rest] == ["remove 1 chain and 0 rules from iptables-nft nat"]
 
 
 def test_a_pod_that_ends_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,7 +226,7 @@ def test_blocked_by_an_acl(tables: Entries) -> None:
     assert answer.drop is not None
     assert (answer.drop.layer, answer.drop.reason, answer.drop.rule) == ("acl_in", "blocked", 0)
     assert text(answer)[4:] == [
-        "  ACL IN   drop     none of 1 rules matches",
+        "  ACL IN   drop     no match in 1 rule",
         "  the simulator agrees",
         "✗ dropped on node-1 by ACL IN, which asks the receiver's rules: blocked",
         "  An ACL rule says Block, or the endpoint has rules and none of them allows this.",

@@ -153,9 +153,9 @@ def test_a_rule_and_a_set_under_their_own_names(tables: Entries) -> None:
 
 def test_without_a_match(tables: Entries) -> None:
     assert acl_text(tables, CLIENT_PORT, True, 0) == "no rules: everything passes"
-    assert acl_text(with_rules(tables, acl(), acl()), WEB_PORT, False, 0) == "none of 2 rules matches"
+    assert acl_text(with_rules(tables, acl(), acl()), WEB_PORT, False, 0) == "no match in 2 rules"
     assert acl_text(with_rules(tables, acl(), allow_unmatched=True), WEB_PORT, False, 0) == (
-        "none of 1 rules matches: let pass"
+        "no match in 1 rule: let pass"
     )
     assert acl_text(tables, 999, False, 0) == "no rules: everything passes"
 

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 import click
 
+from samewire.counted import counted
 from samewire.errors import Conflict, Invalid, NotFound
 from samewire.trace import pcapng
 
@@ -50,7 +51,9 @@ def capture(socket: str, pod: str, file: str | None, count: int | None, seconds:
             taken = _run(source, sink, count, seconds)
         _, lost = source.statistics()
     where = f"{interface}, VLAN {info.vlan} on the uplink" if info.vlan else interface
-    click.echo(f"{taken} packets of {info.label} ({where}){f', {lost} lost' if lost else ''}", err=True)
+    click.echo(
+        f"{counted(taken, 'packet')} of {info.label} ({where}){f', {lost} lost' if lost else ''}", err=True
+    )
 
 
 def _find(socket: str, pod: str) -> EndpointInfo:

@@ -9,6 +9,7 @@ import click
 
 from samewire.cli.options import json_option
 from samewire.cli.output import as_json
+from samewire.counted import counted
 
 _COLOURS: Final = {"error": "red", "warning": "yellow"}
 
@@ -43,7 +44,7 @@ def doctor(socket: str, as_document: bool) -> None:
             _print_finding(finding)
         if answer["healthy"]:
             count = len(answer["findings"])
-            warnings = f"healthy, with {count} warning{'s' if count > 1 else ''}"
+            warnings = f"healthy, with {counted(count, 'warning')}"
             click.echo(warnings if count else "healthy: every check passed")
     sys.exit(0 if answer["healthy"] else 1)
 

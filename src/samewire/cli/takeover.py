@@ -14,6 +14,7 @@ from rich.console import Console
 
 from samewire.cli.options import config_option, json_option
 from samewire.cli.output import as_yaml
+from samewire.counted import counted
 from samewire.node.config import load_config
 from samewire.takeover.model import Command, Found, MakeNetwork, Places, Setting, Step, Write
 from samewire.takeover.runner import Takeover
@@ -120,16 +121,17 @@ def _found_lines(found: Found) -> Iterable[str]:
     yield from (f"pods {remote.prefix} behind {remote.provider} ({remote.mac})" for remote in found.remotes)
     yield from (f"pods {hop.prefix} via {hop.via}" for hop in found.hops)
     if found.bridge:
-        yield f"{found.bridge.name} with {len(found.bridge.guests)} pods"
+        yield f"{found.bridge.name} with {counted(len(found.bridge.guests), 'pod')}"
         yield from (f"  {guest}" for guest in found.bridge.guests)
     for rules in found.rules:
-        yield f"{rules.tool} {rules.table}: {len(rules.chains)} chains, {len(rules.rules)} rules"
+        chains, own = counted(len(rules.chains), "chain"), counted(len(rules.rules), "rule")
+        yield f"{rules.tool} {rules.table}: {chains}, {own}"
         yield from (f"  used by another rule: {text}" for text in rules.blockers)
     yield from (f"nftables table {table.family} {table.name}" for table in found.tables)
     if found.ipvs:
         yield (
-            f"kube-ipvs0 and {len(found.sets)} ipsets of kube-proxy's ipvs mode. Its virtual servers stay: they "
-            "cannot be told from others' (`kube-proxy --cleanup` has them)"
+            f"kube-ipvs0 and {counted(len(found.sets), 'ipset')} of kube-proxy's ipvs mode. Its virtual servers "
+            "stay: they cannot be told from others' (`kube-proxy --cleanup` has them)"
         )
     yield from (f"running: {process}" for process in found.processes)
 

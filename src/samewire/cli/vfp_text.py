@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from samewire.counted import counted
 from samewire.vfp.rule_names import rule_in, rule_text
 
 Json = dict[str, Any]
@@ -29,17 +30,19 @@ def port_fields(port: Json) -> Mapping[str, object]:
         "  VLAN": port["vlan"] or "",
         "  Flags": ", ".join(port["flags"]),
         "  Generation": port["generation"],
-        "  Dropped": f"{port.get('dropped', 0)} packets",
+        "  Dropped": counted(port.get("dropped", 0), "packet"),
     }
 
 
 def layer_fields(layer: Json) -> Mapping[str, object]:
-    groups = ", ".join(f"{g['name']} ({g['direction']}, {len(g['rules'])} rules)" for g in layer["groups"])
+    groups = ", ".join(
+        f"{g['name']} ({g['direction']}, {counted(len(g['rules']), 'rule')})" for g in layer["groups"]
+    )
     return {
         "Layer": layer["name"],
         "  Groups": groups or "none",
         "  Judged": _judged(layer),
-        "  Dropped": f"{layer.get('dropped', 0)} packets",
+        "  Dropped": counted(layer.get("dropped", 0), "packet"),
     }
 
 
@@ -72,7 +75,11 @@ def _ends(ends: Json) -> str:
 
 def _sent(end: Json) -> str:
     """What one end of a flow has sent; "" where it is not counted."""
-    return "" if end.get("packets") is None else f"{end['packets']} packets, {end['bytes']} bytes"
+    return (
+        ""
+        if end.get("packets") is None
+        else f"{counted(end['packets'], 'packet')}, {counted(end['bytes'], 'byte')}"
+    )
 
 
 def flow_fields(flow: Json) -> Mapping[str, object]:

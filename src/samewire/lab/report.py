@@ -11,6 +11,7 @@ from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from samewire.counted import counted
 from samewire.lab.check import Fact, Report
 from samewire.lab.matrix import COLUMNS
 from samewire.lab.podspec import served_ports
@@ -218,7 +219,7 @@ def _faults(report: Report) -> Table | None:
     wrong = [cell for cell in report.cells if not cell.ok]
     if not wrong:
         return None
-    table = _table(f"{len(wrong)} wrong cells", title_style="bold red")
+    table = _table(f"{counted(len(wrong), 'wrong cell')}", title_style="bold red")
     for heading in ("from", "to", "protocol", "what is wrong"):
         table.add_column(heading)
     for cell in wrong[:_FAULTS_SHOWN]:
@@ -251,7 +252,7 @@ def _verdict(report: Report) -> Text:
     retried = sum(
         cell.observed.tries > 1 for cell in report.cells if cell.ok and cell.probe.expected.reachable
     )
-    text = f"{right}/{len(report.cells)} cells as expected in {report.seconds:.1f} s"
+    text = f"{right}/{counted(len(report.cells), 'cell')} as expected in {report.seconds:.1f} s"
     text += f"; {retried} needed another attempt" if retried else ""
     return Text(text, style="bold green" if report.ok else "bold red")
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from samewire.counted import counted
 from samewire.errors import Invalid
 from samewire.lab.cgroups import Cgroups, Mounts, enter, find_mounts, own_cgroup
 from samewire.lab.cluster import Stack
@@ -91,18 +92,20 @@ class _Builder:
 
     async def build(self, file: Path) -> LabState:
         """All steps in order."""
-        self.progress(f"underlay ({self.plan.cluster.underlay.type.value}), {len(self.plan.nodes)} nodes")
+        self.progress(
+            f"underlay ({self.plan.cluster.underlay.type.value}), {counted(len(self.plan.nodes), 'node')}"
+        )
         await build(self.lab, self.plan)
         self._write_objects("services", [*self.plan.services, *node_objects(self.plan.nodes)])
         await self._servers()
         self.progress("node stacks")
         await self._stacks()
-        self.progress(f"{len(self.plan.pods)} pods")
+        self.progress(counted(len(self.plan.pods), "pod"))
         pods = await self._pods()
         self._write_objects("pods", pod_objects(pods))
         services = service_plans(self.plan.services, self.plan.cluster.services.cluster_cidrs)
         if services:
-            self.progress(f"{len(services)} service{'s' if len(services) > 1 else ''}")
+            self.progress(counted(len(services), "service"))
             wanted = {service.key: is_served(service, pods) for service in services}
             await bounded(_PARALLEL, [self.stacks[node.name].settle(wanted) for node in self.plan.nodes])
         return LabState(

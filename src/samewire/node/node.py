@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 import samewire
+from samewire.counted import counted
 from samewire.errors import Conflict, KernelError, NotFound, SamewireError, Unavailable
 from samewire.hcn.plan.networks import EXTERNAL
 from samewire.hcn.schema import Endpoint, NetworkType
@@ -299,7 +300,7 @@ def _refuse_to_forget(database: Path) -> None:
         pods = sorted(link.name for link in netlink.dump(link_dump()) if is_leftover(link))
     if pods:
         raise Conflict(
-            f"{database} is gone, and {len(pods)} interfaces of pods are there ({pods[0]}, ...). Put the state "
+            f"{database} is gone, and here: {counted(len(pods), 'interface')} of pods ({pods[0]}, ...). Put the state "
             "directory back, or remove them with `samewire uninstall`, and with them the pods' network"
         )
 

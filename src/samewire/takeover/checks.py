@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from samewire.counted import counted
 from samewire.errors import Conflict, NotFound, Unsupported
 from samewire.takeover.model import Found, Journal, Node, OldConf, Places, Tunnel
 
@@ -93,7 +94,7 @@ def check_removal(found: Found, node: Node) -> None:
     guests = found.bridge.guests if found.bridge else ()
     if guests:
         raise Conflict(
-            f"{len(guests)} pods still live on {found.bridge.name if found.bridge else ''}: "
+            f"{counted(len(guests), 'pod')} still on {found.bridge.name if found.bridge else ''}: "
             f"{', '.join(map(str, guests))}; re-create them first (drain the node)"
         )
     writers = [name for name in found.processes if not (found.is_routed and name == FLANNELD)]

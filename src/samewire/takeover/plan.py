@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from samewire.counted import counted
 from samewire.errors import Conflict, NotFound
 from samewire.takeover.checks import check_removal
 from samewire.takeover.conflists import ASIDE, NAME, conflist, ranges
@@ -100,7 +101,8 @@ def remove(found: Found, journal: Journal | None, node: Node, places: Places) ->
     steps += [Command(f"remove {name}", ("ip", "link", "delete", name)) for name in devices]
     steps += [
         Command(
-            f"remove {len(rules.chains)} chains and {len(rules.rules)} rules from {rules.tool} {rules.table}",
+            f"remove {counted(len(rules.chains), 'chain')} and {counted(len(rules.rules), 'rule')} "
+            f"from {rules.tool} {rules.table}",
             (f"{rules.tool}-restore", "--noflush", "-w"),
             removal(rules),
         )
@@ -255,7 +257,7 @@ def _routes(bridge: Bridge, subnet: Subnet, own: list[str]) -> Command:
     lines += [f"route delete {_host(text)} dev {device} proto {PROTOCOL}" for text in gone]
     lines.append(f"route flush exact {subnet.prefix} dev {device} proto kernel")
     return _batch(
-        f"{device} holds {len(own)} old pods of {subnet.prefix}, and no longer all of it",
+        f"{device} holds {counted(len(own), 'old pod')} of {subnet.prefix}, and no longer all of it",
         lines,
         subnet.family,
     )
@@ -297,7 +299,8 @@ def _handover(found: Found) -> list[Step]:
 def _network(found: Found, journal: Journal, node: Node) -> MakeNetwork:
     full, old = _with_before(found, journal.found), spared(found, journal, node)
     value = network_object(full, old, node.vxlan_port)
-    what = f"{len(full.remotes or full.hops)} subnets of other nodes, {len(old)} addresses of old pods"
+    subnets = counted(len(full.remotes or full.hops), "subnet")
+    what = f"{subnets} of other nodes, {counted(len(old), 'address', 'addresses')} of old pods"
     kind = "routed" if full.is_routed else f"VNI {full.tunnels[0].vni}"
     # Once flannel's tunnel is down it learns nothing more: what the network has is at least as new.
     leave = () if any(tunnel.up for tunnel in found.tunnels) else ("RemoteSubnetRoute",)

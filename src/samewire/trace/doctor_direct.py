@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from samewire.counted import counted
 from samewire.trace.matching import nexthop
 from samewire.trace.rows import typed_rows
 from samewire.trace.snapshot import Finding, Level, Snapshot
@@ -78,9 +79,9 @@ def _finding(way: _Way, clients: list[str], *, works: bool) -> Finding:
         Level.WARNING if works else Level.ERROR,
         "direct-return",
         way.called,
-        f"{who}, with the address that was called, and {len(clients)} connections have not got past the client's SYN: "
-        f"{but}. A router with strict reverse path filtering (rp_filter=1), a cloud's source check or a stateful "
-        "firewall drops packets whose source is reached by another way",
+        f"{who}, with the address that was called, and {counted(len(clients), 'connection')} did not get past the "
+        f"client's SYN: {but}. A router with strict reverse path filtering (rp_filter=1), a cloud's source check or a "
+        "stateful firewall drops packets whose source is reached by another way",
         "Let the routers on the way filter loosely (net.ipv4.conf.*.rp_filter=2) and switch the source check off, or "
         'give the Service the annotation samewire.io/dsr: "false": then it is translated (SNAT).',
     )

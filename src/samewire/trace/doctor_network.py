@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
+from samewire.counted import counted
 from samewire.hcn.policies import RemoteSubnetRoute, select
 from samewire.hcn.schema import Network, NetworkType
 from samewire.trace.snapshot import Finding, Level, LinkInfo, Snapshot
@@ -251,8 +252,8 @@ def reverse_path_filter(snapshot: Snapshot) -> Iterator[Finding]:
             Level.WARNING,
             "rp-filter",
             nic.name,
-            f"reverse path filtering is strict and has dropped {eaten} packets: answers that come back another way "
-            "(several uplinks, direct server return) are lost",
+            f"reverse path filtering is strict and has dropped {counted(eaten, 'packet')}: answers that come back "
+            "another way (several uplinks, direct server return) are lost",
             f"sysctl -w net.ipv4.conf.{nic.name}.rp_filter=2, if the way back is meant to differ",
         )
 

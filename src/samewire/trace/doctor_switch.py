@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
+from samewire.counted import counted
 from samewire.hcn.schema import ObjectState
 from samewire.trace.context import EndpointInfo
 from samewire.trace.matching import nexthop
@@ -238,7 +239,9 @@ def drops(snapshot: Snapshot) -> Iterator[Finding]:
         if totals[reason]:
             why = explain(reason)
             name = reason.name.lower()
-            message = f"{totals[reason]} packets dropped since the switch was loaded. {why.meaning}"
+            message = (
+                f"{counted(totals[reason], 'packet')} dropped since the switch was loaded. {why.meaning}"
+            )
             yield Finding(level, "drops", name, message, why.remedy)
 
 

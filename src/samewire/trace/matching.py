@@ -6,6 +6,7 @@ from typing import Final, cast
 
 from msgspec import Struct
 
+from samewire.counted import counted
 from samewire.trace.rows import typed_rows
 from samewire.vfp.acl_names import AclNames
 from samewire.vfp.acl_view import AclIndex, AclRuleView
@@ -106,8 +107,8 @@ def acl_text(tables: Entries, port: int, outward: bool, rule: int, names: AclNam
     if rule:
         return called
     if any(not view.rule for view in rules):
-        return f"none of {len(rules) - 1} rules matches: let pass"
-    return f"none of {len(rules)} rules matches"
+        return f"no match in {counted(len(rules) - 1, 'rule')}: let pass"
+    return f"no match in {counted(len(rules), 'rule')}"
 
 
 def nat_text(tables: Entries, port: int, packet: Packet, rule: int) -> str:
