@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.support.node import (
     ip,
     overlay,
 )
+from tests.support.two_nodes import run
 
 pytestmark = pytest.mark.root
 
@@ -121,6 +123,9 @@ def test_a_route_that_names_endpoints_is_theirs_alone(net: NodeNet, node: Daemon
     route = node.request("POST", "/v2/routes", {**named, "Routes": [route_to(SECOND_IP)]})
     obeyed_by("one", "three")
     assert node.differences() == []
+    rules = json.loads(run(node, "vfp", "list-rules", "--object", route["ID"], "--json").stdout)
+    assert [(rule["group"], rule["object"]) for rule in rules] == [("ROUTE_OWN", route["ID"])] * 2
+    assert len({rule["port"] for rule in rules}) == 2
     node.stop(signal.SIGKILL)
     obeyed_by("one", "three")
     node.start()

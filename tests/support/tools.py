@@ -24,7 +24,16 @@ from samewire.hcn.policies import (
     PortMapping,
     RemoteSubnetRoute,
 )
-from samewire.hcn.schema import Endpoint, Ipam, IpConfiguration, Network, NetworkType, RouteEntry, Subnet
+from samewire.hcn.schema import (
+    Endpoint,
+    Ipam,
+    IpConfiguration,
+    Network,
+    NetworkType,
+    Route,
+    RouteEntry,
+    Subnet,
+)
 from samewire.trace.context import EndpointInfo, TraceRun
 from samewire.trace.probe import PROTOCOLS, Probe, build
 from samewire.vfp.acl_names import AclNames
@@ -230,6 +239,9 @@ class FakeNode:
 
     def balancer_owners(self) -> dict[int, str]:
         return {}
+
+    def routes(self, ifindex: int) -> list[Route]:
+        return []
 
     def service_name(self, number: int) -> str:
         return SERVICE_NAMES.get(number, "")

@@ -53,6 +53,7 @@ def daemon(tmp_path: Path) -> Iterator[StubDaemon]:
     with StubDaemon(tmp_path) as stub:
         stub.answers = {
             "GET /v2/switch/ports": (200, ports),
+            "GET /v2/routes": (200, []),
             "GET /v2/switch/ports?endpoint=web-0": (200, [by_id[WEB_PORT]]),
             f"GET /v2/switch/layers?endpoint={WEB_ID}": (200, plain(layer_row(TABLES, NAMES, WEB_PORT))),
             f"GET /v2/switch/flows?endpoint={CLIENT_ID}": (
@@ -86,7 +87,7 @@ def test_layers_and_rules_of_a_port_by_any_name(daemon: StubDaemon, port: str) -
 
 
 def test_rules_of_an_object_without_naming_a_port(daemon: StubDaemon) -> None:
-    row = plain(layer_row(TABLES, NAMES, WEB_PORT, {}, WEB_ID))
+    row = plain(layer_row(TABLES, NAMES, WEB_PORT, None, WEB_ID))
     daemon.answers[f"GET /v2/switch/layers?endpoint={WEB_ID}&object={WEB_ID}"] = (200, row)
     rules = json.loads(vfp(daemon, "list-rules", "--object", WEB_ID, "--json").stdout)
     assert {rule["port"] for rule in rules} == {str(WEB_PORT)}

@@ -15,11 +15,23 @@ from msgspec.structs import replace
 from samewire.hcn.client import AsyncHnsClient
 from samewire.hcn.errors import HcnError
 from samewire.hcn.http import HttpServer, make_app
+from samewire.hcn.schema import Route as HnsRoute
+from samewire.hcn.schema import SdnRoute
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
 from samewire.trace import view_service
 from samewire.trace.model import FlowRow
-from samewire.trace.views import Names, drop_rows, flow_rows, flow_summary, layer_row, port_rows, with_proxies
+from samewire.trace.views import (
+    Names,
+    Owners,
+    drop_rows,
+    flow_rows,
+    flow_summary,
+    layer_row,
+    port_rows,
+    route_owners,
+    with_proxies,
+)
 from samewire.vfp.address import ZERO, parse_address, parse_prefix
 from samewire.vfp.constants import (
     ACL_IN,
@@ -472,8 +484,25 @@ def test_rules_name_the_object_that_made_them() -> None:
         for group in layer.groups
         if layer.name == "ROUTE"
     } == {"ROUTE_OWN": {WEB_ID}, "ROUTE_OUT": {INFOS[0].network_id}}
-    routes = layer_row(compiled(), NAMES, WEB_PORT, {}, INFOS[0].network_id).layers
+    routes = layer_row(compiled(), NAMES, WEB_PORT, None, INFOS[0].network_id).layers
     assert {layer.name for layer in routes if any(group.rules for group in layer.groups)} == {"ROUTE"}
+
+
+def test_the_rules_of_a_route_object_are_its_own() -> None:
+    """Whether it names endpoints or is its network's; of two to one prefix those of the one that counts."""
+    entry = SdnRoute(destination_prefix="10.1.2.3/8", next_hop="10.244.1.9")
+    first, last = (HnsRoute(id=name, endpoint_ids=(WEB_ID,), routes=(entry,)) for name in ("FIRST", "LAST"))
+    tables, owners = with_own_route(compiled()), Owners({}, route_owners([first, last]))
+    [rule] = [
+        (layer.name, group.name, rule.object)
+        for layer in layer_row(tables, NAMES, WEB_PORT, owners, "LAST").layers
+        for group in layer.groups
+        for rule in group.rules
+    ]
+    assert rule == ("ROUTE", "ROUTE_OWN", "LAST")
+    assert route_owners([replace(first, endpoint_ids=())]) == {
+        ("ROUTE_OUT", "destination 10.0.0.0/8"): "FIRST"
+    }
 
 
 def test_a_load_balancers_rules_are_found_among_too_many() -> None:
@@ -483,7 +512,7 @@ def test_a_load_balancers_rules_are_found_among_too_many() -> None:
         replace(key, port=port): replace(value, service=port) for port in range(1, 200)
     }
     tables: Entries = {**compiled(), "sw_services": services}
-    owners = {port: f"LB-{port}" for port in range(1, 200)}
+    owners = Owners({port: f"LB-{port}" for port in range(1, 200)})
     row = layer_row(tables, NAMES, WEB_PORT, owners, "LB-7")
     [rule] = [rule for layer in row.layers for group in layer.groups for rule in group.rules]
     assert (rule.id, rule.object) == (7, "LB-7")

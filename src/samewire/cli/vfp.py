@@ -70,8 +70,8 @@ def list_layers(socket: str, port: str, as_document: bool) -> None:
 def list_rules(socket: str, port: str, layer: str, group: str, name: str, as_document: bool) -> None:
     """The rules of a port. Their numbers are those that drops, flows and traces name.
 
-    Those of an object without --port: of an endpoint at its own port; of others at one pod of each network, the
-    uplink, the tunnel and the host.
+    Those of an object without --port: of an endpoint at its own port, of a route that names endpoints at theirs; of
+    others at one pod of each network, the uplink, the tunnel and the host.
     """
     if not (port or name):
         raise click.UsageError("--port or --object is needed")
@@ -262,15 +262,24 @@ def _layers(socket: str, name: str, made_by: str = "") -> Json:
 
 
 def _ports_of(socket: str, made_by: str) -> list[str]:
-    """The ports at which the rules of an object may be: its own, else one of each sort, as they are alike."""
+    """The ports at which the rules of an object may be: its own or those of the endpoints that it names, else one of
+    each sort, as they are alike.
+    """
+    from samewire.hcn.client import HnsClient
+
     ports: list[Json] = _get(socket, "ports")
-    found: dict[tuple[str, str], str] = {}
+    routes: list[Json] = HnsClient(socket).get_json("/v2/routes")
+    named = {made_by.upper()}.union(
+        *(route.get("HostComputeEndpoints", ()) for route in routes if route["ID"] == made_by.upper())
+    )
+    own: list[str] = []
+    alike: dict[tuple[str, str], str] = {}
     for port in ports:
         endpoint = port.get("endpoint") or {}
-        if endpoint.get("id", "") == made_by.upper():
-            return [str(port["id"])]
-        found.setdefault((port["kind"], endpoint.get("network", "")), str(port["id"]))
-    return list(found.values())
+        if endpoint.get("id", "") in named:
+            own.append(str(port["id"]))
+        alike.setdefault((port["kind"], endpoint.get("network", "")), str(port["id"]))
+    return own or list(alike.values())
 
 
 def _rules(port: Json, layer: str, group: str) -> Iterator[Json]:

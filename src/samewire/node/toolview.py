@@ -13,6 +13,7 @@ import msgspec
 import structlog
 
 from samewire.errors import NotFound, SamewireError
+from samewire.hcn.schema import Route
 from samewire.kernel import sysctl
 from samewire.kernel.bpf import BpfObject, SkbContext
 from samewire.kernel.netns import NetNamespace
@@ -90,6 +91,17 @@ class ToolView:
     def balancer_owners(self) -> dict[int, str]:
         """The load balancers by the numbers of their services."""
         return self._node.switch.balancers.owners()
+
+    def routes(self, ifindex: int) -> list[Route]:
+        """The route objects that the pod at a port obeys."""
+        state = self._node.store.state
+        endpoint = state.endpoint(self._node.switch.ports.endpoint_of(ifindex))
+        if endpoint is None:
+            return []
+        shared = [
+            route for route in state.routes_of_network(endpoint.network_id) if not route.is_of_endpoints
+        ]
+        return shared + [route for route in state.routes_of_endpoint(endpoint.id) if route.is_of_endpoints]
 
     def service_name(self, number: int) -> str:
         """What Kubernetes, or else HNS, calls a service of the switch."""

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from samewire.hcn.policies import PortName, first
 from samewire.hcn.query import state_of
-from samewire.hcn.schema import Endpoint
+from samewire.hcn.schema import Endpoint, Route
 from samewire.hcn.switch import StoreView
 from samewire.vfp.acl_names import AclNames
 from samewire.vfp.constants import Arrival
@@ -82,6 +82,12 @@ class TraceContext(Protocol):
 
     def balancer_owners(self) -> Mapping[int, str]:
         """The load balancers by the numbers of their services. Called on the event loop."""
+        ...
+
+    def routes(self, ifindex: int) -> Sequence[Route]:
+        """The route objects that the pod at a port obeys, as they are compiled: of two to one prefix the last one
+        counts. Called on the event loop.
+        """
         ...
 
     def service_name(self, number: int) -> str:

@@ -17,12 +17,14 @@ from samewire.trace.context import TraceContext
 from samewire.trace.names import find_endpoint
 from samewire.trace.views import (
     Names,
+    Owners,
     drop_event,
     drop_rows,
     flow_rows,
     flow_summary,
     layer_row,
     port_rows,
+    route_owners,
     with_proxies,
 )
 from samewire.vfp.constants import TICK_SHIFT
@@ -79,18 +81,19 @@ class _Views:
         counts = {"sw_flow_counts": self._context.rows("sw_flow_counts")}
         tables = {**await self._read(*compiled, *_RULE_COUNTS), **counts}
         names = self._names()
-        owners, only = self._context.balancer_owners(), request.query.get("object", "").upper()
+        balancers, only = self._context.balancer_owners(), request.query.get("object", "").upper()
         query = request.query.get("endpoint", "")
         if query in _SPECIAL:
             found = [row.id for row in port_rows(tables, names) if row.kind == query]
             if not found:
                 raise NotFound("port", query)
-            return json_response(layer_row(tables, names, found[0], owners, only))
+            return json_response(layer_row(tables, names, found[0], Owners(balancers), only))
         if not query:
             raise Invalid(
                 "endpoint", f"layers of which port? an endpoint's name, or one of {', '.join(_SPECIAL)}"
             )
         port = self._port(request)
+        owners = Owners(balancers, route_owners(self._context.routes(port)))
         row = layer_row(tables, names, port, owners, only, self._context.acl_names(port))
         return json_response(with_proxies(row, self._context.proxies(port), only))
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 
+from samewire.hcn.schema import Route as HnsRoute
 from samewire.trace.context import EndpointInfo
 from samewire.trace.model import DropEventView, DropRow, FlowEnd, FlowRow, FlowSummary, PortRow, TupleView
 from samewire.trace.reasons import explain
 from samewire.trace.rows import typed_rows
 from samewire.trace.traffic import Traffic
 from samewire.vfp.acl_names import AclNames
-from samewire.vfp.address import address_text
+from samewire.vfp.address import address_text, parse_prefix
 from samewire.vfp.constants import TICK_S, Arrival, Counter, Fate, FlowFlag, Layer, Reason, TcpFlag
 from samewire.vfp.counts import layer_count
 from samewire.vfp.layers import GroupView, LayerView, PortView, RuleView, all_ports, port_layers
@@ -59,24 +61,44 @@ def port_rows(tables: Entries, names: Names) -> list[PortRow]:
     return [replace(row, dropped=dropped.get(row.id, 0)) for row in rows]
 
 
+class Owners(Struct, frozen=True):
+    """Who else than a port's endpoint and network makes rules of it. ``balancers``: load balancers by the numbers of
+    their services; ``routes``: route objects by the group and the condition of a rule.
+    """
+
+    balancers: Mapping[int, str] = {}
+    routes: Mapping[tuple[str, ...], str] = {}
+
+
+def route_owners(routes: Iterable[HnsRoute]) -> dict[tuple[str, ...], str]:
+    """Whose the rules of some route objects are, which are all that a pod obeys."""
+    found: dict[tuple[str, ...], str] = {}
+    for route in routes:
+        group = "ROUTE_OWN" if route.is_of_endpoints else "ROUTE_OUT"
+        for entry in route.routes:
+            prefix = parse_prefix(entry.destination_prefix)
+            found[group, f"destination {prefix}"] = route.id
+    return found
+
+
 def layer_row(
     tables: Entries,
     names: Names,
     ifindex: int,
-    owners: Mapping[int, str] | None = None,
+    owners: Owners | None = None,
     only: str = "",
     acl: AclNames | None = None,
 ) -> PortRow:
     """One port with its layers, groups and rules. Raises NotFound.
 
-    ``owners``: load balancers by the numbers of their services; ``only``: rules of this object alone; ``acl``: names of
-    the port's ACL rules and sets.
+    ``only``: rules of this object alone; ``acl``: names of the port's ACL rules and sets.
     """
-    known = owners or {}
-    if only in known.values():  # before they are too many to be shown
+    known = owners or Owners()
+    balancers = known.balancers
+    if only in balancers.values():  # before they are too many to be shown
         services = typed_rows(tables, "sw_services", ServiceKey, Service)
         wanted: dict[Record, Record] = {
-            key: value for key, value in services if known.get(value.service) == only
+            key: value for key, value in services if balancers.get(value.service) == only
         }
         tables = {**tables, "sw_services": wanted}
     row = _port_row(port_layers(tables, ifindex, names=acl), names, layers=True)
@@ -113,10 +135,10 @@ def with_proxies(row: PortRow, rules: Sequence[ProxyRule], only: str = "") -> Po
     if not rules:
         return row
     layer = proxy_layer(rules)
-    return replace(row, layers=(replace(layer, groups=_owned(row, layer, {}, only)), *row.layers))
+    return replace(row, layers=(replace(layer, groups=_owned(row, layer, Owners(), only)), *row.layers))
 
 
-def _owned(row: PortRow, layer: LayerView, owners: Mapping[int, str], only: str) -> tuple[GroupView, ...]:
+def _owned(row: PortRow, layer: LayerView, owners: Owners, only: str) -> tuple[GroupView, ...]:
     """The groups of a layer, each rule with the object that made it."""
     found = []
     for group in layer.groups:
@@ -125,11 +147,13 @@ def _owned(row: PortRow, layer: LayerView, owners: Mapping[int, str], only: str)
     return tuple(found)
 
 
-def _owner(row: PortRow, group: str, rule: RuleView, owners: Mapping[int, str]) -> str:
+def _owner(row: PortRow, group: str, rule: RuleView, owners: Owners) -> str:
     if group.startswith("LB_"):
-        return owners.get(rule.id, "")
+        return owners.balancers.get(rule.id, "")
     if row.endpoint is None:
         return ""
+    if route := owners.routes.get((group, *rule.conditions)):
+        return route
     of_network = group == "ROUTE_OUT" or rule.name.startswith("network")
     return row.endpoint.network_id if of_network else row.endpoint.id
 
