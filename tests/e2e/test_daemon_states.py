@@ -128,11 +128,17 @@ def test_networks_without_their_uplink_are_degraded(net: NodeNet, node: DaemonPr
     told = Told(node)
     network, endpoint, space = made(node, net.pod())
     nat = node.request("POST", "/v2/networks", {"Name": "nat", "Type": "NAT"})["ID"]
+    policies = [{"Type": "VLAN", "Settings": {"IsolationId": 7}}]
+    tagged = node.request("POST", "/v2/networks", {"Name": "vlan", "Type": "L2Bridge", "Policies": policies})[
+        "ID"
+    ]
     change(node, space, "Add", endpoint)
     ip("link", "set", "eth0", "name", "away", netns_name=net.node)
     told.wait("networks", network, DEGRADED)
+    told.wait("networks", tagged, DEGRADED)
     assert "uplink" in node.request("GET", f"/v2/networks/{network}")["Health"]["Data"]["Error"]
     assert told.state("networks", nat) == CREATED
     assert told.state("endpoints", endpoint) == SHARING, "pods of the node still reach each other"
     ip("link", "set", "away", "name", "eth0", netns_name=net.node)
     told.wait("networks", network, CREATED)
+    told.wait("networks", tagged, CREATED)
