@@ -1,4 +1,4 @@
-"""podman with CNI networks, with Debian's bridge plugin (the control) and with Samewire on a NAT and an overlay network."""
+"""podman with CNI networks: Debian's bridge plugin (the control), and Samewire on a NAT and an overlay network."""
 
 from __future__ import annotations
 
