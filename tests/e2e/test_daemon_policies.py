@@ -376,6 +376,32 @@ def test_namespaces_of_every_type(pods: Pods) -> None:
         assert flat["CompartmentId"] == found["NamespaceId"] > 1
 
 
+@pytest.mark.parametrize("count", [2, 65])
+def test_the_name_of_a_policy_that_has_gone_is_not_given_again_after_a_restart(
+    pods: Pods, count: int
+) -> None:
+    """Drops, counters and traces go by these names."""
+    nat = pods.network(network("NAT", "10.50.0.0/24", "10.50.0.1"))
+    path = f"/v2/endpoints/{pods.add(nat)[1]['ID']}"
+    rules = [acl("Allow", 100 + number) for number in range(count + 1)]
+
+    def names() -> list[int]:
+        extra = pods.node.request("POST", f"{path}/query", {"Flags": 1})["Health"].get("Extra", {})
+        return list(extra.get("PolicyNumbers", ()))
+
+    def change(how: str, *policies: Json) -> None:
+        settings = {"Policies": list(policies)}
+        body = {"ResourceType": "Policy", "RequestType": how, "Settings": settings}
+        pods.node.request("POST", path, body)
+
+    change("Add", *rules[:count])
+    change("Remove", rules[count - 1])
+    pods.node.stop()
+    pods.node.start()
+    change("Add", rules[count])
+    assert names() == [*range(1, count), count + 1]
+
+
 def test_a_reboot(net: NodeNet, node: DaemonProcess) -> None:
     """Namespaces and the kernel's tables are gone, and the boot is another one; the database is there."""
     pods = Pods(net, node)

@@ -79,7 +79,7 @@ def check(present: PolicyList) -> None:
     fresh = Numbered(tuple(present), tuple(present.numbers))
     assert list(present.numbers) == sorted(set(present.numbers))
     assert len({name_of(number) for number in present.numbers}) == len(present)
-    assert all(0 < name_of(number) <= present._last_name for number in present.numbers)
+    assert all(0 < name_of(number) <= present.last_name for number in present.numbers)
     for kind in KINDS:
         assert tuple(map(tuple, present.group(kind))) == tuple(map(tuple, fresh.group(kind)))
     for keys in KEYS:
@@ -125,6 +125,7 @@ def test_what_is_stored_comes_back(start: list[Policy], long: bool, changes: lis
                 assert found is not None
                 assert found == after
                 assert tuple(numbered(found.policies).numbers) == tuple(numbered(after.policies).numbers)
+                assert numbered(found.policies).last_name == numbered(after.policies).last_name
                 check(numbered(found.policies))
         finally:
             store.close()

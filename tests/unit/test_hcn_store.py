@@ -14,12 +14,13 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from msgspec.structs import replace
 
 from samewire.errors import Exhausted
 from samewire.hcn import checkpoint, policy_rows
 from samewire.hcn import store as store_module
 from samewire.hcn.errors import StoreError
-from samewire.hcn.numbered import numbered
+from samewire.hcn.numbered import name_of, numbered
 from samewire.hcn.policies import AclDirection, OtherPolicy, PortMapping, SetPolicy, TierAcl
 from samewire.hcn.policy_lists import BULKY, MANY, PolicyList
 from samewire.hcn.policy_rows import statements
@@ -405,8 +406,15 @@ def test_kill_9_between_the_steps_of_a_transaction(path: Path, last: str) -> Non
         assert store.allocate_number("scope", "next") == max(numbers.values()) + 1
 
 
+def as_version_4(db: sqlite3.Connection) -> None:
+    """Make of a file what version 4 would have written."""
+    db.execute("ALTER TABLE objects DROP COLUMN last_name")
+    db.execute("PRAGMA user_version = 4")
+
+
 def as_version_3(db: sqlite3.Connection) -> None:
     """Make of a file without rows of policies what version 3 would have written."""
+    as_version_4(db)
     assert db.execute("SELECT count(*) FROM policies").fetchone() == (0,)
     db.execute("DROP TABLE policies")
     db.execute("ALTER TABLE objects DROP COLUMN numbers")
@@ -483,6 +491,39 @@ def test_a_database_of_version_3_keeps_its_policies(
     with sqlite3.connect(path) as db:
         assert db.execute("SELECT count(*) FROM policies").fetchone() == (count if count > MANY else 0,)
     db.close()
+
+
+@pytest.mark.parametrize("count", [2, MANY + 1, MANY + 2])
+def test_the_name_of_the_newest_policy_is_not_given_again_after_a_restart(path: Path, count: int) -> None:
+    policies = PolicyList(mappings(count))
+    less = policies.edited(gone=[policies.numbers[-1]])
+    before, after = (Endpoint(id="A", policies=which) for which in (policies, less))
+    with opened(path) as store:
+        put(store, before)
+        store.commit([Change(Kind.ENDPOINT, "A", before, after)])
+    for _ in range(2):
+        with opened(path) as store:
+            found = store.state.endpoint("A")
+            assert found == after
+            more = numbered(found.policies).edited(new=[PortMapping(protocol=6)])
+            assert name_of(more.numbers[-1]) == count + 1
+            store.commit([Change(Kind.ENDPOINT, "A", found, replace(found, name="B"))])
+            store.commit([Change(Kind.ENDPOINT, "A", store.state.endpoint("A"), found)])
+
+
+@pytest.mark.parametrize("count", [2, MANY + 1])
+def test_a_database_of_version_4_keeps_its_policies(path: Path, count: int) -> None:
+    policies = PolicyList(mappings(count))
+    with opened(path) as store:
+        put(store, Endpoint(id="A", policies=policies.edited(gone=[policies.numbers[0]])))
+    with sqlite3.connect(path) as db:
+        as_version_4(db)
+    db.close()
+    with opened(path) as store:
+        assert kept_numbers(store) == tuple(policies.numbers[1:])
+        found = store.state.endpoint("A")
+        assert found is not None
+        assert numbered(found.policies).last_name == count
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from samewire.hcn.policy_rows import POLICIES, moved_apart
 
 OBJECTS = """CREATE TABLE objects (
     kind TEXT NOT NULL, id TEXT NOT NULL, position INTEGER PRIMARY KEY, boot_id TEXT NOT NULL,
-    json BLOB NOT NULL, numbers TEXT, apart INTEGER NOT NULL DEFAULT 0, UNIQUE (kind, id)
+    json BLOB NOT NULL, numbers TEXT, apart INTEGER NOT NULL DEFAULT 0, last_name INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (kind, id)
 );"""
 _OBJECTS_3 = """CREATE TABLE objects (
     kind TEXT NOT NULL, id TEXT NOT NULL, position INTEGER PRIMARY KEY, boot_id TEXT NOT NULL,
@@ -80,5 +81,10 @@ def _to_4(db: sqlite3.Connection) -> None:
             db.execute("UPDATE objects SET json = ?, apart = ? WHERE kind = ? AND id = ?", row)
 
 
-MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _to_2, 2: _to_3, 3: _to_4}
+def _to_5(db: sqlite3.Connection) -> None:
+    """The name that was given last to a policy of an object: that one may have gone."""
+    db.execute("ALTER TABLE objects ADD COLUMN last_name INTEGER NOT NULL DEFAULT 0")
+
+
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _to_2, 2: _to_3, 3: _to_4, 4: _to_5}
 """What brings a file of version N to N + 1; run in one transaction with the new version number."""

@@ -64,16 +64,20 @@ class Numbered(tuple[T, ...]):
     """Items in order, with ascending numbers. A plain tuple in all else; equal to one with the same items."""
 
     numbers: Sequence[int]
-    _last_name: int
+    last_name: int
+    """The highest one that was ever given, here or in a list that this one was made of."""
     _memo: dict[Any, Any]
     _self: object
     _origin: tuple[object, Difference] | None
 
-    def __new__(cls, items: Iterable[T] = (), numbers: Sequence[int] | None = None) -> Numbered[T]:
-        """``numbers``: those of the items; new ones if there are none yet."""
+    def __new__(
+        cls, items: Iterable[T] = (), numbers: Sequence[int] | None = None, last_name: int = 0
+    ) -> Numbered[T]:
+        """``numbers``: those of the items; new ones if there are none yet. ``last_name``: at least."""
         made = super().__new__(cls, items)
         made.numbers = range(_STEP, _STEP * (len(made) + 1), _STEP) if numbers is None else numbers
-        made._last_name = max(map(name_of, numbers), default=0) if numbers is not None else len(made)
+        made.last_name = max(map(name_of, numbers), default=0) if numbers is not None else len(made)
+        made.last_name = max(last_name, made.last_name)
         made._memo = {}
         made._self = object()
         made._origin = None
@@ -164,13 +168,13 @@ class Numbered(tuple[T, ...]):
         else:
             kept = tuple(_Edit(edit.gone, {}, numbers).carry_out(self.numbers))
         made: Numbered[T] = super().__new__(Numbered, edit.carry_out(self))
-        made.numbers, made._last_name = kept, self._last_name + sum(map(len, numbers.values()))
+        made.numbers, made.last_name = kept, self.last_name + sum(map(len, numbers.values()))
         made._memo, made._self, made._origin = {}, object(), None
         return made
 
     def _new_numbers(self, coming: Mapping[int, Sequence[T]]) -> dict[int, Sequence[int]] | None:
         """Numbers for items that come, by the place before which they do; None when there are none left."""
-        name = self._last_name
+        name = self.last_name
         found: dict[int, Sequence[int]] = {}
         for place, items in coming.items():
             low = self.numbers[place - 1] >> NAME_BITS if place else 0

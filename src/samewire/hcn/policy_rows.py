@@ -1,7 +1,8 @@
 """How policies are stored: few with their object, many as rows of their own.
 
 One policy more or less of thousands writes its own row, and the object without its policies. An object's row says how
-many rows there are beside it: one that is missing is damage, and not a policy less.
+many rows there are beside it: one that is missing is damage, and not a policy less. It says, too, which name was given
+last: whose policy has gone, it is not given again.
 """
 
 from __future__ import annotations
@@ -44,15 +45,17 @@ def _policies(value: Object | None) -> PolicyList:
     return numbered(value.policies if isinstance(value, Endpoint | Network) else ())
 
 
-def stored(value: Object | None) -> tuple[Object | None, str | None, int]:
+def stored(value: Object | None) -> tuple[Object | None, str | None, int, int]:
     """An object's own row: without the policies that have rows of their own, and how many those are; else the numbers
-    of its policies, None for those of a list that is as it was made.
+    of its policies, None for those of a list that is as it was made. Last, the name that was given last, 0 for such a
+    list.
     """
     policies = _policies(value)
+    as_made = isinstance(policies.numbers, range)
+    last_name = 0 if as_made else policies.last_name
     if isinstance(value, Endpoint | Network) and is_long(policies):
-        return msgspec.structs.replace(value, policies=()), None, len(policies)
-    numbers = None if isinstance(policies.numbers, range) else _encode(policies.numbers).decode()
-    return value, numbers, 0
+        return msgspec.structs.replace(value, policies=()), None, len(policies), last_name
+    return value, None if as_made else _encode(policies.numbers).decode(), 0, last_name
 
 
 def statements(change: Change) -> Iterator[Statement]:
@@ -77,7 +80,9 @@ def put(kind: str, object_id: str, rows: list[tuple[int, str]]) -> Statement:
     return PUT, (kind, object_id, _encode(rows).decode())
 
 
-def restored(value: Object, numbers: str | None, apart: int, rows: list[tuple[int, str]]) -> Object:
+def restored(
+    value: Object, numbers: str | None, apart: int, last_name: int, rows: list[tuple[int, str]]
+) -> Object:
     """An object with its policies, of what is stored of them. Raises ValueError, msgspec.MsgspecError."""
     if len(rows) != apart:
         raise ValueError(f"{apart} policies are stored apart, {len(rows)} of them are there")
@@ -86,12 +91,13 @@ def restored(value: Object, numbers: str | None, apart: int, rows: list[tuple[in
     policies: PolicyList
     if rows:
         policies = Numbered(
-            [_decoder().decode(text) for _, text in rows], tuple(number for number, _ in rows)
+            [_decoder().decode(text) for _, text in rows], tuple(number for number, _ in rows), last_name
         )
     else:
         policies = Numbered(
             value.policies,
             msgspec.json.decode(numbers, type=tuple[int, ...]) if numbers is not None else None,
+            last_name,
         )
         if len(policies.numbers) != len(policies):
             raise ValueError(f"{len(policies)} policies have {len(policies.numbers)} numbers")

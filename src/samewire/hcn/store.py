@@ -36,7 +36,7 @@ from samewire.hcn.storefile import create_if_absent, explain, hold_directory, id
 from samewire.hcn.switch import Change
 
 APPLICATION_ID = 0x53776972  # "Swir": tells our file from any other SQLite file
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MAX_NUMBER = 2**32 - 1
 
 _SCHEMA = f"""
@@ -60,9 +60,11 @@ _DELETE = "DELETE FROM objects WHERE kind = ? AND id = ?"
 _PUT = """INSERT INTO objects
     SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), ? + key, ?,
         substr(?, json_extract(value, '$[2]'), json_extract(value, '$[3]')),
-        json_extract(value, '$[4]'), coalesce(json_extract(value, '$[5]'), 0)
+        json_extract(value, '$[4]'), coalesce(json_extract(value, '$[5]'), 0),
+        coalesce(json_extract(value, '$[6]'), 0)
     FROM json_each(?) WHERE true
-    ON CONFLICT (kind, id) DO UPDATE SET json = excluded.json, numbers = excluded.numbers, apart = excluded.apart"""
+    ON CONFLICT (kind, id) DO UPDATE SET json = excluded.json, numbers = excluded.numbers, apart = excluded.apart,
+        last_name = excluded.last_name"""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -267,12 +269,13 @@ class Store:
             "SELECT * FROM policies ORDER BY kind, id, number"
         ):
             apart.setdefault((kind, object_id), []).append((number, text))
-        for kind, object_id, position, data, numbers, beside in self._db.execute(
-            "SELECT kind, id, position, json, numbers, apart FROM objects ORDER BY position"
+        for kind, object_id, position, data, numbers, beside, last_name in self._db.execute(
+            "SELECT kind, id, position, json, numbers, apart, last_name FROM objects ORDER BY position"
         ):
             try:
+                rows = apart.pop((kind, object_id), [])
                 value = policy_rows.restored(
-                    _decoder(Kind(kind)).decode(data), numbers, beside, apart.pop((kind, object_id), [])
+                    _decoder(Kind(kind)).decode(data), numbers, beside, last_name, rows
                 )
             except (ValueError, msgspec.MsgspecError) as error:
                 raise StoreError(str(self.path), f"{kind} {object_id} cannot be read: {error}") from error
