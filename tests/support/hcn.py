@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -66,8 +66,8 @@ class FakeSwitch:
     def facts(self) -> NodeFacts:
         return self.node
 
-    def usable_port(self, protocol: int, ports: Iterable[int]) -> int | None:
-        return next((port for port in ports if (protocol, port) not in self.ports_in_use), None)
+    def usable_ports(self) -> Callable[[int, int], bool]:
+        return lambda protocol, port: (protocol, port) not in self.ports_in_use
 
     async def endpoint_stats(self, endpoint: Endpoint) -> EndpointStats:
         return EndpointStats(bytes_sent=len(endpoint.id))

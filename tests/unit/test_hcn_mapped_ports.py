@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from samewire.errors import Exhausted
+from samewire.hcn.errors import HcnError
 from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerPortMapping
 from samewire.hcn.modify import ModifySettingRequest, PolicySettings, RequestType
-from samewire.hcn.plan import mapped_ports
-from samewire.hcn.policies import QOS, NatFlags, Policy, PortMapping, select
+from samewire.hcn.plan import endpoints, mapped_ports
+from samewire.hcn.policies import QOS, NatFlags, Policy, PortMapping, mapping_family, select
 from samewire.hcn.schema import Endpoint, Kind, Network
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
@@ -104,6 +106,51 @@ async def test_who_says_very_much_again_is_answered_at_once(
     again = (mapping(internal_port=number) for number in reversed(internal))
     assert sorted(ports(await modify(service, one, RequestType.UPDATE, *again))) == ports(one)
     assert copies <= 3 * len(internal)
+
+
+async def test_what_the_kernel_keeps_back_is_read_once_for_all(
+    service: HnsService, switch: FakeSwitch, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    usable = switch.usable_ports
+
+    def counted() -> Callable[[int, int], bool]:
+        nonlocal asked
+        asked += 1
+        return usable()
+
+    monkeypatch.setattr(switch, "usable_ports", counted)
+    one = await create(service, network, *(mapping(internal_port=number) for number in range(1, 101)))
+    assert ports(one) == list(range(FIRST, FIRST + 100))
+    assert asked == 1
+
+
+@pytest.mark.parametrize("kept", [{}, {"vip": "fd00::9"}, {"flags": 2}])
+async def test_one_port_at_very_many_addresses_is_not_compared_with_itself(
+    service: HnsService, network: Network, monkeypatch: pytest.MonkeyPatch, kept: dict[str, Any]
+) -> None:
+    """Neither when all come at once, nor when one comes beside them."""
+    asked = 0
+    family = mapping_family
+
+    def counted(*of: Any) -> int:
+        nonlocal asked
+        asked += 1
+        return family(*of)
+
+    monkeypatch.setattr(endpoints, "mapping_family", counted)
+    several = [mapping(80, vip=f"10.9.{number}.1") for number in range(200)]
+    six = mapping(80, **kept) if kept else mapping(81)
+    one = await create(service, network, *several, six)
+    assert asked <= 4 * len(several)
+    asked = 0
+    await modify(service, one, RequestType.ADD, mapping(80, vip="10.10.0.1"))
+    assert asked <= 3
+    for taken in (several[7], mapping(80)):
+        with pytest.raises(HcnError, match="port 80 of protocol 6 is mapped to port 80 of endpoint"):
+            await modify(service, one, RequestType.ADD, taken)
+        with pytest.raises(HcnError, match="port 80 of protocol 6 is mapped to port 80 of endpoint"):
+            await create(service, network, taken)
 
 
 async def test_when_there_is_none_left(

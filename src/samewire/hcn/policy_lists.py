@@ -87,6 +87,11 @@ def mapped_ports(policy: Policy) -> tuple[tuple[int, int], ...]:
     return ((policy.protocol, policy.external_port),) if isinstance(policy, PortMapping) else ()
 
 
+def mapped_places(policy: Policy) -> tuple[tuple[int, int, str], ...]:
+    """The same with the address, "" for every one of the node."""
+    return tuple((*port, policy.vip) for port in mapped_ports(policy) if isinstance(policy, PortMapping))
+
+
 def sets_of(policy: Policy) -> Iterable[str]:
     """The ids of the sets that a policy names, each once."""
     return dict.fromkeys(sets_named(policy))

@@ -210,7 +210,7 @@ class HnsService:
             task.exception()  # marks it as seen: the caller may have gone
 
     def _context(self) -> Context:
-        return Context(self.view, self._switch.facts(), self._pool, self._switch.usable_port)
+        return Context(self.view, self._switch.facts(), self._pool, self._switch.usable_ports)
 
     async def _transaction(self, plan: Plan) -> Sequence[Change]:
         async with self._lock:

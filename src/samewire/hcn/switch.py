@@ -6,7 +6,7 @@ or none, and only then does the service write them to the store.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -114,9 +114,9 @@ class Switch(Protocol):
         """Return what the node knows of itself now."""
         ...
 
-    def usable_port(self, protocol: int, ports: Iterable[int]) -> int | None:
-        """Return the first of some ports of the node that no socket uses and that is reserved for nothing, None when
-        there is none. Raises SamewireError.
+    def usable_ports(self) -> Callable[[int, int], bool]:
+        """Return what says of a protocol and a port of the node, for one request, that no socket uses it and that it is
+        reserved for nothing. Both raise SamewireError.
         """
         ...
 

@@ -25,7 +25,7 @@ from samewire.kernel.rtnetlink import Netlink
 from samewire.node import links, proxies
 from samewire.node.balancers import Balancers
 from samewire.node.bindings import in_order
-from samewire.node.freeports import usable_port
+from samewire.node.freeports import usable_ports
 from samewire.node.hooks import Hooks
 from samewire.node.hostnet import HostNet
 from samewire.node.numbers import Key, StoreNumbers
@@ -96,7 +96,7 @@ class NodeSwitch:
         self.suspect = asyncio.Event()
         """Set when the kernel may differ from what is wanted: the audit should look."""
         self.netns_identity = identity_text
-        self.usable_port = usable_port
+        self.usable_ports = usable_ports
         self._hcn_facts = hcn_facts
         self._generation = kernel.tables.generation()
         with NetNamespace("/proc/thread-self/ns/net") as own:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable
 
 from samewire.errors import KernelError
 from samewire.node.devices import reserved_ports
@@ -13,13 +13,13 @@ from samewire.node.portranges import parse_ports
 _TYPES = {socket.IPPROTO_TCP: socket.SOCK_STREAM, socket.IPPROTO_UDP: socket.SOCK_DGRAM}
 
 
-def usable_port(protocol: int, ports: Iterable[int]) -> int | None:
-    """Return the first of some ports (of TCP or UDP) that no socket of the node has, at whichever address, and that is
-    not reserved: for outbound NAT, for node ports, for another mapping, or by the administrator. None when there is
-    none. Raises KernelError.
+def usable_ports() -> Callable[[int, int], bool]:
+    """Return what says of a protocol (TCP or UDP) and a port that no socket of the node has it, at whichever address,
+    and that it is not reserved: for outbound NAT, for node ports, for another mapping, or by the administrator. What is
+    reserved is read now, and not again. Both raise KernelError.
     """
     reserved = parse_ports(reserved_ports())
-    return next((port for port in ports if not reserved >> port & 1 and not _in_use(protocol, port)), None)
+    return lambda protocol, port: not reserved >> port & 1 and not _in_use(protocol, port)
 
 
 def _in_use(protocol: int, port: int) -> bool:

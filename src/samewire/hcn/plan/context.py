@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import msgspec
 
@@ -15,14 +15,14 @@ from samewire.hcn.switch import Change, NodeFacts
 
 
 class Context(msgspec.Struct, frozen=True):
-    """The objects as they are, the node, and where addresses and ports come from (``usable_port``: see
+    """The objects as they are, the node, and where addresses and ports come from (``usable_ports``: see
     `samewire.hcn.switch.Switch`).
     """
 
     view: View
     facts: NodeFacts
     pool: Pool
-    usable_port: Callable[[int, Iterable[int]], int | None]
+    usable_ports: Callable[[], Callable[[int, int], bool]]
 
 
 def get_network(view: View, network_id: str) -> Network:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import msgspec
@@ -29,7 +29,7 @@ from samewire.hcn.plan.members import routes_without, without_endpoints
 from samewire.hcn.plan.policies import add_policies, check_sets, remove_policies, without_policies
 from samewire.hcn.plan.uplink import check_constraint, check_translation, check_vlans
 from samewire.hcn.policies import Policy, PortMapping, SDNRoute, mapping_family, select
-from samewire.hcn.policy_lists import mapped_ports
+from samewire.hcn.policy_lists import PolicyList, mapped_places, mapped_ports
 from samewire.hcn.schema import Endpoint, Kind, Namespace, NamespaceType, Network, NetworkType
 from samewire.hcn.state import View
 from samewire.hcn.switch import Change
@@ -240,19 +240,18 @@ def _check_mappings(view: View, endpoint: Endpoint, new: Iterable[int]) -> None:
     One that outbound NAT uses, too, may be mapped, as on Windows: NAT takes a port for a connection to one remote
     address and port, and another one where a mapped connection from there is.
     """
+    own = numbered(endpoint.policies)
     for mine in new:
-        policy = cast(PortMapping, numbered(endpoint.policies).at(mine))
-        port = policy.protocol, policy.external_port
-        elsewhere = [other for other in view.endpoints_of_mapping(*port) if other.id != endpoint.id]
-        others = [
-            (other, cast(PortMapping, policies.at(number)))
-            for other in (*elsewhere, endpoint)
-            for policies in (numbered(other.policies),)
-            for number in policies.by(mapped_ports).get(port, ())
-            if other is not endpoint or number != mine
-        ]
-        for other, theirs in others:
-            if _same_port(policy, endpoint, theirs, other):
+        policy = cast(PortMapping, own.at(mine))
+        family = mapping_family(policy, endpoint.addresses)
+        elsewhere = view.endpoints_of_mapping(policy.protocol, policy.external_port)
+        for other in (*(other for other in elsewhere if other.id != endpoint.id), endpoint):
+            policies = numbered(other.policies)
+            for number in _at_the_same_place(policies, policy):
+                theirs = cast(PortMapping, policies.at(number))
+                itself = other is endpoint and number == mine
+                if itself or family != mapping_family(theirs, other.addresses):
+                    continue
                 raise HcnError(
                     HcnCode.PORT_ALREADY_EXISTS,
                     f"$.Policies: port {policy.external_port} of protocol {policy.protocol} is mapped to "
@@ -260,9 +259,11 @@ def _check_mappings(view: View, endpoint: Endpoint, new: Iterable[int]) -> None:
                 )
 
 
-def _same_port(one: PortMapping, of_one: Endpoint, two: PortMapping, of_two: Endpoint) -> bool:
-    return (
-        (one.protocol, one.external_port) == (two.protocol, two.external_port)
-        and mapping_family(one, of_one.addresses) == mapping_family(two, of_two.addresses)
-        and (one.vip == two.vip or not one.vip or not two.vip)
-    )
+def _at_the_same_place(policies: PolicyList, mapping: PortMapping) -> Iterator[int]:
+    """The numbers of the mappings of the same port of the node, at the same address or at every one."""
+    port = mapping.protocol, mapping.external_port
+    if not mapping.vip:
+        yield from policies.by(mapped_ports).get(port, ())
+        return
+    for vip in (mapping.vip, ""):
+        yield from policies.by(mapped_places).get((*port, vip), ())

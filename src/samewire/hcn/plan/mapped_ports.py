@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Final, cast
 
@@ -36,13 +36,16 @@ def with_ports(context: Context, endpoint: Endpoint, before: tuple[Policy, ...] 
     for policy in reversed(select(before, PortMapping)):
         if (policy.protocol, policy.external_port) not in named:
             kept.setdefault(_replace(policy, external_port=0), []).append(policy)
+    usable = context.usable_ports()
     found: dict[int, Policy] = {}
     for number in asked:
         policy = cast(PortMapping, policies.at(number))
         # Nobody can have reserved a port that was not known.
         policy = _replace(policy, flags=policy.flags & ~NatFlags.EXTERNAL_PORT_RESERVED)
         old = kept.get(policy)
-        policy = old.pop() if old else _replace(policy, external_port=_free_port(context, policy, named))
+        policy = (
+            old.pop() if old else _replace(policy, external_port=_free_port(context, policy, named, usable))
+        )
         named.add((policy.protocol, policy.external_port))
         found[number] = policy
     return _replace(endpoint, policies=policies.edited(instead=found))
@@ -52,23 +55,23 @@ def _left_open(policy: Policy) -> tuple[bool, ...]:
     return (True,) if isinstance(policy, PortMapping) and not policy.external_port else ()
 
 
-def _free_port(context: Context, policy: PortMapping, named: set[tuple[int, int]]) -> int:
+def _free_port(
+    context: Context, policy: PortMapping, named: set[tuple[int, int]], usable: Callable[[int, int], bool]
+) -> int:
     """Return a port that is nobody's, in rotation: what was just freed is not given out again at once."""
     start = context.pool.mapped_port + 1
     start = start if FIRST_PORT <= start <= LAST_PORT else FIRST_PORT
     ports = chain(range(start, LAST_PORT + 1), range(FIRST_PORT, start))
     protocol = policy.protocol
-    free = (
-        port for port in ports if (protocol, port) not in named and not _spoken_for(context, policy, port)
+    for port in ports:
+        if (protocol, port) in named or _spoken_for(context, policy, port) or not usable(protocol, port):
+            continue
+        context.pool.mapped_port = port
+        return port
+    raise Exhausted(
+        f"ports {FIRST_PORT}-{LAST_PORT} of protocol {protocol}",
+        "all are mapped, reserved or in use; name an ExternalPort beyond them, or delete endpoints",
     )
-    port = context.usable_port(protocol, free)
-    if port is None:
-        raise Exhausted(
-            f"ports {FIRST_PORT}-{LAST_PORT} of protocol {protocol}",
-            "all are mapped, reserved or in use; name an ExternalPort beyond them, or delete endpoints",
-        )
-    context.pool.mapped_port = port
-    return port
 
 
 def _spoken_for(context: Context, policy: PortMapping, port: int) -> bool:

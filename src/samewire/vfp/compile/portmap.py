@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, cast
 from samewire.errors import Invalid
 from samewire.hcn.numbered import numbered
 from samewire.hcn.policies import NatFlags, Policy, PortMapping, mapping_family
-from samewire.hcn.policy_lists import PolicyList, mapped_ports, path_of
+from samewire.hcn.policy_lists import PolicyList, mapped_places, path_of
 from samewire.hcn.schema import Endpoint
 from samewire.versions import Version
 from samewire.vfp.address import ZERO, Prefix, parse_address
@@ -86,26 +86,26 @@ def compile_portmaps(
 
 
 def _rows(last: _Last | None, policies: PolicyList, place: _Place) -> Version[Record, Record]:
-    """All entries: those of the last policies, where they lead to the same place, with what differs. Of its protocols
-    and ports all mappings are looked at.
+    """All entries: those of the last policies, where they lead to the same place, with what differs. Of the
+    mappings of a port at an address all are looked at: the last one counts.
     """
     if last is None or last.place != place:
         group = policies.group(PortMapping)
         pairs = zip(group.numbers, group.items, strict=True)
         return Version(dict(place.entry(policies, number, policy) for number, policy in pairs))
     moved = policies.difference(last.policies).of(PortMapping).items()
-    ports = dict.fromkeys(port for policy in moved for port in mapped_ports(policy))
-    changes: dict[Record, Record | None] = {key: None for key, _ in _of_ports(ports, last.policies, place)}
-    changes.update(_of_ports(ports, policies, place))
+    where = dict.fromkeys(found for policy in moved for found in mapped_places(policy))
+    changes: dict[Record, Record | None] = {key: None for key, _ in _mapped(where, last.policies, place)}
+    changes.update(_mapped(where, policies, place))
     return last.rows.changed(changes) if changes else last.rows
 
 
-def _of_ports(
-    ports: Iterable[tuple[int, int]], policies: PolicyList, place: _Place
+def _mapped(
+    where: Iterable[tuple[int, int, str]], policies: PolicyList, place: _Place
 ) -> Iterator[tuple[PortmapKey, Portmap]]:
-    index = policies.by(mapped_ports)
-    for port in ports:
-        for number in index.get(port, ()):
+    index = policies.by(mapped_places)
+    for found in where:
+        for number in index.get(found, ()):
             yield place.entry(policies, number, cast(PortMapping, policies.at(number)))
 
 
