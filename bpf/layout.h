@@ -269,10 +269,10 @@ struct sw_route {
 
 /* ---- sw_own_routes: LPM trie[SW_MAX_OWN_ROUTES] -> struct sw_route ----------------------------------------------
  * Routes that only what some endpoints send obeys: their SDNRoute policies, and routes that name them. Of these and the
- * network's in sw_routes the longer holds, the endpoint's own where both are as long. Sets are named by 64 bits of a hash
- * of their content: endpoints with the same routes share one, and a change of routes is a new set, to which the port
- * switches with a new generation. prefix_bits counts set, family and reserved (96 bits) too. Writer: daemon. Readers:
- * first packets of ports that have a set.
+ * network's in sw_routes the longer holds, the endpoint's own where both are as long. Sets are named by a hash of their
+ * content (>= 1 << 32): endpoints with the same routes share one, and a change is a new set, to which the port switches
+ * with a new generation; very many routes by their port, and change in place, the generation last. prefix_bits counts
+ * set, family and reserved (96 bits) too. Writer: daemon. Readers: first packets of ports that have a set.
  */
 struct sw_own_route_key {
 	__u32 prefix_bits;

@@ -173,6 +173,51 @@ def test_the_way_of_sdn_route_policies(net: NodeNet, node: DaemonProcess, of: st
         assert node.differences() == []
 
 
+def test_very_many_routes_of_an_endpoint_are_what_they_were_after_a_restart(
+    net: NodeNet, node: DaemonProcess, second: str
+) -> None:
+    """Their set has the same name, nothing is written, and no flow is judged again; what is changed then is changed
+    where it is.
+    """
+    node.request("POST", "/v2/networks", overlay())
+    pod, other = add(net, node, "pod"), add(net, node, "other")
+    path = f"/v2/endpoints/{id_of(node, 'pod')}"
+    many = [{"DestinationPrefix": f"203.0.{number}.0/24", "NextHop": SECOND_IP} for number in range(70)]
+
+    def change(how: str, *routes: Json) -> None:
+        policies = [{"Type": "SDNRoute", "Settings": route} for route in routes]
+        body = {"ResourceType": "Policy", "RequestType": how, "Settings": {"Policies": policies}}
+        node.request("POST", path, body)
+
+    def own() -> tuple[set[Any], int]:
+        rows = node.table("sw_own_routes")
+        return {(row["key"]["set_low"], row["key"]["set_high"]) for row in rows}, len(rows)
+
+    change("Add", *many, route_to(SECOND_IP))
+    assert can_ping(pod, FAR)
+    names, _ = own()
+    ports = node.table("sw_ports")
+    for signal_ in (signal.SIGTERM, signal.SIGKILL):
+        node.stop(signal_)
+        assert can_ping(pod, FAR)
+        node.start()
+        assert node.differences() == []
+        assert (own(), node.table("sw_ports")) == ((names, 71), ports)
+    change("Remove", route_to(SECOND_IP), many[3])
+    assert not can_ping(pod, FAR)
+    assert own() == (names, 69)
+    node.stop(signal.SIGKILL)
+    node.start()
+    assert own() == (names, 69)
+    change("Add", route_to(SECOND_IP))
+    assert own() == (names, 70)
+    assert can_ping(pod, FAR)
+    assert not can_ping(other, FAR)
+    change("Reset")
+    assert own() == (set(), 0)
+    assert node.differences() == []
+
+
 def test_need_encap_is_the_way_through_the_nodes_own_stack(
     net: NodeNet, node: DaemonProcess, beside: str
 ) -> None:

@@ -84,6 +84,9 @@ def via(prefix: str, hop: str) -> SDNRoute:
     return SDNRoute(destination_prefix=prefix, next_hop=hop)
 
 
+MANY = tuple(via(f"203.0.{number}.0/24", SECOND[4]) for number in range(65))
+
+
 def add(node: Node, pod: Pod, *policies: Policy) -> None:
     node.policies(pod, *pod.endpoint.policies, *policies)
 
@@ -215,6 +218,39 @@ def test_a_connection_follows_a_change_of_the_endpoints_routes(world: World, fam
             one.policies(a, *ALLOW, *routes)
             for _ in range(2):
                 assert world.way(lambda mark: opened.sendto(mark, (far, 9))) == way
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_connection_follows_a_change_among_very_many_routes(world: World, family: int) -> None:
+    """They change where they are, under the port's own name, until there are few again: each change of the endpoint's,
+    and nobody else's, has its flows judged again.
+    """
+    one, far = world.one, BEYOND[family]
+    a, b = world.pods(world.network("l2bridge"))
+    one.policies(b, *ALLOW)
+    others = generation(one, b)
+    wide, narrow = via(WIDE[family], SECOND[family]), via(NARROW[family], OUT[family])
+    host = SDNRoute(destination_prefix=WIDE[family], need_encap=True)
+    with a.space.socket(family_of(far), socket.SOCK_DGRAM) as opened:
+        for many, routes, way in (
+            (MANY[1:], (wide,), "second"),
+            (MANY, (wide,), "second"),
+            (MANY, (wide, narrow), "out"),
+            (MANY, (wide,), "second"),
+            (MANY, (host,), "host"),
+            (MANY, (), "router"),
+            (MANY, (wide, narrow), "out"),
+            (MANY[2:], (host,), "host"),
+            ((), (), "router"),
+        ):
+            one.policies(a, *ALLOW, *many, *routes)
+            for _ in range(2):
+                assert world.way(lambda mark: opened.sendto(mark, (far, 9))) == way
+            port = one.table("sw_ports")[Id(a.port)]
+            assert isinstance(port, Port)
+            assert (port.route_set == a.port) is (len(many) + len(routes) > 64)
+            assert len(one.table("sw_own_routes")) == len(many) + len(routes)
+    assert generation(one, b) == others
 
 
 @pytest.mark.parametrize("family", FAMILIES)

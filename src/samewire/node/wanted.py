@@ -19,7 +19,7 @@ from samewire.vfp.tables import AclSpace, Port
 
 _VECTORS: Final = "sw_acl_vectors"
 _JUDGED: Final = ("sw_ports", "sw_acl_spaces")  # flows keep their generations
-_JUDGED_BY: Final = ("sw_acl_", "sw_set_", JUDGED_BY, "sw_ports")
+_JUDGED_BY: Final = ("sw_acl_", "sw_set_", "sw_ports", *JUDGED_BY)
 
 
 class Changes(msgspec.Struct):

@@ -19,7 +19,7 @@ from samewire.vfp.constants import VLAN, VLAN_ID
 from samewire.vfp.model import Entries
 from samewire.vfp.record import Record
 from samewire.vfp.render import Json, entry_json, record_text
-from samewire.vfp.tables import TABLES, AclSpace, Bucket, Id, Port
+from samewire.vfp.tables import TABLES, AclSpace, Bucket, Id, OwnRouteKey, Port
 
 # Compiled tables, the pointed-at before the pointing.
 PUT_ORDER: Final = (
@@ -52,7 +52,7 @@ PUT_ORDER: Final = (
 # Put behind all removals: it has flows judged again, and what has gone must be gone by then.
 LATE: Final = frozenset({"sw_acl_spaces"})
 # What a port's flows were judged by, though its own row does not tell: see `Ownership.replace`.
-JUDGED_BY: Final = "sw_portmaps"
+JUDGED_BY: Final = frozenset({"sw_portmaps", "sw_own_routes"})
 _RANK: Final = {table: i for i, table in enumerate(PUT_ORDER)}
 
 
@@ -143,7 +143,11 @@ def change(before: Entries, after: Entries) -> list[Operation]:
 
 
 def ordered(operations: Iterable[Operation]) -> list[Operation]:
-    """Operations of several changes as one: puts in order, removals in reverse order, late puts."""
+    """Operations of several changes as one: puts in order, removals in reverse order, late puts.
+
+    Of own routes, which may change where they are, the longest come first and the shortest go first: at every moment
+    each address is led as before or as after, whichever of its routes come and go.
+    """
     return sorted(operations, key=_rank)
 
 
@@ -157,10 +161,11 @@ def is_late(operation: Operation) -> bool:
     return isinstance(operation, Put) and (operation.late or operation.table in LATE)
 
 
-def _rank(operation: Operation) -> int:
+def _rank(operation: Operation) -> tuple[int, int]:
+    bits = operation.key.prefix_bits if isinstance(operation.key, OwnRouteKey) else 0
     if isinstance(operation, Remove):
-        return 2 * len(PUT_ORDER) - _RANK[operation.table]
-    return _RANK[operation.table] + (3 * len(PUT_ORDER) if is_late(operation) else 0)
+        return 2 * len(PUT_ORDER) - _RANK[operation.table], bits
+    return _RANK[operation.table] + (3 * len(PUT_ORDER) if is_late(operation) else 0), -bits
 
 
 def apply(operations: Iterable[Operation], tables: Entries) -> dict[str, dict[Record, Record]]:

@@ -18,7 +18,7 @@ from samewire.versions import Version, versioned
 from samewire.vfp.diff import JUDGED_BY, Operation, Put, Remove, ordered, rows_of, same
 from samewire.vfp.model import Edit, Entries
 from samewire.vfp.record import Record
-from samewire.vfp.tables import Endpoint, Port
+from samewire.vfp.tables import Endpoint, OwnRouteKey, Port
 
 _EMPTY: Final[Entries] = {}
 _NO_ROWS: Final[Mapping[Record, Record]] = {}
@@ -57,7 +57,8 @@ class Ownership:
 
         Entries that mean the same keep the value that is there (a port its generation). ``edit`` says how they follow
         from others; when those are the owner's, nothing else is looked at. Of a table that is the next version of the
-        owner's, what differs is. A port whose mappings go or change gets its new generation behind them.
+        owner's, what differs is. A port whose mappings go or change, or whose own routes change where they are, gets
+        its new generation behind them.
         """
         before, given = self._by_owner.get(owner, _EMPTY), self._given.get(owner, _EMPTY)
         operations: list[Operation] = []
@@ -65,8 +66,7 @@ class Ownership:
             held = self._edited(owner, before, edit, operations)
         else:
             held = self._compared(owner, before, given, entries, operations)
-        mapped = before.get(JUDGED_BY, _NO_ROWS)
-        if any(step.table == JUDGED_BY and step.key in mapped for step in operations):
+        if _judged_otherwise(before, entries, operations):
             held |= self._judge_behind(owner, before, entries, operations)
         if held:
             self._by_owner[owner] = held
@@ -131,7 +131,7 @@ class Ownership:
         self, owner: Hashable, before: Entries, entries: Entries, operations: list[Operation]
     ) -> Entries:
         """Write a port's new generation last, and what else is new of it under the one that it had: flows that were
-        judged anew while a mapping was still there would keep it. Returns the ports that are now held.
+        judged anew while a mapping or a route was still there would keep it. Returns the ports that are now held.
         """
         ports, known = entries.get(_PORTS, _NO_ROWS), before.get(_PORTS, _NO_ROWS)
         for key, port in ports.items():
@@ -183,6 +183,21 @@ class Ownership:
         if not same(rows.get(key), winner):
             rows[key] = winner
             operations.append(Put(table, key, winner))
+
+
+def _judged_otherwise(before: Entries, after: Entries, operations: Iterable[Operation]) -> bool:
+    """Whether flows of a port that stays were judged by what changes, or would be by what comes, beside its own row."""
+    moved = [step for step in operations if step.table in JUDGED_BY]
+    if not moved:
+        return False
+    mapped, sets = before.get("sw_portmaps", _NO_ROWS), _route_sets(before) & _route_sets(after)
+    return any(
+        step.key.set in sets if isinstance(step.key, OwnRouteKey) else step.key in mapped for step in moved
+    )
+
+
+def _route_sets(entries: Entries) -> set[int]:
+    return {port.route_set for port in entries.get(_PORTS, _NO_ROWS).values() if isinstance(port, Port)}
 
 
 def _winner(table: str, claims: dict[Hashable, Record]) -> Record:

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from samewire.versions import Version, versioned
 from samewire.vfp.model import Compiled, Edit, Entries
 from samewire.vfp.record import Record
+
+T = TypeVar("T")
+
+
+class Latest(dict[str, T]):
+    """What was compiled last, by the name of its owner; of so many owners."""
+
+    def __init__(self, owners: int) -> None:
+        super().__init__()
+        self._owners = owners
+
+    def keep(self, name: str, value: T) -> None:
+        """Remember it, instead of what has been there longest if need be."""
+        self.pop(name, None)
+        if len(self) >= self._owners:
+            del self[next(iter(self))]
+        self[name] = value
 
 
 class Draft:

@@ -74,7 +74,7 @@ def compile_endpoint(
         builder, network.id, network.policies, endpoint.policies, allow_unmatched, known, alone
     )
     nat = compile_nat(builder, _nat_policies(endpoint, network, plan), facts, numbers)
-    route_set = own_routes(builder, endpoint.policies, routes, context)
+    route_set = own_routes(builder, endpoint, routes, context, port_ifindex)
     port = _port(endpoint, context, generation, addresses, acls, nat, route_set)
     builder.put("sw_ports", Id(port_ifindex), port)
     mapped_ports = compile_portmaps(builder, endpoint, addresses, scope, port_ifindex)

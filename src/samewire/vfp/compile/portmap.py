@@ -16,6 +16,7 @@ from samewire.hcn.schema import Endpoint
 from samewire.versions import Version
 from samewire.vfp.address import ZERO, Prefix, parse_address
 from samewire.vfp.compile.builder import Builder
+from samewire.vfp.compile.edits import Latest
 from samewire.vfp.record import Record
 from samewire.vfp.tables import Portmap, PortmapKey
 
@@ -24,7 +25,6 @@ _RESERVED = int(
 )  # a plain integer: enumerations' arithmetic costs ten times as much
 _FEW: Final = 64
 """So many are compiled as fast as it is found out what differs."""
-_REMEMBERED: Final = 256
 
 
 class _Place(NamedTuple):
@@ -77,10 +77,7 @@ def compile_portmaps(
             builder.put("sw_portmaps", *place.entry(policies, number, policy))
         return frozenset([policy.external_port for policy in group.items if not policy.flags & _RESERVED])
     rows = _rows(_LAST.get(endpoint.id), policies, place)
-    _LAST.pop(endpoint.id, None)
-    if len(_LAST) >= _REMEMBERED:
-        del _LAST[next(iter(_LAST))]
-    _LAST[endpoint.id] = _Last(place, policies, rows)
+    _LAST.keep(endpoint.id, _Last(place, policies, rows))
     builder.versions["sw_portmaps"] = rows
     return frozenset(cast(Iterable[int], policies.by(_kept_back)))
 
@@ -115,5 +112,5 @@ def _kept_back(policy: Policy) -> tuple[int, ...]:
     return ()
 
 
-_LAST: Final[dict[str, _Last]] = {}
-"""What was compiled last, by endpoint."""
+_LAST: Final[Latest[_Last]] = Latest(256)
+"""By endpoint."""

@@ -11,27 +11,34 @@ NeedEncap) as a route of a subnet. What the next hop is decides:
 
 Those of a network, of routes that name no endpoints and of routes that watch endpoints belong to the scope, so they
 hold for every endpoint of the network; bridged networks share one. Those of an endpoint's policies, and of routes that
-name endpoints, are in a set of the endpoints' own, which is asked beside the scope.
+name endpoints, are in a set of the endpoints' own, which is asked beside the scope. Sets of a few are named by their
+content: most pods have the same. Very many have a name of their port's, and change where they are: what is compiled is
+the difference from the last ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import Final, NamedTuple, cast
 
 import msgspec
 
 from samewire.errors import Invalid
+from samewire.hcn.numbered import numbered
 from samewire.hcn.policies import Policy, SDNRoute
-from samewire.hcn.policy_lists import placed
-from samewire.hcn.schema import Network, NetworkType, Route, SdnRoute
+from samewire.hcn.policy_lists import PolicyList, path_of, placed
+from samewire.hcn.schema import Endpoint, Network, NetworkType, Route, SdnRoute
+from samewire.versions import Version
 from samewire.vfp.address import ZERO, Address, Prefix, parse_address, parse_prefix
 from samewire.vfp.compile.builder import Builder, gateway_nexthop, uplink_nexthop
+from samewire.vfp.compile.edits import Latest
 from samewire.vfp.compile.plan import Context, network_context
 from samewire.vfp.compile.vlan import vlan_nexthop
 from samewire.vfp.constants import OWN_ROUTE_KEY_BITS, SCOPE_UPLINK, RouteFlag, RouteKind
 from samewire.vfp.hashes import hash64
 from samewire.vfp.model import Compiled, HostBinding, NodeFacts, Numbers
+from samewire.vfp.record import Record
 from samewire.vfp.tables import Id, OwnRouteKey
 from samewire.vfp.tables import Route as RouteEntry
 
@@ -50,6 +57,11 @@ class _Target(msgspec.Struct, frozen=True):
 
 
 _HOST = _Target(RouteKind.HOST)
+_FEW: Final = 64
+_CONTENTS: Final = 1 << 32
+"""Names of sets below are numbers of ports, which no two have at a time, and which a restart leaves as they are."""
+
+_Way = tuple[str, bool]
 
 
 def compile_route(route: Route, network: Network, facts: NodeFacts, numbers: Numbers) -> Compiled:
@@ -73,25 +85,39 @@ def sdn_routes(builder: Builder, policies: Iterable[Policy], context: Context) -
 
 
 def own_routes(
-    builder: Builder, policies: Iterable[Policy], routes: Iterable[Route], context: Context
+    builder: Builder, endpoint: Endpoint, routes: Iterable[Route], context: Context, port: int
 ) -> int:
     """Add the set of an endpoint's own routes: of its SDNRoute policies, and of the route objects that name it. Of two
     to the same prefix the last one counts.
 
     Returns the set's name, 0 = there are none. Raises ``Invalid``, ``Exhausted``.
     """
-    found: dict[Prefix, RouteEntry] = {}
-    given: list[tuple[str, SdnRoute | SDNRoute]] = [*placed(policies, SDNRoute)]
-    given += ((f"$.Routes[{i}]", entry) for route in routes for i, entry in enumerate(route.routes))
+    policies = numbered(endpoint.policies)
+    given = ((f"$.Routes[{i}]", entry) for route in routes for i, entry in enumerate(route.routes))
+    if len(policies.of(SDNRoute)) > _FEW:
+        rows = _very_many(builder, endpoint.id, policies, _found(builder, given, context), context, port)
+        builder.versions["sw_own_routes"] = rows
+        return port
+    found = {
+        **_found(builder, placed(policies, SDNRoute), context),
+        **_found(builder, given, context),
+    }
+    if not found:
+        return 0
+    name, few = _own_set(tuple(found.items()))
+    for key, value in few:
+        builder.put("sw_own_routes", key, value)
+    return name
+
+
+def _found(
+    builder: Builder, given: Iterable[tuple[str, SdnRoute | SDNRoute]], context: Context
+) -> dict[Prefix, RouteEntry]:
+    found = {}
     for path, entry in given:
         destination, target = _leads(builder, entry, path, context)
         found[destination] = target.entry(destination)
-    if not found:
-        return 0
-    name, rows = _own_set(tuple(found.items()))
-    for key, value in rows:
-        builder.put("sw_own_routes", key, value)
-    return name
+    return found
 
 
 # Most pods of a node have the very same few routes.
@@ -101,10 +127,97 @@ def _own_set(
 ) -> tuple[int, tuple[tuple[OwnRouteKey, RouteEntry], ...]]:
     """A set's name and its entries."""
     rows = sorted(found)
-    name = hash64(b"".join(bytes((p.family,)) + p.packed + value.pack() for p, value in rows))
+    content = b"".join(bytes((p.family,)) + p.packed + value.pack() for p, value in rows)
+    name = max(hash64(content), _CONTENTS)
+    return name, tuple((_own_key(name, prefix), value) for prefix, value in rows)
+
+
+def _own_key(name: int, prefix: Prefix) -> OwnRouteKey:
     low, high = name & 0xFFFFFFFF, name >> 32
-    keys = (OwnRouteKey(OWN_ROUTE_KEY_BITS + p.bits, low, high, p.family, p.packed) for p, _ in rows)
-    return name, tuple(zip(keys, (value for _, value in rows), strict=True))
+    return OwnRouteKey(OWN_ROUTE_KEY_BITS + prefix.bits, low, high, prefix.family, prefix.packed)
+
+
+class _Last(NamedTuple):
+    """What very many routes were compiled from: ``named`` by route objects, the others by policies."""
+
+    port: int
+    named: dict[Prefix, RouteEntry]
+    targets: dict[_Way, _Target]
+    policies: PolicyList
+    rows: Version[Record, Record]
+
+
+def _very_many(
+    builder: Builder,
+    endpoint_id: str,
+    policies: PolicyList,
+    named: dict[Prefix, RouteEntry],
+    context: Context,
+    port: int,
+) -> Version[Record, Record]:
+    """The set of a port: the last one with what differs, where all its ways lead where they led. Each way is looked at,
+    of the routes only those that come or go.
+    """
+    targets: dict[_Way, _Target] = {}
+    for way, numbers in policies.by(_ways).items():
+        first = cast(SDNRoute, policies.at(numbers[0]))
+        _, targets[cast(_Way, way)] = _leads(builder, first, path_of(policies, numbers[0]), context)
+    last = _LAST.get(endpoint_id)
+    if last is not None and (last.port, last.named) == (port, named) and _lead_there(targets, last.targets):
+        moved = policies.difference(last.policies).of(SDNRoute)
+        gone = {prefix for _, policy in moved.gone for prefix in _destinations(policy)}
+        new = {_destination(policies, number) for number, _ in moved.new}
+        there = last.rows
+    else:
+        gone, there = set(named), Version({})
+        new = {_destination(policies, number) for number in policies.group(SDNRoute).numbers}
+    changes: dict[Record, Record | None] = {
+        _own_key(port, prefix): _entry(prefix, named, policies, targets) for prefix in gone | new
+    }
+    rows = there.changed(changes) if changes else there
+    _LAST.keep(endpoint_id, _Last(port, named, targets, policies, rows))
+    return rows
+
+
+def _lead_there(targets: dict[_Way, _Target], before: dict[_Way, _Target]) -> bool:
+    """Whether ways lead where they led, as far as they were there."""
+    return all(before.get(way, target) == target for way, target in targets.items())
+
+
+def _entry(
+    prefix: Prefix, named: dict[Prefix, RouteEntry], policies: PolicyList, targets: dict[_Way, _Target]
+) -> RouteEntry | None:
+    """The one that counts of the routes to a prefix, None when there is none."""
+    if prefix in named:
+        return named[prefix]
+    numbers = policies.by(_destinations).get(prefix)
+    if not numbers:
+        return None
+    (way,) = _ways(policies.at(numbers[-1]))
+    return targets[way].entry(prefix)
+
+
+def _ways(policy: Policy) -> tuple[_Way, ...]:
+    """What decides where an SDNRoute leads: its next hop, and whether it is for IPv6."""
+    return ((policy.next_hop, ":" in policy.destination_prefix),) if isinstance(policy, SDNRoute) else ()
+
+
+def _destinations(policy: Policy) -> tuple[Prefix, ...]:
+    """The destination of an SDNRoute, if it can be read."""
+    try:
+        return (parse_prefix(policy.destination_prefix),) if isinstance(policy, SDNRoute) else ()
+    except Invalid:
+        return ()
+
+
+def _destination(policies: PolicyList, number: int) -> Prefix:
+    """The destination of one that has to be readable. Raises ``Invalid``, naming the field."""
+    policy = cast(SDNRoute, policies.at(number))
+    return parse_prefix(policy.destination_prefix, f"{path_of(policies, number)}.DestinationPrefix")
+
+
+_LAST: Final[Latest[_Last]] = Latest(256)
+"""By endpoint."""
 
 
 def host_prefixes(network: Network, context: Context) -> list[Prefix]:

@@ -24,7 +24,7 @@ from samewire.hcn.policy_lists import PolicyList, sets_of
 from samewire.hcn.schema import Network
 from samewire.versions import Version
 from samewire.vfp.address import ADDRESS_BYTES, IPV4, IPV6, parse_prefix
-from samewire.vfp.compile.edits import Draft
+from samewire.vfp.compile.edits import Draft, Latest
 from samewire.vfp.compile.prefixes import Nested, Node
 from samewire.vfp.constants import ACL_MEMBER, ACL_PREFIX_KEY_BITS, CLASS_CHUNKS, CLASS_SETS
 from samewire.vfp.hashes import hash64, set_name, space_name
@@ -41,7 +41,6 @@ _Pair = tuple[int, SetPolicy]
 
 _ADDRESS_BITS: Final = 8 * ADDRESS_BYTES
 _CONTENT: Final = (1 << 64) - 1
-_REMEMBERED: Final = 64
 
 
 def has_sets(policies: Iterable[Policy]) -> bool:
@@ -56,10 +55,7 @@ def compile_sets(network: Network, generation: int) -> Compiled:
     """
     last = _LAST.get(network.id) or _Sets(network.id)
     made = last.changed(numbered(network.policies), generation)
-    _LAST.pop(network.id, None)
-    if len(_LAST) >= _REMEMBERED:
-        del _LAST[next(iter(_LAST))]
-    _LAST[network.id] = made
+    _LAST.keep(network.id, made)
     return made.compiled
 
 
@@ -304,5 +300,5 @@ def _holders(sets: Mapping[str, SetPolicy], flat: Mapping[str, object]) -> Mappi
     return {name: frozenset(found) for name, found in holders.items()}
 
 
-_LAST: Final[dict[str, _Sets]] = {}
-"""What was compiled last, by network."""
+_LAST: Final[Latest[_Sets]] = Latest(64)
+"""By network."""
