@@ -22,10 +22,10 @@ SW_INLINE int sw_is_behind_tunnel(__u16 scope, __u8 family, const struct sw_addr
 }
 
 /*
- * Whether the client is where the backend is: the backend itself, its node, or a pod behind that node's address. The answer
- * would not leave that node, and so not meet what is to undo the translation; and what is sent there would meet the flow of
- * its own first way, and go round. Or one whose address is behind a tunnel of the backend's network, wherever: the answer
- * would come by that, and the client waits for it on the underlay.
+ * Whether the client is where the backend is: the backend itself, its node, or a pod behind that node's address. The
+ * answer would not leave that node, and so not meet what is to undo the translation; and what is sent there would meet
+ * the flow of its own first way, and go round. Or one whose address is behind a tunnel of the backend's network,
+ * wherever: the answer would come by that, and the client waits for it on the underlay.
  */
 SW_INLINE int sw_is_from_hop(const struct sw_packet *p, const struct sw_backend *backend)
 {

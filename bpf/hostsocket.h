@@ -3,8 +3,8 @@
  * hostsocket.h - the node's own processes reach services and host ports at the socket.
  *
  * connect() and sendmsg() to a VIP, or to a NodePort or host port on any address of the node or on loopback, go straight
- * to the backend's or endpoint's address; getpeername() and recvmsg() show what the application asked for. Rewriting on lo would not do: replies to
- * 127.0.0.1 are dropped as martians.
+ * to the backend's or endpoint's address; getpeername() and recvmsg() show what the application asked for. Rewriting on
+ * lo would not do: replies to 127.0.0.1 are dropped as martians.
  */
 #ifndef SAMEWIRE_HOSTSOCKET_H
 #define SAMEWIRE_HOSTSOCKET_H

@@ -54,7 +54,7 @@
 
 #define SW_SCOPE_UPLINK 0      /* addresses of the underlay: the uplink, and L2Bridge and Transparent networks */
 #define SW_SCOPE_DIRECT 0xfffc /* only in sw_vnis and keys of flows: direct packets for endpoints of SW_SCOPE_UPLINK */
-#define SW_SCOPE_HOST 0xffff   /* in sw_routes: which network does the host mean by this address? In sw_services: its own */
+#define SW_SCOPE_HOST 0xffff   /* in sw_routes: which network does the host mean by an address? In sw_services: its own */
 #define SW_SCOPE_OUTSIDE 0xfffe /* only in sw_services: arrivals on the uplink */
 #define SW_SCOPE_ANY 0xfffd    /* only in sw_services: pods of every network, the tunnel and the host; asked last */
 #define SW_TICK_SHIFT 30       /* a tick is 2^30 ns, about 1.07 s */
@@ -338,14 +338,14 @@ struct sw_service {
 	__u16 chunks;	      /* of the set; 0: no endpoints */
 	__u16 flags;	      /* SW_SERVICE_* */
 	__u32 affinity_ticks; /* a client stays with its backend for so long after a connection; 0: no affinity */
-	struct sw_addr source; /* the node's own in the backends' network (SourceVIP), for clients whom they cannot answer */
+	struct sw_addr source; /* the node's own in the backends' network (SourceVIP), for clients they cannot answer */
 };
 
 #define SW_SERVICE_REJECT 1	   /* without endpoints: TCP RST, port unreachable, ECONNREFUSED; else a silent drop */
 #define SW_SERVICE_SOURCE_RANGES 2 /* only for clients in sw_source_ranges */
 #define SW_SERVICE_BY_CLIENT 4	   /* the choice depends on client and VIP alone, not on ports */
 #define SW_SERVICE_BY_PROTOCOL 8   /* as above, and on the protocol */
-#define SW_SERVICE_DSR 16	   /* backends with a direct hop get the VIP's packets as they are, and answer directly */
+#define SW_SERVICE_DSR 16	   /* backends with a direct hop get the VIP's packets as they are, answer directly */
 #define SW_SERVICE_PRESERVE 32	   /* PreserveDIP: local backends get them as they are, too */
 
 /* ---- sw_backend_sets: hash[SW_MAX_BACKEND_CHUNKS] --------------------------------------------------------------
@@ -379,7 +379,7 @@ struct sw_backend {
 	__u8 family;
 	__u8 flags;	/* SW_BACKEND_* */
 	__u32 service;	/* the service's id */
-	__u32 direct;	/* key of sw_nexthops: tunnel hop that names the endpoint by its MAC (DSR); 0 = there is none */
+	__u32 direct;	/* key of sw_nexthops: tunnel hop that names the endpoint by its MAC (DSR); 0: none */
 	__u16 scope;	/* network of the address; SW_SCOPE_UPLINK: on the underlay, or beyond */
 	__u16 reserved;
 };
@@ -532,7 +532,7 @@ struct sw_acl_rule {
 #define SW_ACL_EDITION_SHIFT 5
 #define SW_ACL_EDITIONS 7
 
-/* A rule's name: the number of the policy in its object's list, which it keeps; in a tier, the rule's place in it, too. */
+/* A rule's name: the number of the policy in its object's list, which it keeps; in a tier, the rule's place, too. */
 #define SW_RULE_POLICY_MASK 0xffff
 #define SW_RULE_TIER_SHIFT 16
 #define SW_RULE_NETWORK 0x40000000 /* the policy is the network's */
@@ -549,7 +549,7 @@ struct sw_rule_count_key {
 
 #define SW_COUNTED_NAT 2     /* rule: that of sw_nat, where it has translated */
 #define SW_COUNTED_PORTMAP 3 /* rule: family << 24 | protocol << 16 | the port that was asked for */
-#define SW_COUNTED_ROUTE 8   /* and the route's kind above it; rule: its next hop. Only where packets of flows are counted */
+#define SW_COUNTED_ROUTE 8   /* and the route's kind above it; rule: its next hop. Only where flows are counted */
 
 /* ---- IP sets -----------------------------------------------------------------------------------------------------
  * An address has a class: the combination of flat sets that it is in. Members are stored once, whoever names their

@@ -4,8 +4,8 @@
  *
  * A look-up in a hash is a call, and a call is the dearest thing a program does; an array's is a few instructions of its
  * own. So packets of established flows take their two ports, or the next hop, from arrays of copies, and what they need
- * of a backend, that it is still there, from another. A copy counts for one number of sw_changes. That is read before what is copied,
- * and moved after what was changed: a copy of the old can never have the new number.
+ * of a backend, that it is still there, from another. A copy counts for one number of sw_changes. That is read before
+ * what is copied, and moved after what was changed: a copy of the old can never have the new number.
  */
 #ifndef SAMEWIRE_NEAR_H
 #define SAMEWIRE_NEAR_H

@@ -45,9 +45,9 @@ SW_INLINE int sw_is_link_local(const struct sw_addr *address)
 }
 
 /*
- * Answers from sw_neighbours. Not who announces an address, or asks whether it is free: it is about to be theirs. Nor for
- * link-local addresses: whose they are, the node's own among them, the tables do not say. on_wire: who asks is there, where
- * a prefix with all of its machines is their own. Returns 1 and fills mac and p->answers, or 0.
+ * Answers from sw_neighbours. Not who announces an address, or asks whether it is free: it is about to be theirs. Nor
+ * for link-local addresses: whose they are, the node's own among them, the tables do not say. on_wire: who asks is
+ * there, where a prefix with all of its machines is their own. Returns 1 and fills mac and p->answers, or 0.
  */
 static __noinline int sw_mac_by_policy(struct sw_packet *p, __u8 *mac, int on_wire)
 {

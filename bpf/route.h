@@ -129,7 +129,8 @@ SW_INLINE int sw_route_from_host(struct sw_packet *p)
 
 /*
  * Whether the client of a direct packet is a pod here: it has called a node that does not know it for one, and waits for
- * what comes by the uplink. Then it has an address of the underlay, or a flow that left by it (its own or the node's address).
+ * what comes by the uplink. Then it has an address of the underlay, or a flow that left by it (its own or the node's
+ * address).
  */
 SW_COLD static __noinline int sw_is_client_here(struct sw_packet *p)
 {
@@ -149,7 +150,10 @@ SW_INLINE int sw_route_direct_back(struct sw_packet *p, const struct sw_route *r
 	if (sw_is_client_here(p)) {
 		p->reverse.fate = SW_TO_INGRESS;
 		p->reverse.flags |= p->out_scope != SW_SCOPE_UPLINK ? SW_DECREMENT : 0;
-		/* PreserveDIP: under one key with what the client has sent, the answer that comes round would be its own. */
+		/*
+		 * PreserveDIP: under one key with what the client has sent, the answer that comes round would be its
+		 * own.
+		 */
 		if (p->out_scope == SW_SCOPE_UPLINK && sw_same_address(&p->out.destination, &p->first.destination))
 			p->wants_snat = 1;
 	} else if (route && route->kind == SW_ROUTE_UPLINK) {
@@ -157,7 +161,8 @@ SW_INLINE int sw_route_direct_back(struct sw_packet *p, const struct sw_route *r
 		p->reverse.target = route->nexthop;
 		p->reverse.flags |= route->flags & SW_ROUTE_DECREMENT ? SW_DECREMENT : 0;
 	} else if (route && route->kind == SW_ROUTE_HOST) {
-		p->reverse.fate = SW_TO_HOST; /* a process here, by an address that the first node does not know as ours */
+		/* A process here, by an address that the first node does not know as ours. */
+		p->reverse.fate = SW_TO_HOST;
 	}
 	return p->reverse.fate != SW_TO_NOWHERE;
 }

@@ -3,8 +3,8 @@
  * control.c - what the daemon says to the relay: lines on a unix socket, one answer line each.
  *
  *   put ID tcp|udp LISTEN-ADDRESS AFFINITY-SECONDS [ADDRESS|PORT|a|d]...   -> ok ID LISTENER-PORT
- *	 Makes a service, or replaces its backends: connections to those that stay go on, those to others end. a: active,
- *	 d: draining. Another address to listen on is another listener, with another port.
+ *	 Makes a service, or replaces its backends: connections to those that stay go on, those to others end.
+ *	 a: active, d: draining. Another address to listen on is another listener, with another port.
  *   del ID	-> ok ID 0
  *   list	-> service ID PORT tcp|udp ACCEPTED FAILED OPEN, a line each, then: end
  *   stats	-> stats ACCEPTED FAILED REFUSED DATAGRAMS DATAGRAMS-LOST
