@@ -39,11 +39,6 @@ struct sw_neighbour_message {
 #define SW_ND_OPTION_TARGET 2
 #define SW_ND_LENGTH 32 /* with one link-layer address option */
 
-SW_INLINE int sw_is_link_local(const struct sw_addr *address)
-{
-	return address->b[0] == 0xfe && (address->b[1] & 0xc0) == 0x80;
-}
-
 /*
  * Answers from sw_neighbours. Not who announces an address, or asks whether it is free: it is about to be theirs. Nor
  * for link-local addresses: whose they are, the node's own among them, the tables do not say. on_wire: who asks is

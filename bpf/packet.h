@@ -229,6 +229,11 @@ SW_INLINE int sw_zero_address(const struct sw_addr *a)
 	return !(x[0] | x[1] | x[2] | x[3]);
 }
 
+SW_INLINE int sw_is_link_local(const struct sw_addr *address)
+{
+	return address->b[0] == 0xfe && (address->b[1] & 0xc0) == 0x80;
+}
+
 SW_INLINE int sw_same_mac(const __u8 *a, const __u8 *b)
 {
 	return *(const __u32 *)a == *(const __u32 *)b && *(const __u16 *)(a + 4) == *(const __u16 *)(b + 4);

@@ -17,63 +17,13 @@
 #include "bucket.h"
 #include "connect.h"
 #include "fragment.h"
+#include "guard.h"
 #include "hostsocket.h"
 #include "icmp_error.h"
 #include "neighbour.h"
 #include "parse.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
-
-/* PreserveDIP: an endpoint that has got packets for a VIP answers from it. */
-static __noinline int sw_speaks_for_vip(struct sw_packet *p)
-{
-	struct sw_flow *flow;
-
-	p->direction = sw_make_key(&p->key, &p->tuple, p->scope, p->family, p->protocol);
-	flow = bpf_map_lookup_elem(&sw_flows, &p->key);
-	return flow && flow->flags & SW_FLOW_DIRECT && flow->port[1] == p->port_id &&
-	       p->direction != (flow->flags & SW_FLOW_INITIATOR);
-}
-
-/* GUARD: the frame's and the packet's source are the endpoint's own. */
-SW_INLINE int sw_guard(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port)
-{
-	void *data = (void *)(long)skb->data;
-	void *end = (void *)(long)skb->data_end;
-
-	if (port->flags & SW_PORT_NO_GUARD)
-		return SW_GO_ON;
-	if (data + ETH_HLEN > end)
-		return sw_drop(p, SW_LAYER_PARSE, SW_REASON_MALFORMED);
-	if (!sw_same_mac((__u8 *)data + 6, port->mac))
-		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_MAC);
-	if (!p->neighbour &&
-	    !sw_same_address(&p->tuple.source, sw_side6(p) ? &port->address[1] : &port->address[0]) &&
-	    !sw_speaks_for_vip(p))
-		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_IP);
-	return SW_GO_ON;
-}
-
-SW_INLINE int sw_is_multicast(const struct sw_packet *p)
-{
-	const __u8 *b = p->tuple.destination.b;
-
-	if (p->family == 6)
-		return b[0] == 0xff;
-	return (b[0] & 0xf0) == 0xe0 || *(const __u32 *)b == 0xffffffff;
-}
-
-/* Loopback, unspecified, or the sender's own address as the destination. */
-SW_INLINE int sw_is_martian(const struct sw_packet *p)
-{
-	const __u8 *b = p->tuple.destination.b;
-
-	if (sw_zero_address(&p->tuple.destination) || sw_same_address(&p->tuple.source, &p->tuple.destination))
-		return 1;
-	if (p->family == 6)
-		return sw_is_link_local(&p->tuple.destination);
-	return b[0] == 127 || b[0] == 0;
-}
 
 SW_INLINE void sw_arrive(struct sw_packet *p, __u8 arrival, __u16 scope, __u32 device, __u32 port_id)
 {
