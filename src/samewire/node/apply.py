@@ -29,6 +29,7 @@ from samewire.node.freeports import usable_ports
 from samewire.node.hooks import Hooks
 from samewire.node.hostnet import HostNet
 from samewire.node.numbers import Key, StoreNumbers
+from samewire.node.owners import Owners
 from samewire.node.places import identity_text
 from samewire.node.plan_balancers import touched_by_link
 from samewire.node.planning import (
@@ -37,7 +38,6 @@ from samewire.node.planning import (
     Steps,
     endpoint_owner,
     netns_path,
-    on_host,
     plan_changes,
     plan_everything,
 )
@@ -49,7 +49,6 @@ from samewire.node.tables import KernelTables
 from samewire.node.undo import UndoStack
 from samewire.node.wanted import Changes, Wanted, judged_again
 from samewire.vfp import compile as compilers
-from samewire.vfp.address import parse_prefix
 from samewire.vfp.compile.loadbalancer import LocalPort
 from samewire.vfp.diff import Operation
 from samewire.vfp.model import Compiled, NodeFacts, PortLink
@@ -87,6 +86,7 @@ class NodeSwitch:
         self.wanted = Wanted(kernel.tables.read(["sw_ports"]))
         self.ports = Ports()
         self.balancers = Balancers(kernel.tables, numbers, self._local_port)
+        self.owners = Owners(numbers, self.wanted, self.ports, self.balancers, kernel.tables.generation())
         self.lock = asyncio.Lock()
         self.sweeper = PortSweeper(
             *(kernel.tables.maps[name] for name in ("sw_flows", "sw_drops", "sw_rule_counts"))
@@ -98,7 +98,6 @@ class NodeSwitch:
         self.netns_identity = identity_text
         self.usable_ports = usable_ports
         self._hcn_facts = hcn_facts
-        self._generation = kernel.tables.generation()
         with NetNamespace("/proc/thread-self/ns/net") as own:
             self._own_netns = own.identity
 
@@ -153,7 +152,7 @@ class NodeSwitch:
         for owner in plan_everything(view, self.ports.__contains__).owners:
             self.numbers.begin()
             try:
-                compiled = self._compile(owner, view)
+                compiled = self.owners.compile(owner, view, self.node_facts)
             except SamewireError as error:
                 log.error("an object cannot be compiled", kind=owner[0], id=owner[1], error=str(error))
                 continue
@@ -293,7 +292,7 @@ class NodeSwitch:
         for owner, compile_it in steps.owners.items():
             self.numbers.begin()
             asked[owner] = self.numbers.asked()
-            compiled = self._compile(owner, view) if compile_it else _NOTHING
+            compiled = self.owners.compile(owner, view, self.node_facts) if compile_it else _NOTHING
             before.append((owner, self.wanted.held(owner)))
             self.wanted.replace(owner, compiled, changes)
         return changes
@@ -302,57 +301,14 @@ class NodeSwitch:
         """Give the owners back what they had, here and in the kernel. What was judged meanwhile is judged again."""
         changes = Changes()
         for owner, compiled in reversed(before):
-            self._generation += 1
-            self.wanted.replace(owner, judged_again(compiled, self._generation), changes)
+            self.wanted.replace(owner, judged_again(compiled, self.owners.next_generation()), changes)
         changes.enter(self.wanted.left_over(made))
         self.kernel.tables.write([*changes.puts(), *changes.removals()])
         self.kernel.hostnet.apply(in_order(changes.bindings))
 
     def judged_again_after(self, repairs: list[Operation]) -> list[Operation]:
         """What is to follow repairs of the tables, so that no flow keeps a verdict from before them."""
-        self._generation += 1
-        return self.wanted.again(repairs, self._generation)
-
-    def _compile(self, owner: Owner, view: StoreView) -> Compiled:
-        kind, object_id = owner
-        if kind == "node":
-            return compilers.compile_node(self.node_facts, self.numbers)
-        if kind in ("network", "remote", "sets"):
-            return self._compile_network(kind, object_id, view)
-        if kind == "route":
-            route = there(view.route(object_id), "route", object_id)
-            network = there(view.network(route.network_id), "network", route.network_id)
-            return compilers.compile_route(route, network, self.node_facts, self.numbers)
-        if kind == "loadbalancer":
-            value = there(view.load_balancer(object_id), "load balancer", object_id)
-            return self.balancers.direct_hops(value, view, self.node_facts)
-        endpoint = there(view.endpoint(object_id), "endpoint", object_id)
-        network = there(view.network(endpoint.network_id), "network", endpoint.network_id)
-        if on_host(endpoint, view):
-            return compilers.compile_host_endpoint(endpoint, network, self.node_facts, self.numbers)
-        self._generation += 1
-        state = self.ports.get(object_id)
-        port = state.ifindex if state is not None and not endpoint.is_remote else 0
-        return compilers.compile_endpoint(
-            endpoint,
-            network,
-            self.node_facts,
-            self.numbers,
-            port,
-            self._generation,
-            self.wanted.acl_tables(owner),
-            [route for route in view.routes_of_endpoint(object_id) if route.is_of_endpoints],
-        )
-
-    def _compile_network(self, kind: str, name: str, view: StoreView) -> Compiled:
-        network_id, _, prefix = name.partition("/")
-        network = there(view.network(network_id), "network", network_id)
-        if kind == "network":
-            return compilers.compile_network(network, self.node_facts, self.numbers)
-        if kind == "remote":
-            return compilers.compile_remote(network, parse_prefix(prefix), self.node_facts, self.numbers)
-        self._generation += 1
-        return compilers.compile_sets(network, self._generation)
+        return self.wanted.again(repairs, self.owners.next_generation())
 
     def _local_port(self, endpoint_id: str) -> LocalPort | None:
         state = self.ports.get(endpoint_id)
