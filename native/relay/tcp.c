@@ -1,38 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * tcp.c - connections: accepted, connected to a backend, and pumped until both ends are done.
- *
- * Small amounts are copied through one shared buffer: two system calls, no pipe. A way that fills the buffer is bulk
- * and goes through a pipe with splice(2), so that its pages are moved and not copied.
+ * tcp.c - connections: accepted, connected to a backend, and pumped (way.c) until both ends are done.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
 #include "relay.h"
+#include "way.h"
 
-#define COPY_BYTES 16384
-#define PIPE_BYTES (1 << 20)
-#define SPARE_PIPES 64
-#define TURNS 16 /* of one way, before others get theirs */
 #define SILENCE_S 300 /* until a silent peer is asked whether it is still there */
 #define ASK_EVERY_S 30
-
-/* One direction of a connection. */
-struct way {
-	struct source *from, *to;
-	int pipe[2]; /* bulk only */
-	size_t piped;
-	char *left; /* what `to` would not take yet */
-	size_t left_start, left_end;
-	bool bulk, ended, done;
-	bool hung_up; /* the end stands behind the data: no event will tell of it again */
-};
 
 struct connection {
 	struct source client, backend;
@@ -50,37 +32,7 @@ struct connection {
 
 static struct list waiting = { &waiting, &waiting };
 static struct list busy = { &busy, &busy };
-static int pipes[SPARE_PIPES][2];
-static unsigned spare_pipes;
 static int reserve_fd = -1;
-static char copy_buffer[COPY_BYTES];
-
-static bool take_pipe(struct way *way)
-{
-	if (spare_pipes) {
-		memcpy(way->pipe, pipes[--spare_pipes], sizeof(way->pipe));
-		return true;
-	}
-	if (pipe2(way->pipe, O_NONBLOCK | O_CLOEXEC)) {
-		way->pipe[0] = way->pipe[1] = -1;
-		return false;
-	}
-	fcntl(way->pipe[0], F_SETPIPE_SZ, PIPE_BYTES); /* a smaller pipe works too */
-	return true;
-}
-
-static void give_pipe(struct way *way)
-{
-	if (way->pipe[0] < 0)
-		return;
-	if (!way->piped && spare_pipes < SPARE_PIPES) {
-		memcpy(pipes[spare_pipes++], way->pipe, sizeof(way->pipe));
-	} else {
-		close(way->pipe[0]);
-		close(way->pipe[1]);
-	}
-	way->pipe[0] = way->pipe[1] = -1;
-}
 
 /* A peer that has vanished says nothing: without asking, its connection would stay for ever. */
 static void set_up(int fd)
@@ -144,10 +96,8 @@ static void end(struct connection *c, bool reset)
 	}
 	leave_backend(c);
 	close(c->client.fd);
-	give_pipe(&c->forth);
-	give_pipe(&c->back);
-	free(c->forth.left);
-	free(c->back.left);
+	way_end(&c->forth);
+	way_end(&c->back);
 	c->service->open--;
 	free_later(c);
 }
@@ -189,13 +139,6 @@ static void fail(struct connection *c)
 	end(c, true);
 }
 
-static void start_way(struct way *way, struct source *from, struct source *to)
-{
-	way->from = from;
-	way->to = to;
-	way->pipe[0] = way->pipe[1] = -1;
-}
-
 static void begin(struct service *service, int fd, const struct address *peer)
 {
 	struct connection *c = calloc(1, sizeof(*c));
@@ -208,8 +151,8 @@ static void begin(struct service *service, int fd, const struct address *peer)
 	c->peer = *peer;
 	c->client = (struct source){ SOURCE_TCP_CLIENT, fd, c };
 	c->backend = (struct source){ SOURCE_TCP_BACKEND, -1, c };
-	start_way(&c->forth, &c->client, &c->backend);
-	start_way(&c->back, &c->backend, &c->client);
+	way_start(&c->forth, &c->client, &c->backend);
+	way_start(&c->back, &c->backend, &c->client);
 	c->deadline_ms = now_ms() + CONNECT_TIMEOUT_MS;
 	list_add(&waiting, &c->waiting);
 	counters.accepted++;
@@ -259,102 +202,10 @@ void tcp_accept(struct service *service)
 	}
 }
 
-/* Gives `to` what it has been kept waiting for. 1: all gone, 0: not yet, -1: it is dead. */
-static int flush(struct way *way)
-{
-	while (way->left_start < way->left_end) {
-		ssize_t sent = send(way->to->fd, way->left + way->left_start, way->left_end - way->left_start,
-				    MSG_NOSIGNAL | MSG_DONTWAIT);
-
-		if (sent < 0)
-			return errno == EAGAIN ? 0 : -1;
-		way->left_start += sent;
-	}
-	while (way->piped) {
-		ssize_t moved = splice(way->pipe[0], NULL, way->to->fd, NULL, way->piped, SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
-
-		if (moved < 0)
-			return errno == EAGAIN ? 0 : -1;
-		way->piped -= moved;
-	}
-	return 1;
-}
-
-static int keep(struct way *way, size_t start, size_t length)
-{
-	if (!way->left && !(way->left = malloc(COPY_BYTES)))
-		return -1;
-	memcpy(way->left, copy_buffer + start, length);
-	way->left_start = 0;
-	way->left_end = length;
-	return 0;
-}
-
-/* Takes one portion from `from`. 1: there may be more, 0: nothing now, -1: it is dead. Sets ended at the end. */
-static int fetch(struct way *way)
-{
-	ssize_t got, sent;
-	bool drained;
-
-	if (way->bulk) {
-		got = splice(way->from->fd, NULL, way->pipe[1], NULL, PIPE_BYTES, SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
-		if (got > 0)
-			way->piped += got;
-	} else {
-		got = recv(way->from->fd, copy_buffer, sizeof(copy_buffer), MSG_DONTWAIT);
-	}
-	if (got < 0)
-		return errno == EAGAIN ? 0 : -1;
-	if (!got) {
-		way->ended = true;
-		return 1;
-	}
-	if (way->bulk)
-		return 1;
-	drained = got < (ssize_t)sizeof(copy_buffer);
-	way->bulk = !drained && take_pipe(way);
-	sent = send(way->to->fd, copy_buffer, got, MSG_NOSIGNAL | MSG_DONTWAIT);
-	if (sent < 0 && errno != EAGAIN)
-		return -1;
-	if (sent < 0)
-		sent = 0;
-	if (sent < got && keep(way, sent, got - sent))
-		return -1;
-	return !drained || way->hung_up; /* more would be a new event */
-}
-
-/* Moves what can be moved. 0: nothing more now, 1: its turn is over but there is more, -1: the connection is dead. */
-static int pump(struct way *way)
-{
-	for (int turn = 0; turn < TURNS; turn++) {
-		int step;
-
-		if (way->done)
-			return 0;
-		step = flush(way);
-		if (step <= 0)
-			return step;
-		if (way->ended) {
-			way->done = true;
-			shutdown(way->to->fd, SHUT_WR);
-			return 0;
-		}
-		step = fetch(way);
-		if (step <= 0)
-			return step;
-	}
-	return 1;
-}
-
-static bool waits_for_room(const struct way *way)
-{
-	return way->piped || way->left_start < way->left_end;
-}
-
 static void pump_ways(struct connection *c, bool want_forth, bool want_back)
 {
-	int forth = want_forth ? pump(&c->forth) : 0;
-	int back = forth < 0 ? -1 : want_back ? pump(&c->back) : 0;
+	int forth = want_forth ? way_pump(&c->forth) : 0;
+	int back = forth < 0 ? -1 : want_back ? way_pump(&c->back) : 0;
 
 	if (forth < 0 || back < 0) {
 		end(c, true);
@@ -407,8 +258,8 @@ void tcp_event(struct source *source, uint32_t events)
 		return;
 	}
 	readable = events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP);
-	pump_ways(c, from_client ? readable : waits_for_room(&c->forth),
-		  from_client ? waits_for_room(&c->back) : readable);
+	pump_ways(c, from_client ? readable : way_waits_for_room(&c->forth),
+		  from_client ? way_waits_for_room(&c->back) : readable);
 }
 
 bool tcp_work(void)
