@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -303,6 +304,29 @@ async def test_a_read_that_fails_is_not_an_empty_table(net: NodeNet, node: Node)
     faults.inject = None
     assert report.failed
     assert [link.ifindex for link in host_ends(node)] == ends
+    assert await node.auditor.compare() == []
+
+
+async def test_a_port_opens_when_the_program_is_attached(net: NodeNet, node: Node) -> None:
+    """A thread attaches it, and the kernel may be long about that."""
+    await create_network(node)
+    written, opened = threading.Event(), threading.Event()
+    early = []
+
+    def inject(operation: str) -> None:
+        if operation.startswith("update sw_changes"):
+            written.set()
+        elif operation.startswith("change interface"):
+            opened.set()
+        elif operation.startswith("attach sw_ingress"):
+            assert written.wait(10)
+            early.append(opened.wait(0.2))
+
+    faults.inject = inject
+    await NodeBackend(node).attach(request(net.pod()))
+    faults.inject = None
+    assert early == [False]
+    assert opened.is_set()
     assert await node.auditor.compare() == []
 
 

@@ -348,7 +348,8 @@ async def test_a_host_end_sends_as_soon_as_its_port_is_open(
                 _packets(link.host_name) as near,
                 space.run(partial(_packets, link.interface_name)) as far,
             ):
-                activate(netlink, node.hooks, link, pair, space, new=True)
+                node.hooks.begin_pod(pair.host).result()
+                activate(netlink, link, pair, space, new=True)
                 for opened in (near, far):
                     opened.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # that it was down
                 near.send(link.mac + link.host_mac + _EXPERIMENTAL.to_bytes(2) + bytes(50))

@@ -378,6 +378,10 @@ class Pending(View):
             return self._base.load_balancers_at(key)
         return super().load_balancers_at(key)
 
+    def _routes(self, key: Key) -> list[Route]:
+        """Those under a key; routes that do not change need no index of the changes either."""
+        return super()._routes(key) if self._after[Kind.ROUTE] else self._base._routes(key)
+
     def _index_changes(self) -> None:
         self._indexed = True
         for kind, objects in self._after.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Final
 
@@ -69,11 +70,12 @@ class Kernel(msgspec.Struct, frozen=True):
 
 
 class _Opened(msgspec.Struct, frozen=True):
-    """A link in the making."""
+    """A link in the making; ``attached``: when the program is at its host end."""
 
     netns: NetNamespace
     link: PortLink
     pair: links.Pair
+    attached: Future[list[int]]
 
 
 class NodeSwitch:
@@ -223,8 +225,9 @@ class NodeSwitch:
                     undo.push(
                         "proxy rules", partial(proxies.remove, made.link.host_name, made.link.netns_path)
                     )
+                made.attached.result()
                 new = endpoint_id in steps.new
-                links.activate(kernel.netlink, kernel.hooks, made.link, made.pair, made.netns, new=new)
+                links.activate(kernel.netlink, made.link, made.pair, made.netns, new=new)
             for endpoint in steps.relink.values():
                 self._change_link(endpoint, view, undo)
             kernel.hostnet.apply(
@@ -261,8 +264,9 @@ class NodeSwitch:
         except BaseException:
             netns.close()
             raise
-        opened[endpoint_id] = _Opened(netns, link, pair)
-        undo.push(f"create {link.host_name}", partial(self._delete_link, pair.host))
+        made = _Opened(netns, link, pair, self.kernel.hooks.begin_pod(pair.host))
+        opened[endpoint_id] = made
+        undo.push(f"create {link.host_name}", partial(self._take_link_back, made))
         self.ports.set(endpoint_id, PortState(pair.host, link, netns.identity))
         undo.push("port", partial(self._put_port_back, endpoint_id, before))
 
@@ -271,6 +275,10 @@ class NodeSwitch:
             self.ports.remove(endpoint_id)
         else:
             self.ports.set(endpoint_id, state)
+
+    async def _take_link_back(self, made: _Opened) -> None:
+        made.attached.exception()  # not before that has come to its end, well or not
+        await self._delete_link(made.pair.host)
 
     async def _delete_link(self, ifindex: int) -> None:
         """With one more try: a link must not stay because of a passing fault."""

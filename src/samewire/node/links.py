@@ -1,7 +1,7 @@
 """The veth pair of one endpoint: made straight into the pod's namespace, configured, compared, changed.
 
 The order keeps a pod closed until its policies are in the kernel: `create` leaves both ends down; when the tables
-are written `activate` attaches the program and sets the host end up, then the pod's end with addresses and routes.
+are written and the program is attached, `activate` sets the host end up, then the pod's end with addresses and routes.
 The pod's end comes last because the end that is opened second can send at once; the host end is made to.
 """
 
@@ -27,6 +27,7 @@ from samewire.kernel.rtnetlink import (
     link_del,
     link_get,
     link_set,
+    link_settle,
     neighbour_replace,
     qdisc_del_root,
     qdisc_dump,
@@ -40,7 +41,6 @@ from samewire.kernel.rtnetlink.routes import TABLE_MAIN
 from samewire.node import proxies
 from samewire.node.devices import find_link
 from samewire.node.facts import short
-from samewire.node.hooks import Hooks
 from samewire.vfp.address import Prefix
 from samewire.vfp.model import LINK_GROUP, LinkRoute, PortLink
 
@@ -91,16 +91,15 @@ def create(netlink: Netlink, link: PortLink, netns: NetNamespace) -> Pair:
     return Pair(*made)
 
 
-def activate(
-    netlink: Netlink, hooks: Hooks, link: PortLink, pair: Pair, netns: NetNamespace, *, new: bool
-) -> None:
-    """Open the port: the tables must hold its policies by now. ``new``: its endpoint has had none before.
+def activate(netlink: Netlink, link: PortLink, pair: Pair, netns: NetNamespace, *, new: bool) -> None:
+    """Open the port: the program must be attached and the tables hold its policies by now. ``new``: its endpoint has
+    had none before.
 
     Raises KernelError, Unsupported.
     """
     if link.proxies or not new:
         proxies.write(link, netns)
-    requests = hooks.pod_requests(pair.host)
+    requests: list[Request] = []
     if link.rate_bytes_per_s:
         requests.append(shaper(pair.host, link.rate_bytes_per_s, link.burst_bytes))
     # In two: what changes beside the state of an interface that is up is announced once more, to all parts of the
@@ -119,8 +118,8 @@ def activate(
             netns.run(lambda: sysctl.write(setting, 0))
             inside.batch(requests)
     # The host end drops what it is to send until the kernel gets to its carrier, which may be long under load: the
-    # answer to the pod's first ARP request, for one. Who asks about an interface has that done first (Linux 6.8).
-    netlink.get(link_get(pair.host))
+    # answer to the pod's first ARP request, for one.
+    netlink.get(link_settle(pair.host))
 
 
 def pod_requests(link: PortLink, peer: int) -> list[Request]:

@@ -12,6 +12,7 @@ import errno
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -66,14 +67,16 @@ def switch_object() -> Path:
 class Node:
     """One node. Make it with `Node.start`, end it with `close`; the data path goes on without it."""
 
-    def __init__(self, config: NodeConfig, store: Store, netlink: Netlink, board: Switchboard) -> None:
+    def __init__(
+        self, config: NodeConfig, store: Store, netlink: Netlink, board: Switchboard, hooks: Hooks
+    ) -> None:
         self.config = config
         self.store = store
         self.netlink = netlink
         self.board = board
         self.uplink = read_uplink(netlink, config.uplink)
         self.devices = self._ensure_devices(self.uplink.mtu)
-        self.hooks = Hooks(netlink, config.bpf_dir, board.programs)
+        self.hooks = hooks
         self.reaper = LinkReaper()
         hostnet = HostNet(netlink, self.devices.host_ifindex, NicFilters(store, netlink), self._reserve)
         hostnet.uplink = self.uplink.ifindex
@@ -102,11 +105,12 @@ class Node:
         require_floor()
         _refuse_to_forget(config.database)
         mount_bpffs(config.bpf_dir)
-        store = Store(config.database)
-        try:
+        with ExitStack() as opened:
+            store = Store(config.database)
+            opened.callback(store.close)
             for change in store.prune_after_reboot():
                 log.info("gone with the reboot", kind=change.kind.value, id=change.id)
-            netlink = Netlink()
+            netlink = opened.enter_context(Netlink())
             # The verifier takes half a second for the socket programs.
             idle = () if config.host_cgroup else tuple(SOCKETS)
             path = object_path or switch_object()
@@ -114,17 +118,13 @@ class Node:
                 sizes, constants = config.map_sizes, config.switch_constants
                 opening = verifier.submit(Switchboard, config.bpf_dir, path, sizes, idle, constants)
                 board = await asyncio.wrap_future(opening)
-            try:
-                node = cls(config, store, netlink, board)
-                listen(node)
-                await node._bring_up()
-            except BaseException:
-                board.close()
-                netlink.close()
-                raise
-        except BaseException:
-            store.close()
-            raise
+            opened.callback(board.close)
+            hooks = Hooks(netlink, config.bpf_dir, board.programs)
+            opened.callback(hooks.close)
+            node = cls(config, store, netlink, board, hooks)
+            listen(node)
+            await node._bring_up()
+            opened.pop_all()
         return node
 
     async def close(self) -> None:
@@ -132,6 +132,7 @@ class Node:
         await self.service.close()
         await self.switch.sweeper.close()
         await self.reaper.close()
+        self.hooks.close()
         self.board.close()
         self.netlink.close()
         self.store.close()

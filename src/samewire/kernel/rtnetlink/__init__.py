@@ -16,6 +16,7 @@ from samewire.kernel.rtnetlink.links import (
     link_dump,
     link_get,
     link_set,
+    link_settle,
     veth_add,
     vxlan_external_add,
 )
@@ -101,6 +102,7 @@ __all__ = [
     "link_dump",
     "link_get",
     "link_set",
+    "link_settle",
     "neighbour_del",
     "neighbour_dump",
     "neighbour_replace",

@@ -180,6 +180,11 @@ def link_get(link: int | str) -> Query[Link]:
     return Query(_RTM_GETLINK, _select(link), f"read interface {link}", decode_link, str(link))
 
 
+def link_settle(link: int | str) -> Query[bool]:
+    """Has the kernel get to an interface's carrier now, as every question about it does since Linux 6.8; true."""
+    return Query(_RTM_GETLINK, _select(link), f"read interface {link}", lambda _: True, str(link))
+
+
 def link_dump() -> Query[Link]:
     """All interfaces of the namespace."""
     return Query(_RTM_GETLINK, _ifinfo(), "list interfaces", decode_link)
