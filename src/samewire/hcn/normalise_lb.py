@@ -32,6 +32,7 @@ MAX_AFFINITY_S: Final = 2**32 - 1
 
 _PROTOCOLS: Final = frozenset({TCP, UDP, SCTP})
 _UNREADABLE: Final = HcnCode.INVALID_JSON
+_IPV6: Final = int(LoadBalancerFlags.ENABLE_IPV6)  # arithmetic of enumerations would cost more than the rest
 
 
 def check_load_balancer(value: LoadBalancer) -> LoadBalancer:
@@ -184,7 +185,7 @@ def _needs_internal_port(value: LoadBalancer) -> bool:
 
 def _check_families(value: LoadBalancer) -> None:
     v6 = value.is_ipv6
-    if not v6 and value.flags & LoadBalancerFlags.ENABLE_IPV6:
+    if not v6 and value.flags & _IPV6:
         fail("$.Flags", "the IPv6 flag (2) with an IPv4 VIP", HcnCode.INVALID_IP)
     if len(value.frontend_vips) > 1:
         _same_family(value.frontend_vips, v6, "$.FrontendVIPs")

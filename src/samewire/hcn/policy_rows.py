@@ -29,8 +29,11 @@ _DELETE: Final = """DELETE FROM policies
     WHERE kind = ? AND id = ? AND number IN (SELECT value FROM json_each(?))"""
 _DELETE_ALL: Final = "DELETE FROM policies WHERE kind = ? AND id = ?"
 
-Statement = tuple[str, tuple[str | int | bytes, ...]]
+Statement = tuple[str, tuple[str | int | bytes | None, ...]]
 Rows = Mapping[tuple[str, str], list[tuple[int, str]]]
+
+_OWNERS: Final = (Endpoint, Network)
+"""What has policies."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -42,7 +45,7 @@ def _decoder() -> msgspec.json.Decoder[Any]:
 
 
 def _policies(value: Object | None) -> PolicyList:
-    return numbered(value.policies if isinstance(value, Endpoint | Network) else ())
+    return numbered(value.policies if isinstance(value, _OWNERS) else ())
 
 
 def stored(value: Object | None) -> tuple[Object | None, str | None, int, int]:
@@ -50,16 +53,20 @@ def stored(value: Object | None) -> tuple[Object | None, str | None, int, int]:
     of its policies, None for those of a list that is as it was made. Last, the name that was given last, 0 for such a
     list.
     """
+    if not isinstance(value, _OWNERS):
+        return value, None, 0, 0
     policies = _policies(value)
     as_made = isinstance(policies.numbers, range)
     last_name = 0 if as_made else policies.last_name
-    if isinstance(value, Endpoint | Network) and is_long(policies):
+    if is_long(policies):
         return msgspec.structs.replace(value, policies=()), None, len(policies), last_name
     return value, None if as_made else _encode(policies.numbers).decode(), 0, last_name
 
 
 def statements(change: Change) -> Iterator[Statement]:
     """What has to be done to the rows of an object's policies."""
+    if not isinstance(change.after or change.before, _OWNERS):  # fifty thousand load balancers
+        return
     before, after = _policies(change.before), _policies(change.after)
     was, will = is_long(before), is_long(after)
     owner = change.kind.value, change.id
@@ -86,7 +93,7 @@ def restored(
     """An object with its policies, of what is stored of them. Raises ValueError, msgspec.MsgspecError."""
     if len(rows) != apart:
         raise ValueError(f"{apart} policies are stored apart, {len(rows)} of them are there")
-    if not isinstance(value, Endpoint | Network):
+    if not isinstance(value, _OWNERS):
         return value
     policies: PolicyList
     if rows:

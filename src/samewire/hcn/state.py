@@ -75,7 +75,11 @@ def _moved_keys(kind: Kind, before: Object | None, after: Object | None) -> tupl
         had, has = set(old), set(new)
         old = [key for key in old if key not in has]
         new = [key for key in new if key not in had]
-    if kind is Kind.ENDPOINT:
+    if kind is Kind.LOADBALANCER:
+        was, will = cast(LoadBalancer | None, before), cast(LoadBalancer | None, after)
+        old += _backend_keys(was, will)
+        new += _backend_keys(will, was)
+    elif kind is Kind.ENDPOINT:
         one, other = cast(Endpoint | None, before), cast(Endpoint | None, after)
         old += _policy_keys(one, other)
         new += _policy_keys(other, one)
@@ -98,7 +102,6 @@ def _load_balancer_keys(value: LoadBalancer) -> list[Key]:
     if value.network_id:
         keys.append(("network-lbs", value.network_id))
     keys.extend(("endpoint-lbs", endpoint_id) for endpoint_id in value.endpoint_ids)
-    keys.extend({("backend", backend.ip_address): None for backend in value.backends})
     if value.source_vip:
         keys.append(("source-vip", value.network_id, value.source_vip))
     return keys
@@ -114,6 +117,16 @@ _KEYS = cast(
         Kind.LOADBALANCER: _load_balancer_keys,
     },
 )
+
+
+def _backend_keys(value: LoadBalancer | None, beside: LoadBalancer | None) -> list[Key]:
+    """The keys of a load balancer's backends that another state of it has not."""
+    if value is None:
+        return []
+    addresses = {backend.ip_address for backend in value.backends}
+    if beside is not None:
+        addresses.difference_update([backend.ip_address for backend in beside.backends])
+    return [("backend", address) for address in addresses]
 
 
 class View:

@@ -185,12 +185,6 @@ class Endpoint(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True
     hints: EndpointHints | None = None
     target_ref: TargetRef | None = None
 
-    def __post_init__(self) -> None:
-        if self.node_name:
-            force_setattr(self, "node_name", intern(self.node_name))
-        if self.zone:
-            force_setattr(self, "zone", intern(self.zone))
-
     @property
     def ready(self) -> bool:
         """Whether it takes new connections (unknown counts as ready)."""
@@ -240,6 +234,11 @@ class EndpointSlice(KubeObject[SliceMetadata], frozen=True, gc=False, rename="ca
         force_setattr(self, "address_type", intern(self.address_type))
         if self.endpoints is None:
             force_setattr(self, "endpoints", ())  # type: ignore[unreachable]
+        for endpoint in self.endpoints:  # here, as a call for each of them would cost more than reading it
+            if endpoint.node_name:
+                force_setattr(endpoint, "node_name", intern(endpoint.node_name))
+            if endpoint.zone:
+                force_setattr(endpoint, "zone", intern(endpoint.zone))
         if self.ports is None:
             force_setattr(self, "ports", ())  # type: ignore[unreachable]
 

@@ -123,6 +123,8 @@ class Balancers:
             compiled = compile_load_balancer(value, env, before)
             held[load_balancer_id] = compiled.held
             for (table, put), rows in zip(puts.items(), compiled.rows, strict=True):
+                if not rows:
+                    continue
                 size = len(put) + len(rows)
                 put.update(rows)
                 if len(put) != size:
@@ -147,20 +149,21 @@ class Balancers:
         present = self.rows[table]
         if present.keys().isdisjoint(rows):
             return rows
-        for key in present.keys() & rows.keys():
-            if key not in stale:
-                raise Conflict(f"another load balancer has the entry {key.hex()} of {table}")
+        for key in (present.keys() & rows.keys()).difference(stale):
+            raise Conflict(f"another load balancer has the entry {key.hex()} of {table}")
         return {key: row for key, row in rows.items() if present.get(key) != row}
 
     def write_puts(self, change: BalancerChange) -> None:
         """Write what is new, the pointed-at before the pointing. Raises KernelError."""
         for table, rows in change.puts.items():
-            self._tables.write_rows(table, rows)
+            if rows:
+                self._tables.write_rows(table, rows)
 
     def write_removals(self, change: BalancerChange) -> None:
         """Remove what is no longer wanted, the pointing before the pointed-at. Raises KernelError."""
         for table, keys in reversed(change.removals.items()):
-            self._tables.remove_rows(table, keys)
+            if keys:
+                self._tables.remove_rows(table, keys)
 
     def accept(self, change: BalancerChange) -> None:
         """The change is made: it is what is wanted from now on."""
@@ -179,7 +182,8 @@ class Balancers:
             else:
                 self._held[load_balancer_id] = held
         try:
-            self._tables.remove_rows(COUNTS, change.gone)
+            if change.gone:
+                self._tables.remove_rows(COUNTS, change.gone)
         except KernelError as error:
             log.warning("counts of removed services stay until the next audit", error=str(error))
         if targets:

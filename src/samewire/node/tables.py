@@ -7,15 +7,16 @@ from itertools import groupby
 from typing import Final
 
 from samewire.kernel.bpf import BpfMap
+from samewire.vfp.compile.balanced import ID
 from samewire.vfp.compile.balanced import TABLES as BALANCED
 from samewire.vfp.diff import Operation, Put
 from samewire.vfp.model import Entries
 from samewire.vfp.record import Record
-from samewire.vfp.tables import TABLES, AclSpace, Id, Port, Table
+from samewire.vfp.tables import TABLES, AclSpace, Port, Table
 
 _MANY: Final = 32  # from here on a batch is cheaper than single updates
 _REMEMBERED: Final = frozenset({"sw_ports", "sw_acl_spaces", "sw_nexthops", "sw_backends"})  # bpf/near.h
-_FIRST: Final = Id(0).pack()
+_FIRST: Final = ID.pack(0)
 
 
 class KernelTables:
@@ -49,8 +50,8 @@ class KernelTables:
     def changed(self) -> None:
         """Have the programs look anew at what they remember of ports, next hops and backends. Raises KernelError."""
         numbers = self.maps["sw_changes"]
-        last = Id.unpack(numbers.lookup(_FIRST) or _FIRST).value
-        numbers.update(_FIRST, Id((last + 1) & 0xFFFFFFFF).pack())
+        (last,) = ID.unpack(numbers.lookup(_FIRST) or _FIRST)
+        numbers.update(_FIRST, ID.pack((last + 1) & 0xFFFFFFFF))
 
     def rows(self, name: str) -> Iterator[tuple[bytes, bytes]]:
         """The entries of one table as bytes. Raises KernelError."""

@@ -43,8 +43,8 @@ def collect(slices: Iterable[EndpointSlice], node: str) -> Members:
                     continue
                 member = _member(endpoint, number, node)
                 key = (member.address, number)
-                before = of_port.get(key)
-                if before is None or (member.local, member.ready) > (before.local, before.ready):
+                before = of_port.setdefault(key, member)
+                if before is not member and (member.local, member.ready) > (before.local, before.ready):
                     of_port[key] = member
     ordered = {}
     for port_key, of_port in found.items():

@@ -41,7 +41,7 @@ pack_direct = DirectKey.packer()
 pack_portmap = Portmap.packer()
 TARGET_BYTES: Final = 18  # bytes of a backend: address and port
 _SCOPE_AT: Final = next(field.offset for field in Backend.fields if field.name == "scope")
-_scope: Final = struct.Struct("=H").unpack_from
+_target_and_scope: Final = struct.Struct(f"={TARGET_BYTES}s{_SCOPE_AT - TARGET_BYTES}xH").unpack_from
 _SERVICE_AT: Final = next(field.offset for field in Backend.fields if field.name == "service")
 
 
@@ -94,13 +94,12 @@ class Held(msgspec.Struct, frozen=True, gc=False):
 
 def known_backends(known: HeldPort, rows: Mapping[bytes, bytes]) -> dict[tuple[bytes, int, str], bytes]:
     """The backends of a port mapping by what must not change of one: target, scope, identity."""
-    identities = known.identities or repeat("")
     found = {}
-    for key, identity in zip(known.backends, identities, strict=False):
+    for key, identity in zip(known.backends, known.identities or repeat(""), strict=False):
         row = rows.get(key)
-        if row is None:
-            continue
-        found[row[:TARGET_BYTES], _scope(row, _SCOPE_AT)[0], identity] = key
+        if row is not None:
+            target, scope = _target_and_scope(row)
+            found[target, scope, identity] = key
     return found
 
 

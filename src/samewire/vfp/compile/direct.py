@@ -36,12 +36,12 @@ def hop_key(member: Member) -> str:
 def compile_direct(value: LoadBalancer, domain: Domain) -> Compiled:
     """The nexthops of the backends that can be reached by DSR. Raises Invalid, Exhausted."""
     builder = Builder()
-    family = 6 if value.is_ipv6 else 4
+    find = domain.finder(6 if value.is_ipv6 else 4)
     for index, backend in enumerate(value.backends):
         if not backend.mac_address:
             continue
         packed = pack(backend.ip_address)
-        scope = domain.find(family, packed).scope
+        scope = find(packed).scope
         vni = direct_vni(domain, scope)
         if not vni:
             continue

@@ -75,13 +75,12 @@ def _endpoints(
 
 def _backends(value: LoadBalancer, internal_port: int, domain: Domain, view: EndpointView) -> list[Member]:
     """The explicit backends, without pods of this node that are not there (any more): another may get the address."""
-    family = 6 if value.is_ipv6 else 4
-    find = domain.find
+    find = domain.finder(6 if value.is_ipv6 else 4)
     found = []
     for backend in value.backends:
         address, provider = backend.ip_address, backend.provider_address
         packed = pack(address)
-        scope, network_id, near = find(family, packed)
+        scope, network_id, near = find(packed)
         here = ""
         if near is not ELSEWHERE:
             endpoint = view.endpoint_by_ip(network_id, address)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, Protocol
 
 from samewire.hcn.frontends import has_host_port
@@ -72,18 +72,22 @@ class Domain(NamedTuple):
     sources: dict[tuple[int, int], bytes]
     contexts: dict[int, Context]
 
-    def find(self, family: int, packed: bytes) -> Place:
-        """The place of an address."""
-        lengths = self.lengths[family]
-        if not lengths:
-            return OUT_THERE
+    def finder(self, family: int) -> Callable[[bytes], Place]:
+        """What tells the places of a family's addresses."""
         bits = 32 if family == IPV4 else 128
-        number = int.from_bytes(packed[: bits // 8])
-        for length, places in lengths:
-            found = places.get(number >> (bits - length))
-            if found is not None:
-                return found
-        return OUT_THERE
+        octets = bits // 8
+        look_ups = [(bits - length, places.get) for length, places in self.lengths[family]]
+        read = int.from_bytes
+
+        def find(packed: bytes) -> Place:
+            number = read(packed[:octets])
+            for shift, look_up in look_ups:
+                found = look_up(number >> shift)
+                if found is not None:
+                    return found
+            return OUT_THERE
+
+        return find
 
     def source(self, family: int, backends: Iterable[Scoped]) -> bytes:
         """The node's own address in the first network among the backends' scopes; zero on the underlay."""
