@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,22 +40,33 @@ def net() -> Iterator[NodeNet]:
         yield made
 
 
-@pytest_asyncio.fixture
-async def node(net: NodeNet, tmp_path: Path) -> AsyncIterator[Node]:
-    config = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
-    config.run_dir.mkdir()
+@pytest.fixture
+def config(net: NodeNet, tmp_path: Path) -> Iterator[NodeConfig]:
+    made = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
+    made.run_dir.mkdir()
     try:
-        made = await Node.start(config, lambda _: None)
-        try:
-            yield made
-        finally:
-            faults.inject = None
-            await made.close()
+        yield made
     finally:
-        unmount_bpffs(config.bpf_dir)
+        unmount_bpffs(made.bpf_dir)
 
 
-def request(pod: str, *, container: str = "c", shaped: bool = False) -> AttachRequest:
+@asynccontextmanager
+async def running(config: NodeConfig) -> AsyncIterator[Node]:
+    node = await Node.start(config, lambda _: None)
+    try:
+        yield node
+    finally:
+        faults.inject = None
+        await node.close()
+
+
+@pytest_asyncio.fixture
+async def node(config: NodeConfig) -> AsyncIterator[Node]:
+    async with running(config) as made:
+        yield made
+
+
+def request(pod: str, *, container: str = "c", shaped: bool = False, routed: bool = False) -> AttachRequest:
     acl = {
         "Type": "ACL",
         "Settings": {"Action": "Allow", "Direction": "In", "Protocols": "6", "Priority": 100},
@@ -62,6 +74,7 @@ def request(pod: str, *, container: str = "c", shaped: bool = False) -> AttachRe
     qos = {"Type": "QOS", "Settings": {"MaximumIncomingBandwidthInBytes": 10**6}}
     mapping = {"Type": "PortMapping", "Settings": {"Protocol": 6, "InternalPort": 80, "ExternalPort": 8080}}
     nat: dict[str, Any] = {"Type": "OutBoundNAT", "Settings": {}}
+    route = {"Type": "SDNRoute", "Settings": {"DestinationPrefix": "10.77.0.0/16"}}
     return AttachRequest(
         network="pods",
         container_id=container,
@@ -70,7 +83,8 @@ def request(pod: str, *, container: str = "c", shaped: bool = False) -> AttachRe
         addresses=(Address("10.244.0.9", 24, "10.244.0.1"), Address("fd00:244::9", 64, "fd00:244::1")),
         routes=(Route("0.0.0.0/0", "10.244.0.1"), Route("::/0", "fd00:244::1")),
         policies=tuple(
-            decode_policy(value, "$") for value in (acl, mapping, nat, *((qos,) if shaped else ()))
+            decode_policy(value, "$")
+            for value in (acl, mapping, nat, *((qos,) if shaped else ()), *((route,) if routed else ()))
         ),
     )
 
@@ -114,6 +128,11 @@ async def failing_at(number: int, action: Action) -> bool:
         return True
     finally:
         faults.inject = None
+
+
+def generations(node: Node) -> list[int]:
+    rows = node.switch.kernel.tables.read(["sw_ports"])["sw_ports"].values()
+    return [row.generation for row in rows if isinstance(row, Port)]
 
 
 def host_ends(node: Node) -> list[Link]:
@@ -278,16 +297,34 @@ async def test_flows_are_judged_again_after_what_judged_them_was_repaired(net: N
     await create_network(node)
     await NodeBackend(node).attach(request(net.pod()))
 
-    def generations() -> list[int]:
-        rows = node.switch.kernel.tables.read(["sw_ports"])["sw_ports"].values()
-        return [row.generation for row in rows if isinstance(row, Port)]
-
     for name, judges in (("sw_routes", False), ("sw_acl_rules", True), ("sw_ports", True)):
-        before, found = generations(), node.board.maps[name]
+        before, found = generations(node), node.board.maps[name]
         found.delete_batch([key for key, _ in found.items()])
         assert (await node.auditor.audit()).failed == ()
-        assert [new > old for new, old in zip(generations(), before, strict=True)] == [judges] * len(before)
+        after = generations(node)
+        assert [new > old for new, old in zip(after, before, strict=True)] == [judges] * len(before)
     assert await node.auditor.compare() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "judges"),
+    [("sw_routes", False), ("sw_acl_rules", True), ("sw_own_routes", True), ("sw_portmaps", True)],
+)
+async def test_flows_are_judged_again_by_a_start_that_finds_less(
+    net: NodeNet, config: NodeConfig, name: str, judges: bool
+) -> None:
+    """As after a crash between the removal of a row and the port's new generation: the object still has it."""
+    async with running(config) as node:
+        await create_network(node)
+        await NodeBackend(node).attach(request(net.pod(), routed=True))
+        before, found = generations(node), node.board.maps[name]
+        found.delete_batch([key for key, _ in found.items()])
+    async with running(config) as node:
+        assert await node.auditor.compare() == []
+        after = generations(node)
+        assert [new > old for new, old in zip(after, before, strict=True)] == [judges]
+    async with running(config) as node:
+        assert generations(node) == after, "a start that finds all has nothing judged again"
 
 
 async def test_a_read_that_fails_is_not_an_empty_table(net: NodeNet, node: Node) -> None:

@@ -314,7 +314,7 @@ class NodeSwitch:
         self.kernel.tables.write([*changes.puts(), *changes.removals()])
         self.kernel.hostnet.apply(in_order(changes.bindings))
 
-    def judged_again_after(self, repairs: list[Operation]) -> list[Operation]:
+    def judged_again_after(self, repairs: Sequence[Operation]) -> list[Operation]:
         """What is to follow repairs of the tables, so that no flow keeps a verdict from before them."""
         return self.wanted.again(repairs, self.owners.next_generation())
 

@@ -232,7 +232,8 @@ class Node:
             self.hooks.leave_uplink(last_uplink)
         tables.changed()  # whoever was here last may have died before it
         operations = diff(self.switch.wanted.entries.tables(), tables.read())
-        tables.write([operation for operation in operations if isinstance(operation, Put)])
+        puts = [operation for operation in operations if isinstance(operation, Put)]
+        tables.write([*puts, *self.switch.judged_again_after(puts)])
         migration = Migration(self.board)
         self.switch.balancers.restore(
             self.store.state, self.switch.node_facts, migration.old_rows, _cannot_balance
