@@ -1,4 +1,5 @@
-"""What one policy more or less costs the daemon: among many, beside the same among few, in turns.
+"""What one policy more or less costs the daemon, and one member of a load balancer: among many, beside the same among
+few, in turns.
 
 CPU time of the daemon from request to answer, over the API. The answer says that it is done, as HcnModify* do
 (``Prefer: return=minimal``), and is not the whole object once more.
@@ -22,6 +23,7 @@ FEW: Final = 100
 WARM_UP: Final = 3
 CHUNK: Final = 500
 FIRST_OF_FEW: Final = 30000  # no two objects map one port of the node
+MANY_MEMBERS: Final = 1000
 NETWORKS: Final = (
     ("few", "10.240.0.0/16", "10.240.0.1", 4096),
     ("many", "10.241.0.0/16", "10.241.0.1", 4097),
@@ -35,15 +37,30 @@ class Kind:
     name: str
     of: str
     many: int
-    settings: Callable[[int], Json]
+    settings: Callable[[int], Any]
 
-    def policy(self, number: int) -> Json:
+    def policy(self, number: int) -> Any:
         """One policy."""
         return {"Type": self.name, "Settings": self.settings(number)}
+
+    def body(self, how: str, policies: list[Any]) -> Json:
+        """The request that adds or removes some."""
+        return {"ResourceType": "Policy", "RequestType": how, "Settings": {"Policies": policies}}
 
     def among(self, size: int) -> str:
         """What the figure for a list of that length is called."""
         return f"{self.name} among {size:,}"
+
+
+class Member(Kind):
+    """The endpoints of a load balancer, by their ids."""
+
+    def policy(self, number: int) -> Any:
+        return self.settings(number)
+
+    def body(self, how: str, policies: list[Any]) -> Json:
+        settings = {"HostComputeEndpoints": policies}
+        return {"ResourceType": "LoadBalancer", "RequestType": how, "Settings": settings}
 
 
 def _prefix(first: int, number: int) -> str:
@@ -75,6 +92,10 @@ def _route(number: int) -> Json:
     return {"DestinationPrefix": f"{_prefix(100, number)}.0/24", "NeedEncap": False}
 
 
+def _endpoint_id(number: int) -> str:
+    return f"00000000-0000-4000-8000-{number:012X}"
+
+
 KINDS: Final = (
     Kind("ACL", "endpoints", 4000, _rule),
     Kind("NetworkACL", "networks", 1000, _rule),
@@ -82,6 +103,7 @@ KINDS: Final = (
     Kind("SetPolicy", "networks", 1000, _set),
     Kind("PortMapping", "endpoints", 1000, _mapping),
     Kind("SDNRoute", "endpoints", 1000, _route),
+    Member("member", "loadbalancers", MANY_MEMBERS, _endpoint_id),
 )
 
 
@@ -117,14 +139,31 @@ class Modify(Case):
 
 def _objects(daemon: SamewireNode, sandbox: Sandbox) -> dict[str, tuple[str, str]]:
     """The paths of the objects that get few policies, and many."""
-    paths: dict[str, list[str]] = {"networks": [], "endpoints": []}
-    for name, subnet, gateway, vni in NETWORKS:
+    paths: dict[str, list[str]] = {"networks": [], "endpoints": [], "loadbalancers": []}
+    firsts = (range(FIRST_OF_FEW, FIRST_OF_FEW + FEW + 1), range(MANY_MEMBERS + 1))
+    for (name, subnet, gateway, vni), numbers in zip(NETWORKS, firsts, strict=True):
         made = daemon.create_network(network(name, "Overlay", subnet, gateway, vni=vni))
         conf = daemon.write_conf(name, {"subnet": subnet}, [outbound_nat(subnet)])
         endpoint = daemon.endpoint_of(daemon.add(sandbox.netns(name), conf))
         paths["networks"].append(f"/v2/networks/{made['ID']}")
         paths["endpoints"].append(f"/v2/endpoints/{endpoint['ID']}")
+        paths["loadbalancers"].append(f"/v2/loadbalancers/{_balancer(daemon, made['ID'], subnet, numbers)}")
     return {kind: (few, many) for kind, (few, many) in paths.items()}
+
+
+def _balancer(daemon: SamewireNode, network_id: str, subnet: str, numbers: range) -> str:
+    """A load balancer without members, and the endpoints elsewhere that are to be; returns its id."""
+    first, second = subnet.split(".")[:2]
+    for number in numbers:
+        address = f"{first}.{second}.{number // 256 + 1}.{number % 256}"
+        configuration = {"IpAddress": address, "PrefixLength": 16}
+        mac = f"02-11-00-00-{number // 256:02X}-{number % 256:02X}"
+        wanted = {"ID": _endpoint_id(number), "HostComputeNetwork": network_id, "Flags": 1}
+        wanted |= {"MacAddress": mac, "IpConfigurations": [configuration]}
+        daemon.request("POST", "/v2/endpoints", wanted)
+    mapping = {"Protocol": 6, "InternalPort": 80, "ExternalPort": 80}
+    wanted = {"HostComputeNetwork": network_id, "FrontendVIPs": [f"10.96.0.{second[-1]}"]}
+    return str(daemon.request("POST", "/v2/loadbalancers", {**wanted, "PortMappings": [mapping]})["ID"])
 
 
 def _measure(
@@ -152,25 +191,23 @@ def _more_and_less(kind: Kind, daemon: SamewireNode, path: str, numbers: range, 
     """Milliseconds of CPU of a request: the mean of one that adds a policy, and one that takes any away."""
     more, less = kind.policy(numbers.stop), kind.policy(numbers[(turn + 1) * len(numbers) // 32])
     before_s = daemon.precise_cpu_s()
-    _request(daemon, path, "Add", [more])
-    _request(daemon, path, "Remove", [less])
+    _request(kind, daemon, path, "Add", [more])
+    _request(kind, daemon, path, "Remove", [less])
     cost_ms = (daemon.precise_cpu_s() - before_s) * 1e3 / 2
-    _request(daemon, path, "Add", [less])
-    _request(daemon, path, "Remove", [more])
+    _request(kind, daemon, path, "Add", [less])
+    _request(kind, daemon, path, "Remove", [more])
     return cost_ms
 
 
 def _all(kind: Kind, daemon: SamewireNode, path: str, how: str, numbers: range) -> None:
     for policies in _chunks([kind.policy(number) for number in numbers]):
-        _request(daemon, path, how, policies)
+        _request(kind, daemon, path, how, policies)
 
 
-def _chunks(policies: list[Json]) -> Iterator[list[Json]]:
+def _chunks(policies: list[Any]) -> Iterator[list[Any]]:
     for start in range(0, len(policies), CHUNK):
         yield policies[start : start + CHUNK]
 
 
-def _request(daemon: SamewireNode, path: str, how: str, policies: list[Json]) -> None:
-    settings = {"Policies": policies}
-    body = {"ResourceType": "Policy", "RequestType": how, "Settings": settings}
-    daemon.request("POST", path, body, {"Prefer": "return=minimal"})
+def _request(kind: Kind, daemon: SamewireNode, path: str, how: str, policies: list[Any]) -> None:
+    daemon.request("POST", path, kind.body(how, policies), {"Prefer": "return=minimal"})

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from samewire.cni.result import Route
 from samewire.errors import Invalid, KernelError, SamewireError
 from samewire.hcn.codec import decode_modify, decode_object
 from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerFlags, PortMappingFlags
+from samewire.hcn.plan.context import Context
 from samewire.hcn.schema import Endpoint, EndpointFlags, IpConfiguration, Kind, Network
 from samewire.hcn.switch import Change
 from samewire.kernel import faults
@@ -498,3 +500,78 @@ async def test_pods_reach_the_pods_behind_a_vip(node: Node, net: NodeNet) -> Non
         await node.service.delete_attached_endpoint(names["10.244.0.7"])
         assert ask(client, VIP) == ""
     await node.service.delete(Kind.LOADBALANCER, made.id)
+
+
+def one_of_very_many() -> tuple[LoadBalancer, list[LoadBalancer]]:
+    """A load balancer with 100 backends, and what becomes of it: one more, one less, one instead of another."""
+    many = [backend(f"192.168.2.{number}") for number in range(1, 101)]
+    more = [*many, backend("192.168.3.1")]
+    less = [*more[:40], *more[41:]]
+    instead = [*less[:5], backend("192.168.3.2"), *less[6:]]
+    made = balancer(id=guid(1), frontend_vips=("10.96.0.1",))
+    return replace(made, backends=tuple(many)), [
+        replace(made, backends=tuple(which)) for which in (more, less, instead, instead[:96])
+    ]
+
+
+async def test_one_member_of_very_many_is_written_alone(
+    node: Node, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are not compiled; they keep their ids, and their places as far as there are so many. After a restart,
+    too.
+    """
+    value, history = one_of_very_many()
+    await change(node, value)
+    monkeypatch.setattr(balancers, "compile_load_balancer", None)
+    for following in history:
+        before, ids = actual(node), backends(node)
+        await change(node, following)
+        named = {item.ip_address for item in following.backends}
+        assert backends(node).keys() == named
+        assert {name: key for name, key in backends(node).items() if name in ids} == {
+            name: key for name, key in ids.items() if name in named
+        }
+        now = actual(node)
+        moved = [
+            key for key, row in now["sw_backend_sets"].items() if before["sw_backend_sets"].get(key) != row
+        ]
+        assert len(moved) <= 4
+    monkeypatch.setattr(balancers, "compile_load_balancer", compile_load_balancer)
+    last = actual(node)
+    again = await start()
+    assert actual(again) == last == again.switch.balancers.rows
+    monkeypatch.setattr(balancers, "compile_load_balancer", None)
+    await change(again, history[0])
+    assert backends(again).keys() == {item.ip_address for item in history[0].backends}
+
+
+def _to(node: Node, value: LoadBalancer, _: Context) -> list[Change]:
+    return _changes(node, [value])
+
+
+async def test_every_kernel_call_of_a_member_fails_once(node: Node) -> None:
+    value, history = one_of_very_many()
+    await change(node, value)
+    for following in history:
+        before, view = actual(node), node.service.view.load_balancers()
+        for number in range(50):
+            left = number
+
+            def inject(operation: str) -> None:
+                nonlocal left
+                left -= 1
+                if left == -1:
+                    raise KernelError(operation, 5, "injected")
+
+            faults.inject = inject
+            try:
+                await node.service._change(partial(_to, node, following))
+            except SamewireError:
+                assert node.service.view.load_balancers() == view
+                assert actual(node) == before == node.switch.balancers.rows
+                continue
+            finally:
+                faults.inject = None
+            break
+        assert number > 1
+        assert actual(node) == node.switch.balancers.rows != before

@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerPortMapping, PortMappingFlags
+from samewire.hcn.numbered import alike
 from samewire.hcn.policies import HostRoute, first
 from samewire.hcn.schema import Network, NetworkFlags, NetworkType
 
@@ -51,6 +52,29 @@ def frontend_keys(value: LoadBalancer) -> list[tuple[FrontendKey, LoadBalancerPo
         (("frontend", mapping.protocol, mapping.external_port, vip), mapping)
         for mapping in value.port_mappings
         for vip in vips
+    ]
+
+
+def member_keys(value: LoadBalancer | None, beside: LoadBalancer | None) -> list[tuple[str, str]]:
+    """Return what a load balancer is found by for its members, of which there may be thousands: what another state of
+    it has not.
+    """
+    if value is None:
+        return []
+    endpoints, backends = value.endpoint_ids, value.backends
+    if beside is None:
+        ids, addresses = endpoints, dict.fromkeys([item.ip_address for item in backends])
+    else:
+        start, end = alike(endpoints, beside.endpoint_ids)
+        others = frozenset(beside.endpoint_ids) if start + end < len(endpoints) else ()
+        ids = tuple([item for item in endpoints[start : len(endpoints) - end] if item not in others])
+        start, end = alike(backends, beside.backends)
+        there = {item.ip_address for item in beside.backends} if start + end < len(backends) else ()
+        moved = [item.ip_address for item in backends[start : len(backends) - end]]
+        addresses = dict.fromkeys([address for address in moved if address not in there])
+    return [
+        *(("endpoint-lbs", endpoint_id) for endpoint_id in ids),
+        *(("backend", address) for address in addresses),
     ]
 
 

@@ -19,6 +19,7 @@ from samewire.hcn.loadbalancers import (
     LoadBalancerFlags,
     LoadBalancerPortMapping,
 )
+from samewire.hcn.numbered import alike
 
 _replace = msgspec.structs.replace
 
@@ -35,17 +36,20 @@ _UNREADABLE: Final = HcnCode.INVALID_JSON
 _IPV6: Final = int(LoadBalancerFlags.ENABLE_IPV6)  # arithmetic of enumerations would cost more than the rest
 
 
-def check_load_balancer(value: LoadBalancer) -> LoadBalancer:
-    """Return the canonical form of a load balancer. Raises HcnError."""
+def check_load_balancer(value: LoadBalancer, before: LoadBalancer | None = None) -> LoadBalancer:
+    """Return the canonical form of a load balancer. ``before``: the present one, whose members are in canonical form.
+    Raises HcnError.
+    """
     object_id, vips = values.guid_or_new(value.id, "$.ID"), _frontends(value)
-    backends = check_backends(value.backends, "$.Backends")
+    backends = check_backends(value.backends, "$.Backends", before.backends if before is not None else ())
     changed: dict[str, Any] = {}
     if (object_id, vips, backends) != (value.id, value.frontend_vips, value.backends):
         changed = {"id": object_id, "frontend_vips": vips, "backends": backends}
     if value.source_vip:
         changed["source_vip"] = station(value.source_vip, "$.SourceVIP")
     if value.endpoint_ids:
-        changed["endpoint_ids"] = guids(value.endpoint_ids, "$.HostComputeEndpoints")
+        known = before.endpoint_ids if before is not None else ()
+        changed["endpoint_ids"] = guids(value.endpoint_ids, "$.HostComputeEndpoints", known)
     if value.network_id:
         changed["network_id"] = values.guid(value.network_id, "$.HostComputeNetwork")
     if value.local_endpoint_ids or value.draining_endpoint_ids:
@@ -68,9 +72,10 @@ def check_load_balancer(value: LoadBalancer) -> LoadBalancer:
     return value
 
 
-def guids(items: tuple[str, ...], path: str) -> tuple[str, ...]:
-    """Return GUIDs in canonical form, each once. Raises HcnError."""
-    if not all(map(values.is_guid, items)):
+def guids(items: tuple[str, ...], path: str, known: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return GUIDs in canonical form, each once. ``known``: those of these are. Raises HcnError."""
+    start, end = alike(items, known)
+    if not all(map(values.is_guid, items[start : len(items) - end])):
         items = tuple(values.guid(item, f"{path}[{index}]") for index, item in enumerate(items))
     return tuple(dict.fromkeys(items))
 
@@ -90,20 +95,23 @@ def station(text: str, path: str) -> str:
     return values.station_ip(text, path)
 
 
-def check_backends(items: tuple[LoadBalancerBackend, ...], path: str) -> tuple[LoadBalancerBackend, ...]:
-    """Return explicit backends in canonical form, each address and port once. Raises HcnError."""
+def check_backends(
+    items: tuple[LoadBalancerBackend, ...], path: str, known: tuple[LoadBalancerBackend, ...] = ()
+) -> tuple[LoadBalancerBackend, ...]:
+    """Return explicit backends in canonical form, each address and port once. ``known``: those of these are. Raises
+    HcnError.
+    """
     if len(items) > MAX_BACKENDS:
         fail(path, f"a load balancer has at most {MAX_BACKENDS} backends", HcnCode.E_INVALIDARG)
-    seen = set()
-    for item in items:
+    start, end = alike(items, known)
+    for item in items[start : len(items) - end]:
         address = item.ip_address
         if station(address, path) is not address or item.mac_address or item.provider_address:
             break
         if not 0 <= item.port <= MAX_PORT:
             break
-        seen.add((address, item.port))
     else:
-        if len(seen) == len(items):
+        if len({(item.ip_address, item.port) for item in items}) == len(items):
             return items
     found: dict[tuple[str, int], LoadBalancerBackend] = {}
     for index, item in enumerate(items):

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from samewire.hcn.frontends import frontend_keys
+from samewire.hcn.frontends import frontend_keys, member_keys
 from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.numbered import Keys, numbered
 from samewire.hcn.policies import parse_prefix
@@ -77,8 +77,8 @@ def _moved_keys(kind: Kind, before: Object | None, after: Object | None) -> tupl
         new = [key for key in new if key not in had]
     if kind is Kind.LOADBALANCER:
         was, will = cast(LoadBalancer | None, before), cast(LoadBalancer | None, after)
-        old += _backend_keys(was, will)
-        new += _backend_keys(will, was)
+        old += member_keys(was, will)
+        new += member_keys(will, was)
     elif kind is Kind.ENDPOINT:
         one, other = cast(Endpoint | None, before), cast(Endpoint | None, after)
         old += _policy_keys(one, other)
@@ -101,7 +101,6 @@ def _load_balancer_keys(value: LoadBalancer) -> list[Key]:
     keys: list[Key] = [key for key, _ in frontend_keys(value)]
     if value.network_id:
         keys.append(("network-lbs", value.network_id))
-    keys.extend(("endpoint-lbs", endpoint_id) for endpoint_id in value.endpoint_ids)
     if value.source_vip:
         keys.append(("source-vip", value.network_id, value.source_vip))
     return keys
@@ -117,16 +116,6 @@ _KEYS = cast(
         Kind.LOADBALANCER: _load_balancer_keys,
     },
 )
-
-
-def _backend_keys(value: LoadBalancer | None, beside: LoadBalancer | None) -> list[Key]:
-    """The keys of a load balancer's backends that another state of it has not."""
-    if value is None:
-        return []
-    addresses = {backend.ip_address for backend in value.backends}
-    if beside is not None:
-        addresses.difference_update([backend.ip_address for backend in beside.backends])
-    return [("backend", address) for address in addresses]
 
 
 class View:

@@ -214,7 +214,7 @@ class NodeSwitch:
                 self._create_link(endpoint_id, endpoint, view, undo, opened)
             changes = self._compile_all(steps, view, undo, asked)
             bindings = in_order(changes.bindings)
-            balance = balancers.plan(steps.balancers, view, self.node_facts)
+            balance = balancers.plan(steps.balancers, view, self.node_facts, steps.were)
             undo.push("load balancers", partial(balancers.take_back, balance))
             kernel.tables.write(changes.puts())
             balancers.write_puts(balance)

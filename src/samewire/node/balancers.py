@@ -7,6 +7,7 @@ and a change costs what the changed object has.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cache
 from typing import Final, Protocol
 
 import msgspec
@@ -36,6 +37,7 @@ from samewire.vfp.compile.loadbalancer import (
     compile_load_balancer,
 )
 from samewire.vfp.compile.members import Member
+from samewire.vfp.compile.membership import Edit, edit_members
 from samewire.vfp.compile.places import Domain, Places
 from samewire.vfp.model import Compiled, NodeFacts
 
@@ -66,6 +68,7 @@ class BalancerChange(msgspec.Struct):
     datagrams: bool
 
 
+_NONE: Final[Mapping[str, LoadBalancer]] = {}
 NO_CHANGE: Final = BalancerChange({}, {}, {}, [], False)
 
 
@@ -99,28 +102,41 @@ class Balancers:
         old, new = (Places(view.networks(), facts, self._numbers.silent) for facts in (before, after))
         return not old.same(new)
 
-    def plan(self, wanted: Mapping[str, bool], view: BalancerView, facts: NodeFacts) -> BalancerChange:
-        """Compile load balancers anew (True), or forget them (False). Nothing changes yet. Raises SamewireError."""
+    def plan(
+        self,
+        wanted: Mapping[str, bool],
+        view: BalancerView,
+        facts: NodeFacts,
+        were: Mapping[str, LoadBalancer] = _NONE,
+    ) -> BalancerChange:
+        """Compile load balancers anew (True), or forget them (False). Nothing changes yet. Raises SamewireError.
+
+        ``were``: what those were that nothing but their own change touches: of their members, those are compiled that
+        have moved, where they are few.
+        """
         if not wanted:
             return NO_CHANGE
         self._numbers.begin()  # what is asked for here is no owner's
         puts: dict[str, Rows] = {table: {} for table in TABLES}
         held: dict[str, Held | None] = {}
         stale: dict[str, set[bytes]] = {table: set() for table in TABLES}
-        environments: dict[str, Environment] = {}
+        environment = cache(lambda network_id: self._environment(network_id, view, facts))
+        edits: list[Edit] = []
         for load_balancer_id, compile_it in wanted.items():
             before = self._held.get(load_balancer_id)
+            value = view.load_balancer(load_balancer_id) if compile_it else None
+            edit = _edit(were.get(load_balancer_id), value, environment, before)
+            if edit is not None:
+                held[load_balancer_id] = edit.held
+                edits.append(edit)
+                continue
             if before is not None:
                 for table, keys in before.keys_by_table():
                     stale[table].update(keys)
-            value = view.load_balancer(load_balancer_id) if compile_it else None
             if value is None:
                 held[load_balancer_id] = None
                 continue
-            env = environments.get(value.network_id)
-            if env is None:
-                env = environments[value.network_id] = self._environment(value.network_id, view, facts)
-            compiled = compile_load_balancer(value, env, before)
+            compiled = compile_load_balancer(value, environment(value.network_id), before)
             held[load_balancer_id] = compiled.held
             for (table, put), rows in zip(puts.items(), compiled.rows, strict=True):
                 if not rows:
@@ -131,6 +147,10 @@ class Balancers:
                     raise Conflict(f"two load balancers have the same entry of {table}")
         changed = {table: self._changed(table, put, stale[table]) for table, put in puts.items()}
         removals = {table: list(keys - puts[table].keys()) for table, keys in stale.items()}
+        for edit in edits:
+            for table in TABLES:
+                changed[table].update(edit.puts[table])
+                removals[table] += edit.removals[table]
         datagrams = bool(removals["sw_backends"]) and any(
             port.protocol == _UDP for found in held for port in _ports(self._held.get(found))
         )
@@ -299,6 +319,17 @@ class Balancers:
         if not direct_vni(domain, member.scope):
             return 0
         return self._numbers.silent.number("nexthop", hop_key(member))
+
+
+def _edit(
+    last: LoadBalancer | None,
+    value: LoadBalancer | None,
+    environment: Callable[[str], Environment],
+    before: Held | None,
+) -> Edit | None:
+    if last is None or value is None or before is None:
+        return None
+    return edit_members(last, value, environment(value.network_id), before)
 
 
 _UDP: Final = 17

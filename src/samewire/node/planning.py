@@ -44,7 +44,8 @@ class Steps(msgspec.Struct):
     ``owners``: to compile anew (True) or to forget (False), in order. ``attach``: endpoints that get a link,
     ``new``: ids of those among them that are being created, ``detach``: ids of endpoints that lose theirs,
     ``relink``: those whose link may have to be changed.
-    ``balancers``: load balancers, as ``owners`` (they have a path of their own: `samewire.node.balancers`).
+    ``balancers``: load balancers, as ``owners`` (they have a path of their own: `samewire.node.balancers`); of those
+    that nothing but their own change touches, ``were`` says what they were.
     """
 
     owners: dict[Owner, bool] = msgspec.field(default_factory=dict)
@@ -53,6 +54,7 @@ class Steps(msgspec.Struct):
     detach: dict[str, None] = msgspec.field(default_factory=dict)
     relink: dict[str, Endpoint] = msgspec.field(default_factory=dict)
     balancers: dict[str, bool] = msgspec.field(default_factory=dict)
+    were: dict[str, LoadBalancer] = msgspec.field(default_factory=dict)
 
     def recompile(self, endpoint: Endpoint, has_port: bool, view: StoreView) -> None:
         """Compile an endpoint again, if there is anything to compile."""
@@ -137,6 +139,8 @@ def _balancers(steps: Steps, changes: Sequence[Change], view: StoreView, facts: 
         before, after = change.before, change.after
         if change.kind is Kind.LOADBALANCER:
             steps.balancers[change.id] = after is not None
+            if isinstance(before, LoadBalancer):
+                steps.were[change.id] = before
             has = isinstance(after, LoadBalancer) and has_direct(after)
             if has or (isinstance(before, LoadBalancer) and has_direct(before)):
                 steps.owners[balancer_owner(change.id)] = has
@@ -147,6 +151,7 @@ def _balancers(steps: Steps, changes: Sequence[Change], view: StoreView, facts: 
             touched.update(dict.fromkeys(touched_by_network(old, new, view, facts)))
     for load_balancer_id in touched:
         steps.balancers.setdefault(load_balancer_id, True)
+        steps.were.pop(load_balancer_id, None)
         if has_direct(view.load_balancer(load_balancer_id)):
             steps.owners.setdefault(balancer_owner(load_balancer_id), True)
 

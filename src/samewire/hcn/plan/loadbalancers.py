@@ -13,6 +13,7 @@ from samewire.hcn.frontends import FrontendKey, Reach, clash, frontend_keys, rea
 from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerPortMapping, LoadBalancerSettings
 from samewire.hcn.modify import EndpointSettings, ModifySettingRequest, RequestType
 from samewire.hcn.normalise_lb import check_load_balancer, guids, port_exists
+from samewire.hcn.numbered import alike
 from samewire.hcn.plan.context import (
     Context,
     created,
@@ -135,7 +136,7 @@ def _complete(view: View, value: LoadBalancer, before: LoadBalancer | None = Non
 
     ``before``: the present object; members that it has are known to be possible.
     """
-    value = check_load_balancer(value)
+    value = check_load_balancer(value, before)
     if value.endpoint_ids:
         value = _with_endpoints(view, value, before)
     elif value.local_endpoint_ids or value.draining_endpoint_ids:
@@ -150,9 +151,12 @@ def _with_endpoints(view: View, value: LoadBalancer, before: LoadBalancer | None
     v6 = value.is_ipv6
     network_id = value.network_id
     known: Collection[str] = ()
+    start, ids = 0, value.endpoint_ids
     if before is not None and (before.network_id, before.is_ipv6) == (network_id, v6):
         known = frozenset(before.endpoint_ids)
-    for index, endpoint_id in enumerate(value.endpoint_ids):
+        start, end = alike(before.endpoint_ids, ids)
+        ids = ids[start : len(ids) - end]
+    for index, endpoint_id in enumerate(ids, start):
         if endpoint_id in known:
             continue
         endpoint = get_endpoint(view, endpoint_id)

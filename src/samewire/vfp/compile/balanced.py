@@ -92,6 +92,11 @@ class Held(msgspec.Struct, frozen=True, gc=False):
         yield "sw_direct", self.direct
 
 
+def scope_of(row: bytes) -> int:
+    """The scope of a backend."""
+    return int(_target_and_scope(row)[1])
+
+
 def known_backends(known: HeldPort, rows: Mapping[bytes, bytes]) -> dict[tuple[bytes, int, str], bytes]:
     """The backends of a port mapping by what must not change of one: target, scope, identity."""
     found = {}

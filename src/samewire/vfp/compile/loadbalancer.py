@@ -82,12 +82,13 @@ _DISTRIBUTIONS: Final = {
 _WANTS_DSR: Final = int(LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN)
 _WANTS_PRESERVE: Final = int(PortMappingFlags.PRESERVE_DIP)
 _pack_id = ID.pack
-_pack_place = struct.Struct("=4sI").pack  # a backend's key and its seed
-_places_of = struct.Struct("=4s4x").iter_unpack
+pack_place = struct.Struct("=4sI").pack  # a backend's key and its seed
+places_of = struct.Struct("=4s4x").iter_unpack
 _KEPT: Final = int(BackendFlag.DRAINING)
-_NOT_FOR_ALL: Final = DRAINING | LOCAL_POLICY_ONLY
+NOT_FOR_ALL: Final = DRAINING | LOCAL_POLICY_ONLY
 """No new connections under the policy Cluster."""
-_HERE: Final = LOCAL | DRAINING
+HERE: Final = LOCAL | DRAINING
+"""Of these LOCAL alone: new connections under the policy Local."""
 
 
 class Compiled(msgspec.Struct, frozen=True, gc=False):
@@ -178,7 +179,7 @@ class _Job:
         if not (internal and (external or not seen.outside)):
             all_set = self._set(known.all if known else NO_SET, mapping.protocol, everybody)
         if internal or external:
-            local = {k: m.target for k, m in zip(keys, found, strict=True) if m.flags & _HERE == LOCAL}
+            local = {k: m.target for k, m in zip(keys, found, strict=True) if m.flags & HERE == LOCAL}
             local_set = self._set(known.local if known else NO_SET, mapping.protocol, local)
         flags = _service_flags(value, mapping)
         source = self._source(found)
@@ -228,7 +229,7 @@ class _Job:
         who: list[str] = []
         everybody: dict[bytes, bytes] = {}
         for member in found:
-            target, scope, flags = member.target, member.scope, member.flags
+            target, scope = member.target, member.scope
             identity = member.endpoint or member.tenant
             key = None
             if old:
@@ -239,12 +240,10 @@ class _Job:
                     key = old.pop((target, scope, ""), None)
             if key is None:
                 key = _pack_id(number())
-            kept = _KEPT if flags & DRAINING else 0
-            hop = env.hop(member, env.domain) if member.mac else 0
-            rows[key] = pack_backend(target[:16], target[16:], family, kept, service, hop, scope)
+            rows[key] = backend_row(member, family, service, env)
             keys.append(key)
             who.append(identity)
-            if not flags & _NOT_FOR_ALL:
+            if not member.flags & NOT_FOR_ALL:
                 everybody[key] = target
         return keys, who, everybody
 
@@ -258,7 +257,7 @@ class _Job:
         number = before.set or self.env.number()
         chunks = -(-len(chosen) // CHUNK_BACKENDS)
         places = self._places(before, chunks, chosen) if before.chunks else chosen
-        data = b"".join([_pack_place(key, crc32(chosen[key], protocol)) if key else FREE for key in places])
+        data = b"".join([pack_place(key, crc32(chosen[key], protocol)) if key else FREE for key in places])
         for chunk in range(chunks):
             part = data[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES]
             self.sets[pack_chunk_key(number, chunk)] = part.ljust(CHUNK_BYTES, b"\0")
@@ -270,7 +269,7 @@ class _Job:
         old: list[bytes] = []
         for key in before.chunk_keys()[:chunks]:
             row = rows.get(key)
-            old += [place for (place,) in _places_of(row)] if row else [b""] * CHUNK_BACKENDS
+            old += [place for (place,) in places_of(row)] if row else [b""] * CHUNK_BACKENDS
         places = [key if key in chosen else b"" for key in old]
         taken = set(places)
         new = iter([key for key in chosen if key not in taken])
@@ -303,6 +302,19 @@ class _Job:
                 key = pack_direct(vip, port, mapping.protocol, self.family, mac)
                 address, internal = (vip, port) if preserve else (member.target[:16], member.target[16:])
                 self.direct[key] = pack_portmap(local.ifindex, member.scope, internal, address)
+
+
+def backend_row(member: Member, family: int, service: int, env: Environment) -> bytes:
+    """The entry of a backend."""
+    kept = _KEPT if member.flags & DRAINING else 0
+    hop = env.hop(member, env.domain) if member.mac else 0
+    target = member.target
+    return pack_backend(target[:16], target[16:], family, kept, service, hop, member.scope)
+
+
+def receives(value: LoadBalancer, mapping: LoadBalancerPortMapping) -> bool:
+    """Whether members that are here get packets to the VIP by DSR."""
+    return bool(value.flags & _WANTS_DSR or mapping.flags & _WANTS_PRESERVE)
 
 
 _ONE: Final = ID.pack(1)
@@ -352,7 +364,7 @@ def adopt(value: LoadBalancer, env: Environment, by_service: Mapping[int, list[b
 def _placed(variant: Variant, rows: Mapping[bytes, bytes]) -> Iterable[bytes]:
     """The keys of a set's members."""
     for key in variant.chunk_keys():
-        yield from (place for (place,) in _places_of(rows.get(key, b"")))
+        yield from (place for (place,) in places_of(rows.get(key, b"")))
 
 
 def _service_flags(value: LoadBalancer, mapping: LoadBalancerPortMapping) -> int:
