@@ -54,7 +54,8 @@ from tests.support.universe import (
     tables,
 )
 
-pytestmark = [pytest.mark.root, pytest.mark.kernelcore]
+# Not of the core for other kernels: it is Python nearly all of the time, half an hour on an emulated machine.
+pytestmark = pytest.mark.root
 
 _PASS = -1
 _SHOT = 2
