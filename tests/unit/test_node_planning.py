@@ -238,6 +238,20 @@ def test_a_route_that_names_endpoints_touches_these_alone() -> None:
     assert plan([Change(Kind.ROUTE, "NAMED", None, watched)]).owners == {("route", "NAMED"): True}
 
 
+def test_what_will_be_shows_the_routes_as_they_will_be() -> None:
+    named = msgspec.structs.replace(SDN, id="NAMED", endpoint_ids=("LOCAL",))
+    arriving = Pending(FULL, [Change(Kind.ROUTE, "NAMED", None, named)])
+    assert arriving.routes_of_endpoint("LOCAL") == [named]
+    assert arriving.routes_of_network("NET") == [SDN, named]
+    assert Pending(FULL, [Change(Kind.ROUTE, "ROUTE", SDN, None)]).routes_of_network("NET") == []
+    moved = Pending(FULL, [Change(Kind.ENDPOINT, "LOCAL", LOCAL, None)])
+    assert moved.routes_of_network("NET") == [SDN]
+    base = state((Kind.ROUTE, named), (Kind.ENDPOINT, LOCAL))
+    assert Pending(base, [Change(Kind.ENDPOINT, "LOCAL", LOCAL, LOCAL)]).routes_of_endpoint("LOCAL") == [
+        named
+    ]
+
+
 def test_another_nodes_subnet_touches_the_endpoints_that_a_route_by_it_names() -> None:
     named = msgspec.structs.replace(SDN, id="NAMED", endpoint_ids=("LOCAL",))
     base = state(
