@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
 from functools import partial
 from typing import Final
 
@@ -27,7 +26,7 @@ from samewire.node import links, proxies
 from samewire.node.balancers import Balancers
 from samewire.node.bindings import in_order
 from samewire.node.freeports import usable_ports
-from samewire.node.hooks import Hooks
+from samewire.node.hooks import Attaching, Hooks
 from samewire.node.hostnet import HostNet
 from samewire.node.numbers import Key, StoreNumbers
 from samewire.node.owners import Owners
@@ -70,12 +69,12 @@ class Kernel(msgspec.Struct, frozen=True):
 
 
 class _Opened(msgspec.Struct, frozen=True):
-    """A link in the making; ``attached``: when the program is at its host end."""
+    """A link in the making; ``attaching``: the program to its host end."""
 
     netns: NetNamespace
     link: PortLink
     pair: links.Pair
-    attached: Future[list[int]]
+    attaching: Attaching
 
 
 class NodeSwitch:
@@ -225,7 +224,7 @@ class NodeSwitch:
                     undo.push(
                         "proxy rules", partial(proxies.remove, made.link.host_name, made.link.netns_path)
                     )
-                made.attached.result()
+                made.attaching.result()
                 new = endpoint_id in steps.new
                 links.activate(kernel.netlink, made.link, made.pair, made.netns, new=new)
             for endpoint in steps.relink.values():
@@ -277,7 +276,7 @@ class NodeSwitch:
             self.ports.set(endpoint_id, state)
 
     async def _take_link_back(self, made: _Opened) -> None:
-        made.attached.exception()  # not before that has come to its end, well or not
+        made.attaching.wait()
         await self._delete_link(made.pair.host)
 
     async def _delete_link(self, ifindex: int) -> None:
