@@ -250,3 +250,21 @@ def test_whose_network_clients_get_an_address_of() -> None:
         assert (put_both(node, last, one) is not None) is alone
         sources |= {service.source for service in node.services().values()}
     assert len(sources) == 2
+
+
+def test_one_that_drains_is_the_same() -> None:
+    """Its connections stay with it, and it gets back where it was if it is the first free place."""
+    node = world()
+    base = tuple(backend(f"10.244.2.{number + 1}") for number in range(97))
+    one = balancer(*base)
+    node.put(one)
+    numbers = node.backends()
+    for flags, places in ((BackendFlags.DRAINING, 96), (0, 97), (BackendFlags.LOCAL, 97)):
+        last, one = one, replace(one, backends=(*base[:5], replace(base[5], flags=flags), *base[6:]))
+        edit = put_both(node, last, one)
+        assert edit is not None
+        assert not edit.removals["sw_backends"]
+        assert len(edit.puts["sw_backends"]) == 1
+        assert node.backends() == numbers
+        (service,) = node.services().values()
+        assert len(node.members(service)) == places

@@ -1,12 +1,12 @@
 """A few members more or less of a load balancer with very many: what that changes of its entries, and nothing else.
 
-What comes out is what a compilation of the whole gives. Where that may depend on the other members (one target twice,
+What comes out is what a compilation of the whole gives. Where that may depend on the other members (one address twice,
 whose network's address clients get, ports that receive by DSR) there is no shorter way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 from zlib import crc32
 
@@ -109,12 +109,14 @@ def _moved(last: LoadBalancer, value: LoadBalancer) -> _Moved | None:
     places = _places(last.backends, backends)
     if places is None or last.endpoint_ids or ids:
         return None
-    come = tuple([backends[place] for place in places[1]])
-    addresses = [item.ip_address for item in backends]
-    if any(last.backends[place].ip_address in addresses for place in places[0]):
-        return None
-    if any(addresses.count(item.ip_address) > 1 for item in come):
-        return None
+    gone, come = (
+        [last.backends[place] for place in places[0]],
+        tuple([backends[place] for place in places[1]]),
+    )
+    for items in (last.backends, backends):
+        addresses = [item.ip_address for item in items]
+        if any(addresses.count(item.ip_address) > 1 for item in (*gone, *come)):
+            return None
     return _Moved(*places, len(last.backends), replace(value, backends=come))
 
 
@@ -151,7 +153,7 @@ class _Job(NamedTuple):
         identities = port.identities or ("",) * moved.size
         if not self._alone(port, mapping, [rows[key] for key in gone], come):
             return None
-        new = [ID.pack(env.number()) for _ in come]
+        new = self._keys(dict(zip(gone, [identities[place] for place in moved.gone], strict=True)), come)
         backends = moved.carried_out(port.backends, new)
         who = moved.carried_out(identities, (member.identity for member in come))
         targets = {key: member.target for key, member in zip(new, come, strict=True)}
@@ -168,7 +170,7 @@ class _Job(NamedTuple):
         for key, member in zip(new, come, strict=True):
             family = 6 if self.value.is_ipv6 else 4
             self.edit.puts["sw_backends"][key] = backend_row(member, family, port.service, env)
-        self.edit.removals["sw_backends"].extend(gone)
+        self.edit.removals["sw_backends"].extend([key for key in gone if key not in targets])
         return replace(
             port,
             all=variants[0],
@@ -186,8 +188,6 @@ class _Job(NamedTuple):
     ) -> bool:
         """Whether nothing else depends on the members that go and come."""
         moved, env = self.moved, self.env
-        if {row[:TARGET_BYTES] for row in gone} & {member.target for member in come}:
-            return False  # one that stays, and is another
         if receives(self.value, mapping) and (
             any(self._received(mapping, row) for row in gone)
             or any(env.port(member.endpoint) for member in come)
@@ -199,6 +199,20 @@ class _Job(NamedTuple):
         first = env.rows["sw_backends"][port.backends[0]]
         stays = 0 not in moved.gone and 0 not in moved.come
         return stays and scope_of(first) != SCOPE_UPLINK  # of whose network clients get an address
+
+    def _keys(self, gone: Mapping[bytes, str], come: Iterable[Member]) -> list[bytes]:
+        """The keys of members that come. One that was there with other flags keeps its own, and so does one of whom
+        nothing was known. ``gone``: who those are that go.
+        """
+        rows = self.env.rows["sw_backends"]
+        known = {(rows[key][:TARGET_BYTES], scope_of(rows[key]), who): key for key, who in gone.items()}
+        keys = []
+        for member in come:
+            key = known.pop((member.target, member.scope, member.identity), None)
+            if key is None and not member.endpoint:
+                key = known.pop((member.target, member.scope, ""), None)
+            keys.append(key if key is not None else ID.pack(self.env.number()))
+        return keys
 
     def _received(self, mapping: LoadBalancerPortMapping, row: bytes) -> bool:
         """Whether a member was here; its link may have gone with it."""
@@ -236,7 +250,8 @@ class _Places(NamedTuple):
         places = [key for (key,) in places_of(data)]
         if not places or len(places) != self.variant.chunks * CHUNK_BACKENDS:
             return None
-        left = [places.index(key) for key in gone if key in places]
+        left = [places.index(key) for key in gone if key in places and key not in coming]
+        coming = [key for key in coming if key not in places]
         size = len(places) - places.count(_NOBODY) - len(left) + len(coming)
         chunks = -(-size // CHUNK_BACKENDS)
         if not chunks:
