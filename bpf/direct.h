@@ -64,6 +64,19 @@ SW_INLINE void sw_choose_direct(struct sw_packet *p, const struct sw_backend *ba
 	p->is_direct = 1;
 }
 
+/*
+ * PreserveDIP: whether the answers would go through the tunnel to the client's node, and it waits for them on the
+ * underlay. They have to come back here, then, as they do from any backend.
+ */
+SW_INLINE int sw_answers_elsewhere(struct sw_packet *p)
+{
+	if (p->first_arrival != SW_FROM_UPLINK || p->forward.fate != SW_TO_TUNNEL ||
+	    !sw_is_behind_tunnel(p->backend_scope, p->family, &p->first.source))
+		return 0;
+	p->out_scope = p->backend_scope;
+	return 1;
+}
+
 /* LB at the endpoint's node: VIP -> own address. Returns whether it is one of these packets. */
 SW_INLINE int sw_receive_direct(struct sw_packet *p)
 {

@@ -188,7 +188,7 @@ SW_INLINE int sw_route_to_backend(struct sw_packet *p)
 	int verdict;
 
 	if (p->is_direct)
-		return SW_GO_ON;
+		return sw_answers_elsewhere(p) ? sw_lend_source(p) : SW_GO_ON;
 	if (!sw_backend_is_near(p))
 		return sw_route_across(p);
 	verdict = sw_route_from_pod(p);

@@ -477,18 +477,48 @@ def test_nobody_outside_speaks_for_the_backend(world: World) -> None:
         assert asking.recv(10) == b"y"
 
 
+def _third_node(world: World) -> Pod:
+    """A pod of a third node. The underlay knows the way to its address, too."""
+    first, second, third = world.first, world.second, world.underlay.node(13)
+    first.network(overlay(first, 1, (second, 2, 4), (third, 3, 4)))
+    second.network(overlay(second, 2, (first, 1, 4), (third, 3, 4)))
+    for family, behind in ((4, "10.3.0.0/24"), (6, "fd03::/64")):
+        world.underlay.router.ip("route", "replace", behind, "via", node_address(third, family))
+    network = third.network(overlay(third, 3, (first, 1, 4), (second, 2, 4)))
+    return third.pod(network, "10.3.0.16", "fd03::16")
+
+
+def test_preserved_destination_for_a_pod_of_a_third_node() -> None:
+    """The answer to its own address would go through the tunnel to its node, and it waits for it on the underlay. So
+    it gets another, and the answer comes to whom it has called.
+    """
+    with Lab() as lab:
+        world = World(lab)
+        client, pod = _third_node(world), world.overlay
+        for family, (protocol, exchange) in itertools.product(FAMILIES, EXCHANGES):
+            vip = ROUTED[family]
+            world.underlay.router.ip("route", "replace", vip, "via", node_address(world.first, family))
+            on_loopback(pod, vip)
+            service = Balancer(
+                world.first,
+                world.target(pod, family),
+                protocol=protocol,
+                flags=int(ServiceFlag.PRESERVE),
+                source=GATEWAY[family],
+            )
+            service.vip(vip, 84, SCOPE_OUTSIDE)
+            world.receive(pod, family, protocol, vip, 84, keep=True)
+            seen = exchange(client.space, pod.space, vip, 84)
+            assert (seen.client[0], seen.server) == (GATEWAY[family], (vip, 84))
+            pod.space.ip("address", "del", vip, "dev", "lo")
+
+
 def test_a_pod_of_a_third_node_with_an_address_of_its_own() -> None:
     """It waits for the answer on the underlay; the backend's node would send it through the tunnel."""
     with Lab() as lab:
         world = World(lab)
-        first, second, third = world.first, world.second, world.underlay.node(13)
-        first.network(overlay(first, 1, (second, 2, 4), (third, 3, 4)))
-        second.network(overlay(second, 2, (first, 1, 4), (third, 3, 4)))
-        client = third.pod(
-            third.network(overlay(third, 3, (first, 1, 4), (second, 2, 4))), "10.3.0.16", "fd03::16"
-        )
-        for family, behind in ((4, "10.3.0.0/24"), (6, "fd03::/64")):
-            world.underlay.router.ip("route", "replace", behind, "via", node_address(third, family))
+        client, first = _third_node(world), world.first
+        for family in FAMILIES:
             seen = _call(world, client, world.overlay, family)
             assert (seen.client[0], seen.server) == (
                 GATEWAY[family],

@@ -187,7 +187,7 @@ def route_across(state: State, walk: Walk) -> None:
         routed = fate != Fate.PORT and bool(route.flags & RouteFlag.DECREMENT)
     send(walk, fate, target, RewriteFlag.DECREMENT if routed else 0)
     if fate != Fate.PORT:
-        _lend_node_source(state, walk)
+        lend_node_source(state, walk)
 
 
 def _across(state: State, walk: Walk, route: Route) -> tuple[Fate, int]:
@@ -203,7 +203,8 @@ def _across(state: State, walk: Walk, route: Route) -> tuple[Fate, int]:
     raise Dropped(Layer.ROUTE, Reason.NO_ROUTE, rule=walk.service)
 
 
-def _lend_node_source(state: State, walk: Walk) -> None:
+def lend_node_source(state: State, walk: Walk) -> None:
+    """The node's own address where the backend is, for a client that it could not answer. Raises ``Dropped``."""
     if walk.kept:  # the flow has one
         walk.wants_snat = True
         return

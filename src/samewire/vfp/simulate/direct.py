@@ -60,8 +60,24 @@ def _is_from_hop(state: State, walk: Walk, backend: Backend) -> bool:
         return True
     if hop is not None and hop.family == family and hop.address == client:
         return True
-    route = state.route(backend.scope, family, client)
+    return _is_behind_tunnel(state, walk, backend.scope)
+
+
+def _is_behind_tunnel(state: State, walk: Walk, scope: int) -> bool:
+    route = state.route(scope, walk.packet.family, walk.first.source)
     return route is not None and route.kind == RouteKind.TUNNEL
+
+
+def answers_elsewhere(state: State, walk: Walk) -> bool:
+    """PreserveDIP: whether the answers would go through the tunnel to the client's node, and it waits for them on the
+    underlay. They have to come back here, then, as they do from any backend.
+    """
+    if walk.first_arrival != Arrival.UPLINK or walk.forward.fate != Fate.TUNNEL:
+        return False
+    if not _is_behind_tunnel(state, walk, walk.backend_scope):
+        return False
+    walk.out_scope = walk.backend_scope
+    return True
 
 
 def receive_direct(state: State, walk: Walk) -> bool:

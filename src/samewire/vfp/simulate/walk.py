@@ -22,8 +22,8 @@ from samewire.vfp.constants import (
     RouteKind,
 )
 from samewire.vfp.simulate.acl import judge
-from samewire.vfp.simulate.balance import balance, is_near, lend_source, route_across
-from samewire.vfp.simulate.direct import receive_direct
+from samewire.vfp.simulate.balance import balance, is_near, lend_node_source, lend_source, route_across
+from samewire.vfp.simulate.direct import answers_elsewhere, receive_direct
 from samewire.vfp.simulate.direct import send as _send
 from samewire.vfp.simulate.packet import UDP, WITH_PORTS
 from samewire.vfp.simulate.state import Dropped, Passed, State, Walk, make_key
@@ -92,6 +92,8 @@ def _routing(state: State, walk: Walk) -> None:
                 _to_node(state, walk)
     if walk.backend and not walk.is_direct:
         _to_backend(state, walk)
+    elif walk.backend and answers_elsewhere(state, walk):
+        lend_node_source(state, walk)
 
 
 def _to_node(state: State, walk: Walk) -> None:
