@@ -13,10 +13,19 @@
 struct sw_acl_scratch {
 	struct sw_acl_vector joined[2]; /* by side: the rules that an address and its sets satisfy */
 	struct sw_acl_prefix_key prefix;
+	struct sw_acl_port_key port;
+	struct sw_acl_any_key any;
 	/* The sets of an address being looked through. */
 	struct sw_set_class_key class;
 	struct sw_acl_set_key set;
 	__u32 words;
+	__u32 shape;
+	/* The search for the first rule that is content with all answers. */
+	struct sw_acl_rule_key rule;
+	__u64 summary; /* words in which it may be */
+	__u32 from;    /* rules before this one are passed */
+	__u32 name;    /* the rule's */
+	__s32 action;  /* the rule's; -1: there is none */
 };
 
 SW_MAP(sw_acl_scratch, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct sw_acl_scratch, 1, 0);
@@ -137,33 +146,43 @@ static __noinline struct sw_acl_vector *sw_acl_by_address(struct sw_packet *p, s
 	return side == SW_ACL_SOURCE ? &scratch->joined[0] : &scratch->joined[1];
 }
 
-SW_INLINE struct sw_acl_vector *sw_acl_by_port(__u64 table, __u8 side, __u8 protocol, __be16 port)
+SW_INLINE struct sw_acl_vector *sw_acl_by_port(struct sw_acl_scratch *scratch, __u8 side, __u8 protocol, __be16 port)
 {
-	struct sw_acl_port_key key = {
-		.prefix_bits = 96,
-		.table_low = table,
-		.table_high = table >> 32,
-		.side = side,
-		.protocol = protocol,
-		.port = port,
-	};
-	__u64 *number = bpf_map_lookup_elem(&sw_acl_ports, &key);
+	__u64 *number;
 
+	scratch->port.prefix_bits = 96;
+	scratch->port.table_low = scratch->set.table;
+	scratch->port.table_high = scratch->set.table >> 32;
+	scratch->port.side = side;
+	scratch->port.protocol = protocol;
+	scratch->port.port = port;
+	number = bpf_map_lookup_elem(&sw_acl_ports, &scratch->port);
 	return number ? bpf_map_lookup_elem(&sw_acl_vectors, number) : 0;
 }
 
-/* The search for the first rule that all vectors have. */
-struct sw_acl_search {
-	const struct sw_acl_vector *vector[4];
-	struct sw_acl_rule_key key;
-	__u64 summary; /* words in which it may be */
-	__u32 from;    /* rules before this one are passed */
-	__s32 found;
+/* The rules of a long table that take any answer to a question; 0: none. */
+SW_INLINE struct sw_acl_vector *sw_acl_by_any(struct sw_acl_scratch *scratch, __u8 side, __u8 family, __u8 protocol)
+{
+	if (scratch->words <= 1)
+		return 0;
+	scratch->any.table = scratch->set.table;
+	scratch->any.side = side;
+	scratch->any.family = family;
+	scratch->any.protocol = protocol;
+	return bpf_map_lookup_elem(&sw_acl_any, &scratch->any);
+}
+
+/* The answers to all questions. */
+struct sw_acl_answers {
+	const struct sw_acl_vector *found[4];
+	const struct sw_acl_vector *any[4];
+	struct sw_acl_scratch *scratch;
 };
 
 static long sw_acl_look(__u32 index, void *context)
 {
-	struct sw_acl_search *search = context;
+	struct sw_acl_answers *answers = context;
+	struct sw_acl_scratch *search = answers->scratch;
 	struct sw_acl_rule *rule;
 	__u32 word, from;
 	__u64 bits;
@@ -171,8 +190,10 @@ static long sw_acl_look(__u32 index, void *context)
 	if (!search->summary)
 		return 1;
 	word = sw_lowest_bit(search->summary) & (SW_ACL_WORDS - 1);
-	bits = search->vector[0]->word[word] & search->vector[1]->word[word] & search->vector[2]->word[word] &
-	       search->vector[3]->word[word];
+	bits = (answers->found[0]->word[word] | answers->any[0]->word[word]) &
+	       (answers->found[1]->word[word] | answers->any[1]->word[word]) &
+	       (answers->found[2]->word[word] | answers->any[2]->word[word]) &
+	       (answers->found[3]->word[word] | answers->any[3]->word[word]);
 	from = search->from;
 	if (word == from >> 6)
 		bits &= ~0ULL << (from & 63);
@@ -180,12 +201,13 @@ static long sw_acl_look(__u32 index, void *context)
 		search->summary &= search->summary - 1;
 		return 0;
 	}
-	search->key.index = word << 6 | sw_lowest_bit(bits);
-	rule = bpf_map_lookup_elem(&sw_acl_rules, &search->key);
+	search->rule.index = word << 6 | sw_lowest_bit(bits);
+	rule = bpf_map_lookup_elem(&sw_acl_rules, &search->rule);
 	if (!rule)
 		return 1;
 	if (rule->action != SW_ACL_PASS) {
-		search->found = search->key.index;
+		search->name = rule->rule;
+		search->action = rule->action;
 		return 1;
 	}
 	search->from = rule->next;
@@ -193,24 +215,54 @@ static long sw_acl_look(__u32 index, void *context)
 	return 0;
 }
 
-/*
- * The place of the first rule that all four vectors have; Pass goes on at the next stage. Returns -1 when there is none.
- * A global function: verified once, and not for every origin that the vectors may have.
- */
-__noinline int sw_acl_first(__u64 table, const struct sw_acl_vector *a, const struct sw_acl_vector *b,
-			    const struct sw_acl_vector *c, const struct sw_acl_vector *d)
+/* An answer of its own to a question, and what holds for any. Returns 0 when no rule is content. */
+SW_INLINE int sw_acl_answer(struct sw_acl_answers *answers, int question, const struct sw_acl_vector *found,
+			    const struct sw_acl_vector *any)
 {
-	struct sw_acl_search search = { .key = { .table = table }, .found = -1 };
+	if (!found)
+		found = any;
+	if (!any)
+		any = found;
+	if (!found)
+		return 0;
+	answers->found[question] = found;
+	answers->any[question] = any;
+	answers->scratch->summary &= found->summary | any->summary;
+	return 1;
+}
 
-	if (!a || !b || !c || !d)
-		return -1;
-	search.vector[0] = a;
-	search.vector[1] = b;
-	search.vector[2] = c;
-	search.vector[3] = d;
-	search.summary = a->summary & b->summary & c->summary & d->summary;
-	bpf_loop(SW_ACL_WORDS + SW_ACL_STAGES, sw_acl_look, &search, 0);
-	return search.found;
+/*
+ * The first rule that is content with the answers to all four questions, left in the scratch; Pass goes on at the next
+ * stage. A global function: verified once, and not for every origin that the vectors may have.
+ */
+__noinline int sw_acl_first(const struct sw_acl_vector *service, const struct sw_acl_vector *source,
+			    const struct sw_acl_vector *destination, const struct sw_acl_vector *source_port)
+{
+	struct sw_acl_scratch *scratch = sw_acl_scratch_here();
+	struct sw_packet *p = sw_packet_here();
+	struct sw_acl_answers answers = { .scratch = scratch };
+
+	if (!p || !scratch)
+		return 0;
+	scratch->rule.table = scratch->set.table;
+	scratch->summary = ~0ULL;
+	scratch->from = 0;
+	if (!sw_acl_answer(&answers, 0, service, sw_acl_by_any(scratch, SW_ACL_DESTINATION, 0, p->protocol)))
+		return 0;
+	/* A question that no rule asks: and-ing an answer with itself changes nothing. */
+	answers.found[1] = answers.found[2] = answers.found[3] = answers.found[0];
+	answers.any[1] = answers.any[2] = answers.any[3] = answers.any[0];
+	if (scratch->shape & SW_ACL_BY_SOURCE &&
+	    !sw_acl_answer(&answers, 1, source, sw_acl_by_any(scratch, SW_ACL_SOURCE, p->family, 0)))
+		return 0;
+	if (scratch->shape & SW_ACL_BY_DESTINATION &&
+	    !sw_acl_answer(&answers, 2, destination, sw_acl_by_any(scratch, SW_ACL_DESTINATION, p->family, 0)))
+		return 0;
+	if (scratch->shape & SW_ACL_BY_SOURCE_PORT &&
+	    !sw_acl_answer(&answers, 3, source_port, sw_acl_by_any(scratch, SW_ACL_SOURCE, 0, 0)))
+		return 0;
+	bpf_loop(SW_ACL_WORDS + SW_ACL_STAGES, sw_acl_look, &answers, 0);
+	return 0;
 }
 
 /*
@@ -219,50 +271,37 @@ __noinline int sw_acl_first(__u64 table, const struct sw_acl_vector *a, const st
  */
 __noinline int sw_acl_decide(__u32 port_id, __u32 direction)
 {
-	struct sw_acl_vector *service, *source, *destination, *source_port;
+	struct sw_acl_vector *service, *source = 0, *destination = 0, *source_port = 0;
 	struct sw_acl_scratch *scratch = sw_acl_scratch_here();
 	struct sw_packet *p = sw_packet_here();
 	struct sw_port *port = sw_find_port(port_id);
-	struct sw_acl_rule_key key = {};
-	struct sw_acl_rule *rule;
-	int ports, index;
-	__u32 shape;
+	int ports;
 
 	if (!p || !port || !scratch)
 		return SW_ACL_BLOCK;
-	key.table = direction == SW_ACL_OUT ? port->acl_table[1] : port->acl_table[0];
-	shape = direction == SW_ACL_OUT ? port->acl_shape[1] : port->acl_shape[0];
+	scratch->shape = direction == SW_ACL_OUT ? port->acl_shape[1] : port->acl_shape[0];
 	scratch->words = direction == SW_ACL_OUT ? port->acl_words[1] : port->acl_words[0];
-	scratch->set.table = key.table;
+	scratch->set.table = direction == SW_ACL_OUT ? port->acl_table[1] : port->acl_table[0];
+	scratch->action = -1;
 	ports = sw_has_ports(p->protocol);
-	service = sw_acl_by_port(key.table, SW_ACL_DESTINATION, p->protocol, ports ? p->out.destination_port : 0);
-	if (!service)
-		return SW_ACL_BLOCK;
-	/* A question that no rule asks: and-ing a vector with itself changes nothing. */
-	source = destination = source_port = service;
-	if (shape & SW_ACL_BY_SOURCE_PORT)
-		source_port = sw_acl_by_port(key.table, SW_ACL_SOURCE, 0, ports ? p->first.source_port : 0);
-	if (shape & SW_ACL_BY_SOURCE)
-		source = sw_acl_by_address(p, port, scratch, SW_ACL_SOURCE, shape & SW_ACL_BY_SOURCE_SETS);
-	if (shape & SW_ACL_BY_DESTINATION)
+	service = sw_acl_by_port(scratch, SW_ACL_DESTINATION, p->protocol, ports ? p->out.destination_port : 0);
+	if (scratch->shape & SW_ACL_BY_SOURCE_PORT)
+		source_port = sw_acl_by_port(scratch, SW_ACL_SOURCE, 0, ports ? p->first.source_port : 0);
+	if (scratch->shape & SW_ACL_BY_SOURCE)
+		source = sw_acl_by_address(p, port, scratch, SW_ACL_SOURCE, scratch->shape & SW_ACL_BY_SOURCE_SETS);
+	if (scratch->shape & SW_ACL_BY_DESTINATION)
 		destination = sw_acl_by_address(p, port, scratch, SW_ACL_DESTINATION,
-						shape & SW_ACL_BY_DESTINATION_SETS);
-	if (!source || !destination || !source_port)
-		return SW_ACL_BLOCK;
-	index = sw_acl_first(key.table, service, source, destination, source_port);
-	if (index < 0)
-		return SW_ACL_BLOCK;
-	key.index = index;
-	rule = bpf_map_lookup_elem(&sw_acl_rules, &key);
-	if (!rule)
+						scratch->shape & SW_ACL_BY_DESTINATION_SETS);
+	sw_acl_first(service, source, destination, source_port);
+	if (scratch->action < 0)
 		return SW_ACL_BLOCK;
 	if (direction == SW_ACL_OUT)
-		p->rule[0] = rule->rule;
+		p->rule[0] = scratch->name;
 	else
-		p->rule[1] = rule->rule;
-	if (rule->rule)
-		sw_count_rule(port_id, rule->rule, direction);
-	return rule->action == SW_ACL_ALLOW ? SW_ACL_ALLOW : SW_ACL_BLOCK;
+		p->rule[1] = scratch->name;
+	if (scratch->name)
+		sw_count_rule(port_id, scratch->name, direction);
+	return scratch->action == SW_ACL_ALLOW ? SW_ACL_ALLOW : SW_ACL_BLOCK;
 }
 
 /*

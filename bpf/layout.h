@@ -14,7 +14,7 @@
 
 #include <linux/types.h>
 
-#define SW_LAYOUT_VERSION 4
+#define SW_LAYOUT_VERSION 5
 
 #define SW_MAX_PORTS 4096	   /* ports on one node */
 #define SW_MAX_ENDPOINTS 65536	   /* local and remote endpoints, all networks */
@@ -28,6 +28,7 @@
 #define SW_MAX_ACL_PORTS 262144	   /* protocols and ports in rules, all tables */
 #define SW_MAX_ACL_VECTORS 65536   /* different combinations of rules */
 #define SW_MAX_ACL_SETS 65536	   /* sets named by rules, all tables */
+#define SW_MAX_ACL_ANY 65536	   /* questions to which rules take any answer, all long tables */
 #define SW_MAX_RULE_COUNTS 65536	   /* (port, rule) that have judged something */
 #define SW_MAX_SET_MEMBERS 1048576 /* addresses in IP sets, all networks */
 #define SW_MAX_SET_CLASSES 65536   /* different combinations of sets that an address is in */
@@ -446,8 +447,9 @@ struct sw_service_count {
 /* ---- ACL tables ------------------------------------------------------------------------------------------------
  * One direction's rules of an endpoint, in the order in which they are asked: NetworkACLs, tiers and ACLs together. A
  * rule's place in that order is a bit. Each question (source, destination, protocol and destination port, source port)
- * is answered by one longest-prefix look-up with the vector of the rules that are content with it; the first bit that
- * all vectors have is the rule. So a first packet costs the same look-ups whatever the number of rules.
+ * is answered by one longest-prefix look-up with the vector of the rules that are content with it, and in a long table
+ * by those that are content with any answer; the first bit that all answers have is the rule. So a first packet costs
+ * the same look-ups whatever the number of rules.
  *
  * Tables, vectors, sets, classes and spaces are named by 64 bits of a hash of their content (sets and spaces: of their
  * ids): equal ones are shared. A change of rules is a new table, to which the port switches; but a long list of one
@@ -456,8 +458,8 @@ struct sw_service_count {
  * So each connection is judged by the rules as they were or as they will be. Writer: daemon. Readers: first packets.
  */
 
-/* sw_acl_prefixes: LPM trie[SW_MAX_ACL_PREFIXES] -> u64 (key of sw_acl_vectors). The shortest prefix stands for the
- * rules that take any address. prefix_bits counts table, family, side and reserved (96 bits) too.
+/* sw_acl_prefixes: LPM trie[SW_MAX_ACL_PREFIXES] -> u64 (key of sw_acl_vectors). In tables of one word the shortest
+ * prefix stands for the rules that take any address. prefix_bits counts table, family, side and reserved (96 bits) too.
  */
 struct sw_acl_prefix_key {
 	__u32 prefix_bits;
@@ -491,6 +493,18 @@ struct sw_acl_port_key {
 struct sw_acl_vector {
 	__u64 summary;
 	__u64 word[SW_ACL_WORDS];
+};
+
+/* sw_acl_any: hash[SW_MAX_ACL_ANY] -> struct sw_acl_vector: the rules that take any answer to a question. Tables of
+ * more than one word have them here, and not in the vectors of all prefixes and ports, so that one such rule more is
+ * one entry. Questions for addresses have a family, those for ports a protocol (0: for source ports).
+ */
+struct sw_acl_any_key {
+	__u64 table;
+	__u8 side; /* SW_ACL_SOURCE, SW_ACL_DESTINATION */
+	__u8 family;
+	__u8 protocol;
+	__u8 reserved[5];
 };
 
 /* sw_acl_sets: hash[SW_MAX_ACL_SETS] -> u64 (key of sw_acl_vectors). The rules that name a set on one side. */

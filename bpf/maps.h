@@ -42,6 +42,7 @@ SW_MAP(sw_service_counts, BPF_MAP_TYPE_PERCPU_HASH, __u32, struct sw_service_cou
 SW_MAP(sw_acl_prefixes, BPF_MAP_TYPE_LPM_TRIE, struct sw_acl_prefix_key, __u64, SW_MAX_ACL_PREFIXES, BPF_F_NO_PREALLOC);
 SW_MAP(sw_acl_ports, BPF_MAP_TYPE_LPM_TRIE, struct sw_acl_port_key, __u64, SW_MAX_ACL_PORTS, BPF_F_NO_PREALLOC);
 SW_MAP(sw_acl_vectors, BPF_MAP_TYPE_HASH, __u64, struct sw_acl_vector, SW_MAX_ACL_VECTORS, BPF_F_NO_PREALLOC);
+SW_MAP(sw_acl_any, BPF_MAP_TYPE_HASH, struct sw_acl_any_key, struct sw_acl_vector, SW_MAX_ACL_ANY, BPF_F_NO_PREALLOC);
 SW_MAP(sw_acl_sets, BPF_MAP_TYPE_HASH, struct sw_acl_set_key, __u64, SW_MAX_ACL_SETS, BPF_F_NO_PREALLOC);
 SW_MAP(sw_acl_rules, BPF_MAP_TYPE_HASH, struct sw_acl_rule_key, struct sw_acl_rule, SW_MAX_ACL_RULES, BPF_F_NO_PREALLOC);
 SW_MAP(sw_rule_counts, BPF_MAP_TYPE_PERCPU_HASH, struct sw_rule_count_key, __u64, SW_MAX_RULE_COUNTS, BPF_F_NO_PREALLOC);

@@ -30,6 +30,19 @@ _PORT = st.one_of(st.integers(0, 9), st.sampled_from([80, 1023, 1024, 8080, 6553
 _PORTS = st.lists(
     st.one_of(_PORT.map(str), st.tuples(_PORT, _PORT).map(lambda p: f"{min(p)}-{max(p)}")), max_size=3
 ).map(",".join)
+# With these a list is long: the rules that take any answer stand apart in its table.
+MANY = [
+    ACL(
+        action=AclAction.BLOCK if i % 3 else AclAction.ALLOW,
+        direction=direction,
+        protocols="6",
+        remote_addresses=f"10.0.0.{i},fd00::{i:x}",
+        remote_ports=str(i % 10),
+        priority=i % 4,
+    )
+    for i in range(65)
+    for direction in AclDirection
+]
 _ACTIONS = st.sampled_from([AclAction.ALLOW, AclAction.ALLOW, AclAction.BLOCK, AclAction.PASS])
 _DIRECTIONS = st.sampled_from(AclDirection)
 
@@ -88,8 +101,9 @@ def network_policies(prefixes: list[str] = PREFIXES) -> st.SearchStrategy[list[P
 
 
 def endpoint_policies(prefixes: list[str] = PREFIXES) -> st.SearchStrategy[list[Policy]]:
-    """An endpoint's: rules and tiers in any order."""
-    return st.lists(st.one_of(acls(prefixes), acls(prefixes), tiers(prefixes)), max_size=6)
+    """An endpoint's: rules and tiers in any order, and now and then very many."""
+    some = st.lists(st.one_of(acls(prefixes), acls(prefixes), tiers(prefixes)), max_size=6)
+    return st.tuples(some, st.sampled_from([[], [], MANY])).map(lambda pair: [*pair[0], *pair[1]])
 
 
 packets = st.sampled_from([HOSTS4, HOSTS6]).flatmap(

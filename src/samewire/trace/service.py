@@ -45,6 +45,7 @@ _TABLES: Final = (
     "sw_acl_rules",
     "sw_acl_prefixes",
     "sw_acl_ports",
+    "sw_acl_any",
     "sw_acl_sets",
     "sw_set_members",
     "sw_set_classes",

@@ -24,6 +24,7 @@ from samewire.vfp.model import Entries
 from samewire.vfp.protocols import protocol_text
 from samewire.vfp.record import Record
 from samewire.vfp.tables import (
+    AclAnyKey,
     AclPortKey,
     AclPrefixKey,
     AclRule,
@@ -84,6 +85,8 @@ class AclIndex:
             nodes[node] = vectors.get(name.value, 0)
         for port, name in _typed(tables, "sw_acl_ports", AclPortKey, Hash):
             self._add_port(port, vectors.get(name.value, 0))
+        for any_key, vector in _typed(tables, "sw_acl_any", AclAnyKey, AclVector):
+            self._add_any(any_key, _bits(vector))
         for set_key, name in _typed(tables, "sw_acl_sets", AclSetKey, Hash):
             self._rows(set_key.table).sets[set_key.side, set_key.set] = vectors.get(name.value, 0)
 
@@ -115,6 +118,15 @@ class AclIndex:
             rows.anything = vector
         else:
             rows.ports.setdefault((key.side, key.protocol), {})[key.port, bits - 8] = vector
+
+    def _add_any(self, key: AclAnyKey, vector: int) -> None:
+        """Rules that take any answer: as if they had named the shortest prefix."""
+        rows = self._rows(key.table)
+        if key.family:
+            nodes = rows.prefixes.setdefault((key.side, key.family), {})
+        else:
+            nodes = rows.ports.setdefault((key.side, key.protocol), {})
+        nodes[_EVERY] = nodes.get(_EVERY, 0) | vector
 
 
 def _conditions(rows: _Rows, bit: int, ends: tuple[str, str], set_names: Mapping[int, str]) -> Iterator[str]:

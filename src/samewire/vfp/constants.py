@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 from typing import Final
 
-LAYOUT_VERSION: Final = 4
+LAYOUT_VERSION: Final = 5
 
 MAX_PORTS: Final = 4096
 MAX_ENDPOINTS: Final = 65536
@@ -22,6 +22,7 @@ MAX_ACL_PREFIXES: Final = 524288
 MAX_ACL_PORTS: Final = 262144
 MAX_ACL_VECTORS: Final = 65536
 MAX_ACL_SETS: Final = 65536
+MAX_ACL_ANY: Final = 65536
 MAX_RULE_COUNTS: Final = 65536
 MAX_SET_MEMBERS: Final = 1048576
 MAX_SET_CLASSES: Final = 65536

@@ -27,6 +27,7 @@ PUT_ORDER: Final = (
     "sw_nexthops",
     "sw_acl_vectors",
     "sw_acl_rules",
+    "sw_acl_any",
     "sw_acl_prefixes",
     "sw_acl_ports",
     "sw_acl_sets",

@@ -55,6 +55,17 @@ class AclVector(Record, frozen=True, gc=False):
     word: Annotated[tuple[U64, ...], 64]
 
 
+@record("sw_acl_any_key")
+class AclAnyKey(Record, frozen=True, gc=False):
+    """A question of a table: for an address of a family, or for a protocol and its port (source ports: 0)."""
+
+    table: U64
+    side: U8
+    family: U8
+    protocol: U8
+    reserved: ClassVar[Pad] = Pad(5)
+
+
 @record("sw_acl_set_key")
 class AclSetKey(Record, frozen=True, gc=False):
     """A set named by rules of a table on one side."""

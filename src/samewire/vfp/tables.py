@@ -13,6 +13,7 @@ import msgspec
 from samewire.vfp import constants as c
 from samewire.vfp.record import U32, U64, Field, Record, record
 from samewire.vfp.records_acl import (
+    AclAnyKey,
     AclPortKey,
     AclPrefixKey,
     AclRule,
@@ -132,6 +133,7 @@ TABLES: Final[dict[str, Table]] = dict(
         _table("sw_acl_prefixes", AclPrefixKey, Hash, Kind.LPM, c.MAX_ACL_PREFIXES, compiled=True),
         _table("sw_acl_ports", AclPortKey, Hash, Kind.LPM, c.MAX_ACL_PORTS, compiled=True),
         _table("sw_acl_vectors", Hash, AclVector, Kind.HASH, c.MAX_ACL_VECTORS, compiled=True),
+        _table("sw_acl_any", AclAnyKey, AclVector, Kind.HASH, c.MAX_ACL_ANY, compiled=True),
         _table("sw_acl_sets", AclSetKey, Hash, Kind.HASH, c.MAX_ACL_SETS, compiled=True),
         _table("sw_acl_rules", AclRuleKey, AclRule, Kind.HASH, c.MAX_ACL_RULES, compiled=True),
         _table("sw_rule_counts", RuleCountKey, Count, Kind.PERCPU_HASH, c.MAX_RULE_COUNTS),
@@ -191,6 +193,7 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     AclPrefixKey,
     AclPortKey,
     AclVector,
+    AclAnyKey,
     AclSetKey,
     AclRuleKey,
     AclRule,
@@ -221,6 +224,7 @@ RECORDS: Final[tuple[type[Record], ...]] = (
 __all__ = [
     "RECORDS",
     "TABLES",
+    "AclAnyKey",
     "AclPortKey",
     "AclPrefixKey",
     "AclRule",

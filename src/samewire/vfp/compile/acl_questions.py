@@ -22,7 +22,7 @@ from samewire.vfp.constants import (
 from samewire.vfp.hashes import hash64, set_name
 from samewire.vfp.model import Entries
 from samewire.vfp.record import Record
-from samewire.vfp.tables import AclPortKey, AclPrefixKey, AclSetKey, AclVector, Hash
+from samewire.vfp.tables import AclAnyKey, AclPortKey, AclPrefixKey, AclSetKey, AclVector, Hash
 
 _WORDS: Final = struct.Struct(f"<{ACL_WORDS}Q")
 _LOW: Final = 0xFFFFFFFF
@@ -74,10 +74,16 @@ def protocols_asked(asked: Collection[Feature]) -> frozenset[int]:
 
 
 class Questions:
-    """All that the rules of a table ask, with the bits of the rules that are content."""
+    """All that the rules of a table ask, with the bits of the rules that are content.
 
-    def __init__(self, table: int, shape: int, network_id: str, protocols: frozenset[int]) -> None:
+    ``apart``: rules that take any answer stand beside the answers and not in each of them.
+    """
+
+    def __init__(
+        self, table: int, shape: int, network_id: str, protocols: frozenset[int], *, apart: bool
+    ) -> None:
         self.protocols = protocols
+        self._apart = apart
         self._table, self._shape, self._network_id = table, shape, network_id
         asked: list[_Question] = [("sw_acl_ports", ACL_DESTINATION, protocol) for protocol in protocols]
         if shape & AclShape.SOURCE_PORT:
@@ -89,6 +95,8 @@ class Questions:
                     self._nested["sw_acl_prefixes", side, family] = Nested(_ADDRESS_BITS)
         self._alone: dict[Record, int] = {}
         """Bits under keys without prefixes: of sets, and of the protocols that no rule names."""
+        self._any: dict[_Question, int] = {}
+        """Bits of the rules that take any answer, where they stand apart."""
         self.edition: object = None
         """The table that this is of."""
         self.last: tuple[object, Entries, Sequence[Flip]] | None = None
@@ -98,25 +106,32 @@ class Questions:
 
     def begin(self, draft: Draft) -> None:
         """Enter what is there without any rule: every protocol and port has an answer."""
-        self._change(
-            draft, {question: {EVERY: 0} for question in self._nested if question[0] == "sw_acl_ports"}
-        )
+        for question in self._nested:
+            if question[0] == "sw_acl_ports":
+                self._change(draft, question, {EVERY: 0})
         self._change_alone(draft, {self._anything: 0})
 
     def flip(self, draft: Draft, rules: Iterable[tuple[Rule, int]], *, there: bool) -> None:
         """Let rules take part with the bits of their places, or no longer."""
         nodes: dict[_Question, dict[Node, int]] = {}
+        every: dict[_Question, int] = {}
         alone: dict[Record, int] = {}
         for rule, place in rules:
             bit = 1 << place
             for question, node in self._asked(rule):
+                if self._apart and node == EVERY:
+                    own = every[question] if question in every else self._any.get(question, 0)
+                    every[question] = own | bit if there else own & ~bit
+                    continue
                 bits = nodes.setdefault(question, {})
                 own = bits[node] if node in bits else self._nested[question].direct.get(node, 0)
                 bits[node] = own | bit if there else own & ~bit
             for key in self._asked_alone(rule):
                 own = alone[key] if key in alone else self._alone.get(key, 0)
                 alone[key] = own | bit if there else own & ~bit
-        self._change(draft, nodes)
+        for question, bits in nodes.items():
+            self._change(draft, question, bits)
+        self._change_any(draft, every)
         self._change_alone(draft, alone)
 
     def _asked(self, rule: Rule) -> Iterator[tuple[_Question, Node]]:
@@ -147,13 +162,23 @@ class Questions:
     def _anything(self) -> AclPortKey:
         return AclPortKey(ACL_PORT_KEY_BITS, self._table & _LOW, self._table >> 32, ACL_DESTINATION, 0, 0)
 
-    def _change(self, draft: Draft, nodes: Mapping[_Question, Mapping[Node, int]]) -> None:
-        for question, bits in nodes.items():
-            changed = self._nested[question].change(bits)
-            for node, (_, after) in changed.items():
-                self._answer(draft, question[0], self._key(question, node), after)
-            for before, _ in changed.values():
-                self._leave(draft, before)
+    def _change(self, draft: Draft, question: _Question, bits: Mapping[Node, int]) -> None:
+        changed = self._nested[question].change(bits)
+        for node, (_, after) in changed.items():
+            self._answer(draft, question[0], self._key(question, node), after)
+        for before, _ in changed.values():
+            self._leave(draft, before)
+
+    def _change_any(self, draft: Draft, changed: Mapping[_Question, int]) -> None:
+        for question, bits in changed.items():
+            table, side, kind = question
+            family, protocol = (0, kind) if table == "sw_acl_ports" else (kind, 0)
+            key = AclAnyKey(self._table, side, family, protocol)
+            if bits:
+                self._any[question] = bits
+                draft.put("sw_acl_any", key, _vector(bits, bits.to_bytes(_WORDS.size, "little")))
+            elif self._any.pop(question, 0):
+                draft.remove("sw_acl_any", key)
 
     def _change_alone(self, draft: Draft, changed: Mapping[Record, int]) -> None:
         for key, bits in changed.items():
@@ -182,8 +207,7 @@ class Questions:
         vector = after.to_bytes(_WORDS.size, "little")
         name, users = _vector_name(vector), self._users.get(vector, 0)
         if not users:
-            words = _WORDS.unpack(vector)
-            draft.put("sw_acl_vectors", name, AclVector(_summary(after), words))
+            draft.put("sw_acl_vectors", name, _vector(after, vector))
         self._users[vector] = users + 1
         draft.put(table, key, name)
 
@@ -196,6 +220,10 @@ class Questions:
         if not self._users[vector]:
             del self._users[vector]
             draft.remove("sw_acl_vectors", _vector_name(vector))
+
+
+def _vector(bits: int, packed: bytes) -> AclVector:
+    return AclVector(_summary(bits), _WORDS.unpack(packed))
 
 
 def _summary(bits: int) -> int:

@@ -117,7 +117,8 @@ def _built(name: int, rules: tuple[Rule, ...], network_id: str, at: int) -> Tabl
 def fill(table: Table, network_id: str) -> None:
     """Work out all entries of a table from its rules, their places and what they ask."""
     shape = table.reference.shape & _ASKED
-    table.questions = Questions(table.name, shape, network_id, protocols_asked(table.asked))
+    apart = table.reference.words > 1
+    table.questions = Questions(table.name, shape, network_id, protocols_asked(table.asked), apart=apart)
     draft = Draft({})
     for rule, place in zip(table.rules, table.places, strict=True):
         _enter_rule(table, draft, rule, place)

@@ -19,9 +19,11 @@ from samewire.vfp.constants import (
     Layer,
     Reason,
 )
+from samewire.vfp.record import Record
 from samewire.vfp.simulate.packet import WITH_PORTS
 from samewire.vfp.simulate.state import Dropped, State, Walk
 from samewire.vfp.tables import (
+    AclAnyKey,
     AclPortKey,
     AclPrefixKey,
     AclRule,
@@ -82,19 +84,27 @@ def _candidates(state: State, walk: Walk, port: Port, direction: int) -> int:
 
 def bits_of(state: State, name: Hash | None) -> int:
     """The rules of a vector, as bits; none when there is no such vector."""
-    found = cast(AclVector | None, state.get("sw_acl_vectors", name)) if name is not None else None
+    return _bits(state.get("sw_acl_vectors", name)) if name is not None else 0
+
+
+def _bits(vector: Record | None) -> int:
+    found = cast(AclVector | None, vector)
     return sum(word << 64 * place for place, word in enumerate(found.word)) if found is not None else 0
 
 
+def _any(state: State, table: int, side: int, family: int = 0, protocol: int = 0) -> int:
+    return _bits(state.get("sw_acl_any", AclAnyKey(table, side, family, protocol)))
+
+
 def _by_port(state: State, table: int, side: int, protocol: int, port: int) -> int:
-    content = protocol << 16 | port
+    content, wide = protocol << 16 | port, _any(state, table, side, protocol=protocol)
     for bits in range(24, -1, -1):
         kept = content >> (24 - bits) << (24 - bits)
         key = AclPortKey(ACL_PORT_KEY_BITS + bits, table & _LOW, table >> 32, side, kept >> 16, kept & 0xFFFF)
         found = cast(Hash | None, state.get("sw_acl_ports", key))
         if found is not None:
-            return bits_of(state, found)
-    return 0
+            return bits_of(state, found) | wide
+    return wide
 
 
 def _by_address(state: State, walk: Walk, table: int, side: int, space: int) -> int:
@@ -105,6 +115,7 @@ def _by_address(state: State, walk: Walk, table: int, side: int, space: int) -> 
 def content_with(state: State, family: int, address: bytes, table: int, side: int, space: int) -> int:
     """The rules of a table that are content with an address on a side, as bits. ``space`` 0: none names sets."""
     found = bits_of(state, _longest(state, "sw_acl_prefixes", table, family, side, address))
+    found |= _any(state, table, side, family=family)
     if space:
         member = _longest(state, "sw_set_members", space, family, ACL_MEMBER, address)
         for name in _sets(state, member) if member is not None else ():
