@@ -32,12 +32,16 @@ NETWORKS: Final = (
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of policies: of which objects, how many of them are many, and how the n-th one is made."""
+    """A type of policies: of which objects, how many of them are many, and how the n-th one is made. ``one``: what is
+    more or less, where that is no policy like the others; ``title`` says what it is.
+    """
 
     name: str
     of: str
     many: int
     settings: Callable[[int], Any]
+    title: str = ""
+    one: Json | None = None
 
     def policy(self, number: int) -> Any:
         """One policy."""
@@ -47,9 +51,21 @@ class Kind:
         """The request that adds or removes some."""
         return {"ResourceType": "Policy", "RequestType": how, "Settings": {"Policies": policies}}
 
+    def policies(self, numbers: range) -> list[Any]:
+        """The others."""
+        return [self.policy(number) for number in numbers]
+
     def among(self, size: int) -> str:
         """What the figure for a list of that length is called."""
-        return f"{self.name} among {size:,}"
+        return f"{self.title or self.name} among {size:,}"
+
+
+class Tier(Kind):
+    """The rules of one tier."""
+
+    def policies(self, numbers: range) -> list[Any]:
+        """One policy."""
+        return [_tier(1, *map(self.settings, numbers))]
 
 
 class Member(Kind):
@@ -70,6 +86,13 @@ def _prefix(first: int, number: int) -> str:
 def _rule(number: int) -> Json:
     ends = {"RemoteAddresses": f"{_prefix(100, number)}.0/24", "RemotePorts": str(1000 + number)}
     return {"Action": "Allow", "Direction": "Out", "Protocols": "6", "Priority": 100, **ends}
+
+
+def _tier(order: int, *rules: Json) -> Json:
+    made = [{**rule, "TierAclRuleAction": rule["Action"]} for rule in rules]
+    for rule in made:
+        del rule["Action"], rule["Direction"]
+    return {"Type": "TierAcl", "Settings": {"Direction": "Out", "Order": order, "TierAclRules": made}}
 
 
 def _remote(number: int) -> Json:
@@ -96,8 +119,15 @@ def _endpoint_id(number: int) -> str:
     return f"00000000-0000-4000-8000-{number:012X}"
 
 
+ANYTHING: Final = {"Action": "Block", "Direction": "Out", "Priority": 100}
+FIRST: Final = {**_rule(50000), "Priority": 1}
+
 KINDS: Final = (
     Kind("ACL", "endpoints", 4000, _rule),
+    Kind("ACL", "endpoints", 4000, _rule, "an ACL for anything", {"Type": "ACL", "Settings": ANYTHING}),
+    Kind("ACL", "endpoints", 3000, _rule, "an ACL before all others", {"Type": "ACL", "Settings": FIRST}),
+    Kind("ACL", "endpoints", 3000, _rule, "a TierAcl before ACLs", _tier(1, _rule(50000))),
+    Tier("TierAcl", "endpoints", 1000, _rule, "a TierAcl behind a tier", _tier(2, _rule(50000))),
     Kind("NetworkACL", "networks", 1000, _rule),
     Kind("RemoteSubnetRoute", "networks", 5000, _remote),
     Kind("SetPolicy", "networks", 1000, _set),
@@ -189,18 +219,20 @@ def _measure(
 
 def _more_and_less(kind: Kind, daemon: SamewireNode, path: str, numbers: range, turn: int) -> float:
     """Milliseconds of CPU of a request: the mean of one that adds a policy, and one that takes any away."""
-    more, less = kind.policy(numbers.stop), kind.policy(numbers[(turn + 1) * len(numbers) // 32])
+    more = kind.one or kind.policy(numbers.stop)
+    less = kind.one or kind.policy(numbers[(turn + 1) * len(numbers) // 32])
     before_s = daemon.precise_cpu_s()
     _request(kind, daemon, path, "Add", [more])
     _request(kind, daemon, path, "Remove", [less])
     cost_ms = (daemon.precise_cpu_s() - before_s) * 1e3 / 2
-    _request(kind, daemon, path, "Add", [less])
-    _request(kind, daemon, path, "Remove", [more])
+    if less != more:
+        _request(kind, daemon, path, "Add", [less])
+        _request(kind, daemon, path, "Remove", [more])
     return cost_ms
 
 
 def _all(kind: Kind, daemon: SamewireNode, path: str, how: str, numbers: range) -> None:
-    for policies in _chunks([kind.policy(number) for number in numbers]):
+    for policies in _chunks(kind.policies(numbers)):
         _request(kind, daemon, path, how, policies)
 
 

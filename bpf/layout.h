@@ -453,8 +453,8 @@ struct sw_service_count {
  *
  * Tables, vectors, sets, classes and spaces are named by 64 bits of a hash of their content (sets and spaces: of their
  * ids): equal ones are shared. A change of rules is a new table, to which the port switches; but a long list of one
- * port's own is edited where it is when one rule comes, goes or is replaced: the new rule is written first, its entries
- * in sw_acl_rules before those that lead to it, then the old one is taken away, then the port gets its new generation.
+ * port's own is edited where it is when a few rules come, go or are replaced: new rules are written first, the entries
+ * in sw_acl_rules before those that lead to them, then old ones are taken away, then the port gets its new generation.
  * So each connection is judged by the rules as they were or as they will be. Writer: daemon. Readers: first packets.
  */
 
@@ -525,10 +525,9 @@ struct sw_acl_rule_key {
 struct sw_acl_rule {
 	__u32 rule;	/* what drops and traces name: SW_RULE_*; 0 = what holds when no rule matches */
 	__u16 priority;
-	__u16 next;	/* first rule of the next stage, for SW_ACL_PASS */
+	__u16 next;	/* where the next stage starts, for SW_ACL_PASS */
 	__u8 action;	/* SW_ACL_BLOCK, SW_ACL_ALLOW, SW_ACL_PASS */
-	__u8 stage;	/* tiers from 0; the list is the last */
-	__u8 reserved[2];
+	__u8 reserved[3];
 };
 
 #define SW_ACL_BLOCK 0

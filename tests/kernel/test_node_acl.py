@@ -25,8 +25,8 @@ from tests.support.node import SHORT_S, NodeNet, can_ping, node_net, path_of
 pytestmark = [pytest.mark.root]
 
 TABLES = (
-    "sw_acl_vectors", "sw_acl_rules", "sw_acl_prefixes", "sw_acl_ports", "sw_acl_sets", "sw_set_classes",
-    "sw_set_members", "sw_acl_spaces",
+    "sw_acl_vectors", "sw_acl_rules", "sw_acl_any", "sw_acl_prefixes", "sw_acl_ports", "sw_acl_sets",
+    "sw_set_classes", "sw_set_members", "sw_acl_spaces",
 )  # fmt: skip
 
 
@@ -214,6 +214,42 @@ async def test_one_rule_among_a_thousand(pods: Pods) -> None:
     assert not any(pods.node.switch.kernel.tables.read(TABLES).values())
 
 
+def tier(order: int, *rules: dict[str, Any]) -> dict[str, Any]:
+    made = [
+        {"TierAclRuleAction" if key == "Action" else key: rule["Settings"][key] for key in rule["Settings"]}
+        for rule in rules
+    ]
+    for rule in made:
+        del rule["Direction"]
+    return {"Type": "TierAcl", "Settings": {"Direction": "In", "Order": order, "TierAclRules": made}}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "one",
+    [
+        acl("Block", 500),
+        acl("Block", 0, RemoteAddresses="192.0.2.0/24", LocalPorts="443"),
+        acl("Block", 5000, RemoteAddresses="192.0.2.0/24", LocalPorts="443"),
+        tier(1, acl("Pass", 1, RemoteAddresses="192.0.2.0/24"), acl("Block", 2, LocalPorts="443")),
+    ],
+    ids=["for anything", "before all others", "behind all others", "a tier"],
+)
+async def test_one_policy_among_a_thousand_of_another_kind(pods: Pods, one: dict[str, Any]) -> None:
+    """What is written grows neither with the prefixes and ports of other rules nor with their number, from the first
+    such policy on.
+    """
+    await pods.start()
+    endpoint = pods.endpoints[0]
+    await pods.change(Kind.ENDPOINT, endpoint, "Add", *long_list(1000))
+    for how in ("Add", "Remove", "Add", "Remove"):
+        touched = await pods.change(Kind.ENDPOINT, endpoint, how, one)
+        assert touched["sw_acl_rules"] == (2 if one["Type"] == "TierAcl" else 1)
+        assert touched.total() < 24, touched
+        assert pods.written[-1].table == "sw_ports"
+        pods.wanted_is_there()
+
+
 @pytest.mark.asyncio
 async def test_an_edit_that_fails_is_taken_back(pods: Pods) -> None:
     """Whatever was written by then; what was judged meanwhile is judged again."""
@@ -263,6 +299,27 @@ async def test_packets_obey_an_edit(pods: Pods) -> None:
         assert touched.total() < 20
         assert can_ping(client, "10.50.0.11")
         await pods.change(Kind.ENDPOINT, endpoint, "Remove", other)
+    pods.wanted_is_there()
+
+
+@pytest.mark.asyncio
+async def test_packets_obey_a_tier_that_comes_and_goes(pods: Pods) -> None:
+    """Before a long list, replaced by another one, and two of them."""
+    await pods.start()
+    client, endpoint = pods.spaces[0], pods.endpoints[1]
+    rules = [*long_list(300), acl("Allow", 900, Protocols="1", RemoteAddresses="10.50.0.0/24")]
+    await pods.change(Kind.ENDPOINT, endpoint, "Add", *rules)
+    ping = {"Protocols": "1", "RemoteAddresses": "10.50.0.10"}
+    block, go_on = tier(1, acl("Block", 1, **ping)), tier(2, acl("Pass", 1, **ping))
+    for _ in range(2):
+        assert can_ping(client, "10.50.0.11")
+        assert (await pods.change(Kind.ENDPOINT, endpoint, "Add", block)).total() < 20
+        assert not can_ping(client, "10.50.0.11")
+        assert (await pods.change(Kind.ENDPOINT, endpoint, "Update", *rules, go_on)).total() < 20
+        assert can_ping(client, "10.50.0.11")
+        assert (await pods.change(Kind.ENDPOINT, endpoint, "Add", block)).total() < 20
+        assert not can_ping(client, "10.50.0.11")
+        await pods.change(Kind.ENDPOINT, endpoint, "Update", *rules)
     pods.wanted_is_there()
 
 

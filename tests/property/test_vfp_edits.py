@@ -286,17 +286,29 @@ some_rules = st.builds(
 PADDING = [rule(AclAction.BLOCK, i % 5, f"192.0.2.{i}", str(5000 + i), "6") for i in range(62)] + [
     rule(AclAction.BLOCK, 3, "192.0.2.0/24", "9", number) for number in ("17", "1")
 ]
-TIER = TierAcl(
-    direction=AclDirection.IN,
-    tier_acl_rules=(
+
+
+def tier(order: int, *rules: ACL) -> TierAcl:
+    """A tier with what rules of a list say."""
+    made = tuple(
         TierAclRule(
-            priority=1, tier_acl_rule_action=AclAction.BLOCK, remote_addresses="10.1.2.3", local_ports="443"
-        ),
-        TierAclRule(priority=2, tier_acl_rule_action=AclAction.PASS),
-    ),
-)
+            priority=item.priority,
+            tier_acl_rule_action=item.action,
+            remote_addresses=item.remote_addresses,
+            local_ports=item.local_ports,
+            protocols=item.protocols,
+        )
+        for item in rules
+    )
+    return TierAcl(direction=AclDirection.IN, order=order, tier_acl_rules=made)
+
+
 positions = st.integers(0, 100)
 edits = st.tuples(st.sampled_from(["add", "remove", "replace"]), positions, some_rules)
+several = st.lists(edits, min_size=1, max_size=3)
+some_tiers = st.builds(
+    lambda order, rules: tier(order, *rules), st.sampled_from([0, 1, 2, 4]), st.lists(some_rules, max_size=3)
+)
 QUESTIONS = [
     (address, port, protocol)
     for address in ("10.1.2.3", "10.1.9.9", "10.2.0.1", "10.9.9.9", "172.16.0.1")
@@ -307,8 +319,8 @@ QUESTIONS = [
 def edited_list(policies: list[ACL], edit: tuple[str, int, ACL]) -> list[ACL]:
     how, position, new = edit
     after = list(policies)
-    where = position % len(after)
-    if how == "add":
+    where = position % len(after) if after else 0
+    if how == "add" or not after:
         after.insert(where, new)
     elif how == "remove":
         after.pop(where)
@@ -344,26 +356,78 @@ def verdicts(entries: Entries, reference: AclTable) -> list[tuple[int, bool] | N
     return found
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(some_rules, max_size=6), st.booleans(), st.lists(edits, min_size=1, max_size=5))
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(some_rules, max_size=6),
+    st.lists(some_tiers, max_size=2),
+    st.booleans(),
+    st.lists(st.tuples(several | st.just([]), st.none() | st.none() | some_tiers), min_size=1, max_size=5),
+)
 @example(  # between the old rule and the new one nothing may pass
     [rule(AclAction.BLOCK, 1, "10.1.2.3", "80", "6"), rule(AclAction.ALLOW, 4, "", "", "6")],
+    [],
     False,
-    [("replace", 0, rule(AclAction.BLOCK, 1, "10.1.2.3", "80,443", "6"))],
+    [([("replace", 0, rule(AclAction.BLOCK, 1, "10.1.2.3", "80,443", "6"))], None)],
 )
-def test_rules_that_are_edited(start: list[ACL], tiered: bool, changes: list[tuple[str, int, ACL]]) -> None:
+@example(  # a tier that blocks what the list lets pass, and is replaced and emptied
+    [rule(AclAction.ALLOW, 1, "", "", "6")],
+    [tier(1, rule(AclAction.PASS, 1, "10.2.0.0/16", "", ""), rule(AclAction.BLOCK, 2, "", "443", ""))],
+    False,
+    [
+        ([], tier(0, rule(AclAction.PASS, 1, "10.1.0.0/16", "", ""), rule(AclAction.BLOCK, 2, "", "80", ""))),
+        ([], tier(1, rule(AclAction.BLOCK, 1, "10.1.2.3", "443", ""), rule(AclAction.PASS, 2, "", "", ""))),
+        ([], tier(1)),
+        ([], tier(0)),
+    ],
+)
+@example(  # of two stages at once: what passes in the old tier must not meet the new list
+    [rule(AclAction.BLOCK, 2, "", "443", "")],
+    [tier(1, rule(AclAction.BLOCK, 3, "", "443", ""), rule(AclAction.PASS, 1, "10.1.2.3", "", ""))],
+    False,
+    [
+        (
+            [("add", 0, rule(AclAction.ALLOW, 1, "", "443", ""))],
+            tier(1, rule(AclAction.BLOCK, 3, "", "443", "")),
+        )
+    ],
+)
+@example(  # tiers alone, a list behind them, and none again: what passes in the last stage is let through
+    [],
+    [tier(1, rule(AclAction.PASS, 1, "10.1.0.0/16", "", ""))],
+    True,
+    [
+        (
+            [],
+            tier(4, rule(AclAction.PASS, 2, "10.2.0.0/16", "", ""), rule(AclAction.BLOCK, 2, "", "443", "")),
+        ),
+        ([("add", 0, rule(AclAction.BLOCK, 1, "", "443", ""))], None),
+        ([("remove", 0, rule(AclAction.BLOCK, 1, "", "443", ""))], None),
+        ([], tier(4)),
+    ],
+)
+def test_rules_that_are_edited(
+    start: list[ACL],
+    tiers: list[TierAcl],
+    only_tiers: bool,
+    changes: list[tuple[list[tuple[str, int, ACL]], TierAcl | None]],
+) -> None:
     """After each change the entries are those that the rules give from nothing; and at every moment on the way each
     question is answered as before or as after.
     """
-    front = [TIER] if tiered else []
+    front = {item.order: item for item in tiers}
     policies = [*start, *PADDING, *PADDING[:4]]
-    listed = PolicyList([*front, *policies])
+    if only_tiers:
+        front[3], policies = tier(3, *policies[len(start) :]), start
+    listed = PolicyList([*front.values(), *policies])
     table = incoming_table(listed)
     ownership = Ownership()
     kernel = apply(ownership.replace("acl", table.steps[-1].entries), {})
-    for change in changes:
-        policies = edited_list(policies, change)
-        listed = listed.updated([*front, *policies])
+    for change, item in changes:
+        for one in change:
+            policies = edited_list(policies, one)
+        if item is not None:
+            front[item.order] = item
+        listed = listed.updated([*front.values(), *policies])
         before, table = table, incoming_table(listed, Known({table.name: table}, own=(table, None)))
         assert table.rules == direction_rules(AclDirection.IN, (), listed)
         again = incoming_table(listed)
@@ -376,7 +440,7 @@ def test_rules_that_are_edited(start: list[ACL], tiered: bool, changes: list[tup
         assert table.steps[-1].entries == fresh.steps[-1].entries
         was = verdicts(kernel, before.reference)
         will = verdicts(again.steps[-1].entries, again.reference)
-        for step in table.steps:
+        for step in table.steps if table is not before else ():
             for operation in ownership.replace("acl", step.entries, step.edit):
                 kernel = apply([operation], kernel)
                 answers = verdicts(kernel, table.reference)

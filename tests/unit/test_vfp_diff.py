@@ -33,7 +33,7 @@ from samewire.vfp.tables import (
 TEN = parse_address("10.0.0.1").packed
 MAC = parse_mac("0E-2A-0A-00-00-01")
 KEY = EndpointKey(TEN, 1, 4)
-RULE = AclRule(1, 100, 0, 1, 0)
+RULE = AclRule(1, 100, 0, 1)
 
 
 def port(generation: int = 1, table: int = 0) -> Port:

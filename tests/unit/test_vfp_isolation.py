@@ -6,7 +6,7 @@ from samewire.hcn.policies import ACL, AclAction, AclDirection, RemoteSubnetRout
 from samewire.hcn.schema import Endpoint, EndpointFlags, Ipam, Network, NetworkType, RouteEntry, Subnet
 from samewire.vfp.acl_names import acl_names
 from samewire.vfp.address import parse_interface
-from samewire.vfp.compile.acl_rules import direction_rules
+from samewire.vfp.compile.acl_rules import LIST, direction_rules
 from samewire.vfp.compile.isolation import isolation
 from samewire.vfp.compile.plan import plan_network
 from samewire.vfp.constants import AclAction as Verdict
@@ -61,9 +61,8 @@ def test_only_with_the_flag() -> None:
 def test_it_is_asked_first_and_leaves_the_rest_open() -> None:
     tiers = isolation(ALONE, plan_network(NETWORK, FACTS), FACTS, OWN)
     rules = direction_rules(AclDirection.OUT, NETWORK.policies, ALONE.policies, tiers)
-    assert [(rule.stage, rule.action) for rule in rules] == [
-        (0, Verdict.PASS), (0, Verdict.BLOCK), (0, Verdict.PASS), (1, Verdict.ALLOW),
-    ]  # fmt: skip
+    assert [rule.action for rule in rules] == [Verdict.PASS, Verdict.BLOCK, Verdict.PASS, Verdict.ALLOW]
+    assert rules[0].stage == rules[2].stage < rules[3].stage == LIST
     assert [str(prefix) for prefix in rules[0].destination.prefixes] == [
         "10.1.0.1/32",
         "192.0.2.7/32",

@@ -23,6 +23,7 @@ from samewire.vfp.constants import (
 from samewire.vfp.model import Entries
 from samewire.vfp.protocols import protocol_text
 from samewire.vfp.record import Record
+from samewire.vfp.rule_names import tier_of
 from samewire.vfp.tables import (
     AclAnyKey,
     AclPortKey,
@@ -100,11 +101,12 @@ class AclIndex:
         ends = (
             ("local", "remote") if direction == ACL_OUT else ("remote", "local")
         )  # of source and destination
+        stages: dict[int, int] = {}
         for place, rule in sorted(rows.rules.items()):
             yield AclRuleView(
                 rule.rule,
                 rule.priority,
-                rule.stage,
+                stages.setdefault(tier_of(rule.rule), len(stages)),
                 _VERDICTS[AclAction(rule.action)],
                 tuple(_conditions(rows, 1 << place, ends, set_names or {})),
             )

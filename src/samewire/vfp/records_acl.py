@@ -87,14 +87,13 @@ class AclRuleKey(Record, frozen=True, gc=False):
 
 @record("sw_acl_rule")
 class AclRule(Record, frozen=True, gc=False):
-    """A rule's name and verdict; ``next`` is the first rule of the next stage."""
+    """A rule's name and verdict; ``next`` is where the next stage starts."""
 
     rule: U32
     priority: U16
     next: U16
     action: U8
-    stage: U8
-    reserved: ClassVar[Pad] = Pad(2)
+    reserved: ClassVar[Pad] = Pad(3)
 
 
 @record("sw_rule_count_key")

@@ -17,6 +17,11 @@ def rule_number(policy: int, place: int = 0, *, network: bool = False) -> int:
     return policy | place << RULE_TIER_SHIFT | (RULE_NETWORK if network else 0)
 
 
+def tier_of(number: int) -> int:
+    """The number of the policy that is a rule's tier; 0 for those of the list."""
+    return number & RULE_POLICY_MASK if (number & ~RULE_NETWORK) >> RULE_TIER_SHIFT else 0
+
+
 def rule_text(number: int) -> str:
     """A rule's name for people: ``3``, ``3.2`` (second rule of the tier that is policy 3), ``network 1``."""
     place = (number & ~RULE_NETWORK) >> RULE_TIER_SHIFT

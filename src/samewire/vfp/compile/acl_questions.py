@@ -45,7 +45,6 @@ Feature = tuple[str, int]
 
 def features(rule: Rule) -> Iterator[Feature]:
     """What a rule asks, each once."""
-    yield "stage", rule.stage
     if rule.source_ports:
         yield "shape", int(AclShape.SOURCE_PORT)
     for end, plain, with_sets in (

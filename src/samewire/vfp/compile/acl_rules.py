@@ -52,7 +52,13 @@ _RULES: Final = (ACL, NetworkACL, TierAcl)
 _NUMBERS: Final = frozenset("0123456789.")
 
 Ports = tuple[tuple[int, int], ...]
-Order = tuple[int, int, bool, bool, bool, int]
+Stage = tuple[int, int]
+"""A tier's order and its number, by which equal ones are in order."""
+
+LIST: Final[Stage] = (1 << 16, 0)
+"""The stage behind all tiers."""
+
+Order = tuple[Stage, int, bool, bool, bool, int, int]
 
 
 class Ends(msgspec.Struct, frozen=True):
@@ -75,7 +81,7 @@ class Rule(msgspec.Struct, frozen=True):
     number: int
     priority: int
     action: Verdict
-    stage: int
+    stage: Stage
     source: Ends
     destination: Ends
     protocols: tuple[int, ...]
@@ -98,6 +104,7 @@ class Sources(NamedTuple):
 class _Given(msgspec.Struct, frozen=True):
     """A rule as it stands in some policy."""
 
+    stage: Stage
     number: int
     rank: int
     priority: int
@@ -128,36 +135,37 @@ def direction_rules(
     if sum(map(len, stages)) > MAX_RULES:
         raise Invalid("$.Policies", f"an endpoint has at most {MAX_RULES} ACL rules a direction")
     return tuple(
-        _named_rule(given, stage, direction)
-        for stage, rules in enumerate(stages)
-        for given in sorted(rules, key=_precedence)
+        _named_rule(given, direction) for rules in stages for given in sorted(rules, key=_precedence)
     )
 
 
 def changed_rules(
     direction: AclDirection, before: Sources, now: Sources
 ) -> tuple[list[Order], list[Rule]] | None:
-    """The rules of a direction that have gone, as their places in the order, and those that have come. None where it
-    takes a look at all of them: other tiers. Raises ``Invalid``, naming the field.
+    """The rules of a direction that have gone, as their places in the order, and those that have come, both in order.
+    None where it takes a look at all of them: another isolation, or so many tiers that there is none to spare. Raises
+    ``Invalid``, naming the field.
     """
     if before[2:] != now[2:]:
         return None
-    own = now.endpoint.difference(before.endpoint).of(ACL, TierAcl)
-    if any(type(policy) is TierAcl and policy.direction is direction for policy in own.items()):
+    if len(_tiers(direction, now.endpoint, now.isolation)) >= ACL_STAGES - 1:
         return None
+    own = now.endpoint.difference(before.endpoint).of(ACL, TierAcl)
     shared = now.network.difference(before.network).of(NetworkACL)
-    stage = len(_tiers(direction, now.endpoint, now.isolation))
-    gone = [
-        _order(stage, given.priority, _VERDICTS[given.action], given.number, given.rank)
+    gone = {
+        (given.stage, given.number): given
         for difference, policies in ((shared, before.network), (own, before.endpoint))
-        for given in _listed_ones(direction, difference.gone, policies)
-    ]
-    new = [
-        _named_rule(given, stage, direction)
-        for difference, policies in ((shared, now.network), (own, now.endpoint))
-        for given in _listed_ones(direction, difference.new, policies)
-    ]
-    return gone, new
+        for given in _rules_of(direction, difference.gone, policies)
+    }
+    new = []
+    for difference, policies in ((shared, now.network), (own, now.endpoint)):
+        for given in _rules_of(direction, difference.new, policies):
+            known = gone.get((given.stage, given.number))
+            if known is not None and (known.rank, known.fields) == (given.rank, given.fields):
+                del gone[given.stage, given.number]  # a tier of which another rule has changed
+            else:
+                new.append(_named_rule(given, direction))
+    return sorted(map(_order_given, gone.values())), sorted(new, key=order_of)
 
 
 def order_of(rule: Rule) -> Order:
@@ -165,8 +173,13 @@ def order_of(rule: Rule) -> Order:
     return _order(rule.stage, rule.priority, rule.action, rule.number, rule.rank)
 
 
-def _order(stage: int, priority: int, action: Verdict, number: int, rank: int) -> Order:
-    return stage, priority, action is not Verdict.BLOCK, not number, not number & RULE_NETWORK, rank
+def _order_given(given: _Given) -> Order:
+    return _order(given.stage, given.priority, _VERDICTS[given.action], given.number, given.rank)
+
+
+def _order(stage: Stage, priority: int, action: Verdict, number: int, rank: int) -> Order:
+    of_network, place = number & RULE_NETWORK, (number & ~RULE_NETWORK) >> RULE_TIER_SHIFT
+    return stage, priority, action is not Verdict.BLOCK, not number, not of_network, rank, place
 
 
 def _precedence(given: _Given) -> tuple[int, bool]:
@@ -186,6 +199,7 @@ def _tiers(
 def _tier_rules(number: int, tier: TierAcl, policies: PolicyList) -> list[_Given]:
     return [
         _Given(
+            (tier.order, number),
             rule_number(name_of(number), place),
             number,
             rule.priority,
@@ -209,12 +223,23 @@ def _listed_ones(
     for number, policy in given:
         if policy.direction is direction:
             name = rule_number(name_of(number), network=type(policy) is NetworkACL)
-            yield _Given(name, number, policy.priority, policy.action, policies, policy)
+            yield _Given(LIST, name, number, policy.priority, policy.action, policies, policy)
 
 
-def _named_rule(given: _Given, stage: int, direction: AclDirection) -> Rule:
+def _rules_of(
+    direction: AclDirection, given: Iterable[tuple[int, ACL | NetworkACL | TierAcl]], policies: PolicyList
+) -> Iterator[_Given]:
+    for number, policy in given:
+        if not isinstance(policy, TierAcl):
+            yield from _listed_ones(direction, [(number, policy)], policies)
+        elif policy.direction is direction:
+            yield from _tier_rules(number, policy, policies)
+
+
+def _named_rule(given: _Given, direction: AclDirection) -> Rule:
+    fields = given.number, given.rank, given.priority, given.action, given.stage, direction, given.fields
     try:
-        return _rule(given.number, given.rank, given.priority, given.action, stage, direction, given.fields)
+        return _rule(*fields)
     except Invalid as error:
         raise Invalid(f"{_path(given)}.{error.path}", error.message) from None
 
@@ -233,7 +258,7 @@ def _rule(
     rank: int,
     priority: int,
     action: AclAction,
-    stage: int,
+    stage: Stage,
     direction: AclDirection,
     fields: AclRule,
 ) -> Rule:
