@@ -19,7 +19,7 @@
 #define SW_MAX_PORTS 4096	   /* ports on one node */
 #define SW_MAX_ENDPOINTS 65536	   /* local and remote endpoints, all networks */
 #define SW_MAX_ROUTES 65536	   /* subnets, remote subnets, host addresses, all networks */
-#define SW_MAX_OWN_ROUTES 65536	   /* routes that only some endpoints obey, all sets */
+#define SW_MAX_OWN_ROUTES 524288   /* routes that only some endpoints obey, all sets */
 #define SW_MAX_NEIGHBOURS 4096	   /* prefixes of NeighborDiscovery policies, all networks */
 #define SW_MAX_NEXTHOPS 65536	   /* provider addresses and gateways, and endpoints that are reached by DSR */
 #define SW_MAX_PORTMAPS 16384	   /* host ports */

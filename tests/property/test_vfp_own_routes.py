@@ -33,7 +33,7 @@ from samewire.vfp.model import Compiled, NodeFacts
 from samewire.vfp.numbers import MemoryNumbers
 from samewire.vfp.record import Record
 from samewire.vfp.simulate.state import State
-from samewire.vfp.tables import Id, OwnRouteKey, Port, Route
+from samewire.vfp.tables import TABLES, Id, OwnRouteKey, Port, Route
 
 SETTINGS = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 FACTS = NodeFacts(
@@ -315,3 +315,8 @@ def test_a_name_is_the_ports_and_no_contents() -> None:
     assert [the_port(result.entries).route_set for result in (few, many)] == list(names(few, many))
     compiler._LAST.clear()
     assert list(names(compiled([*PADDING, *PADDING], 1, numbers))) == [42]
+
+
+def test_there_is_room_for_what_is_shared_with_nobody() -> None:
+    """Also of a node that had few entries for many endpoints, before they had sets of their own."""
+    assert TABLES["sw_own_routes"].max_entries > (compiler._FEW + 1) * TABLES["sw_ports"].max_entries
