@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerPortMapping, PortMappingFlags
-from samewire.hcn.numbered import alike
+from samewire.hcn.numbered import unlike
 from samewire.hcn.policies import HostRoute, first
 from samewire.hcn.schema import Network, NetworkFlags, NetworkType
 
@@ -62,19 +62,16 @@ def member_keys(value: LoadBalancer | None, beside: LoadBalancer | None) -> list
     if value is None:
         return []
     endpoints, backends = value.endpoint_ids, value.backends
-    if beside is None:
-        ids, addresses = endpoints, dict.fromkeys([item.ip_address for item in backends])
-    else:
-        start, end = alike(endpoints, beside.endpoint_ids)
-        others = frozenset(beside.endpoint_ids) if start + end < len(endpoints) else ()
-        ids = tuple([item for item in endpoints[start : len(endpoints) - end] if item not in others])
-        start, end = alike(backends, beside.backends)
-        there = {item.ip_address for item in beside.backends} if start + end < len(backends) else ()
-        moved = [item.ip_address for item in backends[start : len(backends) - end]]
-        addresses = dict.fromkeys([address for address in moved if address not in there])
+    if beside is not None:
+        endpoints, backends = unlike(endpoints, beside.endpoint_ids), unlike(backends, beside.backends)
+    ids, addresses = set(endpoints), {item.ip_address for item in backends}
+    if beside is not None and ids:
+        ids.difference_update(beside.endpoint_ids)
+    if beside is not None and addresses:
+        addresses.difference_update([item.ip_address for item in beside.backends])
     return [
-        *(("endpoint-lbs", endpoint_id) for endpoint_id in ids),
-        *(("backend", address) for address in addresses),
+        *[("endpoint-lbs", endpoint_id) for endpoint_id in ids],
+        *[("backend", address) for address in addresses],
     ]
 
 

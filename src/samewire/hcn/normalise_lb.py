@@ -19,7 +19,7 @@ from samewire.hcn.loadbalancers import (
     LoadBalancerFlags,
     LoadBalancerPortMapping,
 )
-from samewire.hcn.numbered import alike
+from samewire.hcn.numbered import unlike
 
 _replace = msgspec.structs.replace
 
@@ -74,8 +74,7 @@ def check_load_balancer(value: LoadBalancer, before: LoadBalancer | None = None)
 
 def guids(items: tuple[str, ...], path: str, known: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Return GUIDs in canonical form, each once. ``known``: those of these are. Raises HcnError."""
-    start, end = alike(items, known)
-    if not all(map(values.is_guid, items[start : len(items) - end])):
+    if not all(map(values.is_guid, unlike(items, known))):
         items = tuple(values.guid(item, f"{path}[{index}]") for index, item in enumerate(items))
     return tuple(dict.fromkeys(items))
 
@@ -103,8 +102,7 @@ def check_backends(
     """
     if len(items) > MAX_BACKENDS:
         fail(path, f"a load balancer has at most {MAX_BACKENDS} backends", HcnCode.E_INVALIDARG)
-    start, end = alike(items, known)
-    for item in items[start : len(items) - end]:
+    for item in unlike(items, known):
         address = item.ip_address
         if station(address, path) is not address or item.mac_address or item.provider_address:
             break

@@ -29,6 +29,9 @@ _NAME: Final = (1 << NAME_BITS) - 1
 _GAP: Final = 1 << 47  # numbers fit into SQLite's 63 bits
 _STEP: Final = _GAP + 1
 
+_SHORT: Final = 64
+"""So many are looked at as fast as it is found out which are alike."""
+
 Keys = Callable[[Any], Iterable[Hashable]]
 Index = Version[Hashable, tuple[int, ...]]
 
@@ -326,6 +329,14 @@ def alike(one: tuple[Any, ...], other: tuple[Any, ...]) -> tuple[int, int]:
     shorter = min(len(one), len(other))
     start = _common(one, other, shorter)
     return start, _common(one[::-1], other[::-1], shorter - start)
+
+
+def unlike(items: tuple[T, ...], known: tuple[T, ...]) -> tuple[T, ...]:
+    """What of a tuple is not at the beginning or the end of another one, too; all of it, where that is short."""
+    if len(known) <= _SHORT:
+        return items
+    start, end = alike(items, known)
+    return items[start : len(items) - end]
 
 
 def _common(one: tuple[Any, ...], other: tuple[Any, ...], most: int) -> int:

@@ -83,6 +83,8 @@ def edit_members(last: LoadBalancer, value: LoadBalancer, env: Environment, befo
     """Compile a load balancer that was ``last`` and had ``before``, if all that differs are a few members; else, and
     where that takes a compilation of the whole, None.
     """
+    if len(last.endpoint_ids) <= _FEW and len(last.backends) <= _FEW:
+        return None
     moved = _moved(last, value)
     if moved is None or len(before.ports) != len(value.port_mappings):
         return None
@@ -122,7 +124,7 @@ def _moved(last: LoadBalancer, value: LoadBalancer) -> _Moved | None:
 
 def _places(old: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[Sequence[int], Sequence[int]] | None:
     """Where in a list items are that another has not, and where in the other those that this one has not; None where
-    they are many, the rest is in another order, or the list is short.
+    they are many, or the rest is in another order.
     """
     start, end = alike(old, new)
     gone: Sequence[int] = range(start, len(old) - end)
@@ -134,7 +136,7 @@ def _places(old: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[Sequence[int], 
             return None
         gone = [place for place in gone if old[place] not in will]
         come = [place for place in come if new[place] not in was]
-    return (gone, come) if len(old) > _FEW and len(gone) + len(come) <= CHUNK_BACKENDS else None
+    return (gone, come) if len(gone) + len(come) <= CHUNK_BACKENDS else None
 
 
 class _Job(NamedTuple):
