@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -248,6 +249,20 @@ async def test_the_audit_puts_things_right(node: Node) -> None:
     assert (len(report.differences), report.repaired, report.failed) == (3, 3, ())
     assert actual(node) == wanted
     assert (await node.auditor.audit()).differences == ()
+
+
+async def test_changes_do_not_wait_for_the_whole_audit(node: Node) -> None:
+    """Who wants the switch gets it after a few hundred entries."""
+    await change(node, *numbered(3000, "192.168.1.5"))
+    entries = sum(map(len, actual(node).values()))
+    audit = asyncio.ensure_future(node.auditor.audit())
+    turns = 0
+    while not audit.done():
+        async with node.switch.lock:
+            turns += 1
+        await asyncio.sleep(0)
+    assert audit.result().differences == ()
+    assert turns > entries / 256
 
 
 async def test_what_a_crash_left_goes(node: Node, start: Start) -> None:
