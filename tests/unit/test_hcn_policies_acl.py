@@ -200,6 +200,11 @@ def test_the_sets_that_a_policy_names() -> None:
         ),
         (
             Scope.ENDPOINT,
+            {"Type": "L4Proxy", "Settings": {"Destination": "fd00::1"}},
+            "Settings.Destination: expected address:port",
+        ),
+        (
+            Scope.ENDPOINT,
             {"Type": "L4Proxy", "Settings": {"IP": "fd00::/8", "Destination": "10.0.0.1:80"}},
             "Settings.IP",
         ),

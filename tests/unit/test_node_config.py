@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from samewire.errors import Invalid
-from samewire.node.config import load_config, make_config
+from samewire.node.config import load_config, make_config, require_host_cgroup
 
 
 def test_defaults() -> None:
@@ -103,6 +103,15 @@ def test_a_bad_value_names_file_and_key(tmp_path: Path) -> None:
     path.write_text('{"name": "a", "vxlan_port": 70000}')
     with pytest.raises(Invalid, match=r"c\.json: vxlan_port"):
         load_config(path)
+
+
+def test_the_cgroup_has_to_be_one(tmp_path: Path) -> None:
+    require_host_cgroup(make_config({"name": "a"}))
+    for place in (tmp_path, tmp_path / "none"):  # a hybrid machine's /sys/fs/cgroup is a directory, too
+        with pytest.raises(Invalid, match=f"^host_cgroup: {place} is no cgroup-v2 directory"):
+            require_host_cgroup(make_config({"name": "a", "host_cgroup": str(place)}))
+    (tmp_path / "cgroup.controllers").touch()
+    require_host_cgroup(make_config({"name": "a", "host_cgroup": str(tmp_path)}))
 
 
 def test_services_need_a_source() -> None:

@@ -101,8 +101,8 @@ def check_l4_proxy(policy: L4Proxy) -> L4Proxy:
 def split_address_port(text: str) -> tuple[str, str]:
     """Return address and port of ``10.0.0.1:80`` or ``[fd00::1]:80``. Raises HcnError."""
     address, colon, port = text.rpartition(":")
-    if not colon:
-        _fail("Settings.Destination", f"expected address:port, got {text[:64]!r}")
+    if not colon or address.endswith(":"):
+        _fail("Settings.Destination", f"expected address:port such as [fd00::1]:80, got {text[:64]!r}")
     return address.removeprefix("[").removesuffix("]"), port
 
 

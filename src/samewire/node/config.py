@@ -192,6 +192,13 @@ def make_config(values: Any) -> NodeConfig:
     return config
 
 
+def require_host_cgroup(config: NodeConfig) -> None:
+    """Raises Invalid when ``host_cgroup`` is no cgroup-v2 directory of this machine."""
+    if config.host_cgroup and not Path(config.host_cgroup, "cgroup.controllers").exists():
+        fault = f"{config.host_cgroup} is no cgroup-v2 directory; `findmnt -t cgroup2` shows where they are"
+        raise Invalid("host_cgroup", fault)
+
+
 def _path(kind: type, value: Any) -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value)

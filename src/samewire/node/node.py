@@ -32,7 +32,7 @@ from samewire.kernel.rtnetlink import Link, Netlink, link_dump
 from samewire.node.apply import Kernel, NodeSwitch
 from samewire.node.audit import Auditor, is_leftover
 from samewire.node.bindings import reservations
-from samewire.node.config import NodeConfig
+from samewire.node.config import NodeConfig, require_host_cgroup
 from samewire.node.devices import Devices, ensure_devices, reserve_ports
 from samewire.node.facts import hcn_facts, node_facts, read_uplink
 from samewire.node.hooks import SOCKETS, Hooks
@@ -103,6 +103,7 @@ class Node:
         ``listen`` is called before anything is changed: from then on the node is told what the kernel announces.
         """
         require_floor()
+        require_host_cgroup(config)
         _refuse_to_forget(config.database)
         mount_bpffs(config.bpf_dir)
         with ExitStack() as opened:

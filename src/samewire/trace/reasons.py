@@ -82,7 +82,8 @@ REASONS: Final[Mapping[Reason, Explanation]] = {
         "the node itself: overlay networks need the HostRoute policy.",
     ),
     Reason.NO_ENDPOINT: Explanation(
-        "The destination is an address of this network that no endpoint has.",
+        "The destination is an address of this network that no endpoint has. At `flow`: a pod answers on a "
+        "connection whose port mapping has been removed or changed.",
         "The pod is gone, or was never attached: `samewire get endpoints ADDRESS`. On another node, that node "
         "should have no route for it; on this one, clients hold an old address.",
     ),
