@@ -134,6 +134,16 @@ def test_two_daemons_cannot_share_a_run_directory(net: NodeNet, node: DaemonProc
     assert node.request("GET", "/v2/health")["status"] == "ok"
 
 
+def test_a_cgroup_that_is_none_is_named_before_anything_is_made(net: NodeNet, tmp_path: Path) -> None:
+    node = DaemonProcess(net, tmp_path, host_cgroup=str(tmp_path))
+    node.spawn()
+    assert node.wait_dead() == 1
+    assert f"host_cgroup: {tmp_path} is no cgroup-v2 directory" in node.tail()
+    assert {link["ifname"] for link in ip_json("link", netns_name=net.node)} == {"lo", "eth0"}
+    assert not (node.run_dir / "bpf").exists()
+    assert not node.state_dir.exists()
+
+
 def test_a_package_that_is_replaced_under_the_daemon(node: DaemonProcess, tmp_path: Path) -> None:
     """What is loaded goes on; nothing more is loaded, and the answer says what to do."""
     installed = tmp_path / "site" / "samewire"
@@ -143,7 +153,7 @@ def test_a_package_that_is_replaced_under_the_daemon(node: DaemonProcess, tmp_pa
     ports = node.request("GET", "/v2/switch/ports")
     doctor = installed / "trace" / "doctor_service.py"
     doctor.write_text("raise RuntimeError\n" + doctor.read_text())
-    for path, what in (("/v2/doctor", "/v2/doctor"), ("/v2/metrics", "the metrics")):
+    for path, what in (("/v2/doctor", "/v2/doctor"), ("/v2/metrics", "the metrics page")):
         status, answer = node.ask("GET", path)
         assert (status, answer["ErrorCode"]) == (503, HcnCode.RPC_SERVER_UNAVAILABLE), path
         assert answer["Error"].startswith(f"{what} is unavailable: Samewire was replaced on disk; restart")

@@ -49,7 +49,7 @@ class LateMetrics:
     def render(self) -> bytes:
         """All metrics as text. Raises KernelError, Unavailable."""
         if self._registry is None:
-            self._package.check("the metrics")
+            self._package.check("the metrics page")
         from samewire.node import metrics
 
         if self._registry is None:
