@@ -29,7 +29,7 @@ class Package:
     def check(self, what: str) -> None:
         """To be called before ``what`` loads something of the package. Raises Unavailable."""
         if self._identity() != self._found:
-            raise Unavailable(what, "Samewire was replaced on disk; restart the daemon, which disturbs no pod")
+            raise Unavailable(what, "Samewire was replaced on disk; restart the daemon: pods notice nothing")
 
     def _identity(self) -> int:
         return hash(frozenset(_files(str(self._directory))))
