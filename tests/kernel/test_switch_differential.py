@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from samewire.vfp.address import ZERO, masked
+from samewire.vfp.compile.direct import DIRECT_VNI
 from samewire.vfp.constants import (
     OWN_ROUTE_KEY_BITS,
     ROUTE_KEY_BITS,
@@ -37,7 +38,15 @@ from samewire.vfp.tables import (
     RouteKey,
     TraceOutput,
 )
-from tests.support.frames import Played, frames, ip_packet, service_frames, tunnel_frames
+from tests.support.frames import (
+    Played,
+    direct_frames,
+    frames,
+    ip_packet,
+    service_frames,
+    tunnel_frames,
+    wire_frames,
+)
 from tests.support.replies import error_about, reply_to
 from tests.support.switch_rig import SwitchRig, now_tick, require_root
 from tests.support.universe import (
@@ -86,6 +95,7 @@ _STEPS = (
     )
     + ("service",) * 16
 )
+_ASKED = ("wire",) * 5 + ("direct",) * 9 + ("reply", "again", "bump", "change")
 _CHANGED = (
     "sw_routes",
     "sw_own_routes",
@@ -135,11 +145,15 @@ class _Play:
         self.outcomes: list[Outcome] = []
         rig.load_tables(universe.tables)
 
-    def step(self) -> None:
+    def step(self, kinds: tuple[str, ...] = _STEPS) -> None:
         """Draw one step and make it."""
-        kind = self.data.draw(st.sampled_from(_STEPS))
+        kind = self.data.draw(st.sampled_from(kinds))
         if kind == "tunnel":
             self.receive((Arrival.TUNNEL, 1, self.data.draw(tunnel_frames(self.universe))))
+        elif kind == "wire":
+            self._ask(self.data.draw(wire_frames(self.universe)))
+        elif kind == "direct":
+            self._ask((Arrival.TUNNEL, 1, self.data.draw(direct_frames(self.universe))))
         elif kind == "service" and self.universe.tables["sw_services"]:
             self.receive(self.data.draw(service_frames(self.universe)))
         else:
@@ -186,6 +200,23 @@ class _Play:
                 return arrival, devices.get(arrival, self.universe.host_peer), reply
         return self.data.draw(frames(self.universe))
 
+    def _ask(self, played: Played) -> None:
+        """One that an endpoint here answers, mostly: by a way that depends on the routes to whom has asked.
+
+        What comes with a tunnel key or a tag is only traced: where its answers go the programs work out when it is
+        judged again.
+        """
+        self.receive(played)
+        outcome = self.outcomes[-1]
+        if outcome.fate == Fate.PORT and self.data.draw(_MOSTLY):
+            if self.data.draw(_MOSTLY):
+                port = self.universe.tables["sw_ports"][Id(outcome.target)]
+                assert isinstance(port, Port)
+                self._renew(Id(outcome.target), port)
+            reply = reply_to(outcome.frame, self.data.draw(st.sampled_from(_REPLY_FLAGS)))
+            if reply is not None:
+                self.receive((Arrival.POD, outcome.target, reply))
+
     def _bump(self) -> None:
         """A port's policy changes: its lists are those of another port, or none."""
         ports = self.universe.tables["sw_ports"]
@@ -197,7 +228,7 @@ class _Play:
         port, other = ports[key], ports[model]
         assert isinstance(port, Port)
         assert isinstance(other, Port)
-        new = replace(port, generation=port.generation + 1)
+        new = port
         change = self.data.draw(st.sampled_from(["nothing", "acl", "none", "nat", "nat", "block", "routes"]))
         if change == "acl":
             new = replace(
@@ -215,8 +246,7 @@ class _Play:
             new = replace(new, route_set=OWN_ROUTES - port.route_set)
         elif change == "block":
             new = replace(new, acl_table=(99, 99), acl_words=(1, 1))  # a table that is gone
-        ports[key] = new
-        self.rig.put("sw_ports", key, new)
+        self._renew(key, new)
 
     def _lose(self) -> None:
         """A backend is removed: one that has a flow, if there is one."""
@@ -256,15 +286,21 @@ class _Play:
             self.rig.put(name, key, table[key])
         for ifindex, port in list(self.universe.tables["sw_ports"].items()):
             assert isinstance(port, Port)
-            new = replace(port, generation=port.generation + 1)
-            self.universe.tables["sw_ports"][ifindex] = new
-            self.rig.put("sw_ports", ifindex, new)
+            self._renew(ifindex, port)
+
+    def _renew(self, ifindex: Record, port: Port) -> None:
+        """Flows of a port are judged again."""
+        new = replace(port, generation=port.generation + 1)
+        self.universe.tables["sw_ports"][ifindex] = new
+        self.rig.put("sw_ports", ifindex, new)
 
     def receive(self, played: Played) -> None:
         """One frame, through all three."""
         arrival, ifindex, frame = played
         self.played.append(played)
         vni = VNI if arrival == Arrival.TUNNEL else 0
+        if arrival == Arrival.TUNNEL and self.universe.is_bridged and self.data.draw(_MOSTLY):
+            vni = DIRECT_VNI
         if arrival == Arrival.UPLINK:
             vni = self.data.draw(st.sampled_from(self.universe.tags))
         in_vlan = arrival == Arrival.POD and self.universe.tags[0] and frame[:6] == GATEWAY_MAC
@@ -309,7 +345,7 @@ def _compare_trace(output: TraceOutput, frame: bytes, outcome: Outcome, context:
         assert frame == outcome.frame, context
 
 
-@settings(
+_random = settings(
     max_examples=120,
     deadline=None,
     # No shrinking: it takes minutes, and the context of a failure is short enough.
@@ -320,11 +356,25 @@ def _compare_trace(output: TraceOutput, frame: bytes, outcome: Outcome, context:
         HealthCheck.data_too_large,
     ],
 )
+
+
+@_random
 @given(data=st.data())
 def test_programs_trace_and_simulator_agree(rig: SwitchRig, data: st.DataObject) -> None:
     play = _Play(rig, data.draw(tables(rig.devices)), data)
     for _ in range(data.draw(st.integers(4, 24))):
         play.step()
+
+
+@_random
+@given(data=st.data())
+def test_they_agree_on_the_ways_back(rig: SwitchRig, data: st.DataObject) -> None:
+    """What the other random sequences hardly come to: who has asked is elsewhere, and may be answered by a route of the
+    endpoint's own, or without the node that has sent it here.
+    """
+    play = _Play(rig, data.draw(tables(rig.devices)), data)
+    for _ in range(data.draw(st.integers(4, 16))):
+        play.step(_ASKED)
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
 from hypothesis import strategies as st
 
 from samewire.vfp.address import ZERO
-from samewire.vfp.constants import SCOPE_HOST, SCOPE_OUTSIDE, Arrival
+from samewire.vfp.constants import SCOPE_HOST, SCOPE_OUTSIDE, SCOPE_UPLINK, Arrival
 from samewire.vfp.simulate import checksum
-from samewire.vfp.tables import DirectKey, ServiceKey
+from samewire.vfp.tables import DirectKey, Id, Port, ServiceKey
 from tests.support.universe import (
     GATEWAY_MAC,
     NODE,
     OUTSIDE,
     PEER_MAC,
+    PODS,
     PORTS,
     PROTOCOLS,
     REMOTE,
+    TAGGED_SCOPE,
     TUNNEL_MAC,
     UPLINK_MAC,
     Universe,
@@ -229,12 +231,27 @@ def service_frames(draw: st.DrawFn, universe: Universe) -> Played:
 
 
 @st.composite
+def wire_frames(draw: st.DrawFn, universe: Universe) -> Played:
+    """One frame from elsewhere to a pod here, to one with routes of its own if there is one: they may lead back."""
+    ports = universe.tables["sw_ports"]
+    routed = [pod for pod in universe.pods if cast(Port, ports[Id(pod[0])]).route_set]
+    ifindex, _, own = draw(st.sampled_from(routed or universe.pods))
+    family = draw(st.sampled_from([4, 4, 6]))
+    source = packed(draw(st.sampled_from([*OUTSIDE[family], REMOTE[family]])))
+    body = (b"\x08\0" if family == 4 else b"\x86\xdd") + draw(_packet(family, source, own[family]))
+    if cast(Port, ports[Id(ifindex)]).scope in (SCOPE_UPLINK, TAGGED_SCOPE):
+        return Arrival.UPLINK, universe.uplink, UPLINK_MAC + OTHER_MAC + body
+    return Arrival.TUNNEL, 1, TUNNEL_MAC + PEER_MAC + body
+
+
+@st.composite
 def direct_frames(draw: st.DrawFn, universe: Universe) -> bytes:
     """One decapsulated frame as DSR sends it: to an endpoint's MAC, for a VIP."""
     key = draw(st.sampled_from(sorted(universe.tables["sw_direct"], key=lambda k: k.pack())))
     assert isinstance(key, DirectKey)
     family = key.family
-    source = packed(draw(st.sampled_from([*OUTSIDE[family], REMOTE[family]])))
+    clients = (*OUTSIDE[family] * 2, REMOTE[family], NODE[family], *PODS[family][1:])
+    source = packed(draw(st.sampled_from(clients)))
     destination = packed(OUTSIDE[family][1]) if key.address == ZERO else key.address
     payload = draw(_l4(family, key.protocol, source, destination, key.port))
     mac = key.mac if draw(_MOSTLY) else draw(st.sampled_from(universe.pods))[1]

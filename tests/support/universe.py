@@ -15,12 +15,14 @@ from samewire.vfp.address import ZERO, masked
 from samewire.vfp.compile.acl import compile_acl
 from samewire.vfp.compile.acl_table import AclTable
 from samewire.vfp.compile.builder import Builder
+from samewire.vfp.compile.direct import DIRECT_VNI
 from samewire.vfp.compile.sets import compile_sets
 from samewire.vfp.constants import (
     LAYOUT_VERSION,
     NAT_KEY_BITS,
     OWN_ROUTE_KEY_BITS,
     ROUTE_KEY_BITS,
+    SCOPE_DIRECT,
     SCOPE_HOST,
     SCOPE_UPLINK,
     VLAN,
@@ -111,6 +113,7 @@ class Universe(msgspec.Struct):
     uplink: int
     host_peer: int
     tags: tuple[int, ...] = (0,)
+    is_bridged: bool = False  # the pods are in the uplink's own scope
 
 
 def addresses(family: int) -> list[bytes]:
@@ -210,8 +213,8 @@ def tables(draw: st.DrawFn, devices: list[int]) -> Universe:
         Id(3): Nexthop(RouteKind.UPLINK, 4, 1500, devices[-1], VLAN_NUMBER, ZERO, ZERO, bytes(6)),
         Id(4): Nexthop(RouteKind.UPLINK, 4, 1500, devices[-1], 0, ZERO, ZERO, bytes(6)),
     }
-    scope = draw(st.sampled_from([1, 1, SCOPE_UPLINK, TAGGED_SCOPE]))
-    t["sw_vnis"] = {Id(VNI): Vni(scope)}
+    scope = draw(st.sampled_from([1, 1, 1, SCOPE_UPLINK, SCOPE_UPLINK, TAGGED_SCOPE]))
+    t["sw_vnis"] = {Id(VNI): Vni(scope), Id(DIRECT_VNI): Vni(SCOPE_DIRECT)}
     tags = _draw_tags(draw, t, scope)
     _draw_routes(draw, t, scope)
     _draw_own_routes(draw, t, scope)
@@ -232,7 +235,7 @@ def tables(draw: st.DrawFn, devices: list[int]) -> Universe:
     targets = {family: [pods[0][2][family], pods[1][2][family], *addresses(family)] for family in (4, 6)}
     add_services(draw, t, scope, vips, targets, {family: packed(GATEWAY[family]) for family in (4, 6)})
     add_direct(draw, t, scope, vips, pods)
-    return Universe(t, pods, devices[-1], devices[-2], tags)
+    return Universe(t, pods, devices[-1], devices[-2], tags, scope == SCOPE_UPLINK)
 
 
 def _draw_tags(draw: st.DrawFn, t: Tables, scope: int) -> tuple[int, ...]:
@@ -276,7 +279,7 @@ def _draw_own_routes(draw: st.DrawFn, t: Tables, scope: int) -> None:
     for family in (4, 6):
         full = 32 if family == 4 else 128
         for text in (*ROUTES[family][:3], *(f"{name}/{full}" for name in (*OUTSIDE[family], REMOTE[family]))):
-            if draw(st.integers(0, 2)):
+            if draw(st.booleans()):
                 continue
             kind = draw(st.sampled_from(kinds))
             nexthop = {RouteKind.TUNNEL: 2, RouteKind.UPLINK: 3 if tagged else 4}.get(kind, 0)
@@ -321,7 +324,7 @@ def _draw_pod(
         nat_set=draw(st.sampled_from([0, 7, 7])),
         acl_table=(acls[0].table, acls[1].table),
         acl_space=acls[0].space or acls[1].space,
-        route_set=draw(st.sampled_from([0, OWN_ROUTES])),
+        route_set=draw(st.sampled_from([0, OWN_ROUTES, OWN_ROUTES])),
         acl_words=(acls[0].words, acls[1].words),
         acl_shape=(acls[0].shape, acls[1].shape),
         mtu=1450,

@@ -123,6 +123,6 @@ def add_direct(
             port = draw(st.sampled_from([80, 8080]))
             for protocol in (6, 17):
                 key = DirectKey(address, port, protocol, family, mac)
-                target = draw(st.sampled_from([own[family], own[family], vips[family][0]]))
+                target = draw(st.sampled_from([own[family], vips[family][0]]))
                 internal = port if target != own[family] else 8080
                 tables["sw_direct"][key] = Portmap(ifindex, scope, internal, target)
