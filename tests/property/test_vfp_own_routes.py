@@ -25,26 +25,18 @@ from samewire.hcn.schema import (
 from samewire.hcn.schema import Route as RouteObject
 from samewire.node.planning import endpoint_owner
 from samewire.node.wanted import Changes, Wanted, judged_again
-from samewire.vfp.address import parse_address, parse_interface
+from samewire.vfp.address import parse_address
 from samewire.vfp.compile import compile_endpoint
 from samewire.vfp.compile import route as compiler
 from samewire.vfp.diff import Operation, Put, Remove, apply
-from samewire.vfp.model import Compiled, NodeFacts
+from samewire.vfp.model import Compiled
 from samewire.vfp.numbers import MemoryNumbers
 from samewire.vfp.record import Record
 from samewire.vfp.simulate.state import State
 from samewire.vfp.tables import TABLES, Id, OwnRouteKey, Port, Route
+from tests.unit.test_vfp_endpoint import FACTS
 
 SETTINGS = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-FACTS = NodeFacts(
-    name="node",
-    uplink_ifindex=2,
-    uplink_mac=b"\x02uplnk",
-    uplink_mtu=1500,
-    addresses=(parse_interface("192.168.1.10/24"), parse_interface("fd00:1::10/64")),
-    gateways=(parse_address("192.168.1.1"),),
-    tunnel_ifindex=5,
-)
 PREFIXES = (
     *("10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.3/32", "10.1.2.128/25", "10.9.0.0/16", "0.0.0.0/0"),
     *("2001:db8::/32", "2001:db8:1::/48", "::/0"),
