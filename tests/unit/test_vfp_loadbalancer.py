@@ -20,7 +20,7 @@ from samewire.hcn.loadbalancers import (
 from samewire.hcn.policies import SDNRoute
 from samewire.hcn.schema import Endpoint, EndpointFlags, IpConfiguration, Network, NetworkType
 from samewire.vfp.address import ZERO, parse_address, parse_interface
-from samewire.vfp.compile.balanced import backends_by_service, highest_number
+from samewire.vfp.compile.balanced import FREE, ID, backends_by_service, highest_number
 from samewire.vfp.compile.loadbalancer import adopt, compile_load_balancer
 from samewire.vfp.compile.places import Places
 from samewire.vfp.constants import (
@@ -276,6 +276,22 @@ def test_one_backend_more_touches_one_chunk() -> None:
         "sw_backends": 2,
         "sw_backend_sets": 1,
     }
+
+
+def test_who_is_in_two_places_is_in_one_afterwards() -> None:
+    """As after a crash in the middle of a change with a chunk less: who is in that one has another place already."""
+    node = Balancing(pod_network())
+    value = balancer(*(backend(f"10.244.2.{number}") for number in range(1, 98)))
+    node.put(value)
+    first, *_, last = sorted(node.rows["sw_backend_sets"])
+    sets, place = node.rows["sw_backend_sets"], len(FREE)
+    sets[first] = sets[last][:place] + sets[first][place:]
+    node.put(value)
+    (service,) = node.services().values()
+    found = b"".join(sets[key] for key in sorted(sets))
+    places = [found[i : i + ID.size] for i in range(0, len(found), place)]
+    assert sorted(filter(any, places)) == sorted(node.rows["sw_backends"])
+    assert len(node.members(service)) == 97
 
 
 def test_thousands_of_backends() -> None:

@@ -272,6 +272,8 @@ class _Job:
             old += [place for (place,) in places_of(row)] if row else [b""] * CHUNK_BACKENDS
         places = [key if key in chosen else b"" for key in old]
         taken = set(places)
+        if len(places) - places.count(b"") > len(taken - {b""}):  # after a change that was cut off
+            places = [key if key and key not in places[:place] else b"" for place, key in enumerate(places)]
         new = iter([key for key in chosen if key not in taken])
         places = [key or next(new, b"") for key in places]
         return [*places, *new]
