@@ -35,7 +35,7 @@ def daemon(tmp_path: Path) -> Iterator[StubDaemon]:
             "GET /v2/networks": (200, [NETWORK]),
             "GET /v2/endpoints": (200, TWINS),
             "GET /v2/namespaces": (200, []),
-            "GET /v2/loadbalancers": (200, [BALANCER]),
+            "GET /v2/loadbalancers": (200, [BALANCER, {**BALANCER, "HostComputeEndpoints": ["A"]}]),
             "GET /v2/routes": (200, []),
         }
         yield stub
@@ -50,6 +50,7 @@ def test_everything_has_a_line(daemon: StubDaemon) -> None:
     assert "networks (1)" in said
     assert "Overlay 10.244.1.0/24" in said
     assert "10.96.0.10 17:53->5353 (2 backends)" in said
+    assert "10.96.0.10 17:53->5353 (1 backend)" in said
     assert "namespaces (0)" in said
 
 

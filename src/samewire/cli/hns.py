@@ -8,6 +8,7 @@ import click
 
 from samewire.cli.options import KindOf, json_option
 from samewire.cli.output import as_json, table
+from samewire.counted import counted
 from samewire.errors import Conflict, NotFound
 
 _KINDS: Final = ("networks", "endpoints", "namespaces", "loadbalancers", "routes")
@@ -128,7 +129,7 @@ def _load_balancer(value: Json) -> str:
         for mapping in value.get("PortMappings") or ()
     )
     backends = len(value.get("HostComputeEndpoints") or ()) + len(value.get("Backends") or ())
-    return f"{vips} {ports} ({backends} backends)"
+    return f"{vips} {ports} ({counted(backends, 'backend')})"
 
 
 def _route(value: Json) -> str:
