@@ -26,14 +26,16 @@ from samewire.vfp.acl_names import acl_names
 from samewire.vfp.address import ZERO, parse_address, parse_prefix
 from samewire.vfp.compile.acl import compile_acl
 from samewire.vfp.compile.acl_rules import MAX_RULES, Ends, Rule, direction_rules
-from samewire.vfp.compile.acl_table import NONE_KNOWN, AclTable, Known, table_of
+from samewire.vfp.compile.acl_table import NONE_KNOWN, AclTable, Known, Table, table_of
 from samewire.vfp.compile.builder import Builder
 from samewire.vfp.compile.nat import compile_nat, nat_tree
 from samewire.vfp.compile.sets import compile_sets
+from samewire.vfp.constants import AclAction as Verdict
 from samewire.vfp.diff import change
 from samewire.vfp.model import Compiled, HostBinding, NodeFacts
 from samewire.vfp.numbers import MemoryNumbers
 from samewire.vfp.rule_names import rule_text
+from samewire.vfp.tables import AclRule, AclRuleKey
 
 NODE = (parse_address("192.168.1.10").packed, parse_address("fd00:1::10").packed)
 
@@ -65,6 +67,29 @@ def tier(order: int, *rules: TierAclRule, direction: str = "In") -> TierAcl:
 
 def tier_rule(action: str, **fields: object) -> TierAclRule:
     return TierAclRule(tier_acl_rule_action=AclAction(action), **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tiered", [False, True])
+@pytest.mark.parametrize("allow_unmatched", [False, True])
+def test_the_last_rules_of_a_long_list(tiered: bool, allow_unmatched: bool) -> None:
+    """They go one by one, and with the last one goes the table; or what passes in a tier before them decides then."""
+    passing = tier_rule("Pass", protocols="6")
+    front: list[Policy] = (
+        [tier(0, *[passing] * 70), acl(direction="Out")] if tiered else [acl(direction="Out")]
+    )
+    listed = PolicyList([*front, *(acl("Block", protocols="6" if tiered else "") for _ in range(70))])
+    known = NONE_KNOWN
+    while len(listed) >= len(front):
+        builder = Builder()
+        incoming, _ = compile_acl(builder, "n", (), listed, allow_unmatched, known)
+        tables = {name: part for name, part in builder.shared.items() if isinstance(part, Table)}
+        known = Known(tables, own=(tables.get(incoming.table), None))
+        listed = listed.updated(list(listed)[:-1])
+    assert bool(incoming.words) == tiered
+    rules = builder.compiled(HostBinding()).everything()["sw_acl_rules"]
+    own = [row for key, row in rules.items() if isinstance(key, AclRuleKey) and key.table == incoming.table]
+    assert not any(isinstance(row, AclRule) and row.action == Verdict.PASS for row in own)
+    assert len(own) == (70 + allow_unmatched if tiered else 0)
 
 
 def test_lower_priority_number_first_then_block_then_list_order() -> None:

@@ -167,7 +167,7 @@ def _edited(before: Table, old: Sequence[int], new: Sequence[Rule]) -> Table | N
         return None  # what nobody asks any more, or nobody has asked before
     stages.subtract(rule.stage for rule in gone)
     stages.update(rule.stage for rule in new)
-    if not _can_be_mixed(before.stages, stages, gone, new):
+    if not _is_a_list(stages, before.rules[-1]) or not _can_be_mixed(before.stages, stages, gone, new):
         return None
     arranged = _arranged(before, set(old), new)
     if arranged is None or not _shows(before.questions, before):
@@ -185,6 +185,13 @@ def _edited(before: Table, old: Sequence[int], new: Sequence[Rule]) -> Table | N
     table.questions.edition = table
     table.questions.last = before, table.steps[-1].entries, [*coming, *going]
     return table
+
+
+def _is_a_list(stages: Mapping[Stage, int], last: Rule) -> bool:
+    """Whether rules are left, and the one for what no other matches is not a stage by itself: what passes before it
+    would meet that one.
+    """
+    return any(stages.values()) and (bool(last.number) or stages[last.stage] != 1)
 
 
 def _can_be_mixed(
