@@ -17,11 +17,12 @@ import pytest_asyncio
 
 from samewire.cni.backend import Address, AttachRequest
 from samewire.cni.result import Route
-from samewire.hcn.codec import decode_object
+from samewire.hcn.codec import decode_modify, decode_object
 from samewire.hcn.policies import OutBoundNAT
 from samewire.hcn.schema import Kind, Network
 from samewire.kernel.bpf import BpfMap, unmount_bpffs
 from samewire.kernel.netns import NetNamespace
+from samewire.node import switchboard
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
 from samewire.node.hooks import Hooks
@@ -29,9 +30,9 @@ from samewire.node.liverows import LiveRows
 from samewire.node.node import Node, switch_object
 from samewire.node.switchboard import Switchboard
 from samewire.trace.views import Names, flow_rows
-from samewire.vfp.constants import TICK_SHIFT, Counter
+from samewire.vfp.constants import LAYOUT_VERSION, TICK_SHIFT, Counter
 from samewire.vfp.record import Record
-from samewire.vfp.tables import TABLES, Flow, FlowKey
+from samewire.vfp.tables import TABLES, Flow, FlowKey, Port
 from tests.support.node import ROUTER_IP, NodeNet, can_ping, node_net, overlay, path_of
 from tests.support.waiting import until
 
@@ -206,6 +207,31 @@ def map_ids(node: Node) -> dict[str, int]:
 
 def program_ids(node: Node) -> dict[str, int]:
     return {name: found.id for name, found in node.board.programs.items()}
+
+
+async def test_generations_go_on_where_all_maps_are_new(
+    net: NodeNet, start: Start, larger_object: Path, talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a flow that was judged before the last change of a policy, and is idle, would be true again."""
+
+    def generation(node: Node) -> int:
+        (row,) = node.switch.kernel.tables.read(["sw_ports"])["sw_ports"].values()
+        assert isinstance(row, Port)
+        return row.generation
+
+    node = await start()
+    connection = talk.connect(await pod(node, net))
+    (endpoint,) = node.store.state.endpoints()
+    settings = {
+        "Policies": [{"Type": "ACL", "Settings": {"Action": "Allow", "Direction": "Out", "Priority": 100}}]
+    }
+    change = {"ResourceType": "Policy", "RequestType": "Add", "Settings": settings}
+    await node.service.modify(Kind.ENDPOINT, endpoint.id, decode_modify(Kind.ENDPOINT, change))
+    before = generation(node)
+    monkeypatch.setattr(switchboard, "LAYOUT_VERSION", LAYOUT_VERSION + 1)
+    node = await start(larger_object)
+    assert generation(node) > before
+    assert echo(connection, "still here") == "still here"
 
 
 async def test_a_restart_opens_the_pins(net: NodeNet, start: Start, talk: Talk) -> None:

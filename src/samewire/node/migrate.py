@@ -19,7 +19,7 @@ from samewire.kernel.bpf.btf import BtfStruct, read_btf
 from samewire.node.flowcounts import CountCopy
 from samewire.node.layouts import Convert, converter
 from samewire.node.switchboard import Switchboard
-from samewire.vfp.tables import TABLES, Flow, FlowKey
+from samewire.vfp.tables import TABLES, AclSpace, Flow, FlowKey, Port
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +74,17 @@ class Migration:
         except ValueError:
             log.warning("the old map is not of the saved object's layout", map=name)
             return {}
+
+    def last_generation(self) -> int:
+        """The highest one that the old maps know: flows that come from there must not be taken for ones that were
+        judged under what is new. Raises KernelError.
+        """
+        rows = (
+            TABLES[name].value.unpack(row)
+            for name in ("sw_ports", "sw_acl_spaces")
+            for row in (self.old_rows(name) or {}).values()
+        )
+        return max((row.generation for row in rows if isinstance(row, Port | AclSpace)), default=0)
 
     def _converter(self, c_name: str) -> Convert | None:
         """Plain integers stay what they are."""

@@ -222,6 +222,8 @@ class Node:
         return msgspec.structs.replace(facts, events=self._reporting)
 
     async def _bring_up(self) -> None:
+        migration = Migration(self.board)
+        self.switch.owners.go_on_from(migration.last_generation())
         self.switch.restore(self.store.state, self._adopt())
         hostnet = self.switch.kernel.hostnet
         hostnet.adopt(self.switch.wanted.bindings.wanted())
@@ -235,7 +237,6 @@ class Node:
         operations = diff(self.switch.wanted.entries.tables(), tables.read())
         puts = [operation for operation in operations if isinstance(operation, Put)]
         tables.write([*puts, *self.switch.judged_again_after(puts)])
-        migration = Migration(self.board)
         self.switch.balancers.restore(
             self.store.state, self.switch.node_facts, migration.old_rows, _cannot_balance
         )

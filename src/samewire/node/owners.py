@@ -29,6 +29,10 @@ class Owners:
         self._balancers = balancers
         self._generation = generation
 
+    def go_on_from(self, generation: int) -> None:
+        """Give none up to this one: flows may have it."""
+        self._generation = max(self._generation, generation)
+
     def next_generation(self) -> int:
         """One that no entry has had."""
         self._generation += 1
