@@ -19,6 +19,7 @@ from samewire.cni.backend import Address, AttachRequest
 from samewire.cni.result import Route
 from samewire.errors import Invalid, KernelError, SamewireError
 from samewire.hcn.codec import decode_modify, decode_object
+from samewire.hcn.errors import StoreError
 from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerFlags, PortMappingFlags
 from samewire.hcn.plan.context import Context
 from samewire.hcn.schema import Endpoint, EndpointFlags, IpConfiguration, Kind, Network
@@ -564,6 +565,29 @@ def _to(node: Node, value: LoadBalancer, _: Context) -> list[Change]:
     return _changes(node, [value])
 
 
+async def test_what_could_not_be_taken_back_is_no_base_for_the_next_change(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the store nor the kernel takes anything for a while: the kernel has members that the object has not."""
+    value, (*_, instead, _) = one_of_very_many()
+    await change(node, value)
+
+    def refuse(_: object) -> None:
+        faults.inject = fail
+        raise StoreError("samewire.db", "disk full")
+
+    def fail(operation: str) -> None:
+        raise KernelError(operation, 5, "injected")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(node.store, "commit", refuse)
+        with pytest.raises(StoreError):
+            await node.service._change(partial(_to, node, instead))
+    faults.inject = None
+    await change(node, replace(value, backends=(*value.backends, backend("192.168.3.9"))))
+    assert backends(node).keys() == {*(item.ip_address for item in value.backends), "192.168.3.9"}
+
+
 async def test_every_kernel_call_of_a_member_fails_once(node: Node) -> None:
     value, history = one_of_very_many()
     await change(node, value)
@@ -578,6 +602,7 @@ async def test_every_kernel_call_of_a_member_fails_once(node: Node) -> None:
                 if left == -1:
                     raise KernelError(operation, 5, "injected")
 
+            node.switch.balancers._doubted.clear()  # each is the first that fails
             faults.inject = inject
             try:
                 await node.service._change(partial(_to, node, following))

@@ -188,6 +188,7 @@ class NodeSwitch:
             await self._run(steps, view, undo, asked)
         except BaseException:
             self.balancers.forget_places()
+            self.balancers.doubt(steps.balancers)
             if not await undo.run():
                 self.suspect.set()
             for keys in asked.values():

@@ -80,6 +80,7 @@ class Balancers:
     ) -> None:
         self.rows: dict[str, Rows] = {table: {} for table in TABLES}
         self._held: dict[str, Held] = {}
+        self._doubted: set[str] = set()
         self._tables = tables
         self._numbers = numbers
         self._port = port
@@ -92,6 +93,10 @@ class Balancers:
     def __contains__(self, load_balancer_id: str) -> bool:
         """Whether a load balancer is in the tables; one that could not be compiled at the start is not."""
         return load_balancer_id in self._held
+
+    def doubt(self, load_balancer_ids: Iterable[str]) -> None:
+        """A change has failed, perhaps one back to what the objects are: the next one compiles these whole."""
+        self._doubted.update(load_balancer_ids)
 
     def forget_places(self) -> None:
         """A network has changed: where addresses are has to be worked out anew."""
@@ -125,7 +130,8 @@ class Balancers:
         for load_balancer_id, compile_it in wanted.items():
             before = self._held.get(load_balancer_id)
             value = view.load_balancer(load_balancer_id) if compile_it else None
-            edit = _edit(were.get(load_balancer_id), value, environment, before)
+            last = were.get(load_balancer_id) if load_balancer_id not in self._doubted else None
+            edit = _edit(last, value, environment, before)
             if edit is not None:
                 held[load_balancer_id] = edit.held
                 edits.append(edit)
@@ -196,6 +202,7 @@ class Balancers:
             for key in change.removals[table]:
                 rows.pop(key, None)
             rows.update(change.puts[table])
+        self._doubted.difference_update(change.held)
         for load_balancer_id, held in change.held.items():
             if held is None:
                 self._held.pop(load_balancer_id, None)
