@@ -133,6 +133,7 @@ KINDS: Final = (
     Kind("SetPolicy", "networks", 1000, _set),
     Kind("PortMapping", "endpoints", 1000, _mapping),
     Kind("SDNRoute", "endpoints", 1000, _route),
+    Kind("SDNRoute", "networks", 1000, _route, "an SDNRoute of a network"),
     Member("member", "loadbalancers", MANY_MEMBERS, _endpoint_id),
 )
 

@@ -43,8 +43,9 @@ class Builder:
         target_scope: int = 0,
     ) -> None:
         """Add a route of ``scope``; ``prefix`` must have no host bits."""
-        key = RouteKey(ROUTE_KEY_BITS + prefix.bits, scope, prefix.family, prefix.packed)
-        self.put("sw_routes", key, Route(kind, flags, target_scope, nexthop, prefix.bits))
+        self.put(
+            "sw_routes", route_key(scope, prefix), Route(kind, flags, target_scope, nexthop, prefix.bits)
+        )
 
     def compiled(self, binding: HostBinding) -> Compiled:
         """What has been collected."""
@@ -54,6 +55,11 @@ class Builder:
     def from_host(self, prefix: Prefix, scope: int) -> None:
         """Say that the host means the network ``scope`` by these addresses."""
         self.route(SCOPE_HOST, prefix, RouteKind.SCOPE, target_scope=scope)
+
+
+def route_key(scope: int, prefix: Prefix) -> RouteKey:
+    """Of a route in a scope; ``prefix`` must have no host bits."""
+    return RouteKey(ROUTE_KEY_BITS + prefix.bits, scope, prefix.family, prefix.packed)
 
 
 def digest(parts: Iterable[bytes]) -> str:

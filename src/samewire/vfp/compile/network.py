@@ -50,10 +50,10 @@ def compile_network(network: Network, facts: NodeFacts, numbers: Numbers) -> Com
         _remote(builder, _the_remote(plan, prefix), context)
     _neighbours(builder, network, context)
     subnet_routes(builder, network, context)
-    sdn_routes(builder, network.policies, context)
     binding = _host_binding(builder, plan, scope)
+    sdn_routes(builder, network, context)
     filters = (plan.source_mac,) if plan.source_mac not in (NO_MAC, facts.uplink_mac) else ()
-    return Compiled(builder.entries, replace(binding, nic_filters=filters))
+    return builder.compiled(replace(binding, forwards=builder.forwards, nic_filters=filters))
 
 
 def compile_remote(network: Network, prefix: Prefix, facts: NodeFacts, numbers: Numbers) -> Compiled:
@@ -119,7 +119,7 @@ def _host_binding(builder: Builder, plan: NetworkPlan, scope: int) -> HostBindin
     for route in routes:
         builder.from_host(route.destination, scope)
     addresses = tuple(subnet.gateway.host_prefix for subnet in bound if subnet.gateway is not None)
-    return HostBinding(addresses=addresses, routes=tuple(routes), forwards=builder.forwards)
+    return HostBinding(addresses=addresses, routes=tuple(routes))
 
 
 def _node_routes(context: Context, remote: RemoteSubnet) -> Iterator[HostRoute]:

@@ -221,7 +221,7 @@ def _plan(network: Network, facts: NodeFacts) -> NetworkPlan:
     bridged = network.type in BRIDGED
     vlan = network.vlan if bridged and network.vlan != facts.uplink_vlan else 0
     subnets, remote = _subnets(network, facts, vlan), RemoteSubnets(numbered(network.policies))
-    own = _own_destinations(network, subnets, facts)
+    own = _own_destinations(network, subnets, facts) if next(remote.all, None) is not None else ()
     return NetworkPlan(
         id=network.id,
         type=network.type,

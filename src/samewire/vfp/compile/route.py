@@ -12,8 +12,8 @@ NeedEncap) as a route of a subnet. What the next hop is decides:
 Those of a network, of routes that name no endpoints and of routes that watch endpoints belong to the scope, so they
 hold for every endpoint of the network; bridged networks share one. Those of an endpoint's policies, and of routes that
 name endpoints, are in a set of the endpoints' own, which is asked beside the scope. Sets of a few are named by their
-content: most pods have the same. Very many have a name of their port's, and change where they are: what is compiled is
-the difference from the last ones.
+content: most pods have the same. Very many have a name of their port's, and change where they are. Of very many
+policies, an endpoint's or a network's, what is compiled is the difference from the last ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from samewire.hcn.policy_lists import PolicyList, path_of, placed
 from samewire.hcn.schema import Endpoint, Network, NetworkType, Route, SdnRoute
 from samewire.versions import Version
 from samewire.vfp.address import ZERO, Address, Prefix, parse_address, parse_prefix
-from samewire.vfp.compile.builder import Builder, gateway_nexthop, uplink_nexthop
+from samewire.vfp.compile.builder import Builder, gateway_nexthop, route_key, uplink_nexthop
 from samewire.vfp.compile.edits import Latest
 from samewire.vfp.compile.plan import Context, network_context
 from samewire.vfp.compile.vlan import vlan_nexthop
@@ -78,8 +78,14 @@ def compile_route(route: Route, network: Network, facts: NodeFacts, numbers: Num
     return Compiled(builder.entries, HostBinding(forwards=builder.forwards))
 
 
-def sdn_routes(builder: Builder, policies: Iterable[Policy], context: Context) -> None:
-    """Add the routes of the SDNRoute policies in an object's list of policies."""
+def sdn_routes(builder: Builder, network: Network, context: Context) -> None:
+    """Add the routes of a network's SDNRoute policies, behind all others of its scope: they go before those."""
+    policies = numbered(network.policies)
+    if len(policies.of(SDNRoute)) > _FEW:
+        others = {key: cast(RouteEntry, row) for key, row in builder.entries.get("sw_routes", {}).items()}
+        place = _Place(context.scope, is_own=False)
+        builder.versions["sw_routes"] = _very_many(builder, network.id, policies, others, context, place)
+        return
     for path, policy in placed(policies, SDNRoute):
         _sdn_route(builder, policy, path, context)
 
@@ -95,7 +101,9 @@ def own_routes(
     policies = numbered(endpoint.policies)
     given = ((f"$.Routes[{i}]", entry) for route in routes for i, entry in enumerate(route.routes))
     if len(policies.of(SDNRoute)) > _FEW:
-        rows = _very_many(builder, endpoint.id, policies, _found(builder, given, context), context, port)
+        place = _Place(port, is_own=True)
+        named = {place.key(prefix): row for prefix, row in _found(builder, given, context).items()}
+        rows = _very_many(builder, endpoint.id, policies, named, context, place)
         builder.versions["sw_own_routes"] = rows
         return port
     found = {
@@ -137,11 +145,22 @@ def _own_key(name: int, prefix: Prefix) -> OwnRouteKey:
     return OwnRouteKey(OWN_ROUTE_KEY_BITS + prefix.bits, low, high, prefix.family, prefix.packed)
 
 
-class _Last(NamedTuple):
-    """What very many routes were compiled from: ``named`` by route objects, the others by policies."""
+class _Place(NamedTuple):
+    """Where an object's routes stand: in a set of its own, by its name, or in a scope, by its number."""
 
-    port: int
-    named: dict[Prefix, RouteEntry]
+    number: int
+    is_own: bool
+
+    def key(self, prefix: Prefix) -> Record:
+        """Of a route to a prefix."""
+        return _own_key(self.number, prefix) if self.is_own else route_key(self.number, prefix)
+
+
+class _Last(NamedTuple):
+    """What very many routes were compiled from: policies, and ``others`` beside them."""
+
+    place: _Place
+    others: dict[Record, RouteEntry]
     targets: dict[_Way, _Target]
     policies: PolicyList
     rows: Version[Record, Record]
@@ -149,33 +168,41 @@ class _Last(NamedTuple):
 
 def _very_many(
     builder: Builder,
-    endpoint_id: str,
+    object_id: str,
     policies: PolicyList,
-    named: dict[Prefix, RouteEntry],
+    others: dict[Record, RouteEntry],
     context: Context,
-    port: int,
+    place: _Place,
 ) -> Version[Record, Record]:
-    """The set of a port: the last one with what differs, where all its ways lead where they led. Each way is looked at,
-    of the routes only those that come or go.
+    """All routes of a place: the last ones with what differs, where all ways lead where they led. Each way is looked
+    at, of the routes only those that come or go. In a set of its own ``others`` go before those of policies, in a
+    scope behind.
     """
     targets: dict[_Way, _Target] = {}
     for way, numbers in policies.by(_ways).items():
         first = cast(SDNRoute, policies.at(numbers[0]))
         _, targets[cast(_Way, way)] = _leads(builder, first, path_of(policies, numbers[0]), context)
-    last = _LAST.get(endpoint_id)
-    if last is not None and (last.port, last.named) == (port, named) and _lead_there(targets, last.targets):
+    last = _LAST.get(object_id)
+    if (
+        last is not None
+        and (last.place, last.others) == (place, others)
+        and _lead_there(targets, last.targets)
+    ):
         moved = policies.difference(last.policies).of(SDNRoute)
-        gone = {prefix for _, policy in moved.gone for prefix in _destinations(policy)}
-        new = {_destination(policies, number) for number, _ in moved.new}
+        prefixes = {prefix for _, policy in moved.gone for prefix in _destinations(policy)}
+        prefixes |= {_destination(policies, number) for number, _ in moved.new}
         there = last.rows
     else:
-        gone, there = set(named), Version({})
-        new = {_destination(policies, number) for number in policies.group(SDNRoute).numbers}
-    changes: dict[Record, Record | None] = {
-        _own_key(port, prefix): _entry(prefix, named, policies, targets) for prefix in gone | new
-    }
+        there = Version(dict[Record, Record](others))
+        prefixes = {_destination(policies, number) for number in policies.group(SDNRoute).numbers}
+    changes: dict[Record, Record | None] = {}
+    for prefix in prefixes:
+        key = place.key(prefix)
+        other = others.get(key)
+        own = _of_policies(prefix, policies, targets)
+        changes[key] = (other or own) if place.is_own else (own or other)
     rows = there.changed(changes) if changes else there
-    _LAST.keep(endpoint_id, _Last(port, named, targets, policies, rows))
+    _LAST.keep(object_id, _Last(place, others, targets, policies, rows))
     return rows
 
 
@@ -184,12 +211,8 @@ def _lead_there(targets: dict[_Way, _Target], before: dict[_Way, _Target]) -> bo
     return all(before.get(way, target) == target for way, target in targets.items())
 
 
-def _entry(
-    prefix: Prefix, named: dict[Prefix, RouteEntry], policies: PolicyList, targets: dict[_Way, _Target]
-) -> RouteEntry | None:
-    """The one that counts of the routes to a prefix, None when there is none."""
-    if prefix in named:
-        return named[prefix]
+def _of_policies(prefix: Prefix, policies: PolicyList, targets: dict[_Way, _Target]) -> RouteEntry | None:
+    """The last one of the policies' routes to a prefix, None when there is none."""
     numbers = policies.by(_destinations).get(prefix)
     if not numbers:
         return None
@@ -217,7 +240,7 @@ def _destination(policies: PolicyList, number: int) -> Prefix:
 
 
 _LAST: Final[Latest[_Last]] = Latest(256)
-"""By endpoint."""
+"""By endpoint or network; ids that are alike cost time only."""
 
 
 def host_prefixes(network: Network, context: Context) -> list[Prefix]:
