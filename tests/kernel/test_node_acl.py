@@ -251,6 +251,23 @@ async def test_one_policy_among_a_thousand_of_another_kind(pods: Pods, one: dict
 
 
 @pytest.mark.asyncio
+async def test_an_edit_is_written_once(pods: Pods) -> None:
+    """And not with what else changes about the endpoint, nor for another one that gets the same list."""
+    await pods.start()
+    first, second = pods.endpoints
+    other = acl("Block", 51, RemoteAddresses="192.0.2.0/24", LocalPorts="80")
+    await pods.change(Kind.ENDPOINT, first, "Add", *long_list(100))
+    await pods.change(Kind.ENDPOINT, first, "Update", *long_list(50), other, *long_list(100)[51:])
+    exception = {"Type": "OutBoundNAT", "Settings": {"Exceptions": ["192.0.2.0/24"]}}
+    touched = await pods.change(Kind.ENDPOINT, first, "Add", exception)
+    assert not touched.keys() & set(TABLES)
+    await pods.change(Kind.ENDPOINT, first, "Update", *long_list(100))
+    assert await pods.change(Kind.ENDPOINT, second, "Update", *long_list(100)) == {"sw_ports": 1}
+    assert len({port.acl_table for port in pods.ports()}) == 1
+    pods.wanted_is_there()
+
+
+@pytest.mark.asyncio
 async def test_an_edit_that_fails_is_taken_back(pods: Pods) -> None:
     """Whatever was written by then; what was judged meanwhile is judged again."""
     await pods.start()

@@ -80,8 +80,8 @@ class Wanted:
             users[owner] = None
             if len(users) > 1:
                 self._several.add(part.name)
-            now = self._shared.get(part.name, part)
-            edited = now is not part
+            now = self._shared.get(part.name)
+            edited = now is not None and now is not part
             self._shared[part.name] = part
             for step in _way(now, part):
                 operations = self.entries.replace(shared_owner(part.name), step.entries, step.edit)
@@ -157,10 +157,12 @@ def judged_again(compiled: Compiled, generation: int) -> Compiled:
     return replace(compiled, entries={**compiled.entries, **moved})
 
 
-def _way(now: Shared, part: Shared) -> Sequence[Compiled]:
+def _way(now: Shared | None, part: Shared) -> Sequence[Compiled]:
     """The steps from one edition of shared entries to another: back the way that was taken, when it was the last."""
-    edit = now.steps[0].edit
-    if now is not part and edit is not None and edit.base is part.steps[-1].entries:
+    if now is part:
+        return ()
+    edit = now.steps[0].edit if now is not None else None
+    if now is not None and edit is not None and edit.base is part.steps[-1].entries:
         return *reversed(now.steps[:-1]), part.steps[-1]
     return part.steps
 
