@@ -298,13 +298,18 @@ async def test_an_edit_that_fails_is_taken_back(pods: Pods) -> None:
     pods.wanted_is_there()
 
 
+async def ruled(pods: Pods) -> tuple[str, str, list[dict[str, Any]]]:
+    """A client, the endpoint beside it with a long list that lets in echo requests, and that list."""
+    await pods.start()
+    rules = [*long_list(300), acl("Allow", 900, Protocols="1", RemoteAddresses="10.50.0.0/24")]
+    await pods.change(Kind.ENDPOINT, pods.endpoints[1], "Add", *rules)
+    return pods.spaces[0], pods.endpoints[1], rules
+
+
 @pytest.mark.asyncio
 async def test_packets_obey_an_edit(pods: Pods) -> None:
     """One rule among hundreds, added, replaced and taken away: the next packet is judged by it."""
-    await pods.start()
-    client, endpoint = pods.spaces[0], pods.endpoints[1]
-    rules = [*long_list(300), acl("Allow", 900, Protocols="1", RemoteAddresses="10.50.0.0/24")]
-    await pods.change(Kind.ENDPOINT, endpoint, "Add", *rules)
+    client, endpoint, rules = await ruled(pods)
     assert can_ping(client, "10.50.0.11")
     for blocked in ("10.50.0.10", "10.50.0.8/29"):
         rule = acl("Block", 400, Protocols="1", RemoteAddresses=blocked)
@@ -322,10 +327,7 @@ async def test_packets_obey_an_edit(pods: Pods) -> None:
 @pytest.mark.asyncio
 async def test_packets_obey_a_tier_that_comes_and_goes(pods: Pods) -> None:
     """Before a long list, replaced by another one, and two of them."""
-    await pods.start()
-    client, endpoint = pods.spaces[0], pods.endpoints[1]
-    rules = [*long_list(300), acl("Allow", 900, Protocols="1", RemoteAddresses="10.50.0.0/24")]
-    await pods.change(Kind.ENDPOINT, endpoint, "Add", *rules)
+    client, endpoint, rules = await ruled(pods)
     ping = {"Protocols": "1", "RemoteAddresses": "10.50.0.10"}
     block, go_on = tier(1, acl("Block", 1, **ping)), tier(2, acl("Pass", 1, **ping))
     for _ in range(2):

@@ -426,6 +426,20 @@ def test_preserved_destination_for_a_pod_of_the_first_node(world: World, family:
         pod.space.ip("address", "del", vip, "dev", "lo")
 
 
+def _preserving(world: World, pod: Pod, family: int, protocol: int, port: int) -> Balancer:
+    """A service at the routed address that keeps it as the destination, and has an address to lend."""
+    service = Balancer(
+        world.first,
+        world.target(pod, family),
+        protocol=protocol,
+        flags=int(ServiceFlag.PRESERVE),
+        source=GATEWAY[family],
+    )
+    service.vip(ROUTED[family], port, SCOPE_OUTSIDE)
+    world.receive(pod, family, protocol, ROUTED[family], port, keep=True)
+    return service
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("client", ["plain", "ruled", "masked"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -438,15 +452,7 @@ def test_preserved_destination_beside_the_client(world: World, kind: str, client
     on_loopback(pod, vip)
     try:
         for protocol, exchange in EXCHANGES:
-            service = Balancer(
-                world.first,
-                world.target(pod, family),
-                protocol=protocol,
-                flags=int(ServiceFlag.PRESERVE),
-                source=GATEWAY[family],
-            )
-            service.vip(vip, 81, SCOPE_OUTSIDE)
-            world.receive(pod, family, protocol, vip, 81, keep=True)
+            service = _preserving(world, pod, family, protocol, 81)
             seen = exchange(near.space, pod.space, vip, 81)
             assert seen.server == (vip, 81)
             service.close()
@@ -499,15 +505,7 @@ def test_preserved_destination_for_a_pod_of_a_third_node() -> None:
             vip = ROUTED[family]
             world.underlay.router.ip("route", "replace", vip, "via", node_address(world.first, family))
             on_loopback(pod, vip)
-            service = Balancer(
-                world.first,
-                world.target(pod, family),
-                protocol=protocol,
-                flags=int(ServiceFlag.PRESERVE),
-                source=GATEWAY[family],
-            )
-            service.vip(vip, 84, SCOPE_OUTSIDE)
-            world.receive(pod, family, protocol, vip, 84, keep=True)
+            _preserving(world, pod, family, protocol, 84)
             seen = exchange(client.space, pod.space, vip, 84)
             assert (seen.client[0], seen.server) == (GATEWAY[family], (vip, 84))
             pod.space.ip("address", "del", vip, "dev", "lo")
