@@ -29,10 +29,10 @@ from samewire.kernel.rtnetlink import (
     link_set,
     neighbour_replace,
     route_replace,
-    tbf_replace,
     veth_add,
     vxlan_external_add,
 )
+from samewire.node.links import shaper
 from samewire.node.tables import KernelTables
 from samewire.vfp.address import Prefix, parse_address, parse_interface
 from samewire.vfp.compile import compile_endpoint, compile_link, compile_node
@@ -48,7 +48,6 @@ from tests.support.netlab import Lab, Space, Wire, poll
 
 BUILT: Final = Path(__file__).parents[2] / "src" / "samewire" / "_build"
 NAT_PORTS: Final = (50000, 50127)
-_QUEUE_S: Final = 0.05
 _SOCKETS: Final = {
     "sw_connect4": AttachType.CGROUP_INET4_CONNECT,
     "sw_connect6": AttachType.CGROUP_INET6_CONNECT,
@@ -64,11 +63,6 @@ _SOCKETS: Final = {
 def short(prefix: Prefix) -> bytes:
     """The packed address as the kernel wants it."""
     return prefix.packed[: 4 if prefix.family == 4 else 16]
-
-
-def _shaper(ifindex: int, rate_bytes_per_s: int, burst_bytes: int) -> Request:
-    queue = burst_bytes + round(rate_bytes_per_s * _QUEUE_S)
-    return tbf_replace(ifindex, rate_bytes_per_s, burst_bytes, queue)
 
 
 class Pod(msgspec.Struct):
@@ -327,7 +321,7 @@ class Node:
         self.space.set("ipv6", "conf", link.host_name, "disable_ipv6", value=1)
         port = self.space.ifindex(link.host_name)
         if link.rate_bytes_per_s:
-            self.space.netlink.request(_shaper(port, link.rate_bytes_per_s, link.burst_bytes))
+            self.space.netlink.request(shaper(port, link.rate_bytes_per_s, link.burst_bytes))
         return port
 
     def _configure(self, pod: Pod) -> None:
@@ -335,7 +329,7 @@ class Node:
         peer = pod.space.ifindex(link.interface_name)
         requests = [link_set(peer, up=True)]
         if link.outgoing_rate_bytes_per_s:
-            requests.append(_shaper(peer, link.outgoing_rate_bytes_per_s, link.outgoing_burst_bytes))
+            requests.append(shaper(peer, link.outgoing_rate_bytes_per_s, link.outgoing_burst_bytes))
         requests += [address_add(peer, short(own), own.bits, family=own.family) for own in link.addresses]
         for route in link.routes:
             gateway = route.gateway
