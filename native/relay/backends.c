@@ -40,11 +40,11 @@ static uint64_t hash_ip(const struct in6_addr *ip)
 	return mix(words[0] ^ mix(words[1]));
 }
 
-struct backend *backend_find(struct service *service, const struct address *address)
+struct backend *backend_find(struct backend **backends, unsigned count, const struct address *address)
 {
-	for (unsigned i = 0; i < service->count; i++)
-		if (same_address(&service->backends[i]->address, address))
-			return service->backends[i];
+	for (unsigned i = 0; i < count; i++)
+		if (backends[i] && same_address(&backends[i]->address, address))
+			return backends[i];
 	return NULL;
 }
 
@@ -147,7 +147,7 @@ struct backend *backend_choose(struct service *service, const struct address *cl
 		return anybody(service, not);
 	client_ip(client, &ip);
 	slot = affinity_slot(service, &ip);
-	backend = *slot ? backend_find(service, &(*slot)->backend) : NULL;
+	backend = *slot ? backend_find(service->backends, service->count, &(*slot)->backend) : NULL;
 	if (!backend || backend->draining || backend == not)
 		backend = *slot || remembered < MAX_AFFINITIES ? anybody(service, not) :
 								 rendezvous(service, hash_ip(&ip), not);

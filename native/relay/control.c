@@ -24,7 +24,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "relay.h"
+#include "services.h"
 
 #define MAX_LINE (1 << 20)
 
@@ -34,8 +34,6 @@ struct control {
 	bool closed;
 	char line[MAX_LINE];
 };
-
-static struct list services = { &services, &services };
 
 int control_listen(const char *path)
 {
@@ -133,7 +131,7 @@ static bool parse_number(const char *text, unsigned long most, unsigned long *nu
 }
 
 /* ADDRESS|PORT|a or d */
-static bool parse_backend(char *text, struct address *address, bool *draining)
+static bool parse_backend(char *text, struct wanted_backend *backend)
 {
 	char *port = strchr(text, '|'), *state = port ? strchr(port + 1, '|') : NULL;
 	unsigned long number;
@@ -142,173 +140,26 @@ static bool parse_backend(char *text, struct address *address, bool *draining)
 		return false;
 	*port++ = 0;
 	*state++ = 0;
-	*draining = !strcmp(state, "d");
-	return (*draining || !strcmp(state, "a")) && parse_number(port, 65535, &number) && number &&
-	       parse_address(text, number, address);
+	backend->draining = !strcmp(state, "d");
+	return (backend->draining || !strcmp(state, "a")) && parse_number(port, 65535, &number) && number &&
+	       parse_address(text, number, &backend->address);
 }
 
-static uint64_t seed_of(const struct address *address)
+/* The rest of a put: its backends. What is wrong with it, or NULL. */
+static const char *parse_backends(char *text, struct wanted *wanted)
 {
-	uint64_t words[2] = { 0, 0 };
+	char *word;
 
-	if (address->any.sa_family == AF_INET)
-		memcpy(words, &address->v4.sin_addr, sizeof(address->v4.sin_addr));
-	else
-		memcpy(words, &address->v6.sin6_addr, sizeof(words));
-	return mix(words[0] ^ mix(words[1] ^ address->v4.sin_port));
-}
+	wanted->count = 0;
+	while ((word = strsep(&text, " ")) && *word) {
+		struct wanted_backend *backend = &wanted->backends[wanted->count];
 
-static void end_users(struct service *service, struct backend *backend)
-{
-	while (backend->users.next != &backend->users)
-		service->udp ? udp_end(backend->users.next) : tcp_end(backend->users.next);
-}
-
-static struct service *find(const char *id)
-{
-	for (struct list *at = services.next; at != &services; at = at->next) {
-		struct service *service = OWNER(at, struct service, of_all);
-
-		if (!strcmp(service->id, id))
-			return service;
+		if (wanted->count == MAX_BACKENDS)
+			return "too many backends";
+		if (!parse_backend(word, backend))
+			return "backend: want ADDRESS|PORT|a or d";
+		wanted->count++;
 	}
-	return NULL;
-}
-
-static void delete(struct service *service)
-{
-	for (unsigned i = 0; i < service->count; i++) {
-		end_users(service, service->backends[i]);
-		free_later(service->backends[i]);
-	}
-	free(service->backends);
-	service->backends = NULL;
-	affinity_forget(service);
-	list_remove(&service->of_all);
-	close(service->source.fd);
-	service->source.fd = -1;
-	free_later(service);
-}
-
-static const char *listen_on(struct service *service, const struct address *address)
-{
-	struct address bound = { .length = sizeof(bound.v6) };
-	int error = service->udp ? udp_listen(service, address) : tcp_listen(service, address);
-
-	if (error)
-		return strerror(-error);
-	if (getsockname(service->source.fd, &bound.any, &bound.length) || watch(&service->source, EPOLLIN)) {
-		close(service->source.fd);
-		return strerror(errno);
-	}
-	service->port = ntohs(bound.v4.sin_port); /* the same place in both kinds */
-	return NULL;
-}
-
-static bool listens_at(const struct service *service, const struct address *address)
-{
-	struct address bound = { .length = sizeof(bound.v6) };
-
-	if (getsockname(service->source.fd, &bound.any, &bound.length) || bound.length != address->length)
-		return false;
-	return bound.any.sa_family == AF_INET ?
-		       bound.v4.sin_addr.s_addr == address->v4.sin_addr.s_addr :
-		       !memcmp(&bound.v6.sin6_addr, &address->v6.sin6_addr, sizeof(bound.v6.sin6_addr));
-}
-
-/* The node's address is another one: a new listener. Connections go on; on an error the old one stays. */
-static const char *move(struct service *service, const struct address *address)
-{
-	struct source before = service->source;
-	const char *error = listen_on(service, address);
-
-	if (error)
-		service->source = before;
-	else
-		close(before.fd);
-	return error;
-}
-
-/* Makes `backends` what the service has; the old ones that are not among them lose their users. */
-static void replace(struct service *service, struct backend **backends, unsigned count)
-{
-	struct backend **old = service->backends;
-	unsigned old_count = service->count, front = 0;
-
-	for (unsigned i = 0; i < count; i++) { /* the active ones to the front */
-		struct backend *backend = backends[i];
-
-		if (backend->draining)
-			continue;
-		backends[i] = backends[front];
-		backends[front++] = backend;
-	}
-	service->backends = backends;
-	service->count = count;
-	service->active = front;
-	for (unsigned i = 0; i < old_count; i++) {
-		if (old[i]->mentioned)
-			continue;
-		end_users(service, old[i]);
-		free_later(old[i]);
-	}
-	free(old);
-}
-
-/* The backends of a put, known ones re-used. On an error nothing has changed. */
-static struct backend **read_backends(struct service *service, char *text, unsigned *count, const char **error)
-{
-	struct backend **backends = NULL;
-	unsigned room = 0, kept = 0;
-	bool draining;
-	char *word, *rest = text;
-
-	*count = 0;
-	*error = NULL;
-	for (unsigned i = 0; i < service->count; i++)
-		service->backends[i]->mentioned = false;
-	while ((word = strsep(&rest, " ")) && *word) {
-		struct address address;
-		struct backend *backend;
-
-		if (*count == MAX_BACKENDS || !parse_backend(word, &address, &draining)) {
-			*error = *count == MAX_BACKENDS ? "too many backends" : "backend: want ADDRESS|PORT|a or d";
-			break;
-		}
-		if (*count == room) {
-			struct backend **more = realloc(backends, (room = room ? 2 * room : 8) * sizeof(*more));
-
-			if (!more) {
-				*error = strerror(ENOMEM);
-				break;
-			}
-			backends = more;
-		}
-		backend = backend_find(service, &address);
-		if (backend && backend->mentioned)
-			continue; /* named twice */
-		if (!backend) {
-			backend = calloc(1, sizeof(*backend));
-			if (!backend) {
-				*error = strerror(ENOMEM);
-				break;
-			}
-			backend->address = address;
-			backend->seed = seed_of(&address);
-			list_init(&backend->users);
-		} else {
-			kept++;
-		}
-		backend->mentioned = true;
-		backend->draining = draining;
-		backends[(*count)++] = backend;
-	}
-	if (!*error)
-		return backends;
-	for (unsigned i = 0; i < *count; i++)
-		if (!backend_find(service, &backends[i]->address))
-			free(backends[i]);
-	free(backends);
 	return NULL;
 }
 
@@ -316,82 +167,48 @@ static void put(struct control *control, char *rest)
 {
 	char *id = strsep(&rest, " "), *protocol = strsep(&rest, " "), *listen = strsep(&rest, " ");
 	char *affinity = strsep(&rest, " ");
+	static struct wanted wanted; /* large; one command at a time */
+	struct service *service = NULL;
 	unsigned long affinity_s;
-	struct service *service, *old;
-	struct backend **backends;
-	struct address address;
 	const char *error;
-	unsigned count;
 
 	if (!id || !*id || strlen(id) >= ID_BYTES) {
 		answer(control, "error - put: want an id of 1 to %d bytes", ID_BYTES - 1);
 		return;
 	}
 	if (!protocol || (strcmp(protocol, "tcp") && strcmp(protocol, "udp")) || !listen ||
-	    !parse_address(listen, 0, &address) || !parse_number(affinity, 86400, &affinity_s)) {
+	    !parse_address(listen, 0, &wanted.listen) || !parse_number(affinity, 86400, &affinity_s)) {
 		answer(control, "error %s want tcp|udp, an address to listen on, affinity seconds up to 86400", id);
 		return;
 	}
-	old = find(id);
-	service = old ? old : calloc(1, sizeof(*service));
-	if (!service) {
-		answer(control, "error %s %s", id, strerror(ENOMEM));
-		return;
-	}
-	backends = read_backends(service, rest ? rest : "", &count, &error);
-	if (!error && !old) {
-		service->udp = !strcmp(protocol, "udp");
-		strcpy(service->id, id);
-		error = listen_on(service, &address);
-		if (error) {
-			for (unsigned i = 0; i < count; i++)
-				free(backends[i]);
-			free(backends);
-		} else {
-			list_add(&services, &service->of_all);
-		}
-	} else if (!error && !listens_at(service, &address)) {
-		error = move(service, &address);
-		if (error) { /* what is new is nobody's; what was there stays */
-			for (unsigned i = 0; i < count; i++)
-				if (!backend_find(service, &backends[i]->address))
-					free(backends[i]);
-			free(backends);
-		}
-	}
-	if (error) {
+	wanted.id = id;
+	wanted.udp = !strcmp(protocol, "udp");
+	wanted.affinity_ms = affinity_s * 1000;
+	error = parse_backends(rest, &wanted);
+	if (!error)
+		service = service_put(&wanted, &error);
+	if (service)
+		answer(control, "ok %s %u", id, service->port);
+	else
 		answer(control, "error %s %s", id, error);
-		if (!old)
-			free(service);
-		return;
-	}
-	service->affinity_ms = affinity_s * 1000;
-	replace(service, backends, count);
-	answer(control, "ok %s %u", id, service->port);
 }
 
 static void list(struct control *control)
 {
-	for (struct list *at = services.next; at != &services; at = at->next) {
-		struct service *s = OWNER(at, struct service, of_all);
-
+	for (struct service *s = service_next(NULL); s; s = service_next(s))
 		answer(control, "service %s %u %s %llu %llu %u", s->id, s->port, s->udp ? "udp" : "tcp",
 		       (unsigned long long)s->accepted, (unsigned long long)s->failed, s->open);
-	}
 	answer(control, "end");
 }
 
 static void carry_out(struct control *control, char *line)
 {
 	char *rest = line, *verb = strsep(&rest, " ");
-	struct service *service;
 
 	if (!strcmp(verb, "put")) {
 		put(control, rest);
 	} else if (!strcmp(verb, "del") && rest) {
-		service = find(rest);
-		if (service)
-			delete(service);
+		service_delete(rest);
 		answer(control, "ok %s 0", strlen(rest) < ID_BYTES ? rest : "-");
 	} else if (!strcmp(verb, "list")) {
 		list(control);

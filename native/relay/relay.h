@@ -57,7 +57,7 @@ struct backend {
 	struct address address;
 	uint64_t seed;	 /* of rendezvous hashing: the same on every node, in every run */
 	bool draining;	 /* keeps its connections, gets no new ones */
-	bool mentioned;	 /* in the command being carried out */
+	bool mentioned;	 /* wanted by the change being made */
 	struct list users; /* connections or sessions, by their `of_backend` */
 };
 
@@ -91,7 +91,8 @@ void list_add(struct list *head, struct list *entry);
 void list_remove(struct list *entry);
 
 /* backends.c */
-struct backend *backend_find(struct service *service, const struct address *address);
+/* The one with that address; NULLs among them are passed over. */
+struct backend *backend_find(struct backend **backends, unsigned count, const struct address *address);
 struct backend *backend_choose(struct service *service, const struct address *client, const struct backend *not);
 void affinity_forget(const struct service *service);
 

@@ -188,6 +188,36 @@ async def test_a_removed_backend_ends_its_own_connections_and_a_draining_one_non
             await hang_up(writer)
 
 
+async def test_a_backend_that_is_named_twice_is_one(relay: Relay) -> None:
+    """Saying the same again ends nothing, whichever of the two a connection was given to."""
+    async with tcp_backend("127.0.0.1", b"one") as one:
+        twice = RelayService("web", "tcp", "127.0.0.1", (one, one))
+        port = await listener(relay, twice)
+        held = [await connect("127.0.0.1", port) for _ in range(16)]
+        assert await listener(relay, twice) == port
+        for _, reader, writer in held:
+            writer.write(b"still here\n")
+            assert await asyncio.wait_for(reader.readline(), WAIT_S) == b"still here\n"
+            await hang_up(writer)
+
+
+async def test_a_refused_change_changes_nothing(relay: Relay) -> None:
+    async with tcp_backend("127.0.0.1", b"one") as one, tcp_backend("127.0.0.1", b"two") as two:
+        port = await listener(relay, RelayService("web", "tcp", "127.0.0.1", (one,), 3600))
+        name, _, writer = await connect("127.0.0.1", port)
+        assert name == "one"
+        await hang_up(writer)
+        await listener(relay, RelayService("web", "tcp", "127.0.0.1", (one, two), 3600))
+        gone = RelayBackend(one.address, one.port, True)
+        for listen, last in ("127.0.0.1", RelayBackend("nowhere", 80)), ("192.0.2.1", two):
+            refused = RelayService("web", "tcp", listen, (gone, last), 3600)
+            assert isinstance((await relay.put([refused]))["web"], Unavailable)
+        for _ in range(16):  # one is not draining: who had it comes back to it
+            name, _, writer = await connect("127.0.0.1", port)
+            await hang_up(writer)
+            assert name == "one"
+
+
 async def test_another_backend_is_tried_when_one_refuses(relay: Relay) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
