@@ -30,6 +30,7 @@ from samewire.hcn.client import AsyncHnsClient, HnsClient
 from samewire.hcn.codec import encode as http_body
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.http import MAX_REQUEST_BYTES, HttpServer, classify, make_app
+from samewire.hcn.http_answers import PIECE, list_response
 from samewire.hcn.modify import PolicySettings
 from samewire.hcn.policies import HostRoute, OutBoundNAT
 from samewire.hcn.schema import Endpoint, Kind, Namespace
@@ -604,3 +605,29 @@ async def test_what_is_shown_is_what_is_there_now(client: AsyncHnsClient) -> Non
         assert listed["State"] == state
         (shown,) = await client.list(Kind.NAMESPACE)
         assert ("Resources" in shown) is (how == "Add")
+
+
+async def test_a_long_list_leaves_turns_to_others() -> None:
+    """Each piece of it is made in a turn of its own; the answer is one list."""
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    made_at: list[int] = []
+
+    def text_of(value: int) -> bytes:
+        made_at.append(turns)
+        return str(value).encode()
+
+    task = asyncio.create_task(other())
+    answer = await list_response(range(3 * PIECE + 1), text_of)
+    task.cancel()
+    assert made_at[::PIECE] == sorted(set(made_at)), "a piece, a turn"
+    assert isinstance(answer.body, bytes)
+    assert json.loads(answer.body) == list(range(3 * PIECE + 1))
+    empty = await list_response([], text_of)
+    assert empty.body == b"[]"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -17,6 +19,11 @@ from samewire.errors import (
     Unsupported,
 )
 from samewire.hcn.errors import HcnCode, HcnError
+
+T = TypeVar("T")
+
+PIECE: Final = 100
+"""Values of a list that are made into JSON before others have their turn: some milliseconds."""
 
 _NOT_FOUND = frozenset(
     code for code in HcnCode if code.name.endswith("_NOT_FOUND") or code is HcnCode.ENDPOINT_NOT_ATTACHED
@@ -35,6 +42,19 @@ _GENERAL: list[tuple[type[SamewireError], int, HcnCode]] = [
 def json_response(value: Any, status: int = 200) -> web.Response:
     """Return a JSON answer."""
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+async def list_response(values: Sequence[T], text_of: Callable[[T], bytes]) -> web.Response:
+    """Return a JSON list of what may be tens of thousands of values, whose making must not hold up changes.
+
+    What a value's text says is true when that is made; the first of a long list may have changed when the last is.
+    """
+    texts: list[bytes] = []
+    for begin in range(0, len(values), PIECE):
+        if begin:
+            await asyncio.sleep(0)
+        texts += map(text_of, values[begin : begin + PIECE])
+    return web.Response(body=b"[" + b",".join(texts) + b"]", content_type="application/json")
 
 
 def error_body(code: HcnCode, message: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from samewire.hcn.codec import decode_modify, decode_object
 from samewire.hcn.errors import HcnCode, HcnError
-from samewire.hcn.http_answers import json_response
+from samewire.hcn.http_answers import json_response, list_response
 from samewire.hcn.jsontext import parse_json
 from samewire.hcn.notifications import Notification
 from samewire.hcn.query import Rendered, find, parse_query, render
@@ -68,9 +68,8 @@ class _Handlers:
         query = parse_query(request.query.get("filter", ""))
         found = find(view, self._kind, query)
         if query.major == 1:
-            return json_response([to_v1(view, value) for value in found])
-        texts = [self._rendered.json(view, value) for value in found]
-        return web.Response(body=b"[" + b",".join(texts) + b"]", content_type="application/json")
+            return await list_response(found, lambda value: msgspec.json.encode(to_v1(view, value)))
+        return await list_response(found, lambda value: self._rendered.json(view, value))
 
     async def enumerate(self, request: web.Request) -> web.Response:
         query = parse_query(await request.read())

@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import web
 
 from samewire.errors import NotFound, Unavailable
-from samewire.hcn.http import json_response
+from samewire.hcn.http_answers import list_response
 from samewire.hcn.loadbalancers import BackendFlags, LoadBalancer
 from samewire.node.node import Node
 from samewire.vfp.constants import FlowFlag
@@ -92,7 +92,11 @@ def service_routes(node: Node, services: Services | None) -> list[web.RouteDef]:
             raise Unavailable("services", "this daemon has no source of services (kubeconfig, manifests)")
         wanted = _select(services, request.query.get("name", ""))
         counts = await asyncio.to_thread(read_counts, node) if request.query.get("counts") else None
-        return json_response([_info(node, services, value, counts) for value in wanted])
+
+        def text_of(value: Service) -> bytes:
+            return msgspec.json.encode(_info(node, services, value, counts))
+
+        return await list_response(wanted, text_of)
 
     return [web.get("/v2/services", get_services)]
 
