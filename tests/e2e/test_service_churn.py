@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 
 from tests.apiserver.fake_server import Fault
-from tests.support.api_node import NODE_PORT, PORT, PORTS, VIP, ApiNode, far
+from tests.support.api_node import NODE_PORT, PORTS, VIP, ApiNode, far
 from tests.support.churn import ENDED, FAR, MANY, PODS, Churn, follow
 from tests.support.crowd import endpoint
 from tests.support.node import NODE_IP, Json, poll
@@ -259,25 +259,35 @@ def test_edits_of_a_service_move_nothing(churn: Churn, edit: str) -> None:
         held.expect()
 
 
-def test_a_renamed_port_moves_nothing(churn: Churn) -> None:
-    ports = [{"name": "www", "port": 80, "protocol": "TCP", "nodePort": NODE_PORT}]
+@pytest.mark.parametrize("first", ["services", "endpointslices"])
+def test_a_renamed_port_moves_nothing(churn: Churn, first: str) -> None:
+    """The controller edits the slices after the Service, in place, and of two watches either may be late. In between
+    nobody new gets in, and who is there stays.
+    """
     backends = [*churn.near, *FAR]
     churn.publish(*backends)
     world = churn.world
     piece: Json = churn.api.call(lambda: churn.api.server.store.get("endpointslices", ("default", "web-all")))
-    with churn.pod.open(MANY, VIP, 80) as held:
-        # the endpoints under both names first, as the controller's own slices overlap during such an edit
-        both = [*piece["ports"], {"name": "www", "port": PORT, "protocol": "TCP"}]
-        churn.api.put("endpointslices", {**piece, "ports": both})
-        world.service(ports=ports)
-        world.settle()
+    ports = [{**port, "name": f"new-{port['name']}"} for port in PORTS]
+    edits = {
+        "services": lambda: world.service(ports=ports),
+        "endpointslices": lambda: churn.api.put(
+            "endpointslices", {**piece, "ports": [{**p, "name": f"new-{p['name']}"} for p in piece["ports"]]}
+        ),
+    }
+    with churn.pod.open(MANY, VIP, 80) as held, churn.pod.open(40, VIP, 80, "udp") as senders:
+        edits.pop(first)()
+        world.wait_for(draining=backends)
+        held.expect()
+        senders.expect()
+        edits.popitem()[1]()
+        world.wait_for(*backends)
         assert {lb["ServiceName"] for lb in world.node.request("GET", "/v2/loadbalancers")} == {
-            "default/web:www"
+            "default/web:new-http",
+            "default/web:new-udp",
         }
         held.expect()
-        churn.api.put("endpointslices", {**piece, "ports": both[2:]})
-        world.settle()
-        held.expect()
+        senders.expect()
 
 
 def test_a_service_that_cannot_be_holds_up_no_other(churn: Churn) -> None:

@@ -374,6 +374,49 @@ def test_a_renamed_port_keeps_the_load_balancer() -> None:
     assert (after.id, after.backends) == (before.id, before.backends)
 
 
+@pytest.mark.parametrize("first", ["service", "slice"])
+@pytest.mark.parametrize("protocol", ["TCP", "UDP"])
+def test_while_a_port_is_renamed_its_members_keep_what_they_have(first: str, protocol: Any) -> None:
+    """The Service and its slices are two objects: for a moment the names do not meet."""
+
+    def named(name: str) -> tuple[Service, EndpointSlice]:
+        ports = (EndpointPort(name=name, port=8080, protocol=protocol),)
+        return (
+            service(ports=(ServicePort(port=80, name=name, protocol=protocol),)),
+            endpoint_slice(HERE_READY, endpoint("10.244.2.1", uid="one"), ports=ports),
+        )
+
+    (old, old_slice), (new, new_slice) = named(""), named("web")
+    before = compiled(old, old_slice).load_balancers[0]
+    meanwhile = (new, old_slice) if first == "service" else (old, new_slice)
+    between = compiled(*meanwhile, before={before.id: before}).load_balancers[0]
+    assert backends(between) == [("10.244.1.1", LOCAL | DRAINING), ("10.244.2.1", DRAINING)]
+    after = compiled(new, new_slice, before={between.id: between}).load_balancers[0]
+    assert after.backends == before.backends
+
+
+def test_a_name_that_another_port_has_is_no_old_name() -> None:
+    ports = (ServicePort(port=80, name="a"), ServicePort(port=81, name="b"))
+    swapped = (ServicePort(port=80, name="b"), ServicePort(port=81, name="a"))
+    piece = endpoint_slice(
+        HERE_READY, ports=(EndpointPort(name="a", port=8080), EndpointPort(name="b", port=8081))
+    )
+    before = {lb.id: lb for lb in compiled(service(ports=ports), piece).load_balancers}
+    after = compiled(service(ports=swapped), piece, before=before).load_balancers
+    assert [[b.port for b in lb.backends] for lb in after] == [[8081], [8080]]
+
+
+def test_a_renamed_port_with_dsr_keeps_the_way_of_its_connections() -> None:
+    direct = SETTINGS._replace(dsr=True, direct={THERE: DirectNode(("192.0.2.2",))})
+    value = service(type="NodePort", ports=(ServicePort(port=80, name="http", node_port=30080),))
+    before = {lb.id: lb for lb in compiled(value, endpoint_slice(AWAY_READY), settings=direct).load_balancers}
+    renamed = service(type="NodePort", ports=(ServicePort(port=80, name="web", node_port=30080),))
+    for lb in compiled(renamed, endpoint_slice(AWAY_READY), settings=direct, before=before).load_balancers:
+        (was,), (now,) = before[lb.id].backends, lb.backends
+        assert (now.provider_address, now.mac_address) == (was.provider_address, was.mac_address)
+        assert now.flags == DRAINING
+
+
 def test_service_names() -> None:
     assert service_name(KEY, "http") == "shop/web:http"
     assert service_name(KEY, "") == "shop/web"

@@ -5,7 +5,7 @@ Each service compiles by itself: what it costs depends on nothing but that servi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
 from types import MappingProxyType
@@ -221,7 +221,7 @@ class _Builder(Struct, frozen=True, gc=False):
         self, frontend: Frontend, backends: tuple[LoadBalancerBackend, ...]
     ) -> tuple[LoadBalancerBackend, ...]:
         """Say of backends on nodes that take part in DSR how they are reached."""
-        nodes = {(m.address, m.port): m.node for m in self.members.get(frontend.port_key, ()) if not m.local}
+        nodes = {(m.address, m.port): m.node for m in self._listed(frontend.port_key) if not m.local}
         direct = self.settings.direct
         return tuple(
             replace(
@@ -250,13 +250,23 @@ class _Builder(Struct, frozen=True, gc=False):
         if not left:
             return backends
         datagrams = frontend.service_port.protocol == "UDP"
-        kept = [
-            _backend(member, _DRAINING)
-            for member in self.members.get(frontend.port_key, ())
-            if (member.serving or not datagrams)
-            and left.get((member.address, member.port)) in ("", member.uid)
-        ]
+        kept = []
+        for member in self._listed(frontend.port_key):
+            at = (member.address, member.port)
+            if (member.serving or not datagrams) and left.get(at) in ("", member.uid):
+                del left[at]
+                kept.append(_backend(member, _DRAINING))
         return (*backends, *kept)
+
+    def _listed(self, port_key: PortKey) -> Iterator[Member]:
+        """The members of a port, and those under names that no port has: while a port is renamed, the Service has the
+        new name and the slices still have the old one, or the other way round.
+        """
+        yield from self.members.get(port_key, ())
+        named = {port.name for port in self.service.spec.ports}
+        for other, of_port in self.members.items():
+            if other[0] not in named and other[1:] == port_key[1:]:
+                yield from of_port
 
 
 @lru_cache(maxsize=4096)
