@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Literal
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samewire.kube.access import Access
@@ -101,6 +101,6 @@ async def live_through(history: list[Step]) -> None:
 
 
 @given(histories)
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120)
 def test_what_is_known_is_what_is_there(history: list[Step]) -> None:
     asyncio.run(live_through(history))

@@ -125,7 +125,7 @@ def test_any_requests_leave_the_kernel_as_the_objects_say(net: NodeNet, node: Da
     before = world.kernel()
     world.populate()
 
-    @settings(max_examples=250, deadline=None)
+    @settings(max_examples=250)
     @given(requests)
     def answered(request: tuple[str, str, bytes]) -> None:
         objects = world.objects()

@@ -161,7 +161,7 @@ def test_sizes_are_checked_before_the_kernel_reads(
     assert not list(loaded.maps["t_hash"].items())
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(

@@ -347,7 +347,6 @@ def _compare_trace(output: TraceOutput, frame: bytes, outcome: Outcome, context:
 
 _random = settings(
     max_examples=120,
-    deadline=None,
     # No shrinking: it takes minutes, and the context of a failure is short enough.
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[

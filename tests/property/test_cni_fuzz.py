@@ -136,7 +136,7 @@ def check(reply: Reply) -> None:
         assert output["code"] != CniCode.INTERNAL, "a bug"
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(ENVIRONMENTS, st.sampled_from(BASES), st.dictionaries(KEYS, JSON, max_size=6))
 def test_any_configuration(env: dict[str, str], base: dict[str, Any], more: dict[str, Any]) -> None:
     backend = FakeBackend()
@@ -146,13 +146,13 @@ def test_any_configuration(env: dict[str, str], base: dict[str, Any], more: dict
         assert backend.attachments == {}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(VERBS), st.one_of(st.binary(max_size=60), JSON.map(lambda v: json.dumps(v).encode())))
 def test_any_stdin(verb: str, stdin: bytes) -> None:
     check(call(CniPlugin(FakeBackend()), variables(verb), stdin))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.dictionaries(KEYS, JSON, max_size=5))
 def test_any_host_local_configuration(ipam: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as directory:

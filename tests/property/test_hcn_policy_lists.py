@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samewire.hcn import numbered as numbered_module
@@ -32,7 +32,7 @@ from samewire.hcn.switch import Change
 from samewire.vfp.address import parse_address
 from samewire.vfp.compile.plan import RemoteSubnets
 
-SETTINGS = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+SETTINGS = settings(max_examples=60)
 KINDS = (PortMapping, SDNRoute, SetPolicy, NetworkACL, HostRoute)
 KEYS: tuple[Callable[[Any], Any], ...] = (identities, mapped_ports, routers)
 

@@ -350,7 +350,7 @@ def everything(service: HnsService) -> list[Object]:
 def test_any_request_is_answered_as_hns_answers() -> None:
     with rig() as there:
 
-        @settings(max_examples=1500, deadline=None)
+        @settings(max_examples=1500)
         @given(requests)
         def answered(request: tuple[str, str, bytes]) -> None:
             method, path, body = request

@@ -205,5 +205,5 @@ def snapshot(view: State) -> list[Object]:
     return [value for kind in Kind for value in view.all(kind)]
 
 
-Changes.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+Changes.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
 TestChanges = Changes.TestCase

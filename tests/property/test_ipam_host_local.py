@@ -129,7 +129,7 @@ def content(directory: str) -> dict[str, bytes]:
     return {item.name: item.read_bytes() for item in path.iterdir()} if path.exists() else {}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(ranges(), OPS, st.booleans())
 def test_same_answers_same_files(sets: Any, ops: Sequence[Op], old: bool) -> None:
     assume(accepted(sets))
@@ -166,7 +166,7 @@ def test_same_answers_same_files(sets: Any, ops: Sequence[Op], old: bool) -> Non
                 }
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(ranges())
 def test_same_configurations_are_refused(sets: Any) -> None:
     with tempfile.TemporaryDirectory() as theirs, tempfile.TemporaryDirectory() as ours:

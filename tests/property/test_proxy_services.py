@@ -178,7 +178,7 @@ def shown(writer: FakeWriter) -> dict[str, Any]:
     return {lb_id: without_draining(value) for lb_id, value in writer.objects.items()}
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(steps)
 def test_step_by_step_is_all_at_once_and_a_full_rebuild(script: list[Any]) -> None:
     stepwise = asyncio.run(run(script))
@@ -188,7 +188,7 @@ def test_step_by_step_is_all_at_once_and_a_full_rebuild(script: list[Any]) -> No
     assert shown(at_once) == shown(rebuilt)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(steps, st.sampled_from(NAMES))
 def test_one_bad_service_blocks_no_other(script: list[Any], bad: str) -> None:
     def refuse(value: LoadBalancer) -> str:
@@ -203,7 +203,7 @@ def test_one_bad_service_blocks_no_other(script: list[Any], bad: str) -> None:
     assert len(others(hampered)) == len(hampered.objects)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from(NAMES).flatmap(lambda name: st.tuples(services(name), st.lists(slices(name), max_size=3)))
 )
@@ -228,7 +228,7 @@ def test_load_balancers_are_sound(made: tuple[Service, list[EndpointSlice]]) -> 
             )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from(NAMES).flatmap(
         lambda name: st.tuples(
@@ -276,7 +276,7 @@ def kube_proxy(
     return cluster, local, any_usable
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(endpoints(False), max_size=6), st.booleans(), st.booleans())
 def test_the_rules_read_literally(found: list[Endpoint], uses_cluster: bool, uses_local: bool) -> None:
     piece = EndpointSlice(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samewire.hcn.policies import ACL, AclAction, AclDirection, Policy
@@ -25,8 +25,7 @@ from samewire.vfp.tables import Port
 from tests.support.acl_oracle import Packet, Verdict, judge
 from tests.support.acl_policies import endpoint_policies, network_policies, packets
 
-# How long an example takes on a loaded machine is no result.
-SETTINGS = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+SETTINGS = settings(max_examples=300)
 NET = "11111111-2222-3333-4444-555555555555"
 
 

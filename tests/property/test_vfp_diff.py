@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -13,9 +13,6 @@ from samewire.vfp.model import Entries
 from samewire.vfp.ownership import Ownership
 from samewire.vfp.record import Record
 from samewire.vfp.tables import Bucket, Endpoint, EndpointKey, Id, Nat, NatKey, Nexthop, Port, Route, RouteKey
-
-# How long an example takes on a loaded machine is no result.
-SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 _SMALL = st.integers(0, 2)
 _IDS = st.builds(Id, st.integers(1, 3))
@@ -81,7 +78,6 @@ def places(operations: list[Operation]) -> list[int]:
     ]
 
 
-@SETTINGS
 @given(_ENTRIES, _ENTRIES)
 def test_apply_of_diff_gives_wanted(wanted: Entries, actual: Entries) -> None:
     operations = diff(wanted, actual)
@@ -89,7 +85,6 @@ def test_apply_of_diff_gives_wanted(wanted: Entries, actual: Entries) -> None:
     assert places(operations) == sorted(places(operations))
 
 
-@SETTINGS
 @given(_ENTRIES, _ENTRIES)
 def test_diff_is_minimal(wanted: Entries, actual: Entries) -> None:
     for operation in diff(wanted, actual):
@@ -100,13 +95,11 @@ def test_diff_is_minimal(wanted: Entries, actual: Entries) -> None:
             assert present is not None
 
 
-@SETTINGS
 @given(_ENTRIES)
 def test_diff_of_the_same_is_empty(entries: Entries) -> None:
     assert diff(entries, entries) == change(entries, entries) == []
 
 
-@SETTINGS
 @given(_ENTRIES, _ENTRIES)
 def test_change_and_back(before: Entries, after: Entries) -> None:
     there = apply(change(before, after), before)
@@ -114,7 +107,6 @@ def test_change_and_back(before: Entries, after: Entries) -> None:
     assert equal(apply(change(after, before), there), before)
 
 
-@SETTINGS
 @given(_ENTRIES)
 def test_generation_and_tokens_do_not_count(entries: Entries) -> None:
     touched = {
@@ -131,7 +123,6 @@ def test_generation_and_tokens_do_not_count(entries: Entries) -> None:
     assert diff(touched, entries) == []
 
 
-@SETTINGS
 @given(_ENTRIES, _ENTRIES)
 def test_every_operation_can_be_shown(wanted: Entries, actual: Entries) -> None:
     for operation in diff(wanted, actual):
@@ -196,4 +187,4 @@ class Owners(RuleBasedStateMachine):
 
 
 TestOwners = Owners.TestCase
-TestOwners.settings = settings(SETTINGS, max_examples=50)
+TestOwners.settings = settings(max_examples=50)

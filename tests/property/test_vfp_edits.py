@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from samewire.errors import Invalid
@@ -47,8 +47,7 @@ from samewire.vfp.simulate.packet import Tuple
 from samewire.vfp.simulate.state import State, Walk
 from samewire.vfp.tables import Port, Portmap, PortmapKey
 
-# How long an example takes on a loaded machine is no result.
-SETTINGS = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+SETTINGS = settings(max_examples=100)
 
 Tables = dict[str, dict[Record, Record]]
 
@@ -356,7 +355,7 @@ def verdicts(entries: Entries, reference: AclTable) -> list[tuple[int, bool] | N
     return found
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(
     st.lists(some_rules, max_size=6),
     st.lists(some_tiers, max_size=2),

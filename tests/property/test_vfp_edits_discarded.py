@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from unittest.mock import patch
 
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from samewire.hcn.policies import ACL, AclAction
@@ -48,7 +48,7 @@ def operations(changes: Changes) -> list[Operation]:
     return [*changes.puts(), *changes.removals()]
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(
     st.lists(some_rules, max_size=6),
     st.lists(st.tuples(edits, st.sampled_from(OUTCOMES), positions), min_size=1, max_size=8),

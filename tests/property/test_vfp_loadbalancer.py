@@ -4,7 +4,7 @@ ids, whatever else comes and goes.
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -90,7 +90,6 @@ def ids(node: Balancing, value: LoadBalancer) -> dict[tuple[str, int], int]:
     }
 
 
-@settings(deadline=None)  # how long an example takes on a loaded machine is no result
 @given(_histories)
 def test_tables_are_what_is_wanted(history: list[LoadBalancer | int]) -> None:
     node = Balancing(NETWORK)
@@ -115,7 +114,6 @@ def test_tables_are_what_is_wanted(history: list[LoadBalancer | int]) -> None:
             given_out |= new
 
 
-@settings(deadline=None)  # how long an example takes on a loaded machine is no result
 @given(_histories)
 def test_a_restart_changes_nothing(history: list[LoadBalancer | int]) -> None:
     node = Balancing(NETWORK)
@@ -132,7 +130,6 @@ def test_a_restart_changes_nothing(history: list[LoadBalancer | int]) -> None:
             assert rows.items() <= node.rows[table].items()
 
 
-@settings(deadline=None)  # how long an example takes on a loaded machine is no result
 @given(
     balancers().filter(lambda value: bool(value.backends)),
     st.lists(st.integers(0, 2**32 - 1), max_size=40),

@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -27,7 +27,7 @@ from samewire.vfp.compile.members import members
 from samewire.vfp.compile.membership import Edit, edit_members
 from tests.support.balancers import Balancing, backend, balancer, pod_network
 
-SETTINGS = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+SETTINGS = settings(max_examples=80)
 DSR = LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN
 BASE = 90
 HERE, NEAR = 5, 40

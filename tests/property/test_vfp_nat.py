@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from samewire.hcn.policies import NatFlags, OutBoundNAT, nat_families
@@ -12,9 +12,6 @@ from samewire.vfp.address import ZERO, Address, parse_address
 from samewire.vfp.compile.nat import NO_NAT, NatTree, nat_tree
 from samewire.vfp.constants import NatAction, NatFlag
 from samewire.vfp.tables import Nat
-
-# How long an example takes on a loaded machine is no result.
-SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 # A small space, so that prefixes nest and points fall into them.
 _POINTS4 = st.integers(0, 255).map(lambda i: f"10.0.{i >> 4}.{(i & 15) << 4}")
@@ -69,7 +66,6 @@ def longest_match(tree: NatTree, point: Address) -> Nat:
     return max(found, key=lambda item: item[0])[1] if found else NO_NAT
 
 
-@SETTINGS
 @given(
     policies=st.lists(_POLICIES, max_size=4), node=_NODES, points=st.lists(_POINTS4 | _POINTS6, min_size=1)
 )
@@ -86,7 +82,6 @@ def test_tree_is_the_naive_evaluation(
         assert longest_match(tree, parse_address(text)) == naive(policies, node, text), text
 
 
-@SETTINGS
 @given(policies=st.lists(_POLICIES, max_size=4), node=_NODES)
 def test_tree_is_minimal_and_canonical(policies: list[OutBoundNAT], node: tuple[bytes, bytes]) -> None:
     tree = nat_tree(tuple(enumerate(policies, 1)), node)

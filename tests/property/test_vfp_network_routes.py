@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from samewire.hcn.numbered import Numbered
@@ -63,7 +63,7 @@ def one_by_one(policies: list[Policy], numbers: MemoryNumbers) -> Compiled:
         return compiled(Numbered(policies), numbers)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(states)
 @example([([SDNRoute(destination_prefix="10.244.2.0/24")], True, True), ([], True, True), ([], False, True)])
 def test_as_if_compiled_one_by_one(changes: list[tuple[list[SDNRoute], bool, bool]]) -> None:

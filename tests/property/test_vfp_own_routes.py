@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from samewire.errors import Invalid
@@ -36,7 +36,7 @@ from samewire.vfp.simulate.state import State
 from samewire.vfp.tables import TABLES, Id, OwnRouteKey, Port, Route
 from tests.unit.test_vfp_endpoint import FACTS
 
-SETTINGS = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+SETTINGS = settings(max_examples=60)
 PREFIXES = (
     *("10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.3/32", "10.1.2.128/25", "10.9.0.0/16", "0.0.0.0/0"),
     *("2001:db8::/32", "2001:db8:1::/48", "::/0"),

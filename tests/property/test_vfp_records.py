@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from samewire.vfp.address import Address, Prefix, masked, parse_address, parse_prefix
 from samewire.vfp.record import Record
 from samewire.vfp.tables import RECORDS, Count, Id
-
-# How long an example takes on a loaded machine is no result.
-SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 _BITS = {"B": 8, "H": 16, "I": 32, "Q": 64, "2s": 16}
 
@@ -45,7 +42,6 @@ def records(cls: type[Record]) -> st.SearchStrategy[Record]:
 
 
 @pytest.mark.parametrize("cls", [*RECORDS, Id, Count], ids=lambda cls: cls.__name__)
-@SETTINGS
 @given(data=st.data())
 def test_round_trip(cls: type[Record], data: st.DataObject) -> None:
     record = data.draw(records(cls))
@@ -58,7 +54,6 @@ def test_round_trip(cls: type[Record], data: st.DataObject) -> None:
             assert not any(packed[field.offset : field.offset + field.size])
 
 
-@SETTINGS
 @given(st.ip_addresses())
 def test_address_text_round_trip(address: Any) -> None:
     parsed = parse_address(str(address))
@@ -69,7 +64,6 @@ def test_address_text_round_trip(address: Any) -> None:
     assert parse_prefix(str(parsed)) == parsed.host_prefix
 
 
-@SETTINGS
 @given(st.binary(min_size=16, max_size=16), st.binary(min_size=16, max_size=16), st.integers(0, 128))
 def test_prefix_contains_what_shares_its_bits(one: bytes, two: bytes, bits: int) -> None:
     prefix = Prefix(6, one, bits)

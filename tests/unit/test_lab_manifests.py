@@ -238,7 +238,7 @@ _values = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from(sorted(POD_KINDS)),
     st.dictionaries(st.sampled_from(["metadata", "spec"]), _values),
@@ -251,7 +251,7 @@ def test_no_object_is_fatal(kind: str, fields: dict[str, object], spec: object) 
     parse_manifests(json.dumps({"kind": kind, "metadata": {"name": "x"}, "spec": {"template": template}}))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=200))
 def test_no_text_is_fatal(text: str) -> None:
     parse_manifests(text)
