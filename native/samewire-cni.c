@@ -38,6 +38,8 @@
 #define IO_FAILURE 5
 #define TRY_AGAIN 11
 #define NO_ANSWER "the samewire daemon does not answer"
+#define NO_END "the network configuration has no end"
+#define NOT_IN_TIME "not in time"
 
 extern char **environ;
 
@@ -52,9 +54,11 @@ static const char *const plugins[] = { "win-bridge", "win-overlay", "sdnbridge",
 static char request[MAX_REQUEST + 1];
 static char reply[MAX_REPLY + 1];
 
+/* The daemon's socket as errors name it: what JSON could not hold is a question mark. */
+static char where[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
+
 /* What the alarm prints. Built ahead: its handler may call little more than write(). */
-static char late[512];
-static size_t late_length;
+static const char *volatile late;
 
 static void print(const char *text, size_t length)
 {
@@ -73,7 +77,7 @@ static void print(const char *text, size_t length)
 static void on_alarm(int signal)
 {
 	(void)signal;
-	print(late, late_length);
+	print(late, strlen(late));
 	_exit(1);
 }
 
@@ -104,9 +108,9 @@ static size_t format_error(char *text, size_t size, const char *version, int cod
 
 static int no_answer(const char *version, const char *what, const char *why)
 {
-	char details[160], text[512];
+	char details[256], text[512];
 
-	snprintf(details, sizeof(details), "%s: %s", what, why);
+	snprintf(details, sizeof(details), "%s: %s: %s", where, what, why);
 	print(text, format_error(text, sizeof(text), version, TRY_AGAIN, NO_ANSWER, details));
 	return 1;
 }
@@ -122,6 +126,7 @@ static int too_long(const char *what)
 static void set_alarm(void)
 {
 	const char *wanted = getenv("SAMEWIRE_CNI_TIMEOUT_S");
+	static char text[256];
 	double seconds = wanted ? strtod(wanted, NULL) : DEFAULT_TIMEOUT_S;
 	struct itimerval timer = { 0 };
 
@@ -129,7 +134,8 @@ static void set_alarm(void)
 		seconds = DEFAULT_TIMEOUT_S;
 	timer.it_value.tv_sec = seconds;
 	timer.it_value.tv_usec = (seconds - timer.it_value.tv_sec) * 1e6;
-	late_length = format_error(late, sizeof(late), versions[VERSIONS - 1], TRY_AGAIN, NO_ANSWER, "not in time");
+	format_error(text, sizeof(text), versions[VERSIONS - 1], TRY_AGAIN, NO_END, NOT_IN_TIME);
+	late = text;
 	signal(SIGALRM, on_alarm);
 	setitimer(ITIMER_REAL, &timer, NULL);
 }
@@ -215,15 +221,28 @@ static size_t put_environment(const char *self)
 	return length + 1;
 }
 
-static int connect_daemon(const char *conf)
+/* Where the daemon is; from here on it is the one that is waited for. */
+static const char *find_daemon(const char *conf, const char *version)
 {
-	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	const char *path = getenv("SAMEWIRE_CNI_SOCKET");
-	char named[sizeof(address.sun_path)];
-	int fd;
+	static char named[sizeof(where)], text[512];
+	char details[256];
 
 	if (!path || !path[0])
 		path = socket_of(conf, named, sizeof(named)) ? named : DEFAULT_SOCKET;
+	for (size_t i = 0; path[i] && i < sizeof(where) - 1; i++)
+		where[i] = path[i] < ' ' || path[i] > '~' || path[i] == '"' || path[i] == '\\' ? '?' : path[i];
+	snprintf(details, sizeof(details), "%s: " NOT_IN_TIME, where);
+	format_error(text, sizeof(text), version, TRY_AGAIN, NO_ANSWER, details);
+	late = text;
+	return path;
+}
+
+static int connect_daemon(const char *path)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int fd;
+
 	if (strlen(path) >= sizeof(address.sun_path)) {
 		errno = ENAMETOOLONG;
 		return -1;
@@ -269,7 +288,7 @@ int main(int argc, char **argv)
 	if (conf < 0)
 		return too_long("network configuration");
 	version = version_of(request + environment);
-	fd = connect_daemon(request + environment);
+	fd = connect_daemon(find_daemon(request + environment, version));
 	if (fd < 0)
 		return no_answer(version, "connect", strerror(errno));
 	send_request(fd, environment + conf);

@@ -104,9 +104,9 @@ class Recorder:
             pass  # a client that had enough
 
 
-def no_answer(version: str, details: str) -> tuple[int, dict[str, Any]]:
+def no_answer(version: str, socket: Path | str, why: str) -> tuple[int, dict[str, Any]]:
     message = "the samewire daemon does not answer"
-    return 1, {"cniVersion": version, "code": 11, "msg": message, "details": details}
+    return 1, {"cniVersion": version, "code": 11, "msg": message, "details": f"{socket}: {why}"}
 
 
 async def test_through_the_real_server(client: Client) -> None:
@@ -176,26 +176,41 @@ async def test_the_answer_is_printed_as_it_is(client: Client, answer: bytes) -> 
 )
 async def test_bad_answers(client: Client, answer: bytes, details: str) -> None:
     async with answering(client.socket, Recorder(answer)):
-        assert await client.run(variables("ADD")) == no_answer("1.0.0", details)
+        assert await client.run(variables("ADD")) == no_answer("1.0.0", client.socket, details)
 
 
 @pytest.mark.parametrize("verb", ["ADD", "DEL", "CHECK", "GC", "STATUS"])
 async def test_no_daemon(client: Client, verb: str) -> None:
     """DEL fails too: the runtime must come again, or pod and address would stay for ever."""
-    assert await client.run(variables(verb)) == no_answer("1.0.0", "connect: No such file or directory")
+    answer = await client.run(variables(verb))
+    assert answer == no_answer("1.0.0", client.socket, "connect: No such file or directory")
 
 
 async def test_no_daemon_any_more(client: Client) -> None:
     async with answering(client.socket, Recorder(b"")):
         pass
-    assert await client.run(variables("DEL"), b"") == no_answer("1.1.0", "connect: Connection refused")
+    answer = await client.run(variables("DEL"), b"")
+    assert answer == no_answer("1.1.0", client.socket, "connect: Connection refused")
 
 
 async def test_a_socket_that_cannot_be(client: Client) -> None:
     status, error = await client.run(variables("ADD"), SAMEWIRE_CNI_SOCKET="/" + "x" * 200)
     assert (status, error["code"]) == (1, 11)
+    assert error["details"].startswith("/" + "x" * 106 + ": connect: ")
     status, error = await client.run(variables("ADD"), SAMEWIRE_CNI_SOCKET="")
     assert (status, error["code"]) == (1, 11)
+    assert error["details"].startswith("/run/samewire/cni.sock: ")
+
+
+async def test_the_socket_that_a_configuration_names(client: Client, tmp_path: Path) -> None:
+    """Whatever it is called, the error is JSON."""
+    named = tmp_path / "näme\t"
+    stdin = b'{"cniVersion": "1.0.0", "samewireSocket": "%b"}' % os.fsencode(named)
+    answer = await client.run(variables("ADD"), stdin, SAMEWIRE_CNI_SOCKET="")
+    assert answer == no_answer("1.0.0", tmp_path / "n??me?", "connect: No such file or directory")
+    odd = f'{tmp_path}/"\\'
+    answer = await client.run(variables("ADD"), SAMEWIRE_CNI_SOCKET=odd)
+    assert answer == no_answer("1.0.0", tmp_path / "??", "connect: No such file or directory")
 
 
 async def test_a_daemon_that_does_not_answer(client: Client) -> None:
@@ -208,7 +223,7 @@ async def test_a_daemon_that_does_not_answer(client: Client) -> None:
     async with answering(client.socket, silent):
         answer = await client.run(variables("ADD"), SAMEWIRE_CNI_TIMEOUT_S="0.2")
         done.set()
-    assert answer == no_answer("1.1.0", "not in time")
+    assert answer == no_answer("1.0.0", client.socket, "not in time")
 
 
 async def test_a_runtime_that_never_ends_its_configuration(client: Client) -> None:
@@ -220,7 +235,9 @@ async def test_a_runtime_that_never_ends_its_configuration(client: Client) -> No
         out = await process.stdout.read()
         status = await process.wait()
     process.stdin.close()
-    assert (status, json.loads(out)) == no_answer("1.1.0", "not in time")
+    message = "the network configuration has no end"
+    error = {"cniVersion": "1.1.0", "code": 11, "msg": message, "details": "not in time"}
+    assert (status, json.loads(out)) == (1, error)
 
 
 @pytest.mark.parametrize("limit", ["", "nonsense", "-1", "0", "nan", "1e99"])

@@ -22,6 +22,7 @@ VERSION_WAIT_S = 0.2
 IO_FAILURE = 5
 TRY_AGAIN = 11
 NO_ANSWER = "the samewire daemon does not answer"
+NO_END = "the network configuration has no end"
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
 PLUGINS = ("win-bridge", "win-overlay", "sdnbridge", "sdnoverlay", "azure-vnet", "flannel")
@@ -32,7 +33,7 @@ _VERSION = re.compile(rb'"cniVersion"[ \t\r\n:]*"([0-9.]*)"')
 
 def main() -> int:
     """Answer one call; returns the exit status."""
-    signal.signal(signal.SIGALRM, _on_alarm)
+    _set_alarm(VERSIONS[-1], NO_END, "not in time")
     signal.setitimer(signal.ITIMER_REAL, _timeout_s())
     variables = {name: value for name, value in os.environb.items() if name.startswith(b"CNI_")}
     if variables.get(b"CNI_COMMAND") == b"VERSION":
@@ -48,13 +49,16 @@ def main() -> int:
     conf = _read(0, MAX_REQUEST - len(environment), None)
     if conf is None:
         return _fail(VERSIONS[-1], IO_FAILURE, "too long", "network configuration")
+    path, version = os.environ.get("SAMEWIRE_CNI_SOCKET") or socket_of(conf), version_of(conf)
+    where = _shown(path)
+    _set_alarm(version, NO_ANSWER, f"{where}: not in time")
     try:
         with socket.socket(socket.AF_UNIX) as daemon:
-            daemon.connect(os.environ.get("SAMEWIRE_CNI_SOCKET") or socket_of(conf))
+            daemon.connect(path)
             reply = _ask(daemon, environment + conf)
     except OSError as error:
-        return _fail(version_of(conf), TRY_AGAIN, NO_ANSWER, f"connect: {error.strerror or error}")
-    return _pass_on(reply, version_of(conf))
+        return _fail(version, TRY_AGAIN, NO_ANSWER, f"{where}: connect: {error.strerror or error}")
+    return _pass_on(reply, version, where)
 
 
 def version_of(conf: bytes) -> str:
@@ -70,6 +74,12 @@ def socket_of(conf: bytes) -> str:
     return os.fsdecode(found.group(1)) if found else DEFAULT_SOCKET
 
 
+def _shown(path: str) -> str:
+    """The socket as errors name it."""
+    start = os.fsencode(path)[:107]
+    return "".join("?" if byte < 32 or byte > 126 or byte in b'"\\' else chr(byte) for byte in start)
+
+
 def _ask(daemon: socket.socket, request: bytes) -> bytes | None:
     try:
         daemon.sendall(request)
@@ -79,12 +89,12 @@ def _ask(daemon: socket.socket, request: bytes) -> bytes | None:
     return _read(daemon.fileno(), MAX_REPLY, None)
 
 
-def _pass_on(reply: bytes | None, version: str) -> int:
+def _pass_on(reply: bytes | None, version: str, where: str) -> int:
     if reply is None:
-        return _fail(version, TRY_AGAIN, NO_ANSWER, "answer: too long")
+        return _fail(version, TRY_AGAIN, NO_ANSWER, f"{where}: answer: too long")
     status, newline, output = reply.partition(b"\n")
     if not newline or not status.isdigit() or int(status) > 255:
-        return _fail(version, TRY_AGAIN, NO_ANSWER, f"answer: {'malformed' if reply else 'none'}")
+        return _fail(version, TRY_AGAIN, NO_ANSWER, f"{where}: answer: {'malformed' if reply else 'none'}")
     signal.setitimer(signal.ITIMER_REAL, 0)
     sys.stdout.buffer.write(output)
     sys.stdout.flush()
@@ -115,8 +125,9 @@ def _read(fd: int, limit: int, wait_s: float | None) -> bytes | None:
     return data
 
 
-def _on_alarm(_signal: int, _frame: object) -> None:
-    os._exit(_fail(VERSIONS[-1], TRY_AGAIN, NO_ANSWER, "not in time"))
+def _set_alarm(version: str, message: str, details: str) -> None:
+    """What is said when the time is over; its clock runs apart from it."""
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(_fail(version, TRY_AGAIN, message, details)))
 
 
 def _fail(version: str, code: int, message: str, details: str) -> int:
