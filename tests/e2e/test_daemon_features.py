@@ -24,6 +24,7 @@ from tests.support.node import (
     ROUTER_IP,
     ROUTER_IP6,
     SHORT_S,
+    STALL_S,
     DaemonProcess,
     Json,
     NodeNet,
@@ -150,6 +151,26 @@ def test_dual_stack_where_the_runtime_switched_ipv6_off(net: NodeNet, node: Daem
     assert can_ping(pod, NODE_IP)
     assert can_ping(pod, NODE_IP6)
     assert can_ping(net.node, "fd00:244::2")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_the_first_datagram_of_a_pod_is_answered(net: NodeNet, node: DaemonProcess, family: int) -> None:
+    """A datagram is sent once: what is not ready when ADD returns, loses it or its answer."""
+    node.request("POST", "/v2/networks", overlay(subnet6="fd00:244::/64"))
+    kind = socket.AF_INET if family == 4 else socket.AF_INET6
+    with net.inside(), socket.socket(kind, socket.SOCK_DGRAM) as server:
+        server.bind(("", 0))
+        server.settimeout(STALL_S)
+        target = NODE_IP if family == 4 else NODE_IP6, server.getsockname()[1]
+        for number in range(40):
+            pod = net.pod()
+            with net.inside(pod), socket.socket(kind, socket.SOCK_DGRAM) as client:
+                client.settimeout(STALL_S)
+                node.add(f"pod{number}", pod, node.conf("pods", "10.244.0.0/24", "fd00:244::/64"))
+                client.sendto(b"first", target)
+                data, sender = server.recvfrom(100)
+                server.sendto(data, sender)
+                assert client.recv(100) == b"first", f"pod {number}"
 
 
 def test_a_bandwidth_cap_is_a_shaper_and_a_bucket(net: NodeNet, node: DaemonProcess) -> None:

@@ -20,6 +20,7 @@ from samewire.kernel import rtnetlink as rt
 from samewire.kernel.netns import NetNamespace, run_in
 from samewire.kernel.rtnetlink import codec
 from samewire.kernel.rtnetlink import socket as rt_socket
+from tests.support.node import poll
 
 pytestmark = pytest.mark.root
 Factory = Callable[[], NetNamespace]
@@ -314,6 +315,25 @@ def test_ipv6_routes(node: NetNamespace, netlink: rt.Netlink, ifindex: int) -> N
     assert unreachable.destination == packed("fd00:7::")
     netlink.request(rt.route_del(packed("fd00:7::"), 64, family=6))
     _assert_routes_agree(node, netlink, 6, 254)
+
+
+def test_an_own_address_stands_in_and_goes_by_itself(
+    node: NetNamespace, netlink: rt.Netlink, ifindex: int
+) -> None:
+    address = packed("fd00:1::9")
+
+    def standing() -> list[tuple[str, bool]]:
+        shown = ip(node, "-6", "route", "show", "table", "local", "fd00:1::9")
+        return sorted((str(route["protocol"]), 0 < route.get("expires", 0) <= 60) for route in shown)
+
+    netlink.request(rt.link_set(ifindex, up=True))
+    for _ in range(2):
+        netlink.batch([rt.address_add(ifindex, address, 64, family=6), rt.own_address(ifindex, address)])
+    # The kernel's own comes after a while, and does not mind it.
+    poll("both stand", lambda: standing() == [("83", True), ("kernel", False)])
+    netlink.batch([rt.address_del(ifindex, address, 64, family=6), rt.own_address_del(ifindex, address)])
+    assert standing() == []
+    netlink.request(rt.own_address_del(ifindex, address))
 
 
 @pytest.mark.parametrize(("family", "prefix", "bits"), [(4, "10.5.0.0", 16), (6, "fd00:5::", 48)])

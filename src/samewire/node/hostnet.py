@@ -16,6 +16,8 @@ from samewire.kernel.rtnetlink import (
     address_del,
     address_dump,
     fdb_dump,
+    own_address,
+    own_address_del,
     route_del,
     route_dump,
     route_replace,
@@ -167,18 +169,19 @@ class HostNet:
     def _requests(self, change: BindingChange) -> list[Request]:
         match change.wish:
             case WantedAddress(prefix):
-                return [self._address(prefix, change.add)]
+                return self._address(prefix, change.add)
             case HostRoute() as route:
                 return [self._route(route, change.add)]
         return []
 
-    def _address(self, prefix: Prefix, add: bool) -> Request:
+    def _address(self, prefix: Prefix, add: bool) -> list[Request]:
         packed = short(prefix.packed, prefix.family)
         if add:
-            return address_add(self.host, packed, prefix.bits, family=prefix.family, noprefixroute=True)
-        return address_del(self.host, packed, prefix.bits, family=prefix.family).tolerating(
-            errno.EADDRNOTAVAIL
-        )
+            request = address_add(self.host, packed, prefix.bits, family=prefix.family, noprefixroute=True)
+            return [request, own_address(self.host, packed)] if prefix.family == 6 else [request]
+        request = address_del(self.host, packed, prefix.bits, family=prefix.family)
+        request = request.tolerating(errno.EADDRNOTAVAIL)
+        return [request, own_address_del(self.host, packed)] if prefix.family == 6 else [request]
 
     def _route(self, route: HostRoute, add: bool) -> Request:
         destination = route.destination

@@ -29,6 +29,8 @@ from samewire.kernel.rtnetlink import (
     link_set,
     link_settle,
     neighbour_replace,
+    own_address,
+    own_address_del,
     qdisc_del_root,
     qdisc_dump,
     route_del,
@@ -131,6 +133,7 @@ def pod_requests(link: PortLink, peer: int) -> list[Request]:
         address_add(peer, short(prefix.packed, prefix.family), prefix.bits, family=prefix.family)
         for prefix in link.addresses
     ]
+    requests += [own_address(peer, prefix.packed) for prefix in link.addresses if prefix.family == 6]
     requests += [_route_request(link, route, peer) for route in link.routes]
     requests += [
         neighbour_replace(
@@ -277,13 +280,14 @@ def _removals(before: PortLink, after: PortLink, peer: int) -> list[Request]:
         for route in before.routes
         if route not in after.routes
     ]
+    gone = [prefix for prefix in before.addresses if prefix not in after.addresses]
     requests += [
         address_del(peer, short(prefix.packed, prefix.family), prefix.bits, family=prefix.family).tolerating(
             errno.EADDRNOTAVAIL
         )
-        for prefix in before.addresses
-        if prefix not in after.addresses
+        for prefix in gone
     ]
+    requests += [own_address_del(peer, prefix.packed) for prefix in gone if prefix.family == 6]
     if before.outgoing_rate_bytes_per_s and not after.outgoing_rate_bytes_per_s:
         requests.append(qdisc_del_root(peer).tolerating(errno.ENOENT, errno.EINVAL))
     return requests

@@ -44,7 +44,14 @@ from samewire.kernel.rtnetlink.neighbours import (
     neighbour_dump,
     neighbour_replace,
 )
-from samewire.kernel.rtnetlink.routes import Route, route_del, route_dump, route_replace
+from samewire.kernel.rtnetlink.routes import (
+    Route,
+    own_address,
+    own_address_del,
+    route_del,
+    route_dump,
+    route_replace,
+)
 from samewire.kernel.rtnetlink.sieve import Names
 from samewire.kernel.rtnetlink.socket import Netlink
 from samewire.kernel.rtnetlink.tc import (
@@ -106,6 +113,8 @@ __all__ = [
     "neighbour_del",
     "neighbour_dump",
     "neighbour_replace",
+    "own_address",
+    "own_address_del",
     "qdisc_del_root",
     "qdisc_dump",
     "route_del",

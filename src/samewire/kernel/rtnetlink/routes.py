@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 
 import msgspec
@@ -16,6 +17,7 @@ RTM_DELROUTE = 25
 _RTM_GETROUTE = 26
 
 TABLE_MAIN = 254
+TABLE_LOCAL = 255
 PROTOCOL = 83
 SCOPE_UNIVERSE = 0
 SCOPE_LINK = 253
@@ -31,8 +33,10 @@ _RTA_METRICS = 8
 _RTA_MULTIPATH = 9
 _RTA_TABLE = 15
 _RTA_VIA = 18
+_RTA_EXPIRES = 23
 _RTAX_MTU = 2
 _NO_METRICS = memoryview(b"")
+_STAND_IN_S = 60  # far longer than the kernel takes, however busy the machine
 _RTNH_F_DEAD = 1
 _RTNH_F_ONLINK = 4
 _RTNH_F_LINKDOWN = 16
@@ -79,12 +83,13 @@ def route_replace(
     kind: str = "unicast",
     metric: int = 0,
     mtu: int = 0,
+    expires_s: int = 0,
 ) -> Request:
     """Add a route, or put it in the place of the one with the same destination, table and metric.
 
     ``destination`` ``None`` with ``bits`` 0 is the default route. IPv4 takes a gateway of the other IP version
     too ("via inet6"). ``mtu`` is in bytes, 0 = the interface's. ``scope`` defaults to what ``ip route`` takes: link
-    without a gateway, host for local routes, else universe.
+    without a gateway, host for local routes, else universe. An IPv6 route with ``expires_s`` (seconds) goes by itself.
     """
     if scope is None:
         scope = _default_scope(family, gateway, kind)
@@ -95,6 +100,8 @@ def route_replace(
         body += codec.attribute(_RTA_PREFSRC, source)
     if mtu:
         body += codec.nested(_RTA_METRICS, codec.u32(_RTAX_MTU, mtu))
+    if expires_s:
+        body += codec.u32(_RTA_EXPIRES, expires_s)
     operation = f"set {_words(destination, bits, family, table)}"
     return Request(RTM_NEWROUTE, codec.NLM_F_CREATE | codec.NLM_F_REPLACE, body, operation)
 
@@ -115,6 +122,23 @@ def route_del(
     head = _head(destination, bits, family, table, protocol, _SCOPE_NOWHERE, "", False)
     body = head + _attributes(destination, family, table, oif, gateway, metric)
     return Request(RTM_DELROUTE, 0, body, f"delete {_words(destination, bits, family, table)}")
+
+
+def own_address(ifindex: int, address: bytes) -> Request:
+    """Has an interface that is up take packets to its new IPv6 address at once.
+
+    The kernel's own route for that is made by a work queue, milliseconds after :func:`address_add` has been answered;
+    until then answers to what the address sends are lost. This one stands in for it, and goes by itself.
+    """
+    return route_replace(
+        address, 128, family=6, oif=ifindex, table=TABLE_LOCAL, kind="local", expires_s=_STAND_IN_S
+    )
+
+
+def own_address_del(ifindex: int, address: bytes) -> Request:
+    """Takes back :func:`own_address`, if it is still there."""
+    route = route_del(address, 128, family=6, oif=ifindex, table=TABLE_LOCAL)
+    return route.tolerating(errno.ESRCH)
 
 
 def route_dump(family: int, table: int | None = None) -> Query[Route]:
