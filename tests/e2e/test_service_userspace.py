@@ -76,6 +76,35 @@ def test_answers_are_those_of_the_switch(cluster: Cluster, group: Path) -> None:
     poll("nobody", lambda: names(ask(client, VIPS[0], 80, wait_s=SHORT_S)) == {"refused"})
 
 
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_the_last_endpoint_is_not_ready_for_a_while(cluster: Cluster, protocol: str) -> None:
+    """Its connections go on, whatever the policy; who comes now is refused, or hears nothing."""
+    cluster.pod("one", port=8080)
+    client, outside = cluster.pod("client"), cluster.net.router
+    made = service("web", *VIPS, type="NodePort", ports=PORTS, externalTrafficPolicy="Local")
+
+    def say(ready: bool) -> None:
+        cluster.write("web", made, *cluster.slices("web", "one", ready=ready, serving=True))
+
+    def answers(namespace: str, address: str, port: int) -> set[str]:
+        return names(ask(namespace, address, port, protocol=protocol, wait_s=SHORT_S))
+
+    say(True)
+    poll("the service", lambda: answers(outside, NODE_IP, 30080) == answers(client, VIPS[0], 80) == {"one"})
+    with held(client, VIPS[0], 80, protocol) as inside, held(outside, NODE_IP, 30080, protocol) as without:
+        stay = (inside, without)
+        assert all(one.ask().startswith("one ") for one in stay)
+        say(False)
+        poll("nobody new", lambda: answers(client, VIPS[0], 80) == {"refused"})
+        assert answers(outside, NODE_IP, 30080) != {"one"}
+        assert all(one.ask().startswith("one ") for one in stay)
+        say(True)
+        poll(
+            "it is back", lambda: answers(client, VIPS[0], 80) == answers(outside, NODE_IP, 30080) == {"one"}
+        )
+        assert all(one.ask().startswith("one ") for one in stay)
+
+
 def test_the_daemon_and_the_relay_end(cluster: Cluster) -> None:
     """Without the daemon all goes on; without the relay its connections end, and new ones work at once."""
     cluster.pod("one", port=8080)

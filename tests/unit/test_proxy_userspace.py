@@ -121,8 +121,32 @@ async def test_another_pod_at_an_address_gets_nothing_of_the_first(relay: Relay)
 async def test_without_an_active_backend_the_switch_refuses(relay: Relay) -> None:
     inner = FakeWriter()
     writer = RelayWriter(inner, relay, lambda: ["127.0.0.1"])
-    await writer.write([load_balancer(("10.244.0.2", LOCAL | DRAINING))], [])
+    await writer.write([load_balancer()], [])
     assert inner.objects[ID].backends == ()
+
+
+@pytest.mark.parametrize(
+    ("backends", "flags"),
+    [
+        ([LOCAL, 0], [0, LOCAL | LOCAL_ONLY]),
+        ([LOCAL | DRAINING, 0], [0, LOCAL | LOCAL_ONLY | DRAINING]),
+        ([LOCAL | LOCAL_ONLY, DRAINING], [DRAINING, LOCAL | LOCAL_ONLY]),
+        ([LOCAL | DRAINING, DRAINING], [DRAINING, LOCAL | LOCAL_ONLY | DRAINING]),
+        ([0], [0]),
+        ([LOCAL | LOCAL_ONLY], [LOCAL | LOCAL_ONLY]),
+    ],
+)
+async def test_a_listener_drains_as_long_as_what_is_behind_it(
+    relay: Relay, backends: list[int], flags: list[int]
+) -> None:
+    """The switch would end the connections of a backend that it no longer has."""
+    inner = FakeWriter()
+    writer = RelayWriter(inner, relay, lambda: ["127.0.0.1"])
+    found = [(f"10.244.0.{number}", one) for number, one in enumerate(backends)]
+    await writer.write([load_balancer(*found, local=True)], [])
+    assert [one.flags for one in inner.objects[ID].backends] == flags
+    await writer.write([load_balancer(("10.244.0.2", LOCAL | DRAINING))], [])
+    assert [one.flags for one in inner.objects[ID].backends] == [LOCAL | DRAINING]
 
 
 async def test_sctp_stays_with_the_switch(relay: Relay) -> None:

@@ -191,19 +191,22 @@ def _service(
 
 
 def _relayed(lb: LoadBalancer, ports: Mapping[str, int], addresses: Sequence[str]) -> LoadBalancer:
-    """The load balancer as the switch gets it. Without a backend it stays so: the refusal is the switch's."""
+    """The load balancer as the switch gets it. Without a backend that takes connections the refusal is the switch's; a
+    listener drains while one behind it does.
+    """
     listen = _listen_address(lb, addresses)
     if not _is_relayed(lb) or listen is None:
         return lb
-    active = [one for one in lb.backends if not one.flags & _DRAINING]
     local_policy = lb.external_traffic_policy_local
     backends = []
-    if any(not one.flags & _LOCAL_ONLY for one in active):
-        flags = 0 if local_policy else _LOCAL
+    everybody = _state(one for one in lb.backends if not one.flags & _LOCAL_ONLY)
+    if everybody is not None:
+        flags = everybody | (0 if local_policy else _LOCAL)
         backends.append(LoadBalancerBackend(ip_address=listen, port=ports[lb.id], flags=flags))
-    if local_policy and any(one.flags & _LOCAL for one in active):
-        port = ports[lb.id + _LOCAL_SUFFIX]
-        backends.append(LoadBalancerBackend(ip_address=listen, port=port, flags=_LOCAL | _LOCAL_ONLY))
+    here = _state(one for one in lb.backends if one.flags & _LOCAL) if local_policy else None
+    if here is not None:
+        port, flags = ports[lb.id + _LOCAL_SUFFIX], here | _LOCAL | _LOCAL_ONLY
+        backends.append(LoadBalancerBackend(ip_address=listen, port=port, flags=flags))
     mapping = replace(
         lb.port_mappings[0],
         internal_port=backends[0].port if backends else 0,
@@ -216,3 +219,8 @@ def _relayed(lb: LoadBalancer, ports: Mapping[str, int], addresses: Sequence[str
         flags=lb.flags & _NOT_DIRECT,
         affinity_timeout=0,
     )
+
+
+def _state(backends: Iterable[LoadBalancerBackend]) -> int | None:
+    """What the switch is told of a listener with these backends: a flag, or none. None: nobody needs it."""
+    return min((one.flags & _DRAINING for one in backends), default=None)
