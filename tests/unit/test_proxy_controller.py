@@ -326,14 +326,32 @@ async def test_one_change_touches_one_service(rig: Rig) -> None:
     assert rig.writer.writes == [(list(rig.proxy.load_balancer_ids(("shop", "s7"))), [])]
 
 
-async def test_a_deleted_load_balancer_is_made_again(rig: Rig) -> None:
+async def test_a_deleted_load_balancer_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller, "VERIFY_S", 0.001)
+    rig = Rig()
+    rig.proxy.start()
     await rig.source.start()
     rig.source.put(service())
     await rig.settle()
     rig.writer.objects.clear()
-    rig.proxy._verify()
+    await until(lambda: rig.lb() is not None)
+    await rig.proxy.close()
+
+
+async def test_a_change_does_not_wait_until_all_have_been_looked_at(rig: Rig) -> None:
+    await rig.source.start()
+    for number in range(3 * controller.BATCH):
+        rig.source.put(service(f"s{number}", ips=(f"10.97.{number >> 8}.{number & 255}",)))
     await rig.settle()
-    assert rig.lb() is not None
+    rig.writer.writes.clear()
+    looking = asyncio.create_task(rig.proxy._verify())
+    await asyncio.sleep(0)  # it begins
+    rig.source.put(endpoint_slice(endpoint("10.244.2.1"), of="s7"))
+    await until(lambda: bool(rig.writer.writes))
+    assert not looking.done()
+    await looking
+    await rig.settle()
+    assert len(rig.writer.writes) == 1, "nothing was lost"
 
 
 async def test_the_node_moves_to_another_zone(rig: Rig) -> None:

@@ -67,20 +67,21 @@ class ServiceProxy:
         self._writing = False
         self._born_s = time.time()
         self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin to watch and to write; the source may be started before or after."""
         self._source.watch(Service, self._on_services)
         self._source.watch(EndpointSlice, self._on_slices)
         self._source.watch(Node, self._on_nodes)
-        self._task = asyncio.create_task(self._run())
+        self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._look_after())]
 
     async def close(self) -> None:
         """Stop. What is written stays."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     def look_again(self) -> None:
         """The network, or the addresses of node ports, may be others now."""
@@ -160,16 +161,12 @@ class ServiceProxy:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        verified_s = loop.time()
         while True:
             try:
                 wait_s = await self._round()
             except Exception:  # a bug must not end the proxy for good
                 log.exception("services have not been written")
                 wait_s = NETWORK_RETRY_S
-            if loop.time() >= verified_s + VERIFY_S:
-                self._verify()
-                verified_s = loop.time()
             # not wait_for: when the event and a cancellation meet, Python 3.11's forgets the cancellation
             timer = loop.call_later(wait_s, self._wake.set)
             await self._wake.wait()
@@ -383,11 +380,19 @@ class ServiceProxy:
                 for at_s in times:
                     self.figures.programming.observe(max(now - at_s, 0.0))
 
-    def _verify(self) -> None:
-        """Services that have lost a load balancer are written again."""
+    async def _look_after(self) -> None:
+        while True:
+            await asyncio.sleep(VERIFY_S)
+            await self._verify()
+
+    async def _verify(self) -> None:
+        """Services that have lost a load balancer are written again. Changes go on between some and the next."""
         get = self._writer.get
-        lost = [key for key, ids in self._written.items() if any(get(lb_id) is None for lb_id in ids)]
-        self._mark([key for key in lost if key not in self._retries], _now())
+        written = iter(list(self._written.items()))
+        while some := list(islice(written, BATCH)):
+            lost = [key for key, ids in some if any(get(lb_id) is None for lb_id in ids)]
+            self._mark([key for key in lost if key not in self._retries], _now())
+            await asyncio.sleep(0)
 
 
 def _now() -> float:
