@@ -267,6 +267,16 @@ def test_texts_name_the_field(world: World) -> None:
     assert all(named)
 
 
+def test_a_fault_of_a_policy_is_where_the_request_has_it(world: World) -> None:
+    asked = [
+        (body, world.node.ask(method, path, body)[1]["Error"])
+        for _, method, path, body in cases(world)
+        if isinstance(body, dict) and body.get("ResourceType") == "Policy"
+    ]
+    assert len(asked) >= 8
+    assert [(body, said) for body, said in asked if not said.startswith("$.Settings.Policies[0]")] == []
+
+
 def test_who_may_not(world: World) -> None:
     """The socket's mode keeps others out; who opened it to them meets the daemon's own look at who asks."""
     path = world.node.run_dir / "samewire.sock"

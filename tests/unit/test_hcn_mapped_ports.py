@@ -153,6 +153,29 @@ async def test_one_port_at_very_many_addresses_is_not_compared_with_itself(
             await create(service, network, taken)
 
 
+@pytest.mark.parametrize(
+    ("how", "given", "place"),
+    [
+        (RequestType.ADD, (mapping(82), mapping(80)), 1),
+        (RequestType.ADD, (mapping(81, vip="10.9.0.1"), mapping(82)), 0),
+        (RequestType.UPDATE, (QOS(), mapping(81), mapping(82), mapping(80)), 3),
+        (RequestType.UPDATE, (mapping(80), mapping(81)), 0),
+    ],
+)
+async def test_a_clash_is_where_the_caller_put_it(
+    service: HnsService, network: Network, how: RequestType, given: tuple[Policy, ...], place: int
+) -> None:
+    await create(service, network, mapping(80))
+    one = await create(service, network, QOS(), mapping(81))
+    with pytest.raises(HcnError) as caught:
+        await modify(service, one, how, *given)
+    assert caught.value.message.startswith(f"$.Settings.Policies[{place}].Settings.ExternalPort: port 8")
+    assert service.get(Kind.ENDPOINT, one.id) == one
+    with pytest.raises(HcnError) as caught:
+        await create(service, network, QOS(), mapping(83), mapping(80))
+    assert caught.value.message.startswith("$.Policies[2].Settings.ExternalPort: port 80")
+
+
 async def test_when_there_is_none_left(
     service: HnsService, switch: FakeSwitch, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:

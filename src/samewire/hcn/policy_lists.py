@@ -29,6 +29,12 @@ P = TypeVar("P")
 
 PolicyList = Numbered[Policy]
 
+OF_OBJECT: Final = "$.Policies"
+"""Where the policies of an object are in it."""
+
+GIVEN: Final = "$.Settings.Policies"
+"""Where policies are in a modify request."""
+
 MANY: Final = 64
 """Policies of an object that are stored and shown as a whole."""
 
@@ -69,17 +75,17 @@ def named(policies: Iterable[Policy], kind: type[P]) -> list[tuple[int, P]]:
     return [(name_of(number), policy) for number, policy in zip(group.numbers, group.items, strict=True)]
 
 
-def placed(policies: Iterable[Policy], kind: type[P]) -> Iterator[tuple[str, P]]:
-    """The policies of one type with where they are, for error messages."""
+def placed(policies: Iterable[Policy], kind: type[P], path: str = OF_OBJECT) -> Iterator[tuple[str, P]]:
+    """The policies of one type with where they are in the list at ``path``, for error messages."""
     listed = numbered(policies)
     group = listed.group(kind)
     for number, policy in zip(group.numbers, group.items, strict=True):
-        yield path_of(listed, number), policy
+        yield path_of(listed, number, path), policy
 
 
-def path_of(policies: PolicyList, number: int) -> str:
-    """Where a policy is, by its number."""
-    return f"$.Policies[{bisect_left(policies.numbers, number)}].Settings"
+def path_of(policies: PolicyList, number: int, path: str = OF_OBJECT, skipped: int = 0) -> str:
+    """Where a policy is, by its number, in a list at ``path`` that has all but the first ``skipped`` of these."""
+    return f"{path}[{bisect_left(policies.numbers, number) - skipped}].Settings"
 
 
 def mapped_ports(policy: Policy) -> tuple[tuple[int, int], ...]:

@@ -26,10 +26,18 @@ from samewire.hcn.plan.context import (
 from samewire.hcn.plan.macs import choose_mac
 from samewire.hcn.plan.mapped_ports import with_ports
 from samewire.hcn.plan.members import routes_without, without_endpoints
-from samewire.hcn.plan.policies import add_policies, check_sets, remove_policies, without_policies
+from samewire.hcn.plan.policies import Policies, add_policies, check_sets, remove_policies, without_policies
 from samewire.hcn.plan.uplink import check_constraint, check_translation, check_vlans
-from samewire.hcn.policies import Policy, PortMapping, SDNRoute, mapping_family, select
-from samewire.hcn.policy_lists import PolicyList, mapped_places, mapped_ports
+from samewire.hcn.policies import VLAN, PortMapping, SDNRoute, mapping_family
+from samewire.hcn.policy_lists import (
+    GIVEN,
+    OF_OBJECT,
+    PolicyList,
+    mapped_places,
+    mapped_ports,
+    path_of,
+    placed,
+)
 from samewire.hcn.schema import Endpoint, Kind, Namespace, NamespaceType, Network, NetworkType
 from samewire.hcn.state import View
 from samewire.hcn.switch import Change
@@ -61,17 +69,12 @@ def prepare_endpoint(context: Context, endpoint: Endpoint) -> tuple[Endpoint, li
     network = get_network(context.view, guid(endpoint.network_id, "$.HostComputeNetwork"))
     endpoint = _replace(check_endpoint(endpoint), network_id=network.id)
     refuse_existing(context.view, Kind.ENDPOINT, endpoint.id)
-    _check_remote(endpoint)
-    _check_private(network, endpoint.policies)
-    check_vlans(network, endpoint.policies, context.facts)
-    check_translation(network, endpoint.policies, context.facts)
-    check_constraint(endpoint.policies, context.facts)
-    check_sets(network, endpoint.policies, "$.Policies")
+    _check_given(context, network, endpoint, endpoint.policies, OF_OBJECT)
     endpoint = fill_addresses(context.pool, context.view, network, context.facts, endpoint)
     endpoint = _replace(endpoint, mac_address=choose_mac(context.view, network, endpoint))
     endpoint = with_ports(context, endpoint)
     replaced = delete_endpoints(context.view, _replaced(context.view, endpoint), endpoint)
-    _check_mappings(context.view, endpoint, numbered(endpoint.policies).group(PortMapping).numbers)
+    _check_mappings(context.view, endpoint, numbered(endpoint.policies).group(PortMapping).numbers, OF_OBJECT)
     return endpoint, replaced
 
 
@@ -88,7 +91,7 @@ def modify_endpoint(context: Context, endpoint_id: str, request: ModifySettingRe
         raise HcnError(HcnCode.REQUEST_UNSUPPORTED, "$.ResourceType: an endpoint has Policy and Port")
     given = request.settings.policies
     if request.request_type is RequestType.UPDATE:
-        checked = check_policies(given, Scope.ENDPOINT, "$.Settings.Policies")
+        checked = check_policies(given, Scope.ENDPOINT, GIVEN)
         policies = numbered(before.policies).updated(checked)
     elif request.request_type is RequestType.ADD:
         policies = add_policies(before.policies, given, Scope.ENDPOINT)
@@ -98,16 +101,11 @@ def modify_endpoint(context: Context, endpoint_id: str, request: ModifySettingRe
         policies = without_policies(before.policies)
     if request.request_type in (RequestType.ADD, RequestType.UPDATE):
         network = get_network(context.view, before.network_id)
-        _check_private(network, given)
-        check_vlans(network, given, context.facts)
-        check_translation(network, given, context.facts)
-        check_constraint(given, context.facts)
-        check_sets(network, given, "$.Settings.Policies")
-    after = _replace(before, policies=policies)
-    _check_remote(after)
-    after = with_ports(context, after, before.policies)
+        _check_given(context, network, before, given, GIVEN)
+    after = with_ports(context, _replace(before, policies=policies), before.policies)
     new = numbered(after.policies).difference(numbered(before.policies)).of(PortMapping).new
-    _check_mappings(context.view, after, [number for number, _ in new])
+    kept = len(before.policies) if request.request_type is RequestType.ADD else 0
+    _check_mappings(context.view, after, [number for number, _ in new], GIVEN, kept)
     return modified(Kind.ENDPOINT, before, after)
 
 
@@ -124,24 +122,27 @@ def _modify_port(endpoint: Endpoint, how: RequestType, settings: PortSettings) -
     )
 
 
-def _check_private(network: Network, policies: tuple[Policy, ...]) -> None:
-    """Refuse a way to the node out of a network that has none, now and not when it is attached. Raises
-    HcnError.
+def _check_given(
+    context: Context, network: Network, endpoint: Endpoint, policies: Policies, path: str
+) -> None:
+    """Refuse what an endpoint of this network, on this node, cannot have; errors name the place in the list at
+    ``path``. Raises HcnError.
     """
-    if network.type is not NetworkType.PRIVATE:
-        return
-    if any(isinstance(policy, SDNRoute) and not policy.next_hop for policy in policies):
+    for where, _ in placed(policies, PortMapping, path) if endpoint.is_remote else ():
         raise HcnError(
-            HcnCode.INVALID_POLICY,
-            "$.Policies: SDNRoute: a Private network has no path to the node; give a NextHop",
+            HcnCode.INVALID_REMOTE_ENDPOINT_OPERATION, f"{where}: a remote endpoint has no port mappings"
         )
-
-
-def _check_remote(endpoint: Endpoint) -> None:
-    if endpoint.is_remote and select(endpoint.policies, PortMapping):
-        raise HcnError(
-            HcnCode.INVALID_REMOTE_ENDPOINT_OPERATION, "$.Policies: a remote endpoint has no port mappings"
-        )
+    # Now, and not when it is attached.
+    for where, route in placed(policies, SDNRoute, path) if network.type is NetworkType.PRIVATE else ():
+        if not route.next_hop:
+            raise HcnError(
+                HcnCode.INVALID_POLICY,
+                f"{where}.NextHop: a Private network has no path to the node; give a next hop",
+            )
+    check_vlans(network, placed(policies, VLAN, path), context.facts)
+    check_translation(network, policies, context.facts, path)
+    check_constraint(policies, context.facts, path)
+    check_sets(network, policies, path)
 
 
 def delete_endpoint(context: Context, endpoint_id: str) -> list[Change]:
@@ -233,9 +234,9 @@ def _replaced(view: View, endpoint: Endpoint) -> list[Endpoint]:
     return list(replaced.values())
 
 
-def _check_mappings(view: View, endpoint: Endpoint, new: Iterable[int]) -> None:
-    """Refuse new policies, by their numbers, that map a node port a second time. Raises
-    HcnError(PORT_ALREADY_EXISTS).
+def _check_mappings(view: View, endpoint: Endpoint, new: Iterable[int], path: str, kept: int = 0) -> None:
+    """Refuse new policies, by their numbers, that map a node port a second time; ``path`` is that of the list that
+    they were given in, which comes after ``kept`` others in the endpoint's. Raises HcnError(PORT_ALREADY_EXISTS).
 
     One that outbound NAT uses, too, may be mapped, as on Windows: NAT takes a port for a connection to one remote
     address and port, and another one where a mapped connection from there is.
@@ -254,8 +255,8 @@ def _check_mappings(view: View, endpoint: Endpoint, new: Iterable[int]) -> None:
                     continue
                 raise HcnError(
                     HcnCode.PORT_ALREADY_EXISTS,
-                    f"$.Policies: port {policy.external_port} of protocol {policy.protocol} is mapped to "
-                    f"port {theirs.internal_port} of endpoint {other.id}",
+                    f"{path_of(own, mine, path, kept)}.ExternalPort: port {policy.external_port} of protocol "
+                    f"{policy.protocol} is mapped to port {theirs.internal_port} of endpoint {other.id}",
                 )
 
 

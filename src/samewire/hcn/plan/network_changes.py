@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -29,8 +29,8 @@ from samewire.hcn.plan.policies import (
     without_policies,
 )
 from samewire.hcn.plan.uplink import check_source_mac, check_translation, check_vlans, tag_of, vlans_of
-from samewire.hcn.policies import HostRoute, SetPolicy, first
-from samewire.hcn.policy_lists import identities, set_identity, sets_of
+from samewire.hcn.policies import VLAN, HostRoute, SetPolicy, first
+from samewire.hcn.policy_lists import GIVEN, OF_OBJECT, identities, placed, set_identity, sets_of
 from samewire.hcn.schema import Dns, Ipam, IpConfiguration, IpSubnet, Kind, Network, Subnet
 from samewire.hcn.state import View
 from samewire.hcn.switch import Change
@@ -54,14 +54,26 @@ def modify_network(context: Context, network_id: str, *requests: ModifySettingRe
             raise HcnError(HcnCode.REQUEST_UNSUPPORTED, "$.ResourceType: not one of a network")
         if request.request_type is not RequestType.REFRESH:
             after = stamped(change(context, after, request.request_type, request.settings), context.facts)
-    known = vlans_of(before) if after.vlan == before.vlan else ()
-    check_vlans(after, (policy for policy in vlans_of(after) if policy not in known), context.facts)
+    _check_vlans(context, before, after, requests)
     check_source_mac(after)
     if tag_of(after, context.facts) != tag_of(before, context.facts):
         check_clashes(context.view, after, context.facts)
         for endpoint in context.view.endpoints_of_network(after.id):
-            check_translation(after, endpoint.policies, context.facts)
+            check_translation(after, endpoint.policies, context.facts, f"endpoint {endpoint.id}: {OF_OBJECT}")
     return modified(Kind.NETWORK, before, after)
+
+
+def _check_vlans(
+    context: Context, before: Network, after: Network, requests: Sequence[ModifySettingRequest]
+) -> None:
+    """Refuse new VLANs that the network's frames would not carry, in terms of the request where they are its own
+    policies. Raises HcnError.
+    """
+    known = {vlan for _, vlan in vlans_of(before)} if after.vlan == before.vlan else set()
+    lists = (one.settings.policies for one in requests if isinstance(one.settings, PolicySettings))
+    given = {vlan: where for policies in lists for where, vlan in placed(policies, VLAN, GIVEN)}
+    new = ((given.get(vlan, where), vlan) for where, vlan in vlans_of(after) if vlan not in known)
+    check_vlans(after, new, context.facts)
 
 
 def check_extension(extension_id: str, enabled: bool, path: str) -> None:
@@ -89,12 +101,12 @@ def _policies(context: Context, network: Network, how: RequestType, settings: Po
     elif how is RequestType.REMOVE:
         policies = remove_policies(network.policies, given, Scope.NETWORK)
     else:
-        check_adapter(given, context.facts)
+        check_adapter(given, context.facts, GIVEN)
         change = add_policies if how is RequestType.ADD else put_policies
         policies = change(network.policies, given, Scope.NETWORK)
     after = _replace(network, policies=policies)
     if how in (RequestType.ADD, RequestType.UPDATE):
-        check_sets(after, given, "$.Settings.Policies")
+        check_sets(after, given, GIVEN)
         if first(after.policies, HostRoute) and not first(network.policies, HostRoute):
             check_clashes(context.view, after, context.facts)
     if how is not RequestType.ADD:
@@ -111,7 +123,7 @@ def _refuse_to_lose_sets(view: View, before: Network, after: Network) -> None:
         if set_identity(lost) not in there and (lost in named or view.is_set_named(before.id, lost)):
             raise HcnError(
                 HcnCode.ENTITY_HAS_REFERENCES,
-                f"$.Settings.Policies: the set {lost} is named by an ACL or another set; remove that first",
+                f"{GIVEN}: the set {lost} is named by an ACL or another set; remove that first",
             )
 
 

@@ -23,7 +23,7 @@ from samewire.hcn.policies import (
     first,
     parse_prefix,
 )
-from samewire.hcn.policy_lists import PolicyList
+from samewire.hcn.policy_lists import OF_OBJECT, PolicyList, placed
 from samewire.hcn.schema import (
     Ipam,
     Kind,
@@ -64,10 +64,10 @@ def create_network(context: Context, network: Network) -> list[Change]:
         network = _replace(network, ipams=(Ipam(subnets=(_default_subnet(context),)),))
     network = with_gateways(network)
     check_clashes(context.view, network, context.facts)
-    check_adapter(network.policies, context.facts)
+    check_adapter(network.policies, context.facts, OF_OBJECT)
     check_vlans(network, vlans_of(network), context.facts)
     check_source_mac(network)
-    check_sets(network, network.policies, "$.Policies")
+    check_sets(network, network.policies, OF_OBJECT)
     if network.type is NetworkType.OVERLAY and not (context.facts.management_ips and context.facts.dr_mac):
         raise HcnError(
             HcnCode.ADAPTER_NOT_FOUND,
@@ -158,22 +158,24 @@ def check_clashes(view: View, network: Network, facts: NodeFacts) -> None:
                     )
 
 
-def check_adapter(policies: tuple[Policy, ...], facts: NodeFacts) -> None:
+def check_adapter(policies: tuple[Policy, ...], facts: NodeFacts, path: str) -> None:
     """Refuse an adapter, or an address of one, that is not the node's uplink. Raises
     HcnError(ADAPTER_NOT_FOUND).
     """
-    adapter = first(policies, NetAdapterName)
-    if adapter and facts.uplink and adapter.network_adapter_name != facts.uplink:
-        raise HcnError(
-            HcnCode.ADAPTER_NOT_FOUND,
-            f"$.Policies: the uplink of this node is {facts.uplink}, not {adapter.network_adapter_name}",
-        )
-    check_constraint(policies, facts)
-    provider = first(policies, ProviderAddress)
-    if provider and provider.provider_address not in facts.management_ips:
-        raise HcnError(
-            HcnCode.ADAPTER_NOT_FOUND, f"$.Policies: the uplink does not hold {provider.provider_address}"
-        )
+    for where, adapter in placed(policies, NetAdapterName, path):
+        if facts.uplink and adapter.network_adapter_name != facts.uplink:
+            raise HcnError(
+                HcnCode.ADAPTER_NOT_FOUND,
+                f"{where}.NetworkAdapterName: the uplink of this node is {facts.uplink}, not "
+                f"{adapter.network_adapter_name}",
+            )
+    check_constraint(policies, facts, path)
+    for where, provider in placed(policies, ProviderAddress, path):
+        if provider.provider_address not in facts.management_ips:
+            raise HcnError(
+                HcnCode.ADAPTER_NOT_FOUND,
+                f"{where}.ProviderAddress: the uplink does not hold {provider.provider_address}",
+            )
 
 
 def stamped(network: Network, facts: NodeFacts) -> Network:

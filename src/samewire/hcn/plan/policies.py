@@ -8,12 +8,10 @@ from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.normalise_policies import Scope, already_there, check_length, check_policies, check_policy
 from samewire.hcn.numbered import aligned, numbered
 from samewire.hcn.policies import Policy, SetPolicy, policy_type, sets_named
-from samewire.hcn.policy_lists import REPEATABLE, PolicyList, identities, identity, set_identity
+from samewire.hcn.policy_lists import GIVEN, REPEATABLE, PolicyList, identities, identity, set_identity
 from samewire.hcn.schema import Network
 
 Policies = tuple[Policy, ...]
-
-GIVEN = "$.Settings.Policies"
 
 
 def add_policies(present: Policies, given: Policies, scope: Scope) -> PolicyList:
@@ -94,7 +92,7 @@ def without_policies(present: Policies) -> PolicyList:
 
 def check_sets(network: Network, policies: Iterable[Policy], path: str) -> None:
     """Refuse policies that name a set which the network has not. Raises HcnError(POLICY_NOT_FOUND)."""
-    wanted = {name: policy for policy in policies for name in sets_named(policy)}
+    wanted = {name: place for place, policy in enumerate(policies) for name in sets_named(policy)}
     if not wanted:
         return
     there = numbered(network.policies).by(identities)
@@ -102,6 +100,6 @@ def check_sets(network: Network, policies: Iterable[Policy], path: str) -> None:
     if missing is not None:
         raise HcnError(
             HcnCode.POLICY_NOT_FOUND,
-            f"{path}: {missing[:64]!r} is neither an address nor the Id of a SetPolicy of the network; "
-            "add the set first",
+            f"{path}[{wanted[missing]}].Settings: {missing[:64]!r} is neither an address nor the Id of a SetPolicy of "
+            "the network; add the set first",
         )
