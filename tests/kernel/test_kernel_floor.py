@@ -218,6 +218,8 @@ def test_flows_age_with_no_process(switch: BpfObject) -> None:
         idle_icmp=1, idle_other=1,
     )  # fmt: skip
     switch.maps["sw_config"].update(bytes(4), config.pack())
-    assert switch.programs["sw_start_ageing"].test_run(MALFORMED).retval == 0
+    # 5: the kernel has no memory for the timer at the moment; the daemon asks again, too.
+    results = (switch.programs["sw_start_ageing"].test_run(MALFORMED).retval for _ in range(100))
+    assert next(result for result in results if result != 5) == 0
     key = int(Counter.AGEING_TICKS).to_bytes(4, "little")
     wait_for(lambda: summed(switch.maps["sw_counters"], key) >= 2, "the ageing timer ticks")

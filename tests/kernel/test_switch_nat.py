@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from msgspec.structs import replace
 
 from samewire.hcn.policies import OutBoundNAT
 from samewire.hcn.schema import NetworkType
 from samewire.kernel.bpf import SkbContext
 from samewire.vfp.constants import Counter, FlowFlag, Layer, Reason
+from samewire.vfp.diff import Put
 from samewire.vfp.simulate.packet import parse
+from samewire.vfp.tables import Config
 from tests.support.frames import fill, ip_packet, pseudo
 from tests.support.lockstep import together
 from tests.support.netlab import Lab, poll
@@ -35,9 +38,7 @@ class World:
     def __init__(self, lab: Lab) -> None:
         self.underlay = Underlay(lab)
         self.node = self.underlay.node(11)
-        # Everything without an answer is forgotten within two seconds.
-        self.small = self.underlay.node(12, nat_ports=POOL, idle={"idle_udp_single": 0, "idle_icmp": 0})
-        self.small.start_ageing()
+        self.small = self.underlay.node(12, nat_ports=POOL)
         self.pods = {node: self._pods(node) for node in (self.node, self.small)}
 
     @staticmethod
@@ -162,6 +163,12 @@ def test_a_full_pool_is_a_counted_drop_and_recovers(world: World, family: int) -
         poll("the drop", lambda: node.dropped(pod.port, *EXHAUSTED) == before + 1)
         # The same port to another remote end is free.
         senders[4].sendto(b"y", (FAR[family], port))
+        # Now, and not before: what has no answer is forgotten within two seconds.
+        ((key, config),) = node.table("sw_config").items()
+        assert isinstance(config, Config)
+        stack.callback(node.apply, [Put("sw_config", key, config)])
+        node.apply([Put("sw_config", key, replace(config, idle_udp_single=0))])
+        node.start_ageing()
 
         def recovered() -> bool:
             senders[4].sendto(b"late", (OUT[family], port))
