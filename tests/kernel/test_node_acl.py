@@ -333,11 +333,11 @@ async def test_packets_obey_a_tier_that_comes_and_goes(pods: Pods) -> None:
     for _ in range(2):
         assert can_ping(client, "10.50.0.11")
         assert (await pods.change(Kind.ENDPOINT, endpoint, "Add", block)).total() < 20
-        assert not can_ping(client, "10.50.0.11")
+        assert not can_ping(client, "10.50.0.11", wait_s=SHORT_S)
         assert (await pods.change(Kind.ENDPOINT, endpoint, "Update", *rules, go_on)).total() < 20
         assert can_ping(client, "10.50.0.11")
         assert (await pods.change(Kind.ENDPOINT, endpoint, "Add", block)).total() < 20
-        assert not can_ping(client, "10.50.0.11")
+        assert not can_ping(client, "10.50.0.11", wait_s=SHORT_S)
         await pods.change(Kind.ENDPOINT, endpoint, "Update", *rules)
     pods.wanted_is_there()
 
