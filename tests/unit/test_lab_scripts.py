@@ -113,6 +113,20 @@ def test_a_wrong_answer_is_an_error_not_a_crash() -> None:
     assert result["error"]
 
 
+def test_the_last_try_has_the_rest_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is lost is soon asked again; what is slow comes at last."""
+    waited: list[float] = []
+
+    def attempt(_probe: object, _pinger: object, timeout_s: float) -> dict[str, Any]:
+        waited.append(timeout_s)
+        raise TimeoutError
+
+    monkeypatch.setattr(agent, "_attempt", attempt)
+    for timeout_s, tries in ((10.0, 3), (10.0, 1), (1.5, 3)):
+        agent.run_probe({"id": 1, "timeout_s": timeout_s, "tries": tries}, NO_PINGER)
+    assert waited == [1, 1, 8, 10, 0.5, 0.5, 0.5]
+
+
 def test_a_port_that_is_taken_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

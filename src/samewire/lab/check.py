@@ -20,7 +20,7 @@ from samewire.lab.state import LabState, PodState
 from samewire.lab.underlay import learned_macs
 from samewire.node.runlock import is_held
 
-_AGENT_TIMEOUT_S = 120.0
+_AGENT_TIMEOUT_S = 300.0
 _FAREWELL_S = 2.0
 _PARALLEL_AGENTS = 6
 _LINE_BYTES = 1 << 24

@@ -9,7 +9,8 @@ from msgspec import Struct
 
 #: Bytes. The large ones do not fit one packet of any underlay: fragments for UDP, segments for TCP.
 SMALL_BYTES, LARGE_UDP_BYTES, LARGE_TCP_BYTES = 64, 12_000, 200_000
-ANSWER_TIMEOUT_S, SILENCE_TIMEOUT_S = 3.0, 0.7
+# An answer that comes is waited for long: a loaded machine may stand still for seconds. Silence cannot be waited for.
+ANSWER_TIMEOUT_S, SILENCE_TIMEOUT_S = 10.0, 0.7
 # No router fragments IPv6: a sender's first large datagram may do no more than teach it the path's MTU.
 _TRIES = {"tcp": 1, "http": 1, "connect": 1, "udp": 3, "icmp": 3}
 
