@@ -34,7 +34,7 @@
 #define MAX_TIMEOUT_S 3600
 #define MAX_REQUEST (1 << 20)
 #define MAX_REPLY (1 << 20)
-#define VERSION_WAIT_MS 200
+#define VERSION_WAIT_MS 2000 /* only who leaves stdin open waits; who writes to it may be slow */
 #define IO_FAILURE 5
 #define TRY_AGAIN 11
 #define NO_ANSWER "the samewire daemon does not answer"
