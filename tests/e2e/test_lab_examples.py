@@ -16,7 +16,7 @@ from tests.support.lab import (
     EXAMPLES,
     footprint,
     lab_json,
-    namespace_inodes,
+    namespaces,
     processes_in,
     run_lab,
     variant,
@@ -40,19 +40,19 @@ def up(example: str, directory: Path) -> None:
     assert done.returncode == 0, done.stderr + done.stdout
 
 
-def assert_gone(inodes: set[int]) -> None:
+def assert_gone(spaces: dict[int, int]) -> None:
     left = footprint(NAME)
     assert not any(left.values()), left
-    assert processes_in(inodes) == []
+    assert processes_in(spaces) == []
 
 
 @pytest.mark.parametrize("example", ["mixed-cluster", "l2bridge", "two-tenants", "guestbook"])
 def test_every_cell_of_an_example_and_nothing_left(example: str, tmp_path: Path) -> None:
     up(example, tmp_path)
-    inodes = namespace_inodes(NAME)
+    spaces = namespaces(NAME)
     assert wrong_cells(lab_json("check", NAME)) == []
     assert run_lab("down", NAME).returncode == 0
-    assert_gone(inodes)
+    assert_gone(spaces)
 
 
 @pytest.mark.parametrize("distribution", ["PreferSameZone", "PreferSameNode"])
@@ -80,10 +80,10 @@ def test_services_that_prefer_who_is_near(distribution: str, tmp_path: Path) -> 
 def test_services_in_user_mode(tmp_path: Path) -> None:
     file = variant("guestbook", NAME, tmp_path, **{"\nservices:": "\nservices:\n  proxy_mode: userspace"})
     assert run_lab("up", str(file)).returncode == 0
-    inodes = namespace_inodes(NAME)
+    spaces = namespaces(NAME)
     assert wrong_cells(lab_json("check", NAME)) == []
     assert run_lab("down", NAME).returncode == 0
-    assert_gone(inodes)
+    assert_gone(spaces)
 
 
 def test_a_trace_goes_on_where_the_packet_goes(tmp_path: Path) -> None:
@@ -160,6 +160,6 @@ def test_down_after_kill_9_of_up_with_daemons(tmp_path: Path, journal_lines: int
             if journal.exists() and len(journal.read_text().splitlines()) >= journal_lines:
                 break
         process.kill()
-    inodes = namespace_inodes(NAME)
+    spaces = namespaces(NAME)
     assert run_lab("down", NAME).returncode == 0
-    assert_gone(inodes)
+    assert_gone(spaces)

@@ -14,7 +14,7 @@ from tests.support.lab import (
     COMMAND,
     footprint,
     lab_json,
-    namespace_inodes,
+    namespaces,
     processes_in,
     run_lab,
     variant,
@@ -170,12 +170,12 @@ def test_down_leaves_nothing(tmp_path: Path) -> None:
     assert not any(before.values())
     file = variant("mixed-cluster", name, tmp_path, samewire="kernel")
     assert run_lab("up", str(file)).returncode == 0
-    during, inodes = footprint(name), namespace_inodes(name)
+    during, spaces = footprint(name), namespaces(name)
     assert all(during.values()), during
-    assert len(processes_in(inodes)) > 20
+    assert len(processes_in(spaces)) > 20
     assert run_lab("down", name).stdout == f"lab {name} is gone\n"
     assert footprint(name) == before
-    assert processes_in(inodes) == []
+    assert processes_in(spaces) == []
     again = run_lab("down", name)
     assert (again.returncode, again.stdout) == (0, f"lab {name} is not up\n")
 
@@ -191,23 +191,23 @@ def test_down_after_kill_9_of_up_at_any_step(tmp_path: Path, journal_lines: int)
             if journal.exists() and len(journal.read_text().splitlines()) >= journal_lines:
                 break
         up.kill()
-    inodes = namespace_inodes(name)
+    spaces = namespaces(name)
     if not Path(f"/run/samewire-lab/{name}/lab.json").exists():
         refused = run_lab("up", str(file))
         assert "left half built by an earlier run" in refused.stderr
     assert run_lab("down", name).returncode == 0
     assert not any(footprint(name).values()), footprint(name)
-    assert processes_in(inodes) == []
+    assert processes_in(spaces) == []
 
 
 @pytest.mark.usefixtures("gone")
 def test_a_killed_down_is_simply_run_again(tmp_path: Path) -> None:
     name = f"{NAME}b"
     assert run_lab("up", str(variant("mixed-cluster", name, tmp_path, samewire="kernel"))).returncode == 0
-    inodes = namespace_inodes(name)
-    processes = len(processes_in(inodes))
+    spaces = namespaces(name)
+    processes = len(processes_in(spaces))
     with subprocess.Popen((*COMMAND, "down", name), stdout=subprocess.DEVNULL) as down:
-        while down.poll() is None and len(processes_in(inodes)) == processes:
+        while down.poll() is None and len(processes_in(spaces)) == processes:
             pass
         down.kill()
     assert run_lab("down", name).returncode == 0

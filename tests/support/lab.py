@@ -6,9 +6,12 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from samewire.errors import SamewireError
+from samewire.kernel.netns import NetNamespace, cookie
 from samewire.lab.services import service_plans
 from samewire.lab.state import LabState, NodeState, OutsideState, PodState
 from samewire.lab.up import read_plan
@@ -102,21 +105,31 @@ def footprint(name: str) -> dict[str, list[str]]:
     }
 
 
-def namespace_inodes(name: str) -> set[int]:
-    """The identities of a lab's network namespaces."""
-    return {path.stat().st_ino for path in Path("/run/netns").glob(f"swlab-{name}[-.]*")}
+def namespaces(name: str) -> dict[int, int]:
+    """A lab's network namespaces: inode and the kernel's own number; the inode may soon be another namespace's."""
+    found = {}
+    for path in Path("/run/netns").glob(f"swlab-{name}[-.]*"):
+        with suppress(SamewireError):  # half made, nobody is in it
+            found[path.stat().st_ino] = _cookie(path)
+    return found
 
 
-def processes_in(inodes: set[int]) -> list[int]:
+def processes_in(spaces: dict[int, int]) -> list[str]:
     """The processes in any of these network namespaces, under whatever name."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if (process / "ns/net").stat().st_ino in inodes:
-                found.append(int(process.name))
-        except OSError:
+            inode = (process / "ns/net").stat().st_ino
+            if inode in spaces and _cookie(process / "ns/net") == spaces[inode]:
+                found.append(f"{process.name} {(process / 'cmdline').read_text()}")
+        except (OSError, SamewireError):
             continue  # ended meanwhile, or a zombie
     return found
+
+
+def _cookie(path: Path) -> int:
+    with NetNamespace(str(path)) as netns:
+        return netns.run(cookie)
 
 
 def _processes(name: str) -> list[str]:
