@@ -114,6 +114,15 @@ def test_every_field_of_the_schema_is_described() -> None:
         ("type: l3", "type: l3\n  ipv4: 10.0.0.0/30", "lab.yaml:3: underlay.ipv4: the prefix is too small"),
         ("203.0.113.10", "172.31.0.9", "lab.yaml:15: outside[0].addresses[0]: lies inside the underlay"),
         ("203.0.113.10", "'2001:db8::1'", "lab.yaml:15: outside[0].addresses[0]: the underlay has no IPv6"),
+        ("[10.244.2.0/24]", "[224.0.1.0/24]", "lab.yaml:9: nodes[1].pod_cidrs[0]: no node can reach another"),
+        ("type: Overlay", "type: Overlay\n    vni: !!int x", "lab.yaml:13: networks[0].vni: 'x' is no int"),
+        ("name: beta", "name: 2020-99-99", "lab.yaml:7: nodes[1].name: '2020-99-99' is no timestamp"),
+        ("type: l3", "type: &a [*a]", "lab.yaml:1: cluster: is nested too deeply"),
+        (
+            "outside:",
+            "services:\n  cluster_cidrs: [10.244.0.0/16]\noutside:",
+            "services.cluster_cidrs[0]: 10.244.0.0/16 overlaps 10.244.1.0/24, where nodes or pods are",
+        ),
         ("203.0.113.10", "somewhere", "lab.yaml:15: outside[0].addresses[0]: 'somewhere' is not an IP"),
     ],
 )

@@ -130,6 +130,26 @@ def test_one_broken_document_does_not_hide_the_others() -> None:
             "{kind: Pod, metadata: {name: x}, spec: {containers: [{name: c, ports: [{containerPort: web}]}]}}",
             "port 'web' is not a number",
         ),
+        (
+            "{kind: Pod, metadata: {name: x}, spec: {containers: [{name: c, ports: [{containerPort: .inf}]}]}}",
+            "port inf is not a number",
+        ),
+        (
+            "{kind: Pod, metadata: {name: x}, spec: {containers: [{name: c, ports: [{containerPort: 1, hostPort: 1, "
+            "hostIP: here}]}]}}",
+            "'here' does not appear to be an IPv4 or IPv6 address",
+        ),
+        ("{kind: Pod, metadata: {name: x}, spec: {containers: [{name: c}, {name: c}]}}", "the same name"),
+        (
+            '{kind: Pod, metadata: {name: x}, spec: {containers: [{name: c, command: ["a\\0"]}]}}',
+            "container c has a zero byte",
+        ),
+        (
+            "{kind: Pod, metadata: {name: x}, spec: {containers: [{name: c, resources: {limits: {cpu: 1e999}}}]}}",
+            "'1e999' is not a quantity",
+        ),
+        ('{kind: Pod, metadata: {name: "x\\n"}, spec: S}', "is not a valid name"),
+        ("{kind: Service, metadata: {name: x, annotations: {2020-01-01: y}}}", "keys must be str"),
         ("{kind: CronJob, metadata: {name: x}}", "makes no pods here"),
     ],
 )
@@ -142,6 +162,24 @@ def test_what_cannot_be_run_is_listed_with_the_reason(text: str, expected: str) 
 def test_documents_that_are_no_objects() -> None:
     assert skipped("just words") == [("document", "just words", "is not a Kubernetes object")]
     assert skipped("# only a comment\n") == []
+    for kind in ("[a]", "{a: b}"):
+        assert [reason for *_, reason in skipped(f"kind: {kind}")] == ["is not a Kubernetes object"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "&a {kind: List, items: [*a]}",
+        "[" * 3000 + "]" * 3000,
+        "a: !!bool x",
+        "a: !!timestamp x",
+        "a: 2020-99-99",
+    ],
+)
+def test_what_the_library_chokes_on_is_a_document_that_is_no_yaml(text: str) -> None:
+    ((kind, _, reason),) = skipped(text)
+    assert kind == "document"
+    assert reason.startswith("is not YAML: ")
 
 
 def test_ports_env_and_sidecars() -> None:

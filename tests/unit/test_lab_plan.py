@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from samewire.errors import Invalid
 from samewire.lab.addressing import leg, node_attachments, on_underlay, router_addresses, segments
 from samewire.lab.cluster import Cluster, Dns, Node, Override, Stack
 from samewire.lab.hns import dr_mac, network_object, remote_subnet_routes
@@ -175,6 +176,21 @@ def test_l2_puts_all_nodes_on_one_segment() -> None:
 
 def example(name: str) -> Plan:
     return read_plan(EXAMPLES / f"{name}.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"\xff", "codec can't decode"), (None, "No such file or directory")]
+)
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    file = tmp_path / "lab.yaml"
+    file.write_text(
+        "{underlay: {type: l3}, nodes: [{name: a, stack: kernel, pod_cidrs: [10.1.0.0/24]}], "
+        "networks: [{name: pods, type: Overlay}], manifests: [{path: web.yaml}]}"
+    )
+    if content is not None:
+        (tmp_path / "web.yaml").write_bytes(content)
+    with pytest.raises(Invalid, match=rf"manifests\[0\].path: web.yaml: .*{reason}"):
+        read_plan(file)
 
 
 def test_the_mixed_example_has_the_asked_for_shape() -> None:

@@ -17,6 +17,7 @@ import yaml
 
 from samewire.errors import Invalid
 from samewire.lab.cluster import Cluster, NetworkType, ProxyMode, Stack, UnderlayType, json_schema
+from samewire.lab.manifests import MALFORMED
 from samewire.lab.rules import violations
 
 _UNKNOWN_FIELD = re.compile(r"unknown field `([^`]+)`")
@@ -59,10 +60,10 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             return [self.read(child, f"{path}[{index}]") for index, child in enumerate(node.value)]
         if not isinstance(node, yaml.MappingNode):
-            return self.loader.construct_object(node)
+            return self._scalar(node, path)
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = self.loader.construct_object(key_node)
+            key = self._scalar(key_node, path)
             where = f"{path}.{key}"
             self.lines[where] = key_node.start_mark.line + 1
             if not isinstance(key, str) or key in result:
@@ -70,6 +71,13 @@ class _Reader:
                 raise ClusterFileError([self.fault(where, f"the key {problem}")])
             result[key] = self.read(value_node, where)
         return result
+
+    def _scalar(self, node: yaml.Node, path: str) -> Any:
+        try:
+            return self.loader.construct_object(node)
+        except MALFORMED as error:
+            kind = node.tag.rpartition(":")[2]
+            raise ClusterFileError([self.fault(path, f"{str(node.value)[:64]!r} is no {kind}")]) from error
 
 
 def load_cluster(path: Path) -> Cluster:
@@ -97,6 +105,8 @@ def parse_cluster(text: str, file: str, default_name: str) -> Cluster:
             raise ClusterFileError([f"{file}:1: cluster: the file is empty"])
         reader = _Reader(loader, file)
         data = reader.read(node)
+    except RecursionError as error:
+        raise ClusterFileError([f"{file}:1: cluster: is nested too deeply"]) from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ClusterFileError([f"{file}:{line}: cluster: {error.problem}"]) from error

@@ -18,6 +18,9 @@ from msgspec import Struct
 from samewire.kube.manifest_files import parse_manifests as parse_objects
 from samewire.lab.podspec import PodTemplate, mapping, parse_template
 
+MALFORMED = (ValueError, LookupError, AttributeError, RecursionError)
+"""What the YAML library lets out beside its own errors: values not of their tag, and what nests too deeply."""
+
 _SEPARATOR = re.compile(r"^---(?:[ \t].*)?$", re.MULTILINE)
 # Kubernetes' own alphabet for generated names: no vowels, nothing that reads as a word or another digit.
 _ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
@@ -66,14 +69,14 @@ def parse_manifests(text: str, default_namespace: str = "default") -> Manifests:
     skipped: list[Skipped] = []
     for document in _SEPARATOR.split(text):
         try:
-            loaded = yaml.safe_load(document)
-        except (yaml.YAMLError, ValueError) as error:
+            items = _flatten(yaml.safe_load(document))
+        except (yaml.YAMLError, *MALFORMED) as error:
             first_line = next((line for line in document.splitlines() if line.strip()), "")
             reason = str(getattr(error, "problem", None) or error)
             skipped.append(Skipped("document", first_line.strip()[:60], f"is not YAML: {reason}"))
             continue
-        for item in _flatten(loaded):
-            if isinstance(item, dict) and item.get("kind") in SERVICE_KINDS:
+        for item in items:
+            if isinstance(item, dict) and str(item.get("kind")) in SERVICE_KINDS:
                 _read_service(item, default_namespace, services, skipped)
             else:
                 _read_object(item, default_namespace, workloads, skipped)
@@ -114,7 +117,7 @@ def _read_service(
     whole = {**item, "metadata": {**metadata, "namespace": str(metadata.get("namespace") or namespace)}}
     try:
         parse_objects(json.dumps(whole, default=str))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         skipped.append(Skipped(str(item["kind"]), str(metadata.get("name") or ""), str(error)))
         return
     services.append(whole)
@@ -147,9 +150,9 @@ def _workload(kind: str, item: dict[str, Any], metadata: dict[str, Any], namespa
     name = str(metadata.get("name") or "")
     if not name and metadata.get("generateName"):
         name = str(metadata["generateName"]) + generated_suffix(5, namespace, item)
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a valid name" if name else "has neither name nor generateName")
-    if not _NAMESPACE.match(namespace):
+    if not _NAMESPACE.fullmatch(namespace):
         raise ValueError(f"{namespace!r} is not a valid namespace")
     spec = mapping(item.get("spec"), "spec")
     template = parse_template(item if kind == "Pod" else spec.get("template"))

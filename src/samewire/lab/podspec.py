@@ -6,6 +6,8 @@ there but malformed raises ValueError, and the manifest reader skips that object
 
 from __future__ import annotations
 
+import ipaddress
+import math
 import re
 from typing import Any
 
@@ -108,8 +110,11 @@ def parse_template(template: Any) -> PodTemplate:
         raise ValueError("the pod has no containers")
     metadata = mapping(mapping(template, "template").get("metadata"), "metadata")
     host_network = bool(spec.get("hostNetwork", False))
+    containers = tuple(_container(item, host_network) for item in listed)
+    if len({container.name for container in containers}) < len(containers):
+        raise ValueError("two containers have the same name")
     return PodTemplate(
-        containers=tuple(_container(item, host_network) for item in listed),
+        containers=containers,
         labels=_strings(metadata.get("labels"), "labels"),
         host_network=host_network,
         hostname=str(spec.get("hostname") or ""),
@@ -154,11 +159,18 @@ def quantity(text: Any) -> float:
     """A Kubernetes quantity (``100m``, ``1.5Gi``, ``1e3``) as a number."""
     word = str(text).strip()
     if _EXPONENT.match(word):
-        return float(word)
+        return _finite(word)
     matched = _QUANTITY.match(word)
     if matched is None or matched[2] not in _SUFFIXES:
         raise ValueError(f"{word!r} is not a quantity")
     return float(matched[1]) * _SUFFIXES[matched[2]]
+
+
+def _finite(word: str) -> float:
+    number = float(word)
+    if not math.isfinite(number):
+        raise ValueError(f"{word!r} is not a quantity")
+    return number
 
 
 def mapping(value: Any, what: str) -> dict[str, Any]:
@@ -186,19 +198,23 @@ def _strings(value: Any, what: str) -> dict[str, str]:
 def _container(item: Any, host_network: bool) -> Container:
     fields = mapping(item, "container")
     name = fields.get("name")
-    if not isinstance(name, str) or not _LABEL.match(name):
+    if not isinstance(name, str) or not _LABEL.fullmatch(name):
         raise ValueError(f"{name!r} is not a valid name of a container")
     words = [*sequence(fields.get("command"), "command"), *sequence(fields.get("args"), "args")]
+    command = tuple(str(word) for word in words)
+    env = tuple(
+        (str(entry["name"]), str(entry["value"]))
+        for entry in sequence(fields.get("env"), "env")
+        if isinstance(entry, dict) and _ENV_NAME.fullmatch(str(entry.get("name"))) and "value" in entry
+    )
+    if any("\0" in text for text in (*command, *(value for _, value in env))):
+        raise ValueError(f"container {name} has a zero byte in its command or environment")
     return Container(
         name=name,
         image=str(fields.get("image") or ""),
-        command=tuple(str(word) for word in words),
+        command=command,
         ports=tuple(_port(port, host_network) for port in sequence(fields.get("ports"), "ports")),
-        env=tuple(
-            (str(entry["name"]), str(entry["value"]))
-            for entry in sequence(fields.get("env"), "env")
-            if isinstance(entry, dict) and _ENV_NAME.match(str(entry.get("name"))) and "value" in entry
-        ),
+        env=env,
         resources=_resources(mapping(fields.get("resources"), "resources")),
     )
 
@@ -212,13 +228,15 @@ def _port(item: Any, host_network: bool) -> Port:
         raise ValueError(f"protocol {protocol!r} is none of TCP, UDP, SCTP")
     # With hostNetwork the container port *is* the node's port; there is nothing to map.
     name, host_ip = str(fields.get("name") or ""), str(fields.get("hostIP") or "")
+    if host_ip:
+        ipaddress.ip_address(host_ip)
     return Port(number, protocol, 0 if host_network else host, host_ip, name)
 
 
 def _port_number(value: Any) -> int:
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"port {value!r} is not a number") from None
     if not 0 < number < 65536:
         raise ValueError(f"port {number} is out of range")

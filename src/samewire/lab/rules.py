@@ -36,6 +36,7 @@ def violations(cluster: Cluster) -> list[Fault]:
     return [
         *faults,
         *_pod_cidrs(cluster),
+        *_services(cluster),
         *_networks(cluster),
         *_outside(cluster),
         *_manifests(cluster),
@@ -58,14 +59,22 @@ def _syntax(cluster: Cluster) -> Iterator[Fault]:
             if server != NODE_DNS and not _is_address(server):
                 yield f"{where}.dns.servers[{at}]", f"{server!r} is neither an address nor {NODE_DNS!r}"
     for path, text in prefixes:
-        try:
-            ipaddress.ip_network(text)
-        except ValueError as error:
-            yield path, f"{error} (an example: 10.244.1.0/24)"
+        if fault := _prefix_fault(text, of_hosts="nat_exceptions" not in path):
+            yield path, fault
     for index, host in enumerate(cluster.outside):
         for at, address in enumerate(host.addresses):
             if not _is_address(address):
                 yield f"outside[{index}].addresses[{at}]", f"{address!r} is not an IP address"
+
+
+def _prefix_fault(text: str, of_hosts: bool) -> str:
+    try:
+        prefix = ipaddress.ip_network(text)
+    except ValueError as error:
+        return f"{error} (an example: 10.244.1.0/24)"
+    if of_hosts and (prefix.is_multicast or prefix.is_loopback or prefix.is_link_local):
+        return f"no node can reach another one at addresses of {prefix}"
+    return ""
 
 
 def _names(cluster: Cluster) -> Iterator[Fault]:
@@ -142,6 +151,14 @@ def _own_addresses(cluster: Cluster) -> list[str]:
         for index, host in enumerate(cluster.outside):
             found += leg(cluster, segment, index).addresses if host.pod_routes else ()
     return sorted(map(bare, found))
+
+
+def _services(cluster: Cluster) -> Iterator[Fault]:
+    pods = [ipaddress.ip_network(text) for node in cluster.nodes for text in node.pod_cidrs]
+    for at, text in enumerate(cluster.services.cluster_cidrs):
+        for other in (*pods, *underlay_prefixes(cluster)):
+            if overlaps(ipaddress.ip_network(text), other):
+                yield f"services.cluster_cidrs[{at}]", f"{text} overlaps {other}, where nodes or pods are"
 
 
 def _networks(cluster: Cluster) -> Iterator[Fault]:

@@ -53,8 +53,9 @@ def read_plan(file: Path) -> Plan:
     for index, manifest in enumerate(cluster.manifests):
         try:
             texts[manifest.path] = (file.parent / manifest.path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise Invalid(f"{file}: manifests[{index}].path", f"{manifest.path}: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise Invalid(f"{file}: manifests[{index}].path", f"{manifest.path}: {reason}") from error
     return make_plan(cluster, texts)
 
 
