@@ -14,9 +14,9 @@ import pytest
 import pytest_asyncio
 
 from samewire.cni.backend import Address, AttachRequest
-from samewire.errors import Conflict, KernelError
-from samewire.hcn.codec import decode_object
-from samewire.hcn.schema import Kind, Network
+from samewire.errors import Conflict, KernelError, Unavailable
+from samewire.hcn.codec import decode_modify, decode_object
+from samewire.hcn.schema import Endpoint, Kind, Namespace, Network
 from samewire.hcn.store import Store
 from samewire.kernel import faults, sysctl
 from samewire.kernel.bpf import unmount_bpffs
@@ -369,6 +369,23 @@ async def test_a_host_end_sends_as_soon_as_its_port_is_open(
                 except TimeoutError:
                     lost.append(number)
     assert lost == []
+
+
+async def test_a_pod_that_comes_after_the_end_is_refused_and_leaves_nothing(
+    net: NodeNet, start: Callable[[], Awaitable[Node]]
+) -> None:
+    """Nobody would ever attach its program."""
+    node = await start()
+    network = await node.service.create(Kind.NETWORK, decode_object(Kind.NETWORK, overlay()))
+    space = await node.service.create_namespace(Namespace(netns_path=path_of(net.pod())))
+    pod = await node.service.create_endpoint(Endpoint(network_id=network.id))
+    with Netlink() as netlink:
+        before = links(netlink)
+        node.hooks.close()
+        add = {"ResourceType": "Endpoint", "RequestType": "Add", "Settings": {"EndpointId": pod.id}}
+        with pytest.raises(Unavailable, match="no pod is attached any more"):
+            await node.service.modify(Kind.NAMESPACE, space.id, decode_modify(Kind.NAMESPACE, add))
+        assert links(netlink) == before
 
 
 def _packets(interface: str) -> socket.socket:

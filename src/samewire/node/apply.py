@@ -261,12 +261,13 @@ class NodeSwitch:
                 raise Invalid("$.NetnsPath", f"{link.netns_path} is the node's own network namespace")
             before = self.ports.get(endpoint_id)
             pair = links.create(self.kernel.netlink, link, netns)
+            undo.push(f"create {link.host_name}", partial(self._delete_link, pair.host))
+            attaching = self.kernel.hooks.begin_pod(pair.host)
         except BaseException:
             netns.close()
             raise
-        made = _Opened(netns, link, pair, self.kernel.hooks.begin_pod(pair.host))
-        opened[endpoint_id] = made
-        undo.push(f"create {link.host_name}", partial(self._take_link_back, made))
+        opened[endpoint_id] = _Opened(netns, link, pair, attaching)
+        undo.push(f"attach {link.host_name}", attaching.wait)
         self.ports.set(endpoint_id, PortState(pair.host, link, netns.identity))
         undo.push("port", partial(self._put_port_back, endpoint_id, before))
 
@@ -275,10 +276,6 @@ class NodeSwitch:
             self.ports.remove(endpoint_id)
         else:
             self.ports.set(endpoint_id, state)
-
-    async def _take_link_back(self, made: _Opened) -> None:
-        made.attaching.wait()
-        await self._delete_link(made.pair.host)
 
     async def _delete_link(self, ifindex: int) -> None:
         """With one more try: a link must not stay because of a passing fault."""

@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Final
 
-from samewire.errors import KernelError, NotFound
+from samewire.errors import KernelError, NotFound, Unavailable
 from samewire.kernel.bpf import BpfLink, BpfProgram
 from samewire.kernel.bpf.link import AttachType
 from samewire.kernel.features import has_tcx
@@ -88,12 +88,14 @@ class Hooks:
         self._links = bpf_dir / "links"
         self._programs = programs
         self._socket_pins: set[Path] = set()
+        self._closed = False
         self._begun: SimpleQueue[Attaching | None] = SimpleQueue()
         self._thread = Thread(target=self._run, args=(Netlink(),), name="hooks", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Let what has been begun come to its end."""
+        """Let what has been begun come to its end; no more is begun."""
+        self._closed = True
         self._begun.put(None)
         self._thread.join()
 
@@ -111,8 +113,10 @@ class Hooks:
         """Begin to attach to a new host end.
 
         In a thread: before the kernel lets a filter into a new hook it waits for the end of an RCU period, which takes
-        no CPU but 0.3 to 10 ms.
+        no CPU but 0.3 to 10 ms. Raises Unavailable when closed: the thread is gone.
         """
+        if self._closed:
+            raise Unavailable("the switch", "it is closed, no pod is attached any more")
         attaching = Attaching(self._pod_requests(ifindex))
         self._begun.put(attaching)
         return attaching
