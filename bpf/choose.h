@@ -118,8 +118,8 @@ static long sw_weigh_chunk(__u32 index, void *context)
 	return sw_weigh(bpf_map_lookup_elem(&sw_backend_sets, &key), best);
 }
 
-/* The backend that a client is to stay with; 0: none, not for so long, or it takes no new connections. */
-SW_INLINE __u32 sw_recall(const struct sw_affinity_key *key, __u32 ticks, __u32 now)
+/* The backend that a client is to stay with; 0: none, not for so long, or it takes no new connections of the service. */
+SW_INLINE __u32 sw_recall(const struct sw_service *service, const struct sw_affinity_key *key, __u32 ticks, __u32 now)
 {
 	struct sw_affinity *found = bpf_map_lookup_elem(&sw_affinity, key);
 	struct sw_backend *backend;
@@ -128,6 +128,8 @@ SW_INLINE __u32 sw_recall(const struct sw_affinity_key *key, __u32 ticks, __u32 
 		return 0;
 	backend = sw_find_backend(found->backend);
 	if (!backend || backend->flags & SW_BACKEND_DRAINING)
+		return 0;
+	if (backend->flags & SW_BACKEND_LOCAL_ONLY && !(service->flags & SW_SERVICE_LOCAL))
 		return 0;
 #ifndef TRACE
 	found->seen_tick = now;
@@ -155,7 +157,7 @@ __noinline __u32 sw_choose(const struct sw_service *service, const struct sw_add
 		__u32 kept;
 
 		sw_copy_address(&key.client, client);
-		kept = sw_recall(&key, ticks, now);
+		kept = sw_recall(service, &key, ticks, now);
 		if (kept) {
 			*how = SW_CHOICE_AFFINITY;
 			return kept;

@@ -348,6 +348,7 @@ struct sw_service {
 #define SW_SERVICE_BY_PROTOCOL 8   /* as above, and on the protocol */
 #define SW_SERVICE_DSR 16	   /* backends with a direct hop get the VIP's packets as they are, answer directly */
 #define SW_SERVICE_PRESERVE 32	   /* PreserveDIP: local backends get them as they are, too */
+#define SW_SERVICE_LOCAL 64	   /* its set is the one of the policy Local */
 
 /* ---- sw_backend_sets: hash[SW_MAX_BACKEND_CHUNKS] --------------------------------------------------------------
  * Members that get new connections, SW_CHUNK_BACKENDS to a chunk; places may be empty (backend 0), order does not
@@ -391,7 +392,8 @@ struct sw_backend {
 #define SW_CHOICE_KEPT 3   /* the flow has it already */
 #define SW_CHOICE_DIRECT 4 /* another node has chosen this endpoint */
 
-#define SW_BACKEND_DRAINING 1 /* keeps its connections, gets no new ones, not even by affinity */
+#define SW_BACKEND_DRAINING 1   /* keeps its connections, gets no new ones, not even by affinity */
+#define SW_BACKEND_LOCAL_ONLY 2 /* so it is but for services whose set is the one of the policy Local */
 
 /* ---- sw_affinity: LRU hash[SW_MAX_AFFINITY] --------------------------------------------------------------------
  * Which backend a client is to stay with. The host's own sockets are one client, with the zero address. Writers,

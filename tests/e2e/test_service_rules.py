@@ -6,11 +6,14 @@ import signal
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+from tests.support.cgroups import own_cgroup
 from tests.support.node import (
     NODE_IP,
+    PREFIX,
     ROUTER_IP,
     SHORT_S,
     Json,
@@ -20,6 +23,7 @@ from tests.support.node import (
     poll,
 )
 from tests.support.service_cluster import Cluster, ask, names, server, service, service_cluster
+from tests.support.two_nodes import run
 
 pytestmark = pytest.mark.root
 
@@ -39,8 +43,14 @@ def net() -> Iterator[NodeNet]:
 
 
 @pytest.fixture(scope="module")
-def cluster(net: NodeNet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with service_cluster(net, tmp_path_factory.mktemp("rules")) as made:
+def group() -> Iterator[Path]:
+    with own_cgroup(f"{PREFIX}-rules") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def cluster(net: NodeNet, tmp_path_factory: pytest.TempPathFactory, group: Path) -> Iterator[Cluster]:
+    with service_cluster(net, tmp_path_factory.mktemp("rules"), host_cgroup=str(group)) as made:
         made.start()
         for name in ("one", "two"):
             made.pod(name, port=8080)
@@ -324,6 +334,38 @@ def test_affinity_survives_the_daemon(cluster: Cluster, client: str) -> None:
     assert names(ask(client, VIP, 80, times=16)) == {"one"}
     write(cluster, web(**affinity), slices(endpoint(cluster, "two")), backends={"two"})
     assert names(ask(client, VIP, 80, times=4)) == {"two"}
+
+
+def test_affinity_holds_nobody_at_an_endpoint_for_the_policy_local_alone(
+    cluster: Cluster, client: str, group: Path
+) -> None:
+    """The last one here ends, and still serves clients outside; those inside leave it for one that is ready."""
+    affinity = {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 600}}}
+    made, outside = web(externalTrafficPolicy="Local", **affinity), cluster.net.router
+    write(cluster, made, slices(endpoint(cluster, "one")), backends={"one"})
+    inside = partial(ask, client, EXTERNAL, 80), partial(ask, cluster.net.node, EXTERNAL, 80, group=group)
+    for asked in (*inside, partial(ask, outside, EXTERNAL, 80)):
+        assert names(asked()) == {"one"}
+    write(
+        cluster,
+        made,
+        slices(endpoint(cluster, "one", LEAVING), endpoint(cluster, "two", node="far")),
+        backends={"two"},
+    )
+    traced = run(cluster.node, "trace", "--from", "client", "--to", f"{EXTERNAL}:80").output
+    assert f"backend {cluster.address('two')}:8080, chosen by" in traced
+    assert "BUG" not in traced, "the simulator and the switch agree"
+    for asked in inside:
+        assert names(asked(times=4)) == {"two"}
+    assert names(ask(outside, EXTERNAL, 80, times=4)) == {"one"}
+    write(
+        cluster,
+        made,
+        slices(endpoint(cluster, "one"), endpoint(cluster, "two", node="far")),
+        backends={"one", "two"},
+    )
+    for asked in inside:
+        assert names(asked(times=4)) == {"two"}, "they are remembered there"
 
 
 def test_affinity_ends_with_its_time(cluster: Cluster, client: str) -> None:

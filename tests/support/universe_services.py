@@ -65,7 +65,7 @@ def add_services(
                 service=number,
                 set=number,
                 chunks=draw(st.sampled_from([2, 2, 2, 2, 1, 0])),
-                flags=int(draw(st.sampled_from(_FLAGS))),
+                flags=int(draw(st.sampled_from(_FLAGS)) | draw(st.sampled_from([0, ServiceFlag.LOCAL]))),
                 affinity_ticks=draw(st.sampled_from([0, 0, 5000])),
                 source=draw(st.sampled_from([ZERO, node[family], node[family]])),
             )
@@ -96,7 +96,7 @@ def _add_set(
             address=draw(st.sampled_from(targets)),
             port=draw(st.sampled_from([80, 8080, 40000])),
             family=family,
-            flags=draw(st.sampled_from([0, 0, 0, 1])),
+            flags=draw(st.sampled_from([0, 0, 0, 1, 2])),
             service=number,
             direct=draw(st.sampled_from([0, 2])),
             scope=draw(st.sampled_from([scope] * 8 + [SCOPE_UPLINK] * 4 + [2])),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -183,7 +184,14 @@ def test_traffic_policies() -> None:
         services = node.services()
         assert node.names(services[VIP, 80, SCOPE_ANY]) == (local if internal else everybody)
         assert node.names(services[VIP, 80, SCOPE_OUTSIDE]) == (local if external else everybody)
+        assert bool(services[VIP, 80, SCOPE_ANY].flags & ServiceFlag.LOCAL) == internal
+        assert bool(services[VIP, 80, SCOPE_OUTSIDE].flags & ServiceFlag.LOCAL) == external
         assert len(node.backends()) == 4
+        assert Counter(row.flags for row in node.table("sw_backends").values()) == {
+            0: 2,
+            BackendFlag.LOCAL_ONLY: 1,
+            BackendFlag.DRAINING: 1,
+        }
         used = {service.set for service in services.values()}
         assert {key.set for key in node.table("sw_backend_sets")} == used
 

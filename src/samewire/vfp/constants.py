@@ -234,12 +234,14 @@ class ServiceFlag(IntFlag):
     BY_PROTOCOL = 8
     DSR = 16
     PRESERVE = 32
+    LOCAL = 64
 
 
 class BackendFlag(IntFlag):
     """Flags of sw_backends."""
 
     DRAINING = 1
+    LOCAL_ONLY = 2
 
 
 class Choice(IntEnum):

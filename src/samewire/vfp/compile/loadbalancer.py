@@ -63,7 +63,7 @@ from samewire.vfp.constants import (
 
 _UDP: Final = 17
 # Plain integers: arithmetic of enumerations would cost more than all the rest.
-_REJECT, _RANGES, _BY_CLIENT, _BY_PROTOCOL, _DSR, _PRESERVE = map(
+_REJECT, _RANGES, _BY_CLIENT, _BY_PROTOCOL, _DSR, _PRESERVE, _LOCAL_SET = map(
     int,
     (
         ServiceFlag.REJECT,
@@ -72,6 +72,7 @@ _REJECT, _RANGES, _BY_CLIENT, _BY_PROTOCOL, _DSR, _PRESERVE = map(
         ServiceFlag.BY_PROTOCOL,
         ServiceFlag.DSR,
         ServiceFlag.PRESERVE,
+        ServiceFlag.LOCAL,
     ),
 )
 _DISTRIBUTIONS: Final = {
@@ -84,7 +85,7 @@ _WANTS_PRESERVE: Final = int(PortMappingFlags.PRESERVE_DIP)
 _pack_id = ID.pack
 pack_place = struct.Struct("=4sI").pack  # a backend's key and its seed
 places_of = struct.Struct("=4s4x").iter_unpack
-_KEPT: Final = int(BackendFlag.DRAINING)
+_KEPT, _LOCAL_ONLY = int(BackendFlag.DRAINING), int(BackendFlag.LOCAL_ONLY)
 NOT_FOR_ALL: Final = DRAINING | LOCAL_POLICY_ONLY
 """No new connections under the policy Cluster."""
 HERE: Final = LOCAL | DRAINING
@@ -185,13 +186,15 @@ class _Job:
         source = self._source(found)
         ticks = _affinity_ticks(value, mapping)
         inside = local_set if internal else all_set
-        entry = pack_service(service, inside.set, inside.chunks, flags, ticks, source)
+        own = flags | (_LOCAL_SET if internal else 0)
+        entry = pack_service(service, inside.set, inside.chunks, own, ticks, source)
         for key in self.service_keys(mapping, self.inside(seen.host)):
             self.services[key] = entry
         if seen.outside:
             outside = local_set if external else all_set
             if outside is not inside:
-                entry = pack_service(service, outside.set, outside.chunks, flags, ticks, source)
+                own = flags | (_LOCAL_SET if external else 0)
+                entry = pack_service(service, outside.set, outside.chunks, own, ticks, source)
             for key in self.service_keys(mapping, (SCOPE_OUTSIDE,)):
                 self.services[key] = entry
         if value.source_ranges:
@@ -308,7 +311,9 @@ class _Job:
 
 def backend_row(member: Member, family: int, service: int, env: Environment) -> bytes:
     """The entry of a backend."""
-    kept = _KEPT if member.flags & DRAINING else 0
+    kept = (_KEPT if member.flags & DRAINING else 0) | (
+        _LOCAL_ONLY if member.flags & LOCAL_POLICY_ONLY else 0
+    )
     hop = env.hop(member, env.domain) if member.mac else 0
     target = member.target
     return pack_backend(target[:16], target[16:], family, kept, service, hop, member.scope)

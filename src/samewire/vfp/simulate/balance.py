@@ -26,6 +26,8 @@ from samewire.vfp.tables import Affinity, AffinityKey, Route, Service, ServiceKe
 
 _MASK32 = 0xFFFFFFFF
 _BY_CLIENT = ServiceFlag.BY_CLIENT | ServiceFlag.BY_PROTOCOL
+_CLOSED_LOCAL = BackendFlag.DRAINING  # no new connections, not even by affinity
+_CLOSED = BackendFlag.DRAINING | BackendFlag.LOCAL_ONLY
 
 
 def hash_ends(source: bytes, destination: bytes, last: int) -> int:
@@ -114,7 +116,7 @@ def _choose(state: State, walk: Walk, service: Service) -> int:
     client = walk.first.source
     key = AffinityKey(client, service.set, walk.packet.family)
     if service.affinity_ticks:
-        recalled = _recall(state, key, service.affinity_ticks)
+        recalled = _recall(state, key, service)
         if recalled:
             return recalled
     if service.flags & _BY_CLIENT:
@@ -138,12 +140,13 @@ def heaviest(state: State, service: Service, value: int) -> int:
     return chosen
 
 
-def _recall(state: State, key: AffinityKey, ticks: int) -> int:
+def _recall(state: State, key: AffinityKey, service: Service) -> int:
     found = state.affinity.get(key)
-    if found is None or state.now_tick - found.seen_tick > ticks:
+    if found is None or state.now_tick - found.seen_tick > service.affinity_ticks:
         return 0
     backend = state.backend(found.backend)
-    if backend is None or backend.flags & BackendFlag.DRAINING:
+    closed = _CLOSED_LOCAL if service.flags & ServiceFlag.LOCAL else _CLOSED
+    if backend is None or backend.flags & closed:
         return 0
     state.affinity[key] = replace(found, seen_tick=state.now_tick)
     return found.backend
