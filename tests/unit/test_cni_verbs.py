@@ -262,6 +262,15 @@ async def test_status(runtime: Runtime, backend: FakeBackend) -> None:
     assert (await runtime.error("STATUS"))["code"] == CniCode.LIMITED_CONNECTIVITY
 
 
+async def test_status_of_a_network_that_is_not_there(runtime: Runtime, backend: FakeBackend) -> None:
+    """No pod could be attached, unless the first one makes the network."""
+    found = await runtime.error("STATUS", name="absent")
+    assert (found["code"], found["msg"]) == (CniCode.NOT_AVAILABLE, "network 'absent' not found")
+    assert await runtime.ok("STATUS", name="absent", network={"Type": "Overlay"}) is None
+    assert backend.created == []
+    assert await runtime.ok("STATUS", name="absent", type="azure-vnet", mode="bridge", ipam=None) is None
+
+
 async def test_status_asks_ipam(runtime: Runtime, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     ipam = {**runtime.conf["ipam"], "dataDir": str(tmp_path / "file")}

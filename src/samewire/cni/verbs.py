@@ -269,6 +269,10 @@ class CniPlugin:
     async def _status(self, request: IpamRequest, ipam: Ipam | None) -> None:
         try:
             await self._backend.status()
+            dialect = request.conf.dialect
+            added = request.conf.fields.child("network") or (dialect is not None and dialect.creates_network)
+            if not added:  # with the first pod
+                await self._backend.ensure_network(request.conf.name, None)
             if ipam:
                 await ipam.status(request)
         except SamewireError as error:
