@@ -109,6 +109,12 @@ def test_ports_that_the_service_chooses(net: NodeNet, node: DaemonProcess) -> No
     assert reserved.split(",")[:-1] == [str(FIRST_PORT + 2), str(second)]
 
 
+def test_a_port_of_sctp_is_chosen_where_the_kernel_may_have_none(net: NodeNet, node: DaemonProcess) -> None:
+    _, _, chosen = Docker(net, node).run(published("132"), published())
+    assert chosen == [FIRST_PORT, FIRST_PORT + 1]
+    assert node.differences() == []
+
+
 def test_no_port_is_left(net: NodeNet, node: DaemonProcess) -> None:
     in_namespace(net.node, "sysctl", "-qw", f"net.ipv4.ip_local_reserved_ports={FIRST_PORT + 1}-{LAST_PORT}")
     docker = Docker(net, node)

@@ -163,7 +163,7 @@ def of_endpoints(ids: dict[str, str]) -> Iterator[Case]:
         C.MAPPING_NOT_SUPPORTED,
         "POST",
         two,
-        with_policy("Add", "PortMapping", **{**mapped, "Protocol": 132}),
+        with_policy("Add", "PortMapping", **{**mapped, "Protocol": 1}),
     )
     yield (
         C.INVALID_INTERNAL_PORT,

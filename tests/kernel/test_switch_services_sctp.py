@@ -1,4 +1,4 @@
-"""SCTP through services, with raw packets: ports and addresses change, and the CRC32c stays right.
+"""SCTP through services and mapped ports, with raw packets: ports and addresses change, and the CRC32c stays right.
 
 The kernel that tests run on may have no SCTP: the packets are made and checked here.
 """
@@ -11,6 +11,7 @@ from typing import Final
 
 import pytest
 
+from samewire.hcn.policies import NatFlags, PortMapping
 from samewire.vfp.address import parse_address
 from samewire.vfp.constants import SCOPE_ANY, SCOPE_OUTSIDE, Layer, Reason, ServiceFlag
 from samewire.vfp.simulate.packet import SCTP, Packet, parse
@@ -27,7 +28,7 @@ pytestmark = [pytest.mark.root]
 FAMILIES = (4, 6)
 VIP: Final = {4: "10.96.0.10", 6: "fd96::10"}
 SOURCE_VIP: Final = {4: "10.1.0.2", 6: "fd01::2"}
-INTERNAL, CLIENT_PORT = 8080, 41000
+INTERNAL, CLIENT_PORT, HOST_PORT = 8080, 41000, 13868
 _POLYNOMIAL: Final = 0x82F63B78
 
 
@@ -65,6 +66,11 @@ class World:
         self.client = self.node.pod(near, "10.1.0.10", "fd01::10")
         self.local = self.node.pod(near, "10.1.0.11", "fd01::11")
         self.remote = self.other.pod(far, "10.2.0.12", "fd02::12")
+        mappings = [
+            PortMapping(protocol=SCTP, external_port=HOST_PORT, internal_port=INTERNAL, flags=flags)
+            for flags in (0, NatFlags.IPV6)
+        ]
+        self.mapped = self.node.pod(near, "10.1.0.13", "fd01::13", policies=mappings)
         port = self.node.table("sw_ports")[Id(self.client.port)]
         assert isinstance(port, Port)
         self.port = port
@@ -152,6 +158,17 @@ def test_node_port_from_outside(world: World, server: str, family: int) -> None:
     seen = _converse(near, pod, family, OUT[family], node_address(world.node, family), 30080)
     assert seen == (OUT[family] if server == "local" else SOURCE_VIP[family])
     service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mapped_port(world: World, family: int) -> None:
+    out, to = world.underlay.out, node_address(world.node, family)
+    out.command("ping", "-c", "1", "-W", "20", to)
+    near = out, out.mac("eth0"), world.node.facts.uplink_mac
+    assert _converse(near, world.mapped, family, OUT[family], to, HOST_PORT) == OUT[family]
+    near = world.client.space, world.client.mac, world.port.gateway_mac
+    client = world.client.address(family)
+    assert _converse(near, world.mapped, family, client, to, HOST_PORT) == client
 
 
 @pytest.mark.parametrize("family", FAMILIES)

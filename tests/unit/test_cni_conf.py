@@ -100,6 +100,7 @@ def test_runtime_config() -> None:
             {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
             {"hostPort": 53, "containerPort": 53, "protocol": "UDP", "hostIP": "192.168.1.9"},
             {"hostPort": 54, "containerPort": 53},
+            {"hostPort": 55, "containerPort": 53, "protocol": "sctp"},
         ],
         "bandwidth": {
             "ingressRate": 8000,
@@ -117,6 +118,7 @@ def test_runtime_config() -> None:
         HostPort(8080, 80, 6, ""),
         HostPort(53, 53, 17, "192.168.1.9"),
         HostPort(54, 53, 6, ""),
+        HostPort(55, 53, 132, ""),
     )
     assert found.qos == QOS(
         maximum_incoming_bandwidth_in_bytes=1000,
@@ -196,8 +198,8 @@ def test_keys_in_any_case() -> None:
             "runtimeConfig.portMappings[0].hostPort: must be a port from 1 to 65535",
         ),
         (
-            {"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "sctp"}]}},
-            "runtimeConfig.portMappings[0].protocol: 'sctp' cannot be mapped; known: tcp, udp",
+            {"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "icmp"}]}},
+            "runtimeConfig.portMappings[0].protocol: 'icmp' cannot be mapped; known: tcp, udp, sctp",
         ),
         (
             {"runtimeConfig": {"bandwidth": {"ingressRate": 8000}}},

@@ -173,7 +173,7 @@ def test_canonical_forms(policy: Policy, scope: Scope, canonical: Policy) -> Non
             "Settings.Destinations[0]",
         ),
         (mapping(internal_port=0), Scope.ENDPOINT, HcnCode.INVALID_INTERNAL_PORT, "Settings.InternalPort"),
-        (mapping(protocol=132), Scope.ENDPOINT, HcnCode.MAPPING_NOT_SUPPORTED, "Settings.Protocol"),
+        (mapping(protocol=1), Scope.ENDPOINT, HcnCode.MAPPING_NOT_SUPPORTED, "Settings.Protocol"),
         (mapping(vip="x"), Scope.ENDPOINT, HcnCode.INVALID_IP, "Settings.VIP"),
         (acl(protocols="what"), Scope.ENDPOINT, HcnCode.INVALID_POLICY, "Settings.Protocols"),
         (acl(protocols="300"), Scope.ENDPOINT, HcnCode.INVALID_POLICY, "Settings.Protocols"),

@@ -17,7 +17,7 @@ from samewire.hcn.errors import HcnError
 from samewire.hcn.normalise_policies import Scope, check_policies
 from samewire.hcn.policies import QOS, NatFlags, OutBoundNAT, Policy, PortMapping, nat_families
 
-PROTOCOLS = {"tcp": 6, "udp": 17}
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 MAX_PORT = 2**16 - 1
 MAX_BITS = 2**63 - 1
 ANY_ADDRESS = frozenset({"", "0.0.0.0", "::"})

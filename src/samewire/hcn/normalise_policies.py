@@ -56,7 +56,7 @@ from samewire.hcn.policy_lists import PolicyList, identity
 MIN_MTU = 576
 MAX_VNI = 2**24 - 1
 MAX_VLAN = 4094
-TCP, UDP = 6, 17
+TCP, UDP, SCTP = 6, 17, 132
 
 _FEW = 16
 
@@ -179,10 +179,10 @@ def _nat(policy: OutBoundNAT) -> OutBoundNAT:
 def _mapping(policy: PortMapping) -> PortMapping:
     if not policy.protocol:
         policy = _replace(policy, protocol=TCP)  # hns.v2.psm1 names none
-    if policy.protocol not in (TCP, UDP):
+    if policy.protocol not in (TCP, UDP, SCTP):
         _fail(
             "Settings.Protocol",
-            f"only TCP ({TCP}) and UDP ({UDP}) ports can be mapped, got {policy.protocol}",
+            f"only ports of TCP ({TCP}), UDP ({UDP}) and SCTP ({SCTP}) can be mapped, got {policy.protocol}",
             HcnCode.MAPPING_NOT_SUPPORTED,
         )
     if policy.internal_port == 0:

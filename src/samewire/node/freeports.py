@@ -10,13 +10,22 @@ from samewire.errors import KernelError
 from samewire.node.devices import reserved_ports
 from samewire.node.portranges import parse_ports
 
-_TYPES = {socket.IPPROTO_TCP: socket.SOCK_STREAM, socket.IPPROTO_UDP: socket.SOCK_DGRAM}
+_TYPES = {
+    socket.IPPROTO_TCP: socket.SOCK_STREAM,
+    socket.IPPROTO_UDP: socket.SOCK_DGRAM,
+    socket.IPPROTO_SCTP: socket.SOCK_STREAM,
+}
+_ABSENT = (
+    errno.EAFNOSUPPORT,
+    errno.EADDRNOTAVAIL,
+    errno.EPROTONOSUPPORT,
+)  # a node without IPv6, a kernel without SCTP
 
 
 def usable_ports() -> Callable[[int, int], bool]:
-    """Return what says of a protocol (TCP or UDP) and a port that no socket of the node has it, at whichever address,
-    and that it is not reserved: for outbound NAT, for node ports, for another mapping, or by the administrator. What is
-    reserved is read now, and not again. Both raise KernelError.
+    """Return what says of a protocol (TCP, UDP or SCTP) and a port that no socket of the node has it, at whichever
+    address, and that it is not reserved: for outbound NAT, for node ports, for another mapping, or by the
+    administrator. What is reserved is read now, and not again. Both raise KernelError.
     """
     reserved = parse_ports(reserved_ports())
     return lambda protocol, port: not reserved >> port & 1 and not _in_use(protocol, port)
@@ -33,6 +42,6 @@ def _in_use(protocol: int, port: int) -> bool:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 return True
-            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):  # a node without IPv6
+            if error.errno not in _ABSENT:
                 raise KernelError(f"look whether port {port} is in use", error.errno or 0) from error
     return False
