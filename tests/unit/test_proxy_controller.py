@@ -21,6 +21,7 @@ from samewire.kube.model import (
     Service,
     ServiceAnnotations,
     ServicePort,
+    SliceLabels,
     Taint,
 )
 from samewire.proxy import controller
@@ -446,6 +447,23 @@ async def test_figures(rig: Rig) -> None:
     status = figures.statuses["shop", "web"]
     assert status.changed_s > 0
     assert rig.proxy.health.updated_s is not None
+
+
+async def test_what_a_headless_service_has_triggered_is_not_kept(rig: Rig) -> None:
+    """Nothing is ever written for it: it would wait for ever, and be taken for very late when there is something."""
+    rig.source.sync()
+    await rig.settle()
+    at = datetime.now(UTC) + timedelta(seconds=1)
+    headless = SliceLabels(service_name="web", headless="")
+    for number in range(3):
+        later = (at + timedelta(seconds=number)).isoformat()
+        rig.source.put(endpoint_slice(endpoint("10.244.2.1"), triggered=later, labels=headless))
+    rig.source.put(service())
+    await rig.settle()
+    assert rig.proxy.figures.programming.count == 0
+    rig.source.put(endpoint_slice(endpoint("10.244.2.1"), name="web-2", triggered=at.isoformat()))
+    await rig.settle()
+    assert rig.proxy.figures.programming.count == 1
 
 
 async def test_health_checks(rig: Rig) -> None:

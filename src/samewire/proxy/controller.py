@@ -109,8 +109,9 @@ class ServiceProxy:
         self.figures.slice_changes += len(batch.changes)
         self._mark(self.table.change_slices(batch.changes), batch.received_s)
         for change in batch.changes:
-            if change.new is not None and change.new.metadata.annotations.last_change_trigger_time:
-                self._note_trigger(change.new)
+            piece = change.new
+            if piece is not None and piece.metadata.annotations.last_change_trigger_time:
+                self._note_trigger(piece)
         self._have(EndpointSlice)
 
     def _on_nodes(self, batch: Batch[Node]) -> None:
@@ -134,7 +135,7 @@ class ServiceProxy:
     def _note_trigger(self, piece: EndpointSlice) -> None:
         at_s = trigger_time_s(piece.metadata.annotations.last_change_trigger_time)
         key = piece.service_key
-        if at_s > self._born_s and key is not None:
+        if at_s > self._born_s and key in self._dirty:  # not that of a headless Service, which nobody writes
             known = self._triggers.setdefault(key, [])
             if len(known) < MAX_TRIGGERS:
                 known.append(at_s)
