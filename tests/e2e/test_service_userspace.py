@@ -72,6 +72,7 @@ def test_answers_are_those_of_the_switch(cluster: Cluster, group: Path) -> None:
             assert names(ask(cluster.net.node, vip, 80, group=group, **asked)) == both  # type: ignore[arg-type]
         assert names(ask(client, NODE_IP, 30080, **asked)) == both  # type: ignore[arg-type]
         assert names(ask(cluster.net.router, NODE_IP, 30080, **asked)) == both  # type: ignore[arg-type]
+    cluster.wait_for_pods("web", "one", "two")  # by their own addresses, not the relay's
     put(cluster)
     poll("nobody", lambda: names(ask(client, VIPS[0], 80, wait_s=SHORT_S)) == {"refused"})
 

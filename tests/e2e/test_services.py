@@ -212,6 +212,23 @@ def test_get_services(cluster: Cluster) -> None:
     assert "10.244.7.1:8080" in shown.output
 
 
+def test_a_backend_whose_pod_is_gone(cluster: Cluster) -> None:
+    """Its slice still lists it: the switch has left it out, and `get services` says so."""
+    node = cluster.node
+    cluster.start()
+    pod, address = cluster.pod("one"), cluster.address("one")
+    cluster.write(
+        "web", service("web", "10.96.0.10"), slice_of("web", (address, "node"), ("10.244.7.1", "far"))
+    )
+    cluster.wait_for("the service", web=[f"{address}:8080", "10.244.7.1:8080"])
+    assert "missing" not in run(node, "get", "services", "-o", "wide").output
+    cluster.remove("one", pod)
+    assert f"{address}:8080 (missing), 10.244.7.1:8080" in run(node, "get", "services", "-o", "wide").output
+    (value,) = cluster.services()
+    (found,) = [one for one in value["addresses"][0]["backends"] if one.get("missing")]
+    assert found == {"address": address, "port": 8080, "local": True, "missing": True}
+
+
 def test_a_daemon_without_a_source_has_no_services(net: NodeNet, tmp_path: Path) -> None:
     with daemon(net, tmp_path) as node:
         node.start()

@@ -38,7 +38,8 @@ def _endpoints(value: Json) -> list[str]:
         for backend in item.get("backends", ()):
             address = backend["address"]
             host = f"[{address}]" if ":" in address else address
-            found[f"{host}:{backend['port']}{' (draining)' if backend.get('draining') else ''}"] = None
+            state = next((f" ({word})" for word in ("missing", "draining") if backend.get(word)), "")
+            found[f"{host}:{backend['port']}{state}"] = None
     return list(found)
 
 

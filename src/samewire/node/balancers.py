@@ -286,6 +286,11 @@ class Balancers:
         held = self._held.get(load_balancer_id)
         return tuple(port.service for port in held.ports) if held is not None else ()
 
+    def targets_of(self, load_balancer_id: str) -> list[bytes]:
+        """Address and port of each backend that a load balancer has in the switch."""
+        held, rows = self._held.get(load_balancer_id), self.rows["sw_backends"]
+        return [rows[key][:TARGET_BYTES] for port in _ports(held) for key in port.backends]
+
     def owners(self) -> dict[int, str]:
         """The load balancers by the numbers of their services and sets."""
         return {

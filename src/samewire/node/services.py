@@ -9,6 +9,7 @@ import gc
 from collections.abc import Callable
 from typing import Final
 
+from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.kube.source import Source
 from samewire.node.node import Node
 from samewire.proxy.controller import ServiceProxy
@@ -33,8 +34,8 @@ class Services:
         self._relay: Final = Relay(config.relay_socket)
         self._in_switch: Final = config.proxy_mode == "kernel"
         relayed = RelayWriter(direct, self._relay, addresses)
-        writer = direct if self._in_switch else relayed
-        self.proxy: Final = ServiceProxy(self.source, writer, config.kubernetes_name, dsr=config.dsr)
+        self._writer: Final = direct if self._in_switch else relayed
+        self.proxy: Final = ServiceProxy(self.source, self._writer, config.kubernetes_name, dsr=config.dsr)
         relayed.on_lost = self.proxy.write_again
         self._relayed: Final = None if self._in_switch else relayed
         node.on_new_facts = self._on_new_facts
@@ -48,6 +49,10 @@ class Services:
         self.proxy.look_again()
         if self._relayed is not None:
             self._relayed.look_again()
+
+    def load_balancer(self, load_balancer_id: str) -> LoadBalancer | None:
+        """A load balancer as the services want it: in user mode with their backends, not the relay."""
+        return self._writer.get(load_balancer_id)
 
     async def start(self) -> None:
         """Begin to watch, to write and to answer. Raises Invalid."""

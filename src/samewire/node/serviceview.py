@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -12,8 +12,9 @@ from aiohttp import web
 
 from samewire.errors import NotFound, Unavailable
 from samewire.hcn.http_answers import list_response
-from samewire.hcn.loadbalancers import BackendFlags, LoadBalancer
+from samewire.hcn.loadbalancers import BackendFlags, LoadBalancer, LoadBalancerBackend
 from samewire.node.node import Node
+from samewire.vfp.compile.places import pack
 from samewire.vfp.constants import FlowFlag
 from samewire.vfp.tables import Backend, Flow, ServiceCount
 
@@ -33,12 +34,15 @@ NOT_YET: Final = "not programmed yet"
 
 
 class BackendInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One backend of a virtual address."""
+    """One backend of a virtual address. ``missing``: a pod of this node, by its address, that is not here (any more):
+    it gets no connections.
+    """
 
     address: str
     port: int
     local: bool = False
     draining: bool = False
+    missing: bool = False
 
 
 class AddressInfo(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -141,14 +145,14 @@ def _info(node: Node, services: Services, value: Service, counts: Counts | None)
     balancers = [
         found
         for lb_id in services.proxy.load_balancer_ids(key)
-        if (found := node.service.view.load_balancer(lb_id)) is not None
+        if (found := services.load_balancer(lb_id)) is not None
     ]
     status = services.proxy.figures.statuses.get(key)
     return ServiceInfo(
         namespace=key[0],
         name=key[1],
         type=value.spec.type,
-        addresses=tuple(map(_address, balancers)),
+        addresses=tuple([_address(node, found) for found in balancers]),
         changed_s=status.changed_s if status else 0.0,
         latency_s=status.latency_s if status else 0.0,
         error=status.error if status else NOT_YET,
@@ -156,8 +160,9 @@ def _info(node: Node, services: Services, value: Service, counts: Counts | None)
     )
 
 
-def _address(value: LoadBalancer) -> AddressInfo:
+def _address(node: Node, value: LoadBalancer) -> AddressInfo:
     mapping = value.port_mappings[0]
+    missing = _missing(node, value)
     return AddressInfo(
         id=value.id,
         address=", ".join(value.frontend_vips),
@@ -165,10 +170,21 @@ def _address(value: LoadBalancer) -> AddressInfo:
         protocol=_PROTOCOLS.get(mapping.protocol, str(mapping.protocol)),
         dsr=bool(value.flags & 1),
         backends=tuple(
-            BackendInfo(b.ip_address, b.port, bool(b.flags & _LOCAL), bool(b.flags & _DRAINING))
+            BackendInfo(b.ip_address, b.port, bool(b.flags & _LOCAL), bool(b.flags & _DRAINING), b in missing)
             for b in value.backends
         ),
     )
+
+
+def _missing(node: Node, value: LoadBalancer) -> Collection[LoadBalancerBackend]:
+    """The backends that the switch has left out."""
+    balancers = node.switch.balancers
+    if value.id not in balancers or value is not node.service.view.load_balancer(value.id):
+        return ()  # there is an error; or, in user mode, they are the relay's
+    present = set(balancers.targets_of(value.id))
+    if len(present) == len(value.backends):
+        return ()
+    return {b for b in value.backends if pack(b.ip_address) + b.port.to_bytes(2, "big") not in present}
 
 
 def _tally(node: Node, balancers: Iterable[LoadBalancer], counts: Counts) -> Tally:
