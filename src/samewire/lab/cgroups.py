@@ -21,7 +21,7 @@ from msgspec import Struct
 from samewire.errors import Conflict, KernelError, Unsupported
 from samewire.lab.state import CGROUP, Lab
 
-_DEATH_TIMEOUT_S = 10.0
+_DEATH_TIMEOUT_S = 30.0
 
 
 class Mounts(Struct, frozen=True):
@@ -134,7 +134,7 @@ def usage(cgroups: tuple[str, ...]) -> Usage:
 def remove_cgroups(paths: list[str]) -> None:
     """Kill every process in the v2 cgroups among ``paths``, then remove them all with what is below them.
 
-    Raises KernelError when a process does not die within 10 s. Gone cgroups are no error.
+    Raises KernelError when a process does not die within 30 s. Gone cgroups are no error.
     """
     trees = [Path(path) for path in paths]
     for tree in trees:
