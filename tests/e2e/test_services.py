@@ -38,7 +38,7 @@ def cluster(net: NodeNet, tmp_path: Path) -> Iterator[Cluster]:
 def http_get(namespace: str, url: str) -> tuple[int, str]:
     """Status and body."""
     done = in_namespace(
-        namespace, "curl", "-s", "-g", "--max-time", "3", "-o", "-", "-w", "\n%{http_code}", url, check=False
+        namespace, "curl", "-s", "-g", "--max-time", "20", "-o", "-", "-w", "\n%{http_code}", url, check=False
     )
     body, _, status = done.stdout.rpartition("\n")
     return int(status or 0), body

@@ -80,7 +80,7 @@ def test_into_a_pipe_and_so_many(world: World) -> None:
 
 
 def test_as_text_for_some_time(world: World) -> None:
-    with capturing(world, "web", "--seconds", "2", stdout=subprocess.PIPE) as process:
+    with capturing(world, "web", "--seconds", "5", stdout=subprocess.PIPE) as process:
         wait_for_socket(world.web)
         assert can_ping(world.client, WEB)
         text, _ = process.communicate(timeout=20)

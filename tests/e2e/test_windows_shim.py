@@ -107,7 +107,7 @@ class Wine:
         if found is None:
             return
         for what in ("-k", "-w"):
-            subprocess.run([found, what], env=self._env, capture_output=True, timeout=30, check=False)
+            subprocess.run([found, what], env=self._env, capture_output=True, timeout=LIMIT_S, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -185,7 +185,7 @@ def test_programs_by_id_and_from_instructions(basics: BpfObject) -> None:
 
 def wait_until_gone(program_id: int) -> None:
     """A closed program goes after a grace period."""
-    for _ in range(200):
+    for _ in range(2000):
         try:
             BpfProgram.from_id(program_id).close()
         except NotFound:

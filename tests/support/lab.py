@@ -51,7 +51,7 @@ def lab_state(name: str) -> LabState:
 
 def run_lab(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run ``samewire lab ...`` as a user would."""
-    return subprocess.run((*COMMAND, *arguments), capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run((*COMMAND, *arguments), capture_output=True, text=True, timeout=400, check=False)
 
 
 def lab_json(*arguments: str) -> Any:

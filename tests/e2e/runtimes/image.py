@@ -15,7 +15,7 @@ SCRIPTS = {
     # serve NAME PORT: an HTTP server that says its name
     "serve": "#!/bin/sh\nmkdir -p /www\nprintf %s $1 >/www/name\nexec httpd -f -p $2 -h /www\n",
     # ask HOST PORT: what such a server says; nothing if there is none (busybox's own wget dies when linked statically)
-    "ask": "#!/bin/sh\nprintf 'GET /name HTTP/1.0\\r\\n\\r\\n' | nc -w 5 $1 $2 | tail -n 1\n",
+    "ask": "#!/bin/sh\nprintf 'GET /name HTTP/1.0\\r\\n\\r\\n' | nc -w 20 $1 $2 | tail -n 1\n",
 }
 
 

@@ -29,7 +29,7 @@ STOP_TIMEOUT_S = 20.0
 LOG_TAIL_BYTES = 4000
 
 # What asks an HTTP server for its name from the node.
-FETCH = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=5).read().decode())"
+FETCH = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=20).read().decode())"
 
 # A runtime of the test needs nothing of what pytest's caller has in its environment.
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/run"}
