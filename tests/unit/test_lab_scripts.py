@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,7 +100,6 @@ def test_a_wrong_answer_is_an_error_not_a_crash() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address, number = server.getsockname()
         server.settimeout(20)
-        import threading
 
         def answer() -> None:
             connection, _ = server.accept()
@@ -125,6 +126,29 @@ def test_the_last_try_has_the_rest_of_the_time(monkeypatch: pytest.MonkeyPatch) 
     for timeout_s, tries in ((10.0, 3), (10.0, 1), (1.5, 3)):
         agent.run_probe({"id": 1, "timeout_s": timeout_s, "tries": tries}, NO_PINGER)
     assert waited == [1, 1, 8, 10, 0.5, 0.5, 0.5]
+
+
+def test_what_has_come_is_seen_before_anybody_has_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel answers an echo request at once; a busy machine may run who notes it much later."""
+    made: list[socket.socket] = []
+    real = socket.socket
+
+    def plain(family: int, _kind: int, _protocol: int) -> socket.socket:
+        opened = real(family, socket.SOCK_DGRAM)
+        opened.bind(("", 0))
+        made.append(opened)
+        return opened
+
+    idle = SimpleNamespace(Lock=threading.Lock, Thread=lambda **_: SimpleNamespace(start=lambda: None))
+    monkeypatch.setattr(agent, "threading", idle)
+    monkeypatch.setattr(socket, "socket", plain)
+    pinger = agent.Pinger()
+    monkeypatch.undo()
+    with made[0], made[1], socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        for number in (1, 2):
+            request = b"\x45" + bytes(19) + b"\x08" + bytes(7) + bytes([number])
+            client.sendto(request, ("127.0.0.1", made[0].getsockname()[1]))
+        assert pinger.seen() == {"01": "127.0.0.1", "02": "127.0.0.1"}
 
 
 def test_a_port_that_is_taken_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,8 @@ class Pinger:
     """ICMP echo over one raw socket a family, shared by all workers; also notes the requests of others."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, str] = {}
+        self._seen: dict[str, str] = {}
+        self._reading = threading.Lock()
         self._sockets: dict[int, socket.socket] = {}
         self._waiting: dict[bytes, threading.Event] = {}
         self._identifier = os.getpid() & 0xFFFF
@@ -61,16 +62,32 @@ class Pinger:
         self._sockets[family].sendto(packet, (address, 0))
         return event.wait(timeout_s)
 
+    def seen(self) -> dict[str, str]:
+        """The echo requests that have come: token -> source. Also those that nobody had the time to read yet."""
+        for family, raw in self._sockets.items():
+            self._read(family, raw)
+        return dict(self._seen)
+
     def _receive(self, family: int, raw: socket.socket) -> None:
         while True:
-            data, sender = raw.recvfrom(65535)
-            if family == socket.AF_INET:
-                data = data[(data[0] & 15) * 4 :]
-            kind, token = data[0], data[8:]
-            if kind == _ECHO_REQUEST[family]:
-                self.seen[token.hex()] = sender[0].partition("%")[0]
-            elif kind == _ECHO_REPLY[family] and token in self._waiting:
-                self._waiting[token].set()
+            select.select([raw], [], [])
+            self._read(family, raw)
+
+    def _read(self, family: int, raw: socket.socket) -> None:
+        """Take note of all that has come. One at a time: who finds nothing left knows that nobody is still at it."""
+        with self._reading:
+            while True:
+                try:
+                    data, sender = raw.recvfrom(65535, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    return
+                if family == socket.AF_INET:
+                    data = data[(data[0] & 15) * 4 :]
+                kind, token = data[0], data[8:]
+                if kind == _ECHO_REQUEST[family]:
+                    self._seen[token.hex()] = sender[0].partition("%")[0]
+                elif kind == _ECHO_REPLY[family] and token in self._waiting:
+                    self._waiting[token].set()
 
 
 def run_probe(probe: dict[str, Any], pinger: Pinger) -> dict[str, Any]:
@@ -208,7 +225,7 @@ def main() -> None:
         print(json.dumps(results.get()), flush=True)
     print(json.dumps({"done": True}), flush=True)
     if sys.stdin.readline():
-        print(json.dumps(pinger.seen), flush=True)
+        print(json.dumps(pinger.seen()), flush=True)
 
 
 if __name__ == "__main__":
