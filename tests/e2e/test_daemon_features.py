@@ -308,6 +308,22 @@ def test_check_compares_the_kernel(net: NodeNet, node: DaemonProcess) -> None:
         assert "sw_ports" in complaint()
         ports.update(key, value)
     assert complaint() == ""
+    # What an earlier plugin of the chain made is on another interface, or in another table.
+    others = [
+        {"dst": "10.98.0.0/16"},
+        {"dst": "10.99.0.0/16", "gw": "10.98.0.1"},
+        {"dst": "10.97.0.0/16", "table": 100},
+    ]
+    checked["prevResult"] = {**result, "routes": [*result["routes"], *others]}
+    ip("link", "add", "net1", "up", "type", "veth", "peer", "net2", netns_name=pod)
+    ip("route", "add", "10.98.0.0/16", "dev", "net1", netns_name=pod)
+    ip("route", "add", "10.99.0.0/16", "via", "10.98.0.1", "dev", "net1", "onlink", netns_name=pod)
+    assert "route to 10.97.0.0/16" in complaint()
+    ip("route", "add", "10.97.0.0/16", "dev", "net1", "table", "100", netns_name=pod)
+    assert complaint() == ""
+    ip("route", "delete", "10.99.0.0/16", netns_name=pod)
+    assert "route to 10.99.0.0/16" in complaint()
+    checked["prevResult"] = result
     broken = [
         (net.node, ("link", "set", host, "mtu", "1200"), ("link", "set", host, "mtu", "1450"), "MTU"),
         (pod, ("link", "set", "eth0", "mtu", "1200"), ("link", "set", "eth0", "mtu", "1450"), "MTU"),

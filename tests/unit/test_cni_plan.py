@@ -59,6 +59,16 @@ def test_the_whole_request() -> None:
     )
 
 
+@pytest.mark.parametrize(("name", "value"), [("mtu", 1400), ("advmss", 1300), ("table", 100), ("scope", 253)])
+def test_what_a_route_cannot_have_is_refused(name: str, value: int) -> None:
+    given = replace(IPAM, routes=(replace(Route("10.0.0.0/8"), **{name: value}),))
+    with pytest.raises(CniError, match=rf"^ipam: {name} {value} of the route to 10.0.0.0/8 cannot") as caught:
+        plan(ipam=given)
+    assert caught.value.code == CniCode.UNSUPPORTED_FIELD
+    plain = replace(IPAM, routes=(Route("10.0.0.0/8", mtu=0, advmss=0, priority=5, table=254, scope=0),))
+    assert plan(ipam=plain).routes[0].priority == 5
+
+
 def test_a_default_route_unless_ipam_has_routes() -> None:
     v4_only = replace(IPAM, routes=(Route("10.0.0.0/8"),))
     assert plan(ipam=v4_only).routes == (Route("10.0.0.0/8"), Route("::/0", "fd00:1::1"))

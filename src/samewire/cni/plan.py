@@ -18,6 +18,9 @@ from samewire.hcn.policy_base import parse_ip
 
 DEFAULTS = {4: "0.0.0.0/0", 6: "::/0"}
 
+_PLAIN = {"mtu": (0,), "advmss": (0,), "table": (0, 254), "scope": (0,)}
+"""What routes have in any case: no size of their own, the main table, no scope but that of the world."""
+
 ROUTED_TYPES = frozenset({"Overlay", "NAT", "Internal"})
 """Networks whose only router is the switch, at the network's gateway address."""
 
@@ -150,6 +153,7 @@ def _routes(
 
     A default route that came before in the chain stays the only one of its family.
     """
+    _check_attributes(given)
     taken = {route.dst for route in wanted.previous.routes if route.dst in DEFAULTS.values()}
     routes = [route for route in given if route.dst not in taken]
     for version, gateway in _gateways(addresses, network).items():
@@ -159,6 +163,20 @@ def _routes(
         if due and default not in taken and not any(route.dst == default for route in theirs):
             routes.append(Route(default, gateway))
     return tuple(routes)
+
+
+def _check_attributes(routes: tuple[Route, ...]) -> None:
+    """Refuse what CNI 1.1 can say of a route and an endpoint's routes cannot: in another table it would mean another
+    thing.
+    """
+    for route in routes:
+        for name, plain in _PLAIN.items():
+            value = getattr(route, name)
+            if value is not None and value not in plain:
+                raise CniError(
+                    CniCode.UNSUPPORTED_FIELD,
+                    f"ipam: {name} {value} of the route to {route.dst} cannot be set",
+                )
 
 
 def _gateways(addresses: tuple[Address, ...], network: NetworkInfo) -> dict[int, str]:

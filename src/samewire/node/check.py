@@ -5,17 +5,21 @@ from __future__ import annotations
 import msgspec
 
 from samewire.cni.backend import CheckRequest, check_failed
+from samewire.cni.result import Route
 from samewire.errors import NotFound
 from samewire.hcn.schema import Endpoint
 from samewire.kernel.netns import NetNamespace
+from samewire.kernel.rtnetlink import Netlink, route_dump
+from samewire.kernel.rtnetlink.routes import TABLE_MAIN
 from samewire.node import links
 from samewire.node.apply import NodeSwitch
 from samewire.node.devices import find_link
+from samewire.node.facts import short
 from samewire.node.planning import endpoint_owner
 from samewire.node.ports import PortState
 from samewire.vfp.address import parse_address, parse_interface, parse_prefix
 from samewire.vfp.diff import same
-from samewire.vfp.model import LinkRoute, PortLink
+from samewire.vfp.model import PortLink
 
 
 def check_attachment(
@@ -41,6 +45,24 @@ def check_attachment(
             wrong = links.inside_differences(wanted, netns)
             if wrong:
                 raise check_failed(f"{who}: {wrong[0]}")
+        _check_routes(who, request.routes, netns)
+
+
+def _check_routes(who: str, routes: tuple[Route, ...], netns: NetNamespace) -> None:
+    """Each route of the result is there, by whichever interface: an earlier plugin of the chain may have made it."""
+    wanted = [(route, parse_prefix(route.dst)) for route in routes]
+    with Netlink(netns.fd) as inside:
+        present = {
+            (found.table, found.destination, found.bits, gateway)
+            for family in {prefix.family for _, prefix in wanted}
+            for found in inside.dump(route_dump(family))
+            for gateway in (found.gateway, b"")
+        }
+    for route, prefix in wanted:
+        gateway = short(parse_address(route.gw).packed, prefix.family) if route.gw else b""
+        place = route.table or TABLE_MAIN, short(prefix.packed, prefix.family), prefix.bits, gateway
+        if place not in present:
+            raise check_failed(f"{who}: route to {route.dst} is missing")
 
 
 def _check_host(who: str, state: PortState, switch: NodeSwitch) -> None:
@@ -74,8 +96,5 @@ def _as_the_result_says(request: CheckRequest, link: PortLink) -> PortLink:
         mac=bytes.fromhex(request.mac.replace(":", "")) if request.mac else link.mac,
         mtu=request.mtu or link.mtu,
         addresses=tuple(parse_interface(item.cidr) for item in request.addresses),
-        routes=tuple(
-            LinkRoute(parse_prefix(route.dst), parse_address(route.gw) if route.gw else None)
-            for route in request.routes
-        ),
+        routes=(),
     )
