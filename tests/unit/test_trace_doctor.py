@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from samewire.errors import KernelError
 from samewire.hcn.client import AsyncHnsClient
 from samewire.hcn.http import HttpServer, make_app
 from samewire.hcn.policies import ACL, VLAN, AclAction, AclDirection, RemoteSubnetRoute, SetPolicy
 from samewire.hcn.schema import Network, NetworkType, ObjectState
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
+from samewire.node import toolview
 from samewire.trace import doctor_service
 from samewire.trace.doctor import examine
 from samewire.trace.snapshot import Finding, Level, LinkInfo, Snapshot, SourceInfo
@@ -483,3 +485,23 @@ def test_networks_by_id_when_they_have_no_name() -> None:
     nameless: Network = replace(NETWORK, name="")
     (finding,) = examine(replace(HEALTHY, networks=(nameless,), links=(LINKS[0], LINKS[2])))
     assert NETWORK.id in finding.message
+
+
+@pytest.mark.parametrize(
+    ("read", "found"),
+    [([7, 8], (7, 8)), ([7, 7, 7, 8], (7, 8)), ([7] * 20, (7, 7)), ([None], None), ([7, None], None)],
+)
+async def test_a_timer_that_is_late_does_not_stand_still(
+    read: list[int | None], found: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU that runs it may be given no time for a while."""
+    monkeypatch.setattr(toolview, "_AGEING_LOOK_S", 0)
+    left = iter(read)
+
+    def tick() -> int:
+        value = next(left)
+        if value is None:
+            raise KernelError("read sw_counters", 5)
+        return value
+
+    assert await toolview.ticks_of(tick) == found

@@ -43,6 +43,7 @@ _TRACE_ONLY: Final = frozenset({"sw_trace_input", "sw_trace_output"})
 # Large; sw_flow_slots tells nothing that sw_flows does not, and sw_flow_counts nothing without it.
 _ONLY_BY_NAME: Final = frozenset({*_TRACE_ONLY, *BALANCED, "sw_flow_slots", "sw_flow_counts"})
 _AGEING_LOOK_S: Final = 0.2
+_AGEING_LOOKS: Final = 10
 _SYSCTLS: Final = ("rp_filter", "forwarding", "accept_local")
 
 
@@ -161,7 +162,7 @@ class ToolView:
     async def snapshot(self) -> Snapshot:
         """Look at everything the doctor wants to see."""
         node = self._node
-        ticks = await self._ageing()
+        ticks = await ticks_of(self._tick)
         differences = await _read_async(node.auditor.compare)
         lasting = {item.subject: item.text for item in differences or () if item.lasting}
         return Snapshot(
@@ -218,12 +219,6 @@ class ToolView:
             self._trace = loaded
         return self._trace
 
-    async def _ageing(self) -> tuple[int, int] | None:
-        first = _read(self._tick)
-        await asyncio.sleep(_AGEING_LOOK_S)
-        second = _read(self._tick)
-        return None if first is None or second is None else (first, second)
-
     def _tick(self) -> int:
         return all_counters(self._node.board.maps["sw_counters"])[Counter.AGEING_TICKS]
 
@@ -279,6 +274,22 @@ def kernel_stats() -> dict[str, int]:
                 for name, value in zip(fields, values.split()[1:], strict=True)
             )
     return found
+
+
+async def ticks_of(tick: Callable[[], int]) -> tuple[int, int] | None:
+    """A counter now and once it has moved; twice the same when it has not for two seconds. None: it cannot be read.
+
+    The timer is due four times in a look, but the CPU that runs it may be one that the hypervisor gives no time.
+    """
+    first = second = _read(tick)
+    if first is None:
+        return None
+    for _ in range(_AGEING_LOOKS):
+        await asyncio.sleep(_AGEING_LOOK_S)
+        second = _read(tick)
+        if second != first:
+            break
+    return None if second is None else (first, second)
 
 
 def _read(function: Callable[[], T]) -> T | None:
