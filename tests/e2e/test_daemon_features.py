@@ -191,6 +191,19 @@ def test_a_bandwidth_cap_is_a_shaper_and_a_bucket(net: NodeNet, node: DaemonProc
     assert node.differences() == []
 
 
+@pytest.mark.parametrize("bits_per_s", [8, 10**12, 10**15, 2**63 - 1])
+def test_every_bandwidth_that_can_be_said_can_be_set(
+    net: NodeNet, node: DaemonProcess, bits_per_s: int
+) -> None:
+    """10**15 is the most that Kubernetes' annotations take, and so its word for none."""
+    node.request("POST", "/v2/networks", overlay())
+    caps = dict.fromkeys(("ingressRate", "ingressBurst", "egressRate", "egressBurst"), bits_per_s)
+    pod = net.pod()
+    node.add("pod", pod, node.conf(runtimeConfig={"bandwidth": caps}))
+    assert node.differences() == []
+    assert can_ping(pod, NODE_IP)
+
+
 def test_hns_objects_without_cni(net: NodeNet, node: DaemonProcess) -> None:
     made = node.request("POST", "/v2/networks", overlay())
     endpoint = node.request("POST", "/v2/endpoints", {"HostComputeNetwork": made["ID"], "Name": "web"})

@@ -51,7 +51,21 @@ def test_bad_container_ids(container: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [".", "..", "a/b", "a:b", "a b", "a\tb", "a\x7fb", "0123456789abcdef", "ääääääää"]
+    "name",
+    [
+        ".",
+        "..",
+        "a/b",
+        "a:b",
+        "a b",
+        "a\tb",
+        "a\x7fb",
+        "a%d",
+        "all",
+        "default",
+        "0123456789abcdef",
+        "ääääääää",
+    ],
 )
 def test_bad_interface_names(name: str) -> None:
     assert "CNI_IFNAME" in failure(CNI_IFNAME=name)

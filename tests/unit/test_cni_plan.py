@@ -69,6 +69,16 @@ def test_what_a_route_cannot_have_is_refused(name: str, value: int) -> None:
     assert plan(ipam=plain).routes[0].priority == 5
 
 
+def test_an_mtu_that_leaves_no_ipv6_is_refused() -> None:
+    with pytest.raises(
+        CniError, match=r"^mtu: must be at least 1280 bytes with an IPv6 address, got 1279"
+    ) as caught:
+        plan(mtu=1279)
+    assert caught.value.code == CniCode.INVALID_CONFIG
+    assert plan(mtu=1280).mtu == 1280
+    assert plan(mtu=1279, ipam=replace(IPAM, ips=IPAM.ips[:1])).mtu == 1279
+
+
 def test_a_default_route_unless_ipam_has_routes() -> None:
     v4_only = replace(IPAM, routes=(Route("10.0.0.0/8"),))
     assert plan(ipam=v4_only).routes == (Route("10.0.0.0/8"), Route("::/0", "fd00:1::1"))

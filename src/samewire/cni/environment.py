@@ -19,7 +19,8 @@ PLUGIN_VARIABLE = "CNI_SAMEWIRE_PLUGIN"
 
 _IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _NAMESPACE_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_IN_INTERFACE = re.compile(r"[^\s/:\x00-\x1f\x7f]+")
+_IN_INTERFACE = re.compile(r"[^\s/:%\x00-\x1f\x7f]+")  # of a name with % the kernel would make another one
+_NO_INTERFACES = frozenset((".", "..", "all", "default"))  # directories of settings
 
 _KNOWN_ARGS = frozenset(
     {
@@ -147,7 +148,7 @@ def _verb(text: str) -> Verb:
 def _check_container(container_id: str, interface: str, netns: str) -> None:
     if not is_identifier(container_id):
         _fail(f"CNI_CONTAINERID {container_id[:64]!r}: expected letters, digits, and _ . - behind the first")
-    if interface in (".", "..") or not _IN_INTERFACE.fullmatch(interface):
+    if interface in _NO_INTERFACES or not _IN_INTERFACE.fullmatch(interface):
         _fail(f"CNI_IFNAME {interface[:64]!r} cannot be the name of an interface")
     if len(interface.encode(errors="replace")) > MAX_INTERFACE_NAME:
         _fail(f"CNI_IFNAME {interface[:64]!r} is longer than {MAX_INTERFACE_NAME} bytes")

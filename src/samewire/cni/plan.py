@@ -16,6 +16,9 @@ from samewire.cni.result import Dns, Interface, IpConfig, Result, Route
 from samewire.hcn.policies import QOS, Policy, parse_prefix
 from samewire.hcn.policy_base import parse_ip
 
+MIN_MTU6 = 1280
+"""Bytes; the kernel takes IPv6 off an interface with less (RFC 8200, section 5)."""
+
 DEFAULTS = {4: "0.0.0.0/0", 6: "::/0"}
 
 _PLAIN = {"mtu": (0,), "advmss": (0,), "table": (0, 254), "scope": (0,)}
@@ -38,6 +41,11 @@ def plan_attach(
         addresses = tuple(_allocated(ip, network) for ip in ipam.ips)
     for item in addresses:
         _check_gateway(item, conf, network)
+        if 0 < wanted.mtu < MIN_MTU6 and family(item.ip) == 6:
+            raise CniError(
+                CniCode.INVALID_CONFIG,
+                f"mtu: must be at least {MIN_MTU6} bytes with an IPv6 address, got {wanted.mtu}",
+            )
     return AttachRequest(
         network=conf.name,
         container_id=environment.container_id,

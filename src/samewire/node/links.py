@@ -54,6 +54,7 @@ _NO_LINK_LOCAL: Final = codec.nested(
     _IFLA_AF_SPEC, codec.nested(_AF_INET6, codec.u8(_ADDR_GEN_MODE, _MODE_NONE))
 )
 _QUEUE_S: Final = 0.05  # what the shaper's queue holds beyond its bucket
+_MOST_QUEUED_BYTES: Final = 2**32 - 1  # the kernel's limit; a rate that says "as good as none" asks for more
 _IPV6_OFF: Final = frozenset({errno.EACCES, errno.EPERM, errno.EOPNOTSUPP})
 
 
@@ -239,7 +240,8 @@ def repair_inside(link: PortLink, netns: NetNamespace) -> None:
 
 def shaper(ifindex: int, rate_bytes_per_s: int, burst_bytes: int) -> Request:
     """A cap on what leaves an interface: towards the pod on the host end, from it on the pod's end."""
-    queue_bytes = burst_bytes + round(rate_bytes_per_s * _QUEUE_S)
+    burst_bytes = min(burst_bytes, _MOST_QUEUED_BYTES)
+    queue_bytes = min(burst_bytes + round(rate_bytes_per_s * _QUEUE_S), _MOST_QUEUED_BYTES)
     return tbf_replace(ifindex, rate_bytes_per_s, burst_bytes, queue_bytes)
 
 
