@@ -85,9 +85,9 @@ def neighbour_frame(
 
 def drops_once(node: Node, port: int, kind: Kind, cause: Callable[[], object]) -> None:
     """What ``cause`` does counts as one drop of this kind at this port, and as nothing else."""
-    before = node.drops()
+    before, wanted = node.drops(), (port, *kind)
     cause()
-    poll(f"drop {kind}", lambda: node.drops() != before)
+    poll(f"drop {kind}", lambda: node.drops().get(wanted) != before.get(wanted))
     after = node.drops()
     changed = {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)}
     # A pod's own chatter (its multicast listener reports) may come in between.
