@@ -206,7 +206,9 @@ def test_a_rule_of_one_layer(daemon: StubDaemon) -> None:
         ("tcp 10.244.1.6 1 10.244.1.5 80 sideways", 2),
         ("tcp 10.244.1.6 1 10.244.1.5 80 out syn", 2),
         ("tcp 10.244.1.99 1 10.244.1.5 80", 1),
-        ("tcp nowhere 1 10.244.1.5 80 in", 1),
+        ("tcp nowhere 1 10.244.1.5 80 in", 2),
+        ("tcp 10.244.1.6 1 nowhere 80", 2),
+        ("tcp 10.244.1.6 1 fd00::5 80", 2),
     ],
 )
 def test_a_tuple_that_is_none_says_what_is_wrong(daemon: StubDaemon, text: str, status: int) -> None:

@@ -18,7 +18,7 @@ from samewire.lab.pids import is_running, read_pid, running_pid
 from samewire.lab.podspec import Container, DnsConfig, PodTemplate, Port
 from samewire.lab.schedule import Pod
 from samewire.lab.state import CGROUP, NETNS, Lab, PodState, load_state, the_lab
-from samewire.lab.targets import trace_target
+from samewire.lab.targets import resolve, trace_target
 from tests.support.lab import lab_state
 
 
@@ -123,6 +123,13 @@ def test_finding_pods() -> None:
         lab.find_pod("web-")
     with pytest.raises(NotFound):
         lab.find_pod("nobody")
+
+
+def test_a_container_that_is_not_there_is_told_which_are() -> None:
+    with pytest.raises(
+        NotFound, match=r"container of shop/web-.* 'nobody' not found: there are nginx, exporter"
+    ):
+        resolve(lab_state("mixed-cluster"), "web", "nobody")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,9 @@ Json = dict[str, Any]
     default="table",
     show_default=True,
 )
-@click.option("--endpoint", metavar="POD", default="", help="Ports, flows or drops of this endpoint only.")
+@click.option(
+    "--endpoint", metavar="POD", default="", help="Ports, layers, flows or drops of this endpoint only."
+)
 @click.option("--watch", is_flag=True, help="Drops: every dropped packet from now on, until interrupted.")
 @click.pass_obj
 def get(socket: str, kind: str, name: str, form: str, endpoint: str, watch: bool) -> None:

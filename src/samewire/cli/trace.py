@@ -118,17 +118,21 @@ def _canonical(address: str, path: Path) -> str:
 def _target(text: str) -> tuple[str, int]:
     """Address and port (0 = none) of ``ADDR``, ``ADDR:PORT``, ``[ADDR]`` and ``[ADDR]:PORT``."""
     if text.startswith("["):
-        address, _, port = text[1:].partition("]")
-        port = port.removeprefix(":")
-    elif text.count(":") == 1:
-        address, _, port = text.partition(":")
+        address, bracket, rest = text[1:].partition("]")
+        colon, port = rest[:1], rest[1:]
+        whole = bool(bracket) and colon in ("", ":")
     else:
-        address, port = text, ""
+        address, colon, port = text.partition(":") if text.count(":") == 1 else (text, "", "")
+        whole = True
     try:
         parsed = str(ipaddress.ip_address(address))
-        number = int(port) if port else 0
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not ADDR[:PORT]", param_hint="--to") from None
-    if port and not 1 <= number <= 65535:
-        raise click.BadParameter(f"{port} is no port", param_hint="--to")
-    return parsed, number
+        whole = False
+        parsed = ""
+    if not whole or (colon and not (port.isascii() and port.isdecimal())):
+        raise click.BadParameter(
+            f"{text!r} is not ADDR[:PORT]; IPv6 with a port: [ADDR]:PORT", param_hint="--to"
+        )
+    if colon and not 1 <= int(port) <= 65535:
+        raise click.BadParameter(f"{port} is no port; want 1 to 65535", param_hint="--to")
+    return parsed, int(port or 0)

@@ -98,7 +98,9 @@ def in_cluster(environment: Mapping[str, str] = os.environ, directory: Path = SE
     host = environment.get("KUBERNETES_SERVICE_HOST", "")
     port = environment.get("KUBERNETES_SERVICE_PORT", "")
     if not host or not port:
-        raise Invalid("KUBERNETES_SERVICE_HOST", "and KUBERNETES_SERVICE_PORT are not set: this is no pod")
+        raise Invalid(
+            "in_cluster", "KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set: this is no pod"
+        )
     token, ca, namespace = directory / "token", directory / "ca.crt", directory / "namespace"
     for file in (token, ca):
         if not file.is_file():

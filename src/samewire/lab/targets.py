@@ -103,7 +103,7 @@ def _pod(pod: PodState, container: str) -> Entry:
     """Into the container's own network, mounts and host name; the first one where none is named."""
     names = [item.name for item in pod.pod.template.containers]
     if container and container not in names:
-        raise NotFound(f"container of {pod.pod.key}", container)
+        raise NotFound(f"container of {pod.pod.key}", container, f"there are {', '.join(names)}")
     order = [container] if container else [*names, PAUSE]
     for name in order:
         try:
