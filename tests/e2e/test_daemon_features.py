@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +36,7 @@ from tests.support.node import (
     overlay,
     path_of,
     poll,
+    serving,
 )
 
 pytestmark = pytest.mark.root
@@ -72,14 +72,8 @@ def echo_server(namespace: str, port: int) -> Iterator[None]:
         "family=socket.AF_INET6, dualstack_ipv6=True)\nprint('ready', flush=True)\n"
         "while True:\n peer = listener.accept()[0]\n peer.sendall(peer.recv(100))\n peer.close()\n"
     )
-    command = ["nsenter", f"--net={path_of(namespace)}", sys.executable, "-c", code, str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            yield
-        finally:
-            process.kill()
+    with serving(namespace, code, port):
+        yield
 
 
 _ASK = (

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cgroups import own_cgroup
-from tests.support.node import NODE_IP, PREFIX, SHORT_S, NodeNet, ip, node_net, poll
+from tests.support.node import NODE_IP, PREFIX, SHORT_S, NodeNet, ip, poll
 from tests.support.service_cluster import Cluster, ask, held, names, service, service_cluster
 
 pytestmark = pytest.mark.root
@@ -22,12 +22,6 @@ PORTS = [
     {"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080},
     {"name": "udp", "port": 80, "protocol": "UDP", "nodePort": 30080},
 ]
-
-
-@pytest.fixture
-def net() -> Iterator[NodeNet]:
-    with node_net() as made:
-        yield made
 
 
 @pytest.fixture

@@ -7,15 +7,19 @@ import itertools
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from samewire.kernel import netns
 from samewire.kernel.bpf import mount_bpffs, unmount_bpffs
 from samewire.kernel.netns import NetNamespace
+from samewire.node.config import NodeConfig
+from samewire.node.node import Node
+from tests.support.node import NodeNet, node_net
 
 _COUNTER = itertools.count(1)
 _BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
@@ -60,6 +64,32 @@ def pass_program() -> Iterator[int]:
     assert fd >= 0, os.strerror(ctypes.get_errno())
     yield fd
     os.close(fd)
+
+
+@pytest.fixture
+def net() -> Iterator[NodeNet]:
+    """A node's network namespace, in which the test itself is, and what is around it."""
+    with node_net() as made, made.inside():
+        yield made
+
+
+@pytest.fixture
+def config(net: NodeNet, tmp_path: Path) -> Iterator[NodeConfig]:
+    """Of a node in ``net``; whatever of it is pinned goes afterwards."""
+    made = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
+    made.run_dir.mkdir()
+    try:
+        yield made
+    finally:
+        unmount_bpffs(made.bpf_dir)
+
+
+@pytest_asyncio.fixture
+async def node(config: NodeConfig) -> AsyncIterator[Node]:
+    """A node without a daemon around it."""
+    made = await Node.start(config, lambda _: None)
+    yield made
+    await made.close()
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,10 @@ import pytest
 
 from samewire.errors import KernelError
 from samewire.kernel import features, netns
-from samewire.kernel.bpf import BpfLink, BpfMap, BpfObject, mount_bpffs, unmount_bpffs
+from samewire.kernel.bpf import BpfLink, BpfMap, BpfObject
 from samewire.kernel.bpf.link import AttachType
 from samewire.kernel.cgroup import cgroup2_mount
+from samewire.node.hooks import SOCKETS
 from samewire.vfp.constants import LAYOUT_VERSION, Counter, Reason
 from samewire.vfp.records_runtime import DropKey
 from samewire.vfp.tables import Config
@@ -27,16 +28,6 @@ pytestmark = [pytest.mark.root, pytest.mark.kernelcore]
 
 BUILT = Path(__file__).resolve().parents[2] / "src" / "samewire" / "_build"
 TC_PROGRAMS = ("sw_ingress", "sw_uplink_out")
-CGROUP_PROGRAMS = {
-    "sw_connect4": AttachType.CGROUP_INET4_CONNECT,
-    "sw_connect6": AttachType.CGROUP_INET6_CONNECT,
-    "sw_sendmsg4": AttachType.CGROUP_UDP4_SENDMSG,
-    "sw_sendmsg6": AttachType.CGROUP_UDP6_SENDMSG,
-    "sw_recvmsg4": AttachType.CGROUP_UDP4_RECVMSG,
-    "sw_recvmsg6": AttachType.CGROUP_UDP6_RECVMSG,
-    "sw_getpeername4": AttachType.CGROUP_INET4_GETPEERNAME,
-    "sw_getpeername6": AttachType.CGROUP_INET6_GETPEERNAME,
-}
 FLOWS = 1024  # a small table: preallocating the default one takes tens of MB
 # A broadcast frame with an IPv4 header of length 0.
 MALFORMED = b"\xff" * 6 + b"\x02\x00\x00\x00\x00\x01" + b"\x08\x00" + b"\x40" + b"\x00" * 45
@@ -69,16 +60,6 @@ def namespace(tmp_path: Path) -> Iterator[netns.NetNamespace]:
             yield made
         finally:
             netns.delete(path)
-
-
-@pytest.fixture
-def pins(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "bpf"
-    mount_bpffs(path)
-    try:
-        yield path
-    finally:
-        unmount_bpffs(path)
 
 
 @pytest.fixture
@@ -136,9 +117,7 @@ def test_the_switch_that_counts_flows_passes_the_verifier() -> None:
 def test_object_passes_the_verifier(name: str) -> None:
     with open_object(name) as loaded:
         loaded.load()
-        wanted = (
-            {"sw_trace"} if name == "switch_trace.o" else {*TC_PROGRAMS, *CGROUP_PROGRAMS, "sw_start_ageing"}
-        )
+        wanted = {"sw_trace"} if name == "switch_trace.o" else {*TC_PROGRAMS, *SOCKETS, "sw_start_ageing"}
         assert wanted <= set(loaded.programs)
 
 
@@ -148,9 +127,9 @@ def test_every_built_object_is_tested() -> None:
 
 @pytest.mark.parametrize("program", TC_PROGRAMS)
 def test_tc_program_attaches(
-    switch: BpfObject, namespace: netns.NetNamespace, pins: Path, program: str
+    switch: BpfObject, namespace: netns.NetNamespace, bpffs: Path, program: str
 ) -> None:
-    pin = pins / program
+    pin = bpffs / program
     switch.programs[program].pin(pin)
     inside(namespace, "tc", "qdisc", "add", "dev", "va", "clsact")
     direction = "egress" if program == "sw_uplink_out" else "ingress"
@@ -173,15 +152,15 @@ def test_tcx_link_where_the_kernel_has_it(switch: BpfObject, namespace: netns.Ne
             namespace.run(attach)
 
 
-@pytest.mark.parametrize("program", sorted(CGROUP_PROGRAMS))
+@pytest.mark.parametrize("program", sorted(SOCKETS))
 def test_cgroup_program_attaches(switch: BpfObject, cgroup: int, program: str) -> None:
-    BpfLink.attach(switch.programs[program], cgroup, CGROUP_PROGRAMS[program]).close()
+    BpfLink.attach(switch.programs[program], cgroup, SOCKETS[program]).close()
 
 
 def test_a_real_packet_is_judged_and_counted(
-    switch: BpfObject, namespace: netns.NetNamespace, pins: Path
+    switch: BpfObject, namespace: netns.NetNamespace, bpffs: Path
 ) -> None:
-    pin = pins / "sw_ingress"
+    pin = bpffs / "sw_ingress"
     switch.programs["sw_ingress"].pin(pin)
     inside(namespace, "tc", "qdisc", "add", "dev", "va", "clsact")
     inside(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -14,13 +13,12 @@ from samewire.errors import KernelError, SamewireError
 from samewire.hcn.codec import decode_modify, decode_object
 from samewire.hcn.schema import Kind
 from samewire.kernel import faults
-from samewire.kernel.bpf import unmount_bpffs
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
 from samewire.vfp.compile.acl_table import was_edited
 from samewire.vfp.diff import Operation
 from samewire.vfp.tables import Port
-from tests.support.node import SHORT_S, NodeNet, can_ping, node_net, path_of
+from tests.support.node import SHORT_S, NodeNet, can_ping, path_of
 
 pytestmark = [pytest.mark.root]
 
@@ -28,24 +26,6 @@ TABLES = (
     "sw_acl_vectors", "sw_acl_rules", "sw_acl_any", "sw_acl_prefixes", "sw_acl_ports", "sw_acl_sets",
     "sw_set_classes", "sw_set_members", "sw_acl_spaces",
 )  # fmt: skip
-
-
-@pytest.fixture
-def net() -> Iterator[NodeNet]:
-    with node_net() as made, made.inside():
-        yield made
-
-
-@pytest_asyncio.fixture
-async def node(net: NodeNet, tmp_path: Path) -> AsyncIterator[Node]:
-    config = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
-    config.run_dir.mkdir()
-    try:
-        made = await Node.start(config, lambda _: None)
-        yield made
-        await made.close()
-    finally:
-        unmount_bpffs(config.bpf_dir)
 
 
 class Pods:
@@ -344,32 +324,27 @@ async def test_packets_obey_a_tier_that_comes_and_goes(pods: Pods) -> None:
 
 @pytest.mark.asyncio
 async def test_an_edited_table_over_a_restart(
-    net: NodeNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: NodeConfig, net: NodeNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was edited gets the name of its content; another that has what it was made of is not mistaken for it."""
-    config = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
-    config.run_dir.mkdir()
     one = acl("Block", 50, RemoteAddresses="192.0.2.0/24", LocalPorts="443")
-    try:
-        node = await Node.start(config, lambda _: None)
-        pods = Pods(node, net, monkeypatch)
-        await pods.start()
-        first, second = pods.endpoints
-        await pods.change(Kind.ENDPOINT, first, "Add", *long_list(100))
-        await pods.change(Kind.ENDPOINT, first, "Add", one)
-        await pods.change(Kind.ENDPOINT, second, "Add", *long_list(100))
-        edited = {port.acl_table[0] for port in pods.ports() if was_edited(port, 0)}
-        others = {port.acl_table[0] for port in pods.ports()} - edited
-        assert (len(edited), len(others)) == (1, 1)
-        await node.close()
-        pods.node = await Node.start(config, lambda _: None)
-        pods.wanted_is_there()
-        after = {port.acl_table[0] for port in pods.ports()}
-        assert not any(was_edited(port, 0) for port in pods.ports())
-        assert len(after) == 2
-        assert not after & edited
-        await pods.change(Kind.ENDPOINT, first, "Remove", one)
-        pods.wanted_is_there()
-        await pods.node.close()
-    finally:
-        unmount_bpffs(config.bpf_dir)
+    node = await Node.start(config, lambda _: None)
+    pods = Pods(node, net, monkeypatch)
+    await pods.start()
+    first, second = pods.endpoints
+    await pods.change(Kind.ENDPOINT, first, "Add", *long_list(100))
+    await pods.change(Kind.ENDPOINT, first, "Add", one)
+    await pods.change(Kind.ENDPOINT, second, "Add", *long_list(100))
+    edited = {port.acl_table[0] for port in pods.ports() if was_edited(port, 0)}
+    others = {port.acl_table[0] for port in pods.ports()} - edited
+    assert (len(edited), len(others)) == (1, 1)
+    await node.close()
+    pods.node = await Node.start(config, lambda _: None)
+    pods.wanted_is_there()
+    after = {port.acl_table[0] for port in pods.ports()}
+    assert not any(was_edited(port, 0) for port in pods.ports())
+    assert len(after) == 2
+    assert not after & edited
+    await pods.change(Kind.ENDPOINT, first, "Remove", one)
+    pods.wanted_is_there()
+    await pods.node.close()

@@ -8,7 +8,6 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +24,6 @@ from samewire.hcn.plan.context import Context
 from samewire.hcn.schema import Endpoint, EndpointFlags, IpConfiguration, Kind, Network
 from samewire.hcn.switch import Change
 from samewire.kernel import faults
-from samewire.kernel.bpf import unmount_bpffs
 from samewire.node import balancers
 from samewire.node.balancers import Balancers
 from samewire.node.cni_backend import NodeBackend
@@ -35,7 +33,7 @@ from samewire.vfp.compile.balanced import TABLES
 from samewire.vfp.compile.loadbalancer import compile_load_balancer
 from samewire.vfp.tables import Backend
 from tests.support.balancers import VIP, backend, balancer
-from tests.support.node import NodeNet, in_namespace, node_net, overlay, path_of
+from tests.support.node import NodeNet, in_namespace, overlay, path_of
 
 pytestmark = pytest.mark.root
 
@@ -43,16 +41,8 @@ OWNER = "proxy"
 Start = Callable[[], Awaitable[Node]]
 
 
-@pytest.fixture
-def net() -> Iterator[NodeNet]:
-    with node_net() as made, made.inside():
-        yield made
-
-
 @pytest_asyncio.fixture
-async def start(net: NodeNet, tmp_path: Path) -> AsyncIterator[Start]:
-    config = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
-    config.run_dir.mkdir()
+async def start(config: NodeConfig) -> AsyncIterator[Start]:
     running: list[Node] = []
 
     async def begin() -> Node:
@@ -61,13 +51,10 @@ async def start(net: NodeNet, tmp_path: Path) -> AsyncIterator[Start]:
         running[:] = [await Node.start(config, lambda _: None)]
         return running[0]
 
-    try:
-        yield begin
-        faults.inject = None
-        for node in running:
-            await node.close()
-    finally:
-        unmount_bpffs(config.bpf_dir)
+    yield begin
+    faults.inject = None
+    for node in running:
+        await node.close()
 
 
 @pytest_asyncio.fixture

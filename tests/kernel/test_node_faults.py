@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from samewire.errors import KernelError, NotFound, SamewireError
 from samewire.hcn.codec import decode_modify, decode_object, decode_policy
 from samewire.hcn.schema import Endpoint, Kind, Network
 from samewire.kernel import faults
-from samewire.kernel.bpf import unmount_bpffs
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import Link, Netlink, link_dump, link_set
 from samewire.node.audit import is_leftover
@@ -27,27 +25,11 @@ from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
 from samewire.vfp.tables import Port
-from tests.support.node import NodeNet, node_net, overlay, path_of
+from tests.support.node import NodeNet, overlay, path_of
 
 pytestmark = pytest.mark.root
 
 Action = Callable[[], Awaitable[object]]
-
-
-@pytest.fixture
-def net() -> Iterator[NodeNet]:
-    with node_net() as made, made.inside():
-        yield made
-
-
-@pytest.fixture
-def config(net: NodeNet, tmp_path: Path) -> Iterator[NodeConfig]:
-    made = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
-    made.run_dir.mkdir()
-    try:
-        yield made
-    finally:
-        unmount_bpffs(made.bpf_dir)
 
 
 @asynccontextmanager

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from samewire.kernel.bpf import unmount_bpffs
-from samewire.node.config import NodeConfig
 from samewire.node.node import Node
-from tests.support.node import SHORT_S, NodeNet, can_ping, node_net
+from tests.support.node import SHORT_S, NodeNet, can_ping
 from tests.support.node_pods import A, B, World
 
 pytestmark = [pytest.mark.root, pytest.mark.asyncio]
@@ -26,25 +23,12 @@ ALLOW_PING = [
 ]
 
 
-@pytest.fixture
-def net() -> Iterator[NodeNet]:
-    with node_net() as made, made.inside():
-        yield made
-
-
 @pytest_asyncio.fixture
-async def world(net: NodeNet, tmp_path: Path) -> AsyncIterator[World]:
-    config = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
-    config.run_dir.mkdir()
-    try:
-        node = await Node.start(config, lambda _: None)
-        with ExitStack() as stack:
-            made = World(node, net, stack)
-            await made.start()
-            yield made
-        await node.close()
-    finally:
-        unmount_bpffs(config.bpf_dir)
+async def world(net: NodeNet, node: Node) -> AsyncIterator[World]:
+    with ExitStack() as stack:
+        made = World(node, net, stack)
+        await made.start()
+        yield made
 
 
 @pytest.mark.parametrize("family", [4, 6])

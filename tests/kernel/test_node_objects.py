@@ -5,13 +5,10 @@ the answer as the model says; after deleting everything it is as it was.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-import pytest_asyncio
 
 from samewire.errors import SamewireError
 from samewire.hcn.codec import decode_modify, decode_object
@@ -19,10 +16,8 @@ from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.plan.attach import AttachRequest, SystemType
 from samewire.hcn.policies import Policy, RemoteSubnetRoute
 from samewire.hcn.schema import Kind, Object
-from samewire.kernel.bpf import unmount_bpffs
-from samewire.node.config import NodeConfig
 from samewire.node.node import Node
-from tests.support.node import NodeNet, ip_json, node_net, path_of
+from tests.support.node import NodeNet, ip_json, path_of
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -88,24 +83,6 @@ REMOTE_ROUTE = {
         "DistributedRouterMacAddress": "00-15-5D-00-00-03",
     },
 }
-
-
-@pytest.fixture
-def net() -> Iterator[NodeNet]:
-    with node_net() as made, made.inside():
-        yield made
-
-
-@pytest_asyncio.fixture
-async def node(net: NodeNet, tmp_path: Path) -> AsyncIterator[Node]:
-    config = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
-    config.run_dir.mkdir()
-    try:
-        made = await Node.start(config, lambda _: None)
-        yield made
-        await made.close()
-    finally:
-        unmount_bpffs(config.bpf_dir)
 
 
 class Model:

@@ -19,7 +19,6 @@ from samewire.hcn.codec import decode_modify, decode_object
 from samewire.hcn.schema import Endpoint, Kind, Namespace, Network
 from samewire.hcn.store import Store
 from samewire.kernel import faults, sysctl
-from samewire.kernel.bpf import unmount_bpffs
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import (
     Link,
@@ -68,7 +67,6 @@ from tests.support.node import (
     can_ping,
     in_namespace,
     ip,
-    node_net,
     overlay,
     path_of,
 )
@@ -82,21 +80,13 @@ _EXPERIMENTAL = 0x88B5
 
 
 @pytest.fixture
-def net() -> Iterator[NodeNet]:
-    with node_net() as made, made.inside():
-        yield made
-
-
-@pytest.fixture
 def netlink(net: NodeNet) -> Iterator[Netlink]:
     with Netlink() as opened:
         yield opened
 
 
 @pytest_asyncio.fixture
-async def start(net: NodeNet, tmp_path: Path) -> AsyncIterator[Callable[[], Awaitable[Node]]]:
-    config = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
-    config.run_dir.mkdir()
+async def start(config: NodeConfig) -> AsyncIterator[Callable[[], Awaitable[Node]]]:
     running: list[Node] = []
 
     async def begin() -> Node:
@@ -105,12 +95,9 @@ async def start(net: NodeNet, tmp_path: Path) -> AsyncIterator[Callable[[], Awai
         running.append(await Node.start(config, lambda _: None))
         return running[-1]
 
-    try:
-        yield begin
-        for node in running:
-            await node.close()
-    finally:
-        unmount_bpffs(config.bpf_dir)
+    yield begin
+    for node in running:
+        await node.close()
 
 
 def make(netlink: Netlink, state_dir: Path, *, port: int = 4789, mtu: int = 1500) -> Devices:

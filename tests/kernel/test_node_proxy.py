@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,12 +14,11 @@ import pytest_asyncio
 from samewire.errors import KernelError
 from samewire.hcn.schema import Kind
 from samewire.kernel import faults, nftables
-from samewire.kernel.bpf import unmount_bpffs
 from samewire.kernel.netns import NetNamespace
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
 from samewire.node.uninstall import uninstall
-from tests.support.node import NODE_IP, SHORT_S, STALL_S, NodeNet, node_net, path_of
+from tests.support.node import NODE_IP, SHORT_S, STALL_S, NodeNet, path_of
 from tests.support.node_pods import A, B, World
 
 pytestmark = [pytest.mark.root, pytest.mark.asyncio]
@@ -36,22 +34,6 @@ def sidecar(**settings: Any) -> dict[str, Any]:
 
 def at(address: str, port: int) -> str:
     return f"{ip_address(address)}:{port}"
-
-
-@pytest.fixture
-def net() -> Iterator[NodeNet]:
-    with node_net() as made, made.inside():
-        yield made
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Iterator[NodeConfig]:
-    made = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
-    made.run_dir.mkdir()
-    try:
-        yield made
-    finally:
-        unmount_bpffs(made.bpf_dir)
 
 
 @pytest_asyncio.fixture

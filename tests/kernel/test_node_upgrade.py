@@ -20,7 +20,7 @@ from samewire.cni.result import Route
 from samewire.hcn.codec import decode_modify, decode_object
 from samewire.hcn.policies import OutBoundNAT
 from samewire.hcn.schema import Kind, Network
-from samewire.kernel.bpf import BpfMap, unmount_bpffs
+from samewire.kernel.bpf import BpfMap
 from samewire.kernel.netns import NetNamespace
 from samewire.node import switchboard
 from samewire.node.cni_backend import NodeBackend
@@ -33,7 +33,7 @@ from samewire.trace.views import Names, flow_rows
 from samewire.vfp.constants import LAYOUT_VERSION, TICK_SHIFT, Counter
 from samewire.vfp.record import Record
 from samewire.vfp.tables import TABLES, Flow, FlowKey, Port
-from tests.support.node import ROUTER_IP, NodeNet, can_ping, node_net, overlay, path_of
+from tests.support.node import ROUTER_IP, NodeNet, can_ping, overlay, path_of
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -57,12 +57,6 @@ _CLIENT = (
 )
 
 Start = Callable[..., Awaitable[Node]]
-
-
-@pytest.fixture
-def net() -> Iterator[NodeNet]:
-    with node_net() as made, made.inside():
-        yield made
 
 
 @pytest.fixture(scope="session")
@@ -94,10 +88,8 @@ def larger_object(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest_asyncio.fixture
-async def start(net: NodeNet, tmp_path: Path) -> AsyncIterator[Start]:
+async def start(config: NodeConfig) -> AsyncIterator[Start]:
     """Starts the node, ending the one that ran before."""
-    config = NodeConfig(name="node", uplink="eth0", run_dir=tmp_path / "run", state_dir=tmp_path / "state")
-    config.run_dir.mkdir()
     running: list[Node] = []
 
     async def end() -> None:
@@ -110,11 +102,8 @@ async def start(net: NodeNet, tmp_path: Path) -> AsyncIterator[Start]:
         running.append(await Node.start(changed, lambda _: None, object_path))
         return running[0]
 
-    try:
-        yield begin
-        await end()
-    finally:
-        unmount_bpffs(config.bpf_dir)
+    yield begin
+    await end()
 
 
 async def pod(node: Node, net: NodeNet) -> str:

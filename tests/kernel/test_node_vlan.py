@@ -4,30 +4,21 @@ kernel without such interfaces the tag is the switch's own (test_switch_vlans.py
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
+from msgspec.structs import replace
 
 from samewire.hcn.codec import decode_modify, decode_object
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.schema import Kind
-from samewire.kernel.bpf import unmount_bpffs
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
-from tests.support.node import NodeNet, can_ping, in_namespace, ip, ip_json, node_net, path_of
+from tests.support.node import NodeNet, can_ping, in_namespace, ip, ip_json, path_of
 
 pytestmark = [pytest.mark.root, pytest.mark.kernelcore]
 
 TAG, ROUTER, NODE_ADDRESS, POD = 7, "192.168.78.1", "192.168.78.2", "192.168.78.100"
-
-
-@pytest.fixture
-def net() -> Iterator[NodeNet]:
-    with node_net() as made, made.inside():
-        yield made
 
 
 @pytest.fixture
@@ -43,16 +34,9 @@ def uplink(net: NodeNet) -> str:
     return "eth0.7"
 
 
-@pytest_asyncio.fixture
-async def node(net: NodeNet, uplink: str, tmp_path: Path) -> AsyncIterator[Node]:
-    config = NodeConfig(name="node", uplink=uplink, run_dir=tmp_path / "run", state_dir=tmp_path / "state")
-    config.run_dir.mkdir()
-    try:
-        made = await Node.start(config, lambda _: None)
-        yield made
-        await made.close()
-    finally:
-        unmount_bpffs(config.bpf_dir)
+@pytest.fixture
+def config(config: NodeConfig, uplink: str) -> NodeConfig:
+    return replace(config, uplink=uplink)
 
 
 def vlan(tag: int) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,7 +12,7 @@ from samewire.hcn.policies import ACL, AclAction, AclDirection, NatFlags, OutBou
 from samewire.hcn.schema import NetworkType
 from samewire.vfp.constants import Layer, Reason
 from tests.support.netlab import Lab, Space, poll
-from tests.support.traffic import TIMEOUT_S, IcmpSocket, Sniffer, ping, stream, tcp_pair
+from tests.support.traffic import TIMEOUT_S, IcmpSocket, Sniffer, ping, stream, tcp_pair, too_long
 from tests.support.universe import packed
 from tests.support.verify import Headers, quoted, verified
 from tests.support.worlds import FAR, FAR_MTU, OUT, ROUTER, Underlay, bridged, node_address, overlay, own
@@ -160,15 +159,6 @@ def test_a_smaller_link_beyond(world: World, kind: str, family: int) -> None:
         poll("path MTU", lambda: too_long(opened, size))
     with tcp_pair(pod.space, far, FAR[family], 90) as (near, end):
         stream(near, end, bytes(200_000))
-
-
-def too_long(opened: socket.socket, size: int) -> bool:
-    """Whether the kernel knows that this does not fit."""
-    try:
-        opened.send(bytes(size))
-    except OSError as error:
-        return error.errno == errno.EMSGSIZE
-    return False
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Iterator
 
@@ -14,7 +13,7 @@ from tests.kernel.test_switch_services import FAMILIES, INTERNAL, LOOPBACK, SOUR
 from tests.support.cgroups import within
 from tests.support.netlab import Lab, Space, poll
 from tests.support.services import Balancer, Target
-from tests.support.traffic import TIMEOUT_S, Sniffer, family_of, tcp, udp
+from tests.support.traffic import TIMEOUT_S, Sniffer, family_of, tcp, too_long, udp
 from tests.support.universe import packed
 from tests.support.verify import Headers, quoted, verified
 from tests.support.worlds import FAR, FAR_MTU, ROUTER, node_address
@@ -92,15 +91,6 @@ def careful(space: Space, address: str) -> socket.socket:
     opened.setsockopt(socket.IPPROTO_IPV6 if v6 else socket.IPPROTO_IP, 23 if v6 else 10, 2)
     opened.settimeout(TIMEOUT_S)
     return opened
-
-
-def too_long(opened: socket.socket, size: int) -> bool:
-    """Whether the kernel knows that this does not fit."""
-    try:
-        opened.send(bytes(size))
-    except OSError as error:
-        return error.errno == errno.EMSGSIZE
-    return False
 
 
 def learn(space: Space, address: str, port: int) -> None:

@@ -135,6 +135,19 @@ def in_namespace(name: str, *command: str, check: bool = True) -> subprocess.Com
     return done
 
 
+@contextmanager
+def serving(name: str, code: str, *arguments: str | int) -> Iterator[None]:
+    """A Python program inside a namespace that says "ready" when it is."""
+    command = ["nsenter", f"--net={path_of(name)}", sys.executable, "-c", code, *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield
+        finally:
+            process.kill()
+
+
 def bound_s(comes: bool) -> float:
     """How long to wait for what comes, or must not."""
     return STALL_S if comes else SHORT_S

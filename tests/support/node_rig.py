@@ -32,6 +32,7 @@ from samewire.kernel.rtnetlink import (
     veth_add,
     vxlan_external_add,
 )
+from samewire.node.hooks import SOCKETS
 from samewire.node.links import shaper
 from samewire.node.tables import KernelTables
 from samewire.vfp.address import Prefix, parse_address, parse_interface
@@ -49,16 +50,6 @@ from tests.support.netlab import Lab, Space, Wire, poll
 BUILT: Final = Path(__file__).parents[2] / "src" / "samewire" / "_build"
 NAT_PORTS: Final = (50000, 50127)
 AGEING_AGAIN: Final = 5  # bpf/ageing.h
-_SOCKETS: Final = {
-    "sw_connect4": AttachType.CGROUP_INET4_CONNECT,
-    "sw_connect6": AttachType.CGROUP_INET6_CONNECT,
-    "sw_sendmsg4": AttachType.CGROUP_UDP4_SENDMSG,
-    "sw_sendmsg6": AttachType.CGROUP_UDP6_SENDMSG,
-    "sw_recvmsg4": AttachType.CGROUP_UDP4_RECVMSG,
-    "sw_recvmsg6": AttachType.CGROUP_UDP6_RECVMSG,
-    "sw_getpeername4": AttachType.CGROUP_INET4_GETPEERNAME,
-    "sw_getpeername6": AttachType.CGROUP_INET6_GETPEERNAME,
-}
 
 
 def short(prefix: Prefix) -> bytes:
@@ -209,7 +200,7 @@ class Node:
         """Attach the socket programs to a cgroup."""
         directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            for name, kind in _SOCKETS.items():
+            for name, kind in SOCKETS.items():
                 link = BpfLink.attach(self.program(name), directory, kind)
                 self.lab.stack.callback(link.close)
         finally:

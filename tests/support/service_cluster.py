@@ -20,6 +20,7 @@ from tests.support.node import (
     overlay,
     path_of,
     poll,
+    serving,
 )
 
 _SERVER = """
@@ -233,14 +234,8 @@ def slice_of(
 @contextmanager
 def server(namespace: str, name: str, port: int) -> Iterator[None]:
     """A server that answers with its name and the client's address."""
-    command = ["nsenter", f"--net={path_of(namespace)}", sys.executable, "-c", _SERVER, name, str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            yield
-        finally:
-            process.kill()
+    with serving(namespace, _SERVER, name, port):
+        yield
 
 
 def ask(

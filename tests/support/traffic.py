@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import select
 import socket
@@ -29,6 +30,15 @@ _IDS = itertools.count(1)
 def family_of(address: str) -> socket.AddressFamily:
     """AF_INET or AF_INET6."""
     return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def too_long(opened: socket.socket, size: int) -> bool:
+    """Whether the kernel knows that this does not fit."""
+    try:
+        opened.send(bytes(size))
+    except OSError as error:
+        return error.errno == errno.EMSGSIZE
+    return False
 
 
 class Seen(msgspec.Struct, frozen=True):

@@ -17,11 +17,11 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar
 
 from samewire.errors import Conflict, Invalid, KernelError, NotFound
 from samewire.kernel import faults
+from samewire.kernel.closing import Closing
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ _libc.mount.argtypes = [
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 
 
-class NetNamespace:
+class NetNamespace(Closing):
     """An open network namespace; owns a file descriptor, which keeps the namespace alive. A context manager."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -133,14 +133,6 @@ class NetNamespace:
         except OSError:
             return False
         return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def create(path: str | os.PathLike[str]) -> NetNamespace:

@@ -11,13 +11,13 @@ import select
 import socket
 import struct
 import time
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import msgspec
 
 from samewire.errors import KernelError, NotFound
 from samewire.kernel import faults
+from samewire.kernel.closing import Closing
 from samewire.kernel.netns import run_in
 
 _ETH_P_ALL: Final = 0x0003
@@ -40,7 +40,7 @@ class CapturedPacket(msgspec.Struct, frozen=True):
     outgoing: bool
 
 
-class PacketSocket:
+class PacketSocket(Closing):
     """Sees every frame that the interface sends and receives, from its opening on. A context manager."""
 
     def __init__(self, interface: str, netns_fd: int | None = None) -> None:
@@ -92,14 +92,6 @@ class PacketSocket:
     def close(self) -> None:
         """Close; a second call does nothing."""
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _open(interface: str) -> socket.socket:

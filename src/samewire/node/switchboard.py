@@ -21,14 +21,14 @@ import shutil
 import struct
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import msgspec
 import structlog
 
 from samewire.errors import KernelError, NotFound, Unsupported
 from samewire.kernel.bpf import BpfMap, BpfObject, BpfProgram, mount_bpffs
+from samewire.kernel.closing import Closing
 from samewire.vfp.constants import LAYOUT_VERSION
 
 log = structlog.get_logger(__name__)
@@ -54,7 +54,7 @@ class Sources(msgspec.Struct):
     maps: list[BpfMap]
 
 
-class Switchboard:
+class Switchboard(Closing):
     """Maps and programs of the switch, by name. A context manager."""
 
     def __init__(
@@ -160,14 +160,6 @@ class Switchboard:
         self._close_sources()
         _close_all(self.maps, self.programs)
         self._object.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _pins(self) -> Iterator[tuple[Path, str, BpfMap | BpfProgram]]:
         yield from ((self._dir / "maps" / name, name, found) for name, found in self.maps.items())

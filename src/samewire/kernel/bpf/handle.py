@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from samewire.kernel.bpf import _libbpf as b
+from samewire.kernel.closing import Closing
 
 
-class Handle:
+class Handle(Closing):
     """A context manager. ``owned`` descriptors are closed by ``close()``; those of a loaded object belong to it."""
 
     def __init__(self, fd: int, kind: str, name: str = "", *, owned: bool = True) -> None:
@@ -30,11 +29,3 @@ class Handle:
         if self._owned:
             b.close(self.fd)
         self.fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -6,17 +6,16 @@ import ctypes as ct
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from samewire.errors import Conflict, Invalid, NotFound
 from samewire.kernel.bpf import _libbpf as b
 from samewire.kernel.bpf.elf import Elf
 from samewire.kernel.bpf.map import BpfMap
 from samewire.kernel.bpf.program import BpfProgram
+from samewire.kernel.closing import Closing
 
 
-class BpfObject:
+class BpfObject(Closing):
     """Open, adjust, load. Descriptors of its programs and maps are closed with it; pins keep them alive."""
 
     def __init__(self, path: Path) -> None:
@@ -31,14 +30,6 @@ class BpfObject:
         self.programs: dict[str, BpfProgram] = {}
         self._left_out: set[str] = set()
         self.maps: dict[str, BpfMap] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def map_names(self) -> list[str]:
         """The names of the maps that the object declares."""

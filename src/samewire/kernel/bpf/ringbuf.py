@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ctypes as ct
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from samewire.kernel.bpf import _libbpf as b
 from samewire.kernel.bpf.map import BpfMap
+from samewire.kernel.closing import Closing
 
 
-class RingBuffer:
+class RingBuffer(Closing):
     """The one reader of a ring buffer map. A context manager; not for two threads at once."""
 
     def __init__(self, source: BpfMap) -> None:
@@ -42,14 +42,6 @@ class RingBuffer:
         if self._handle is not None:
             b.lib.ring_buffer__free(self._handle)
             self._handle = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _keep(self, _context: Any, record: int, size: int) -> int:
         self._records.append(ct.string_at(record, size))

@@ -7,12 +7,11 @@ import errno
 import socket
 import struct
 from collections.abc import Callable, Collection
-from types import TracebackType
-from typing import Self
 
 import msgspec
 
 from samewire.errors import KernelError
+from samewire.kernel.closing import Closing
 from samewire.kernel.rtnetlink import addresses, codec, links, routes
 from samewire.kernel.rtnetlink.sieve import Names, sieve
 from samewire.kernel.rtnetlink.socket import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, open_socket
@@ -63,7 +62,7 @@ class Overrun(msgspec.Struct, frozen=True):
 Event = LinkNew | LinkGone | AddressChanged | RouteChanged | Overrun
 
 
-class LinkMonitor:
+class LinkMonitor(Closing):
     """A subscription; give :meth:`fileno` to the event loop and call :meth:`receive` when it is readable.
 
     Of routes those in the main table are told.
@@ -122,14 +121,6 @@ class LinkMonitor:
     def close(self) -> None:
         """End the subscription; a second call does nothing."""
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _event(message: codec.Message) -> Event | None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import socket as _socket
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from samewire.errors import KernelError, NotFound
 from samewire.kernel import faults
+from samewire.kernel.closing import Closing
 from samewire.kernel.netns import NetNamespace, briefly_in
 from samewire.kernel.rtnetlink import codec
 from samewire.kernel.rtnetlink.codec import Message, Query, Request
@@ -61,7 +61,7 @@ def _prepared(opened: _socket.socket) -> _socket.socket:
     return opened
 
 
-class Netlink:
+class Netlink(Closing):
     """A connection to route netlink of one network namespace. A context manager; not for two threads at once."""
 
     def __init__(
@@ -81,14 +81,6 @@ class Netlink:
     def close(self) -> None:
         """Close the socket; a second call does nothing."""
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def request(self, request: Request, tolerate: frozenset[int] = frozenset()) -> int:
         """Make one change. Returns 0, or the error number that was tolerated.
