@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ class Cluster:
         addresses = POD[kind]
         self.write("web", made, *(slice_of("web", (addresses[family], "far")) for family in FAMILIES))
         for process in (self.world.near, self.world.far):
-            poll("the service", lambda process=process: _is_so(process, addresses, dsr))  # type: ignore[misc]
+            poll("the service", partial(_is_so, process, addresses, dsr))
 
 
 def _is_so(process: DaemonProcess, addresses: dict[int, str], dsr: str) -> bool:
@@ -201,7 +202,7 @@ def test_a_strict_router_and_the_doctor(cluster: Cluster) -> None:
     try:
         assert ask(cluster.client, NODE_IP, NODE_PORT, wait_s=SHORT_S) == ["timeout"]
         for process, said in ((cluster.world.near, FAR_IP), (cluster.world.far, "lost on the way")):
-            poll("the doctor's finding", lambda process=process: bool(_findings(process)))  # type: ignore[misc]
+            poll("the doctor's finding", partial(_finds, process))
             (finding,) = _findings(process)
             assert (finding["object"], finding["check"]) == (f"{NODE_IP} port {NODE_PORT}", "direct-return")
             assert CLIENT[4] in finding["message"]
@@ -215,6 +216,10 @@ def test_a_strict_router_and_the_doctor(cluster: Cluster) -> None:
         )
     finally:
         cluster.filter(0)
+
+
+def _finds(process: DaemonProcess) -> bool:
+    return bool(_findings(process))
 
 
 def _findings(process: DaemonProcess) -> list[Json]:

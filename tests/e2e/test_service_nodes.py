@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ class Cluster:
         made["metadata"]["annotations"] = annotations
         self.write("web", made, slice_of("web", (FAR, "far")))
         for process in (self.world.near, self.world.far):
-            poll("the service", lambda process=process: _has_backend(process))  # type: ignore[misc]
+            poll("the service", partial(_has_backend, process))
 
 
 def _has_backend(process: DaemonProcess) -> bool:
@@ -122,15 +123,11 @@ def _wait_for(world: World, *addresses: str) -> None:
     """Both nodes have a service with just these backends."""
     wanted = {f"{address}:8080" for address in addresses}
     for process in (world.near, world.far):
-        poll(
-            "the backends",
-            lambda process=process: (
-                [  # type: ignore[misc]
-                    backends_of(found) for found in process.request("GET", "/v2/services")
-                ]
-                == [wanted]
-            ),
-        )
+        poll("the backends", partial(_has_just, process, wanted))
+
+
+def _has_just(process: DaemonProcess, backends: set[str]) -> bool:
+    return [backends_of(found) for found in process.request("GET", "/v2/services")] == [backends]
 
 
 def test_what_the_tools_say(cluster: Cluster) -> None:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,14 +84,14 @@ def test_from_everywhere_to_every_address(cluster: Cluster, group: Path) -> None
     both = {"one", "two"}
     for protocol in ("tcp", "udp"):
         for vip, node_ip, external in zip(VIPS, (NODE_IP, NODE_IP6), EXTERNAL, strict=True):
-            asked = {"protocol": protocol, "times": 24}
-            assert names(ask(client, vip, 80, **asked)) == both  # type: ignore[arg-type]
-            assert names(ask(client, node_ip, 30080, **asked)) == both  # type: ignore[arg-type]
-            assert names(ask(client, external, 80, **asked)) == both  # type: ignore[arg-type]
-            assert names(ask(outside, node_ip, 30080, **asked)) == both  # type: ignore[arg-type]
-            assert names(ask(outside, external, 80, **asked)) == both  # type: ignore[arg-type]
-            assert names(ask(node, vip, 80, group=group, **asked)) == both  # type: ignore[arg-type]
-            assert names(ask(node, node_ip, 30080, group=group, **asked)) == both  # type: ignore[arg-type]
+            asked: dict[str, Any] = {"protocol": protocol, "times": 24}
+            assert names(ask(client, vip, 80, **asked)) == both
+            assert names(ask(client, node_ip, 30080, **asked)) == both
+            assert names(ask(client, external, 80, **asked)) == both
+            assert names(ask(outside, node_ip, 30080, **asked)) == both
+            assert names(ask(outside, external, 80, **asked)) == both
+            assert names(ask(node, vip, 80, group=group, **asked)) == both
+            assert names(ask(node, node_ip, 30080, group=group, **asked)) == both
         assert names(ask(node, "127.0.0.1", 30080, group=group, protocol=protocol, times=24)) == both
         # a control group that holds pods too, as /sys/fs/cgroup does: their loopback is their own
         assert ask(client, "127.0.0.1", 30080, group=group, protocol=protocol) == ["refused"]

@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,12 +61,12 @@ def test_answers_are_those_of_the_switch(cluster: Cluster, group: Path) -> None:
     put(cluster, "one", "two")
     poll("the service", lambda: names(ask(client, VIPS[1], 80, times=8, wait_s=SHORT_S)) == both)
     for protocol in ("tcp", "udp"):
-        asked = {"protocol": protocol, "times": 24}
+        asked: dict[str, Any] = {"protocol": protocol, "times": 24}
         for vip in VIPS:
-            assert names(ask(client, vip, 80, **asked)) == both  # type: ignore[arg-type]
-            assert names(ask(cluster.net.node, vip, 80, group=group, **asked)) == both  # type: ignore[arg-type]
-        assert names(ask(client, NODE_IP, 30080, **asked)) == both  # type: ignore[arg-type]
-        assert names(ask(cluster.net.router, NODE_IP, 30080, **asked)) == both  # type: ignore[arg-type]
+            assert names(ask(client, vip, 80, **asked)) == both
+            assert names(ask(cluster.net.node, vip, 80, group=group, **asked)) == both
+        assert names(ask(client, NODE_IP, 30080, **asked)) == both
+        assert names(ask(cluster.net.router, NODE_IP, 30080, **asked)) == both
     cluster.wait_for_pods("web", "one", "two")  # by their own addresses, not the relay's
     put(cluster)
     poll("nobody", lambda: names(ask(client, VIPS[0], 80, wait_s=SHORT_S)) == {"refused"})

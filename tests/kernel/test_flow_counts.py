@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -199,7 +200,7 @@ def test_a_stream(world: World, name: str, family: int) -> None:
         stream(far, near, bytes(50_000))
         assert sent(near)[0] > 100
         for node in way.nodes:
-            poll(f"the counts of {name}", lambda node=node: agrees(node))  # type: ignore[misc]
+            poll(f"the counts of {name}", partial(agrees, node))
 
 
 def test_the_nodes_own_connection_on_a_port_of_the_pool(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -24,10 +25,10 @@ EXTERNAL, INTERNAL = 8080, 80
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 
 
-def mappings(port: int, **fields: object) -> list[PortMapping]:
+def mappings(port: int, **fields: Any) -> list[PortMapping]:
     """TCP and UDP of both families."""
     return [
-        PortMapping(protocol=protocol, external_port=port, internal_port=INTERNAL, flags=flags, **fields)  # type: ignore[arg-type]
+        PortMapping(protocol=protocol, external_port=port, internal_port=INTERNAL, flags=flags, **fields)
         for protocol in (6, 17)
         for flags in (0, NatFlags.IPV6)
     ]

@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -76,12 +77,12 @@ class Api:
     def put(self, resource: str, *items: Json) -> None:
         """Create or replace objects, one after the other."""
         for item in items:
-            self.call(lambda item=item: self.server.store.put(resource, item))  # type: ignore[misc]
+            self.call(partial(self.server.store.put, resource, item))
 
     def delete(self, resource: str, *names: str) -> None:
         """Delete objects."""
         for name in names:
-            self.call(lambda name=name: self.server.store.delete(resource, ("default", name)))  # type: ignore[misc]
+            self.call(partial(self.server.store.delete, resource, ("default", name)))
 
     def names(self, resource: str) -> list[str]:
         """The names of all objects."""

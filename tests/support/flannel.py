@@ -163,8 +163,8 @@ class FlannelNode(msgspec.Struct):
     def files(self) -> None:
         """flanneld's file and CNI configuration, with the admin's own beside it."""
         (self.directory / "net.d").mkdir()
-        conf = {"type": "flannel", "delegate": {"hairpinMode": True, "isDefaultGateway": True}}
-        conf["delegate"]["ipam"] = {"dataDir": str(self.leases)}  # type: ignore[index]
+        delegate = {"hairpinMode": True, "isDefaultGateway": True, "ipam": {"dataDir": str(self.leases)}}
+        conf = {"type": "flannel", "delegate": delegate}
         portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
         conflist = {"name": NAME, "cniVersion": "0.3.1", "plugins": [conf, portmap]}
         (self.directory / "net.d" / "10-flannel.conflist").write_text(json.dumps(conflist))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from samewire.hcn.policies import VSID, HostRoute, Policy, ProviderAddress, RemoteSubnetRoute
 from samewire.hcn.schema import Ipam, Network, NetworkType, RouteEntry, Subnet
@@ -35,7 +35,7 @@ class Underlay:
         for family in ("ipv4", "ipv6"):
             self.router.set(family, "conf", "all", "forwarding", value=1)
 
-    def node(self, number: int, **options: object) -> Node:
+    def node(self, number: int, **options: Any) -> Node:
         """A node with the addresses 192.168.9.<number> and fd09::<number>."""
         return Node(
             self.lab,
@@ -43,7 +43,7 @@ class Underlay:
             f"192.168.9.{number}/24",
             f"fd09::{number}/64",
             gateways=(ROUTER[4], ROUTER[6]),
-            **options,  # type: ignore[arg-type]
+            **options,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -71,7 +72,11 @@ def _context(steps: _Steps, repetitions: int = 2) -> Context:
 
 
 def _makers(scenarios: list[_Fake]) -> list[Callable[[], Scenario]]:
-    return [lambda scenario=scenario: scenario for scenario in scenarios]  # type: ignore[misc]
+    return [partial(_itself, scenario) for scenario in scenarios]
+
+
+def _itself(scenario: Scenario) -> Scenario:
+    return scenario
 
 
 def test_turns_are_interleaved_and_tuples_fresh(calls: list[tuple[str, str, int]]) -> None:

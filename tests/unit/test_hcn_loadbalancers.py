@@ -435,7 +435,9 @@ async def test_one_bad_object_stops_no_other(service: HnsService, switch: FakeSw
     assert [value.id for value in service.view.load_balancers()] == [values[i].id for i in (0, 2, 4)]
 
 
-async def test_what_the_kernel_refuses_is_found_out(service: HnsService, switch: FakeSwitch) -> None:
+async def test_what_the_kernel_refuses_is_found_out(
+    service: HnsService, switch: FakeSwitch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = numbered(5)
     bad = values[2].id
     apply = switch.apply
@@ -445,7 +447,7 @@ async def test_what_the_kernel_refuses_is_found_out(service: HnsService, switch:
             raise KernelError("update sw_services", 7)
         await apply(changes, view)
 
-    switch.apply = picky  # type: ignore[method-assign]
+    monkeypatch.setattr(switch, "apply", picky)
     failures = await service.change_load_balancers(OWNER, values)
     assert list(failures) == [bad]
     assert isinstance(failures[bad], KernelError)

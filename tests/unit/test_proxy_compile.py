@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from samewire.hcn.loadbalancers import DistributionType, LoadBalancer, NoEndpointsAction, direct_mac
+from samewire.kube.base import Protocol
 from samewire.kube.model import (
     Endpoint,
     EndpointPort,
@@ -288,7 +289,8 @@ def test_named_ports_may_differ_by_endpoint() -> None:
 
 
 def test_sctp_and_udp() -> None:
-    ports = tuple(ServicePort(port=80, name=name, protocol=name.upper()) for name in ("tcp", "udp", "sctp"))  # type: ignore[arg-type]
+    protocols: tuple[Protocol, ...] = ("TCP", "UDP", "SCTP")
+    ports = tuple(ServicePort(port=80, name=one.lower(), protocol=one) for one in protocols)
     found = compiled(service(ports=ports)).load_balancers
     assert [lb.port_mappings[0].protocol for lb in found] == [6, 17, 132]
     assert len({lb.id for lb in found}) == 3
@@ -307,9 +309,9 @@ def test_sctp_and_udp() -> None:
         ("SCTP", endpoint("10.244.1.2", node=HERE, ready=False, terminating=True), True),
     ],
 )
-def test_draining(protocol: str, later: Endpoint | None, kept: bool) -> None:
-    value = service(ports=(ServicePort(port=80, name="http", protocol=protocol),))  # type: ignore[arg-type]
-    ports = (EndpointPort(name="http", protocol=protocol, port=8080),)  # type: ignore[arg-type]
+def test_draining(protocol: Protocol, later: Endpoint | None, kept: bool) -> None:
+    value = service(ports=(ServicePort(port=80, name="http", protocol=protocol),))
+    ports = (EndpointPort(name="http", protocol=protocol, port=8080),)
     full = endpoint_slice(endpoint("10.244.1.2", node=HERE), AWAY_READY, ports=ports)
     before = compiled(value, full).load_balancers[0]
     less = endpoint_slice(*([later] if later else []), AWAY_READY, ports=ports)

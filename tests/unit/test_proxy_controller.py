@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from samewire.errors import SamewireError
-from samewire.hcn.loadbalancers import LoadBalancer
+from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerBackend
 from samewire.kube.model import (
     EndpointSlice,
     Node,
@@ -51,6 +51,11 @@ class Rig:
 
     def lb(self, vip: str = "10.96.0.10") -> LoadBalancer | None:
         return next((lb for lb in self.writer.objects.values() if lb.frontend_vips == (vip,)), None)
+
+    def backends(self) -> tuple[LoadBalancerBackend, ...]:
+        made = self.lb()
+        assert made is not None
+        return made.backends
 
 
 @pytest.fixture
@@ -373,10 +378,10 @@ async def test_the_node_moves_to_another_zone(rig: Rig) -> None:
     pieces = (endpoint("10.244.2.1", zones=("zone-1",)), endpoint("10.244.2.2", zones=("zone-2",)))
     rig.source.put(endpoint_slice(*pieces))
     await rig.settle()
-    assert [b.ip_address for b in rig.lb().backends] == ["10.244.2.1"]  # type: ignore[union-attr]
+    assert [b.ip_address for b in rig.backends()] == ["10.244.2.1"]
     rig.source.put(node("zone-2"))
     await rig.settle()
-    assert [(b.ip_address, b.flags) for b in rig.lb().backends] == [  # type: ignore[union-attr]
+    assert [(b.ip_address, b.flags) for b in rig.backends()] == [
         ("10.244.2.2", 0),
         ("10.244.2.1", 2),
     ]

@@ -118,8 +118,8 @@ def test_ingress_addresses_in_vip_mode_only() -> None:
         ({"external_traffic_policy": "Local"}, False, False),  # nobody outside can reach it
     ],
 )
-def test_traffic_policies(spec: dict[str, object], internal: bool, external: bool) -> None:
-    found = rules(service(**spec))  # type: ignore[arg-type]
+def test_traffic_policies(spec: dict[str, Any], internal: bool, external: bool) -> None:
+    found = rules(service(**spec))
     assert (found.internal_local, found.external_local) == (internal, external)
 
 
@@ -147,10 +147,11 @@ def test_a_health_check_needs_a_port_that_there_is() -> None:
 
 
 def test_source_ranges() -> None:
-    spec = {"type": "LoadBalancer", "load_balancer_source_ranges": (" 10.0.0.0/8 ", "fd00::/8", "nonsense")}
+    ranges = (" 10.0.0.0/8 ", "fd00::/8", "nonsense")
+    spec: dict[str, Any] = {"type": "LoadBalancer", "load_balancer_source_ranges": ranges}
     annotation = ServiceAnnotations(load_balancer_source_ranges="192.0.2.0/24, 2001:db8::/32")
-    assert rules(service(**spec)).source_ranges == {4: ("10.0.0.0/8",), 6: ("fd00::/8",)}  # type: ignore[arg-type]
-    both = service(**spec, annotations=annotation)  # type: ignore[arg-type]
+    assert rules(service(**spec)).source_ranges == {4: ("10.0.0.0/8",), 6: ("fd00::/8",)}
+    both = service(**spec, annotations=annotation)
     assert rules(both).source_ranges == {4: ("10.0.0.0/8",), 6: ("fd00::/8",)}
     only = service(type="LoadBalancer", annotations=annotation)
     assert rules(only).source_ranges == {4: ("192.0.2.0/24",), 6: ("2001:db8::/32",)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from samewire.proxy.topology import Distribution, Member, Place, choose, distribution_of
@@ -10,7 +12,7 @@ PLACE = Place("node-a", "zone-1")
 
 # Names of members say what they are: here/away, then ready, busy (not ready, not ending), last (ends, still serves),
 # gone (ends, does not serve).
-STATES = {
+STATES: dict[str, dict[str, Any]] = {
     "ready": {"ready": True, "serving": True, "terminating": False},
     "busy": {"ready": False, "serving": False, "terminating": False},
     "unready-serving": {"ready": False, "serving": True, "terminating": False},
@@ -19,9 +21,9 @@ STATES = {
 }
 
 
-def member(name: str, **more: tuple[str, ...]) -> Member:
+def member(name: str, **more: Any) -> Member:
     where, state = name.split(":")
-    return Member(name, 80, local=where == "here", **STATES[state], **more)  # type: ignore[arg-type]
+    return Member(name, 80, local=where == "here", **STATES[state], **more)
 
 
 def names(members: tuple[Member, ...] | None) -> list[str] | None:

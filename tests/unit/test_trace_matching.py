@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from msgspec.structs import replace
 
@@ -122,8 +124,8 @@ def with_rules(tables: Entries, *rules: ACL, allow_unmatched: bool = False) -> E
     return {**tables, **builder.compiled(HostBinding()).everything(), "sw_ports": {Id(WEB_PORT): changed}}
 
 
-def acl(direction: str = "In", action: str = "Allow", **fields: object) -> ACL:
-    return ACL(action=AclAction(action), direction=AclDirection(direction), **fields)  # type: ignore[arg-type]
+def acl(direction: str = "In", action: str = "Allow", **fields: Any) -> ACL:
+    return ACL(action=AclAction(action), direction=AclDirection(direction), **fields)
 
 
 def test_the_rule_that_decided(tables: Entries) -> None:

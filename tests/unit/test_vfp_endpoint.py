@@ -118,7 +118,7 @@ BRIDGE = network(
 )
 
 
-def pod(*addresses: str, policies: tuple[Policy, ...] = (), **fields: object) -> Endpoint:
+def pod(*addresses: str, policies: tuple[Policy, ...] = (), **fields: Any) -> Endpoint:
     configurations = tuple(IpConfiguration(ip_address=address) for address in addresses)
     return Endpoint(
         id=POD_ID,
@@ -126,7 +126,7 @@ def pod(*addresses: str, policies: tuple[Policy, ...] = (), **fields: object) ->
         mac_address=MAC,
         ip_configurations=configurations,
         policies=policies,
-        **fields,  # type: ignore[arg-type]
+        **fields,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -40,8 +41,8 @@ from samewire.vfp.tables import AclRule, AclRuleKey
 NODE = (parse_address("192.168.1.10").packed, parse_address("fd00:1::10").packed)
 
 
-def acl(action: str = "Allow", direction: str = "In", **fields: object) -> ACL:
-    return ACL(action=AclAction(action), direction=AclDirection(direction), **fields)  # type: ignore[arg-type]
+def acl(action: str = "Allow", direction: str = "In", **fields: Any) -> ACL:
+    return ACL(action=AclAction(action), direction=AclDirection(direction), **fields)
 
 
 def order(*policies: Policy, network: tuple[Policy, ...] = ()) -> list[str]:
@@ -65,8 +66,8 @@ def tier(order: int, *rules: TierAclRule, direction: str = "In") -> TierAcl:
     return TierAcl(name="t", direction=AclDirection(direction), order=order, tier_acl_rules=rules)
 
 
-def tier_rule(action: str, **fields: object) -> TierAclRule:
-    return TierAclRule(tier_acl_rule_action=AclAction(action), **fields)  # type: ignore[arg-type]
+def tier_rule(action: str, **fields: Any) -> TierAclRule:
+    return TierAclRule(tier_acl_rule_action=AclAction(action), **fields)
 
 
 @pytest.mark.parametrize("tiered", [False, True])

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import initramfs
 from debian import Kernel
@@ -59,9 +60,9 @@ def _qemu_command(kernel: Kernel, archive: Path, socket: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _process(command: list[str], **options: object) -> Iterator[subprocess.Popen[bytes]]:
+def _process(command: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """A child that is gone, and its mount namespace with it, when the block ends."""
-    child = subprocess.Popen(command, **options)  # type: ignore[call-overload]
+    child = subprocess.Popen(command, **options)
     try:
         yield child
     finally:

@@ -17,6 +17,7 @@ from samewire.errors import Invalid
 
 if TYPE_CHECKING:
     from samewire.trace.follow import Trail
+    from samewire.trace.model import ProtocolName
 
 _PIPE_WIDTH: Final = 160
 
@@ -47,7 +48,7 @@ def trace(
     socket: str,
     origin: str,
     target: str,
-    proto: str | None,
+    proto: ProtocolName | None,
     source_port: int | None,
     peers_file: Path | None,
     as_document: bool,
@@ -68,7 +69,7 @@ def trace(
         origin=origin,
         destination=address,
         port=0 if proto == "icmp" else port,
-        protocol=proto,  # type: ignore[arg-type]  # click has checked it
+        protocol=proto,
         source_port=source_port or 0,
     )
     show(follow(socket, request, load_peers(peers_file) if peers_file else {}), as_document)
