@@ -171,7 +171,7 @@ async def test_new_maps_are_filled_under_the_old_numbers(node: Node) -> None:
 async def test_counts_go_with_their_service(node: Node) -> None:
     await change(node, *numbered(2, "192.168.1.5"))
     counts = node.board.maps["sw_service_counts"]
-    ids = [node.switch.balancers.service_ids(guid(i))[0][2].to_bytes(4, "little") for i in (1, 2)]
+    ids = [node.switch.balancers.services_of(guid(i))[0].to_bytes(4, "little") for i in (1, 2)]
     for key in (*ids, (10**6).to_bytes(4, "little")):
         counts.update(key, bytes(counts.value_size))
     await change(node, delete=(guid(1),))

@@ -204,8 +204,7 @@ class NodeSwitch:
     async def _run(
         self, steps: Steps, view: StoreView, undo: UndoStack, asked: dict[Owner, dict[Key, None]]
     ) -> None:
-        kernel, balancers = self.kernel, self.balancers
-        opened: dict[str, _Opened] = {}
+        kernel, balancers, opened = self.kernel, self.balancers, dict[str, _Opened]()
         if any(kind in ("node", "network") for kind, _ in steps.owners):
             balancers.forget_places()
         try:
@@ -222,23 +221,20 @@ class NodeSwitch:
             for endpoint_id in steps.attach:
                 made = opened[endpoint_id]
                 if made.link.proxies:
-                    undo.push(
-                        "proxy rules", partial(proxies.remove, made.link.host_name, made.link.netns_path)
-                    )
+                    forget = partial(proxies.remove, made.link.host_name, made.link.netns_path)
+                    undo.push("proxy rules", forget)
                 made.attaching.result()
                 new = endpoint_id in steps.new
                 links.activate(kernel.netlink, made.link, made.pair, made.netns, new=new)
             for endpoint in steps.relink.values():
                 self._change_link(endpoint, view, undo)
-            kernel.hostnet.apply(
-                step for step in bindings if not step.add and not self.wanted.bindings.wants(step.wish)
-            )
+            wanted = self.wanted.bindings.wants
+            kernel.hostnet.apply(step for step in bindings if not (step.add or wanted(step.wish)))
             balancers.write_removals(balance)
             kernel.tables.write(changes.removals())
             for endpoint_id, state in old.items():
-                if state is not None and (
-                    endpoint_id not in opened or opened[endpoint_id].link.netns_path != state.link.netns_path
-                ):
+                kept = opened[endpoint_id].link.netns_path if endpoint_id in opened else ""
+                if state is not None and state.link.netns_path != kept:
                     proxies.remove(state.link.host_name, state.link.netns_path)
             await self._delete_links(steps, [state for state in old.values() if state is not None], undo)
             balancers.accept(balance)

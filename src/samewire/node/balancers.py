@@ -44,6 +44,7 @@ from samewire.vfp.model import Compiled, NodeFacts
 log = structlog.get_logger(__name__)
 
 COUNTS: Final = "sw_service_counts"
+_UDP: Final = 17
 
 
 class BalancerView(Protocol):
@@ -136,31 +137,34 @@ class Balancers:
                 held[load_balancer_id] = edit.held
                 edits.append(edit)
                 continue
-            if before is not None:
-                for table, keys in before.keys_by_table():
-                    stale[table].update(keys)
+            for table, keys in before.keys_by_table() if before is not None else ():
+                stale[table].update(keys)
             if value is None:
                 held[load_balancer_id] = None
                 continue
             compiled = compile_load_balancer(value, environment(value.network_id), before)
             held[load_balancer_id] = compiled.held
-            for (table, put), rows in zip(puts.items(), compiled.rows, strict=True):
-                if not rows:
-                    continue
-                size = len(put) + len(rows)
-                put.update(rows)
-                if len(put) != size:
-                    raise Conflict(f"two load balancers have the same entry of {table}")
+            _enter(puts, compiled.rows)
+        changed, removals = self._moves(puts, stale, edits)
+        datagrams = bool(removals["sw_backends"]) and self._served_udp(held)
+        return BalancerChange(changed, removals, held, self._gone(held), datagrams)
+
+    def _moves(
+        self, puts: Mapping[str, Rows], stale: Mapping[str, set[bytes]], edits: Iterable[Edit]
+    ) -> tuple[dict[str, Rows], dict[str, list[bytes]]]:
+        """What is to be written and what to be removed, by table. Raises Conflict."""
         changed = {table: self._changed(table, put, stale[table]) for table, put in puts.items()}
         removals = {table: list(keys - puts[table].keys()) for table, keys in stale.items()}
         for edit in edits:
             for table in TABLES:
                 changed[table].update(edit.puts[table])
                 removals[table] += edit.removals[table]
-        datagrams = bool(removals["sw_backends"]) and any(
-            port.protocol == _UDP for found in held for port in _ports(self._held.get(found))
+        return changed, removals
+
+    def _served_udp(self, load_balancer_ids: Iterable[str]) -> bool:
+        return any(
+            port.protocol == _UDP for found in load_balancer_ids for port in _ports(self._held.get(found))
         )
-        return BalancerChange(changed, removals, held, self._gone(held), datagrams)
 
     def _gone(self, held: Mapping[str, Held | None]) -> list[bytes]:
         before = {port.service for found in held for port in _ports(self._held.get(found))}
@@ -306,11 +310,6 @@ class Balancers:
         row = self.rows[table].get(key)
         return number_of(table, key, row) if row is not None else 0
 
-    def service_ids(self, load_balancer_id: str) -> list[tuple[int, int, int]]:
-        """What the kernel calls a load balancer: (protocol, external port, service id) for each port mapping."""
-        held = self._held.get(load_balancer_id)
-        return [(port.protocol, port.port, port.service) for port in held.ports] if held else []
-
     def _environment(self, network_id: str, view: BalancerView, facts: NodeFacts) -> Environment:
         return Environment(
             view=view,
@@ -344,7 +343,15 @@ def _edit(
     return edit_members(last, value, environment(value.network_id), before)
 
 
-_UDP: Final = 17
+def _enter(puts: Mapping[str, Rows], compiled: Iterable[Rows]) -> None:
+    """Add the rows of one load balancer, table by table. Raises Conflict where another of the change has one."""
+    for (table, put), rows in zip(puts.items(), compiled, strict=True):
+        if not rows:
+            continue
+        size = len(put) + len(rows)
+        put.update(rows)
+        if len(put) != size:
+            raise Conflict(f"two load balancers have the same entry of {table}")
 
 
 def _ports(held: Held | None) -> tuple[HeldPort, ...]:

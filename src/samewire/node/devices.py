@@ -92,17 +92,6 @@ def ensure_devices(
     )
 
 
-def remove_devices(netlink: Netlink) -> list[str]:
-    """Remove those of the devices that are ours; returns their names. Raises KernelError."""
-    removed = []
-    for name in (HOST, TUNNEL):
-        link = find_link(netlink, name)
-        if link is not None and link.group == LINK_GROUP:
-            netlink.request(link_del(link.ifindex))
-            removed.append(name)
-    return removed
-
-
 def reserve_ports(state_dir: Path, ports: int) -> None:
     """Take ``ports`` out of what the kernel hands to sockets, beside the administrator's own.
 

@@ -92,25 +92,27 @@ def choose_uplink(
             [*map(_prefix, on_nic), *(_prefix(address).address.host_prefix for address in elsewhere)]
         )
     )
-    gateways: dict[int, Address] = {}
-    for route in defaults:
-        if route.oif == nic.ifindex and any(route.gateway) and len(route.gateway) == _bytes(route.family):
-            gateways.setdefault(route.family, Address(route.family, _padded(route.gateway)))
+    tags = {link.vlan for link in by_index.values() if link.vlan and link.peer_ifindex == nic.ifindex}
     return Uplink(
         name=nic.name,
         ifindex=nic.ifindex,
         mac=nic.mac,
         mtu=nic.mtu,
         vlan=nic.vlan,
-        vlans=tuple(
-            sorted(
-                {link.vlan for link in by_index.values() if link.vlan and link.peer_ifindex == nic.ifindex}
-            )
-        ),
+        vlans=tuple(sorted(tags)),
         addresses=own,
-        gateways=tuple(gateways[family] for family in FAMILIES if family in gateways),
+        gateways=_gateways(defaults, nic),
         local_prefixes=prefixes,
     )
+
+
+def _gateways(defaults: Iterable[Route], nic: Link) -> tuple[Address, ...]:
+    """Those of its best default routes, IPv4 first."""
+    found: dict[int, Address] = {}
+    for route in defaults:
+        if route.oif == nic.ifindex and any(route.gateway) and len(route.gateway) == _bytes(route.family):
+            found.setdefault(route.family, Address(route.family, _padded(route.gateway)))
+    return tuple(found[family] for family in FAMILIES if family in found)
 
 
 def node_facts(config: NodeConfig, uplink: Uplink, devices: Devices) -> NodeFacts:

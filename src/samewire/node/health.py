@@ -8,7 +8,7 @@ import samewire
 from samewire.node.node import Node
 
 if TYPE_CHECKING:
-    from samewire.kube.source import Source
+    from samewire.kube.source import KindHealth, Source
 
 
 def health(node: Node, source: Source | None) -> dict[str, Any]:
@@ -38,19 +38,20 @@ def health(node: Node, source: Source | None) -> dict[str, Any]:
         "ports": len(node.switch.ports),
         "problems": problems,
         "degraded_endpoints": node.auditor.degraded,
-        "kubernetes": {
-            kind.kind: {
-                "synced": kind.synced,
-                "connected": kind.connected,
-                "objects": kind.objects,
-                "error": kind.error,
-            }
-            for kind in kinds
-        },
+        "kubernetes": {kind.kind: _known(kind) for kind in kinds},
         "last_audit": {
             "at_unix_s": last.at_unix_s,
             "duration_s": last.duration_s,
             "differences": len(last.differences),
             "repaired": last.repaired,
         },
+    }
+
+
+def _known(kind: KindHealth) -> dict[str, Any]:
+    return {
+        "synced": kind.synced,
+        "connected": kind.connected,
+        "objects": kind.objects,
+        "error": kind.error,
     }
