@@ -1,8 +1,8 @@
 """cni.sock: takes the calls of the CNI client, one a connection, and answers each exactly once.
 
-The socket has mode 0600 and serves user id 0 only, by the kernel's word on the peer (SO_PEERCRED). A call
-that takes too long is answered with "try again later" and runs on to its end, so that nothing is left
-half done: the runtime's DEL then waits behind it.
+The socket has mode 0600 and serves user id 0 and those that the configuration allows, by the kernel's word on the
+peer (SO_PEERCRED). A call that takes too long is answered with "try again later" and runs on to its end, so that
+nothing is left half done: the runtime's DEL then waits behind it.
 """
 
 from __future__ import annotations

@@ -26,12 +26,13 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Configuration of one node. Only ``name`` has no default.
 
     ``uplink``: the node's NIC; empty = the interface of the default route. ``vxlan_port``: UDP. ``nat_ports``:
-    the SNAT pool, inclusive. ``flow_entries``: size of the flow table. ``flow_counters``: count each
-    flow's packets and bytes. ``host_cgroup``: cgroup-v2 directory whose
-    processes reach host ports at the socket; empty = no hooks. ``metrics_listen``: "host:port" for Prometheus;
-    empty = only on the unix socket. ``audit_interval_s``: time between comparisons with the kernel.
-    ``allowed_uids``: who, besides root, may use the HTTP socket. ``acl_unmatched``: what becomes of connections in a
-    direction for which an endpoint has ACL rules, when none matches (HNS does not say).
+    the SNAT pool, inclusive. ``flow_entries``: size of the flow table. ``flow_counters``: count each flow's packets
+    and bytes. ``host_cgroup``: cgroup-v2 directory whose processes reach services and host ports; empty = no hooks.
+    ``metrics_listen``: "host:port" for Prometheus; empty = only on the unix socket. ``audit_interval_s``: time between
+    comparisons with the kernel. ``allowed_uids``: who, besides root, may use the HTTP and the CNI socket.
+    ``hns_listen``: "host:port" of the loopback for programs without unix sockets; empty = none. ``acl_unmatched``:
+    what becomes of connections in a direction for which an endpoint has ACL rules, when none matches (HNS does not
+    say).
 
     Services: at most one of ``kubeconfig`` (with ``kube_context``), ``in_cluster`` and ``manifests`` (a directory)
     says where they come from; none = no services. ``node_name``: this node's name there, "" = ``name``.
@@ -104,7 +105,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def relay_socket(self) -> Path:
         """Where the user-mode relay is told what to do."""
-        return Path(self.run_dir) / "relay.sock"
+        return self.run_dir / "relay.sock"
 
     @property
     def http_socket(self) -> Path:

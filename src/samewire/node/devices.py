@@ -43,8 +43,8 @@ _IFF_NOARP: Final = 0x80
 
 # What only these devices need. samewire0: the source of what the switch hands over may be routed elsewhere (an
 # overlay that the host is no part of), so loose rp_filter; nothing is to be forwarded from or to our devices (of
-# samewire0 `HostNet` sees to it, for networks may want it); no
-# link-local address and no announcements of IPv6 on any of them.
+# samewire0 `HostNet` sees to it, for networks may want it); no link-local address and no announcements of IPv6 on any
+# of them.
 _SETTINGS: Final[dict[str, tuple[tuple[str, str, int], ...]]] = {
     HOST: (
         ("ipv4", "rp_filter", _LOOSE),
@@ -100,9 +100,8 @@ def reserve_ports(state_dir: Path, ports: int) -> None:
     keepsakes = load_keepsakes(state_dir)
     present = reserved_ports()
     wanted, added = merged(present, ports, keepsakes.reserved_ports_added)
-    if (
-        added != keepsakes.reserved_ports_added
-    ):  # first on disk: else they would look like the administrator's
+    if added != keepsakes.reserved_ports_added:
+        # First on disk: else they would look like the administrator's.
         save_keepsakes(state_dir, msgspec.structs.replace(keepsakes, reserved_ports_added=added))
     if wanted != present:
         sysctl.write(_RESERVED_PORTS, wanted)

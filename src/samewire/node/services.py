@@ -41,9 +41,8 @@ class Services:
         node.on_new_facts = self._on_new_facts
         self.health: Final = HealthServer(self.proxy.health, config.healthz_address)
         self.proxy.on_checks = lambda: self.health.update(self.proxy.checks)
-        self.proxy.on_complete = (
-            gc.freeze
-        )  # what a start makes stays: no change waits for a look at all of it
+        # What a start makes stays: no change waits for a look at all of it.
+        self.proxy.on_complete = gc.freeze
 
     def _on_new_facts(self) -> None:
         self.proxy.look_again()
