@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from samewire.cli.node import install_cni
 from tests.support.node import (
     NODE_IP,
     ROUTER_IP,
-    SHORT_S,
     DaemonProcess,
     Json,
     NodeNet,
@@ -25,7 +23,6 @@ from tests.support.node import (
     ip_json,
     overlay,
     path_of,
-    poll,
 )
 from tests.support.published_confs import IPAM, PUBLISHED
 
@@ -112,14 +109,14 @@ def pods(net: NodeNet, cni: Runtime, conf: Json) -> tuple[tuple[str, str], tuple
 
 
 def assert_connected(net: NodeNet, first: tuple[str, str], second: tuple[str, str]) -> None:
-    # An interface sends once a work queue of the kernel has activated it; the first echo may be too early.
+    """The first echo of a new pod, and the first to it, come back."""
     for source, target in (
         (first[0], second[1]),
         (first[0], NODE_IP),
         (net.node, first[1]),
         (second[0], ROUTER_IP),
     ):
-        poll(f"{source} reaches {target}", partial(can_ping, source, target, wait_s=SHORT_S))
+        assert can_ping(source, target), f"{source} to {target}"
 
 
 def assert_removed(node: DaemonProcess, cni: Runtime, conf: Json, *names: str) -> None:
