@@ -57,7 +57,7 @@ def whole(net: NodeNet, node: DaemonProcess, pod: str) -> None:
     poll("the node is as wanted", lambda: node.differences() == [])
     poll("the node reaches the pod", lambda: can_ping(net.node, POD_IP, wait_s=SHORT_S))
     poll("the pod reaches the outside", lambda: can_ping(pod, ROUTER_IP, wait_s=SHORT_S))
-    assert node.request("GET", "/v2/health")["status"] == "ok"
+    poll("it is healthy", lambda: node.request("GET", "/v2/health")["status"] == "ok")
 
 
 def rename(net: NodeNet, old: str, new: str) -> None:
