@@ -160,13 +160,19 @@ SW_COLD static __noinline int sw_arp(struct __sk_buff *skb, struct sw_packet *p,
 	struct sw_nexthop *hop;
 	__be32 sender, target;
 
+	/* Not parsed: a drop must not be told with the protocol and the ports of the packet before. */
+	p->family = 4;
+	p->protocol = 0;
+	p->tuple.source_port = 0;
+	p->tuple.destination_port = 0;
+	sw_set_ipv4(&p->tuple.source, 0);
+	sw_set_ipv4(&p->tuple.destination, 0);
 	if ((void *)(arp + 1) > end)
 		return port ? sw_drop(p, SW_LAYER_PARSE, SW_REASON_MALFORMED) : SW_PASS;
 	if (arp->header.ar_hrd != bpf_htons(ARPHRD_ETHER) || arp->header.ar_pro != bpf_htons(ETH_P_IP))
 		return port ? sw_drop(p, SW_LAYER_PARSE, SW_REASON_NOT_IP) : SW_PASS;
 	sender = *(__be32 *)arp->sender_ip;
 	target = *(__be32 *)arp->target_ip;
-	p->family = 4;
 	sw_set_ipv4(&p->tuple.source, sender);
 	sw_set_ipv4(&p->tuple.destination, target);
 	sw_set_ipv4(&p->out.destination, target);

@@ -219,6 +219,17 @@ def test_an_acl_blocks(world: World) -> None:
     assert can_ping(world.client, WEB)
 
 
+def test_a_question_for_nobody_is_shown_as_arp(world: World) -> None:
+    """Not as the protocol of the packet that the CPU has seen before."""
+    assert can_ping(world.client, WEB)
+    nobody = "10.244.0.99"
+    with watching(world, "client") as lines:
+        assert not can_ping(world.client, nobody, wait_s=SHORT_S)
+        poll("the drop is shown", lambda: any(nobody in line for line in lines()))
+        shown = [line.partition("  ")[2] for line in lines() if nobody in line]
+    assert set(shown) == {f"shop/client  route: no_endpoint  arp {CLIENT} > {nobody}"}
+
+
 def _config_flags(world: World) -> str:
     return str(world.near.table("sw_config")[0]["value"]["flags"])
 

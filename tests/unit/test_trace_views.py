@@ -24,6 +24,7 @@ from samewire.trace.model import FlowRow
 from samewire.trace.views import (
     Names,
     Owners,
+    drop_event,
     drop_rows,
     flow_rows,
     flow_summary,
@@ -444,6 +445,12 @@ async def test_watching_drops(server: Path, node: FakeNode, monkeypatch: pytest.
     }
     assert (line["drop"]["endpoint"], line["drop"]["rule"], line["drop"]["packets"]) == ("shop/web-0", 2, 1)
     await until(lambda: node.listeners == 0)  # it hung up, and nobody listens for it any more
+
+
+def test_a_question_for_a_neighbour_is_arp() -> None:
+    asked = replace(EVENT, protocol=0, source_port=0, destination_port=0)
+    assert drop_event(NAMES, asked).ends.protocol == "arp"
+    assert drop_event(NAMES, replace(asked, family=6)).ends.protocol == "0"
 
 
 async def test_a_watch_ends_with_the_daemon(

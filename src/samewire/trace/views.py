@@ -15,7 +15,7 @@ from samewire.trace.reasons import explain
 from samewire.trace.rows import typed_rows
 from samewire.trace.traffic import Traffic
 from samewire.vfp.acl_names import AclNames
-from samewire.vfp.address import address_text, parse_prefix
+from samewire.vfp.address import IPV4, address_text, parse_prefix
 from samewire.vfp.constants import TICK_S, Arrival, Counter, Fate, FlowFlag, Layer, Reason, TcpFlag
 from samewire.vfp.counts import layer_count
 from samewire.vfp.layers import GroupView, LayerView, PortView, RuleView, all_ports, port_layers
@@ -224,6 +224,8 @@ def drop_event(names: Names, event: DropEvent) -> DropEventView:
     """One dropped packet."""
     ends = Tuple(event.source, event.destination, event.source_port, event.destination_port)
     view = _tuple(event.family, event.protocol, ends)
+    if event.family == IPV4 and not event.protocol:  # the switch's word for who asked for whom
+        view = replace(view, protocol="arp")
     return DropEventView(time_ns=event.time_ns, ends=view, drop=drop_row(names, event.drop, 1))
 
 
