@@ -96,6 +96,18 @@ SW_INLINE int sw_is_loopback(const struct sw_target *target)
 	return !word[0] && !word[1] && !word[2] && word[3] == bpf_htonl(1);
 }
 
+/* Whether a target is the node itself: loopback, or one of its addresses on the underlay or in a pod network. */
+static __noinline int sw_is_own(const struct sw_target *target)
+{
+	struct sw_route *route;
+
+	if (sw_is_loopback(target) || sw_is_host_address(SW_SCOPE_UPLINK, target->family, &target->address))
+		return 1;
+	route = sw_find_route(SW_SCOPE_HOST, target->family, &target->address);
+	return route && route->kind == SW_ROUTE_SCOPE &&
+	       sw_is_host_address(route->scope, target->family, &target->address);
+}
+
 SW_INLINE void sw_socket_name(struct sw_socket_key *key, __u64 cookie, const struct sw_target *target,
 			      const struct sw_addr *address, __be16 port)
 {
@@ -198,7 +210,7 @@ SW_INLINE int sw_socket_forward(struct bpf_sock_addr *context, int socket_family
 	sw_read_target(context, &target, socket_family);
 	if ((target.protocol != IPPROTO_TCP && target.protocol != IPPROTO_UDP) || !sw_is_node_socket(context))
 		return SW_SOCKET_OK;
-	here = sw_is_loopback(&target) || sw_is_host_address(SW_SCOPE_UPLINK, target.family, &target.address);
+	here = sw_is_own(&target);
 	service = sw_socket_service(&target, here);
 	cookie = bpf_get_socket_cookie(context);
 	if (service) {

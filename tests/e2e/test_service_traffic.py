@@ -30,6 +30,7 @@ from tests.support.service_cluster import Cluster, ask, held, names, service, se
 pytestmark = pytest.mark.root
 
 VIPS = ("10.96.0.10", "fd96::10")
+GATEWAYS = ("10.244.0.1", "fd44::1")
 # What a connected UDP socket is told that has been ended: by send(), or by recv().
 TOLD = {"EDESTADDRREQ", "ENOTCONN", "ECONNABORTED"}
 EXTERNAL = ("203.0.113.9", "2001:db8:99::9")
@@ -92,6 +93,10 @@ def test_from_everywhere_to_every_address(cluster: Cluster, group: Path) -> None
             assert names(ask(outside, external, 80, **asked)) == both
             assert names(ask(node, vip, 80, group=group, **asked)) == both
             assert names(ask(node, node_ip, 30080, group=group, **asked)) == both
+        for gateway in GATEWAYS:  # the node's own addresses, too: of samewire0
+            asked = {"protocol": protocol, "times": 24}
+            assert names(ask(client, gateway, 30080, **asked)) == both
+            assert names(ask(node, gateway, 30080, group=group, **asked)) == both
         assert names(ask(node, "127.0.0.1", 30080, group=group, protocol=protocol, times=24)) == both
         # a control group that holds pods too, as /sys/fs/cgroup does: their loopback is their own
         assert ask(client, "127.0.0.1", 30080, group=group, protocol=protocol) == ["refused"]
