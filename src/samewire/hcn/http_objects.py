@@ -83,7 +83,7 @@ class _Handlers:
                 lists.as_kind(self._kind, body) if lists_it else to_v2(self._kind, body, self._service.view)
             )
         value = _with_handles(decode_object(self._kind, body), request.query)
-        return json_response(render(self._service.view, await self._service.create(self._kind, value)), 201)
+        return self._shown(await self._service.create(self._kind, value), 201)
 
     async def get(self, request: web.Request) -> web.Response:
         return self._shown(self._service.get(self._kind, _id(request)))
@@ -100,9 +100,9 @@ class _Handlers:
             return json_response(to_v1(view, value))
         return json_response(render(view, value, detailed=True)) if query.detailed else self._shown(value)
 
-    def _shown(self, value: Object) -> web.Response:
+    def _shown(self, value: Object, status: int = 200) -> web.Response:
         text = self._rendered.json(self._service.view, value)
-        return web.Response(body=text, content_type="application/json")
+        return web.Response(body=text, status=status, content_type="application/json")
 
     async def modify(self, request: web.Request) -> web.Response:
         change = decode_modify(self._kind, parse_json(await request.read()))
