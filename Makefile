@@ -54,19 +54,19 @@ bytecode: build/.installed
 .PHONY: native
 native: $(OUT)/switch.o $(OUT)/switch_trace.o $(OUT)/samewire-cni $(OUT)/samewire-relay ## compile the switch, the CNI client, the relay
 
-$(OUT)/switch.o: bpf/switch.c $(BPF_HEADERS)
+$(OUT)/switch.o: bpf/switch.c $(BPF_HEADERS) | build/.apt-RUN
 	@mkdir -p $(OUT)
 	$(CLANG) $(BPF_CFLAGS) -c $< -o $@.tmp && $(STRIP) -g $@.tmp && mv $@.tmp $@
 
-$(OUT)/switch_trace.o: bpf/switch.c $(BPF_HEADERS)
+$(OUT)/switch_trace.o: bpf/switch.c $(BPF_HEADERS) | build/.apt-RUN
 	@mkdir -p $(OUT)
 	$(CLANG) $(BPF_CFLAGS) -DTRACE=1 -c $< -o $@.tmp && $(STRIP) -g $@.tmp && mv $@.tmp $@
 
-$(OUT)/samewire-cni: native/samewire-cni.c
+$(OUT)/samewire-cni: native/samewire-cni.c | build/.apt-RUN
 	@mkdir -p $(OUT)
 	$(CNI_CC) -O2 -Wall -Wextra -Werror -static -s -o $@ $<
 
-$(OUT)/samewire-relay: $(wildcard native/relay/*.c native/relay/*.h)
+$(OUT)/samewire-relay: $(wildcard native/relay/*.c native/relay/*.h) | build/.apt-RUN
 	@mkdir -p $(OUT)
 	$(CC) -O2 -Wall -Wextra -Werror -static -s -o $@ $(filter %.c,$^)
 

@@ -15,10 +15,8 @@
 #include "rewrite.h"
 #include "tables.h"
 
-#ifndef AF_INET
 #define AF_INET 2
 #define AF_INET6 10
-#endif
 
 extern int LINUX_KERNEL_VERSION __kconfig;
 

@@ -90,7 +90,7 @@ static __noinline int sw_build_error4(struct __sk_buff *skb, struct sw_packet *p
 	header->icmp.type = type_code >> 8;
 	header->icmp.code = type_code & 0xff;
 	if (type_code == (ICMP_DEST_UNREACH << 8 | ICMP_FRAG_NEEDED))
-		header->icmp.un.frag.mtu = bpf_htons(p->limit_mtu);
+		header->icmp.mtu = bpf_htons(p->limit_mtu);
 	header->ip.check = sw_fold(bpf_csum_diff(0, 0, (__be32 *)&header->ip, sizeof(header->ip), 0));
 
 	if (quote == SW_QUOTE4_LONG) {

@@ -8,9 +8,7 @@
 #ifndef SAMEWIRE_PACKET_H
 #define SAMEWIRE_PACKET_H
 
-#include <linux/icmp.h>
 #include <linux/icmpv6.h>
-#include <linux/if_arp.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
@@ -20,6 +18,7 @@
 #include <linux/udp.h>
 
 #include "maps.h"
+#include "wire.h"
 
 #define SW_INLINE static __always_inline
 /* What few packets need: so that the code of all others stands together, which is 12 % less of it to wait for. */
