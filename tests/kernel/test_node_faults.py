@@ -382,3 +382,26 @@ async def test_an_add_behind_the_deletion_of_its_network_finds_none(net: NodeNet
         await addition
     assert host_ends(node) == []
     assert names_in(pod) == ["lo"]
+
+
+async def test_what_the_node_is_now_is_taken_over_at_the_second_try(node: Node) -> None:
+    """The watcher tries again what failed: what is half done must not pass for done."""
+    await create_network(node)
+    node.netlink.request(link_set("eth0", mtu=1400))
+    steps = await operations(node.refresh)
+    assert len(steps) > 5, steps
+    for number, step in enumerate(steps):
+        mtu = 1410 + number
+        node.netlink.request(link_set("eth0", mtu=mtu))
+        if not await failing_at(number, node.refresh):
+            assert await node.refresh(), step
+        assert node.switch.node_facts.uplink_mtu == mtu, step
+        assert not await node.refresh(), step
+        assert await node.auditor.compare() == [], step
+
+
+async def test_reports_of_drops_that_could_not_be_asked_for_do_not_come_later(node: Node) -> None:
+    assert not await failing_at(0, lambda: node.report_drops(True))
+    node.netlink.request(link_set("eth0", mtu=1400))
+    assert await node.refresh()
+    assert not node.switch.node_facts.events

@@ -81,6 +81,8 @@ class Node:
         hostnet = HostNet(netlink, self.devices.host_ifindex, NicFilters(store, netlink), self._reserve)
         hostnet.uplink = self.uplink.ifindex
         self._reporting = False
+        self._behind = False
+        """Whether `uplink` and `devices` have not come to all who go by them: a step failed, and is to be tried again."""
         self.trouble = ""
         """Why the node's own state could not be taken over, empty when it was."""
         self.switch = NodeSwitch(
@@ -145,18 +147,19 @@ class Node:
             raise Unavailable(str(self.config.state_dir), lost)
         uplink = read_uplink(self.netlink, self.config.uplink)
         devices = self._ensure_devices(uplink.mtu)
-        if (uplink, devices) == (self.uplink, self.devices):
+        if (uplink, devices) == (self.uplink, self.devices) and not self._behind:
             return False
         log.info("the node has changed", uplink=uplink.name, addresses=[str(a) for a in uplink.addresses])
         if uplink.ifindex != self.uplink.ifindex:
             self.hooks.leave_uplink(self.uplink.ifindex)
         self.hooks.attach_own(devices.tunnel_ifindex, devices.host_peer_ifindex)
         self.switch.kernel.hostnet.host = devices.host_ifindex
-        self.uplink, self.devices = uplink, devices
+        self.uplink, self.devices, self._behind = uplink, devices, True
         await self.switch.set_facts(self._facts(), hcn_facts(self.config, uplink, devices), self.store.state)
         self.switch.kernel.hostnet.leave_others()
         self.hooks.attach_uplink(uplink.ifindex)
         await self.service.refresh_facts()
+        self._behind = False
         self.on_new_facts()
         self.switch.suspect.set()
         return True
@@ -203,8 +206,12 @@ class Node:
 
     async def report_drops(self, on: bool) -> None:
         """Have the programs send a record of each drop, or not. Raises SamewireError."""
-        self._reporting = on
-        await self.switch.set_config(self._facts(), self.store.state)
+        before, self._reporting = self._reporting, on
+        try:
+            await self.switch.set_config(self._facts(), self.store.state)
+        except BaseException:
+            self._reporting = before
+            raise
 
     def _ensure_devices(self, mtu: int) -> Devices:
         """Make the node's own devices; overlays only need the tunnel, so a taken port stops none of the rest."""
