@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from samewire.errors import KernelError, NotFound
-from samewire.kernel.bpf import BpfMap, BpfObject, BpfProgram, RingBuffer, UpdateFlag
+from samewire.kernel.bpf import BpfMap, BpfObject, BpfProgram, RingBuffer, UpdateFlag, ringbuf
 from samewire.kernel.bpf.map import possible_cpus
 
 pytestmark = [pytest.mark.root, pytest.mark.kernelcore]
@@ -272,7 +272,7 @@ def test_program_array(loaded: BpfObject) -> None:
     assert tail.test_run(FRAME).retval == 99
 
 
-def test_ring_buffer(loaded: BpfObject, bpffs: Path) -> None:
+def test_ring_buffer(loaded: BpfObject, bpffs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     send, pin = loaded.programs["t_send"], bpffs / "events"
     loaded.maps["t_events"].pin(pin)
     with BpfMap.open_pinned(pin) as again, RingBuffer(again) as ring:
@@ -288,6 +288,13 @@ def test_ring_buffer(loaded: BpfObject, bpffs: Path) -> None:
         assert len(ring.receive()) > 100
         assert send.test_run(FRAME).retval == 0
         assert ring.receive() == [FRAME[:4]]
+        monkeypatch.setattr(ringbuf, "_AT_ONCE", 2)
+        for first in b"xyz":
+            assert send.test_run(bytes([first]) + FRAME[1:]).retval == 0
+        assert ring.receive() == [b"x\1\2\3", b"y\1\2\3"]
+        assert select.select([ring], [], [], 0)[0] == [ring]
+        assert ring.receive() == [b"z\1\2\3"]
+        assert ring.receive() == []
         ring.close()
     with pytest.raises(KernelError, match="open ring buffer t_hash"):
         RingBuffer(loaded.maps["t_hash"])

@@ -19,6 +19,7 @@ from samewire.errors import KernelError, NotFound
 from samewire.kernel import rtnetlink as rt
 from samewire.kernel.netns import NetNamespace, run_in
 from samewire.kernel.rtnetlink import codec
+from samewire.kernel.rtnetlink import monitor as rt_monitor
 from samewire.kernel.rtnetlink import socket as rt_socket
 from tests.support.node import poll
 
@@ -577,6 +578,17 @@ def test_monitor_tells_routes_of_the_main_table(
         netlink.request(rt.route_del(packed("10.7.0.0"), 16, family=4, oif=ifindex))
         events = _events(monitor, lambda event: isinstance(event, rt.RouteChanged) and not event.present)
     assert [e.route.destination for e in events if isinstance(e, rt.RouteChanged)] == [packed("10.7.0.0")] * 2
+
+
+def test_monitor_tells_very_much_in_parts(
+    node: NetNamespace, netlink: rt.Netlink, ifindex: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads it has other work, too, and the kernel may announce for as long as it is read."""
+    monkeypatch.setattr(rt_monitor, "_AT_ONCE", 2)
+    with rt.LinkMonitor(node.fd, groups=[rt.GROUP_IPV4_ROUTE]) as monitor:
+        netlink.batch([rt.route_replace(packed(f"10.1.{i}.0"), 24, family=4, oif=ifindex) for i in range(5)])
+        parts = [monitor.receive() for _ in range(4)]
+    assert [len(part) for part in parts] == [2, 2, 1, 0]
 
 
 def test_monitor_reports_lost_announcements(

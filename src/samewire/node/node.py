@@ -82,7 +82,7 @@ class Node:
         hostnet.uplink = self.uplink.ifindex
         self._reporting = False
         self._behind = False
-        """Whether `uplink` and `devices` have not come to all who go by them: a step failed, and is to be tried again."""
+        """Whether `uplink` and `devices` have not come to all who go by them: a step has failed."""
         self.trouble = ""
         """Why the node's own state could not be taken over, empty when it was."""
         self.switch = NodeSwitch(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes as ct
-from typing import Any
+import errno
+from typing import Any, Final
 
 from samewire.kernel.bpf import _libbpf as b
 from samewire.kernel.bpf.map import BpfMap
 from samewire.kernel.closing import Closing
+
+_AT_ONCE: Final = 4096
+"""Records. Programs may send faster than anybody reads: libbpf by itself would go on for as long as they do."""
 
 
 class RingBuffer(Closing):
@@ -30,10 +34,14 @@ class RingBuffer(Closing):
         return int(b.lib.ring_buffer__epoll_fd(self._handle))
 
     def receive(self) -> list[bytes]:
-        """The records sent since the last call; empty when there are none. Does not wait."""
+        """The records sent since the last call; empty when there are none. Does not wait. Of very many they are the
+        first: the descriptor stays readable.
+        """
         operation = f"read ring buffer {self._name}"
         b.begin(operation)
-        b.check(b.lib.ring_buffer__consume(self._handle), operation)
+        result = b.lib.ring_buffer__consume(self._handle)
+        if result != -errno.ENOBUFS:
+            b.check(result, operation)
         records, self._records = self._records, []
         return records
 
@@ -45,4 +53,4 @@ class RingBuffer(Closing):
 
     def _keep(self, _context: Any, record: int, size: int) -> int:
         self._records.append(ct.string_at(record, size))
-        return 0
+        return 0 if len(self._records) < _AT_ONCE else -errno.ENOBUFS
