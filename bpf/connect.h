@@ -209,17 +209,19 @@ SW_COLD static __noinline int sw_is_reopened(struct sw_packet *p, struct sw_flow
 }
 
 /*
- * A datagram, or a SYN that is sent again, on a flow that has no backend: is its destination a service's by now? Clients
- * that send for ever from one port, and connects that wait, would never get to a service that has come after they began.
+ * A datagram, or a SYN that is sent again, on a flow that has no backend: is its destination a service's by now, or what
+ * goes to the node's own stack a host port's? Clients that send for ever from one port, and connects that wait, would
+ * never get to one that has come after they began.
  */
-SW_COLD static __noinline int sw_has_become_service(struct sw_packet *p)
+SW_COLD static __noinline int sw_is_taken_over(struct sw_packet *p, __u32 fate)
 {
 	sw_copy_tuple(&p->first, &p->tuple);
 	p->first_arrival = p->arrival;
 	p->first_scope = p->scope;
 	if (sw_service_of(p, 0))
 		return 1;
-	return sw_is_host_address(p->scope, p->family, &p->tuple.destination) && sw_service_of(p, 1);
+	return sw_is_host_address(p->scope, p->family, &p->tuple.destination) &&
+	       (sw_service_of(p, 1) || (fate == SW_TO_HOST && sw_portmap_of(p)));
 }
 
 /* A hit: check that it is still true, then apply it. Returns a verdict, SW_STALE, SW_LOST, or SW_GO_ON: no flow. */
@@ -244,7 +246,7 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 		return SW_LOST;
 	if (!side && !flow->backend && !(flow->flags & SW_FLOW_DIRECT) &&
 	    (p->tcp_flags == SW_TCP_SYN || (p->protocol == IPPROTO_UDP && flow->seen_tick != sw_packet_tick(p))) &&
-	    sw_has_become_service(p)) {
+	    sw_is_taken_over(p, action->fate)) {
 		sw_forget(p, flow);
 		return SW_GO_ON;
 	}

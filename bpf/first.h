@@ -56,27 +56,6 @@ SW_INLINE struct sw_port *sw_know_initiator(struct sw_packet *p)
 	return own;
 }
 
-/* PORTMAP: a port of the node itself may be an endpoint's. Sets the target port when it is. */
-SW_INLINE void sw_portmap_layer(struct sw_packet *p, int host_address)
-{
-	struct sw_portmap *map;
-
-	if (!sw_has_ports(p->protocol))
-		return;
-	map = sw_find_portmap(p->family, p->protocol, &p->out.destination, p->out.destination_port, host_address);
-	if (!map)
-		return;
-	sw_copy_address(&p->out.destination, &map->address);
-	p->out.destination_port = map->internal_port;
-	p->out_scope = map->scope;
-	p->forward.fate = SW_TO_PORT;
-	p->forward.target = map->port;
-	p->needs_flow = 1;
-	sw_count_rule(map->port, (__u32)p->family << 24 | (__u32)p->protocol << 16 | bpf_ntohs(p->first.destination_port),
-		      SW_COUNTED_PORTMAP);
-	sw_step(p, SW_LAYER_PORTMAP, SW_STEP_REWRITE, 0, 0, map->port);
-}
-
 /* NAT: OutBoundNAT of the initiator's endpoint. The port is chosen when the flow is inserted. */
 SW_INLINE void sw_nat_layer(struct sw_packet *p, struct sw_port *own)
 {
@@ -168,11 +147,9 @@ SW_INLINE int sw_route_plain(struct sw_packet *p)
 	}
 }
 
-/* PORTMAP, else the node's own stack: what is for an address of the node, and no service's. */
+/* An endpoint that has the port, else the node's own stack: what is for an address of the node, and no service's. */
 SW_INLINE int sw_route_to_node(struct sw_packet *p)
 {
-	if (p->first_arrival != SW_FROM_TUNNEL)
-		sw_portmap_layer(p, 1);
 	if (p->forward.fate == SW_TO_NOWHERE) {
 		if (p->first_arrival == SW_FROM_UPLINK)
 			return SW_PASS;

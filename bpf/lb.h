@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /*
- * lb.h - the LB layer of a first packet's walk: VIP -> DIP, and the way to the backend.
+ * lb.h - the layers LB and PORTMAP of a first packet's walk: VIP -> DIP, and the way to the backend; a port of the node's
+ * that is an endpoint's.
  *
  * sw_balance() leaves the choice in p->backend and what routing needs to know of it beside; 0 = no service of ours.
  * Pods reach a backend from their own network as they reach any address, so that nothing is translated but the VIP.
@@ -90,9 +91,9 @@ SW_INLINE int sw_is_nodes_udp(struct __sk_buff *skb, struct bpf_sock_tuple *tupl
 }
 
 /*
- * Whether a process of the node has this connection: it began before the service took the port, or it is one of the
- * node's own to a remote port like that. Listeners, and UDP sockets that are not connected, do not count: who comes now
- * is the service's. Datagrams are only asked for where they can be the node's, connections not at their first packet.
+ * Whether a process of the node has this connection: it began before a service or an endpoint took the port, or it is
+ * one of the node's own to a remote port like that. Listeners, and UDP sockets that are not connected, do not count: who
+ * comes now is the service's. Datagrams are only asked for where they can be the node's, connections not at their first packet.
  */
 SW_INLINE int sw_is_nodes_own(struct __sk_buff *skb, const struct sw_packet *p, __u32 node_port)
 {
@@ -116,10 +117,37 @@ SW_INLINE int sw_is_nodes_own(struct __sk_buff *skb, const struct sw_packet *p, 
 	return p->protocol == IPPROTO_UDP ? sw_is_nodes_udp(skb, &tuple, size) : sw_is_nodes_tcp(skb, &tuple, size);
 }
 
-/* The layer. Returns SW_GO_ON (p->backend says whether it is a service), a drop, or SW_REFUSED. */
+/* The host port of this packet, whose destination is an address of the node and no service's. */
+SW_INLINE struct sw_portmap *sw_portmap_of(const struct sw_packet *p)
+{
+	if (p->first_arrival == SW_FROM_TUNNEL)
+		return 0;
+	return sw_find_portmap(p->family, p->protocol, &p->first.destination, p->first.destination_port, 1);
+}
+
+/* PORTMAP: a port of the node itself is an endpoint's. Sets the target port. */
+SW_INLINE int sw_use_portmap(struct sw_packet *p, const struct sw_portmap *map)
+{
+	sw_copy_address(&p->out.destination, &map->address);
+	p->out.destination_port = map->internal_port;
+	p->out_scope = map->scope;
+	p->forward.fate = SW_TO_PORT;
+	p->forward.target = map->port;
+	p->needs_flow = 1;
+	sw_count_rule(map->port, (__u32)p->family << 24 | (__u32)p->protocol << 16 | bpf_ntohs(p->first.destination_port),
+		      SW_COUNTED_PORTMAP);
+	sw_step(p, SW_LAYER_PORTMAP, SW_STEP_REWRITE, 0, 0, map->port);
+	return SW_GO_ON;
+}
+
+/*
+ * The layer. node_port: it is no VIP, but an address of the node, whose ports may be a service's or an endpoint's (layer
+ * PORTMAP). Returns SW_GO_ON (p->backend and p->forward say what it is), a drop, or SW_REFUSED.
+ */
 __noinline int sw_balance(struct __sk_buff *skb, __u32 node_port)
 {
 	struct sw_packet *p = sw_packet_here();
+	struct sw_portmap *map = 0;
 	struct sw_service *service;
 	__u32 hash, backend, how = SW_CHOICE_HASH;
 
@@ -129,8 +157,12 @@ __noinline int sw_balance(struct __sk_buff *skb, __u32 node_port)
 	if (p->kept)
 		return sw_use_backend(p, p->kept, SW_CHOICE_KEPT, 0);
 	service = sw_service_of(p, node_port);
-	if (!service || sw_is_nodes_own(skb, p, node_port))
+	if (!service && node_port)
+		map = sw_portmap_of(p);
+	if ((!service && !map) || sw_is_nodes_own(skb, p, node_port))
 		return SW_GO_ON;
+	if (map)
+		return sw_use_portmap(p, map);
 	p->service = service->service;
 	sw_copy_address(&p->service_source, &service->source);
 	if (service->flags & SW_SERVICE_SOURCE_RANGES && !sw_in_source_ranges(p, service->service)) {

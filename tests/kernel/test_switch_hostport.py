@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 
-from samewire.hcn.policies import NatFlags, OutBoundNAT, Policy, PortMapping
+from samewire.hcn.policies import ACL, AclAction, AclDirection, NatFlags, OutBoundNAT, Policy, PortMapping
 from samewire.hcn.schema import Network, NetworkType
-from samewire.vfp.constants import FlowFlag
+from samewire.vfp.constants import Fate, FlowFlag
 from tests.support.cgroups import own_cgroup, within
 from tests.support.netlab import Lab
 from tests.support.node_rig import Pod
-from tests.support.traffic import TIMEOUT_S, bound, echo_over, tcp, tcp_pair, udp
+from tests.support.traffic import TIMEOUT_S, bound, echo_over, family_of, tcp, tcp_pair, udp
 from tests.support.worlds import OUT, Underlay, bridged, node_address, overlay, own
 
 pytestmark = [pytest.mark.root]
@@ -208,3 +209,64 @@ def test_a_client_port_that_is_taken_is_moved(world: World) -> None:
     assert peers[1][0] == OUT[4]
     flows = [f for k, f in node.flow_table().items() if source in k.port and f.flags & FlowFlag.PAIR]
     assert flows
+
+
+@contextmanager
+def mapped(world: World, port: int) -> Iterator[Pod]:
+    """A host port more for a while, TCP and UDP; whose it is."""
+    server, _, other = world.networks["overlay"]
+    world.node.policies(server, *mappings(other), *mappings(port), OutBoundNAT())
+    yield server
+    world.node.policies(server, *mappings(other), OutBoundNAT())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_connections_of_the_node_go_on(world: World, family: int) -> None:
+    """Those that it had at a port before it was a pod's: accepted there, its own from there; from pods, too."""
+    node, out, port = world.node, world.underlay.out, 45000 + family
+    to = node_address(node, family)
+    _, client, _ = world.networks["overlay"]
+    with ExitStack() as stack:
+        opened = [stack.enter_context(tcp_pair(space, node.space, to, port)) for space in (out, client.space)]
+        opened.append(stack.enter_context(tcp_pair(node.space, out, OUT[family], 7000, source=port)))
+        asking = stack.enter_context(bound(node.space, socket.SOCK_DGRAM, to, port))
+        asked = stack.enter_context(bound(out, socket.SOCK_DGRAM, OUT[family], 7000))
+        asking.connect((OUT[family], 7000))
+        server = stack.enter_context(mapped(world, port))
+        for near, far in opened:
+            echo_over(near, far)
+        asked.sendto(b"answer", (to, port))
+        assert asking.recv(10) == b"answer"
+        for exchange in (tcp, udp):
+            exchange(out, server.space, to, port, at=(server.address(family), INTERNAL))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_datagrams_that_began_before_their_host_port(world: World, family: int) -> None:
+    """A client that never stops and keeps its port, and has rules: what went to the node gets to the pod."""
+    node, port = world.node, 45010 + family
+    to = node_address(node, family)
+    _, client, _ = world.networks["overlay"]
+    allowed = [ACL(action=AclAction.ALLOW, direction=way) for way in AclDirection]
+    node.policies(client, *allowed)
+    with client.space.socket(family_of(to), socket.SOCK_DGRAM) as near:
+        near.settimeout(TIMEOUT_S)
+        near.sendto(b"early", (to, port))
+        flows = [flow for key, flow in node.flow_table().items() if port in key.port]
+        assert [action.fate for flow in flows for action in flow.action].count(Fate.HOST) == 1
+        with mapped(world, port) as server:
+            at = (server.address(family), INTERNAL)
+            with bound(server.space, socket.SOCK_DGRAM, *at) as far:
+                far.settimeout(0.1)
+                deadline = time.monotonic() + TIMEOUT_S
+                while True:
+                    near.sendto(b"x", (to, port))
+                    try:
+                        _, sender = far.recvfrom(100)
+                        break
+                    except TimeoutError:
+                        assert time.monotonic() < deadline, "the client stays where it was"
+                for _ in range(3):  # and stays where it is now
+                    far.sendto(b"answer", sender)
+                    assert near.recvfrom(100)[1][:2] == (to, port)
+    node.policies(client)

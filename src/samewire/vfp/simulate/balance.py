@@ -22,7 +22,7 @@ from samewire.vfp.constants import (
 from samewire.vfp.simulate.direct import choose_direct, send
 from samewire.vfp.simulate.packet import WITH_PORTS, Tuple
 from samewire.vfp.simulate.state import Dropped, Refused, State, Walk
-from samewire.vfp.tables import Affinity, AffinityKey, Route, Service, ServiceKey
+from samewire.vfp.tables import Affinity, AffinityKey, Portmap, Route, Service, ServiceKey
 
 _MASK32 = 0xFFFFFFFF
 _BY_CLIENT = ServiceFlag.BY_CLIENT | ServiceFlag.BY_PROTOCOL
@@ -68,7 +68,8 @@ def lend_source(walk: Walk, address: bytes) -> None:
 def balance(state: State, walk: Walk, node_port: bool) -> None:
     """The LB layer: leaves the choice in ``walk.backend``. Raises ``Dropped``, ``Refused``.
 
-    The switch asks the node's sockets, too: a TCP connection that one of them has is no service's. None is known here.
+    The switch asks the node's sockets, too: a connection that one of them has is no service's, nor a host port's. None
+    is known here.
     """
     if walk.packet.protocol not in WITH_PORTS:
         return
@@ -108,6 +109,14 @@ def service_of(state: State, walk: Walk, node_port: bool) -> Service | None:
         if found is not None:
             return found
     return None
+
+
+def portmap_of(state: State, walk: Walk) -> Portmap | None:
+    """The host port that ``walk.first`` is for, whose destination is an address of the node and no service's."""
+    protocol, first = walk.packet.protocol, walk.first
+    if walk.first_arrival == Arrival.TUNNEL or protocol not in WITH_PORTS:
+        return None
+    return state.portmap(walk.packet.family, protocol, first.destination, first.destination_port)
 
 
 def _choose(state: State, walk: Walk, service: Service) -> int:

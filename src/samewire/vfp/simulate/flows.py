@@ -18,7 +18,7 @@ from samewire.vfp.constants import (
     RewriteFlag,
     TcpFlag,
 )
-from samewire.vfp.simulate.balance import hash_tuple, hash_word, service_of
+from samewire.vfp.simulate.balance import hash_tuple, hash_word, portmap_of, service_of
 from samewire.vfp.simulate.direct import clamp_mss
 from samewire.vfp.simulate.packet import TCP, UDP, WITH_PORTS, Tuple
 from samewire.vfp.simulate.state import Dropped, Passed, Refused, State, Walk, make_key
@@ -281,8 +281,10 @@ def _lost_backend(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_sid
     raise refused if packet.protocol == TCP else refused.drop
 
 
-def _has_become_service(state: State, walk: Walk, flow: Flow) -> bool:
-    """A client's datagram (once a tick) or SYN on a flow that has no backend: is it for a service by now?"""
+def _is_taken_over(state: State, walk: Walk, flow: Flow, action: Action) -> bool:
+    """A client's datagram (once a tick) or SYN on a flow that has no backend: is it for a service by now, or for a host
+    port what goes to the node's own stack?
+    """
     packet = walk.packet
     if flow.backend or flow.flags & FlowFlag.DIRECT:
         return False
@@ -290,10 +292,12 @@ def _has_become_service(state: State, walk: Walk, flow: Flow) -> bool:
     if not again and packet.tcp_flags != TcpFlag.SYN:
         return False
     walk.first, walk.first_arrival, walk.first_scope = packet.tuple, walk.arrival, walk.scope
-    own = state.is_host_address(walk.scope, packet.family, packet.tuple.destination)
-    return any(
-        service_of(state, walk, node_port) is not None for node_port in ((False, True) if own else (False,))
-    )
+    if service_of(state, walk, False) is not None:
+        return True
+    if not state.is_host_address(walk.scope, packet.family, packet.tuple.destination):
+        return False
+    mapped = action.fate == Fate.HOST and portmap_of(state, walk) is not None
+    return mapped or service_of(state, walk, True) is not None
 
 
 def _is_stale(
@@ -359,7 +363,7 @@ def switch(state: State, walk: Walk, own: Port | None) -> Action:
     if flow.backend and state.backend(flow.backend) is None:
         _lost_backend(state, walk, key, flow, packet_side)
         return first_packet(state, walk)
-    if not packet_side and _has_become_service(state, walk, flow):
+    if not packet_side and _is_taken_over(state, walk, flow, action):
         remove(state, key)
         return first_packet(state, walk)
     if _is_stale(state, walk, flow, action, packet_side, own):

@@ -22,10 +22,17 @@ from samewire.vfp.constants import (
     RouteKind,
 )
 from samewire.vfp.simulate.acl import judge
-from samewire.vfp.simulate.balance import balance, is_near, lend_node_source, lend_source, route_across
+from samewire.vfp.simulate.balance import (
+    balance,
+    is_near,
+    lend_node_source,
+    lend_source,
+    portmap_of,
+    route_across,
+)
 from samewire.vfp.simulate.direct import answers_elsewhere, receive_direct
 from samewire.vfp.simulate.direct import send as _send
-from samewire.vfp.simulate.packet import UDP, WITH_PORTS
+from samewire.vfp.simulate.packet import UDP
 from samewire.vfp.simulate.state import Dropped, Passed, State, Walk, make_key
 from samewire.vfp.tables import Action, Port, Route
 
@@ -99,7 +106,7 @@ def _routing(state: State, walk: Walk) -> None:
 def _to_node(state: State, walk: Walk) -> None:
     """PORTMAP, else the node's own stack."""
     from_uplink = walk.first_arrival == Arrival.UPLINK
-    if walk.first_arrival != Arrival.TUNNEL and _portmap(state, walk):
+    if _portmap(state, walk):
         if from_uplink and walk.out_scope != SCOPE_UPLINK:
             _send(walk, Fate.PORT, walk.forward.target, RewriteFlag.DECREMENT)
     elif from_uplink:
@@ -119,10 +126,7 @@ def _to_backend(state: State, walk: Walk) -> None:
 
 
 def _portmap(state: State, walk: Walk) -> bool:
-    packet = walk.packet
-    if packet.protocol not in WITH_PORTS:
-        return False
-    found = state.portmap(packet.family, packet.protocol, walk.out.destination, walk.out.destination_port)
+    found = portmap_of(state, walk)
     if found is None:
         return False
     walk.out = replace(walk.out, destination=found.address, destination_port=found.internal_port)
