@@ -199,6 +199,26 @@ def test_reserved_ports_are_kept_and_given_back(net: NodeNet, tmp_path: Path) ->
     assert sysctl.read(PORTS) == "8080,9090,50000"
 
 
+@pytest.mark.parametrize("then", [0, port_range(50, 60)], ids=["fewer", "others"])
+def test_who_is_killed_while_giving_ports_back_can_go_on(
+    net: NodeNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: int
+) -> None:
+    """They would look like the administrator's for ever."""
+    sysctl.write(PORTS, "8080")
+    pool = port_range(49152, 65535)
+    reserve_ports(tmp_path, pool | port_range(70, 80))
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "inject", killed)
+        with pytest.raises(SystemExit):
+            reserve_ports(tmp_path, pool | then)
+    reserve_ports(tmp_path, pool)
+    assert sysctl.read(PORTS) == "8080,49152-65535"
+
+
+def killed(operation: str) -> None:
+    raise SystemExit(operation)
+
+
 def test_thousands_of_reserved_ports(net: NodeNet, tmp_path: Path) -> None:
     """The setting's text is longer than a page, and than what is read from a file at a time."""
     ports = sum(1 << port for port in range(1, 65536, 2))

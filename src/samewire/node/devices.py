@@ -7,13 +7,14 @@ left alone.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from samewire.errors import Conflict, KernelError, NotFound
+from samewire.errors import Conflict, KernelError, NotFound, Unavailable
 from samewire.kernel import sysctl
 from samewire.kernel.rtnetlink import (
     Link,
@@ -26,7 +27,7 @@ from samewire.kernel.rtnetlink import (
     vxlan_external_add,
 )
 from samewire.node.keepsakes import Keepsakes, load_keepsakes, mac_bytes, save_keepsakes
-from samewire.node.portranges import merged, restored
+from samewire.node.portranges import merged, restored, united
 from samewire.vfp.model import LINK_ALIAS, LINK_GROUP
 
 HOST: Final = "samewire0"
@@ -98,13 +99,19 @@ def reserve_ports(state_dir: Path, ports: int) -> None:
     Raises KernelError, Unavailable.
     """
     keepsakes = load_keepsakes(state_dir)
+    before = keepsakes.reserved_ports_added
     present = reserved_ports()
-    wanted, added = merged(present, ports, keepsakes.reserved_ports_added)
-    if added != keepsakes.reserved_ports_added:
-        # First on disk: else they would look like the administrator's.
-        save_keepsakes(state_dir, msgspec.structs.replace(keepsakes, reserved_ports_added=added))
+    wanted, added = merged(present, ports, before)
+    # What is added is noted before it is there, and what goes until it has gone: what is there and not noted is the
+    # administrator's, also for who starts after a crash.
+    noted = united(before, added)
+    if noted != before:
+        save_keepsakes(state_dir, msgspec.structs.replace(keepsakes, reserved_ports_added=noted))
     if wanted != present:
         sysctl.write(_RESERVED_PORTS, wanted)
+    if added != noted:
+        with contextlib.suppress(Unavailable):  # too much noted does no harm: no DEL fails where the disk is full
+            save_keepsakes(state_dir, msgspec.structs.replace(keepsakes, reserved_ports_added=added))
 
 
 def reserved_ports() -> str:

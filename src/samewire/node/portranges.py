@@ -71,6 +71,11 @@ def merged(present: str, ours: int, added_before: str) -> tuple[str, str]:
     return ports_text(admins | added), ports_text(added)
 
 
+def united(one: str, other: str) -> str:
+    """The ports of two settings."""
+    return one if one == other else ports_text(parse_ports(one) | parse_ports(other))
+
+
 def restored(present: str, added: str) -> str:
     """The setting without what we added."""
     return ports_text(parse_ports(present) & ~parse_ports(added))
