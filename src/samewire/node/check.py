@@ -10,7 +10,6 @@ from samewire.errors import NotFound
 from samewire.hcn.schema import Endpoint
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import Netlink, route_dump
-from samewire.kernel.rtnetlink.routes import TABLE_MAIN
 from samewire.node import links
 from samewire.node.apply import NodeSwitch
 from samewire.node.devices import find_link
@@ -49,18 +48,22 @@ def check_attachment(
 
 
 def _check_routes(who: str, routes: tuple[Route, ...], netns: NetNamespace) -> None:
-    """Each route of the result is there, by whichever interface: an earlier plugin of the chain may have made it."""
+    """Each route of the result is there, by whichever interface: an earlier plugin of the chain may have made it.
+
+    In whichever table, too, if the result does not name one: a later plugin (sbr) moves them.
+    """
     wanted = [(route, parse_prefix(route.dst)) for route in routes]
     with Netlink(netns.fd) as inside:
         present = {
-            (found.table, found.destination, found.bits, gateway)
+            (table, found.destination, found.bits, gateway)
             for family in {prefix.family for _, prefix in wanted}
             for found in inside.dump(route_dump(family))
+            for table in (found.table, None)
             for gateway in (found.gateway, b"")
         }
     for route, prefix in wanted:
         gateway = short(parse_address(route.gw).packed, prefix.family) if route.gw else b""
-        place = route.table or TABLE_MAIN, short(prefix.packed, prefix.family), prefix.bits, gateway
+        place = route.table or None, short(prefix.packed, prefix.family), prefix.bits, gateway
         if place not in present:
             raise check_failed(f"{who}: route to {route.dst} is missing")
 

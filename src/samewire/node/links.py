@@ -8,6 +8,7 @@ The pod's end comes last because the end that is opened second can send at once;
 from __future__ import annotations
 
 import errno
+import itertools
 from typing import Final
 
 import msgspec
@@ -37,6 +38,7 @@ from samewire.kernel.rtnetlink import (
     route_dump,
     route_replace,
     tbf_replace,
+    unless_taken,
     veth_add,
 )
 from samewire.kernel.rtnetlink.routes import TABLE_MAIN
@@ -55,6 +57,7 @@ _NO_LINK_LOCAL: Final = codec.nested(
 )
 _QUEUE_S: Final = 0.05  # what the shaper's queue holds beyond its bucket
 _MOST_QUEUED_BYTES: Final = 2**32 - 1  # the kernel's limit; a rate that says "as good as none" asks for more
+_METRICS: Final = {4: 0, 6: 1024}  # of routes that name none
 _IPV6_OFF: Final = frozenset({errno.EACCES, errno.EPERM, errno.EOPNOTSUPP})
 
 
@@ -110,23 +113,32 @@ def activate(netlink: Netlink, link: PortLink, pair: Pair, netns: NetNamespace, 
     requests += [_quiet(link_set(pair.host, alias=link.alias)), link_set(pair.host, up=True)]
     netlink.batch(requests)
     with Netlink(netns) as inside:
-        requests = pod_requests(link, pair.peer)
         try:
-            inside.batch(requests)
+            configure(inside, link, pair.peer)
         except KernelError as error:
             if error.errno not in _IPV6_OFF or not any(prefix.family == 6 for prefix in link.addresses):
                 raise
             # Container runtimes switch IPv6 off in new namespaces; an endpoint with an IPv6 address wants it.
             setting = ("net", "ipv6", "conf", link.interface_name, "disable_ipv6")
             netns.run(lambda: sysctl.write(setting, 0))
-            inside.batch(requests)
+            configure(inside, link, pair.peer)
     # The host end drops what it is to send until the kernel gets to its carrier, which may be long under load: the
     # answer to the pod's first ARP request, for one.
     netlink.get(link_settle(pair.host))
 
 
+def configure(inside: Netlink, link: PortLink, peer: int) -> None:
+    """Give the pod's end all that it should have. Raises KernelError."""
+    routes = [unless_taken(_route_request(link, route, peer)) for route in link.routes]
+    requests = pod_requests(link, peer)
+    codes = inside.batch([*requests, *routes])
+    for route, taken in zip(link.routes, codes[len(requests) :], strict=True):
+        if taken:
+            _put_beside(inside, link, route, peer)
+
+
 def pod_requests(link: PortLink, peer: int) -> list[Request]:
-    """What configures the pod's end, in order."""
+    """What configures the pod's end, in order, but for its routes."""
     requests = [link_set(peer, up=True)]
     if link.outgoing_rate_bytes_per_s:
         requests.append(shaper(peer, link.outgoing_rate_bytes_per_s, link.outgoing_burst_bytes))
@@ -135,7 +147,6 @@ def pod_requests(link: PortLink, peer: int) -> list[Request]:
         for prefix in link.addresses
     ]
     requests += [own_address(peer, prefix.packed) for prefix in link.addresses if prefix.family == 6]
-    requests += [_route_request(link, route, peer) for route in link.routes]
     requests += [
         neighbour_replace(
             peer, short(item.address.packed, item.address.family), item.mac, family=item.address.family
@@ -162,7 +173,7 @@ def change(netlink: Netlink, before: PortLink, after: PortLink, ifindex: int, ne
         peer = inside.get(link_get(after.interface_name)).ifindex
         inside.request(link_set(peer, mtu=after.mtu, mac=after.mac))
         inside.batch(_removals(before, after, peer))
-        inside.batch(pod_requests(after, peer))
+        configure(inside, after, peer)
 
 
 def inside_differences(link: PortLink, netns: NetNamespace) -> list[str]:
@@ -191,9 +202,9 @@ def inside_differences(link: PortLink, netns: NetNamespace) -> list[str]:
             if (prefix.family, short(prefix.packed, prefix.family), prefix.bits) not in present:
                 wrong.append(f"address {prefix} is missing")
         for family in sorted({route.destination.family for route in link.routes}):
-            routes = {
+            routes = {  # in whichever table: a later plugin of the chain (sbr) moves them
                 (route.destination, route.bits, route.gateway)
-                for route in inside.dump(route_dump(family, TABLE_MAIN))
+                for route in inside.dump(route_dump(family))
                 if route.oif == found.ifindex
             }
             wrong += [
@@ -234,7 +245,7 @@ def repair_inside(link: PortLink, netns: NetNamespace) -> None:
     with Netlink(netns.fd) as inside:
         peer = inside.get(link_get(link.interface_name)).ifindex
         inside.request(link_set(peer, mtu=link.mtu, mac=link.mac))
-        inside.batch(pod_requests(link, peer))
+        configure(inside, link, peer)
     proxies.write(link, netns)
 
 
@@ -293,6 +304,22 @@ def _removals(before: PortLink, after: PortLink, peer: int) -> list[Request]:
     if before.outgoing_rate_bytes_per_s and not after.outgoing_rate_bytes_per_s:
         requests.append(qdisc_del_root(peer).tolerating(errno.ENOENT, errno.EINVAL))
     return requests
+
+
+def _put_beside(inside: Netlink, link: PortLink, route: LinkRoute, peer: int) -> None:
+    """Make a route whose place is taken: by itself, by what stands for it wrongly, or by another interface of the pod,
+    whose route goes first.
+    """
+    family = route.destination.family
+    destination, bits, gateway = _route_key(route)
+    dumped = inside.dump(route_dump(family, TABLE_MAIN))
+    rivals = [found for found in dumped if (found.destination, found.bits) == (destination, bits)]
+    if any((found.oif, found.gateway) == (peer, gateway) for found in rivals):
+        return
+    others = {found.metric for found in rivals if found.oif != peer}
+    first = route.metric or _METRICS[family]
+    metric = next(number for number in itertools.count(first) if number not in others)
+    inside.request(_route_request(link, msgspec.structs.replace(route, metric=metric), peer))
 
 
 def _route_request(link: PortLink, route: LinkRoute, peer: int) -> Request:

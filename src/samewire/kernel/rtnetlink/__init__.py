@@ -51,6 +51,7 @@ from samewire.kernel.rtnetlink.routes import (
     route_del,
     route_dump,
     route_replace,
+    unless_taken,
 )
 from samewire.kernel.rtnetlink.sieve import Names
 from samewire.kernel.rtnetlink.socket import Netlink
@@ -121,6 +122,7 @@ __all__ = [
     "route_dump",
     "route_replace",
     "tbf_replace",
+    "unless_taken",
     "veth_add",
     "vxlan_external_add",
 ]

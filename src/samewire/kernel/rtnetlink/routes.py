@@ -106,6 +106,12 @@ def route_replace(
     return Request(RTM_NEWROUTE, codec.NLM_F_CREATE | codec.NLM_F_REPLACE, body, operation)
 
 
+def unless_taken(route: Request) -> Request:
+    """A :func:`route_replace` that replaces nothing: ``EEXIST``, which is success, where its place is taken."""
+    flags = codec.NLM_F_CREATE | codec.NLM_F_EXCL
+    return msgspec.structs.replace(route, flags=flags).tolerating(errno.EEXIST)
+
+
 def route_del(
     destination: bytes | None,
     bits: int,
