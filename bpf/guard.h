@@ -5,15 +5,27 @@
 #ifndef SAMEWIRE_GUARD_H
 #define SAMEWIRE_GUARD_H
 
-#include "account.h"
-#include "tables.h"
+#include "fragment.h"
+#include "icmp_error.h"
 
-/* PreserveDIP: an endpoint that has got packets for a VIP answers from it. */
-static __noinline int sw_speaks_for_vip(struct sw_packet *p)
+/*
+ * PreserveDIP: an endpoint that has got packets for a VIP answers from it. Later fragments have their first one's ports, an
+ * error speaks for what it quotes the other way round.
+ */
+SW_COLD static __noinline int sw_speaks_for_vip(struct __sk_buff *skb, struct sw_packet *p)
 {
+	__u8 protocol = p->protocol;
 	struct sw_flow *flow;
 
-	p->direction = sw_make_key(&p->key, &p->tuple, p->scope, p->family, p->protocol);
+	if (p->fragment == SW_FRAGMENT_LATER)
+		sw_fragment(p);
+	sw_copy_tuple(&p->out, &p->tuple);
+	if (p->icmp_error) {
+		if (!sw_parse_quoted(skb, p, &protocol) || !sw_same_address(&p->first.source, &p->tuple.destination))
+			return 0;
+		sw_reverse_tuple(&p->out, &p->first);
+	}
+	p->direction = sw_key_of(&p->key, &p->out, p->scope, p->family, protocol);
 	flow = bpf_map_lookup_elem(&sw_flows, &p->key);
 	return flow && flow->flags & SW_FLOW_DIRECT && flow->port[1] == p->port_id &&
 	       p->direction != (flow->flags & SW_FLOW_INITIATOR);
@@ -33,7 +45,7 @@ SW_INLINE int sw_guard(struct __sk_buff *skb, struct sw_packet *p, const struct 
 		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_MAC);
 	if (!p->neighbour &&
 	    !sw_same_address(&p->tuple.source, sw_side6(p) ? &port->address[1] : &port->address[0]) &&
-	    !sw_speaks_for_vip(p))
+	    !sw_speaks_for_vip(skb, p))
 		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_IP);
 	return SW_GO_ON;
 }

@@ -29,7 +29,7 @@ SW_INLINE __u32 sw_checksum_place(__u8 protocol)
 }
 
 /* Where the quoted L4 header starts; 0 if it is not quoted or not something that has a flow. */
-SW_INLINE __u32 sw_parse_quoted(struct __sk_buff *skb, struct sw_packet *p, __u8 *protocol)
+SW_COLD static __noinline __u32 sw_parse_quoted(struct __sk_buff *skb, struct sw_packet *p, __u8 *protocol)
 {
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;

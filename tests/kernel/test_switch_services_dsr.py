@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import ICMP, IP, UDP, UDPerror
+from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
 from scapy.layers.l2 import Ether
 
 from samewire.hcn.policies import ACL, AclAction, AclDirection, OutBoundNAT
@@ -380,6 +381,71 @@ def test_preserved_destination(world: World, kind: str, family: int) -> None:
         assert seen.client[0] == OUT[family]
         service.close()
     pod.space.ip("address", "del", VIP[family], "dev", "lo")
+
+
+@contextmanager
+def _preserved(world: World, pod: Pod, family: int) -> Iterator[str]:
+    """UDP to the VIP, port 84, is the pod's as it is; the VIP."""
+    vip = VIP[family]
+    on_loopback(pod, vip)
+    service = Balancer(world.first, world.target(pod, family), protocol=17, flags=int(ServiceFlag.PRESERVE))
+    service.vip(vip, 84, SCOPE_OUTSIDE)
+    world.receive(pod, family, 17, vip, 84, keep=True)
+    yield vip
+    service.close()
+    pod.space.ip("address", "del", vip, "dev", "lo")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_in_pieces_from_a_preserved_destination(world: World, kind: str, family: int) -> None:
+    """Later fragments have no ports, and come from the VIP all the same."""
+    pod: Pod = getattr(world, kind)
+    with (
+        _preserved(world, pod, family) as vip,
+        bound(pod.space, socket.SOCK_DGRAM, vip, 84) as far,
+        bound(world.underlay.out, socket.SOCK_DGRAM, OUT[family]) as near,
+    ):
+        near.sendto(b"more, please", (vip, 84))
+        _, sender = far.recvfrom(100)
+        far.sendto(bytes(5000), sender)
+        assert near.recv(10000) == bytes(5000)
+        spoofed = world.second.dropped(pod.port, Layer.GUARD, Reason.SPOOFED_IP)
+        far.sendto(bytes(3000), (OUT[family], sender[1] ^ 1))  # who has asked nothing
+        poll(
+            "drops",
+            lambda: world.second.dropped(pod.port, Layer.GUARD, Reason.SPOOFED_IP) == spoofed + 3,
+        )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_preserved_destination_that_does_not_listen(world: World, kind: str, family: int) -> None:
+    """Its errors come from the VIP, about what has come to it; about anything else they are spoofed."""
+    pod: Pod = getattr(world, kind)
+    with (
+        _preserved(world, pod, family) as vip,
+        world.underlay.out.socket(family_of(vip), socket.SOCK_DGRAM) as near,
+        Sniffer(pod.space, "eth0") as sniffer,
+    ):
+        near.settimeout(TIMEOUT_S)
+        near.connect((vip, 84))
+        near.send(b"anybody there?")
+        with pytest.raises(ConnectionRefusedError):
+            near.recv(10)
+        ip, icmp = (IPv6, ICMPv6DestUnreach) if family == 6 else (IP, ICMP)
+        frames = [Ether(frame) for frame in sniffer.frames()]
+        error = next(frame for frame in frames if icmp in frame and frame[ip].src == vip)
+        spoofed = world.second.dropped(pod.port, Layer.GUARD, Reason.SPOOFED_IP)
+        error[icmp].payload[UDPerror].sport ^= 1
+        inject(pod.space, "eth0", bytes(error))
+        error[icmp].payload[UDPerror].sport ^= 1
+        error[ip].dst = FAR[family]
+        inject(pod.space, "eth0", bytes(error))
+        poll(
+            "drops",
+            lambda: world.second.dropped(pod.port, Layer.GUARD, Reason.SPOOFED_IP) == spoofed + 2,
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -129,6 +129,12 @@ def _parse_quoted(packet: Packet) -> _Quote | None:
     return _Quote(ends, protocol, packet.l4 + 8, at, quoted)
 
 
+def quoted_back(packet: Packet) -> tuple[Tuple, int] | None:
+    """The other way round of what an error quotes, and its protocol: whose answers it speaks for."""
+    quote = _parse_quoted(packet)
+    return (quote.ends.reverse, quote.protocol) if quote is not None else None
+
+
 def _change(packet: Packet, at: int, before: bytes, after: bytes) -> None:
     """Change quoted bytes that the ICMP checksum covers."""
     where = packet.l4 + 2

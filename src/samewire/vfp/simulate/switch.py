@@ -28,10 +28,12 @@ from samewire.vfp.simulate.flows import switch
 from samewire.vfp.simulate.packet import (
     ETH_ARP,
     FRAGMENT_FIRST,
+    FRAGMENT_LATER,
     TCP,
     UDP,
     Malformed,
     Packet,
+    Tuple,
     decrement_ttl,
     move_fragment_id,
     parse,
@@ -154,7 +156,16 @@ class Simulator:
 
     def _speaks_for_vip(self, walk: Walk) -> bool:
         packet = walk.packet
-        key, direction = make_key(packet.tuple, walk.scope, packet.family, packet.protocol)
+        ends, protocol = packet.tuple, packet.protocol
+        if packet.fragment == FRAGMENT_LATER:
+            seen = self._seen_fragment(walk)
+            ends = _with_ports(ends, seen) if seen is not None else ends
+        if packet.icmp_error:
+            quoted = icmp.quoted_back(packet)
+            if quoted is None or quoted[0].destination != ends.destination:
+                return False
+            ends, protocol = quoted
+        key, direction = make_key(ends, walk.scope, packet.family, protocol)
         return speaks_for_vip(self.state.flows.get(key), direction, walk.port_id)
 
     def _from_uplink(self, walk: Walk, tag: int) -> None:
@@ -211,22 +222,26 @@ class Simulator:
         known = route is not None and route.kind == RouteKind.SCOPE
         walk.scope = route.scope if route is not None and known else SCOPE_HOST  # of no network: a VIP
 
+    def _seen_fragment(self, walk: Walk) -> Fragment | None:
+        """Of a later fragment's first."""
+        seen = self.state.fragments.get(_fragment_key(walk))
+        return seen if seen and self.state.now_tick - seen.seen_tick <= _FRAGMENT_TICKS else None
+
     def _fragment(self, walk: Walk) -> None:
         packet, state = walk.packet, self.state
         ends = packet.tuple
-        key = FragmentKey(
-            ends.source, ends.destination, packet.fragment_id, walk.scope, packet.family, packet.protocol
-        )
         if packet.fragment == FRAGMENT_FIRST:
-            state.fragments[key] = Fragment(ends.source_port, ends.destination_port, state.now_tick)
+            state.fragments[_fragment_key(walk)] = Fragment(
+                ends.source_port, ends.destination_port, state.now_tick
+            )
             return
-        seen = state.fragments.get(key)
-        if seen is None or state.now_tick - seen.seen_tick > _FRAGMENT_TICKS:
+        seen = self._seen_fragment(walk)
+        if seen is None:
             route = state.route(walk.scope, packet.family, ends.destination)
             if walk.arrival == Arrival.UPLINK and (route is None or route.kind != RouteKind.LOCAL):
                 raise Passed  # ours only if its first was; the node reassembles its own
             raise Dropped(Layer.FRAGMENT, Reason.FRAGMENT_UNKNOWN)
-        packet.tuple = replace(ends, source_port=seen.source_port, destination_port=seen.destination_port)
+        packet.tuple = _with_ports(ends, seen)
 
     def _answer_error(self, walk: Walk, kind: tuple[int, int], drop: Dropped, mtu: int = 0) -> None:
         frame = icmp.error_frame(self.state, walk, kind, mtu)
@@ -302,6 +317,18 @@ class Simulator:
         if port is None or not port.flags & PortFlag.TAGGED or bytes(data[0:6]) == port.gateway_mac:
             raise Dropped(Layer.L2, Reason.NO_NEXTHOP)
         data[6:12] = neighbour.mac_on_wire(self.state, walk.port_id, port)
+
+
+def _fragment_key(walk: Walk) -> FragmentKey:
+    packet = walk.packet
+    ends = packet.tuple
+    return FragmentKey(
+        ends.source, ends.destination, packet.fragment_id, walk.scope, packet.family, packet.protocol
+    )
+
+
+def _with_ports(ends: Tuple, first: Fragment) -> Tuple:
+    return replace(ends, source_port=first.source_port, destination_port=first.destination_port)
 
 
 def _rewrite(packet: Packet, action: Action) -> None:
