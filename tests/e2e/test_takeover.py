@@ -143,6 +143,22 @@ def test_the_way_back_without_the_daemon(cluster: Cluster) -> None:
     assert not cluster.reached(cluster.remote, cluster.old)
 
 
+def test_the_way_back_after_a_reboot(cluster: Cluster) -> None:
+    """All of flannel's that was in the kernel is gone, and so are the pods; flannel brings it again."""
+    before = sorted(path.name for path in cluster.net_d.iterdir())
+    cluster.takeover()
+    cluster.daemon.stop()
+    for pod in (cluster.old, cluster.second):
+        ip("link", "delete", "eth0", netns_name=pod)
+    for device in ("cni0", *DEVICES):
+        ip("link", "delete", device, netns_name=cluster.net.node)
+    cluster.daemon.start()
+    cluster.takeover("--undo")
+    assert sorted(path.name for path in cluster.net_d.iterdir()) == before
+    assert cluster.daemon.request("GET", "/v2/networks") == []
+    cluster.takeover("--undo", status=3)
+
+
 def test_a_dry_run_changes_nothing(cluster: Cluster) -> None:
     before = cluster.state(), sorted(cluster.directory.rglob("*"))
     shown = json.loads(cluster.takeover("--dry-run", "--json"))

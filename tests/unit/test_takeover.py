@@ -19,7 +19,16 @@ from samewire.takeover import find, plan
 from samewire.takeover.checks import check_takeover
 from samewire.takeover.conflists import IPV6_WINDOW, conflist, is_ours, ranges, read_conf, read_subnets
 from samewire.takeover.iptables import old_rules, old_sets, old_tables, removal
-from samewire.takeover.links import Listing, backend, bridge_of, hops, remotes, restoring, tunnels
+from samewire.takeover.links import (
+    Listing,
+    backend,
+    bridge_of,
+    devices,
+    hops,
+    remotes,
+    restoring,
+    tunnels,
+)
 from samewire.takeover.model import (
     Bridge,
     Command,
@@ -226,9 +235,9 @@ SUBNET6 = Subnet("fd00:244:0:1::/64", "fd00:244::/48")
 
 
 def test_devices_other_nodes_and_pods() -> None:
-    devices = tunnels(LISTING)
-    assert devices == (Tunnel(name="flannel.1", vni=1, port=8472, up=True, addresses=("10.244.1.0/32",)),)
-    assert remotes(LISTING, devices) == (Remote("10.244.2.0/24", "192.0.2.11", "aa:00:00:00:00:02"),)
+    found = tunnels(LISTING)
+    assert found == (Tunnel(name="flannel.1", vni=1, port=8472, up=True, addresses=("10.244.1.0/32",)),)
+    assert remotes(LISTING, found) == (Remote("10.244.2.0/24", "192.0.2.11", "aa:00:00:00:00:02"),)
     bridge = bridge_of(LISTING, "cni0", [SUBNET], {"10.244.1.5": "c1"})
     assert bridge == Bridge(
         name="cni0",
@@ -237,13 +246,14 @@ def test_devices_other_nodes_and_pods() -> None:
         routes=("10.244.1.9",),
     )
     assert str(bridge.guests[0]) == "veth1 (10.244.1.5 c1)"
-    assert restoring(LISTING, devices, bridge) == (
+    assert restoring(LISTING, found, bridge) == (
         "neigh replace 10.244.2.0 lladdr aa:00:00:00:00:02 dev flannel.1 nud permanent",
         "route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink",
         "route replace 10.244.3.0/24 via 10.244.3.0 dev flannel.1 onlink",
         "route replace 10.244.1.0/24 dev cni0 proto kernel src 10.244.1.1",
     )
     assert bridge_of(LISTING, "eth0", [SUBNET], {}) is None
+    assert devices(LISTING) == ("cni0", "flannel.1")
 
 
 @pytest.mark.parametrize(
@@ -313,6 +323,7 @@ FOUND = Found(
         guests=(Guest("veth1", ("10.244.1.5", "fd00:244:0:1::5"), "cni-1", "c1"),),
         routes=("10.244.1.9",),
     ),
+    devices=("cni0", "flannel.1"),
     tunnels=(Tunnel(name="flannel.1", vni=1, port=8472, up=True, addresses=("10.244.1.0/32",)),),
     remotes=(Remote("10.244.2.0/24", "192.0.2.11", "aa:00:00:00:00:02"),),
     conf=CONF,
@@ -461,7 +472,7 @@ def test_host_gw() -> None:
     others = (Hop("10.244.2.0/24", "192.0.2.12"), Hop("10.244.3.0/24", "192.0.2.13"))
     assert hops(listing, [SUBNET]) == others
     assert not backend(listing, [SUBNET])
-    found = replace(FOUND, tunnels=(), remotes=(), hops=others, restore=("route replace x",))
+    found = replace(FOUND, tunnels=(), remotes=(), hops=others, restore=("route replace x dev cni0",))
     check_takeover(found, None, replace(NODE, vxlan_port=4789), PLACES)
     early, late = plan.takeover(found, Journal(found=found), NODE, PLACES)
     made = next(step for step in late if isinstance(step, MakeNetwork))
@@ -473,7 +484,7 @@ def test_host_gw() -> None:
     ]
     assert {policy["Type"] for policy in policies} == {"SDNRoute"}
     assert not any("link set" in line for line in lines([*early, *late]))
-    assert lines(plan.undo(found, Journal(found=found), NODE, PLACES))[0] == "route replace x"
+    assert lines(plan.undo(found, Journal(found=found), NODE, PLACES))[0] == "route replace x dev cni0"
 
 
 def test_what_a_removal_leaves_of_host_gw() -> None:
@@ -534,6 +545,19 @@ def test_the_way_back() -> None:
     ):
         with pytest.raises(error):
             plan.undo(now, journal, node, PLACES)
+
+
+def test_the_way_back_after_a_reboot() -> None:
+    """What flannel and its plugin make anew is not to be given anything back."""
+    journal = Journal(found=replace(FOUND, restore=(*FOUND.restore, "route replace 10.244.1.0/24 dev cni0")))
+    gone = replace(FOUND, bridge=None, devices=("docker0",), tunnels=())
+    titles = [step.title for step in plan.undo(gone, journal, NODE, PLACES)]
+    assert titles == ["remove Samewire's CNI configuration", "remove the HNS network cbr0"]
+    # flanneld came first: its device is there, and no pod has brought the bridge.
+    half = replace(gone, devices=("flannel.1",), tunnels=FOUND.tunnels)
+    steps = plan.undo(half, journal, NODE, PLACES)
+    assert lines(steps) == ["link set swvxlan0 down", "link set flannel.1 up", *FOUND.restore]
+    assert not any(isinstance(step, Setting) for step in steps)
 
 
 def test_a_removal_is_refused_while_something_needs_it() -> None:

@@ -40,6 +40,7 @@ def find(places: Places) -> Found:
         subnets=subnets,
         mtu=mtu,
         bridge=bridge,
+        devices=links.devices(listing),
         tunnels=tunnels,
         remotes=links.remotes(listing, tunnels),
         hops=links.hops(listing, subnets),

@@ -62,6 +62,14 @@ def tunnels(listing: Listing) -> tuple[Tunnel, ...]:
     return tuple(found)
 
 
+def devices(listing: Listing) -> tuple[str, ...]:
+    """All bridges, and flannel's tunnels, by name."""
+    bridges = [
+        link["ifname"] for link in listing.links if link.get("linkinfo", {}).get("info_kind") == "bridge"
+    ]
+    return tuple(sorted([*bridges, *(tunnel.name for tunnel in tunnels(listing))]))
+
+
 def backend(listing: Listing, subnets: Iterable[Subnet]) -> str:
     """What else than VXLAN alone, or host-gw alone, carries packets to pods of other nodes, "" for nothing: another
     device of flannel's, or routes beside its VXLAN devices (``DirectRouting``).

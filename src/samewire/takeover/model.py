@@ -116,6 +116,8 @@ class Found(Struct, frozen=True, kw_only=True):
     subnets: tuple[Subnet, ...] = ()
     mtu: int = 0
     bridge: Bridge | None = None
+    devices: tuple[str, ...] = ()
+    """All bridges, and flannel's tunnels, by name."""
     tunnels: tuple[Tunnel, ...] = ()
     remotes: tuple[Remote, ...] = ()
     hops: tuple[Hop, ...] = ()

@@ -69,20 +69,24 @@ def undo(found: Found, journal: Journal | None, node: Node, places: Places) -> l
     steps.append(Remove("remove Samewire's CNI configuration", f"{places.conf_dir}/{NAME}"))
     if node.running:
         steps.append(DropNetwork(f"remove the HNS network {before.conf.name}", before.conf.name))
-    steps.append(network_back(before, running=node.running))
-    if before.bridge is not None:
+    steps += network_back(before, found.devices, running=node.running)
+    if before.bridge is not None and before.bridge.name in found.devices:
         steps += _bridge_as_it_was(found, before.bridge, before)
     return steps
 
 
-def network_back(before: Found, *, running: bool = True) -> Command:
-    """flannel's tunnel and the bridge's routes as they were. ``running``: Samewire's tunnel is there."""
-    if before.is_routed:
-        return _batch("give the bridge its routes back", before.restore)
-    devices = [tunnel.name for tunnel in before.tunnels]
-    own = [f"link set {TUNNEL} down"] if running else []
-    lines = [*own, *(f"link set {name} up" for name in devices), *before.restore]
-    return _batch(f"give the UDP port back to {', '.join(devices)}", lines)
+def network_back(before: Found, devices: Iterable[str], *, running: bool = True) -> list[Step]:
+    """flannel's tunnel and the bridge's routes as they were, as far as these devices are there: a reboot takes them
+    away, and flannel brings them again. ``running``: Samewire's tunnel is there.
+    """
+    present = set(devices)
+    routes = [line for line in before.restore if present.intersection(line.split())]
+    names = [tunnel.name for tunnel in before.tunnels if tunnel.name in present]
+    if names:
+        own = [f"link set {TUNNEL} down"] if running else []
+        up = [f"link set {name} up" for name in names]
+        return [_batch(f"give the UDP port back to {', '.join(names)}", [*own, *up, *routes])]
+    return [_batch("give the bridge its routes back", routes)] if routes else []
 
 
 def remove(found: Found, journal: Journal | None, node: Node, places: Places) -> list[Step]:

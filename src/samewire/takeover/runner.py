@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -63,7 +63,7 @@ class Takeover:
         self._applier.apply(early)
         # From here on the runtime brings no pod to the old network; but a call may have been under way.
         old: tuple[str, ...] | None = None
-        with self._back_on_failure(journal):
+        with self._back_on_failure(journal, found.devices):
             for _ in range(_ROUNDS):
                 now = self.found()
                 node = self._node(now, journal)
@@ -117,14 +117,14 @@ class Takeover:
         )
 
     @contextmanager
-    def _back_on_failure(self, journal: Journal) -> Iterator[None]:
+    def _back_on_failure(self, journal: Journal, devices: Iterable[str]) -> Iterator[None]:
         """Without Samewire's network in its place, flannel's tunnel has to go on."""
         try:
             yield
         except SamewireError:
             conf = journal.found.conf
             if conf is not None and self._applier.network(conf.name) is None:
-                self._applier.apply([plan.network_back(journal.found)])
+                self._applier.apply(plan.network_back(journal.found, devices))
             raise
 
 
