@@ -19,6 +19,7 @@
 #define SW_SLOT_STEP 16      /* slots looked at in one go, of both */
 #define SW_AGE_PERIOD_NS 50000000ULL
 #define SW_ORPHAN_TICKS 4    /* a second entry without its first is removed after this */
+#define SW_HALF_CLOSED_TICKS 3353 /* an hour, as kube-proxy has conntrack wait: the other end may be slow */
 
 #define SW_EEXIST (-17)
 
@@ -165,9 +166,9 @@ SW_INLINE __u32 sw_idle_limit(struct sw_config *config, __u8 family, __u8 protoc
 	if (protocol == IPPROTO_TCP) {
 		if (sw_is_closing(initiator, target))
 			return config->idle_tcp_closing;
-		if (!(flags & SW_FLOW_REPLIED) || ((initiator | target) & SW_TCP_FIN))
+		if (!(flags & SW_FLOW_REPLIED))
 			return config->idle_tcp_half_open;
-		return config->idle_tcp_established;
+		return (initiator | target) & SW_TCP_FIN ? SW_HALF_CLOSED_TICKS : config->idle_tcp_established;
 	}
 	if (protocol == IPPROTO_UDP)
 		return flags & SW_FLOW_REPLIED ? config->idle_udp_stream : config->idle_udp_single;

@@ -328,6 +328,38 @@ def test_a_later_tick_is_no_age(world: World) -> None:
         assert len(node.flow_table()) == 2
 
 
+@pytest.mark.parametrize("closed", ["near", "far"])
+def test_one_end_has_nothing_more_to_say(world: World, closed: str) -> None:
+    """What the other sends later still gets there, within an hour: as where kube-proxy sets conntrack's times."""
+    with Lab() as lab:
+        node, pod = small_node(lab, world.underlay, 28)
+        node.start_ageing()
+        with tcp_pair(pod.space, world.underlay.out, OUT[4], 84) as ends:
+            echo_over(*ends)
+            first, last = ends if closed == "near" else ends[::-1]
+            first.shutdown(socket.SHUT_WR)
+            assert last.recv(1) == b""
+            assert _left(node, ticks=3000) == 2
+            last.send(b"late")
+            assert first.recv(100) == b"late"
+            assert _left(node, ticks=4000) == 0
+
+
+def _left(node: Node, ticks: int) -> int:
+    """How many entries the timer leaves when nothing has been seen of any for so long."""
+
+    def aged() -> bool:
+        seen = (now_tick() - ticks) % 2**32
+        for key, flow in node.flow_table().items():
+            node.map("sw_flows").update(key.pack(), replace(flow, seen_tick=seen).pack())
+        rounds = node.counter(Counter.AGEING_TICKS)
+        poll("rounds", lambda: node.counter(Counter.AGEING_TICKS) >= rounds + 10)
+        return all(flow.seen_tick == seen for flow in node.flow_table().values())
+
+    poll("no late acknowledgement", aged)
+    return len(node.flow_table())
+
+
 def test_long_lived_flows_do_not_block_new_ones(world: World) -> None:
     """Half of the table was made in one go and stays; round and round, new flows find a place."""
     with Lab() as lab:
