@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+.NOTPARALLEL: # dpkg has one lock, and what is set up comes in this order
 
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
