@@ -275,6 +275,31 @@ def test_the_state_directory_deleted_under_the_daemon(net: NodeNet, node: Daemon
     assert node.differences() == []
 
 
+@pytest.mark.parametrize("found", ["a copy", "no log"])
+def test_a_database_that_has_lost_its_latest(net: NodeNet, node: DaemonProcess, found: str) -> None:
+    """SQLite takes it for whole, and the pods that it does not know would be leftovers."""
+    older, newer = node.directory / "older", node.directory / "newer"
+    node.stop()
+    shutil.copytree(node.state_dir, older)
+    node.start()
+    pod = net.pod()
+    node.add("pod", pod, node.conf())
+    node.stop(signal.SIGKILL)
+    node.state_dir.rename(newer)
+    shutil.copytree(older if found == "a copy" else newer, node.state_dir)
+    for path in node.state_dir.glob("samewire.db-*"):
+        path.unlink()
+    for _ in range(2):  # systemd starts it again and again
+        node.spawn()
+        assert node.wait_dead() == 1
+        assert "samewire.db is older than the node" in node.tail()
+        assert can_ping(pod, ROUTER_IP), "a start with it takes nothing away"
+    shutil.rmtree(node.state_dir)
+    newer.rename(node.state_dir)
+    node.start()
+    whole(net, node, pod)
+
+
 def test_a_host_port_cannot_take_the_tunnels_packets(net: NodeNet, node: DaemonProcess) -> None:
     mapping = {"hostPort": 4789, "containerPort": 53, "protocol": "udp"}
     conf = node.conf(capabilities={"portMappings": True}, runtimeConfig={"portMappings": [mapping]})

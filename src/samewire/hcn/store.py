@@ -184,6 +184,10 @@ class Store:
         self._count_to(kind, first + count - 1)
         return first
 
+    def last_number(self, kind: str) -> int:
+        """Return the last number of a kind that has been given, 0 when none has."""
+        return self._counters.get(kind, 0)
+
     def skip_numbers(self, kind: str, last: int) -> None:
         """Let the next number of a kind be above ``last``. Raises StoreError."""
         if last > self._counters.get(kind, 0):

@@ -110,7 +110,7 @@ def reserve_ports(state_dir: Path, ports: int) -> None:
     if wanted != present:
         sysctl.write(_RESERVED_PORTS, wanted)
     if added != noted:
-        with contextlib.suppress(Unavailable):  # too much noted does no harm, and a full disk keeps no pod
+        with contextlib.suppress(Unavailable):  # too much noted does no harm, and DEL works on a full disk
             save_keepsakes(state_dir, msgspec.structs.replace(keepsakes, reserved_ports_added=added))
 
 

@@ -19,8 +19,7 @@ import msgspec
 import structlog
 
 import samewire
-from samewire.counted import counted
-from samewire.errors import Conflict, KernelError, NotFound, SamewireError, Unavailable
+from samewire.errors import KernelError, NotFound, SamewireError, Unavailable
 from samewire.hcn.plan.networks import EXTERNAL
 from samewire.hcn.schema import Endpoint, NetworkType
 from samewire.hcn.service import HnsService
@@ -37,6 +36,7 @@ from samewire.node.devices import Devices, ensure_devices, reserve_ports
 from samewire.node.facts import hcn_facts, node_facts, read_uplink
 from samewire.node.hooks import SOCKETS, Hooks
 from samewire.node.hostnet import HostNet
+from samewire.node.memory import count_start, refuse_to_forget
 from samewire.node.migrate import Migration
 from samewire.node.nicfilters import NicFilters
 from samewire.node.numbers import StoreNumbers
@@ -106,11 +106,12 @@ class Node:
         """
         require_floor()
         require_host_cgroup(config)
-        _refuse_to_forget(config.database)
+        refuse_to_forget(config.database)
         mount_bpffs(config.bpf_dir)
         with ExitStack() as opened:
             store = Store(config.database)
             opened.callback(store.close)
+            count_start(store, config.run_dir)
             for change in store.prune_after_reboot():
                 log.info("gone with the reboot", kind=change.kind.value, id=change.id)
             netlink = opened.enter_context(Netlink())
@@ -301,19 +302,6 @@ class Node:
                 break
         if step:
             raise KernelError("start the ageing of flows", errno.EIO, f"step {step} failed")
-
-
-def _refuse_to_forget(database: Path) -> None:
-    """Without its database a node would take pods that live for leftovers. Raises Conflict when there are any."""
-    if database.exists():
-        return
-    with Netlink() as netlink:
-        pods = sorted(link.name for link in netlink.dump(link_dump()) if is_leftover(link))
-    if pods:
-        raise Conflict(
-            f"{database} is gone, and here: {counted(len(pods), 'interface')} of pods ({pods[0]}, ...). Put the state "
-            "directory back, or remove them with `samewire uninstall`, and with them the pods' network"
-        )
 
 
 def _cannot_balance(load_balancer_id: str, error: SamewireError) -> None:
