@@ -122,6 +122,32 @@ def test_l2bridge(net: NodeNet, node: DaemonProcess) -> None:
     assert node.differences() == []
 
 
+def test_the_routers_address_stays_the_routers(net: NodeNet, node: DaemonProcess) -> None:
+    """While the uplink has no address, or a start finds none, an L2Bridge network is still on the underlay.
+
+    A node that took the router's address would refuse the default route that DHCP brings right after the address.
+    """
+    node.request("POST", "/v2/networks", network("L2Bridge", "192.168.77.0/24", ROUTER_IP))
+    ip("address", "flush", "dev", "eth0", netns_name=net.node)
+    for _ in range(2):
+        poll("it is noticed", lambda: node.request("GET", "/v2/health")["uplink"]["addresses"] == [])
+        poll("nothing differs", lambda: node.differences() == [])
+        assert ip_json("address", "show", "to", ROUTER_IP, netns_name=net.node) == []
+        node.stop()
+        node.start()
+    ip("address", "add", f"{NODE_IP}/24", "dev", "eth0", netns_name=net.node)
+    ip("route", "add", "default", "via", ROUTER_IP, "dev", "eth0", netns_name=net.node)
+    pod = net.pod()
+    conf = node.conf("L2Bridge", policies=[])
+    conf["ipam"]["ranges"] = [
+        [{"subnet": "192.168.77.0/24", "rangeStart": "192.168.77.100", "gateway": ROUTER_IP}]
+    ]
+    poll("the address is taken over", lambda: node.request("GET", "/v2/health")["uplink"]["addresses"] != [])
+    node.add("pod", pod, conf)
+    assert can_ping(pod, ROUTER_IP)
+    poll("nothing differs", lambda: node.differences() == [])
+
+
 @pytest.mark.parametrize("kind", ["NAT", "Internal", "Private"])
 def test_other_networks(net: NodeNet, node: DaemonProcess, kind: str) -> None:
     node.request("POST", "/v2/networks", network(kind, "10.50.0.0/24", "10.50.0.1"))

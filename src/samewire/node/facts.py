@@ -42,6 +42,7 @@ class Uplink(msgspec.Struct, frozen=True, kw_only=True):
     ``addresses``: the uplink's own with their prefix lengths, main ones first, then those of other interfaces as
     host addresses (their subnets are not behind the uplink). ``local_prefixes``: what is in use on the node, for
     choosing a free subnet. ``vlan``: the tag of its frames (0: none); ``vlans``: those of the node's devices on it.
+    ``subnets``: those that it is in.
     """
 
     name: str = ""
@@ -50,6 +51,7 @@ class Uplink(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int = DEFAULT_MTU
     vlan: int = 0
     vlans: tuple[int, ...] = ()
+    subnets: tuple[Prefix, ...] = ()
     addresses: tuple[Prefix, ...] = ()
     gateways: tuple[Address, ...] = ()
     local_prefixes: tuple[str, ...] = ()
@@ -100,6 +102,7 @@ def choose_uplink(
         mtu=nic.mtu,
         vlan=nic.vlan,
         vlans=tuple(sorted(tags)),
+        subnets=tuple(dict.fromkeys(_prefix(address).network for address in on_nic)),
         addresses=own,
         gateways=_gateways(defaults, nic),
         local_prefixes=prefixes,
@@ -115,8 +118,20 @@ def _gateways(defaults: Iterable[Route], nic: Link) -> tuple[Address, ...]:
     return tuple(found[family] for family in FAMILIES if family in found)
 
 
-def node_facts(config: NodeConfig, uplink: Uplink, devices: Devices) -> NodeFacts:
-    """The facts for the compilers."""
+def underlay(uplink: Uplink, last: Iterable[Prefix]) -> tuple[Prefix, ...]:
+    """The uplink's subnets; of a family of which it has no address (yet, or for a moment), those that it had last.
+
+    Else a network on the underlay would look like one with a subnet of its own, and the node take the router's address
+    for its own: it would then refuse the default route that DHCP brings.
+    """
+    families = {prefix.family for prefix in uplink.subnets}
+    return (*uplink.subnets, *(prefix for prefix in last if prefix.family not in families))
+
+
+def node_facts(
+    config: NodeConfig, uplink: Uplink, devices: Devices, subnets: tuple[Prefix, ...] = ()
+) -> NodeFacts:
+    """The facts for the compilers. ``subnets``: see `underlay`."""
     return NodeFacts(
         name=config.name,
         uplink_ifindex=uplink.ifindex,
@@ -139,6 +154,7 @@ def node_facts(config: NodeConfig, uplink: Uplink, devices: Devices) -> NodeFact
         netns=netns_cookie() & 0xFFFFFFFF,
         uplink_vlan=uplink.vlan,
         vlans=uplink.vlans,
+        underlay=subnets,
     )
 
 

@@ -8,6 +8,7 @@ finish or remove it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import structlog
 
 import samewire
 from samewire.errors import KernelError, NotFound, SamewireError, Unavailable
+from samewire.hcn.errors import StoreError
 from samewire.hcn.plan.networks import EXTERNAL
 from samewire.hcn.schema import Endpoint, NetworkType
 from samewire.hcn.service import HnsService
@@ -33,7 +35,7 @@ from samewire.node.audit import Auditor, is_leftover
 from samewire.node.bindings import reservations
 from samewire.node.config import NodeConfig, require_host_cgroup
 from samewire.node.devices import Devices, ensure_devices, reserve_ports
-from samewire.node.facts import hcn_facts, node_facts, read_uplink
+from samewire.node.facts import hcn_facts, node_facts, read_uplink, underlay
 from samewire.node.hooks import SOCKETS, Hooks
 from samewire.node.hostnet import HostNet
 from samewire.node.memory import count_start, refuse_to_forget
@@ -47,6 +49,7 @@ from samewire.node.ports import PortState
 from samewire.node.reaper import LinkReaper
 from samewire.node.switchboard import Switchboard
 from samewire.node.tables import KernelTables
+from samewire.vfp.address import Prefix, parse_prefix
 from samewire.vfp.compile import compile_link
 from samewire.vfp.compile.link import host_name
 from samewire.vfp.diff import Put, diff
@@ -57,6 +60,7 @@ log = structlog.get_logger(__name__)
 _FRAME = bytes(64)
 _AGEING_AGAIN = 5  # bpf/ageing.h
 _AGEING_TRIES = 100
+_UNDERLAY = "underlay"
 
 
 def switch_object() -> Path:
@@ -225,8 +229,16 @@ class Node:
             tunnel_needed=needed,
         )
 
+    def _underlay(self) -> tuple[Prefix, ...]:
+        last = tuple(parse_prefix(text) for text in self.store.setting(_UNDERLAY) or ())
+        found = underlay(self.uplink, last)
+        if found != last:
+            with contextlib.suppress(StoreError):  # the store says so itself
+                self.store.set_setting(_UNDERLAY, [str(prefix) for prefix in found])
+        return found
+
     def _facts(self) -> NodeFacts:
-        facts = node_facts(self.config, self.uplink, self.devices)
+        facts = node_facts(self.config, self.uplink, self.devices, self._underlay())
         return msgspec.structs.replace(facts, events=self._reporting)
 
     async def _bring_up(self) -> None:

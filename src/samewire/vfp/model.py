@@ -48,7 +48,8 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     the default gateways, at most one a family. ``events``: somebody reads drop events; ``checksum_outer``:
     UDP checksums on IPv4 tunnels; ``acl_allow_unmatched``: what an endpoint's ACL rules leave open passes; ``netns``:
     low half of the cookie of the node's network namespace, 0 = unknown. ``uplink_vlan``: the VLAN with which the uplink
-    tags its frames itself, 0 = none; ``vlans``: those of the node's own devices on it.
+    tags its frames itself, 0 = none; ``vlans``: those of the node's own devices on it. ``underlay``: the uplink's
+    subnets; of a family of which it has no address at the moment, those that it had last.
     """
 
     name: str
@@ -74,6 +75,7 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     netns: int = 0
     uplink_vlan: int = 0
     vlans: tuple[int, ...] = ()
+    underlay: tuple[Prefix, ...] = ()
 
     def address(self, family: int) -> bytes:
         """The node's main address of that family, packed; zero when it has none."""

@@ -276,7 +276,7 @@ def _subnets(network: Network, facts: NodeFacts, vlan: int) -> tuple[SubnetPlan,
             if gateway is not None and (gateway.packed == ZERO or gateway.family != prefix.family):
                 gateway = None
             shared = network.type in BRIDGED and any(
-                own.network in prefix or prefix in own.network for own in facts.addresses
+                own.network in prefix or prefix in own.network for own in (*facts.addresses, *facts.underlay)
             )
             plans.append(SubnetPlan(prefix, gateway, shared or bool(vlan)))
     return tuple(plans)
