@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -213,6 +215,26 @@ def test_refusals(cluster: Cluster) -> None:
     assert "takeover" in cluster.takeover("--remove", status=3)
     (cluster.net_d / "10-flannel.conflist").unlink()
     assert "CNI configuration" in cluster.takeover(status=3)
+
+
+def test_a_node_without_the_tools(cluster: Cluster) -> None:
+    """kube-proxy's and flanneld's images bring their own iptables: what cannot be read is not taken for nothing."""
+    tools = cluster.directory / "tools"
+    tools.mkdir()
+    for name in ("ip", "bridge", "nft", "nsenter"):
+        (tools / name).symlink_to(shutil.which(name) or "")
+
+    def refused() -> str:
+        env = {**os.environ, "PATH": str(tools)}
+        done = subprocess.run(cluster.command(), capture_output=True, text=True, env=env, check=False)
+        assert done.returncode == 4, done.stdout + done.stderr
+        return done.stderr
+
+    before = cluster.state()
+    assert "iptables-nft-save" in refused()
+    (tools / "nft").unlink()
+    assert "nft" in refused()
+    assert cluster.state() == before
 
 
 def test_what_comes_after_a_takeover(cluster: Cluster) -> None:

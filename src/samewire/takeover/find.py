@@ -13,7 +13,7 @@ from msgspec import Struct
 from samewire.errors import KernelError, NotFound, Unavailable
 from samewire.takeover import links
 from samewire.takeover.conflists import ASIDE, is_ours, read_conf, read_subnets
-from samewire.takeover.iptables import old_rules, old_sets, old_tables
+from samewire.takeover.iptables import has_old_chains, old_rules, old_sets, old_tables
 from samewire.takeover.model import Bridge, Found, OldConf, OldRules, OldTable, Places
 from samewire.takeover.system import has, processes, run, run_json
 
@@ -138,11 +138,13 @@ def _rules(network: str) -> list[OldRules]:
             tool = f"{start}-{kind}"
             if kind == "legacy" and not _legacy(family):
                 continue
-            if not has(f"{tool}-save"):
-                if kind == "legacy":
-                    raise Unavailable(f"{tool}-save", "there are legacy tables, and it is not installed")
-                continue
-            found += old_rules(tool, run([f"{tool}-save"]), network)
+            if has(f"{tool}-save"):
+                found += old_rules(tool, run([f"{tool}-save"]), network)
+            elif kind == "legacy":
+                raise Unavailable(f"{tool}-save", "there are legacy tables, and it is not installed")
+            elif has_old_chains(run(["nft", "-j", "list", "chains", family])):
+                # kube-proxy's and flanneld's images bring their own
+                raise Unavailable(f"{tool}-save", "there are chains of theirs, and it is not installed")
     return found
 
 
@@ -155,7 +157,7 @@ def _legacy(family: str) -> bool:
 
 
 def _tables() -> tuple[OldTable, ...]:
-    return tuple(old_tables(run(["nft", "-j", "list", "tables"]))) if has("nft") else ()
+    return tuple(old_tables(run(["nft", "-j", "list", "tables"])))
 
 
 def _sets() -> tuple[str, ...]:

@@ -97,6 +97,13 @@ def old_tables(listed: str) -> list[OldTable]:
     )
 
 
+def has_old_chains(listed: str) -> bool:
+    """Whether chains of theirs, as iptables-nft makes them, are in the output of ``nft -j list chains``."""
+    items = json.loads(listed or '{"nftables": []}')["nftables"]
+    names = [item["chain"]["name"] for item in items if "chain" in item]
+    return any(_ENTRIES.fullmatch(name) or _INNER.fullmatch(name) for name in names)
+
+
 def old_sets(listed: str) -> list[str]:
     """Return kube-proxy's in the output of ``ipset list -name``."""
     return [name for name in listed.split() if _SETS.fullmatch(name)]
