@@ -90,6 +90,7 @@ def test_a_takeover_and_the_removal_of_what_it_replaced(cluster: Cluster, kind: 
     assert cluster.links().isdisjoint({"cni0", *DEVICES})
     tables = in_namespace(cluster.net.node, "nft", "list", "tables").stdout
     assert not [line for line in tables.splitlines() if "kube-proxy" in line or "flannel" in line]
+    assert "old-1" not in in_namespace(cluster.net.node, "nft", "list", "ruleset").stdout
     assert "inet admin" in tables
     assert "ip6 admin" in tables
     assert sorted(path.name for path in cluster.net_d.iterdir()) == [

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from samewire.takeover.iptables import old_rules, old_tables, removal
+from samewire.takeover import plan
+from samewire.takeover.iptables import old_rules, old_tables, pod_rules, removal, shared_tables
+from samewire.takeover.model import Command, Found, Journal, Node, Places, Subnet
 from tests.support.flannel import FlannelNode, nftables_mode
 from tests.support.node import NodeNet, node_net, path_of, poll
 
@@ -111,6 +113,73 @@ def test_of_nftables_exactly_their_tables_go(net: NodeNet, tmp_path: Path) -> No
     for table in found:
         nft("delete", "table", table.family, table.name)
     assert nft("list", "ruleset") == before
+
+
+OF_PLUGINS = """
+table ip cni_hostport {
+    comment "CNI portmap plugin"
+    chain hostports {
+        tcp dport 18080 dnat to 10.244.1.2:8080 comment "c1"
+        tcp dport 18081 dnat to 10.88.0.2:8080 comment "c2"
+    }
+    chain hostip_hostports {
+        ip daddr 192.0.2.1 udp dport 53 dnat to 10.244.1.2:53 comment "c1"
+    }
+    chain prerouting {
+        type nat hook prerouting priority dstnat;
+        jump hostip_hostports
+        ip daddr != 10.244.1.9 jump hostports
+    }
+    chain masquerading {
+        type nat hook postrouting priority srcnat;
+        ip saddr 10.244.1.2 ip daddr 10.244.1.2 masquerade comment "c1"
+        ip saddr 127.0.0.1 ip daddr 10.244.1.2 masquerade comment "c1"
+        ip saddr 10.88.0.2 ip daddr 10.88.0.2 masquerade comment "c2"
+    }
+}
+table ip6 cni_hostport {
+    chain hostports {
+        tcp dport 18080 dnat to [fd00:244:0:1::2]:8080 comment "c1"
+    }
+}
+table inet cni_plugins_masquerade {
+    chain masq_checks {
+        ip saddr 10.244.1.2 ip daddr != 10.244.1.0/24 masquerade comment "1234-5678, net: cbr0, if: eth0, id: c1"
+        ip saddr 10.88.0.2 ip daddr != 10.88.0.0/16 masquerade comment "4321-8765, net: lan, if: eth0, id: c2"
+    }
+}
+table ip mine {
+    chain mine {
+        ip saddr 10.244.1.2 drop comment "mine"
+    }
+}
+"""
+"""As the plugins portmap and bridge write them since 1.6."""
+
+
+def test_of_the_plugins_tables_exactly_the_old_pods_rules_go(net: NodeNet) -> None:
+    def nft(*arguments: str, text: str | None = None) -> str:
+        done = subprocess.run(
+            command(net, "nft", *arguments), input=text, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    nft("-f", "-", text=OF_PLUGINS)
+    before = nft("list", "ruleset")
+    subnets = (Subnet("10.244.1.0/24", "10.244.0.0/16"), Subnet("fd00:244:0:1::/64", "fd00:244::/48"))
+    found = tuple(
+        pod_rules(table, nft("-j", "list", "table", table.family, table.name), subnets)
+        for table in shared_tables(nft("-j", "list", "tables"))
+    )
+    assert [(one.family, one.table, len(one.rules)) for one in found] == [
+        *(("inet", "cni_plugins_masquerade", 1), ("ip", "cni_hostport", 4), ("ip6", "cni_hostport", 1))
+    ]
+    node = Node(vxlan_port=8472, balances=True, reads=True, network="cbr0", config="")
+    for step in plan.remove(Found(pod_rules=found), Journal(found=Found(), removed=True), node, Places()):
+        assert isinstance(step, Command)
+        nft(*step.argv[1:], text=step.stdin)
+    kept = [line for line in before.splitlines() if not re.search(r'comment ".*\bc1"', line)]
+    assert nft("list", "ruleset").splitlines() == kept
 
 
 def test_a_removal_waits_for_the_lock(net: NodeNet, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ class FlannelNode(msgspec.Struct):
         """
         if kind == "nftables":
             in_namespace(self.name, "iptables-nft-restore", str(self._write("v4.rules", _ADMIN)))
-            tables = nftables_mode(self, backends) + _ADMIN_NFT
+            tables = nftables_mode(self, backends) + _ADMIN_NFT + _PORTMAP_NFT.format(backend=backends[0])
         else:
             rules = self._write("v4.rules", _rules(self, backends))
             in_namespace(self.name, f"iptables-{kind}-restore", "--noflush", str(rules))
@@ -300,6 +300,16 @@ table inet admin {
 table ip6 admin {
     map kube-proxy { type ipv6_addr : verdict; }
 }
+"""
+
+
+_PORTMAP_NFT = """
+table ip cni_hostport {{
+    chain hostports {{
+        tcp dport 18080 dnat to {backend}:8080 comment "old-1"
+        tcp dport 18081 dnat to 10.88.0.2:8080 comment "other"
+    }}
+}}
 """
 
 

@@ -128,6 +128,8 @@ def _found_lines(found: Found) -> Iterable[str]:
         yield f"{rules.tool} {rules.table}: {chains}, {own}"
         yield from (f"  used by another rule: {text}" for text in rules.blockers)
     yield from (f"nftables table {table.family} {table.name}" for table in found.tables)
+    for one in found.pod_rules:
+        yield f"nftables table {one.family} {one.table}: {counted(len(one.rules), 'rule')} of old pods"
     if found.ipvs:
         yield (
             f"kube-ipvs0 and {counted(len(found.sets), 'ipset')} of kube-proxy's ipvs mode. Its virtual servers "

@@ -5,6 +5,7 @@ are listed.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,8 +14,15 @@ from msgspec import Struct
 from samewire.errors import KernelError, NotFound, Unavailable
 from samewire.takeover import links
 from samewire.takeover.conflists import ASIDE, is_ours, read_conf, read_subnets
-from samewire.takeover.iptables import has_old_chains, old_rules, old_sets, old_tables
-from samewire.takeover.model import Bridge, Found, OldConf, OldRules, OldTable, Places
+from samewire.takeover.iptables import (
+    has_old_chains,
+    old_rules,
+    old_sets,
+    old_tables,
+    pod_rules,
+    shared_tables,
+)
+from samewire.takeover.model import Bridge, Found, OldConf, OldRules, Places, PodRules, Subnet
 from samewire.takeover.system import has, processes, run, run_json
 
 WRITERS: Final = ("flanneld", "kube-proxy")
@@ -35,6 +43,7 @@ def find(places: Places) -> Found:
     leases = _leases(conf) if conf else {}
     bridge = links.bridge_of(listing, conf.bridge, subnets, leases) if conf else None
     tunnels = links.tunnels(listing)
+    tables = run(["nft", "-j", "list", "tables"])
     ipvs = any(link["ifname"] == links.IPVS for link in listing.links)
     return Found(
         subnets=subnets,
@@ -51,7 +60,8 @@ def find(places: Places) -> Found:
         backend=links.backend(listing, subnets),
         leases=leases,
         rules=tuple(_rules(conf.name if conf else "")),
-        tables=_tables(),
+        tables=tuple(old_tables(tables)),
+        pod_rules=_pod_rules(tables, subnets),
         ipvs=ipvs,
         sets=_sets() if ipvs else (),
         processes=tuple(processes(WRITERS)),
@@ -90,7 +100,7 @@ def _confs(directory: Path) -> _Confs:
     return _Confs(found, tuple(aside), tuple(in_force), tuple(ahead))
 
 
-def _subnets(path: Path) -> tuple[Any, int]:
+def _subnets(path: Path) -> tuple[tuple[Subnet, ...], int]:
     return read_subnets(_read(path)) if path.exists() else ((), 0)
 
 
@@ -156,8 +166,12 @@ def _legacy(family: str) -> bool:
         return False
 
 
-def _tables() -> tuple[OldTable, ...]:
-    return tuple(old_tables(run(["nft", "-j", "list", "tables"])))
+def _pod_rules(tables: str, subnets: Iterable[Subnet]) -> tuple[PodRules, ...]:
+    found = (
+        pod_rules(table, run(["nft", "-j", "list", "table", table.family, table.name]), subnets)
+        for table in shared_tables(tables)
+    )
+    return tuple(one for one in found if one.rules)
 
 
 def _sets() -> tuple[str, ...]:

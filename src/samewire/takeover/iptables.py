@@ -6,15 +6,19 @@ kubelet's own (KUBE-FIREWALL, KUBE-KUBELET-CANARY, KUBE-MARK-DROP, KUBE-IPTABLES
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator, Set
+from contextlib import suppress
+from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 
-from samewire.takeover.model import OldRules, OldTable
+from samewire.takeover.model import OldRules, OldTable, PodRules, Subnet
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _ENTRIES: Final = re.compile(
     r"KUBE-(SERVICES|EXTERNAL-SERVICES|NODEPORTS|POSTROUTING|FORWARD|PROXY-FIREWALL|LOAD-BALANCER|NODE-PORT"
@@ -31,7 +35,10 @@ _FLANNELD: Final = ("flanneld masq", "flanneld forward")
 _TABLES: Final = frozenset(
     {("ip", "kube-proxy"), ("ip6", "kube-proxy"), ("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6")}
 )
-
+_SHARED: Final = frozenset(
+    {("ip", "cni_hostport"), ("ip6", "cni_hostport"), ("inet", "cni_plugins_masquerade")}
+)
+"""Of the CNI plugins ``portmap`` and ``bridge`` since 1.6, where they find no iptables."""
 
 _SETS: Final = re.compile(
     r"KUBE-(6-)?(LOOP-BACK|CLUSTER-IP|EXTERNAL-IP|EXTERNAL-IP-LOCAL"
@@ -90,11 +97,46 @@ def removal(rules: OldRules) -> str:
 
 def old_tables(listed: str) -> list[OldTable]:
     """Return their tables in the output of ``nft -j list tables``."""
+    return _named_tables(listed, _TABLES)
+
+
+def _named_tables(listed: str, names: Set[tuple[str, str]]) -> list[OldTable]:
     items = json.loads(listed or '{"nftables": []}')["nftables"]
     tables = [item["table"] for item in items if "table" in item]
     return sorted(
-        OldTable(one["family"], one["name"]) for one in tables if (one["family"], one["name"]) in _TABLES
+        OldTable(one["family"], one["name"]) for one in tables if (one["family"], one["name"]) in names
     )
+
+
+def shared_tables(listed: str) -> list[OldTable]:
+    """Return the tables of the plugins ``portmap`` and ``bridge`` in the output of ``nft -j list tables``."""
+    return _named_tables(listed, _SHARED)
+
+
+def pod_rules(table: OldTable, listed: str, subnets: Iterable[Subnet]) -> PodRules:
+    """Return the rules with an address of these pods in the output of ``nft -j list table``, told from the plugins'
+    jumps by their comments.
+    """
+    networks = [ipaddress.ip_network(subnet.prefix) for subnet in subnets]
+    rules = [item["rule"] for item in json.loads(listed)["nftables"] if "rule" in item]
+    theirs = [
+        rule
+        for rule in rules
+        if "comment" in rule
+        and any(address in network for address in _addresses(rule["expr"]) for network in networks)
+    ]
+    return PodRules(
+        table.family, table.name, tuple(f"{rule['chain']} handle {rule['handle']}" for rule in theirs)
+    )
+
+
+def _addresses(expressions: Iterable[dict[str, Any]]) -> Iterator[Address]:
+    for expression in expressions:
+        values = (expression.get("match", {}).get("right"), (expression.get("dnat") or {}).get("addr"))
+        for value in values:
+            with suppress(ValueError):
+                if isinstance(value, str):
+                    yield ipaddress.ip_address(value)
 
 
 def has_old_chains(listed: str) -> bool:

@@ -108,6 +108,14 @@ class OldTable(Struct, frozen=True, order=True):
     name: str
 
 
+class PodRules(Struct, frozen=True, order=True):
+    """Rules of old pods in a table of nftables that a CNI plugin shares among networks: "CHAIN handle N"."""
+
+    family: str
+    table: str
+    rules: tuple[str, ...]
+
+
 class Found(Struct, frozen=True, kw_only=True):
     """What is there. ``leases``: containers by address, in the old network's directory. ``aside``: configurations that
     were put aside. ``processes`` that would write it all again.
@@ -132,6 +140,7 @@ class Found(Struct, frozen=True, kw_only=True):
     leases: dict[str, str] = {}
     rules: tuple[OldRules, ...] = ()
     tables: tuple[OldTable, ...] = ()
+    pod_rules: tuple[PodRules, ...] = ()
     ipvs: bool = False
     """Whether the device of kube-proxy's ipvs mode is there."""
     sets: tuple[str, ...] = ()

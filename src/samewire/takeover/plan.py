@@ -119,6 +119,14 @@ def remove(found: Found, journal: Journal | None, node: Node, places: Places) ->
         for table in found.tables
         if not (full.is_routed and table.name.startswith("flannel"))
     ]
+    steps += [
+        Command(
+            f"remove {counted(len(one.rules), 'rule')} of old pods from table {one.family} {one.table}",
+            ("nft", "-f", "-"),
+            "".join(f"delete rule {one.family} {one.table} {rule}\n" for rule in one.rules),
+        )
+        for one in found.pod_rules
+    ]
     # Rules hold the sets, and the device says that there may be some: it goes last.
     steps += [Command(f"remove ipset {name}", ("ipset", "destroy", name)) for name in found.sets]
     steps += [Command(f"remove {IPVS}", ("ip", "link", "delete", IPVS))] if found.ipvs else []
