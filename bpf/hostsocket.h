@@ -131,17 +131,30 @@ static __noinline int sw_socket_note(__u64 cookie, const struct sw_target *targe
 	return bpf_map_update_elem(&sw_sockets, &key, &original, BPF_ANY) != 0;
 }
 
-/* The backend that a socket's datagrams to this VIP have gone to so far, while it is there. */
+/*
+ * The backend that a socket's datagrams to this VIP have gone to so far, while it is there. What it answers is for the
+ * VIP that was asked last: the socket may have come to the same backend by another one since.
+ */
 static __noinline struct sw_backend *sw_socket_recall(__u64 cookie, const struct sw_target *target)
 {
+	struct sw_backend *backend;
 	struct sw_socket_key key;
 	struct sw_socket *noted;
+	__u32 id;
 
 	if (target->protocol != IPPROTO_UDP)
 		return 0;
 	sw_socket_name(&key, cookie, target, &target->address, target->port);
 	noted = bpf_map_lookup_elem(&sw_sockets, &key);
-	return noted && noted->backend ? sw_find_backend(noted->backend) : 0;
+	id = noted ? noted->backend : 0;
+	backend = id ? sw_find_backend(id) : 0;
+	if (!backend)
+		return 0;
+	sw_socket_name(&key, cookie, target, &backend->address, backend->port);
+	noted = bpf_map_lookup_elem(&sw_sockets, &key);
+	if (!noted || noted->port != target->port || !sw_same_address(&noted->address, &target->address))
+		sw_socket_note(cookie, target, &backend->address, backend->port, id);
+	return backend;
 }
 
 SW_INLINE struct sw_service *sw_socket_service(const struct sw_target *target, int here)

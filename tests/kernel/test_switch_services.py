@@ -279,6 +279,31 @@ def test_from_a_process_of_the_node(world: World, server: str, family: int) -> N
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_one_socket_of_the_node_at_two_services(world: World, family: int) -> None:
+    """With the same backend: an answer comes from the service that was asked last, by turns."""
+    target = world.target(world.local, family)
+    services = [Balancer(world.node, target, protocol=17) for _ in range(2)]
+    asked = (VIP[family], 80), (OUTER_VIP[family], 80)
+    for service, (address, port) in zip(services, asked, strict=True):
+        service.vip(address, port, SCOPE_HOST)
+    with (
+        within(world.group),
+        bound(world.local.space, socket.SOCK_DGRAM, target.address, target.port) as far,
+        world.node.space.socket(family_of(VIP[family]), socket.SOCK_DGRAM) as near,
+    ):
+        near.settimeout(TIMEOUT_S)
+        for to in (*asked, *asked):
+            near.sendto(b"x", to)
+            far.sendto(b"answer", far.recvfrom(10)[1])
+            assert near.recvfrom(10)[1][:2] == to
+        for to in (*asked, *asked):
+            near.connect(to)
+            assert near.getpeername()[:2] == to
+    for service in services:
+        service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_processes_of_pods_are_not_the_nodes(world: World, family: int) -> None:
     """Pods' processes are in the node's control group too: their loopback stays their own."""
     service = Balancer(world.node, world.target(world.local, family))
