@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 
 from tests.apiserver.fake_server import Fault
-from tests.support.api_node import NODE_PORT, PORTS, VIP, ApiNode, far
+from tests.support.api_node import NODE_PORT, PORTS, VIP, ApiNode, far, slice_of
 from tests.support.churn import ENDED, FAR, MANY, PODS, Churn, follow
 from tests.support.crowd import endpoint
 from tests.support.node import NODE_IP, Json, poll
@@ -288,6 +288,33 @@ def test_a_renamed_port_moves_nothing(churn: Churn, first: str) -> None:
         }
         held.expect()
         senders.expect()
+
+
+def test_endpoints_that_move_between_slices_keep_their_connections(churn: Churn) -> None:
+    """A Service of more endpoints than one slice holds gets one port more: the controller puts them into its slices in
+    another order, and edits these one after the other.
+    """
+    backends = [*churn.near, *FAR]
+    more = {"name": "more", "port": 9090, "protocol": "TCP"}
+    world = churn.world
+
+    def put(piece: str, addresses: list[str], *ports: Json) -> None:
+        made = slice_of(piece, map(churn.endpoint, addresses))
+        churn.api.put("endpointslices", {**made, "ports": [*made["ports"], *ports]})
+
+    world.service()
+    put("a", backends[::2])
+    put("b", backends[1::2])
+    world.wait_for(*backends)
+    with churn.pod.open(MANY, VIP, 80) as held, churn.pod.open(40, VIP, 80, "udp") as senders:
+        world.service(ports=[*PORTS, more])
+        put("a", backends[12:], more)
+        world.settle()
+        held.expect()
+        senders.expect()
+        put("b", backends[1:12], more)
+        world.settle()
+        held.expect(backends[0], ends_with=ENDED)
 
 
 def test_a_service_that_cannot_be_holds_up_no_other(churn: Churn) -> None:

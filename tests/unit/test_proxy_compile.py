@@ -31,10 +31,14 @@ KEY = ("shop", "web")
 
 
 def compiled(
-    value: Service | None, *slices: EndpointSlice, settings: Settings = SETTINGS, **before: Any
+    value: Service | None,
+    *slices: EndpointSlice,
+    settings: Settings = SETTINGS,
+    moving: bool = False,
+    **before: Any,
 ) -> Compiled:
     known: dict[str, LoadBalancer] = before.get("before", {})
-    return compile_service(KEY, value, slices, settings, known.get)
+    return compile_service(KEY, value, slices, settings, known.get, moving=moving)
 
 
 def built(value: Service, *endpoints: Endpoint, **more: Any) -> dict[str, LoadBalancer]:
@@ -319,6 +323,20 @@ def test_draining(protocol: Protocol, later: Endpoint | None, kept: bool) -> Non
     expected = [("10.244.2.1", 0), *([("10.244.1.2", LOCAL | DRAINING)] if kept else [])]
     assert backends(after) == expected
     assert backends(compiled(value, less).load_balancers[0]) == [("10.244.2.1", 0)]
+
+
+def test_an_endpoint_on_its_way_to_another_slice_keeps_what_it_has() -> None:
+    """It is in none. But an address that another pod has by now is not on its way."""
+    value = service()
+    pieces = endpoint_slice(HERE_READY, endpoint("10.244.2.1", uid="one"), endpoint("10.244.2.2"))
+    before = compiled(value, pieces).load_balancers[0]
+    less = endpoint_slice(endpoint("10.244.2.1", uid="two", ready=False), endpoint("10.244.2.2"))
+    (after,) = compiled(value, less, before={before.id: before}, moving=True).load_balancers
+    assert backends(after) == [("10.244.2.2", 0), ("10.244.1.1", LOCAL | DRAINING)]
+    (again,) = compiled(value, less, before={after.id: after}, moving=True).load_balancers
+    assert again == after
+    (later,) = compiled(value, less, before={after.id: after}).load_balancers
+    assert backends(later) == [("10.244.2.2", 0)]
 
 
 def test_what_comes_back_drains_no_more() -> None:

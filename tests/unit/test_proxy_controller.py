@@ -14,6 +14,8 @@ import pytest
 from samewire.errors import SamewireError
 from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerBackend
 from samewire.kube.model import (
+    Endpoint,
+    EndpointPort,
     EndpointSlice,
     Node,
     NodeMetadata,
@@ -385,6 +387,38 @@ async def test_the_node_moves_to_another_zone(rig: Rig) -> None:
         ("10.244.2.2", 0),
         ("10.244.2.1", 2),
     ]
+
+
+async def test_endpoints_that_move_between_slices(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Service of several slices gets one port more: its controller fills them anew, one after the other."""
+    more = (EndpointPort(name="http", port=8080), EndpointPort(name="metrics", port=9090))
+    one, two, three, four = (endpoint(f"10.244.2.{number}") for number in range(1, 5))
+
+    def pieces(*halves: tuple[Endpoint, ...], **ports: Any) -> list[EndpointSlice]:
+        return [endpoint_slice(*half, name=f"web-{number}", **ports) for number, half in enumerate(halves)]
+
+    def drains() -> dict[str, bool]:
+        return {backend.ip_address: bool(backend.flags & 2) for backend in rig.backends()}
+
+    await rig.source.start()
+    rig.source.put(service(), *pieces((one, two), (three, four)))
+    await rig.settle()
+    first, second = pieces((four, one), (three,), ports=more)
+    rig.source.put(first)
+    await rig.settle()
+    assert drains() == {one.addresses[0]: False, two.addresses[0]: True} | dict.fromkeys(
+        ("10.244.2.3", "10.244.2.4"), False
+    )
+    rig.source.put(second)
+    await rig.settle()
+    assert drains() == dict.fromkeys(("10.244.2.1", "10.244.2.3", "10.244.2.4"), False), (
+        "two has gone for good"
+    )
+
+    monkeypatch.setattr("samewire.proxy.rearranged.PATIENCE_S", 0.01)
+    rig.source.put(*pieces((four,)))
+    await until(lambda: "10.244.2.1" not in drains())
+    assert drains() == dict.fromkeys(("10.244.2.3", "10.244.2.4"), False), "other ports may stay as they are"
 
 
 async def test_a_node_begins_to_take_part_in_dsr(rig: Rig) -> None:

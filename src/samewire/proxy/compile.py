@@ -99,12 +99,18 @@ Before = Callable[[str], LoadBalancer | None]
 
 
 def compile_service(
-    key: Key, service: Service | None, slices: Iterable[EndpointSlice], settings: Settings, before: Before
+    key: Key,
+    service: Service | None,
+    slices: Iterable[EndpointSlice],
+    settings: Settings,
+    before: Before,
+    *,
+    moving: bool = False,
 ) -> Compiled:
     """Compile one service; None, or one that is not ours, wants nothing.
 
     ``before`` gives a load balancer as it is now: its members that are still there, and no longer chosen, go on with
-    the connections that they have.
+    the connections that they have. So do those that are not there, while endpoints are ``moving`` between slices.
     """
     found = frontends(service) if service is not None else []
     if service is None or not found:
@@ -112,7 +118,7 @@ def compile_service(
     members = collect(slices, settings.place.node)
     how = rules(service)
     choices = _choices(found, how, members, settings.place)
-    builder = _Builder(key, service, how, members, settings, before)
+    builder = _Builder(key, service, how, members, settings, before, moving)
     built = []
     for frontend in found:
         vips = _vips(frontend, settings)
@@ -167,6 +173,7 @@ class _Builder(Struct, frozen=True, gc=False):
     members: Members
     settings: Settings
     before: Before
+    moving: bool
 
     def build(self, frontend: Frontend, vips: tuple[str, ...], choice: Choice) -> LoadBalancer:
         """The load balancer of one frontend."""
@@ -250,12 +257,17 @@ class _Builder(Struct, frozen=True, gc=False):
         if not left:
             return backends
         datagrams = frontend.service_port.protocol == "UDP"
-        kept = []
+        kept, listed = [], set()
         for member in self._listed(frontend.port_key):
             at = (member.address, member.port)
+            listed.add(at)
             if (member.serving or not datagrams) and left.get(at) in ("", member.uid):
                 del left[at]
                 kept.append(_backend(member, _DRAINING))
+        if self.moving:
+            gone = left.keys() - listed
+            stays = (b for b in before.backends if (b.ip_address, b.port) in gone)
+            kept += [replace(b, flags=b.flags & _LOCAL | _DRAINING) for b in stays]
         return (*backends, *kept)
 
     def _listed(self, port_key: PortKey) -> Iterator[Member]:

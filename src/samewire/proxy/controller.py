@@ -26,6 +26,7 @@ from samewire.proxy.figures import Figures, trigger_time_s
 from samewire.proxy.health import ProxyHealth
 from samewire.proxy.healthserver import Check
 from samewire.proxy.ids import service_key
+from samewire.proxy.rearranged import Rearranged
 from samewire.proxy.table import ServiceTable
 from samewire.proxy.topology import Place
 
@@ -62,6 +63,7 @@ class ServiceProxy:
         self._retries: dict[Key, float] = {}
         self._triggers: dict[Key, list[float]] = {}
         self._written: dict[Key, tuple[str, ...]] = {}
+        self._rearranged = Rearranged(lambda key: self._mark([key], _now()))
         self._unsynced = {Service, EndpointSlice, Node}
         self._adopted = False
         self._writing = False
@@ -82,6 +84,7 @@ class ServiceProxy:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        self._rearranged.close()
 
     def look_again(self) -> None:
         """The network, or the addresses of node ports, may be others now."""
@@ -107,6 +110,7 @@ class ServiceProxy:
 
     def _on_slices(self, batch: Batch[EndpointSlice]) -> None:
         self.figures.slice_changes += len(batch.changes)
+        self._rearranged.note(batch.changes)
         self._mark(self.table.change_slices(batch.changes), batch.received_s)
         for change in batch.changes:
             piece = change.new
@@ -297,10 +301,9 @@ class ServiceProxy:
         return failed
 
     def _compile(self, key: Key) -> Compiled:
-        table = self.table
-        return compile_service(
-            key, table.services.get(key), table.slices(key), self._settings, self._writer.get
-        )
+        service, slices = self.table.services.get(key), self.table.slices(key)
+        moving = self._rearranged.lasts(key, slices)
+        return compile_service(key, service, slices, self._settings, self._writer.get, moving=moving)
 
     def _difference(self, key: Key, wanted: Compiled, puts: list[LoadBalancer], deletes: list[str]) -> None:
         ids = set()
