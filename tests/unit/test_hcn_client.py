@@ -190,6 +190,11 @@ def test_what_happens_is_told(client: HcnClient, daemon: Daemon) -> None:
         assert [event.type for event in events] == [NotificationType.SERVICE_DISCONNECT]
 
 
+def test_what_goes_wrong_while_one_listens_is_not_the_daemons_fault(daemon: Daemon) -> None:
+    with pytest.raises(BrokenPipeError), HcnClient(daemon.path).notifications():
+        raise BrokenPipeError
+
+
 def test_one_connection_carries_many_calls(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[_UnixConnection] = []
     connect = _UnixConnection.connect

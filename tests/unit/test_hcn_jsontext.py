@@ -57,3 +57,10 @@ def test_values_are_read(data: bytes | str, value: object) -> None:
 
 def test_the_deepest_allowed_nesting_is_read() -> None:
     assert parse_json(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
+
+
+def test_which_of_very_many_keys_is_given_twice_is_found_in_one_go() -> None:
+    """To count each of them would take minutes, and the daemon does nothing else meanwhile."""
+    keys = ",".join(f'"{number}":0' for number in range(100_000))
+    with pytest.raises(HcnError, match="'99999' is given twice"):
+        parse_json(f'{{{keys},"99999":0}}')

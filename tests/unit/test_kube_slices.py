@@ -222,6 +222,7 @@ def test_a_service_that_cannot_be_admitted_stops_no_other() -> None:
     found, refused = admit([wanted(f"w{number}") for number in range(4)], (tiny,))
     assert (len(found), len(refused)) == (2, 2)
     assert "are taken" in refused[0][1]
+    assert not admit([wanted("w")], (ipaddress.ip_network("10.0.0.1/32"),))[0]
 
 
 def test_headless_and_external_names_get_no_address() -> None:

@@ -415,7 +415,12 @@ async def test_undo_runs_backwards_and_past_a_failure() -> None:
 
     undo.push("first", lambda: done.append("first"))
     undo.push("second", later)
+
+    def is_wrong() -> None:
+        raise LookupError
+
     undo.push("third", fails)
+    undo.push("a bug", is_wrong)
     assert await undo.run() is False
     assert done == ["second", "first"]
     assert await undo.run() is True, "everything is undone once only"

@@ -213,16 +213,26 @@ class HnsClient:
         """Return what happens from now on, until the daemon ends or the context is left."""
         connection = _UnixConnection(self._path, self._timeout_s)
         try:
-            connection.request("GET", "/v2/notifications")
-            response = connection.getresponse()
-            if response.status >= 400:
-                _interpret(response.status, response.read())
-            response.readline()  # comes when the daemon listens
-            yield (json.loads(line) for line in response if line.strip())
-        except (OSError, http.client.HTTPException) as error:
-            raise Unavailable(f"samewire at {self._path}", str(error) or type(error).__name__) from error
+            with self._reached():
+                connection.request("GET", "/v2/notifications")
+                response = connection.getresponse()
+                if response.status >= 400:
+                    _interpret(response.status, response.read())
+                response.readline()  # comes when the daemon listens
+            yield self._events(response)
         finally:
             connection.close()
+
+    def _events(self, lines: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+        with self._reached():  # what happens to whoever hears of them is not the daemon's fault
+            yield from (json.loads(line) for line in lines if line.strip())
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, http.client.HTTPException) as error:
+            raise Unavailable(f"samewire at {self._path}", str(error) or type(error).__name__) from error
 
     def get_json(self, path: str) -> Any:
         """Return the answer to any GET."""
@@ -235,14 +245,13 @@ class HnsClient:
     def _call(self, method: str, path: str, body: bytes | None) -> Any:
         connection = self._connection()
         try:
-            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
-            response = connection.getresponse()
-            data = response.read()
-        except BaseException as error:
+            with self._reached():
+                connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+                response = connection.getresponse()
+                data = response.read()
+        except BaseException:
             connection.close()
-            if not isinstance(error, OSError | http.client.HTTPException):
-                raise
-            raise Unavailable(f"samewire at {self._path}", str(error) or type(error).__name__) from error
+            raise
         if connection.sock is not None:  # else it was to be closed, and is
             self._idle.append(connection)
         return _interpret(response.status, data)

@@ -46,11 +46,16 @@ def guard(allowed_uids: Collection[int], token: str = "") -> Any:
             uid = peer_uid(peer)
             if uid not in uids:
                 raise Forbidden(f"user id {uid} may not use this socket")
-        elif not token or not hmac.compare_digest(request.headers.get("Authorization", "").encode(), wanted):
+        elif not token or not hmac.compare_digest(_bytes(request.headers.get("Authorization", "")), wanted):
             raise Forbidden("the token is missing or wrong: send it as Authorization: Bearer TOKEN")
         return await handler(request)
 
     return check
+
+
+def _bytes(header: str) -> bytes:
+    """A header as it came: what is no UTF-8 of it, aiohttp has as surrogates."""
+    return header.encode(errors="surrogateescape")
 
 
 def read_token(path: Path) -> str:

@@ -169,7 +169,7 @@ def _node_ports(item: Wanted, spec: ServiceSpec, ports: _Ports) -> ServiceSpec:
 
 
 def _choose(name: str, offered: range, is_free: Callable[[int], bool], resource: str) -> int:
-    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % len(offered)
+    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     for step in range(len(offered)):
         found = offered[(start + step) % len(offered)]
         if is_free(found):

@@ -30,7 +30,8 @@ class UndoStack:
                 result = step()
                 if isinstance(result, Awaitable):
                     await result
-            except SamewireError as error:
+            except Exception as error:
                 clean = False
-                log.error("a step could not be taken back", step=what, error=str(error))
+                bug = None if isinstance(error, SamewireError) else error
+                log.error("a step could not be taken back", step=what, error=str(error), exc_info=bug)
         return clean

@@ -286,5 +286,7 @@ def _merged(present: Sequence[object], given: Sequence[object], request: Request
     if request is RequestType.UPDATE:
         return tuple(given)
     if request is RequestType.ADD:
-        return (*present, *(item for item in given if item not in present))
-    return tuple(item for item in present if item not in given)
+        known = frozenset(present)
+        return (*present, *(item for item in given if item not in known))
+    gone = frozenset(given)
+    return tuple(item for item in present if item not in gone)
