@@ -176,7 +176,9 @@ def test_a_program_outlives_the_daemon(net: NodeNet, node: DaemonProcess, wine: 
     assert node.request("GET", "/v2/networks") == []
 
 
-@pytest.mark.parametrize("header", [b"", b"Authorization: Bearer guess\r\n", b"Authorization: Bearer \xff\r\n"])
+@pytest.mark.parametrize(
+    "header", [b"", b"Authorization: Bearer guess\r\n", b"Authorization: Bearer \xff\r\n"]
+)
 def test_nobody_without_the_token(net: NodeNet, node: DaemonProcess, header: bytes) -> None:
     node.request("POST", "/v2/networks", overlay())
     said = _raw(net, b"GET /v2/networks HTTP/1.0\r\n" + header + b"\r\n")

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from samewire.kube.manifest_files import ManifestDirectory, parse_manifests
+from samewire.kube import manifest_files
+from samewire.kube.manifest_files import FileContent, ManifestDirectory, parse_manifests
 from samewire.kube.manifests import ManifestSource, write_objects
 from samewire.kube.model import EndpointSlice, Node, Pod, Service
+from samewire.kube.yamltext import load_yaml
 from tests.apiserver.objects import Recorder, until
 
 SERVICE = """
@@ -187,6 +193,25 @@ def test_a_file_that_is_being_written_is_left_until_it_stands_still(tmp_path: Pa
     assert not directory.scan()
 
 
+def test_what_was_read_before_a_fault_of_ours_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        put(tmp_path / f"{name}.yaml", SERVICE.format(name=name, port=80))
+    directory = ManifestDirectory(tmp_path)
+
+    def faulty(text: str) -> FileContent:
+        if "name: b" in text:
+            raise RuntimeError
+        return parse_manifests(text)
+
+    monkeypatch.setattr(manifest_files, "parse_manifests", faulty)
+    with pytest.raises(RuntimeError):
+        directory.scan()
+    assert directory.scan()
+    assert [len(item.services) for item in directory.contents()] == [1, 0]
+
+
 def test_which_files_count(tmp_path: Path) -> None:
     for name in ("a.yaml", "b.yml", "c.json", ".hidden.yaml", "notes.txt", "web.yaml~"):
         (tmp_path / name).write_text(SERVICE.format(name="web", port=80))
@@ -226,6 +251,45 @@ def test_lists_and_defaults() -> None:
 def test_what_is_wrong_is_said_with_its_place(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_manifests(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "&a {kind: List, items: [*a]}",
+        "&a {metadata: *a}",
+        "[" * 3000 + "]" * 3000,
+        "- " * 3000 + "x",
+        "? " * 3000 + "x",
+        "[a: " * 3000 + "]" * 3000,
+        '{"a":' * 100_000,
+        "a: !!bool x",
+        'a: !!int ""',
+        "a: !!timestamp x",
+        "a: 2020-99-99",
+        "a: " + "9" * 5000,
+        "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
+        + "".join(f"{b}: &{b} [{(f'*{a},' * 10)}]\n" for a, b in pairwise("abcdefghij")),
+    ],
+    ids=lambda text: text[:12],
+)
+def test_what_no_manifest_is_ends_nobody(text: str) -> None:
+    with pytest.raises(ValueError, match="document at line 1: "):
+        parse_manifests(text)
+
+
+def test_what_is_nested_and_named_as_people_do_is_read() -> None:
+    deep = "[" * 150 + "]" * 150
+    assert load_yaml(f"a: &a [1, {{b: 2}}]\nb: [*a, *a]\nc: '*'\nd: {deep}\ne: '{'[' * 300}'")["b"] == 2 * [
+        [1, {"b": 2}]
+    ]
+
+
+@settings(max_examples=300)
+@given(st.text(st.sampled_from("ab-:?[]{}*&!|># \n\t'\"0.,%"), max_size=60) | st.text(max_size=60))
+def test_whatever_is_no_yaml_is_a_value_error(text: str) -> None:
+    with suppress(ValueError):
+        load_yaml(text)
 
 
 def test_objects_survive_being_written(tmp_path: Path) -> None:

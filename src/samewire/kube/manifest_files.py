@@ -57,6 +57,7 @@ class ManifestDirectory:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._files: dict[str, _File] = {}
+        self._changed = False
         self.faults = 0
 
     def scan(self) -> bool:
@@ -65,9 +66,12 @@ class ManifestDirectory:
         gone = self._files.keys() - stamps.keys()
         for name in gone:
             del self._files[name]
-        changed = bool(gone)
+        self._changed |= bool(gone)
         for name in sorted(stamps):
-            changed |= self._look(name, stamps[name])
+            self._changed |= self._look(
+                name, stamps[name]
+            )  # kept, should a later one be more than we can read
+        changed, self._changed = self._changed, False
         return changed
 
     def contents(self) -> list[FileContent]:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
+MALFORMED: Final = (ValueError, LookupError, AttributeError, RecursionError)
+"""What the YAML library lets out beside its own errors: values not of their tag, and what nests too deeply."""
+MAX_DEPTH: Final = 200
+"""Of lists and mappings within each other; at a hundred times that libyaml's binding runs off its stack."""
+_MANY: Final = 100_000
 _SEPARATOR = re.compile(r"^---(?:[ \t].*)?$", re.MULTILINE)
+_INDENT = re.compile(r"^[ ?-]*", re.MULTILINE)
 
 
 def load_yaml(text: str) -> Any:
@@ -18,17 +24,61 @@ def load_yaml(text: str) -> Any:
             return msgspec.json.decode(text)
         except msgspec.DecodeError:
             pass  # YAML in flow style also begins so
+        except RecursionError:
+            raise ValueError(_TOO_DEEP) from None
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        return yaml.load(text, Loader=loader)
+        if _may_be_deep(text):
+            _refuse_deep(yaml.parse(text, Loader=loader))
+        value = yaml.load(text, Loader=loader)
+        if "*" in text and _spread(value, {}) > max(len(text), _MANY):
+            raise ValueError("its aliases stand for too much")
+        return value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" in line {mark.line + 1}" if mark is not None else ""
         raise ValueError(f"{error.problem}{place}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(str(error) or "nested too deeply") from None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+    except MALFORMED as error:
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError("holds a value that is not of its tag") from None
+
+
+_TOO_DEEP: Final = "nested too deeply"
+
+
+def _may_be_deep(text: str) -> bool:
+    """False for all that people write: a list or mapping needs a bracket, or a column further to the right."""
+    flow, block = text.count("[") + text.count("{"), max(map(len, _INDENT.findall(text)))
+    return 2 * (flow + block) > MAX_DEPTH
+
+
+def _refuse_deep(events: Iterator[Any]) -> None:
+    from yaml.events import CollectionEndEvent, CollectionStartEvent
+
+    depth = 0
+    for event in events:
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(_TOO_DEEP)
+
+
+def _spread(value: Any, known: dict[int, int]) -> int:
+    """How many values there are where every alias is written out. Raises ValueError for what holds itself."""
+    if not isinstance(value, dict | list):
+        return 1
+    count = known.get(id(value))
+    if count is None:
+        known[id(value)] = 0
+        items = value.values() if isinstance(value, dict) else value
+        count = known[id(value)] = 1 + sum(_spread(item, known) for item in items)
+    elif not count:
+        raise ValueError("holds itself")
+    return count
 
 
 def split_documents(text: str) -> Iterator[tuple[int, str]]:

@@ -16,8 +16,8 @@ import msgspec
 import yaml
 
 from samewire.errors import Invalid
+from samewire.kube.yamltext import MALFORMED
 from samewire.lab.cluster import Cluster, NetworkType, ProxyMode, Stack, UnderlayType, json_schema
-from samewire.lab.manifests import MALFORMED
 from samewire.lab.rules import violations
 
 _UNKNOWN_FIELD = re.compile(r"unknown field `([^`]+)`")

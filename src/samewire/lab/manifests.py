@@ -12,14 +12,11 @@ import json
 import re
 from typing import Any
 
-import yaml
 from msgspec import Struct
 
 from samewire.kube.manifest_files import parse_manifests as parse_objects
+from samewire.kube.yamltext import load_yaml
 from samewire.lab.podspec import PodTemplate, mapping, parse_template
-
-MALFORMED = (ValueError, LookupError, AttributeError, RecursionError)
-"""What the YAML library lets out beside its own errors: values not of their tag, and what nests too deeply."""
 
 _SEPARATOR = re.compile(r"^---(?:[ \t].*)?$", re.MULTILINE)
 # Kubernetes' own alphabet for generated names: no vowels, nothing that reads as a word or another digit.
@@ -69,11 +66,10 @@ def parse_manifests(text: str, default_namespace: str = "default") -> Manifests:
     skipped: list[Skipped] = []
     for document in _SEPARATOR.split(text):
         try:
-            items = _flatten(yaml.safe_load(document))
-        except (yaml.YAMLError, *MALFORMED) as error:
+            items = _flatten(load_yaml(document))
+        except ValueError as error:
             first_line = next((line for line in document.splitlines() if line.strip()), "")
-            reason = str(getattr(error, "problem", None) or error)
-            skipped.append(Skipped("document", first_line.strip()[:60], f"is not YAML: {reason}"))
+            skipped.append(Skipped("document", first_line.strip()[:60], f"is not YAML: {error}"))
             continue
         for item in items:
             if isinstance(item, dict) and str(item.get("kind")) in SERVICE_KINDS:
