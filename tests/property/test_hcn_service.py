@@ -108,9 +108,9 @@ class Changes(RuleBasedStateMachine):
     def create_namespace(self, path: str) -> None:
         self.attempt(self.service.create_namespace(Namespace(netns_path=path)))
 
-    @rule(number=index, all_of_network=st.booleans())
-    def create_route(self, number: int, all_of_network: bool) -> None:
-        endpoint_ids = () if all_of_network else (self.pick(Kind.ENDPOINT, number),)
+    @rule(number=index, all_of_network=st.booleans(), times=st.integers(1, 2))
+    def create_route(self, number: int, all_of_network: bool, times: int) -> None:
+        endpoint_ids = () if all_of_network else (self.pick(Kind.ENDPOINT, number),) * times
         network_id = self.pick(Kind.NETWORK, number) if all_of_network else ""
         routes = (SdnRoute(destination_prefix="10.96.0.0/12"),)
         self.attempt(

@@ -389,6 +389,15 @@ async def test_an_endpoint_in_a_route_stays(service: HnsService) -> None:
     assert "endpoint was not found" in caught.value.message
 
 
+async def test_an_endpoint_is_in_a_route_once(service: HnsService) -> None:
+    made = await endpoint(service, await service.create_network(overlay()))
+    sdn = SdnRoute(destination_prefix="10.96.0.0/12", need_encap=True)
+    route = await service.create_route(Route(endpoint_ids=(made.id, made.id.lower()), routes=(sdn,)))
+    assert route.endpoint_ids == (made.id,)
+    await service.delete(Kind.ROUTE, route.id)
+    assert service.view.routes_of_endpoint(made.id) == []
+
+
 async def test_counters_come_from_the_switch(service: HnsService) -> None:
     made = await endpoint(service, await service.create_network(bridge()))
     assert (await service.endpoint_stats(made.id.lower())).bytes_sent == 36

@@ -217,8 +217,10 @@ def check_route(route: Route) -> Route:
         owner=values.name(route.owner, "$.Owner", HcnCode.INVALID_JSON),
         network_id=values.guid(route.network_id, "$.HostComputeNetwork") if route.network_id else "",
         endpoint_ids=tuple(
-            values.guid(item, f"$.HostComputeEndpoints[{index}]")
-            for index, item in enumerate(route.endpoint_ids)
+            dict.fromkeys(
+                values.guid(item, f"$.HostComputeEndpoints[{index}]")
+                for index, item in enumerate(route.endpoint_ids)
+            )
         ),
         routes=tuple(_sdn_route(item, f"$.Routes[{index}]") for index, item in enumerate(route.routes)),
     )

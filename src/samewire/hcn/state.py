@@ -93,7 +93,7 @@ def _namespace_keys(namespace: Namespace) -> list[Key]:
 def _route_keys(route: Route) -> list[Key]:
     return [
         ("network-routes", route.network_id),
-        *(("endpoint-routes", endpoint_id) for endpoint_id in route.endpoint_ids),
+        *(("endpoint-routes", endpoint_id) for endpoint_id in dict.fromkeys(route.endpoint_ids)),
     ]
 
 
