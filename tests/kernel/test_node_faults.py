@@ -16,6 +16,8 @@ from samewire.cni.backend import Address, AttachRequest
 from samewire.cni.result import Route
 from samewire.errors import KernelError, NotFound, SamewireError
 from samewire.hcn.codec import decode_modify, decode_object, decode_policy
+from samewire.hcn.plan import attach
+from samewire.hcn.plan.attach import SystemType
 from samewire.hcn.schema import Endpoint, Kind, Network
 from samewire.kernel import faults
 from samewire.kernel.netns import NetNamespace
@@ -405,3 +407,21 @@ async def test_reports_of_drops_that_could_not_be_asked_for_do_not_come_later(no
     node.netlink.request(link_set("eth0", mtu=1400))
     assert await node.refresh()
     assert not node.switch.node_facts.events
+
+
+async def test_routes_that_go_with_the_last_address_of_the_node_are_there_after_a_failure(node: Node) -> None:
+    bridge = {"Name": "lan", "Type": "L2Bridge", "Ipams": [{"Subnets": [{"IpAddressPrefix": "10.1.0.0/24"}]}]}
+    network = await node.service.create(Kind.NETWORK, decode_object(Kind.NETWORK, bridge))
+    made = await node.service.create(
+        Kind.ENDPOINT, decode_object(Kind.ENDPOINT, {"HostComputeNetwork": network.id})
+    )
+    node_itself = attach.AttachRequest(system_type=SystemType.HOST)
+    await node.service.attach(made.id, node_itself)
+    steps = await operations(lambda: node.service.detach(made.id, attach.AttachRequest()))
+    assert "set route 10.1.0.0/24" in steps
+    for number, step in enumerate(steps):
+        await node.service.attach(made.id, node_itself)
+        if not await failing_at(number, lambda: node.service.detach(made.id, attach.AttachRequest())):
+            assert await node.auditor.compare() == [], step
+            await node.service.detach(made.id, attach.AttachRequest())
+        assert await node.auditor.compare() == [], step

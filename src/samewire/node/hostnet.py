@@ -63,6 +63,8 @@ class HostNet:
         self.uplink = 0
         self.mapped = 0
         """The endpoints' ports that are reserved, as a set of `samewire.node.portranges`."""
+        self._owed: set[HostRoute] = set()
+        """What goes with the last address of samewire0 and is to be put back, by the next change if this one cannot."""
 
     def apply(self, changes: Iterable[BindingChange]) -> None:
         """Make the steps in order; what is there (or gone) already is fine. Raises KernelError, StoreError.
@@ -74,19 +76,26 @@ class HostNet:
         if not steps:
             return
         gone = {step.wish for step in steps if not step.add}
-        takes_address = any(isinstance(wish, WantedAddress) for wish in gone)
-        routes = (self._routes() - gone) if takes_address else set()
-        requests = [request for step in steps for request in self._requests(step)]
-        if requests:
-            self._netlink.batch(requests)
-        for step in steps:
-            if isinstance(step.wish, WantedForwarding):
-                sysctl.write(_FORWARDING, int(step.add))
-        self._filter(steps)
-        self._reserve_ports(steps)
-        lost = {route for route in routes if route.source is None} - self._routes() if routes else set()
+        if any(isinstance(wish, WantedAddress) for wish in gone):
+            self._owed |= {route for route in self._routes() if route.source is None}
+        self._owed -= gone
+        try:
+            requests = [request for step in steps for request in self._requests(step)]
+            if requests:
+                self._netlink.batch(requests)
+            for step in steps:
+                if isinstance(step.wish, WantedForwarding):
+                    sysctl.write(_FORWARDING, int(step.add))
+            self._filter(steps)
+            self._reserve_ports(steps)
+        finally:
+            self._put_back()
+
+    def _put_back(self) -> None:
+        lost = self._owed - self._routes() if self._owed else set()
         if lost:
             self._netlink.batch([self._route(route, add=True) for route in lost])
+        self._owed = set()
 
     def adopt(self, wanted: Iterable[Wish]) -> None:
         """At the start: filters that an earlier daemon has made are ours. Raises KernelError, StoreError."""
