@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from samewire.kernel import netns
 from samewire.kernel.bpf import unmount_bpffs
 from tests.support.node import (
+    NODE_IP,
     ROUTER_IP,
     SHORT_S,
     UPLINK_SUBNET,
@@ -183,6 +186,26 @@ def test_a_slow_client_does_not_keep_the_daemon_from_ending(node: DaemonProcess)
         slow.sendall(b"POST /v2/networks HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         poll("it is heard", lambda: node.ask("GET", "/v2/version")[0] == 200)
         assert node.stop() == 0  # within the bound of stop()
+
+
+def test_idle_connections_leave_descriptors_for_pods(net: NodeNet, tmp_path: Path) -> None:
+    """They wait for one another, and the log has a line about it; asyncio's servers wrote a thousand each second."""
+    with daemon(net, tmp_path, metrics_listen=f"{NODE_IP}:9100") as node, ExitStack() as held:
+        node.spawn()
+        resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (256, 256))
+        poll("it serves", node.serves)
+        node.request("POST", "/v2/networks", overlay())
+        for _ in range(300):
+            with net.inside():
+                held.enter_context(socket.create_connection((NODE_IP, 9100)))
+            held.enter_context(socket.socket(socket.AF_UNIX)).connect(str(node.run_dir / "samewire.sock"))
+        pod = net.pod()
+        node.add("pod", pod, node.conf())
+        assert can_ping(pod, ROUTER_IP)
+        held.close()
+        poll("nothing differs", lambda: node.differences() == [])
+        assert node.log.read_text().count("connections have to wait") == 2
+        assert "Too many open files" not in node.log.read_text()
 
 
 def test_a_body_that_cannot_be_decoded_is_the_clients_fault(node: DaemonProcess) -> None:

@@ -207,7 +207,7 @@ class DaemonProcess:
         """Start it and wait until it serves."""
         self.spawn(env)
         if wait:
-            poll("the daemon serves", self._serves_or_ended)
+            poll("the daemon serves", self.serves)
             if not self.running:
                 raise AssertionError(f"the daemon ended: {self.tail()}")
         return self
@@ -300,7 +300,8 @@ class DaemonProcess:
         found: list[Json] = self.request("GET", "/v2/endpoints")
         return found
 
-    def _serves_or_ended(self) -> bool:
+    def serves(self) -> bool:
+        """Whether it serves, or has ended."""
         if not self.running:
             return True
         try:

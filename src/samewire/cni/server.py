@@ -22,6 +22,7 @@ from samewire.cni.result import LATEST, encode_error
 from samewire.cni.verbs import CniPlugin, Reply
 from samewire.cni.wire import MAX_REQUEST, decode_request, encode_reply
 from samewire.errors import Unavailable
+from samewire.hcn.accept import BACKLOG, Door
 from samewire.hcn.eager import begin
 from samewire.hcn.http import listen
 
@@ -30,7 +31,6 @@ REQUEST_TIMEOUT_S = 25.0
 """Less than the client waits by default (30 s), so that it hears why."""
 
 CLOSE_TIMEOUT_S = 5.0
-BACKLOG = 1024
 READ_BYTES = 1 << 16
 
 log = structlog.get_logger(__name__)
@@ -55,7 +55,7 @@ class CniServer:
         self.connections: set[_Connection] = set()
         self.running: set[asyncio.Future[None]] = set()
         self._path = path
-        self._listener: socket.socket | None = None
+        self._door: Door | None = None
 
     async def start(self) -> None:
         """Listen. Raises Conflict when another process does already, Unavailable when the socket cannot be made."""
@@ -63,17 +63,14 @@ class CniServer:
             listener = listen(self._path)
         except OSError as error:
             raise Unavailable(str(self._path), str(error)) from error
-        listener.setblocking(False)
         listener.listen(BACKLOG)
-        self._listener = listener
-        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
+        self._door = Door(listener, self._take)
 
     async def close(self) -> None:
         """Stop listening and let the calls under way end, for `CLOSE_TIMEOUT_S`; remove the socket."""
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            asyncio.get_running_loop().remove_reader(listener.fileno())
-            listener.close()
+        door, self._door = self._door, None
+        if door is not None:
+            door.close()
             self._path.unlink(missing_ok=True)
         if self.running:
             _, late = await asyncio.wait(self.running, timeout=CLOSE_TIMEOUT_S)
@@ -83,12 +80,7 @@ class CniServer:
         for connection in list(self.connections):
             connection.close()
 
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            accepted, _ = listener.accept()
-        except OSError:
-            return  # it has gone again, or there is no descriptor left: it keeps its place in the queue
-        accepted.setblocking(False)
+    def _take(self, accepted: socket.socket) -> None:
         _Connection(self, accepted).begin()
 
 

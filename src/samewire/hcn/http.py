@@ -6,7 +6,6 @@ Every answer to a wrong request is ``{"Success": false, "Error": "...", "ErrorCo
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import stat
@@ -18,6 +17,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from samewire.errors import Conflict, SamewireError, Unavailable
+from samewire.hcn.accept import BACKLOG, Connections, Door, tcp_listener
 from samewire.hcn.errors import HcnCode
 from samewire.hcn.http_answers import classify, error_response, json_response
 from samewire.hcn.http_guard import guard
@@ -35,7 +35,6 @@ VERSION = {"Major": 15, "Minor": 4}
 MAX_REQUEST_BYTES = 8 << 20
 """A whole list of rules, or all sets of a cluster at once as policy agents send them, is several MB."""
 CLOSE_TIMEOUT_S = 5.0
-BACKLOG = 1024
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -81,7 +80,7 @@ class HttpServer:
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
         self._path = path
         self._tcp = tcp
-        self._listening: list[asyncio.Server] = []
+        self._doors: list[Door] = []
 
     async def start(self) -> None:
         """Listen. Raises Conflict when another process does already, Unavailable when the socket cannot be
@@ -92,20 +91,21 @@ class HttpServer:
         except OSError as error:
             raise Unavailable(str(self._path), str(error)) from error
         await self._runner.setup()
-        loop, protocol = asyncio.get_running_loop(), protocol_factory(self._runner)
-        self._listening = [await loop.create_unix_server(protocol, sock=listener, backlog=BACKLOG)]
+        listener.listen(BACKLOG)
+        protocol = protocol_factory(self._runner)
+        self._doors = [Connections(protocol).door(listener)]
         if self._tcp is None:
             return
         host, port = self._tcp
         try:
-            self._listening.append(await loop.create_server(protocol, host, port, backlog=BACKLOG))
+            self._doors.append(Connections(protocol).door(tcp_listener((host,), port)))
         except OSError as error:
             raise Unavailable(f"{host}:{port}", f"the HNS listener cannot be had: {error}") from error
 
     async def close(self) -> None:
         """Stop listening, finish the requests under way (for `CLOSE_TIMEOUT_S`), remove the socket."""
-        for listening in self._listening:
-            listening.close()
+        for door in self._doors:
+            door.close()
         await self._runner.cleanup()
         self._path.unlink(missing_ok=True)
 

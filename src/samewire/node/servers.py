@@ -14,6 +14,7 @@ from aiohttp import web
 from samewire.cni.server import CniServer
 from samewire.cni.verbs import CniPlugin
 from samewire.errors import Unavailable
+from samewire.hcn.accept import ANY, Connections, tcp_listener
 from samewire.hcn.http import HttpServer, make_app
 from samewire.hcn.http_guard import read_token
 from samewire.node.cni_backend import NodeBackend
@@ -64,19 +65,25 @@ async def serve(
     await cni.start()
     closers.append(("cni", cni.close))
     if config.metrics_address is not None:
-        runner = await _serve_metrics(config.metrics_address, render)
-        closers.append(("metrics", runner.cleanup))
+        closers.append(("metrics", await _serve_metrics(config.metrics_address, render)))
 
 
-async def _serve_metrics(address: tuple[str, int], render: Render) -> web.AppRunner:
+async def _serve_metrics(address: tuple[str, int], render: Render) -> Closer:
     app = web.Application()
     app.router.add_get("/metrics", metrics_handler(render))
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     host, port = address
     try:
-        await web.TCPSite(runner, host or None, port).start()
+        listener = tcp_listener((host,) if host else ANY, port)
     except OSError as error:
         await runner.cleanup()
         raise Unavailable(f"metrics_listen {host}:{port}", str(error)) from error
-    return runner
+    assert runner.server is not None
+    door = Connections(runner.server).door(listener)
+
+    async def close() -> None:
+        door.close()
+        await runner.cleanup()
+
+    return close

@@ -7,8 +7,6 @@ waits for it.
 from __future__ import annotations
 
 import asyncio
-import errno
-import socket
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,15 +16,14 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from samewire.hcn.accept import ANY, Connections, Door, tcp_listener
 from samewire.kube.model import Key
 from samewire.proxy.health import ProxyHealth
 
 log = structlog.get_logger(__name__)
 
 RETRY_S: Final = 5.0
-_BACKLOG: Final = 128
 _HEADERS: Final = {"X-Content-Type-Options": "nosniff"}
-_ANY: Final = ("::", "0.0.0.0")
 _FAMILIES: Final = ("IPv4", "IPv6")
 
 
@@ -45,9 +42,11 @@ class HealthServer:
         self._healthz = healthz
         self._checks: Mapping[Key, Check] = {}
         self._services: dict[int, Key] = {}
-        self._sites: dict[int, web.SockSite] = {}
+        self._doors: dict[int, Door] = {}
         self._complained: set[int] = set()
-        self._runner = web.ServerRunner(web.Server(self._answer, access_log=None))
+        server = web.Server(self._answer, access_log=None)
+        self._runner = web.ServerRunner(server)
+        self._connections = Connections(server)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.answers: dict[tuple[str, int], int] = {}
@@ -64,6 +63,8 @@ class HealthServer:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
+        for door in self._doors.values():
+            door.close()
         await self._runner.cleanup()
 
     def update(self, checks: Mapping[Key, Check]) -> None:
@@ -77,39 +78,38 @@ class HealthServer:
     @property
     def open_ports(self) -> frozenset[int]:
         """The ports that are served now."""
-        return frozenset(self._sites)
+        return frozenset(self._doors)
 
     async def _keep_open(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if await self._open():
+            if self._open():
                 asyncio.get_running_loop().call_later(RETRY_S, self._wake.set)
 
-    async def _open(self) -> bool:
+    def _open(self) -> bool:
         """Close what is not wanted and open what is; whether something is missing."""
-        wanted: dict[int, tuple[str, ...]] = dict.fromkeys(self._services, _ANY)
+        wanted: dict[int, tuple[str, ...]] = dict.fromkeys(self._services, ANY)
         if self._healthz is not None:
             host, port = self._healthz
-            wanted[port] = (host,) if host else _ANY
-        for port in [port for port in self._sites if port not in wanted]:
-            await self._sites.pop(port).stop()
+            wanted[port] = (host,) if host else ANY
+        for port in [port for port in self._doors if port not in wanted]:
+            self._doors.pop(port).close()
         self._complained &= wanted.keys()
         for port, hosts in wanted.items():
-            if port not in self._sites:
-                await self._open_port(port, hosts)
-        return len(self._sites) < len(wanted)
+            if port not in self._doors:
+                self._open_port(port, hosts)
+        return len(self._doors) < len(wanted)
 
-    async def _open_port(self, port: int, hosts: tuple[str, ...]) -> None:
+    def _open_port(self, port: int, hosts: tuple[str, ...]) -> None:
         try:
-            site = web.SockSite(self._runner, _listener(hosts, port))
+            listener = tcp_listener(hosts, port)
         except OSError as error:
             if port not in self._complained:
                 self._complained.add(port)
                 log.warning("a health port cannot be opened; trying again", port=port, error=str(error))
             return
-        await site.start()
-        self._sites[port] = site
+        self._doors[port] = self._connections.door(listener)
         self._complained.discard(port)
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
@@ -162,31 +162,6 @@ class HealthServer:
     def _last_update(self, now_s: float) -> str:
         at_s = self._health.updated_s
         return _text(time.time() - (now_s - at_s)) if at_s is not None else "0001-01-01T00:00:00Z"
-
-
-def _listener(hosts: tuple[str, ...], port: int) -> socket.socket:
-    """A listening socket on the first of the addresses that this machine can do. Raises OSError."""
-    for host in hosts:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            listener = socket.socket(family, socket.SOCK_STREAM)
-        except OSError as error:
-            if error.errno == errno.EAFNOSUPPORT and host != hosts[-1]:
-                continue
-            raise
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
-            listener.bind((host, port))
-            listener.listen(_BACKLOG)
-        except OSError as error:
-            listener.close()
-            if error.errno == errno.EADDRNOTAVAIL and host != hosts[-1]:
-                continue  # IPv6 is switched off
-            raise
-        return listener
-    raise OSError(errno.EAFNOSUPPORT, "no address family")
 
 
 def _json(body: str, status: int, headers: Mapping[str, str] | None = None) -> web.Response:
