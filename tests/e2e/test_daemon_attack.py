@@ -6,8 +6,9 @@ import resource
 import shutil
 import signal
 import socket
+import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -296,6 +297,23 @@ def test_the_state_directory_deleted_under_the_daemon(net: NodeNet, node: Daemon
     assert can_ping(pod, ROUTER_IP)
     node.add("second", net.pod(), node.conf())
     assert node.differences() == []
+
+
+def test_a_database_that_cannot_be_written(net: NodeNet, node: DaemonProcess, pod: str) -> None:
+    """Every tool says so, and CNI's STATUS, until it can be again."""
+
+    def said() -> tuple[str, list[str], int]:
+        checks = [item["check"] for item in node.request("GET", "/v2/doctor")["findings"]]
+        return node.request("GET", "/v2/health")["status"], checks, node.cni("STATUS", "", "", node.conf())[0]
+
+    assert said() == ("ok", [], 0)
+    with closing(sqlite3.connect(node.state_dir / "samewire.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert node.cni("DEL", "pod", pod, node.conf())[0] == 1
+        assert said() == ("degraded", ["state"], 1)
+        assert can_ping(pod, ROUTER_IP)
+    assert said() == ("ok", [], 0)
+    node.delete("pod", pod, node.conf())
 
 
 @pytest.mark.parametrize("found", ["a copy", "no log"])

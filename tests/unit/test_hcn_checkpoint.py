@@ -51,7 +51,7 @@ def wait_for_end(store: Store) -> None:
 
 def test_commits_go_on_during_a_checkpoint(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """One begins and ends within a pass."""
-    real, passes = checkpoint.Checkpoints._is_complete, ["none is on"]
+    real, passes = checkpoint.Checkpoints.is_complete, ["none is on"]
 
     def noting(self: checkpoint.Checkpoints) -> bool:
         passes.append("one is on")
@@ -59,7 +59,7 @@ def test_commits_go_on_during_a_checkpoint(store: Store, monkeypatch: pytest.Mon
         passes.append("none is on")
         return complete
 
-    monkeypatch.setattr(checkpoint.Checkpoints, "_is_complete", noting)
+    monkeypatch.setattr(checkpoint.Checkpoints, "is_complete", noting)
 
     def is_seen(attempt: int) -> bool:
         put(store, 2 * attempt, size=DUE_BYTES)
@@ -72,13 +72,13 @@ def test_commits_go_on_during_a_checkpoint(store: Store, monkeypatch: pytest.Mon
 
 def test_the_log_stays_small_however_fast_changes_come(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Passes that never catch up: the last one is made with nobody in between, and the log begins anew."""
-    real, calls = checkpoint.Checkpoints._is_complete, []
+    real, calls = checkpoint.Checkpoints.is_complete, []
 
     def always_late(self: checkpoint.Checkpoints) -> bool:
         calls.append(store._alone.locked())
         return real(self) and len(calls) > checkpoint._PASSES
 
-    monkeypatch.setattr(checkpoint.Checkpoints, "_is_complete", always_late)
+    monkeypatch.setattr(checkpoint.Checkpoints, "is_complete", always_late)
     put(store, 0, size=DUE_BYTES)
     assert log_bytes(store) > DUE_BYTES
     wait_for_end(store)
@@ -104,6 +104,24 @@ def test_a_reader_holds_up_the_log_and_nobody_else(store: Store) -> None:
     assert log_bytes(store) < DUE_BYTES
 
 
+def test_the_log_is_written_back_after_a_while(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However small it is: it begins anew in its own room, and the file alone has what was."""
+    monkeypatch.setattr(checkpoint, "DUE_S", 0.0)
+    store._checkpoints._due_at_s = 0.0
+    for number in range(20):
+        put(store, number % 3)
+        wait_for_end(store)
+    assert log_bytes(store) < 20 * 4096
+    copy = tmp_path / "copy" / "hns.db"
+    copy.parent.mkdir()
+    copy.write_bytes(store.path.read_bytes())
+    opened = Store(copy, "boot-1")
+    assert len(list(opened.state.networks())) == 3
+    opened.close()
+
+
 def test_a_failure_is_told_and_stops_no_commit(store: Store) -> None:
     with capture_logs() as logs:
         store._checkpoints._db.close()
@@ -123,13 +141,13 @@ from samewire.hcn.store import Store
 from samewire.hcn.switch import Change
 
 checkpoint.DUE_BYTES = 1 << 20
-real = checkpoint.Checkpoints._is_complete
+real = checkpoint.Checkpoints.is_complete
 
 def telling(self):
     os.write(1, b"pass\n")
     return real(self)
 
-checkpoint.Checkpoints._is_complete = telling
+checkpoint.Checkpoints.is_complete = telling
 store = Store(Path(sys.argv[1]), "boot-1")
 for number in range(100000):
     network = Network(id=f"N{number}", name="x" * 100000)

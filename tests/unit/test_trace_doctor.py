@@ -263,7 +263,8 @@ AILMENTS: list[tuple[str, Snapshot, Level, str, str]] = [
         "has dropped 12 packets",
     ),
     ("NodePorts", facts(nat_port_low=32000), WARNING, "nat-range", "overlaps the NodePort range"),
-    ("state", replace(HEALTHY, state_lost="it was deleted"), ERROR, "state", "deleted"),
+    ("state", replace(HEALTHY, unkept="it was deleted"), ERROR, "state", "deleted"),
+    ("trouble", replace(HEALTHY, trouble="its MTU is too small"), ERROR, "state", "MTU"),
     ("drift", replace(HEALTHY, differences=("table sw_ports: x",)), ERROR, "diff", "does not hold"),
     (
         "degraded endpoint",

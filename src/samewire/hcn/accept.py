@@ -84,9 +84,8 @@ class Connections:
 
     def __init__(self, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
         self._protocol = protocol
-        self._open: list[
-            asyncio.BaseTransport
-        ] = []  # and some that have ended since they were last looked through
+        # And some that have ended since these were last looked through.
+        self._open: list[asyncio.BaseTransport] = []
         self._look_at = _FEW
         self._beginning: set[asyncio.Task[None]] = set()
         self._most = min(MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE)

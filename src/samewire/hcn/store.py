@@ -13,9 +13,9 @@ import asyncio
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -107,6 +107,7 @@ class Store:
         self._position = 0
         self._numbers: dict[tuple[str, str], int] = {}
         self._counters: dict[str, int] = {}
+        self._failure = ""  # of the last change
         try:
             with ExitStack() as opened:
                 opened.callback(os.close, hold_directory(path))
@@ -130,6 +131,13 @@ class Store:
         if identity(self.path) == self._file:
             return ""
         return "the database was deleted or replaced under the running daemon; put it back, or `samewire uninstall`"
+
+    def trouble(self) -> str:
+        """Why no change can be kept now; "" when all is well. After one that could not be, this tries again."""
+        if self._failure and not self.lost():
+            with suppress(StoreError):
+                self._transaction(lambda: self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}"))
+        return self.lost() or self._failure
 
     def close(self) -> None:
         """Close the file, once what is on its way to it is written."""
@@ -296,7 +304,8 @@ class Store:
 
     def _transaction(self, write: Callable[[], object]) -> None:
         self._refuse_when_lost()
-        with self._writing():
+
+        def transact() -> None:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 write()
@@ -306,13 +315,22 @@ class Store:
                     self._db.execute("ROLLBACK")
                 raise
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
+        self._write(transact)
+
+    def _write(self, work: Callable[[], object]) -> None:
+        """Do what writes; once more when the disk is full and the log, written back, begins anew in the room it has."""
         with self._alone:
             try:
-                yield
+                try:
+                    work()
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode != sqlite3.SQLITE_FULL or not self._checkpoints.is_complete():
+                        raise
+                    work()
             except sqlite3.Error as error:
-                raise StoreError(str(self.path), explain(error)) from error
+                self._failure = explain(error)
+                raise StoreError(str(self.path), self._failure) from error
+            self._failure = ""
         self._checkpoints.begin_if_due()
 
     def _refuse_when_lost(self) -> None:
@@ -337,8 +355,7 @@ class Store:
         if len(statements) != 1:
             self._transaction(lambda: [self._db.execute(*statement) for statement in statements])
             return
-        with self._writing():
-            self._db.execute(*statements[0])
+        self._write(lambda: self._db.execute(*statements[0]))
 
     def _put(self, changes: Sequence[Change]) -> Statement:
         first = self._position + 1

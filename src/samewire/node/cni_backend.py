@@ -144,6 +144,9 @@ class NodeBackend:
         if not self._node.uplink.ifindex:
             name = self._node.config.uplink or "of the default route"
             raise CniError(CniCode.LIMITED_CONNECTIVITY, f"the uplink {name} is missing")
+        kept = self._node.store.trouble()
+        if kept:
+            raise CniError(CniCode.NOT_AVAILABLE, kept)
 
     async def _create_network(self, name: str, network: dict[str, Any]) -> Network:
         wanted = decode_object(Kind.NETWORK, network)

@@ -17,8 +17,8 @@ def health(node: Node, source: Source | None) -> dict[str, Any]:
     ``kubernetes``: by kind of objects, how well it is known; empty where none are read.
     """
     last = node.auditor.last
-    lost = node.store.lost()
-    problems = [*([lost] if lost else []), *([node.trouble] if node.trouble else []), *last.failed]
+    kept = node.store.trouble()
+    problems = [*([kept] if kept else []), *([node.trouble] if node.trouble else []), *last.failed]
     if not node.uplink.ifindex:
         problems.append(node.no_uplink)
     if not node.devices.tunnel_up:

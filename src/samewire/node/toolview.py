@@ -183,7 +183,8 @@ class ToolView:
             flow_capacity=node.board.maps["sw_flows"].max_entries,
             ageing_ticks=ticks,
             now_tick=time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> TICK_SHIFT,
-            state_lost=node.store.lost(),
+            unkept=node.store.trouble(),
+            trouble=node.trouble,
             lost_sources=tuple(
                 SourceInfo(found.kind, found.synced, found.error) for found in self._lost_sources()
             ),

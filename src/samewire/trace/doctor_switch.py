@@ -45,14 +45,23 @@ _TELLING: Final = {
 
 
 def state(snapshot: Snapshot) -> Iterator[Finding]:
-    """What the node is to be can be written down."""
-    if snapshot.state_lost:
+    """What the node is to be can be written down, and what it is was taken over."""
+    if snapshot.unkept:
         yield Finding(
             Level.ERROR,
             "state",
             "database",
-            snapshot.state_lost,
-            "Put the state directory back, then restart the daemon; no change is taken until then.",
+            snapshot.unkept,
+            "No change is taken. Make room on the disk, or the state directory writable; if it is gone, put it back "
+            "and restart the daemon.",
+        )
+    if snapshot.trouble and not (snapshot.unkept and snapshot.unkept in snapshot.trouble):
+        yield Finding(
+            Level.ERROR,
+            "state",
+            "node",
+            snapshot.trouble,
+            "The daemon tries again every two seconds; until then the switch knows the node as it was.",
         )
 
 

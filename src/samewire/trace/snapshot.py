@@ -58,8 +58,9 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     (``net/ipv4/conf/eth0/rp_filter``), those that exist.
     ``kernel_stats``: counters of /proc/net/snmp and netstat (``Udp.NoPorts``, ``TcpExt.IPReversePathFilter``).
     ``flow_capacity``: entries that fit into sw_flows. ``ageing_ticks``: AGEING_TICKS, read twice at least 0.2 s
-    apart. ``now_tick``: the clock that flows are aged by. ``state_lost``: why nothing can be kept any more, "" when
-    all is well. ``lost_sources``: the kinds of Kubernetes objects whose changes do not arrive.
+    apart. ``now_tick``: the clock that flows are aged by. ``unkept``: why no change can be kept, and ``trouble``: why
+    the node's own state could not be taken over, "" when all is well. ``lost_sources``: the kinds of Kubernetes
+    objects whose changes do not arrive.
     """
 
     facts: NodeFacts
@@ -75,7 +76,8 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     flow_capacity: int
     ageing_ticks: tuple[int, int] | None
     now_tick: int = 0
-    state_lost: str = ""
+    unkept: str = ""
+    trouble: str = ""
     lost_sources: tuple[SourceInfo, ...] = ()
 
 

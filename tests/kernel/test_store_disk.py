@@ -1,0 +1,76 @@
+"""The store on a disk that is full."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from samewire.hcn.errors import StoreError
+from samewire.hcn.schema import Kind, Network
+from samewire.hcn.store import Store
+from samewire.hcn.switch import Change
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small one."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "samewire-test", tmp_path], check=True)
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+def change(store: Store, name: str, size: int) -> None:
+    """Make a network or, with no size, remove it."""
+    after = Network(id=name, name="x" * size) if size else None
+    store.commit([Change(Kind.NETWORK, name, store.state.network(name), after)])
+
+
+def fill(disk: Path) -> Path:
+    junk = disk / "junk"
+    with junk.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(512))
+    return junk
+
+
+def test_changes_go_on_in_the_room_that_the_log_has(disk: Path) -> None:
+    """Pods have to go where the disk is full, or it stays so."""
+    store = Store(disk / "hns.db", "boot-1")
+    for number in range(20):
+        change(store, f"N{number}", 1000)
+    store._checkpoints.is_complete()  # as each minute
+    for number in range(20):
+        change(store, f"N{number}", 500)
+    junk = fill(disk)
+    for number in range(20):
+        change(store, f"N{number}", 600)
+    for number in range(20):
+        change(store, f"N{number}", 0)
+    assert store.trouble() == ""
+    with pytest.raises(StoreError, match="disk is full"):
+        change(store, "large", 1 << 20)
+    assert store.state.network("large") is None
+    junk.unlink()
+    assert store.trouble() == ""
+    change(store, "large", 1 << 20)
+    store.close()
+
+
+def test_what_is_wrong_is_said_until_it_is_not(disk: Path) -> None:
+    store = Store(disk / "hns.db", "boot-1")
+    junk = fill(disk)
+    with pytest.raises(StoreError, match="disk is full"):
+        change(store, "N1", 10000)
+    assert "disk is full" in store.trouble()
+    junk.unlink()
+    assert store.trouble() == ""
+    change(store, "N1", 10000)
+    store.close()
