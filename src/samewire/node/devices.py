@@ -197,7 +197,7 @@ def _bring(netlink: Netlink, link: Link, mac: bytes, mtu: int, *, arp: bool = Tr
 
 def _own_link(netlink: Netlink, name: str) -> Link | None:
     link = find_link(netlink, name)
-    if link is not None and link.group != LINK_GROUP:
+    if link is not None and link.group != LINK_GROUP and link.alias != LINK_ALIAS:
         raise Conflict(f"an interface {name} is there that Samewire did not make")
     return link
 
