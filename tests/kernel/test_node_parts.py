@@ -479,13 +479,18 @@ async def test_flows_and_drops_of_a_removed_port_are_swept(start: Callable[[], A
 async def test_what_an_earlier_daemon_has_not_swept(
     start: Callable[[], Awaitable[Node]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was stopped in between, or the pods have gone while there was none: the table of counts is not to fill up."""
+    """It was stopped in between, or the pods have gone while there was none: the tables are not to fill up."""
     monkeypatch.setattr(sweep, "_DELAY_S", 0)
     node = await start()
     key = RuleCountKey(70, 1, 0).pack()
     node.board.maps["sw_rule_counts"].update(key, (5).to_bytes(8, "little"))
-    counts = (await start()).board.maps["sw_rule_counts"]
-    await until(lambda: counts.lookup(key) is None)
+    drops = {port: DropKey(port, 0, 8, 9, 1).pack() for port in (71, node.uplink.ifindex)}
+    for drop in drops.values():
+        node.board.maps["sw_drops"].update(drop, (5).to_bytes(8, "little"))
+    maps = (await start()).board.maps
+    await until(lambda: maps["sw_rule_counts"].lookup(key) is None)
+    await until(lambda: maps["sw_drops"].lookup(drops[71]) is None)
+    assert maps["sw_drops"].lookup(drops[node.uplink.ifindex]) is not None
 
 
 async def test_lost_announcements_lead_to_an_audit(

@@ -274,7 +274,9 @@ class Node:
         self._start_ageing()
         report = await self.auditor.audit()
         self.switch.numbers.sweep()
-        self.switch.sweeper.add_left_over({state.ifindex for _, state in self.switch.ports})
+        devices = self.devices
+        own = {self.uplink.ifindex, devices.host_ifindex, devices.host_peer_ifindex, devices.tunnel_ifindex}
+        self.switch.sweeper.add_left_over(own | {state.ifindex for _, state in self.switch.ports})
         log.info("node is up", ports=len(self.switch.ports), repaired=report.repaired)
 
     def _adopt(self) -> list[tuple[str, PortState]]:

@@ -46,6 +46,7 @@ class PortSweeper:
         An earlier daemon was stopped before it came to that, or was not there when they went.
         """
         noted = {RuleCountKey.unpack(key).port for key, _ in self._rule_counts.items()}
+        noted |= {DropKey.unpack(key).port for key, _ in self._drops.items()}
         for ifindex in noted - {0, *known}:
             self.add(ifindex)
 
