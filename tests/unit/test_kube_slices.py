@@ -225,6 +225,26 @@ def test_a_service_that_cannot_be_admitted_stops_no_other() -> None:
     assert not admit([wanted("w")], (ipaddress.ip_network("10.0.0.1/32"),))[0]
 
 
+def test_what_another_service_has_is_refused() -> None:
+    """By name, whichever comes first in the files: every node must say the same."""
+    ports = [{"port": 80, "nodePort": 30007, "protocol": protocol} for protocol in ("TCP", "UDP")]
+    first = wanted("a", type="NodePort", ports=ports, clusterIP="10.96.0.7")
+    port = wanted("b", type="NodePort", ports=ports[:1])
+    address = wanted("c", clusterIP="10.96.0.7")
+    found, refused = admit([address, port, first], (V4,))
+    assert found.keys() == {("a", "a")}
+    assert refused == [
+        (("a", "b"), "nodePort: 30007 is that of Service a/a"),
+        (("a", "c"), "clusterIP: 10.96.0.7 is that of Service a/a"),
+    ]
+
+
+def test_a_service_needs_ports_unless_it_is_headless() -> None:
+    found, refused = admit([wanted("a", ports=[]), wanted("b", ports=[], clusterIP="None")], (V4,))
+    assert found.keys() == {("a", "b")}
+    assert refused == [(("a", "a"), "ports: is required")]
+
+
 def test_headless_and_external_names_get_no_address() -> None:
     headless = admitted(wanted(clusterIP="None")).service
     assert (headless.headless, headless.cluster_ips, headless.spec.ip_families) == (True, (), ("IPv4",))

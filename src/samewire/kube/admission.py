@@ -66,10 +66,13 @@ def admit(
     ordered = sorted(wanted, key=lambda item: item.key)
     taken = {address for item in ordered for address in _given(item.service.spec)}
     ports = _Ports(node_ports, _given_node_ports(ordered))
+    owners: dict[str | int, Key] = {}
     admitted: dict[Key, Wanted] = {}
     refused: list[tuple[Key, str]] = []
     for item in ordered:
         try:
+            _check_ports(item)
+            _claim(item, owners)
             spec = _node_ports(item, _addresses(item, networks, taken), ports)
         except (Invalid, Exhausted) as error:
             refused.append((item.key, str(error)))
@@ -103,6 +106,22 @@ def _given_node_ports(services: Iterable[Wanted]) -> set[int]:
     return {port.node_port for spec in specs for port in spec.ports if port.node_port} | {
         spec.health_check_node_port for spec in specs if spec.health_check_node_port
     }
+
+
+def _check_ports(item: Wanted) -> None:
+    spec = item.service.spec
+    if not spec.ports and spec.type != "ExternalName" and spec.cluster_ip != "None":
+        raise Invalid("ports", "is required")
+
+
+def _claim(item: Wanted, owners: dict[str | int, Key]) -> None:
+    """Note the addresses and node ports that a Service names. Raises ``Invalid`` where another has one of them."""
+    claims: list[tuple[str, str | int]] = [("clusterIP", address) for address in _given(item.service.spec)]
+    claims += [("nodePort", port) for port in sorted(_given_node_ports([item]))]
+    for name, claimed in claims:
+        if (owner := owners.get(claimed, item.key)) != item.key:
+            raise Invalid(name, f"{claimed} is that of Service {'/'.join(owner)}")
+    owners.update({claimed: item.key for _, claimed in claims})
 
 
 def _addresses(item: Wanted, networks: Sequence[Network], taken: set[str]) -> ServiceSpec:
