@@ -120,19 +120,19 @@ def test_one_broken_document_does_not_hide_the_others() -> None:
         ("{kind: Pod, metadata: {name: x}, spec: {containers: web}}", "containers is not a list"),
         (
             "{kind: Deployment, metadata: {name: x}, spec: {replicas: many, template: T}}",
-            "'many' is not a cou",
+            "replicas: 'many' is not a cou",
         ),
         (
             "{kind: Pod, metadata: {name: x}, spec: {containers: [{name: c, ports: [{containerPort: 0}]}]}}",
-            "port 0 is out of range",
+            "containerPort 0 is out of range",
         ),
         (
             "{kind: Pod, metadata: {name: x}, spec: {containers: [{name: c, ports: [{containerPort: web}]}]}}",
-            "port 'web' is not a number",
+            "containerPort 'web' is not a number",
         ),
         (
             "{kind: Pod, metadata: {name: x}, spec: {containers: [{name: c, ports: [{containerPort: .inf}]}]}}",
-            "port inf is not a number",
+            "containerPort inf is not a number",
         ),
         (
             "{kind: Pod, metadata: {name: x}, spec: {containers: [{name: c, ports: [{containerPort: 1, hostPort: 1, "
@@ -293,3 +293,45 @@ def test_no_object_is_fatal(kind: str, fields: dict[str, object], spec: object) 
 @given(st.text(max_size=200))
 def test_no_text_is_fatal(text: str) -> None:
     parse_manifests(text)
+
+
+def test_what_is_wrong_has_its_line() -> None:
+    documents = [
+        "# head\n",
+        "\nkind: Pod\nmetadata: {name: A}\n",
+        "\n\n# note\nkind: Service\napiVersion: v1\nmetadata: {name: s}\nspec: {ports: [{port: x}]}\n",
+        "\na: {{ b }}\n",
+        "\nkind: Secret\n",
+        "\nx: 1\ny: [\n",
+    ]
+    text = "---".join(documents)
+    found = parse_manifests(text, file="m.yaml").skipped
+    assert [item.place for item in found] == ["m.yaml:3", "m.yaml:8", "m.yaml:13", "", "m.yaml:17"]
+    assert found[1].reason == "Expected `int`, got `str` - at `$.spec.ports[0].port`"
+    assert found[4].reason.endswith(" in line 19")
+
+
+def test_services_of_other_makers_are_listed() -> None:
+    text = "{apiVersion: serving.knative.dev/v1, kind: Service, metadata: {name: x}, spec: {}}"
+    assert skipped(text) == [("Service", "x", "apiVersion: 'serving.knative.dev/v1' is not read here")]
+    assert parse_manifests(text).services == ()
+
+
+def test_lists_of_one_kind_say_what_their_items_are() -> None:
+    pods = f"{{apiVersion: v1, kind: PodList, items: [{{metadata: {{name: x}}, spec: {POD_SPEC}}}]}}"
+    assert one(pods).kind == "Pod"
+    services = (
+        "{apiVersion: v1, kind: ServiceList, items: [{metadata: {name: s}, spec: {ports: [{port: 80}]}}]}"
+    )
+    (service,) = parse_manifests(services).services
+    assert (service["kind"], service["apiVersion"]) == ("Service", "v1")
+    assert [reason for *_, reason in skipped("{kind: PodList, items: [1]}")] == ["is not a Kubernetes object"]
+    assert [reason for *_, reason in skipped("{kind: List, items: [{a: b}]}")] == [
+        "is not a Kubernetes object"
+    ]
+
+
+@pytest.mark.parametrize("text", ["1.5.2Gi", ".", "1..e3", "e3"])
+def test_what_is_no_quantity(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a quantity"):
+        quantity(text)

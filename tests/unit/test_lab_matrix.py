@@ -9,6 +9,7 @@ from rich.console import Console
 from samewire.lab.addressing import family_of
 from samewire.lab.check import Fact, Report
 from samewire.lab.matrix import Matrix
+from samewire.lab.podspec import served_ports
 from samewire.lab.probes import Expected, Observed, Probe, judge, observe
 from samewire.lab.report import binary, check_document, check_table, next_steps
 from samewire.lab.top import parse_net_dev
@@ -84,6 +85,31 @@ def test_containers_are_told_apart_by_localhost(mixed: list[Probe]) -> None:
     assert {probe.expected.container for probe in local} >= {"nginx", "exporter"}
     assert {probe.address for probe in local} == {"127.0.0.1", "::1"}
     assert all(probe.source == probe.target for probe in local)
+
+
+def test_any_container_of_several_on_one_port_may_answer() -> None:
+    """One has it for TCP and one for UDP, say; a stand-in answers both. Pods of a node's network share its ports."""
+    state = lab_state("mixed-cluster")
+    web = next(pod for pod in state.pods if pod.pod.owner == "Deployment/web")
+    exporter = next(pod for pod in state.pods if pod.pod.template.host_network)
+    twice = []
+    for pod in (web, exporter):
+        template, own = pod.pod.template, pod.pod.template.containers[0]
+        more = msgspec.structs.replace(own, name="other")
+        other = msgspec.structs.replace(template, containers=(*template.containers, more))
+        twice.append(msgspec.structs.replace(pod, pod=msgspec.structs.replace(pod.pod, template=other)))
+    pods = tuple(
+        {web.pod.key: twice[0], exporter.pod.key: twice[1]}.get(one.pod.key, one) for one in state.pods
+    )
+    probes = Matrix(msgspec.structs.replace(state, pods=pods)).probes()
+    address, port = exporter.addresses[0], served_ports(exporter.pod.template.containers[0])[0]
+    of_node = [probe for probe in probes if (probe.address, probe.port) == (address, port)]
+    of_pod = [probe for probe in probes if probe.source == web.pod.key and probe.address == "127.0.0.1"]
+    shared = served_ports(web.pod.template.containers[0])
+    assert of_node
+    assert not any(probe.expected.container for probe in of_node)
+    assert {bool(probe.expected.container) for probe in of_pod if probe.port in shared} == {False}
+    assert {bool(probe.expected.container) for probe in of_pod if probe.port not in shared} == {True}
 
 
 def test_tenants_expect_silence_from_what_only_the_other_has() -> None:

@@ -125,6 +125,31 @@ def test_host_ports_are_exclusive_and_a_preference_is_only_that() -> None:
     assert [pod.node for pod in placed(pods("StatefulSet"), shy[0]).pods] == ["a"]
 
 
+def test_host_ports_clash_where_their_addresses_do() -> None:
+    def at(*addresses: str) -> Scheduler:
+        ports = [f"[{{containerPort: 80, hostPort: 8080, hostIP: '{address}'}}]" for address in addresses]
+        texts = [
+            pods("StatefulSet", ports=port).replace("name: x", f"name: x{i}") for i, port in enumerate(ports)
+        ]
+        return placed("\n---\n".join(texts), node("a"))
+
+    assert len(at("127.0.0.1", "127.0.0.2").pods) == 2
+    for second in ("127.0.0.1", "0.0.0.0", "::", ""):
+        assert [item.reason for item in at("127.0.0.1", second).pending] == ["a: host port 8080/TCP is taken"]
+
+
+def test_services_that_an_api_server_refuses_are_listed() -> None:
+    spec = "{clusterIP: 10.96.0.77, ports: [{port: 80}]}"
+    service = f"{{apiVersion: v1, kind: Service, metadata: {{name: %s}}, spec: {spec}}}"
+    text = CLUSTER + "manifests: [{path: m.yaml}]\n"
+    plan = make_plan(
+        cluster(text), {"m.yaml": "\n---\n".join(service % name for name in ("one", "two", "one"))}
+    )
+    assert [(item.name, item.reason) for item in plan.skipped] == [
+        ("default/two", "clusterIP: 10.96.0.77 is that of Service default/one")
+    ]
+
+
 def test_a_second_pod_of_the_same_name_is_pending() -> None:
     scheduler = placed(f"{pods('StatefulSet')}\n---\n{pods('StatefulSet')}")
     assert [item.reason for item in scheduler.pending] == ["a pod of this name is there already"]

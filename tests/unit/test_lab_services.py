@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from samewire.kube.manifest_files import parse_manifests
@@ -124,6 +125,35 @@ def test_a_load_balancer_gets_an_address_of_each_family_unless_it_brings_one() -
     assert given["status"]["loadBalancer"]["ingress"] == [{"ip": "192.0.2.1"}, {"ip": "2001:db8::1"}]
     assert kept == own
     assert list(routed_addresses(service_plans([given], ("10.96.0.0/16",)))) == ["192.0.2.1", "2001:db8::1"]
+
+
+def test_source_ranges_let_in_whom_they_say(guestbook: LabState) -> None:
+    """And say nothing of whom a masquerade on the way may hide."""
+    behind = next(service for service in guestbook.services if service.ingress_ips)
+    alpha = guestbook.nodes[0]
+    ranges = tuple(address for address in alpha.plan.addresses if ":" not in address)
+    limited = msgspec.structs.replace(behind, source_ranges=tuple(f"{address}/32" for address in ranges))
+    matrix = Matrix(msgspec.structs.replace(guestbook, services=(limited,)))
+    found = [probe for probe in matrix.probes() if probe.address in behind.ingress_ips]
+    reached = {(probe.row.partition(" → ")[0], probe.source) for probe in found if probe.expected.reachable}
+    assert {probe.family for probe in found if not probe.expected.reachable} == {4}
+    assert {source for client, source in reached if client == "node"} >= {alpha.plan.name}
+    of4 = [probe for probe in found if probe.family == 4]
+    assert {probe.source for probe in of4 if probe.expected.reachable} == {alpha.plan.name}
+    assert {probe.row.partition(" → ")[0] for probe in of4} >= {"pod", "node", "outside"}
+    others = [probe for probe in matrix.probes() if probe.category == "service: NodePort"]
+    assert all(probe.expected.reachable for probe in others)
+
+
+def test_source_ranges_are_read_as_the_daemons_read_them() -> None:
+    spec = {
+        "type": "LoadBalancer",
+        "ports": [{"port": 80}],
+        "loadBalancerSourceRanges": ["x", " 10.1.2.3/8 "],
+    }
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": spec}
+    (plan,) = service_plans([service], ("10.96.0.0/16",))
+    assert plan.source_ranges == ("10.0.0.0/8",)
 
 
 def test_any_of_several_may_answer() -> None:

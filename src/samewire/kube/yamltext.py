@@ -17,8 +17,10 @@ _SEPARATOR = re.compile(r"^---(?:[ \t].*)?$", re.MULTILINE)
 _INDENT = re.compile(r"^[ ?-]*", re.MULTILINE)
 
 
-def load_yaml(text: str) -> Any:
-    """The value of one document. Raises ValueError with the place of the fault, never with the content."""
+def load_yaml(text: str, first_line: int = 1) -> Any:
+    """The value of one document, which begins in that line. Raises ValueError with the place of the fault, never with
+    the content.
+    """
     if text.lstrip().startswith("{"):
         try:
             return msgspec.json.decode(text)
@@ -38,7 +40,7 @@ def load_yaml(text: str) -> Any:
         return value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f" in line {mark.line + 1}" if mark is not None else ""
+        place = f" in line {mark.line + first_line}" if mark is not None else ""
         raise ValueError(f"{error.problem}{place}") from None
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None

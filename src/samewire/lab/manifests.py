@@ -12,6 +12,7 @@ import json
 import re
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from samewire.kube.manifest_files import parse_manifests as parse_objects
@@ -24,6 +25,9 @@ _ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 _NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
 _NAMESPACE = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
 
+_NO_PODS, _NO_REPLICAS = "makes no pods here", "asks for no replicas"
+_HARMLESS = frozenset({_NO_PODS, _NO_REPLICAS})
+
 POD_KINDS = frozenset(
     {"Pod", "Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job"}
 )
@@ -32,11 +36,14 @@ SERVICE_KINDS = frozenset({"Service", "EndpointSlice"})
 
 
 class Skipped(Struct, frozen=True):
-    """An object that makes no pods here, with the reason."""
+    """An object that makes no pods here, with the reason. ``place``: ``file:line`` of the document, "" where there is
+    nothing wrong with it.
+    """
 
     kind: str
     name: str
     reason: str
+    place: str = ""
 
 
 class Workload(Struct, frozen=True):
@@ -59,24 +66,38 @@ class Manifests(Struct, frozen=True):
     skipped: tuple[Skipped, ...]
 
 
-def parse_manifests(text: str, default_namespace: str = "default") -> Manifests:
-    """Read a multi-document manifest; never raises for its content."""
+def parse_manifests(text: str, default_namespace: str = "default", file: str = "manifest") -> Manifests:
+    """Read a multi-document manifest, which is called ``file`` in messages; never raises for its content."""
     workloads: list[Workload] = []
     services: list[dict[str, Any]] = []
     skipped: list[Skipped] = []
+    before = 0  # lines
     for document in _SEPARATOR.split(text):
+        start, before = before, before + document.count("\n")
+        first, first_line = next(
+            (pair for pair in enumerate(document.split("\n"), start + 1) if _says_something(pair[1])), (0, "")
+        )
         try:
-            items = _flatten(load_yaml(document))
+            items = _flatten(load_yaml(document, start + 1))
         except ValueError as error:
-            first_line = next((line for line in document.splitlines() if line.strip()), "")
-            skipped.append(Skipped("document", first_line.strip()[:60], f"is not YAML: {error}"))
+            place = f"{file}:{first}"
+            skipped.append(Skipped("document", first_line.strip()[:60], f"is not YAML: {error}", place))
             continue
         for item in items:
+            found: list[Skipped] = []
             if isinstance(item, dict) and str(item.get("kind")) in SERVICE_KINDS:
-                _read_service(item, default_namespace, services, skipped)
+                _read_service(item, default_namespace, services, found)
             else:
-                _read_object(item, default_namespace, workloads, skipped)
+                _read_object(item, default_namespace, workloads, found)
+            skipped += [
+                one if one.reason in _HARMLESS else msgspec.structs.replace(one, place=f"{file}:{first}")
+                for one in found
+            ]
     return Manifests(tuple(workloads), tuple(services), tuple(skipped))
+
+
+def _says_something(line: str) -> bool:
+    return bool(line.strip()) and not line.lstrip().startswith("#")
 
 
 def generated_suffix(length: int, *parts: object) -> str:
@@ -99,8 +120,13 @@ def _flatten(loaded: Any) -> list[Any]:
     if loaded is None:
         return []
     if isinstance(loaded, dict) and str(loaded.get("kind", "")).endswith("List") and "items" in loaded:
-        items = loaded["items"]
-        return [inner for item in (items if isinstance(items, list) else []) for inner in _flatten(item)]
+        # The API server's own lists, ServiceList and the like, say what their items are; these do not.
+        implied = {"kind": loaded["kind"][:-4], "apiVersion": loaded.get("apiVersion")}
+        items = loaded["items"] if isinstance(loaded["items"], list) else []
+        whole = [
+            {**implied, **item} if isinstance(item, dict) and implied["kind"] else item for item in items
+        ]
+        return [inner for item in whole for inner in _flatten(item)]
     return [loaded]
 
 
@@ -111,10 +137,17 @@ def _read_service(
     found = item.get("metadata")
     metadata: dict[str, Any] = found if isinstance(found, dict) else {}
     whole = {**item, "metadata": {**metadata, "namespace": str(metadata.get("namespace") or namespace)}}
+    name = str(metadata.get("name") or "")
     try:
-        parse_objects(json.dumps(whole, default=str))
+        content = parse_objects(json.dumps(whole, default=str))
     except (ValueError, TypeError) as error:
-        skipped.append(Skipped(str(item["kind"]), str(metadata.get("name") or ""), str(error)))
+        reason = str(error).removeprefix("document at line 1: ")
+        skipped.append(Skipped(str(item["kind"]), name, reason))
+        return
+    if not (content.services or content.others):  # Knative has a Service, too
+        skipped.append(
+            Skipped(str(item["kind"]), name, f"apiVersion: {item.get('apiVersion')!r} is not read here")
+        )
         return
     services.append(whole)
 
@@ -128,7 +161,7 @@ def _read_object(item: Any, namespace: str, workloads: list[Workload], skipped: 
     metadata: dict[str, Any] = found if isinstance(found, dict) else {}
     label = str(metadata.get("name") or metadata.get("generateName") or "")
     if kind not in POD_KINDS:
-        skipped.append(Skipped(kind, label, "makes no pods here"))
+        skipped.append(Skipped(kind, label, _NO_PODS))
         return
     try:
         workload = _workload(kind, item, metadata, namespace)
@@ -136,7 +169,7 @@ def _read_object(item: Any, namespace: str, workloads: list[Workload], skipped: 
         skipped.append(Skipped(kind, label, str(error)))
         return
     if workload.pod_names == ():
-        skipped.append(Skipped(kind, label, "asks for no replicas"))
+        skipped.append(Skipped(kind, label, _NO_REPLICAS))
     else:
         workloads.append(workload)
 
@@ -161,23 +194,23 @@ def _pod_names(kind: str, namespace: str, name: str, spec: dict[str, Any]) -> tu
     if kind == "DaemonSet":
         return None
     if kind == "StatefulSet":
-        start = _count(mapping(spec.get("ordinals"), "ordinals").get("start"), 0)
-        return tuple(f"{name}-{start + ordinal}" for ordinal in range(_count(spec.get("replicas"), 1)))
+        start = _count(mapping(spec.get("ordinals"), "ordinals"), "start", 0)
+        return tuple(f"{name}-{start + ordinal}" for ordinal in range(_count(spec, "replicas", 1)))
     if kind == "Job":
         return _job_pod_names(namespace, name, spec)
     prefix = name
     if kind == "Deployment":
         prefix = f"{name}-{generated_suffix(9, namespace, name, spec.get('template'))}"
-    count = _count(spec.get("replicas"), 1)
+    count = _count(spec, "replicas", 1)
     return tuple(f"{prefix}-{generated_suffix(5, namespace, prefix, index)}" for index in range(count))
 
 
 def _job_pod_names(namespace: str, name: str, spec: dict[str, Any]) -> tuple[str, ...]:
     if spec.get("suspend"):
         return ()
-    count = min(_count(spec.get("parallelism"), 1), max(_count(spec.get("completions"), 1), 1))
+    count = min(_count(spec, "parallelism", 1), max(_count(spec, "completions", 1), 1))
     if spec.get("parallelism") is not None and spec.get("completions") is None:
-        count = _count(spec.get("parallelism"), 1)
+        count = _count(spec, "parallelism", 1)
     indexed = spec.get("completionMode") == "Indexed"
     return tuple(
         f"{name}-{index}-{generated_suffix(5, namespace, name, index)}"
@@ -187,9 +220,10 @@ def _job_pod_names(namespace: str, name: str, spec: dict[str, Any]) -> tuple[str
     )
 
 
-def _count(value: Any, default: int) -> int:
+def _count(spec: dict[str, Any], name: str, default: int) -> int:
+    value = spec.get(name)
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is not a count of pods")
+        raise ValueError(f"{name}: {value!r} is not a count of pods")
     return value

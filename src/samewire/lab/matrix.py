@@ -84,7 +84,7 @@ class Matrix:
                     row += f" → {self._node_label(target.pod.node)}"
                 for address in target.addresses:
                     own = _of_family(source.addresses, address)
-                    yield from _probes(category, row, source, _pod_target(target, address), own)
+                    yield from _probes(category, row, source, self._pod_target(target, address), own)
 
     def _localhost(self) -> Iterator[Probe]:
         """Containers of a pod by 127.0.0.1 and ::1; several containers of one pod share them."""
@@ -95,7 +95,8 @@ class Matrix:
                 ports = served_ports(container) if pod.pod.stands_in(container) else []
                 for port in ports:
                     for address in ("127.0.0.1", "::1"):
-                        target = Target(pod.pod.key, address, port, pod.hostname, container.name)
+                        name = container.name if self._only_one(pod, port) else ""
+                        target = Target(pod.pod.key, address, port, pod.hostname, name)
                         own = (address,)
                         yield from _probes("containers by localhost", row, pod, target, own, ("http", "udp"))
 
@@ -137,7 +138,7 @@ class Matrix:
     ) -> Iterator[Probe]:
         for target in self._host_pods:
             if target.pod.node == node.plan.name:
-                found = _pod_target(target, address, agent=node.plan.name)
+                found = self._pod_target(target, address, agent=node.plan.name)
                 if found.port and found.stand_in:
                     category = "pod to hostNetwork pod"
                     yield from _probes(category, row, pod, found, sources, ("tcp", "udp"))
@@ -155,7 +156,7 @@ class Matrix:
                 )
                 for address in pod.addresses:
                     sources = self._node_addresses(node, pod.pod.network, address)
-                    yield from _probes(category, row, node, _pod_target(pod, address), sources)
+                    yield from _probes(category, row, node, self._pod_target(pod, address), sources)
 
     def _host_ports(self) -> Iterator[Probe]:
         for pod in self._pods:
@@ -166,7 +167,8 @@ class Matrix:
                         column = port.protocol.lower() if pod.pod.stands_in(container) else "connect"
                         for address in node.plan.addresses:
                             if _of_family(pod.addresses, address):
-                                name = container.name if column != "connect" else ""
+                                alone = column != "connect" and self._only_one(pod, port.container_port)
+                                name = container.name if alone else ""
                                 target = Target(pod.pod.key, address, port.host_port, pod.hostname, name)
                                 yield from self._host_port(pod, node, target, column)
 
@@ -211,12 +213,34 @@ class Matrix:
                 if target.pod.network == source.pod.network:
                     continue
                 for address in target.addresses:
-                    found = _pod_target(target, address)
+                    found = self._pod_target(target, address)
                     if address not in known and found.port:
                         row = f"{source.pod.network} → {target.pod.network}"
                         silent = Expected(reachable=False)
                         for column in ("tcp", "udp", "icmp"):
                             yield _probe("other tenant's address", row, source, found, column, silent)
+
+    def _pod_target(self, pod: PodState, address: str, agent: str = "") -> Target:
+        """The first port of a stand-in; else the first declared port of a command; else none (ICMP only)."""
+        agent = agent or pod.pod.key
+        commanded = 0
+        for container in pod.pod.template.containers:
+            ports = served_ports(container)
+            if ports and pod.pod.stands_in(container):
+                name = container.name if self._only_one(pod, ports[0]) else ""
+                return Target(agent, address, ports[0], pod.hostname, name)
+            if ports and not commanded:
+                commanded = ports[0]
+        return Target(agent, address, commanded, pod.hostname, stand_in=False)
+
+    def _only_one(self, pod: PodState, port: int) -> bool:
+        """Whether one container serves a port where a pod is: two may have it, one for TCP and one for UDP, and a
+        stand-in answers both.
+        """
+        sharing = [one for one in self._host_pods if one.pod.node == pod.pod.node]
+        here = sharing if pod.pod.template.host_network else [pod]
+        containers = [container for one in here for container in one.pod.template.containers]
+        return sum(port in served_ports(container) for container in containers) < 2
 
     def _reaches_host(self, network: str) -> bool:
         found = network_named(self._state.cluster, network)
@@ -292,19 +316,6 @@ def _probe(
         port=0 if column == "icmp" else target.port,
         expected=expected,
     )
-
-
-def _pod_target(pod: PodState, address: str, agent: str = "") -> Target:
-    """The first port of a stand-in; else the first declared port of a command; else none (ICMP only)."""
-    agent = agent or pod.pod.key
-    commanded = 0
-    for container in pod.pod.template.containers:
-        ports = served_ports(container)
-        if ports and pod.pod.stands_in(container):
-            return Target(agent, address, ports[0], pod.hostname, container.name)
-        if ports and not commanded:
-            commanded = ports[0]
-    return Target(agent, address, commanded, pod.hostname, stand_in=False)
 
 
 def _of_family(addresses: Sequence[str], like: str) -> tuple[str, ...]:

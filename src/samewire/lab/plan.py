@@ -20,7 +20,7 @@ from samewire.lab.addressing import (
 from samewire.lab.cluster import Cluster, Network, Stack
 from samewire.lab.manifests import Skipped, parse_manifests
 from samewire.lab.schedule import Pending, Pod, Scheduler, node_labels
-from samewire.lab.services import with_ingress
+from samewire.lab.services import refused_services, with_ingress
 
 
 class NodePlan(Struct, frozen=True):
@@ -80,11 +80,13 @@ def make_plan(cluster: Cluster, manifests: Mapping[str, str]) -> Plan:
     skipped: list[Skipped] = []
     services: list[dict[str, Any]] = []
     for manifest in cluster.manifests:
-        parsed = parse_manifests(manifests[manifest.path], manifest.namespace)
+        parsed = parse_manifests(manifests[manifest.path], manifest.namespace, manifest.path)
         skipped += parsed.skipped
         services += parsed.services
         for workload in parsed.workloads:
             scheduler.place(workload, manifest.network or cluster.networks[0].name)
+    refused = refused_services(services, cluster.services.cluster_cidrs)
+    skipped += [Skipped("Service", "/".join(key), reason) for key, reason in refused.items()]
     return Plan(
         cluster,
         _nodes(cluster),

@@ -15,8 +15,9 @@ from msgspec import Struct
 
 _LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
 _ENV_NAME = re.compile(r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")
-_QUANTITY = re.compile(r"^([+-]?[0-9.]+)([a-zA-Z]*)$")
-_EXPONENT = re.compile(r"^[+-]?[0-9.]+[eE][+-]?[0-9]+$")
+_NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
+_QUANTITY = re.compile(rf"^({_NUMBER})([a-zA-Z]*)$")
+_EXPONENT = re.compile(rf"^{_NUMBER}[eE][+-]?[0-9]+$")
 _SUFFIXES = {
     "": 1.0,
     "n": 1e-9,
@@ -221,8 +222,8 @@ def _container(item: Any, host_network: bool) -> Container:
 
 def _port(item: Any, host_network: bool) -> Port:
     fields = mapping(item, "port")
-    number = _port_number(fields.get("containerPort"))
-    host = _port_number(fields["hostPort"]) if fields.get("hostPort") else 0
+    number = _port_number("containerPort", fields.get("containerPort"))
+    host = _port_number("hostPort", fields["hostPort"]) if fields.get("hostPort") else 0
     protocol = str(fields.get("protocol") or "TCP").upper()
     if protocol not in {"TCP", "UDP", "SCTP"}:
         raise ValueError(f"protocol {protocol!r} is none of TCP, UDP, SCTP")
@@ -233,13 +234,13 @@ def _port(item: Any, host_network: bool) -> Port:
     return Port(number, protocol, 0 if host_network else host, host_ip, name)
 
 
-def _port_number(value: Any) -> int:
+def _port_number(name: str, value: Any) -> int:
     try:
         number = int(value)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"port {value!r} is not a number") from None
+        raise ValueError(f"{name} {value!r} is not a number") from None
     if not 0 < number < 65536:
-        raise ValueError(f"port {number} is out of range")
+        raise ValueError(f"{name} {number} is out of range")
     return number
 
 

@@ -264,7 +264,8 @@ def _left_out(state: LabState) -> list[Text]:
     ]
     reasons: dict[str, list[str]] = {}
     for item in state.skipped:
-        reasons.setdefault(item.reason, []).append(f"{item.kind}/{item.name}" if item.name else item.kind)
+        name = f"{item.kind}/{item.name}" if item.name else item.kind
+        reasons.setdefault(item.reason, []).append(f"{name} at {item.place}" if item.place else name)
     lines += [
         Text(f"skipped ({reason}): {', '.join(names)}", style="dim") for reason, names in reasons.items()
     ]

@@ -32,8 +32,16 @@ _DAEMON_TOLERATIONS = tuple(
     )
 )
 
+Claim = tuple[str, int, str]
+"""Protocol, number and address of a host port."""
+
+EVERY = "0.0.0.0"
+_WILDCARDS = frozenset({EVERY, "::"})
+
 # What every node serves itself (see names.py).
-_LAB_PORTS = frozenset((protocol, port) for protocol in ("TCP", "UDP") for port in (KUBELET_PORT, DNS_PORT))
+_LAB_PORTS = frozenset(
+    (protocol, port, EVERY) for protocol in ("TCP", "UDP") for port in (KUBELET_PORT, DNS_PORT)
+)
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -140,9 +148,8 @@ class Scheduler:
                 key, value, effect, (*template.tolerations, *extra)
             ):
                 return f"taint {key}"
-        if taken := self._host_ports[node.name] & _claims(template):
-            protocol, port = sorted(taken)[0]
-            return f"host port {port}/{protocol} is taken"
+        if taken := _clash(_claims(template), self._host_ports[node.name]):
+            return f"host port {taken[1]}/{taken[0]} is taken"
         return None
 
     def _commands(self, key: str, template: PodTemplate) -> dict[str, tuple[str, ...]]:
@@ -178,11 +185,21 @@ def _listed(refusals: Mapping[str, str | None]) -> str:
     return ", ".join(f"{node}: {reason}" for node, reason in refusals.items())
 
 
-def _claims(template: PodTemplate) -> set[tuple[str, int]]:
-    claims = {(p.protocol, p.host_port) for c in template.containers for p in c.ports if p.host_port}
+def _claims(template: PodTemplate) -> set[Claim]:
+    ports = [port for container in template.containers for port in container.ports]
+    claims = {(port.protocol, port.host_port, port.host_ip or EVERY) for port in ports if port.host_port}
     if template.host_network:
-        claims |= {(p.protocol, p.container_port) for c in template.containers for p in c.ports}
+        claims |= {(port.protocol, port.container_port, EVERY) for port in ports}
     return claims
+
+
+def _clash(wanted: Iterable[Claim], taken: Iterable[Claim]) -> Claim | None:
+    """The first of the wanted that is taken: at the same address, or where either is for every one."""
+    for one in sorted(wanted):
+        for other in taken:
+            if one[:2] == other[:2] and (one[2] == other[2] or {one[2], other[2]} & _WILDCARDS):
+                return one
+    return None
 
 
 def _meets(labels: dict[str, str], requirement: Requirement) -> bool:

@@ -7,6 +7,7 @@ Local, and between pods.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec import Struct
@@ -68,7 +69,8 @@ class ServiceMatrix:
         if len(standing_in) != len(behind):
             return  # a command answers as it likes
         for client, label in self._clients(frontend, behind):
-            yield self._probe(frontend, client, label, behind, family)
+            if self._may(frontend, client) is not None:
+                yield self._probe(frontend, client, label, behind, family)
 
     def _clients(self, frontend: Frontend, behind: Sequence[Answerer]) -> Iterator[tuple[Client, str]]:
         """Who asks, and as what."""
@@ -96,7 +98,7 @@ class ServiceMatrix:
     def _probe(
         self, frontend: Frontend, client: Client, label: str, behind: Sequence[Answerer], family: int
     ) -> Probe:
-        allowed = self._allowed(frontend, client, behind)
+        allowed = self._allowed(frontend, client, behind) if self._may(frontend, client) else ()
         if allowed:
             names = tuple(sorted({one.pod.hostname for one in allowed}))
             sources = self._sources(frontend, client, allowed, family)
@@ -115,6 +117,22 @@ class ServiceMatrix:
             port=frontend.number,
             expected=expected,
         )
+
+    def _may(self, frontend: Frontend, client: Client) -> bool | None:
+        """Whether the Service's source ranges let a client in; None where that depends on the address it comes with."""
+        service, family = frontend.service, family_of(frontend.address)
+        ranges = [ipaddress.ip_network(text) for text in service.source_ranges if family_of(text) == family]
+        if not ranges or frontend.address not in service.ingress_ips:
+            return True
+        addresses = client.addresses if isinstance(client, PodState) else client.plan.addresses
+        if isinstance(client, PodState) and not self._is_balancer(client.pod.node):
+            addresses = (
+                *addresses,
+                *self._state.node(client.pod.node).plan.addresses,
+            )  # it may be masqueraded
+        own = [ipaddress.ip_address(text) for text in addresses if family_of(text) == family]
+        verdicts = {any(address in one for one in ranges) for address in own}
+        return verdicts.pop() if len(verdicts) == 1 else None
 
     def _allowed(self, frontend: Frontend, client: Client, behind: Sequence[Answerer]) -> Sequence[Answerer]:
         """The backends that the traffic policies leave, and of those that everybody may use the near ones."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from samewire.kube.admission import admit
+from samewire.kube.admission import Wanted, admit
 from samewire.kube.manifest_files import parse_manifests
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ class ServicePortPlan(Struct, frozen=True):
 
 
 class ServicePlan(Struct, frozen=True):
-    """A Service with its addresses. ``external_ips`` include those of a load balancer in front. ``distribution``:
-    its ``trafficDistribution``.
+    """A Service with its addresses. ``external_ips`` include those of a load balancer in front, ``ingress_ips``, to
+    which only clients in ``source_ranges`` get (of a family without any: all). ``distribution``: its
+    ``trafficDistribution``.
     """
 
     namespace: str
@@ -47,6 +48,8 @@ class ServicePlan(Struct, frozen=True):
     internal_local: bool = False
     external_local: bool = False
     distribution: str = ""
+    ingress_ips: tuple[str, ...] = ()
+    source_ranges: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -77,12 +80,24 @@ def with_ingress(objects: Iterable[Json], prefixes: Sequence[str]) -> tuple[Json
 
 def service_plans(objects: Iterable[Json], cluster_cidrs: Iterable[str]) -> tuple[ServicePlan, ...]:
     """The Services that have addresses of their own."""
+    admitted, _ = _admit(objects, cluster_cidrs)
+    return tuple(_plan(item) for item in admitted.values() if _has_addresses(item))
+
+
+def refused_services(objects: Iterable[Json], cluster_cidrs: Iterable[str]) -> dict[tuple[str, str], str]:
+    """The Services, by namespace and name, that an API server would not have taken, with the reason."""
+    return dict(_admit(objects, cluster_cidrs)[1])
+
+
+def _admit(
+    objects: Iterable[Json], cluster_cidrs: Iterable[str]
+) -> tuple[dict[tuple[str, str], Wanted], list[tuple[tuple[str, str], str]]]:
     content = parse_manifests(
         json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}, default=str)
     )
-    networks = [ipaddress.ip_network(text) for text in cluster_cidrs]
-    admitted, _ = admit(content.services, networks)
-    return tuple(_plan(item) for item in admitted.values() if _has_addresses(item))
+    # One that comes twice is the later one, as for who applies both.
+    services = {item.key: item for item in content.services}
+    return admit(services.values(), [ipaddress.ip_network(text) for text in cluster_cidrs])
 
 
 def node_objects(nodes: Iterable[NodePlan]) -> list[Json]:
@@ -142,6 +157,8 @@ def _plan(item: Any) -> ServicePlan:
     service, spec = item.service, item.service.spec
     targets = {(port.port, port.protocol): port.target_port or port.port for port in item.spec.ports}
     ingress = tuple(one.ip for one in service.status.load_balancer.ingress if one.ip)
+    annotated = service.metadata.annotations.load_balancer_source_ranges.split(",")
+    ranges = spec.load_balancer_source_ranges or annotated
     return ServicePlan(
         namespace=service.metadata.namespace,
         name=service.metadata.name,
@@ -155,7 +172,17 @@ def _plan(item: Any) -> ServicePlan:
         internal_local=spec.internal_traffic_policy == "Local",
         external_local=spec.external_traffic_policy == "Local",
         distribution=spec.traffic_distribution,
+        ingress_ips=ingress,
+        source_ranges=tuple(_prefixes(ranges)),
     )
+
+
+def _prefixes(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        try:
+            yield str(ipaddress.ip_network(text.strip(), strict=False))
+        except ValueError:
+            continue  # as the daemons do
 
 
 def _target(state: PodState, port: ServicePortPlan) -> int:
