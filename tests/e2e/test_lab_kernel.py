@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ from tests.support.lab import (
 pytestmark = pytest.mark.root
 
 NAME = f"tk{os.getpid()}"
+BOUND_S = 60
+"""Far more than anything takes, so that a hang is a failure."""
 
 OVERRIDES = """
 overrides:
@@ -198,6 +201,25 @@ def test_down_after_kill_9_of_up_at_any_step(tmp_path: Path, journal_lines: int)
     assert run_lab("down", name).returncode == 0
     assert not any(footprint(name).values()), footprint(name)
     assert processes_in(spaces) == []
+
+
+@pytest.mark.usefixtures("gone")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_up_that_is_stopped_undoes_itself(tmp_path: Path, how: signal.Signals) -> None:
+    """By Ctrl-C, by a time limit, and by the end of the terminal, which takes the output with it."""
+    name = f"{NAME}b"
+    file = variant("mixed-cluster", name, tmp_path, samewire="kernel")
+    journal = Path(f"/run/samewire-lab/{name}/journal")
+    with subprocess.Popen((*COMMAND, "up", str(file)), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as up:
+        while up.poll() is None and not (journal.exists() and len(journal.read_text().splitlines()) >= 16):
+            pass
+        assert up.stdout is not None
+        if how is signal.SIGHUP:
+            up.stdout.close()
+        up.send_signal(how)
+        status = up.wait(BOUND_S)
+    assert status != 0
+    assert not any(footprint(name).values()), footprint(name)
 
 
 @pytest.mark.usefixtures("gone")

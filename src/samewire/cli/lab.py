@@ -6,10 +6,11 @@ import asyncio
 import functools
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -48,6 +49,27 @@ def _reporting(function: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
+async def _until_stopped(work: Coroutine[Any, Any, R]) -> R:
+    """Do something that undoes itself when it is cancelled, at SIGTERM and SIGHUP too; a second one ends it at once."""
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+    asked: list[signal.Signals] = []
+
+    def stop(number: signal.Signals) -> None:
+        loop.remove_signal_handler(number)
+        asked.append(number)
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            loop.add_signal_handler(number, stop, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not asked:
+            raise
+        raise Failure(f"stopped by {asked[0].name}", 128 + asked[0]) from None
+
+
 @click.group()
 def lab() -> None:
     """Mixed clusters in network namespaces of this machine (needs root).
@@ -73,7 +95,7 @@ def up(file: Path, keep: bool, as_document: bool) -> None:
     def progress(text: str) -> None:
         console.print(f"[dim]{time.monotonic() - began:5.1f} s[/dim]  {text}")
 
-    state = asyncio.run(bring_up(file, progress, keep))
+    state = asyncio.run(_until_stopped(bring_up(file, progress, keep)))
     if as_document:
         _print_json(lab_document(state))
         return

@@ -73,8 +73,10 @@ async def up(file: Path, progress: Progress, keep: bool = False) -> LabState:
                 state = await _Builder(lab, plan, mounts, progress).build(file)
         except BaseException:
             if not keep:
-                progress("not finished; removing what was made")
-                await remove(lab)
+                try:
+                    progress("not finished; removing what was made")
+                finally:  # also where nobody is there any more to be told
+                    await remove(lab)
             raise
         lab.save(state)
         return state
