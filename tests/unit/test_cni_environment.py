@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from samewire.cni.conf import decode_conf, requested_ips
 from samewire.cni.environment import CniArgs, Verb, decode_args, decode_environment
 from samewire.cni.errors import CniCode, CniError
 from tests.support.cni import variables
@@ -89,6 +90,7 @@ def test_bad_namespace_paths(path: str) -> None:
         ("FOO=1;BAR=2", "CNI_ARGS: unknown keys FOO, BAR; IgnoreUnknown=1 would ignore them"),
         ("FOO=1;IgnoreUnknown=0", "CNI_ARGS: unknown keys FOO"),
         ("IP=10.1.0.300", "CNI_ARGS: IP: '10.1.0.300' does not appear to be an IPv4 or IPv6 address"),
+        ("IP=10.1.0.3,", "CNI_ARGS: IP: '' does not appear to be an IPv4 or IPv6 address"),
         ("MAC=01:00:5e:00:00:01", "CNI_ARGS: MAC: '01:00:5e:00:00:01' is not the MAC address of one station"),
     ],
 )
@@ -102,3 +104,10 @@ def test_bad_args(text: str, message: str) -> None:
 def test_unknown_args_are_ignored_on_demand(ignore: str) -> None:
     assert decode_args(f"FOO=a=b;IgnoreUnknown={ignore}") == CniArgs()
     assert decode_args("") == CniArgs()
+
+
+def test_several_addresses_may_be_asked_for() -> None:
+    """As the IPAM plugin static has it, with its gateway beside them."""
+    found = decode_args("IP=10.1.0.9/24, FD00::0:9/64,10.1.0.7;GATEWAY=10.1.0.1")
+    assert found.ip == "10.1.0.9/24,fd00::9/64,10.1.0.7"
+    assert requested_ips(decode_conf(b'{"name": "net"}'), found) == ("10.1.0.9/24", "fd00::9/64", "10.1.0.7")

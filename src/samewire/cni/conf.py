@@ -216,7 +216,7 @@ def requested_ips(conf: NetConf, args: CniArgs) -> tuple[str, ...]:
 def _requested_ips(conf: NetConf, asked: str) -> tuple[str, ...]:
     fields = conf.fields
     lists = (fields.child("args").child("cni"), fields.child("runtimeConfig"))
-    first = [asked] if asked else []
+    first = asked.split(",") if asked else []
     return tuple(dict.fromkeys([*first, *(ip for item in lists for ip in item.parsed_texts("ips", _ip))]))
 
 

@@ -24,7 +24,7 @@ _NO_INTERFACES = frozenset((".", "..", "all", "default"))  # directories of sett
 
 _KNOWN_ARGS = frozenset(
     {
-        *("IgnoreUnknown", "IP", "MAC"),
+        *("IgnoreUnknown", "IP", "MAC", "GATEWAY"),  # the last for the IPAM plugin static
         *("K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_INFRA_CONTAINER_ID", "K8S_POD_UID"),
     }
 )
@@ -45,7 +45,9 @@ _OF_A_CONTAINER = frozenset({Verb.ADD, Verb.DEL, Verb.CHECK})
 
 
 class CniArgs(Struct, frozen=True):
-    """What Samewire uses of CNI_ARGS: a wanted address (with or without prefix length), a MAC, the pod."""
+    """What Samewire uses of CNI_ARGS: wanted addresses (with or without prefix length, with commas between), a MAC,
+    the pod.
+    """
 
     ip: str = ""
     mac: str = ""
@@ -125,7 +127,7 @@ def decode_args(text: str) -> CniArgs:
     if unknown and pairs.get("IgnoreUnknown", "").lower() not in ("1", "true"):
         _fail(f"CNI_ARGS: unknown keys {', '.join(unknown)[:256]}; IgnoreUnknown=1 would ignore them")
     return CniArgs(
-        _arg(pairs, "IP", lambda value: cidr(value) if "/" in value else address(value)),
+        _arg(pairs, "IP", _addresses),
         _arg(pairs, "MAC", mac),
         pairs.get("K8S_POD_NAMESPACE", ""),
         pairs.get("K8S_POD_NAME", ""),
@@ -158,6 +160,11 @@ def _check_container(container_id: str, interface: str, netns: str) -> None:
         return
     if netns and (not netns.startswith("/") or len(netns) >= MAX_PATH or not netns.isprintable()):
         _fail(f"CNI_NETNS {netns[:64]!r}: expected the absolute path of a network namespace's file")
+
+
+def _addresses(text: str) -> str:
+    items = [item.strip() for item in text.split(",")]
+    return ",".join(cidr(item) if "/" in item else address(item) for item in items)
 
 
 def _arg(pairs: Mapping[str, str], name: str, parse: Callable[[str], str]) -> str:
