@@ -99,7 +99,7 @@ COMMIT
 -A INPUT -j KUBE-FIREWALL
 -A FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
 -A FORWARD -s 10.244.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT
--A FORWARD -s 192.0.2.0/24 -j ACCEPT
+-A FORWARD -m set --match-set admin's src -m comment --comment "not: -j KUBE-FORWARD" -j ACCEPT
 COMMIT
 """
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Set
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
@@ -46,6 +45,11 @@ _SETS: Final = re.compile(
     r"|NODE-PORT-(LOCAL-)?(TCP|UDP|SCTP(-HASH)?)|HEALTH-CHECK-NODE-PORT|IPVS-IPS)"
 )
 """The ipsets of kube-proxy's ipvs mode; those of IPv6 have a 6 in their names."""
+
+
+_WORDS: Final = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
+"""What iptables-save prints: only quotes that begin a word are quotes."""
+_ESCAPED: Final = re.compile(r"\\(.)")
 
 
 class _Rule(Struct, frozen=True):
@@ -165,7 +169,7 @@ def _tables(saved: str) -> Iterator[tuple[str, list[str], list[_Rule]]]:
 
 
 def _rule(text: str) -> _Rule:
-    words = shlex.split(text)
+    words = [_ESCAPED.sub(r"\1", quoted) or plain for quoted, plain in _WORDS.findall(text)]
     return _Rule(words[1], _after(words, ("-j", "-g")), _after(words, ("--comment",)), text)
 
 
