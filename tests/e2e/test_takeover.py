@@ -20,7 +20,7 @@ from tests.support.flannel import (
     NODE_PORT,
     VIP,
 )
-from tests.support.node import NODE_IP, in_namespace, ip, poll
+from tests.support.node import NODE_IP, ROUTER_IP, in_namespace, ip, poll
 from tests.support.takeover import Cluster, broken, killed_at_each_step
 
 pytestmark = pytest.mark.root
@@ -216,6 +216,28 @@ def test_refusals(cluster: Cluster) -> None:
     assert "takeover" in cluster.takeover("--remove", status=3)
     (cluster.net_d / "10-flannel.conflist").unlink()
     assert "CNI configuration" in cluster.takeover(status=3)
+
+
+def test_a_default_route_by_another_nic(cluster: Cluster) -> None:
+    """``--iface`` of flannel's: Samewire would send to other nodes from an address that they do not know."""
+    node, router = cluster.net.node, cluster.net.router
+    ip("link", "add", "eth1", "netns", node, "type", "veth", "peer", "eth8", "netns", router)
+    for where, device, address in ((node, "eth1", "10.0.2.15"), (router, "eth8", "10.0.2.2")):
+        ip("address", "add", f"{address}/24", "dev", device, netns_name=where)
+        ip("link", "set", device, "up", netns_name=where)
+    ip("route", "add", "192.168.78.0/24", "via", ROUTER_IP, netns_name=node)
+    ip("route", "replace", "default", "via", "10.0.2.2", netns_name=node)
+    before = cluster.state()
+    config = json.loads(cluster.daemon.config.read_text())
+    for uplink in ("", "eth0"):
+        cluster.daemon.stop()
+        cluster.daemon.config.write_text(json.dumps({**config, "uplink": uplink}))
+        cluster.daemon.start()
+        if not uplink:
+            assert 'uplink = "eth0"' in cluster.takeover(status=1)
+            assert cluster.state() == before
+    cluster.takeover()
+    assert not cluster.reached(cluster.old, cluster.second, cluster.remote)
 
 
 def test_a_node_without_the_tools(cluster: Cluster) -> None:

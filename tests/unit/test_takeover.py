@@ -25,6 +25,7 @@ from samewire.takeover.links import (
     bridge_of,
     devices,
     hops,
+    nics,
     remotes,
     restoring,
     tunnels,
@@ -274,6 +275,23 @@ def test_devices_other_nodes_and_pods() -> None:
     assert devices(LISTING) == ("cni0", "flannel.1")
 
 
+def test_the_nics_by_which_flannel_reaches_other_nodes() -> None:
+    def told(**data: Any) -> Listing:
+        info = {"info_kind": "vxlan", "info_data": {"id": 1, **data}}
+        nic = link("eth1", 9, "", "198.51.100.7/24", "fd66::7/64")
+        return replace(LISTING, links=[LISTING.links[0], nic, link("flannel.1", 3, linkinfo=info)], routes=[])
+
+    assert nics(told(link="eth1", local="192.0.2.10"), [SUBNET]) == ("eth1",)
+    assert nics(told(local="198.51.100.7"), [SUBNET]) == ("eth1",)
+    assert nics(told(local6="fd66::7"), [SUBNET]) == ("eth1",)
+    assert nics(told(local="192.0.2.99"), [SUBNET]) == ()
+    routes = [
+        {"dst": "10.244.2.0/24", "gateway": "192.0.2.12", "dev": "eth0"},
+        {"dst": "default", "gateway": "198.51.100.1", "dev": "eth1"},
+    ]
+    assert nics(replace(LISTING, links=LISTING.links[:1], routes=routes), [SUBNET]) == ("eth0",)
+
+
 @pytest.mark.parametrize(
     ("links", "routes", "words"),
     [
@@ -392,6 +410,7 @@ def lines(steps: list[Step]) -> list[str]:
 
 def test_the_steps_of_a_takeover() -> None:
     check_takeover(FOUND, None, NODE, PLACES)
+    check_takeover(replace(FOUND, nics=("eth0",)), None, replace(NODE, uplink="eth0"), PLACES)
     early, late = plan.takeover(FOUND, Journal(found=FOUND), NODE, PLACES)
     assert [type(step) for step in early] == [Write, Rename]
     batch = lines(late)
@@ -431,6 +450,9 @@ def test_the_steps_of_a_takeover() -> None:
         (replace(FOUND, subnets=()), NODE, NotFound, "FLANNEL_SUBNET"),
         (replace(FOUND, tunnels=()), NODE, Unsupported, "flannel.N"),
         (FOUND, replace(NODE, vxlan_port=4789), Conflict, r"/c.toml.*\nvxlan_port = 8472"),
+        (replace(FOUND, nics=("eth1",)), replace(NODE, uplink="eth0"), Conflict, 'uplink = "eth1".*now eth0'),
+        (replace(FOUND, nics=("eth1",)), NODE, Conflict, 'uplink = "eth1".*now none'),
+        (replace(FOUND, nics=("eth0", "eth1")), NODE, Unsupported, "eth0, eth1"),
         (
             replace(FOUND, rules=(PROXY,)),
             Node(vxlan_port=4789, balances=False, reads=False, network="", config="/c.toml"),

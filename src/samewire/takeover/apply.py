@@ -112,6 +112,10 @@ class Applier:
             for configuration in endpoint.get("IpConfigurations") or ()
         ]
 
+    def uplink(self) -> str:
+        """The name of the NIC that the daemon uses, "" for none. Raises HcnError, Unavailable."""
+        return str(self._client.get_json("/v2/health")["uplink"]["name"])
+
     def _make(self, wanted: dict[str, Any], leave: tuple[str, ...]) -> None:
         found = self.network(wanted["Name"])
         if found is None:

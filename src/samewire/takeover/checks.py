@@ -36,6 +36,10 @@ def check_takeover(found: Found, journal: Journal | None, node: Node, places: Pl
     if len({(tunnel.vni, tunnel.port) for tunnel in tunnels}) > 1:
         names = ", ".join(f"{one.name} (VNI {one.vni}, UDP {one.port})" for one in tunnels)
         raise Unsupported(f"flannel devices that differ: {names}", "one VNI and one UDP port")
+    if len(found.nics) > 1:
+        raise Unsupported(
+            f"other nodes behind several NICs ({', '.join(found.nics)})", "one NIC for all of the node's pods"
+        )
     wanted = _settings(found, tunnels[0] if tunnels else None, node)
     if wanted:
         raise Conflict(f"set in {node.config}, and restart samewire:\n" + "\n".join(wanted))
@@ -59,6 +63,11 @@ def _settings(found: Found, tunnel: Tunnel | None, node: Node) -> list[str]:
     """What the daemon's configuration lacks, as lines to be put there."""
     assert found.conf is not None
     lines = []
+    if found.nics and node.uplink not in found.nics:
+        lines.append(
+            f'uplink = "{found.nics[0]}"  # flannel goes by it to the other nodes; now {node.uplink or "none"}. '
+            "New pods will use no other NIC: what they need of the world has to be reached by it"
+        )
     if tunnel is not None and tunnel.port != node.vxlan_port:
         lines.append(f"vxlan_port = {tunnel.port}  # {tunnel.name}'s UDP port; now {node.vxlan_port}")
     if _has_proxy(found) and not node.balances:

@@ -53,6 +53,7 @@ def find(places: Places) -> Found:
         tunnels=tunnels,
         remotes=links.remotes(listing, tunnels),
         hops=links.hops(listing, subnets),
+        nics=links.nics(listing, subnets),
         conf=conf,
         aside=confs.aside,
         in_force=confs.in_force,

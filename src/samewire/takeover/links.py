@@ -83,6 +83,22 @@ def backend(listing: Listing, subnets: Iterable[Subnet]) -> str:
 
 def hops(listing: Listing, subnets: Iterable[Subnet]) -> tuple[Hop, ...]:
     """The other nodes' pods that are reached by routes on the nodes' own link."""
+    routes = _hop_routes(listing, subnets)
+    return tuple(sorted(Hop(_prefix(route["dst"]), route["gateway"]) for route in routes))
+
+
+def nics(listing: Listing, subnets: Iterable[Subnet]) -> tuple[str, ...]:
+    """The NICs by which flannel reaches other nodes: that of its tunnels, or those of its routes."""
+    found = {route["dev"] for route in _hop_routes(listing, subnets)}
+    owners = {one["local"]: link["ifname"] for link in listing.links for one in link.get("addr_info", ())}
+    for link in listing.links:
+        if _TUNNEL.fullmatch(link["ifname"]):
+            data = link.get("linkinfo", {}).get("info_data", {})
+            found.add(data.get("link") or owners.get(data.get("local") or data.get("local6")))
+    return tuple(sorted(found - {None, "lo"}))
+
+
+def _hop_routes(listing: Listing, subnets: Iterable[Subnet]) -> list[Json]:
     found = []
     clusters = [ipaddress.ip_network(subnet.cluster) for subnet in subnets]
     for route in listing.routes:
@@ -96,8 +112,8 @@ def hops(listing: Listing, subnets: Iterable[Subnet]) -> tuple[Hop, ...]:
             prefix.version == cluster.version and _within(prefix, cluster) and prefix != cluster
             for cluster in clusters
         ):
-            found.append(Hop(str(prefix), route["gateway"]))
-    return tuple(sorted(found))
+            found.append(route)
+    return found
 
 
 def _within(inner: ipaddress.IPv4Network | ipaddress.IPv6Network, outer: Any) -> bool:

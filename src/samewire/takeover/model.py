@@ -129,6 +129,8 @@ class Found(Struct, frozen=True, kw_only=True):
     tunnels: tuple[Tunnel, ...] = ()
     remotes: tuple[Remote, ...] = ()
     hops: tuple[Hop, ...] = ()
+    nics: tuple[str, ...] = ()
+    """By which flannel reaches other nodes."""
     conf: OldConf | None = None
     aside: tuple[str, ...] = ()
     in_force: tuple[str, ...] = ()
@@ -181,6 +183,7 @@ class Node(Struct, frozen=True, kw_only=True):
     network: str
     config: str
     pods: tuple[str, ...] = ()
+    uplink: str = ""
     client: str = ""
     running: bool = True
 

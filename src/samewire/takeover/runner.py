@@ -100,11 +100,11 @@ class Takeover:
         conf = found.conf or (journal.found.conf if journal else None)
         running = True
         try:
-            pods = self._applier.pods(conf.name) if conf else []
+            pods, uplink = self._applier.pods(conf.name) if conf else [], self._applier.uplink()
         except Unavailable:
             if not undo or _has_tunnel():
                 raise
-            pods, running = [], False
+            pods, uplink, running = [], "", False
         return Node(
             vxlan_port=self._config.vxlan_port,
             balances=self._config.balances,
@@ -112,6 +112,7 @@ class Takeover:
             network=self._config.proxy_network,
             config=str(self._config_file),
             pods=tuple(pods),
+            uplink=uplink,
             client=str(Path(samewire.__file__).parent / "_build" / "samewire-cni"),
             running=running,
         )
