@@ -1,7 +1,8 @@
-"""The ready-made permissions cover what is asked for, and no more."""
+"""The ready-made permissions cover what is asked for, and no more; the unit is not given up."""
 
 from __future__ import annotations
 
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import yaml
 
 from samewire.kube.wire import PATHS
 
-RBAC = Path(__file__).parents[2] / "deploy" / "kubernetes" / "rbac.yaml"
+DEPLOY = Path(__file__).parents[2] / "deploy"
+RBAC = DEPLOY / "kubernetes" / "rbac.yaml"
 
 
 def test_the_cluster_role_covers_what_is_watched() -> None:
@@ -35,3 +37,11 @@ def test_the_cluster_role_covers_what_is_watched() -> None:
         account["name"],
         account["namespace"],
     )
+
+
+def test_systemd_does_not_give_up() -> None:
+    """By default five starts in ten seconds are the last."""
+    unit = ConfigParser(strict=False, interpolation=None)
+    unit.read(DEPLOY / "systemd" / "samewire.service")
+    assert unit["Service"]["Restart"] == "always"
+    assert unit["Unit"]["StartLimitIntervalSec"] == "0"
