@@ -321,7 +321,12 @@ FLANNEL = {
     "plugins": [
         {
             "type": "flannel",
-            "delegate": {"bridge": "br7", "ipam": {"dataDir": "/leases"}, "dns": {"search": ["x"]}},
+            "delegate": {
+                "bridge": "br7",
+                "mtu": 1400,
+                "ipam": {"dataDir": "/leases"},
+                "dns": {"search": ["x"]},
+            },
         },
         {"type": "portmap", "capabilities": {"portMappings": True}},
         {"type": "tuning", "sysctl": {"net.core.somaxconn": "512"}},
@@ -340,6 +345,10 @@ def test_flannels_files() -> None:
     conf = read_conf("/net.d/10-flannel.conflist", json.dumps(FLANNEL))
     assert conf is not None
     assert (conf.bridge, conf.data_dir, conf.name) == ("br7", "/leases", "cbr0")
+    assert (conf.delegate, conf.mtu) == ("bridge", 1400)
+    ptp = read_conf("x", '{"name": "cbr0", "type": "flannel", "delegate": {"type": "ptp"}}')
+    assert ptp is not None
+    assert ptp.delegate == "ptp"
     assert [plugin["type"] for plugin in conf.others] == ["tuning"]
     assert read_conf("x", '{"type": "loopback", "name": "lo"}') is None
     for text in ("", "[]", '{"plugins": [{}]}'):
@@ -384,6 +393,9 @@ def test_the_configuration_in_flannels_place_spares_the_old_pods() -> None:
     assert "10.244.1.5" not in four
     assert six[:4] == [f"fd00:244:0:1::{n}" for n in (2, 3, 4, 6)]
     assert len(six) == IPV6_WINDOW
+    assert value["plugins"][0]["mtu"] == 1450
+    own = json.loads(conflist(replace(FOUND, conf=replace(CONF, mtu=1400)), ()))
+    assert own["plugins"][0]["mtu"] == 1400
     assert ranges(SUBNET, (), window=False) == [{"subnet": SUBNET.prefix}]
     assert ranges(SUBNET6, (), window=False) == [{"subnet": SUBNET6.prefix}]
     assert ranges(SUBNET, ("10.244.1.2", "10.244.1.254"), window=True) == [
@@ -461,6 +473,7 @@ def test_the_steps_of_a_takeover() -> None:
         ),
         (replace(FOUND, backend="wireguard"), NODE, Unsupported, "wireguard"),
         (replace(FOUND, ahead=("/net.d/00-multus.conf",)), NODE, Conflict, "00-multus.conf"),
+        (replace(FOUND, conf=replace(CONF, delegate="ptp")), NODE, Unsupported, "ptp"),
         (
             replace(FOUND, conf=replace(CONF, others=({"type": "cilium-cni"},))),
             NODE,

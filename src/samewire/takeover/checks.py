@@ -51,6 +51,10 @@ def _check_foreign(found: Found, conf: OldConf) -> None:
             f"{', '.join(found.ahead)} come before {conf.path}, and runtimes take the first: flannel's is not what "
             "they use here, or another plugin calls it; remove what is stale, or give it a later name"
         )
+    if conf.delegate != "bridge":
+        raise Unsupported(
+            f"flannel with the plugin {conf.delegate} ({conf.path})", "its delegate to be bridge"
+        )
     chained = [str(plugin["type"]) for plugin in conf.others if plugin["type"] in _AGENTS]
     if chained:
         raise Unsupported(

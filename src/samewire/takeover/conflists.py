@@ -57,6 +57,8 @@ def read_conf(path: str, text: str) -> OldConf | None:
         bridge=delegate.get("bridge") or "cni0",
         data_dir=ipam.get("dataDir") or DATA_DIR,
         version=value.get("cniVersion") or "0.3.1",
+        delegate=delegate.get("type") or "bridge",
+        mtu=delegate.get("mtu") or 0,
         dns=delegate.get("dns") or {},
         others=tuple(others),
     )
@@ -92,8 +94,8 @@ def conflist(found: Found, spared: Iterable[str]) -> str:
             }
         ],
     }
-    if found.mtu:
-        plugin["mtu"] = found.mtu
+    if conf.mtu or found.mtu:
+        plugin["mtu"] = conf.mtu or found.mtu
     if conf.dns:
         plugin["dns"] = conf.dns
     value = {"cniVersion": conf.version, "name": conf.name, "plugins": [plugin, *conf.others]}

@@ -74,8 +74,8 @@ class Hop(Struct, frozen=True, order=True):
 
 
 class OldConf(Struct, frozen=True, kw_only=True):
-    """A CNI configuration of flannel's. ``value`` is what stands in it; ``others``: plugins that Samewire does not
-    stand in for, which are run behind its own.
+    """A CNI configuration of flannel's. ``delegate``: the plugin that makes its pods' interfaces; ``mtu``: 0 for what
+    flanneld says; ``others``: plugins that Samewire does not stand in for, which are run behind its own.
     """
 
     path: str
@@ -83,6 +83,8 @@ class OldConf(Struct, frozen=True, kw_only=True):
     bridge: str
     data_dir: str
     version: str
+    delegate: str = "bridge"
+    mtu: int = 0
     dns: dict[str, object] = {}
     others: tuple[dict[str, object], ...] = ()
 
