@@ -33,8 +33,11 @@ SW_INLINE void sw_touch(struct sw_packet *p, struct sw_flow *flow, __u8 side)
 	__u32 now = sw_packet_tick(p);
 	__u8 *seen = side ? &flow->tcp[1] : &flow->tcp[0];
 
-	if (flow->seen_tick != now)
+	if (flow->seen_tick != now) {
 		flow->seen_tick = now;
+		if ((flow->flags & (SW_FLOW_REPLIED | SW_FLOW_STREAM)) == SW_FLOW_REPLIED)
+			flow->flags |= SW_FLOW_STREAM;
+	}
 	if (p->tcp_flags & ~*seen)
 		*seen |= p->tcp_flags;
 	/* Direct replies are not seen here: whoever goes on has got one. */

@@ -171,7 +171,7 @@ SW_INLINE __u32 sw_idle_limit(struct sw_config *config, __u8 family, __u8 protoc
 		return (initiator | target) & SW_TCP_FIN ? SW_HALF_CLOSED_TICKS : config->idle_tcp_established;
 	}
 	if (protocol == IPPROTO_UDP)
-		return flags & SW_FLOW_REPLIED ? config->idle_udp_stream : config->idle_udp_single;
+		return flags & SW_FLOW_STREAM ? config->idle_udp_stream : config->idle_udp_single;
 	if (protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6)
 		return config->idle_icmp;
 	return config->idle_other;
@@ -193,7 +193,7 @@ __noinline int sw_look_at_flow(__u32 slot, __u32 now, __u32 wanted)
 	struct sw_packet *p = sw_packet_here();
 	struct sw_config *config = sw_config_here();
 	struct sw_flow_key *held = bpf_map_lookup_elem(&sw_flow_slots, &slot);
-	__u8 initiator, target, flags, orphan = 0;
+	__u8 initiator, target, flags, kept, orphan = 0;
 	struct sw_flow *flow, *other = 0;
 	__u32 idle, limit;
 
@@ -221,7 +221,7 @@ __noinline int sw_look_at_flow(__u32 slot, __u32 now, __u32 wanted)
 
 			initiator |= other->tcp[0];
 			target |= other->tcp[1];
-			flags |= other->flags & SW_FLOW_REPLIED;
+			flags |= other->flags & (SW_FLOW_REPLIED | SW_FLOW_STREAM);
 			if (other_idle < idle)
 				idle = other_idle;
 		} else {
@@ -230,7 +230,9 @@ __noinline int sw_look_at_flow(__u32 slot, __u32 now, __u32 wanted)
 	}
 	limit = sw_idle_limit(config, p->flow_key.family, p->flow_key.protocol, initiator, target, flags);
 	if (wanted) {
-		if (idle < 1 || (flags & SW_FLOW_REPLIED && !sw_is_closing(initiator, target)))
+		/* As Linux's conntrack: datagrams that have been answered once (DNS) are no connection to be kept. */
+		kept = p->flow_key.protocol == IPPROTO_UDP ? SW_FLOW_STREAM : SW_FLOW_REPLIED;
+		if (idle < 1 || (flags & kept && !sw_is_closing(initiator, target)))
 			return 0;
 		sw_count(SW_COUNTER_FLOW_RECYCLED);
 	} else {

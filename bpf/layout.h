@@ -147,7 +147,7 @@ struct sw_config {
 	__u32 idle_tcp_half_open;
 	__u32 idle_tcp_established;
 	__u32 idle_tcp_closing;
-	__u32 idle_udp_single;	/* no reply seen yet */
+	__u32 idle_udp_single;	/* no reply seen yet, or nothing after it: a question and its answer */
 	__u32 idle_udp_stream;
 	__u32 idle_icmp;
 	__u32 idle_other;
@@ -696,6 +696,7 @@ struct sw_flow {
 #define SW_FLOW_REPLIED 8   /* the target has answered */
 #define SW_FLOW_HOST 16	    /* a host socket on the uplink that uses a port of the NAT pool */
 #define SW_FLOW_DIRECT 32   /* of a service, but the VIP stays on its packets: DSR, PreserveDIP */
+#define SW_FLOW_STREAM 64   /* has gone on in a later tick than the one of its first answer */
 
 #define SW_TCP_SYN 1
 #define SW_TCP_FIN 2

@@ -128,7 +128,7 @@ def _comparable(flows: dict[Record, Record]) -> dict[Record, Record]:
     for key, flow in flows.items():
         assert isinstance(key, FlowKey)
         assert isinstance(flow, Flow)
-        result[key] = replace(flow, seen_tick=0, slot=0)
+        result[key] = replace(flow, seen_tick=0, slot=0, flags=flow.flags & ~FlowFlag.STREAM)
     return result
 
 

@@ -400,7 +400,7 @@ def test_a_full_table(world: World) -> None:
             assert node.counter(Counter.FLOW_RECYCLED) > 0
             for near, far in established:
                 echo_over(near, far)
-            # Answered datagrams are not recycled: the table fills up for good.
+            # Datagrams that go on are not recycled: the table fills up for good.
             dropped = node.dropped(pod.port, *FULL)
             server = stack.enter_context(bound(out, socket.SOCK_DGRAM, OUT[4], 89))
 
@@ -413,12 +413,74 @@ def test_a_full_table(world: World) -> None:
                 poll("an arrival or a drop", lambda: is_full() or bool(select.select([server], [], [], 0)[0]))
                 if is_full():
                     break
-                server.sendto(b"y", server.recvfrom(10)[1])
+                sender = server.recvfrom(10)[1]
+                _answered(opened, server, sender)
+                _let_age(node, sender[1])
+                _answered(opened, server, sender)
             assert is_full()
             for near, far in [*established, new]:
                 echo_over(near, far)
         assert len(node.flow_table()) <= 64
         assert consistent(node)
+
+
+def _answered(client: socket.socket, server: socket.socket, sender: tuple[str, int]) -> None:
+    """The client gets a datagram."""
+    server.sendto(b"y", sender)
+    assert client.recv(10) == b"y"
+
+
+def _let_age(node: Node, port: int) -> None:
+    """As if the flows of a port had not been used for some ticks."""
+    for key, flow in node.flow_table().items():
+        if port in key.port:
+            node.map("sw_flows").update(key.pack(), replace(flow, seen_tick=flow.seen_tick - 3).pack())
+
+
+def _ask(node: Node, pod: Pod, server: socket.socket, stack: ExitStack, *, again: bool) -> None:
+    """A question to port 89 from a new socket, and its answer; again: and another one later."""
+    opened = stack.enter_context(pod.space.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    opened.settimeout(TIMEOUT_S)
+    for later in range(1 + again):
+        opened.sendto(b"x", (OUT[4], 89))
+        sender = server.recvfrom(10)[1]
+        if later:
+            _let_age(node, sender[1])
+        _answered(opened, server, sender)
+
+
+def test_answered_questions_make_room(world: World) -> None:
+    """DNS: each look-up has a port of its own and is over with its answer; the table need not hold them all."""
+    with Lab() as lab, ExitStack() as stack:
+        node, pod = small_node(lab, world.underlay, 28, flows=16, nat_ports=(50000, 50999))
+        server = stack.enter_context(bound(world.underlay.out, socket.SOCK_DGRAM, OUT[4], 89))
+        _ask(node, pod, server, stack, again=True)
+        (stream,) = [key for key, flow in node.flow_table().items() if flow.flags & FlowFlag.STREAM]
+        for _ in range(60):
+            _ask(node, pod, server, stack, again=False)
+            _let_age(node, 89)
+        assert node.counter(Counter.FLOW_RECYCLED) > 0
+        assert not node.dropped(pod.port, *FULL)
+        assert stream in node.flow_table()
+        assert consistent(node)
+
+
+def test_answered_questions_are_soon_forgotten(world: World) -> None:
+    """What goes on after its answer is kept for as long as a stream."""
+    with Lab() as lab, ExitStack() as stack:
+        node, pod = small_node(lab, world.underlay, 29, idle={"idle_udp_single": 1, "idle_udp_stream": 1000})
+        server = stack.enter_context(bound(world.underlay.out, socket.SOCK_DGRAM, OUT[4], 89))
+        _ask(node, pod, server, stack, again=True)
+        streams = set(node.flow_table())
+        for _ in range(5):
+            _ask(node, pod, server, stack, again=False)
+        assert len(node.flow_table()) == 12
+        _let_age(node, 89)
+        node.start_ageing()
+        poll("ageing", lambda: set(node.flow_table()) == streams)
+        rounds = node.counter(Counter.AGEING_TICKS)
+        poll("rounds", lambda: node.counter(Counter.AGEING_TICKS) >= rounds + 10)
+        assert set(node.flow_table()) == streams
 
 
 def test_nothing_leaks_in_a_churn(world: World) -> None:

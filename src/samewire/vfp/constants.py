@@ -306,6 +306,7 @@ class FlowFlag(IntFlag):
     REPLIED = 8
     HOST = 16
     DIRECT = 32
+    STREAM = 64
 
 
 class TcpFlag(IntFlag):

@@ -5,7 +5,7 @@ and output bytes) and the reading copy of the switch: no verifier, no stack limi
 
 ``Simulator(tables, now_tick)`` takes frames by ``receive(frame, arrival, ifindex, vni)`` and answers with an
 ``Outcome``. It changes its flow table as the programs do, so a sequence of packets may be played. What it leaves out:
-bandwidth caps (time), the bound of the flow table, and the host-socket programs.
+bandwidth caps and the age of flows (time), the bound of the flow table, and the host-socket programs.
 """
 
 from samewire.vfp.simulate.state import Dropped, Outcome
