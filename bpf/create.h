@@ -101,24 +101,39 @@ __noinline int sw_try_second(void)
 
 /*
  * A second entry is in our way. If its first one is gone it is a leftover: remove it. Returns 1 if it was. A young one
- * without a first is no leftover: another CPU is just about to insert the first.
+ * without a first is no leftover: another CPU is just about to insert the first. ended: a connection that has ended, and
+ * only waits to be forgotten, goes too (so does Linux: nf_nat_may_kill()).
  */
-SW_INLINE int sw_clear_orphan(struct sw_packet *p)
+SW_INLINE int sw_clear_way(struct sw_packet *p, int ended)
 {
-#ifndef TRACE
-	struct sw_flow *held = bpf_map_lookup_elem(&sw_flows, &p->other);
+	struct sw_flow *first, *held = bpf_map_lookup_elem(&sw_flows, &p->other);
+	__u32 now = sw_now_tick();
 
-	if (!held || !(held->flags & SW_FLOW_SECOND) || sw_idle_ticks(held, sw_now_tick()) < SW_ORPHAN_TICKS)
+	if (!held || !(held->flags & SW_FLOW_SECOND))
 		return 0;
 	sw_partner_key(&p->other, held, &p->flow_key);
-	if (bpf_map_lookup_elem(&sw_flows, &p->flow_key))
+	first = bpf_map_lookup_elem(&sw_flows, &p->flow_key);
+	if (!first && sw_idle_ticks(held, now) < SW_ORPHAN_TICKS)
 		return 0;
-	sw_remove_entry(&p->other, held->slot);
-	return 1;
+	if (first && (!ended || !sw_idle_ticks(first, now) || !sw_idle_ticks(held, now) ||
+		      !sw_is_closing(first->tcp[0] | held->tcp[0], first->tcp[1] | held->tcp[1])))
+		return 0;
+#ifdef TRACE
+	sw_copy_key(&p->gone[0], &p->flow_key);
+	sw_copy_key(&p->gone[1], &p->other);
 #else
-	return 0;
+	if (first)
+		sw_remove_entry(&p->flow_key, first->slot);
+	sw_remove_entry(&p->other, held->slot);
 #endif
+	return 1;
 }
+
+/* The search for a source port. */
+struct sw_search {
+	int result;
+	__u32 ended; /* second time: ports of connections that have ended will do */
+};
 
 /* How many ports of the pool are for this connection. */
 SW_INLINE __u32 sw_nat_size(const struct sw_packet *p, const struct sw_config *config)
@@ -134,7 +149,7 @@ SW_INLINE __u32 sw_nat_size(const struct sw_packet *p, const struct sw_config *c
  */
 static long sw_try_port(__u32 index, void *context)
 {
-	int *result = context;
+	struct sw_search *search = context;
 	struct sw_packet *p = sw_packet_here();
 	struct sw_config *config = sw_config_here();
 	__u32 low, size, port;
@@ -148,11 +163,14 @@ static long sw_try_port(__u32 index, void *context)
 	port = low + (port >= size ? port - size : port);
 	p->out.source_port = bpf_htons(port);
 	/* Its own port would be no translation. Only where the address stays, too: PreserveDIP. */
-	*result = p->out.source_port == p->first.source_port && p->reverse.fate == SW_TO_INGRESS ? SW_EEXIST :
-												   sw_try_second();
-	if (*result == SW_EEXIST)
+	if (p->out.source_port == p->first.source_port && p->reverse.fate == SW_TO_INGRESS)
+		return 0;
+	search->result = sw_try_second();
+	if (search->result == SW_EEXIST && search->ended && sw_clear_way(p, 1))
+		search->result = sw_try_second();
+	if (search->result == SW_EEXIST)
 		sw_count(SW_COUNTER_NAT_RETRIES);
-	return *result != SW_EEXIST;
+	return search->result != SW_EEXIST;
 }
 
 /* Inserts the second entry, choosing a source port where one must or can be chosen. */
@@ -160,14 +178,15 @@ __noinline int sw_insert_second(void)
 {
 	struct sw_packet *p = sw_packet_here();
 	struct sw_config *config = sw_config_here();
-	int result = SW_EEXIST;
+	struct sw_search search = { .result = SW_EEXIST };
 	__u32 tries;
+	int result;
 
 	if (!p || !config || config->nat_port_high < config->nat_port_low)
 		return -22;
 	if (!p->wants_snat || !(sw_has_ports(p->protocol) || sw_is_icmp(p))) {
 		result = sw_try_second();
-		if (result == SW_EEXIST && sw_clear_orphan(p))
+		if (result == SW_EEXIST && sw_clear_way(p, 0))
 			result = sw_try_second();
 		if (result != SW_EEXIST)
 			return result;
@@ -177,8 +196,12 @@ __noinline int sw_insert_second(void)
 	tries = sw_nat_size(p, config);
 	if (tries > SW_NAT_TRIES)
 		tries = SW_NAT_TRIES;
-	bpf_loop(tries, sw_try_port, &result, 0);
-	return result;
+	bpf_loop(tries, sw_try_port, &search, 0);
+	if (search.result == SW_EEXIST && p->tcp_flags == SW_TCP_SYN) {
+		search.ended = 1;
+		bpf_loop(tries, sw_try_port, &search, 0);
+	}
+	return search.result;
 }
 
 SW_INLINE int sw_insert_failed(struct sw_packet *p, int error)
@@ -250,7 +273,7 @@ __noinline int sw_create(struct __sk_buff *skb)
 	}
 	sw_compose(p);
 #ifndef TRACE
-	/* Again: sw_clear_orphan() may have used the room for our own key. */
+	/* Again: sw_clear_way() may have used the room for our own key. */
 	error = sw_insert_first(
 		p, sw_key_of(&p->flow_key, &p->first, p->first_scope, p->family, p->protocol) & 1, pair);
 	if (error == SW_EEXIST)

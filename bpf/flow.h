@@ -109,6 +109,11 @@ __noinline int sw_partner_key(const struct sw_flow_key *key, const struct sw_flo
 	return sw_key_of(partner, &t, flow->peer_scope, key->family, key->protocol);
 }
 
+SW_INLINE int sw_is_closing(__u8 initiator, __u8 target)
+{
+	return ((initiator | target) & SW_TCP_RST) || (initiator & target & SW_TCP_FIN);
+}
+
 #ifndef TRACE
 SW_INLINE void sw_release_slot(__u32 slot, const struct sw_flow_key *key)
 {
@@ -153,11 +158,6 @@ __noinline int sw_remove_flow(void)
 	if (other)
 		sw_remove_entry(&p->other, other->slot);
 	return 0;
-}
-
-SW_INLINE int sw_is_closing(__u8 initiator, __u8 target)
-{
-	return ((initiator | target) & SW_TCP_RST) || (initiator & target & SW_TCP_FIN);
 }
 
 SW_INLINE __u32 sw_idle_limit(struct sw_config *config, __u8 family, __u8 protocol, __u8 initiator, __u8 target,

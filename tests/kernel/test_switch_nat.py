@@ -12,15 +12,15 @@ from msgspec.structs import replace
 from samewire.hcn.policies import OutBoundNAT
 from samewire.hcn.schema import NetworkType
 from samewire.kernel.bpf import SkbContext
-from samewire.vfp.constants import Counter, FlowFlag, Layer, Reason
+from samewire.vfp.constants import Counter, FlowFlag, Layer, Reason, TcpFlag
 from samewire.vfp.diff import Put
 from samewire.vfp.simulate.packet import parse
-from samewire.vfp.tables import Config
+from samewire.vfp.tables import Config, Flow, FlowKey
 from tests.support.frames import fill, ip_packet, pseudo
 from tests.support.lockstep import together
 from tests.support.netlab import Lab, poll
 from tests.support.node_rig import Node, Pod
-from tests.support.traffic import TIMEOUT_S, IcmpSocket, bound, ping, tcp, udp
+from tests.support.traffic import TIMEOUT_S, IcmpSocket, bound, echo_over, ping, tcp, tcp_pair, udp
 from tests.support.universe import packed
 from tests.support.worlds import FAR, OUT, Underlay, node_address, own
 
@@ -180,6 +180,32 @@ def test_a_full_pool_is_a_counted_drop_and_recovers(world: World, family: int) -
 
         poll("a port", recovered)
     assert node.counter(Counter.FLOW_AGED) > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_connections_that_have_ended_make_room(world: World, family: int) -> None:
+    """Many short ones to one remote end: where no port is free, one that only waits to be forgotten will do."""
+    node, pods, out = world.small, world.pods[world.small], world.underlay.out
+    before = sum(node.dropped(pod.port, *EXHAUSTED) for pod in pods)
+
+    with tcp_pair(pods[0].space, out, OUT[family], 7400) as lasting:
+        lasts = set(node.flow_table())
+
+        def over() -> dict[FlowKey, Flow] | None:
+            flows = {key: flow for key, flow in node.flow_table().items() if 7400 in key.port}
+            short = {key: flow for key, flow in flows.items() if key not in lasts}
+            ended = all((flow.tcp[0] | flow.tcp[1]) & TcpFlag.FIN for flow in short.values())
+            return short if ended else None
+
+        for i in range(3 * (POOL[1] - POOL[0] + 1)):
+            with tcp_pair(pods[i % 2].space, out, OUT[family], 7400) as pair:
+                echo_over(*pair)
+            poll("both ends closed", lambda: over() is not None)
+            for key, flow in (over() or {}).items():
+                aged = replace(flow, seen_tick=flow.seen_tick - 2)
+                node.map("sw_flows").update(key.pack(), aged.pack())
+        echo_over(*lasting)
+    assert sum(node.dropped(pod.port, *EXHAUSTED) for pod in pods) == before
 
 
 def test_protocols_without_ports_share_an_address_once(world: World) -> None:

@@ -112,15 +112,26 @@ def _try_second(state: State, walk: Walk) -> bool:
     return True
 
 
-def _clear_orphan(state: State, walk: Walk) -> bool:
+def _clear_way(state: State, walk: Walk, *, ended: bool) -> bool:
+    """Remove what is under the tuple ``walk.out`` if it is a leftover; ended: or a connection that has ended."""
     key, _ = make_key(walk.out, walk.out_scope, walk.packet.family, walk.packet.protocol)
     held = state.flows.get(key)
-    if held is None or not held.flags & FlowFlag.SECOND or partner_key(key, held) in state.flows:
+    if held is None or not held.flags & FlowFlag.SECOND:
         return False
-    if state.now_tick - held.seen_tick < _ORPHAN_TICKS:
+    first = state.flows.get(partner_key(key, held))
+    if first is None and state.now_tick - held.seen_tick < _ORPHAN_TICKS:
         return False
-    del state.flows[key]
+    if first is not None and not (ended and _has_ended(first, held, state.now_tick)):
+        return False
+    remove(state, key)
     return True
+
+
+def _has_ended(first: Flow, second: Flow, now_tick: int) -> bool:
+    """Not a moment ago: the last acknowledgement may be on its way."""
+    initiator, target = (first.tcp[side] | second.tcp[side] for side in (0, 1))
+    closing = (initiator | target) & TcpFlag.RST or initiator & target & TcpFlag.FIN
+    return bool(closing) and max(first.seen_tick, second.seen_tick) < now_tick
 
 
 def _insert_second(state: State, walk: Walk) -> bool:
@@ -130,7 +141,7 @@ def _insert_second(state: State, walk: Walk) -> bool:
     if not walk.wants_snat or not numbered:
         if _try_second(state, walk):
             return True
-        if _clear_orphan(state, walk) and _try_second(state, walk):
+        if _clear_way(state, walk, ended=False) and _try_second(state, walk):
             return True
     if packet.protocol not in WITH_PORTS and not (packet.is_icmp and walk.first.source_port):
         return False
@@ -139,10 +150,20 @@ def _insert_second(state: State, walk: Walk) -> bool:
     # The part of the pool of an endpoint that may not use all of it.
     low = config.nat_port_low + (hash_word(0, walk.first_port) * (pool + 1 - size) >> 32)
     start = hash_tuple(walk.first) * size >> 32
-    for index in range(min(size, NAT_TRIES)):
-        walk.out = replace(walk.out, source_port=low + (start + index) % size)
-        untranslated = walk.reverse.fate == Fate.INGRESS and walk.out.source_port == walk.first.source_port
-        if not untranslated and _try_second(state, walk):
+    ports = [low + (start + index) % size for index in range(min(size, NAT_TRIES))]
+    if _search(state, walk, ports, ended=False):
+        return True
+    return packet.tcp_flags == TcpFlag.SYN and _search(state, walk, ports, ended=True)
+
+
+def _search(state: State, walk: Walk, ports: list[int], *, ended: bool) -> bool:
+    for port in ports:
+        walk.out = replace(walk.out, source_port=port)
+        if walk.reverse.fate == Fate.INGRESS and port == walk.first.source_port:
+            continue
+        if _try_second(state, walk):
+            return True
+        if ended and _clear_way(state, walk, ended=True) and _try_second(state, walk):
             return True
     return False
 
