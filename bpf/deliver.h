@@ -187,6 +187,8 @@ SW_COLD static __noinline int sw_to_ingress(struct __sk_buff *skb, struct sw_pac
 		return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
 	if (p->arrival == SW_FROM_UPLINK) /* once round is enough: this would go on for ever */
 		return sw_drop(p, SW_LAYER_FLOW, SW_REASON_MARTIAN);
+	if (sw_set_mac(skb, 0, config->uplink_mac))
+		return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
 #ifdef TRACE
 	return sw_final(p, SW_LAYER_L2, SW_TO_INGRESS, config->uplink_ifindex);
 #else

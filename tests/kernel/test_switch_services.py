@@ -25,10 +25,12 @@ from samewire.vfp.constants import (
 from samewire.vfp.diff import Put, Remove
 from samewire.vfp.tables import Flow, FlowKey, Id, Port, SourceRangeKey
 from tests.support.cgroups import own_cgroup, within
+from tests.support.frames import fill, ip_packet, pseudo
 from tests.support.netlab import Lab, Space, poll
 from tests.support.node_rig import Node, Pod
 from tests.support.services import Balancer, Target
-from tests.support.traffic import TIMEOUT_S, bound, family_of, tcp, udp
+from tests.support.traffic import TIMEOUT_S, bound, family_of, inject, tcp, udp
+from tests.support.universe import packed
 from tests.support.worlds import FAR, OUT, Underlay, bridged, node_address, overlay
 
 pytestmark = [pytest.mark.root]
@@ -39,6 +41,7 @@ OUTER_VIP = {4: "192.168.9.200", 6: "fd09::c8"}
 SOURCE_VIP = {4: "10.1.0.2", 6: "fd01::2"}
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 INTERNAL = 8080
+NODE_PORT = 30095
 
 
 def scope_of(node: Node, pod: Pod) -> int:
@@ -157,6 +160,30 @@ def test_from_outside(world: World, server: str, outside: str, family: int) -> N
         world, client, pod.space, target, OUTER_VIP[family], SCOPE_OUTSIDE, source=SOURCE_VIP[family]
     ):
         assert seen == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frames_for_another_machine(world: World, family: int) -> None:
+    """The wire floods them, the NIC takes all: the VIP is that machine's business, the node's own address is ours."""
+    target, out = world.target(world.local, family), world.underlay.out
+    service = Balancer(world.node, target, protocol=17)
+    service.vip(OUTER_VIP[family], 80, SCOPE_OUTSIDE)
+    service.vip("", NODE_PORT, SCOPE_OUTSIDE, family=family)
+    ours, another = world.node.facts.uplink_mac, b"\x02\x11\x22\x33\x44\x55"
+    source, node = packed(OUT[family]), packed(node_address(world.node, family))
+    with bound(world.local.space, socket.SOCK_DGRAM, target.address, target.port) as far:
+        for mac, to, port, payload in (
+            (another, packed(OUTER_VIP[family]), 80, b"another's"),
+            (another, node, NODE_PORT, b"the node's"),
+            (ours, packed(OUTER_VIP[family]), 80, b"ours"),
+        ):
+            datagram = (4444).to_bytes(2, "big") + port.to_bytes(2, "big")
+            datagram += (8 + len(payload)).to_bytes(2, "big") + bytes(2) + payload
+            datagram = fill(datagram, 6, pseudo(family, source, to, 17, len(datagram)) + datagram)
+            frame = mac + out.mac("eth0") + (b"\x08\0" if family == 4 else b"\x86\xdd")
+            inject(out, "eth0", frame + ip_packet(family, source, to, 17, datagram, 64, 0, 1))
+        assert [far.recv(100) for _ in range(2)] == [b"the node's", b"ours"]
+    service.close()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

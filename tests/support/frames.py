@@ -215,7 +215,8 @@ def service_frames(draw: st.DrawFn, universe: Universe) -> Played:
     ifindex, mac, own = draw(st.sampled_from(universe.pods))
     arrival, source, to = Arrival.POD, own[family], GATEWAY_MAC
     if key.scope == SCOPE_OUTSIDE:
-        arrival, ifindex, mac, to = Arrival.UPLINK, universe.uplink, OTHER_MAC, UPLINK_MAC
+        arrival, ifindex, mac = Arrival.UPLINK, universe.uplink, OTHER_MAC
+        to = UPLINK_MAC if draw(_MOSTLY) else PEER_MAC
         source = packed(OUTSIDE[family][0])
     elif key.scope == SCOPE_HOST or not draw(st.integers(0, 7)):
         arrival, ifindex, mac = Arrival.HOST, universe.host_peer, OTHER_MAC

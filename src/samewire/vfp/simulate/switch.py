@@ -187,6 +187,13 @@ class Simulator:
         outer = outer and walk.scope == SCOPE_UPLINK
         if (outer and not packet.fragment) or _is_multicast(packet):
             raise Passed
+        if not data[0] & 1 and bytes(data[0:6]) != config.uplink_mac and not self._has_owner(walk):
+            raise Passed  # another machine's frame
+
+    def _has_owner(self, walk: Walk) -> bool:
+        packet = walk.packet
+        route = self.state.route(walk.scope, packet.family, packet.tuple.destination)
+        return route is not None and route.kind in (RouteKind.HOST, RouteKind.LOCAL)
 
     def _scope_of_tag(self, tag: int) -> int:
         if not tag & VLAN_ID:  # a priority, and no VLAN
@@ -302,6 +309,7 @@ class Simulator:
         elif config is not None and action.fate == Fate.INGRESS:
             if walk.arrival == Arrival.UPLINK:
                 raise Dropped(Layer.FLOW, Reason.MARTIAN)
+            packet.data[0:6] = config.uplink_mac
             target = config.uplink_ifindex
         elif config is not None:
             if walk.arrival == Arrival.UPLINK:
