@@ -11,6 +11,7 @@
 #define SAMEWIRE_ICMP_ERROR_H
 
 #include "connect.h"
+#include "parse.h"
 
 /* Offset of a protocol's checksum in its header, 0 if it has none that covers ports. */
 SW_INLINE __u32 sw_checksum_place(__u8 protocol)
@@ -36,6 +37,7 @@ SW_COLD static __noinline __u32 sw_parse_quoted(struct __sk_buff *skb, struct sw
 	__u32 offset = p->l4_offset + 8, place;
 	__u8 type;
 	__u8 *l4;
+	int i;
 
 	if (offset > 255)
 		return 0;
@@ -57,13 +59,15 @@ SW_COLD static __noinline __u32 sw_parse_quoted(struct __sk_buff *skb, struct sw
 		__builtin_memcpy(p->first.destination.b, &ip->daddr, 16);
 		*protocol = ip->nexthdr;
 		offset += sizeof(*ip);
-		if (*protocol == IPPROTO_FRAGMENT) {
-			__u8 *fragment = data + offset;
+		for (i = 0; i < SW_IPV6_EXTENSIONS && sw_is_extension(*protocol); i++) {
+			__u8 *extension = data + offset;
+			int fragment = *protocol == IPPROTO_FRAGMENT;
 
-			if ((void *)(fragment + 8) > end || *(__be16 *)(fragment + 2) & bpf_htons(0xfff8))
+			if (offset > 400 || (void *)(extension + 8) > end ||
+			    (fragment && *(__be16 *)(extension + 2) & bpf_htons(0xfff8)))
 				return 0;
-			*protocol = fragment[0];
-			offset += 8;
+			*protocol = extension[0];
+			offset += fragment ? 8 : (extension[1] + 1) * 8;
 		}
 	}
 	if (offset > 400)

@@ -108,6 +108,12 @@ SW_INLINE int sw_parse_ipv4(struct __sk_buff *skb, struct sw_packet *p)
 	return sw_parse_l4(skb, p);
 }
 
+/* Headers between IPv6's and the one of the protocol that the packet is of. */
+SW_INLINE int sw_is_extension(__u8 next)
+{
+	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS || next == IPPROTO_FRAGMENT;
+}
+
 SW_INLINE int sw_parse_ipv6(struct __sk_buff *skb, struct sw_packet *p)
 {
 	void *data = (void *)(long)skb->data;
@@ -129,8 +135,7 @@ SW_INLINE int sw_parse_ipv6(struct __sk_buff *skb, struct sw_packet *p)
 	for (i = 0; i < SW_IPV6_EXTENSIONS; i++) {
 		__u8 *extension = data + offset;
 
-		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
-		    next != IPPROTO_FRAGMENT)
+		if (!sw_is_extension(next))
 			break;
 		if ((void *)(extension + 8) > end)
 			return SW_REASON_MALFORMED;

@@ -104,6 +104,19 @@ def test_port_unreachable_from_outside(world: World, kind: str, family: int) -> 
     assert (inner.source, inner.destination, inner.l4) == (sent.source, sent.destination, sent.l4)
 
 
+@pytest.mark.parametrize("options", [("hop-by-hop",), ("destination",), ("hop-by-hop", "destination")])
+def test_errors_about_packets_with_extension_headers(world: World, options: tuple[str, ...]) -> None:
+    """The ports of what is quoted stand behind them, of whole packets and of first fragments."""
+    with world.pods["nat"].space.socket(*datagram(6)) as opened:
+        for option in options:
+            number = {"hop-by-hop": 54, "destination": 59}[option]  # IPV6_HOPOPTS, IPV6_DSTOPTS
+            opened.setsockopt(socket.IPPROTO_IPV6, number, b"\0\0\x01\x04\0\0\0\0")
+        opened.connect((OUT[6], CLOSED))
+        for size in (10, 3000):
+            opened.send(bytes(size))
+            refused(opened)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("near", ["overlay", "guarded"])
 @pytest.mark.parametrize("far", ["plain", "guarded"])

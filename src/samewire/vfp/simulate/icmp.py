@@ -11,10 +11,13 @@ from samewire.vfp.address import IPV4, ZERO
 from samewire.vfp.constants import Arrival, Fate, FlowFlag, Layer, PortFlag, Reason, RewriteFlag
 from samewire.vfp.simulate import checksum
 from samewire.vfp.simulate.packet import (
+    EXTENSIONS,
+    FRAGMENT,
     FRAGMENT_LATER,
     ICMP,
     ICMPV6,
     L3,
+    MAX_EXTENSIONS,
     TCP,
     UDP,
     WITH_PORTS,
@@ -29,7 +32,6 @@ from samewire.vfp.tables import Action
 
 _QUOTE: Final = {4: (64, 40, 28), 6: (96, 60, 48)}  # the second for TCP only
 _CHECKSUM_PLACE: Final = {TCP: 16, UDP: 6, ICMP: 2, ICMPV6: 2}
-_FRAGMENT: Final = 44
 TOO_BIG: Final = {4: (3, 4), 6: (2, 0)}
 TIME_EXCEEDED: Final = {4: (11, 0), 6: (3, 0)}
 
@@ -99,10 +101,13 @@ def _quoted_l3(packet: Packet) -> tuple[Tuple, int, int] | None:
         return None
     ends = Tuple(bytes(data[at + 8 : at + 24]), bytes(data[at + 24 : at + 40]))
     protocol, at = data[at + 6], at + 40
-    if protocol == _FRAGMENT:
-        if at + 8 > len(data) or int.from_bytes(data[at + 2 : at + 4], "big") & 0xFFF8:
+    for _ in range(MAX_EXTENSIONS):
+        if protocol not in EXTENSIONS:
+            break
+        fragment = protocol == FRAGMENT
+        if at + 8 > len(data) or (fragment and int.from_bytes(data[at + 2 : at + 4], "big") & 0xFFF8):
             return None
-        protocol, at = data[at], at + 8
+        protocol, at = data[at], at + (8 if fragment else (data[at + 1] + 1) * 8)
     return ends, protocol, at
 
 

@@ -24,8 +24,9 @@ WITH_PORTS: Final = frozenset({TCP, UDP, SCTP})
 FRAGMENT_FIRST: Final = 1
 FRAGMENT_LATER: Final = 2
 
-_IPV6_EXTENSIONS: Final = 6
-_HOPOPTS, _ROUTING, _FRAGMENT, _DSTOPTS = 0, 43, 44, 60
+FRAGMENT: Final = 44
+EXTENSIONS: Final = frozenset({0, 43, FRAGMENT, 60})  # hop-by-hop, routing, destination options
+MAX_EXTENSIONS: Final = 6
 _ICMP4_ERRORS: Final = frozenset({3, 11, 12})
 _IPV6_HEADER: Final = 40
 
@@ -130,12 +131,12 @@ def _parse_ipv6(packet: Packet) -> None:
     packet.ttl = data[L3 + 7]
     packet.tuple = Tuple(bytes(data[L3 + 8 : L3 + 24]), bytes(data[L3 + 24 : L3 + 40]))
     following, offset = data[L3 + 6], L3 + _IPV6_HEADER
-    for _ in range(_IPV6_EXTENSIONS):
-        if following not in (_HOPOPTS, _ROUTING, _DSTOPTS, _FRAGMENT):
+    for _ in range(MAX_EXTENSIONS):
+        if following not in EXTENSIONS:
             break
         if offset + 8 > len(data):
             raise Malformed(Reason.MALFORMED)
-        if following == _FRAGMENT:
+        if following == FRAGMENT:
             where = int.from_bytes(data[offset + 2 : offset + 4], "big")
             if where & 0xFFF9:  # an atomic fragment is a whole datagram
                 packet.fragment = FRAGMENT_LATER if where & 0xFFF8 else FRAGMENT_FIRST
