@@ -46,6 +46,14 @@ SW_INLINE void sw_touch(struct sw_packet *p, struct sw_flow *flow, __u8 side)
 #endif
 }
 
+/* Translated to what was the node's address, and there is another one now: nothing comes to the old one any more. */
+SW_COLD static __noinline int sw_has_lost_source(struct sw_packet *p, const struct sw_action *forward)
+{
+	return !sw_same_address(&forward->source, &p->out.source) &&
+	       !sw_is_host_address(SW_SCOPE_UPLINK, p->family, &forward->source) &&
+	       sw_is_host_address(SW_SCOPE_UPLINK, p->family, &p->out.source);
+}
+
 /* Whether a walk came to what a flow was made for: the same target in the same scope, and translated if it must be. */
 SW_INLINE int sw_still_true(struct sw_packet *p, const struct sw_flow *first, const struct sw_action *forward)
 {
@@ -57,7 +65,7 @@ SW_INLINE int sw_still_true(struct sw_packet *p, const struct sw_flow *first, co
 		destination = &forward->destination;
 		port = forward->destination_port;
 	}
-	if (p->wants_snat && !(forward->flags & SW_REWRITE_SOURCE))
+	if (p->wants_snat && (!(forward->flags & SW_REWRITE_SOURCE) || sw_has_lost_source(p, forward)))
 		return 0;
 	return scope == p->out_scope && port == p->out.destination_port &&
 	       sw_same_address(destination, &p->out.destination);

@@ -6,8 +6,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -323,11 +326,38 @@ def test_our_own_devices_come_back(net: NodeNet, node: DaemonProcess, pods: tupl
     poll("nothing differs", lambda: node.differences() == [])
 
 
-def test_a_new_node_address_is_taken_over(net: NodeNet, node: DaemonProcess, pods: tuple[str, str]) -> None:
+@pytest.fixture
+def sender(net: NodeNet, pods: tuple[str, str]) -> Iterator[Callable[[], str]]:
+    """Sends a datagram to the router, always by the same socket of a pod; from where it comes."""
+    with ExitStack() as stack:
+        sockets = []
+        for where, address in ((net.router, ROUTER_IP), (pods[0], "10.244.0.2")):
+            with net.inside(where):
+                sockets.append(stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
+            sockets[-1].bind((address, 5300))
+        server, client = sockets
+        server.settimeout(SHORT_S)
+
+        def send() -> str:
+            client.sendto(b"x", (ROUTER_IP, 5300))
+            try:
+                return str(server.recvfrom(10)[1][0])
+            except TimeoutError:
+                return ""
+
+        yield send
+
+
+def test_a_new_node_address_is_taken_over(
+    net: NodeNet, node: DaemonProcess, pods: tuple[str, str], sender: Callable[[], str]
+) -> None:
+
+    assert sender() == NODE_IP
     ip("address", "delete", f"{NODE_IP}/24", "dev", "eth0", netns_name=net.node)
     ip("address", "add", "192.168.77.50/24", "dev", "eth0", netns_name=net.node)
     ip("route", "replace", "default", "via", ROUTER_IP, netns_name=net.node)
     poll("SNAT has the new address", lambda: can_ping(pods[0], ROUTER_IP, wait_s=SHORT_S))
+    poll("so has who goes on sending", lambda: sender() == "192.168.77.50")
 
     def providers() -> list[str]:
         (network,) = node.request("GET", "/v2/networks")

@@ -17,6 +17,8 @@ from msgspec.structs import replace
 from samewire.hcn.policies import ACL, AclAction, AclDirection, OutBoundNAT, PortMapping
 from samewire.hcn.schema import NetworkType
 from samewire.kernel.bpf import BpfMap, SkbContext, mount_bpffs, unmount_bpffs
+from samewire.vfp.address import parse_interface
+from samewire.vfp.compile import compile_node
 from samewire.vfp.constants import Counter, FlowFlag, Layer, Reason
 from samewire.vfp.simulate.flows import partner_key
 from samewire.vfp.tables import Flow, FlowKey, Id
@@ -145,6 +147,35 @@ def test_nat_that_is_added_and_taken_away(world: World) -> None:
             node.policies(pod, OutBoundNAT(virtual_ip="192.168.9.99"))
             assert seen() == node_address(node, 4), "an established mapping stays"
     out.ip("route", "del", "10.1.0.0/24")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_an_address_that_the_node_has_lost(world: World, family: int) -> None:
+    """Who goes on sending gets the new one: nothing would come to the old one any more."""
+    with Lab() as lab:
+        node, pod = small_node(lab, world.underlay, 30)
+        out, new = world.underlay.out, {4: "192.168.9.33", 6: "fd09::33"}
+        with (
+            bound(out, socket.SOCK_DGRAM, OUT[family], 84) as server,
+            bound(pod.space, socket.SOCK_DGRAM, pod.address(family), 4444) as client,
+        ):
+
+            def seen() -> str:
+                client.sendto(b"x", (OUT[family], 84))
+                sender = server.recvfrom(10)[1]
+                server.sendto(b"y", sender)
+                assert client.recv(10) == b"y"
+                return str(sender[0])
+
+            assert seen() == node_address(node, family)
+            for old, other in zip(node.facts.addresses, new.values(), strict=True):
+                node.space.ip("address", "del", str(old), "dev", "eth0")
+                node.space.ip("address", "add", f"{other}/{old.bits}", "dev", "eth0")
+            own_addresses = (f"{new[4]}/24", f"{new[6]}/64")
+            node.facts = replace(node.facts, addresses=tuple(map(parse_interface, own_addresses)))
+            node.apply(node.owned.replace("node", compile_node(node.facts, node.numbers).everything()))
+            node.policies(pod, OutBoundNAT())
+            assert seen() == new[family]
 
 
 def pod_of(world: World, kind: NetworkType) -> Pod:

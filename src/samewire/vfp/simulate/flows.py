@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from samewire.vfp.address import ZERO
 from samewire.vfp.constants import (
     NAT_TRIES,
+    SCOPE_UPLINK,
     Arrival,
     Fate,
     FlowFlag,
@@ -232,7 +233,7 @@ def _redecide(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: i
         except Dropped:
             remove(state, key)
             raise
-        if _is_still_true(walk, first, first.action[initiator]):
+        if _is_still_true(state, walk, first, first.action[initiator]):
             return _update(state, walk, first_key, second_key, packet_side)
     remove(state, key)
     if packet_side:
@@ -240,13 +241,23 @@ def _redecide(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: i
     return None
 
 
-def _is_still_true(walk: Walk, first: Flow, forward: Action) -> bool:
+def _is_still_true(state: State, walk: Walk, first: Flow, forward: Action) -> bool:
     """Whether a walk came to what the flow was made for: target, scope, and translated if it must be."""
     scope = first.peer_scope if first.flags & FlowFlag.PAIR else walk.first_scope
-    if scope != walk.out_scope or (walk.wants_snat and not forward.flags & RewriteFlag.SOURCE):
+    if scope != walk.out_scope:
+        return False
+    if walk.wants_snat and (not forward.flags & RewriteFlag.SOURCE or _has_lost_source(state, walk, forward)):
         return False
     after = transpose(walk.first, forward)
     return (after.destination, after.destination_port) == (walk.out.destination, walk.out.destination_port)
+
+
+def _has_lost_source(state: State, walk: Walk, forward: Action) -> bool:
+    """Translated to what was the node's address, and there is another one now."""
+    family, before, now = walk.packet.family, forward.source, walk.out.source
+    if before == now or state.is_host_address(SCOPE_UPLINK, family, before):
+        return False
+    return state.is_host_address(SCOPE_UPLINK, family, now)
 
 
 def _update(state: State, walk: Walk, first_key: FlowKey, second_key: FlowKey, packet_side: int) -> Action:
