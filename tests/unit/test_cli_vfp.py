@@ -169,6 +169,18 @@ def test_a_tuple_that_reaches_a_pod_from_another_or_from_outside(daemon: StubDae
     assert (ends.protocol, ends.source, ends.destination_port) == ("udp", "192.0.2.9", 53)
 
 
+@pytest.mark.parametrize("way", ["out", "in"])
+def test_the_owner_of_an_address_is_found_however_it_is_written(daemon: StubDaemon, way: str) -> None:
+    ports = plain(port_rows(TABLES, NAMES))
+    for port in ports:
+        port["addresses"] = ["fd00:244:1::6"] if port["id"] == CLIENT_PORT else []
+    daemon.answers["GET /v2/switch/ports"] = (200, ports)
+    asked = str(CLIENT_PORT) if way == "out" else "web-0"
+    result = vfp(daemon, "process-tuples", "--port", asked, f"tcp FD00:244:1:0::06 1 fd00:244:1::5 80 {way}")
+    assert result.exit_code == 0, result.output
+    assert daemon.requests[-1][1]["from"] == CLIENT_ID
+
+
 def test_a_dropped_tuple_is_a_failure(daemon: StubDaemon) -> None:
     daemon.answers[TRACE] = (200, plain(DROPPED))
     result = vfp(daemon, "process-tuples", "--port", str(CLIENT_PORT), "icmp 10.244.1.6 0 10.244.1.5 0")

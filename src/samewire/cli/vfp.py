@@ -164,19 +164,21 @@ def _parse(text: str) -> _Tuple:
     if not flags.isdecimal():
         raise _wrong(f"flags {flags!r}: want 1 for a SYN, 0 for a later packet")
     ports = [_number(words[2]), _number(words[4])]
-    _check_addresses(words[1], words[3])
+    source, destination = _addresses(words[1], words[3])
     return _Tuple(
-        protocol, words[1], ports[0], words[3], ports[1], direction in ("2", "in"), bool(int(flags) & _SYN)
+        protocol, source, ports[0], destination, ports[1], direction in ("2", "in"), bool(int(flags) & _SYN)
     )
 
 
-def _check_addresses(*texts: str) -> None:
+def _addresses(*texts: str) -> tuple[str, ...]:
+    """Addresses as the daemon writes them: who has FD00::05 is found as fd00::5."""
     try:
-        versions = {ipaddress.ip_address(text).version for text in texts}
+        found = [ipaddress.ip_address(text) for text in texts]
     except ValueError as error:
         raise _wrong(str(error)) from None
-    if len(versions) > 1:
+    if len({address.version for address in found}) > 1:
         raise _wrong(f"source {texts[0]} and destination {texts[1]} are not of one IP version")
+    return tuple(map(str, found))
 
 
 def _wrong(message: str) -> click.BadParameter:
