@@ -218,6 +218,9 @@ def test_next_steps_work_as_they_stand() -> None:
     assert "samewire lab trace --from web-mkmpvm6kb-wprw4 --to 10.244.2.2:80" in steps
     assert steps[-1] == "samewire lab down mixed"
     assert next_steps(msgspec.structs.replace(state, pods=()))[0] == "samewire lab check"
+    only_v6 = tuple(msgspec.structs.replace(pod, addresses=pod.addresses[1:]) for pod in state.pods)
+    steps = next_steps(msgspec.structs.replace(state, nodes=nodes, pods=only_v6))
+    assert "samewire lab trace --from web-mkmpvm6kb-wprw4 --to '[fd00:244:0:2::2]:80'" in steps
 
 
 def test_next_steps_name_the_lab_beside_another() -> None:

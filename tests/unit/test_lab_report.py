@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from rich.console import Console, RenderableType
 
+from samewire.cli.lab import _console as cli_console
 from samewire.lab.report import lab_tables, top_table
 from samewire.lab.top import PodUsage
 from tests.support.lab import lab_state
@@ -51,3 +53,12 @@ def test_usage_fits(width: int, figures: str) -> None:
     assert max(map(len, shown)) <= width
     assert figures in " ".join(" ".join(shown).split())
     assert usage.pod in shown[-2].split()
+
+
+def test_what_looks_like_an_emoji_or_a_style_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    state = lab_state("mixed-cluster")
+    addresses = ("fd00:100::2", "fd00:a:b::3", "[fd00::4]:80")
+    pods = tuple(msgspec.structs.replace(pod, addresses=addresses) for pod in state.pods[:1])
+    cli_console().print(lab_tables(msgspec.structs.replace(state, pods=pods)), *addresses)
+    shown = capsys.readouterr().out
+    assert all(shown.count(address) == 2 for address in addresses)

@@ -249,3 +249,16 @@ def test_cni_arguments() -> None:
         "search": ["b"],
         "options": ["c"],
     }
+
+
+def test_mount_points_of_others_have_any_names(tmp_path: Path) -> None:
+    names = (b"/media/m\xe4rz", "/media/\u2028".encode(), b"/media/\x0c\\040x", b"/lab/\xe4\\040\\134")
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_bytes(b"".join(b"36 35 98:0 / %s rw - ext4 a rw\n" % name for name in names))
+    assert [os.fsencode(path) for path in mounts_below(Path("/lab"), mountinfo)] == [b"/lab/\xe4 \\"]
+    (tmp_path / "cgroup.controllers").write_text("memory\n")
+    mounts = tmp_path / "mounts"
+    mounts.write_bytes(b"".join(b"/dev/sda %s ext4 rw 0 0\n" % name for name in names))
+    with mounts.open("a") as file:
+        file.write(f"cgroup2 {tmp_path} cgroup2 rw 0 0\n")
+    assert cgroups.find_mounts(mounts) == cgroups.Mounts(tmp_path, None)

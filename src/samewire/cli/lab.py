@@ -18,6 +18,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from samewire.cli.errors import Failure, exit_status
 from samewire.cli.options import json_option, proto_option, source_port_option
@@ -93,7 +94,7 @@ def up(file: Path, keep: bool, as_document: bool) -> None:
     console = _console(as_document)
 
     def progress(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:5.1f} s[/dim]  {text}")
+        console.print(Text.assemble((f"{time.monotonic() - began:5.1f} s", "dim"), f"  {text}"))
 
     state = asyncio.run(_until_stopped(bring_up(file, progress, keep)))
     if as_document:
@@ -281,9 +282,13 @@ def schema() -> None:
 
 
 def _console(stderr: bool = False) -> Console:
-    """A terminal's own width; elsewhere (a log, a pipe) wide enough for the tables."""
+    """A terminal's own width; elsewhere (a log, a pipe) wide enough for the tables.
+
+    Texts are shown as they are: rich would take the group of fd00:100::1 for an emoji, and [fd00::1] for a style.
+    """
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else _LOG_WIDTH)
+    width = None if stream.isatty() else _LOG_WIDTH
+    return Console(stderr=stderr, width=width, markup=False, emoji=False)
 
 
 def _print_json(document: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 import click
 import msgspec
 from rich.console import Console
+from rich.text import Text
 
 from samewire.cli.options import config_option, json_option
 from samewire.cli.output import as_yaml
@@ -81,13 +82,14 @@ class _Shown:
 
     def __init__(self, as_json: bool) -> None:
         self._json = as_json
-        self._console = Console(highlight=False, soft_wrap=True)
+        # Texts as they are: rich would take the group of fd00:100::/64 for an emoji.
+        self._console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
         self._steps: list[Step] = []
 
     def step(self, step: Step) -> None:
         self._steps.append(step)
         if not self._json:
-            self._console.print(f"[green]{len(self._steps):3}[/]  {_escaped(step.title)}")
+            self._console.print(_numbered(len(self._steps), step))
 
     def done(self, action: str) -> None:
         if self._json:
@@ -100,14 +102,18 @@ class _Shown:
             plain = {"found": msgspec.to_builtins(found), "steps": msgspec.to_builtins(steps)}
             click.echo(json.dumps(plain, indent=2))
             return
-        self._console.print("[bold]Found[/]")
+        self._console.print(Text("Found", style="bold"))
         for line in _found_lines(found):
-            self._console.print(f"  {_escaped(line)}")
-        self._console.print("[bold]Steps[/] (nothing has been changed)")
+            self._console.print(f"  {line}")
+        self._console.print(Text.assemble(("Steps", "bold"), " (nothing has been changed)"))
         for number, step in enumerate(steps, 1):
-            self._console.print(f"[green]{number:3}[/]  {_escaped(step.title)}")
+            self._console.print(_numbered(number, step))
             for line in _details(step):
-                self._console.print(f"       [dim]{_escaped(line)}[/]")
+                self._console.print(Text(f"       {line}", style="dim"))
+
+
+def _numbered(number: int, step: Step) -> Text:
+    return Text.assemble((f"{number:3}", "green"), f"  {step.title}")
 
 
 def _found_lines(found: Found) -> Iterable[str]:
@@ -153,7 +159,3 @@ def _details(step: Step) -> Iterable[str]:
             yield f"{path} = {value}"
         case MakeNetwork(value=value):
             yield from as_yaml(value).splitlines()
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")

@@ -36,7 +36,6 @@ T = TypeVar("T", bound=AclRule | FilterTuple)
 
 TCP, UDP = 6, 17
 MAX_PORT = 2**16 - 1
-MAX_SET_ID = 256
 
 
 def _fail(path: str, message: str, code: HcnCode = HcnCode.INVALID_POLICY) -> NoReturn:

@@ -42,7 +42,7 @@ def find_mounts(mounts_file: Path = Path("/proc/mounts")) -> Mounts:
     """Read the mount points; Unsupported without a cgroup v2 hierarchy."""
     v2: Path | None = None
     v1_memory: Path | None = None
-    for line in mounts_file.read_text().splitlines():
+    for line in os.fsdecode(mounts_file.read_bytes().strip()).split("\n"):  # a name is any bytes
         _, point, kind, options, *_ = line.split(" ")
         if kind == "cgroup2" and v2 is None:
             v2 = Path(point)

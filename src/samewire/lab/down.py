@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -44,11 +45,12 @@ async def remove(lab: Lab) -> None:
         pass  # other labs are there
 
 
-def mounts_below(directory: Path) -> list[Path]:
+def mounts_below(directory: Path, mounts: Path = Path("/proc/self/mountinfo")) -> list[Path]:
     """Mount points inside a directory, deepest first."""
     points = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        point = Path(line.split(" ")[4].encode().decode("unicode_escape"))
+    for line in mounts.read_bytes().strip().split(b"\n"):  # a name is any bytes, with octal escapes (proc(5))
+        name = line.split(b" ")[4].decode("unicode_escape").encode("latin-1")
+        point = Path(os.fsdecode(name))
         if directory in point.parents:
             points.append(point)
     return sorted(points, key=lambda point: len(point.parts), reverse=True)

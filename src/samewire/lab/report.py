@@ -114,7 +114,7 @@ def next_steps(state: LabState, *, alone: bool = True) -> list[str]:
         steps.append(f"samewire lab exec{option} {own[0].pod.name} -- ip address")
     traced = next((pod for pod in own if state.node(pod.pod.node).socket), None)
     targets = (
-        f"{pod.addresses[0]}:{ports[0]}"
+        _trace_target(pod.addresses[0], ports[0])
         for pod in own
         if traced and pod.pod.node != traced.pod.node and pod.pod.network == traced.pod.network
         for container in pod.pod.template.containers
@@ -123,6 +123,11 @@ def next_steps(state: LabState, *, alone: bool = True) -> list[str]:
     if traced and (target := next(targets, None)):
         steps.append(f"samewire lab trace{option} --from {traced.pod.name} --to {target}")
     return [*steps, f"samewire lab top{argument}", f"samewire lab down {state.cluster.name}"]
+
+
+def _trace_target(address: str, port: int) -> str:
+    """As a shell and ``samewire lab trace`` take it."""
+    return f"'[{address}]:{port}'" if ":" in address else f"{address}:{port}"
 
 
 def lab_document(state: LabState) -> Any:

@@ -157,7 +157,7 @@ def old_sets(listed: str) -> list[str]:
 
 def _tables(saved: str) -> Iterator[tuple[str, list[str], list[_Rule]]]:
     table, chains, rules = "", list[str](), list[_Rule]()
-    for line in saved.splitlines():
+    for line in saved.split("\n"):  # splitlines() would split comments, too
         if line.startswith("*"):
             table, chains, rules = line[1:].strip(), [], []
         elif line.startswith(":"):

@@ -15,10 +15,19 @@ _TIMEOUT_S: Final = 60.0
 
 
 def run(argv: Sequence[str], stdin: str = "") -> str:
-    """Run a command; return what it prints. Raises Unavailable when it is not there, KernelError when it fails."""
+    """Run a command; return what it prints, where bytes that are no UTF-8 (a rule's comment has any) are \\xNN.
+
+    Raises Unavailable when it is not there, KernelError when it fails.
+    """
     try:
         done = subprocess.run(
-            argv, input=stdin, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            argv,
+            input=stdin,
+            capture_output=True,
+            encoding="utf-8",
+            errors="backslashreplace",
+            timeout=_TIMEOUT_S,
+            check=False,
         )
     except FileNotFoundError as error:
         raise Unavailable(argv[0], "it is not installed on this node") from error
