@@ -13,6 +13,7 @@ from samewire.lab.matrix import Matrix
 from samewire.lab.probes import Expected, Observed, Probe, judge
 from samewire.lab.services import (
     answerers,
+    balanced_pods,
     is_served,
     node_objects,
     pod_objects,
@@ -143,6 +144,28 @@ def test_source_ranges_let_in_whom_they_say(guestbook: LabState) -> None:
     assert {probe.row.partition(" → ")[0] for probe in of4} >= {"pod", "node", "outside"}
     others = [probe for probe in matrix.probes() if probe.category == "service: NodePort"]
     assert all(probe.expected.reachable for probe in others)
+
+
+def test_services_lead_to_pods_of_the_first_network_only(guestbook: LabState) -> None:
+    """Pods of another tenant have the same addresses; nodes that are cut off ask nobody."""
+    first, owner = guestbook.cluster.networks[0], "Deployment/frontend"
+    cut_off = msgspec.structs.replace(first, host_route=False)
+    cluster = msgspec.structs.replace(guestbook.cluster, networks=(cut_off, cut_off))
+    pods = [
+        msgspec.structs.replace(one, pod=msgspec.structs.replace(one.pod, network="other"))
+        if one.pod.owner == owner
+        else one
+        for one in guestbook.pods
+    ]
+    assert {one.pod.owner for one in guestbook.pods} - {
+        one.pod.owner for one in balanced_pods(pods, first.name)
+    } == {owner}
+    probes = Matrix(msgspec.structs.replace(guestbook, cluster=cluster, pods=tuple(pods))).probes()
+    found = [probe for probe in probes if probe.category.startswith("service: ")]
+    assert {probe.row.partition(" → ")[0] for probe in found} >= {"pod", "outside"}
+    assert not any(probe.row.startswith("node →") for probe in found)
+    assert not any(probe.expected.reachable for probe in of(found, "ClusterIP", "frontend:80"))
+    assert any(probe.expected.reachable for probe in of(found, "ClusterIP", "redis-leader"))
 
 
 def test_source_ranges_are_read_as_the_daemons_read_them() -> None:

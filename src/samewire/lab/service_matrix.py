@@ -16,7 +16,7 @@ from samewire.lab.addressing import family_of
 from samewire.lab.cluster import NetworkType, ProxyMode, Stack
 from samewire.lab.plan import gateway
 from samewire.lab.probes import Expected, Probe
-from samewire.lab.services import Answerer, ServicePlan, ServicePortPlan, answerers
+from samewire.lab.services import Answerer, ServicePlan, ServicePortPlan, answerers, balanced_pods
 from samewire.lab.state import LabState, NodeState, OutsideState, PodState
 
 Client = PodState | NodeState | OutsideState
@@ -38,8 +38,10 @@ class ServiceMatrix:
 
     def __init__(self, state: LabState, clients: Sequence[PodState]) -> None:
         self._state = state
-        first = state.cluster.networks[0].name
-        self._pods = [pod for pod in clients if pod.pod.network == first]
+        first = state.cluster.networks[0]
+        self._pods = [pod for pod in clients if pod.pod.network == first.name]
+        self._behind = balanced_pods(state.pods, first.name)
+        self._reaches_host = first.host_route or first.type is NetworkType.L2BRIDGE
         self._balancers = [node for node in state.nodes if node.plan.stack is Stack.SAMEWIRE]
 
     def probes(self) -> Iterator[Probe]:
@@ -64,7 +66,7 @@ class ServiceMatrix:
 
     def _of_frontend(self, frontend: Frontend) -> Iterator[Probe]:
         family = family_of(frontend.address)
-        behind = answerers(frontend.service, frontend.port, self._state.pods, family)
+        behind = answerers(frontend.service, frontend.port, self._behind, family)
         standing_in = [one for one in behind if _stands_in(one)]
         if len(standing_in) != len(behind):
             return  # a command answers as it likes
@@ -87,7 +89,7 @@ class ServiceMatrix:
         for one in behind:
             if one.pod not in self._pods and self._is_own_pod(one.pod):
                 yield one.pod, "the backend itself"
-        for node in self._balancers:
+        for node in self._balancers if self._reaches_host else ():
             if node.plan.address(family):
                 yield node, "node"
         if frontend.kind != "ClusterIP":

@@ -114,6 +114,13 @@ def node_objects(nodes: Iterable[NodePlan]) -> list[Json]:
     ]
 
 
+def balanced_pods(pods: Iterable[PodState], network: str) -> list[PodState]:
+    """The pods that Services lead to: those of the proxies' network, and of the nodes' own. Another tenant's may have
+    the same addresses.
+    """
+    return [one for one in pods if one.pod.template.host_network or one.pod.network == network]
+
+
 def pod_objects(pods: Iterable[PodState]) -> list[Json]:
     """The lab's pods as Kubernetes has them: running, and ready."""
     return [_pod(state) for state in pods]

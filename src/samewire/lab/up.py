@@ -32,7 +32,7 @@ from samewire.lab.plan import NodePlan, OutsidePlan, Plan, make_plan
 from samewire.lab.pods import PodMaker
 from samewire.lab.processes import Launch, python_script, start
 from samewire.lab.samewire_node import SamewireNode
-from samewire.lab.services import is_served, node_objects, pod_objects, service_plans
+from samewire.lab.services import balanced_pods, is_served, node_objects, pod_objects, service_plans
 from samewire.lab.stack import NodeContext, NodeStack
 from samewire.lab.state import Lab, LabState, NodeState, OutsideState, PodState
 from samewire.lab.underlay import build, create_namespaces, uplink_mac
@@ -105,11 +105,12 @@ class _Builder:
         await self._stacks()
         self.progress(counted(len(self.plan.pods), "pod"))
         pods = await self._pods()
-        self._write_objects("pods", pod_objects(pods))
+        balanced = balanced_pods(pods, self.plan.cluster.networks[0].name)
+        self._write_objects("pods", pod_objects(balanced))
         services = service_plans(self.plan.services, self.plan.cluster.services.cluster_cidrs)
         if services:
             self.progress(counted(len(services), "service"))
-            wanted = {service.key: is_served(service, pods) for service in services}
+            wanted = {service.key: is_served(service, balanced) for service in services}
             await bounded(_PARALLEL, [self.stacks[node.name].settle(wanted) for node in self.plan.nodes])
         return LabState(
             cluster=self.plan.cluster,
