@@ -14,10 +14,10 @@ from samewire.hcn.policies import ACL, AclAction, AclDirection, NatFlags, OutBou
 from samewire.hcn.schema import Network, NetworkType
 from samewire.vfp.constants import Fate, FlowFlag
 from tests.support.cgroups import own_cgroup, within
-from tests.support.netlab import Lab
+from tests.support.netlab import Lab, poll
 from tests.support.node_rig import Pod
-from tests.support.traffic import TIMEOUT_S, bound, echo_over, family_of, tcp, tcp_pair, udp
-from tests.support.worlds import OUT, Underlay, bridged, node_address, overlay, own
+from tests.support.traffic import TIMEOUT_S, bound, echo_over, family_of, tcp, tcp_pair, too_long, udp
+from tests.support.worlds import FAR, FAR_MTU, OUT, Underlay, bridged, node_address, overlay, own
 
 pytestmark = [pytest.mark.root]
 
@@ -209,6 +209,29 @@ def test_a_client_port_that_is_taken_is_moved(world: World) -> None:
     assert peers[1][0] == OUT[4]
     flows = [f for k, f in node.flow_table().items() if source in k.port and f.flags & FlowFlag.PAIR]
     assert flows
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_reach_the_pod(world: World, kind: str, family: int) -> None:
+    """A smaller link on the way to the client, and a client that has gone: routers and clients tell the node."""
+    server, _, port = world.networks[kind]
+    to, far = node_address(world.node, family), world.underlay.far
+    at = (server.address(family), INTERNAL)
+    size = FAR_MTU - (28 if family == 4 else 48) + 1
+    with bound(server.space, socket.SOCK_DGRAM, *at) as listening:
+        never = (socket.IPPROTO_IPV6, 23) if family == 6 else (socket.IPPROTO_IP, 10)  # IPV6_MTU_DISCOVER
+        listening.setsockopt(*never, 2)
+        with bound(far, socket.SOCK_DGRAM, FAR[family]) as near:
+            near.sendto(b"x", (to, port))
+            sender = listening.recvfrom(10)[1]
+        listening.connect(sender)
+        listening.send(b"anybody there?")
+        with pytest.raises(ConnectionRefusedError):
+            listening.recv(10)
+        listening.send(bytes(size))
+        poll("path MTU", lambda: too_long(listening, size))
+    tcp(far, server.space, to, port, at=at, size=200_000)
 
 
 @contextmanager

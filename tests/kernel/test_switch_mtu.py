@@ -152,6 +152,28 @@ def test_streams_and_checksums(world: World, offload: str, path: str, family: in
     assert all(len(h.packet) <= 1500 and not h.fragment for h in seen)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("path", ["tunnel4", "tunnel6", "nat", "bridged"])
+def test_datagrams_that_the_offload_cuts(world: World, path: str, family: int) -> None:
+    """UDP_SEGMENT, as QUIC uses it: one write is many datagrams, there and back."""
+    near, far = world.pairs[6] if path == "tunnel6" else world.pairs[4]
+    pod = {"nat": world.nat, "bridged": world.bridged}.get(path, near)
+    server, to = (far.space, far.address(family)) if "tunnel" in path else (world.underlay.out, OUT[family])
+    size, count = 1200, 8
+    data = os.urandom(size * count)
+    with (
+        bound(server, socket.SOCK_DGRAM, to, 7350) as listening,
+        bound(pod.space, socket.SOCK_DGRAM, pod.address(family)) as opened,
+    ):
+        for one in (listening, opened):
+            one.setsockopt(socket.SOL_UDP, 103, size)  # UDP_SEGMENT
+        opened.sendto(data, (to, 7350))
+        got = [listening.recvfrom(2 * size) for _ in range(count)]
+        assert b"".join(part for part, _ in got) == data
+        listening.sendto(data, got[0][1])
+        assert b"".join(opened.recv(2 * size) for _ in range(count)) == data
+
+
 def _tcp(headers: Headers) -> bool:
     inner = headers.inner or headers
     return inner.protocol == 6

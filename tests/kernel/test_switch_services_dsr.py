@@ -28,6 +28,7 @@ from samewire.vfp.constants import (
 )
 from samewire.vfp.diff import Put, Remove
 from samewire.vfp.tables import DirectKey, Id, Nexthop, Port, Portmap, RouteKey, Vni
+from tests.kernel.test_switch_services_icmp import careful
 from tests.support.netlab import Lab, poll
 from tests.support.node_rig import Node, Pod
 from tests.support.services import Balancer, Target
@@ -41,9 +42,10 @@ from tests.support.traffic import (
     inject,
     tcp,
     tcp_pair,
+    too_long,
     udp,
 )
-from tests.support.worlds import FAR, OUT, Underlay, bridged, node_address, overlay
+from tests.support.worlds import FAR, FAR_MTU, OUT, Underlay, bridged, node_address, overlay
 
 pytestmark = [pytest.mark.root]
 
@@ -446,6 +448,29 @@ def test_a_preserved_destination_that_does_not_listen(world: World, kind: str, f
             "drops",
             lambda: world.second.dropped(pod.port, Layer.GUARD, Reason.SPOOFED_IP) == spoofed + 2,
         )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_and_fragments(world: World, kind: str, family: int) -> None:
+    """A router tells the first node that an answer was too long, and the endpoint hears of it; it speaks up, too."""
+    pod: Pod = getattr(world, kind)
+    at, far = (pod.address(family), INTERNAL), world.underlay.far
+    size = FAR_MTU - (28 if family == 4 else 48) + 1
+    with _service(world, pod, family) as to:
+        with careful(pod.space, at[0]) as server, bound(far, socket.SOCK_DGRAM, FAR[family]) as near:
+            server.bind(at)
+            near.sendto(b"x", (to, NODE_PORT))
+            server.connect(server.recvfrom(10)[1])
+            server.send(bytes(size))
+            poll("path MTU", lambda: too_long(server, size))
+        with careful(world.underlay.out, to) as near:
+            near.connect((to, NODE_PORT))
+            near.send(b"anybody there?")
+            with pytest.raises(ConnectionRefusedError):
+                near.recv(10)
+            poll("the tunnel's MTU", lambda: too_long(near, 1450))
+        udp(world.underlay.out, pod.space, to, NODE_PORT, at=at, size=5000)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
