@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,25 @@ def test_the_socket_from_the_environment(tmp_path: Path, monkeypatch: pytest.Mon
         daemon.answers["GET /v2/networks"] = (200, [])
         monkeypatch.setenv("SAMEWIRE_SOCKET", daemon.socket)
         assert run("get", "networks") == (0, "", "none\n")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("latin-1", b"Gr\xfc\xdfe \\u2192 \\ud800"), ("utf-8", "Grüße →".encode() + rb" \ud800")],
+)
+def test_what_the_terminals_encoding_lacks_is_shown_by_its_number(
+    tmp_path: Path, encoding: str, shown: bytes
+) -> None:
+    with StubDaemon(tmp_path) as daemon:
+        daemon.answers["GET /v2/networks"] = (200, [{"ID": "1", "Name": "Grüße → \ud800", "Type": "Overlay"}])
+        done = subprocess.run(
+            [sys.executable, "-m", "samewire.cli.main", "--socket", daemon.socket, "get", "networks"],
+            capture_output=True,
+            check=False,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.splitlines()[1].startswith(shown)
 
 
 def test_errors_of_many_lines_become_one(monkeypatch: pytest.MonkeyPatch) -> None:

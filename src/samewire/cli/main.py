@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import io
+import sys
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -89,6 +91,8 @@ def cli(ctx: click.Context, socket: str) -> None:
 
 def main() -> None:
     """Entry point of the ``samewire`` executable."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the locale's encoding lacks ends no command
     cli(prog_name="samewire")
 
 
