@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,27 @@ def test_a_new_nic_takes_the_place_of_the_old(net: NodeNet, node: DaemonProcess)
     poll("nothing differs", lambda: node.differences() == [])
     pins = [path.name for path in (node.run_dir / "bpf" / "links").iterdir()]
     assert len(pins) in (0, 2), pins
+
+
+def knows(node: DaemonProcess, gateway: str) -> bool:
+    return gateway in str(node.table("sw_nexthops"))
+
+
+def test_another_gateway_is_taken_over(net: NodeNet, tmp_path: Path) -> None:
+    """Nothing but the default route changes: who follows it has an uplink, loses it, and gets it back."""
+    ip("route", "del", "default", netns_name=net.node)
+    ip("-6", "route", "del", "default", netns_name=net.node)
+    with daemon(net, tmp_path, uplink="") as node:
+        node.start()
+        assert node.request("GET", "/v2/health")["status"] == "degraded"
+        for gateway in (ROUTER_IP, "192.168.77.77"):
+            ip("route", "replace", "default", "via", gateway, netns_name=net.node)
+            poll("it is known", partial(knows, node, gateway))
+        assert node.request("GET", "/v2/health")["status"] == "ok"
+        ip("route", "del", "default", netns_name=net.node)
+        poll("there is none", lambda: node.request("GET", "/v2/health")["status"] == "degraded")
+        ip("route", "add", "default", "via", ROUTER_IP6, netns_name=net.node)
+        poll("there is one", lambda: node.request("GET", "/v2/health")["status"] == "ok")
 
 
 def test_other_filters_on_the_uplink_stay(net: NodeNet, node: DaemonProcess) -> None:

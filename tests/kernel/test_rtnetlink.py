@@ -568,10 +568,12 @@ def test_monitor_hears_of_quiet_interfaces_only_the_end(
         assert [states[name] for name in pods] == [[False], [False]]
 
 
+@pytest.mark.parametrize("quiet", [None, rt.Names("sw", 13)])
 def test_monitor_tells_routes_of_the_main_table(
-    node: NetNamespace, netlink: rt.Netlink, ifindex: int
+    node: NetNamespace, netlink: rt.Netlink, ifindex: int, quiet: rt.Names | None
 ) -> None:
-    with rt.LinkMonitor(node.fd, groups=[rt.GROUP_IPV4_ROUTE, rt.GROUP_IPV6_ROUTE]) as monitor:
+    groups = [rt.GROUP_IPV4_ROUTE, rt.GROUP_IPV6_ROUTE]
+    with rt.LinkMonitor(node.fd, groups, quiet=quiet) as monitor:
         netlink.request(rt.route_replace(packed("10.6.0.0"), 16, family=4, oif=ifindex, table=100))
         netlink.request(rt.route_replace(packed("fd00:6::"), 48, family=6, oif=ifindex, table=1000))
         netlink.request(rt.route_replace(packed("10.7.0.0"), 16, family=4, oif=ifindex))

@@ -118,7 +118,9 @@ class Watcher:
             if route.table != TABLE_MAIN:
                 return
         if ifindex not in self._own():
-            if not self.node.switch.ports.endpoint_of(ifindex):
+            # Of others' routes only the default ones count: a routing daemon changes the rest all the time.
+            counts = isinstance(event, AddressChanged) or not bits
+            if counts and not self.node.switch.ports.endpoint_of(ifindex):
                 self._changed.set()
             return
         wanted = self.node.switch.wanted.bindings

@@ -47,7 +47,7 @@ def sieve(quiet: Names | None) -> bytes:
         (_EQUAL, 1, 0, _loaded("=H", routes.RTM_DELROUTE)),
         (_RETURN, 0, 0, _KEEP),
         (_BYTE, 0, 0, _TABLE_AT),
-        (_EQUAL, len(link), 0, routes.TABLE_MAIN),  # to the end, which keeps
+        (_EQUAL, len(link) + 1, 0, routes.TABLE_MAIN),  # over the next and those, to the end, which keeps
         (_RETURN, 0, 0, _DROP),
     ]
     return b"".join(_INSTRUCTION.pack(*each) for each in [*program, *link, (_RETURN, 0, 0, _KEEP)])
