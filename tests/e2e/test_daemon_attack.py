@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from samewire.errors import NotFound
 from samewire.kernel import netns
-from samewire.kernel.bpf import unmount_bpffs
+from samewire.kernel.bpf import BpfLink, unmount_bpffs
+from tests.support.cgroups import own_cgroup
 from tests.support.node import (
     NODE_IP,
+    PREFIX,
     ROUTER_IP,
     SHORT_S,
     UPLINK_SUBNET,
@@ -150,6 +153,32 @@ def test_lost_pins_are_given_back(net: NodeNet, node: DaemonProcess, pod: str, h
     assert node.differences() == []
     assert "switch loaded" not in node.tail().rpartition("serving")[2]
     assert len(node.table("sw_flows")) >= flows > 0
+
+
+def test_the_socket_programs_run_again(net: NodeNet, tmp_path: Path) -> None:
+    """After somebody detached one, and after the control group was removed and made anew."""
+    with (
+        own_cgroup(f"{PREFIX}-again") as group,
+        daemon(net, tmp_path, audit_interval_s=1, host_cgroup=str(group)) as node,
+    ):
+        node.start()
+
+        def run() -> bool:
+            inode = group.stat().st_ino
+            try:
+                with BpfLink.open_pinned(node.run_dir / "bpf" / "links" / f"sw_connect4_{inode}") as link:
+                    return link.info().target == inode
+            except NotFound:
+                return False
+
+        assert run()
+        with BpfLink.open_pinned(next((node.run_dir / "bpf" / "links").glob("sw_connect4_*"))) as link:
+            link.detach()
+        poll("it runs again", run)
+        group.rmdir()
+        group.mkdir()
+        poll("they run there", run)
+        poll("nothing differs", lambda: node.differences() == [])
 
 
 def test_no_route_of_the_node_is_replaced(net: NodeNet, node: DaemonProcess, pod: str) -> None:

@@ -119,7 +119,7 @@ def test_tcx_link_lives_by_its_pin_and_swaps_programs(
     if link is None:
         return
     with link:
-        assert (link.info().program_id, link.info().ifindex) == (loaded.programs["t_pass"].id, va)
+        assert (link.info().program_id, link.info().target) == (loaded.programs["t_pass"].id, va)
         link.pin(bpffs / "link")
     table.delete(va.to_bytes(4, "little"))
     send(space, "vb")
@@ -128,7 +128,7 @@ def test_tcx_link_lives_by_its_pin_and_swaps_programs(
         again.update(loaded.programs["t_count"])
         assert again.info().program_id == loaded.programs["t_count"].id
         again.detach()
-        assert again.info().ifindex == 0
+        assert again.info().target == 0
     (bpffs / "link").unlink()
     with pytest.raises(NotFound):
         BpfLink.open_pinned(bpffs / "link")
@@ -154,7 +154,7 @@ def test_tcx_link_goes_with_its_descriptor_and_with_its_interface(
         wait_for(lambda: counted.lookup(bytes(4)) is not None, "the second link's program ran")
         assert packets(table, va) == 0  # the first one's did not
         netlink.request(rt.link_del("va"))
-        assert second.info().ifindex == 0
+        assert second.info().target == 0
 
 
 def test_tcx_on_an_interface_that_is_not_there(loaded: BpfObject) -> None:

@@ -87,7 +87,7 @@ class Hooks:
         self._netlink = netlink
         self._links = bpf_dir / "links"
         self._programs = programs
-        self._socket_pins: set[Path] = set()
+        self._cgroup: Path | None = None
         self._closed = False
         self._begun: SimpleQueue[Attaching | None] = SimpleQueue()
         self._thread = Thread(target=self._run, args=(Netlink(),), name="hooks", daemon=True)
@@ -174,12 +174,20 @@ class Hooks:
         )
 
     def on_sockets(self) -> bool:
-        """Whether every socket program is attached where it was asked for."""
-        return all(path.exists() for path in self._socket_pins)
+        """Whether every socket program is attached where it was asked for, and that is there. Raises KernelError."""
+        if self._cgroup is None:
+            return True
+        try:
+            inode = self._cgroup.stat().st_ino
+        except OSError:
+            return False
+        programs = ((name, self._programs[name]) for name in SOCKETS if name in self._programs)
+        return all(self._linked(f"{name}_{inode}", program, inode) for name, program in programs)
 
     def attach_sockets(self, cgroup: Path | None) -> None:
         """Attach the socket programs to a cgroup, and leave any other. Raises KernelError, NotFound."""
         keep = set()
+        self._cgroup = cgroup
         if cgroup is not None:
             try:
                 directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -196,7 +204,6 @@ class Hooks:
                 os.close(directory)
         for name in SOCKETS:
             self._unpin_others(f"{name}_", keep)
-        self._socket_pins = {self._links / name for name in keep}
 
     def _attach_filter(self, ifindex: int, direction: Direction, name: str) -> None:
         """On a device that is not ours: our own priority, whatever others have there."""
@@ -219,7 +226,7 @@ class Hooks:
             try:
                 if (
                     kind not in (AttachType.TCX_INGRESS, AttachType.TCX_EGRESS)
-                    or link.info().ifindex == target
+                    or link.info().target == target
                 ):
                     link.update(program)
                     return
@@ -236,13 +243,13 @@ class Hooks:
         finally:
             link.close()
 
-    def _linked(self, name: str, program: BpfProgram, ifindex: int) -> bool:
+    def _linked(self, name: str, program: BpfProgram, target: int) -> bool:
         try:
             with BpfLink.open_pinned(self._links / name) as link:
                 info = link.info()
         except NotFound:
             return False
-        return (info.program_id, info.ifindex) == (program.id, ifindex)
+        return (info.program_id, info.target) == (program.id, target)
 
     def _unpin_others(self, prefix: str, keep: set[str]) -> None:
         for pin in pins(self._links, prefix):

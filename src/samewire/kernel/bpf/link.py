@@ -13,7 +13,7 @@ from samewire.kernel.bpf import _libbpf as b
 from samewire.kernel.bpf.handle import Handle
 from samewire.kernel.bpf.program import BpfProgram
 
-_LINK_TYPE_TCX: Final = 11
+_LINK_TYPE_CGROUP: Final = 3
 
 
 class AttachType(IntEnum):
@@ -32,14 +32,14 @@ class AttachType(IntEnum):
 
 
 class LinkInfo(msgspec.Struct, frozen=True):
-    """What the kernel says of a link: the ids of link and program, and for tcx the interface (else 0).
+    """What the kernel says of a link: the ids of link and program, and the interface or the control group (its inode).
 
-    ``ifindex`` becomes 0 when the interface is gone.
+    ``target`` becomes 0 when that is gone, or the program was detached.
     """
 
     id: int
     program_id: int
-    ifindex: int
+    target: int
 
 
 class BpfLink(Handle):
@@ -73,7 +73,10 @@ class BpfLink(Handle):
         info = b.LinkInfo()
         length = ct.c_uint32(ct.sizeof(info))
         b.check(b.lib.bpf_obj_get_info_by_fd(self.fd, ct.byref(info), ct.byref(length)), operation)
-        return LinkInfo(info.id, info.prog_id, info.target[0] if info.type == _LINK_TYPE_TCX else 0)
+        target = info.target[0]
+        if info.type == _LINK_TYPE_CGROUP:
+            target |= info.target[1] << 32
+        return LinkInfo(info.id, info.prog_id, target)
 
     def detach(self) -> None:
         """Take the program off now, pinned or not; the link stays, attached to nothing."""
