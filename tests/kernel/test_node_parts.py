@@ -50,7 +50,7 @@ from samewire.node.devices import (
     wrong_settings,
 )
 from samewire.node.hooks import UPLINK_PRIORITY, detach_uplink
-from samewire.node.keepsakes import load_keepsakes
+from samewire.node.keepsakes import FILE_NAME, load_keepsakes
 from samewire.node.links import activate, create
 from samewire.node.nicfilters import NicFilters
 from samewire.node.node import Node
@@ -160,6 +160,13 @@ def test_what_somebody_changed_is_set_right(netlink: Netlink, tmp_path: Path) ->
     assert wrong_settings("samewire0") == ["ipv4.rp_filter"]
     assert make(netlink, tmp_path) == first
     test_devices_are_made_once(netlink, tmp_path)
+
+
+def test_a_lost_file_changes_no_mac(netlink: Netlink, tmp_path: Path) -> None:
+    """Other nodes know this one by them."""
+    first = make(netlink, tmp_path)
+    (tmp_path / FILE_NAME).unlink()
+    assert make(netlink, tmp_path) == first
 
 
 @pytest.mark.parametrize("done", range(3))

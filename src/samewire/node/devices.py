@@ -77,7 +77,9 @@ def ensure_devices(
 
     Without ``tunnel_needed`` a taken VXLAN port leaves the tunnel down, and is no error.
     """
-    keepsakes = load_keepsakes(state_dir)
+    own = {"host_mac": HOST, "host_peer_mac": HOST_PEER, "tunnel_mac": TUNNEL}
+    present = {field: link.mac.hex(":") for field, name in own.items() if (link := _own_link(netlink, name))}
+    keepsakes = load_keepsakes(state_dir, **present)
     host, peer = _ensure_pair(netlink, keepsakes, mtu)
     tunnel = _ensure_tunnel(netlink, keepsakes, vxlan_port, needed=tunnel_needed)
     if keepsakes.vxlan_port != vxlan_port:

@@ -29,11 +29,15 @@ class Keepsakes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     reserved_ports_added: str = ""
 
 
-def load_keepsakes(state_dir: Path) -> Keepsakes:
-    """Read the file, or draw new values and write it. Raises ``Unavailable`` when that is not possible."""
+def load_keepsakes(state_dir: Path, **macs: str) -> Keepsakes:
+    """Read the file, or draw new values and write it. Raises ``Unavailable`` when that is not possible.
+
+    ``macs``: of devices that are there already; they are taken over where the file has been lost.
+    """
     found = find_keepsakes(state_dir)
     if found is None:
-        found = Keepsakes(tunnel_mac=_new_mac(), host_mac=_new_mac(), host_peer_mac=_new_mac())
+        drawn = Keepsakes(tunnel_mac=_new_mac(), host_mac=_new_mac(), host_peer_mac=_new_mac())
+        found = msgspec.structs.replace(drawn, **macs)
         save_keepsakes(state_dir, found)
     return found
 
