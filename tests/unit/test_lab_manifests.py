@@ -335,3 +335,11 @@ def test_lists_of_one_kind_say_what_their_items_are() -> None:
 def test_what_is_no_quantity(text: str) -> None:
     with pytest.raises(ValueError, match="is not a quantity"):
         quantity(text)
+
+
+def test_variables_without_a_name_or_a_value() -> None:
+    env = "[{value: 5}, {name: A, value: 5}, {name: B, value: null}, {name: C}, {name: '', value: x}, 7]"
+    (container,) = one(
+        f"{{kind: Pod, metadata: {{name: x}}, spec: {{containers: [{{name: c, env: {env}}}]}}}}"
+    ).template.containers
+    assert container.env == (("A", "5"), ("B", ""))

@@ -204,9 +204,9 @@ def _container(item: Any, host_network: bool) -> Container:
     words = [*sequence(fields.get("command"), "command"), *sequence(fields.get("args"), "args")]
     command = tuple(str(word) for word in words)
     env = tuple(
-        (str(entry["name"]), str(entry["value"]))
+        (str(entry["name"]), "" if entry["value"] is None else str(entry["value"]))
         for entry in sequence(fields.get("env"), "env")
-        if isinstance(entry, dict) and _ENV_NAME.fullmatch(str(entry.get("name"))) and "value" in entry
+        if isinstance(entry, dict) and _ENV_NAME.fullmatch(str(entry.get("name") or "")) and "value" in entry
     )
     if any("\0" in text for text in (*command, *(value for _, value in env))):
         raise ValueError(f"container {name} has a zero byte in its command or environment")
