@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import msgspec
 import pytest
 
 from samewire.kube.manifest_files import parse_manifests
 from samewire.lab.addressing import family_of
+from samewire.lab.cluster import Stack
 from samewire.lab.matrix import Matrix
 from samewire.lab.probes import Expected, Observed, Probe, judge
 from samewire.lab.services import (
@@ -22,7 +24,9 @@ from samewire.lab.services import (
     with_ingress,
 )
 from samewire.lab.state import LabState
-from tests.support.lab import lab_state
+from samewire.lab.underlay import service_routes
+from samewire.lab.up import read_plan
+from tests.support.lab import EXAMPLES, lab_state
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +148,44 @@ def test_source_ranges_let_in_whom_they_say(guestbook: LabState) -> None:
     assert {probe.row.partition(" → ")[0] for probe in of4} >= {"pod", "node", "outside"}
     others = [probe for probe in matrix.probes() if probe.category == "service: NodePort"]
     assert all(probe.expected.reachable for probe in others)
+
+
+def test_addresses_that_machines_of_the_lab_have_stay_theirs() -> None:
+    """An exported Service has its own cluster's nodes as ingress; a node that lost its address to another was dead."""
+    service: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "a", "namespace": "default"},
+        "spec": {"type": "LoadBalancer", "ports": [{"port": 80}], "externalTrafficPolicy": "Local"},
+    }
+    state, plan = lab_state("guestbook"), read_plan(EXAMPLES / "guestbook.yaml")
+    nodes = [node.plan.address(4) for node in state.nodes]
+    spec = {**service["spec"], "externalIPs": [*nodes, *plan.outside[0].addresses, "198.51.100.77"]}
+    named = ({**service, "spec": spec},)
+    routes = service_routes(msgspec.structs.replace(plan, services=named))
+    assert [route.split()[2] for route in routes] == ["198.51.100.77"]
+
+    target = next(pod for pod in state.pods if pod.pod.owner == "Deployment/frontend")
+    selecting = {**spec, "selector": target.pod.template.labels, "ports": [{"port": 80, "targetPort": 80}]}
+    services = service_plans([{**service, "spec": selecting}], ("10.96.0.0/16",))
+    found = Matrix(msgspec.structs.replace(state, services=services)).probes()
+    outside = [
+        probe
+        for probe in found
+        if probe.row.startswith("outside") and probe.category.startswith("service: ext")
+    ]
+    kernel = {node.plan.address(4) for node in state.nodes if node.plan.stack is Stack.KERNEL}
+    assert {probe.address for probe in outside} == {*nodes, "198.51.100.77"} - kernel
+    for probe in outside:
+        at = next(
+            (node.plan.name for node in state.nodes if probe.address in node.plan.addresses),
+            state.nodes[0].plan.name,
+        )
+        assert set(probe.expected.hostnames) == {
+            pod.hostname
+            for pod in state.pods
+            if pod.pod.owner == "Deployment/frontend" and pod.pod.node == at
+        }
 
 
 def test_services_lead_to_pods_of_the_first_network_only(guestbook: LabState) -> None:

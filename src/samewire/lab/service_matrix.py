@@ -56,8 +56,11 @@ class ServiceMatrix:
         for address in service.cluster_ips:
             yield Frontend(service, port, "ClusterIP", address, port.port)
         families = {family_of(address) for address in service.cluster_ips}
+        balanced = {address for node in self._balancers for address in node.plan.addresses}
+        others = {address for node in self._state.nodes for address in node.plan.addresses} - balanced
+        others |= {address for host in self._state.outside for address in host.plan.addresses}
         for address in service.external_ips:
-            if family_of(address) in families:
+            if family_of(address) in families and address not in others:
                 yield Frontend(service, port, "external IP", address, port.port)
         for node in self._balancers if port.node_port else ():
             for address in node.plan.addresses:
@@ -138,7 +141,7 @@ class ServiceMatrix:
 
     def _allowed(self, frontend: Frontend, client: Client, behind: Sequence[Answerer]) -> Sequence[Answerer]:
         """The backends that the traffic policies leave, and of those that everybody may use the near ones."""
-        at = frontend.node or self._entry(client)
+        at = frontend.node or self._entry(client, frontend.address)
         if frontend.kind == "ClusterIP":
             local = frontend.service.internal_local
         else:
@@ -158,10 +161,11 @@ class ServiceMatrix:
     def _zone(self, node: str) -> str:
         return self._state.node(node).plan.labels.get("topology.kubernetes.io/zone", "")
 
-    def _entry(self, client: Client) -> str:
-        """The node that balances for a client: its own, else the first one that can."""
+    def _entry(self, client: Client, address: str) -> str:
+        """The node that balances for a client: its own, else the one that has the address, else the first that can."""
         own = "" if isinstance(client, OutsideState) else _node_of(client)
-        return own if self._is_balancer(own) else self._balancers[0].plan.name
+        having = [node for node in self._balancers if address in node.plan.addresses]
+        return own if self._is_balancer(own) else (having or self._balancers)[0].plan.name
 
     def _sources(
         self, frontend: Frontend, client: Client, allowed: Iterable[Answerer], family: int

@@ -133,19 +133,23 @@ def _router_commands(plan: Plan) -> list[str]:
             length = "32" if family == 4 else "64"
             lines += _addressed(port, [f"{_CABLE_GATEWAYS[family]}/{length}"])
             lines.append(f"route add {address} dev {port}")
-    return [*lines, *_service_routes(plan)]
+    return [*lines, *service_routes(plan)]
 
 
-def _service_routes(plan: Plan) -> list[str]:
-    """Addresses of Services that the world beyond knows: to the first samewire node, as a cloud would send them."""
+def service_routes(plan: Plan) -> list[str]:
+    """Addresses of Services that the world beyond knows: to the first samewire node, as a cloud would send them. One
+    that a machine of the lab has is there already.
+    """
     balancer = next((node for node in plan.nodes if node.stack is Stack.SAMEWIRE), None)
     if balancer is None:
         return []
     services = service_plans(plan.services, plan.cluster.services.cluster_cidrs)
+    own = {address for node in plan.nodes for address in (*node.addresses, *node.uplink.gateways)}
+    own |= {address for host in plan.outside for address in host.addresses}
     return [
         f"route add {address} via {via}"
         for address in routed_addresses(services)
-        if (via := balancer.address(family_of(address)))
+        if address not in own and (via := balancer.address(family_of(address)))
     ]
 
 
