@@ -229,6 +229,20 @@ def test_a_backend_whose_pod_is_gone(cluster: Cluster) -> None:
     assert found == {"address": address, "port": 8080, "local": True, "missing": True}
 
 
+def test_a_name_that_is_no_nodes(cluster: Cluster) -> None:
+    """Nothing is local then: it is said, until there is such a Node."""
+    node = cluster.node.start()
+
+    def said() -> bool:
+        return "no Node node" in str(node.request("GET", "/v2/health")["problems"])
+
+    assert not said(), "of a cluster without Nodes nothing is known"
+    cluster.write("other", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "other"}})
+    poll("it is said", said)
+    cluster.write("own", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node"}})
+    poll("there is one", lambda: not said())
+
+
 def test_a_daemon_without_a_source_has_no_services(net: NodeNet, tmp_path: Path) -> None:
     with daemon(net, tmp_path) as node:
         node.start()

@@ -21,6 +21,12 @@ def test_defaults() -> None:
     assert config.metrics_address is None
 
 
+def test_names_in_kubernetes_are_lower_case() -> None:
+    """A host's need not be: kubelet registers it so."""
+    assert make_config({"name": "Node-1"}).kubernetes_name == "node-1"
+    assert make_config({"name": "a", "node_name": "Node-2.Example"}).kubernetes_name == "node-2.example"
+
+
 @pytest.mark.parametrize(
     ("entries", "slots"), [(1024, 2048), (131072, 262144), (131073, 524288), (1500, 4096)]
 )

@@ -86,8 +86,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def kubernetes_name(self) -> str:
-        """This node's name in Kubernetes."""
-        return self.node_name or self.name
+        """This node's name in Kubernetes, where names are lower case, as kubelet makes those of hosts."""
+        return (self.node_name or self.name).lower()
 
     @property
     def hns_address(self) -> tuple[str, int] | None:

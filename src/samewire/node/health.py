@@ -26,6 +26,7 @@ def health(node: Node, source: Source | None) -> dict[str, Any]:
     problems += [f"endpoint {endpoint_id}: {reason}" for endpoint_id, reason in node.auditor.degraded.items()]
     kinds = source.health() if source is not None else ()
     problems += [f"{kind.kind}s cannot be followed: {kind.error}" for kind in kinds if kind.lost]
+    problems += _nameless(node, source) if source is not None and node.config.balances else []
     return {
         "status": "degraded" if problems else "ok",
         "name": node.config.name,
@@ -46,6 +47,16 @@ def health(node: Node, source: Source | None) -> dict[str, Any]:
             "repaired": last.repaired,
         },
     }
+
+
+def _nameless(node: Node, source: Source) -> list[str]:
+    """Under a name that is nobody's no endpoint is local, and nothing else would tell."""
+    from samewire.kube.model import Node as KubeNode
+
+    name, nodes = node.config.kubernetes_name, source.objects(KubeNode)
+    if not nodes or ("", name) in nodes:
+        return []
+    return [f"the cluster has no Node {name} (node_name): no endpoint of a Service counts as this node's"]
 
 
 def _known(kind: KindHealth) -> dict[str, Any]:
