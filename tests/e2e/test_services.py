@@ -133,7 +133,7 @@ def test_health_ports(cluster: Cluster, net: NodeNet) -> None:
 
 
 def test_health_ports_that_clash(cluster: Cluster, net: NodeNet) -> None:
-    """With a process of the node, and with each other: who was first has it, and the other is next."""
+    """With a process of the node, which had it first; and with what a Service had before that has gone."""
     node = cluster.node.start()
 
     def health(port: int) -> Json:
@@ -153,16 +153,16 @@ def test_health_ports_that_clash(cluster: Cluster, net: NodeNet) -> None:
     with listener:
         write("first", "10.96.0.11", HEALTH_PORT)
         write("second", "10.96.0.12", HEALTH_PORT + 1)
-        write("third", "10.96.0.13", HEALTH_PORT + 1)
-        poll("one of the two", lambda: served(HEALTH_PORT + 1) == "second")
+        poll("the other one", lambda: served(HEALTH_PORT + 1) == "second")
         poll("it is logged", lambda: "a health port cannot be opened" in node.tail())
     poll("the port is free", lambda: served(HEALTH_PORT) == "first")
     (cluster.directory / "second.json").unlink()
-    poll("the other one", lambda: served(HEALTH_PORT + 1) == "third")
+    write("third", "10.96.0.13", HEALTH_PORT + 1)
+    poll("the port has passed on", lambda: served(HEALTH_PORT + 1) == "third")
+    (cluster.directory / "first.json").unlink()
     write("third", "10.96.0.13", HEALTH_PORT)
     poll("nobody", lambda: http_get(net.node, f"http://127.0.0.1:{HEALTH_PORT + 1}/")[0] == 0)
-    (cluster.directory / "first.json").unlink()
-    poll("the port has passed on", lambda: served(HEALTH_PORT) == "third")
+    poll("this one, too", lambda: served(HEALTH_PORT) == "third")
 
 
 def request_pod(node: DaemonProcess, net: NodeNet, address: str) -> str:
