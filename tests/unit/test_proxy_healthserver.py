@@ -94,6 +94,23 @@ async def test_ports_move_and_go(rig: Rig) -> None:
     await until(lambda: rig.server.open_ports == {rig.healthz})
 
 
+async def test_two_services_with_one_port(rig: Rig) -> None:
+    """An API server allows none, but may tell of the new one first: the port is always one of theirs."""
+    port, other = free_port(), ("shop", "zoo")
+
+    async def served() -> tuple[str, int]:
+        body = json.loads((await rig.get(port))[1])
+        return body["service"]["name"], body["localEndpoints"]
+
+    rig.server.update({other: Check(port, 3), WEB: Check(port, 2)})
+    await until(lambda: port in rig.server.open_ports)
+    assert await served() == ("web", 2)
+    rig.server.update({other: Check(port, 3)})
+    assert await served() == ("zoo", 3)
+    rig.server.update({other: Check(port, 3), WEB: Check(port, 2)})
+    assert await served() == ("web", 2)
+
+
 async def test_a_port_that_is_taken_is_tried_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(healthserver, "RETRY_S", 0.01)
     other = free_port()
