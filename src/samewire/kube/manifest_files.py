@@ -67,10 +67,8 @@ class ManifestDirectory:
         for name in gone:
             del self._files[name]
         self._changed |= bool(gone)
-        for name in sorted(stamps):
-            self._changed |= self._look(
-                name, stamps[name]
-            )  # kept, should a later one be more than we can read
+        for name in sorted(stamps):  # what has changed is kept, should a later one be more than we can read
+            self._changed |= self._look(name, stamps[name])
         changed, self._changed = self._changed, False
         return changed
 

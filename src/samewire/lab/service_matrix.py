@@ -131,10 +131,8 @@ class ServiceMatrix:
             return True
         addresses = client.addresses if isinstance(client, PodState) else client.plan.addresses
         if isinstance(client, PodState) and not self._is_balancer(client.pod.node):
-            addresses = (
-                *addresses,
-                *self._state.node(client.pod.node).plan.addresses,
-            )  # it may be masqueraded
+            masqueraded = self._state.node(client.pod.node).plan.addresses
+            addresses = (*addresses, *masqueraded)
         own = [ipaddress.ip_address(text) for text in addresses if family_of(text) == family]
         verdicts = {any(address in one for one in ranges) for address in own}
         return verdicts.pop() if len(verdicts) == 1 else None
