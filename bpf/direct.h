@@ -14,6 +14,17 @@
 #define SW_DIRECT_OVERHEAD 70 /* of the tunnel that the client's packets come by, with IPv6 provider addresses */
 #define SW_TCP_OPTIONS 10     /* looked through for the MSS */
 
+/* A first packet is for this port of the switch, at the endpoint's own address and port. */
+SW_INLINE void sw_aim_at(struct sw_packet *p, const struct sw_portmap *map)
+{
+	sw_copy_address(&p->out.destination, &map->address);
+	p->out.destination_port = map->internal_port;
+	p->out_scope = map->scope;
+	p->forward.fate = SW_TO_PORT;
+	p->forward.target = map->port;
+	p->needs_flow = 1;
+}
+
 SW_INLINE int sw_is_behind_tunnel(__u16 scope, __u8 family, const struct sw_addr *address)
 {
 	const struct sw_route *route = sw_find_route(scope, family, address);
@@ -98,12 +109,7 @@ SW_INLINE int sw_receive_direct(struct sw_packet *p)
 	}
 	if (!target)
 		return 0;
-	sw_copy_address(&p->out.destination, &target->address);
-	p->out.destination_port = target->internal_port;
-	p->out_scope = target->scope;
-	p->forward.fate = SW_TO_PORT;
-	p->forward.target = target->port;
-	p->needs_flow = 1;
+	sw_aim_at(p, target);
 	p->is_direct = 1;
 	sw_step(p, SW_LAYER_LB, SW_STEP_REWRITE, SW_CHOICE_DIRECT, 0, target->port);
 	return 1;

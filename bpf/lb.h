@@ -128,12 +128,7 @@ SW_INLINE struct sw_portmap *sw_portmap_of(const struct sw_packet *p)
 /* PORTMAP: a port of the node itself is an endpoint's. Sets the target port. */
 SW_INLINE int sw_use_portmap(struct sw_packet *p, const struct sw_portmap *map)
 {
-	sw_copy_address(&p->out.destination, &map->address);
-	p->out.destination_port = map->internal_port;
-	p->out_scope = map->scope;
-	p->forward.fate = SW_TO_PORT;
-	p->forward.target = map->port;
-	p->needs_flow = 1;
+	sw_aim_at(p, map);
 	sw_count_rule(map->port, (__u32)p->family << 24 | (__u32)p->protocol << 16 | bpf_ntohs(p->first.destination_port),
 		      SW_COUNTED_PORTMAP);
 	sw_step(p, SW_LAYER_PORTMAP, SW_STEP_REWRITE, 0, 0, map->port);
