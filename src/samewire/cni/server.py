@@ -17,12 +17,12 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from samewire.accept import BACKLOG, Door
 from samewire.cni.errors import CniCode, CniError
 from samewire.cni.result import LATEST, encode_error
 from samewire.cni.verbs import CniPlugin, Reply
 from samewire.cni.wire import MAX_REQUEST, decode_request, encode_reply
 from samewire.errors import Unavailable
-from samewire.hcn.accept import BACKLOG, Door
 from samewire.hcn.eager import begin
 from samewire.hcn.http import listen
 

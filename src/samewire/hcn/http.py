@@ -16,8 +16,8 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from samewire.accept import BACKLOG, Connections, Door, tcp_listener
 from samewire.errors import Conflict, SamewireError, Unavailable
-from samewire.hcn.accept import BACKLOG, Connections, Door, tcp_listener
 from samewire.hcn.errors import HcnCode
 from samewire.hcn.http_answers import classify, error_response, json_response
 from samewire.hcn.http_guard import guard

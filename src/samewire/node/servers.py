@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from samewire.accept import ANY, Connections, tcp_listener
 from samewire.cni.server import CniServer
 from samewire.cni.verbs import CniPlugin
 from samewire.errors import Unavailable
-from samewire.hcn.accept import ANY, Connections, tcp_listener
 from samewire.hcn.http import HttpServer, make_app
 from samewire.hcn.http_guard import read_token
 from samewire.node.cni_backend import NodeBackend

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from samewire.hcn.accept import ANY, Connections, Door, tcp_listener
+from samewire.accept import ANY, Connections, Door, tcp_listener
 from samewire.kube.model import Key
 from samewire.proxy.health import ProxyHealth
 

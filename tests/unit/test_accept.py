@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from samewire.hcn import accept
-from samewire.hcn.accept import Connections, Door
+from samewire import accept
+from samewire.accept import Connections, Door
 
 
 class Listener(socket.socket):
