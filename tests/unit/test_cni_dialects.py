@@ -205,6 +205,14 @@ async def test_win_bridge_without_ipam(node: Node) -> None:
     assert found["ips"] == [{"address": "10.1.0.77/24", "gateway": "10.1.0.1"}]
 
 
+async def test_flannel_and_the_longest_container_id(node: Node) -> None:
+    node.flannel()
+    runtime = node.runtime(WIN_BRIDGE_2)
+    await runtime.ok("ADD", 255 * "a")
+    await runtime.ok("DEL", 255 * "a")
+    assert list((node.directory / "flannel").iterdir()) == []
+
+
 async def test_flannel_and_win_bridge(node: Node, backend: FakeBackend) -> None:
     node.flannel()
     runtime = node.runtime(WIN_BRIDGE_2)
@@ -222,6 +230,7 @@ async def test_flannel_and_win_bridge(node: Node, backend: FakeBackend) -> None:
     assert (backend.attachments, node.taken()) == ({}, [])
     assert list((node.directory / "flannel").iterdir()) == []
     await runtime.ok("DEL")
+    await runtime.ok("DEL", 256 * "a")  # no file can have that name
     assert (await runtime.error("ADD"))["code"] == CniCode.TRY_AGAIN
 
 

@@ -51,6 +51,14 @@ def test_bad_container_ids(container: str) -> None:
     assert "CNI_CONTAINERID" in failure(CNI_CONTAINERID=container)
 
 
+def test_container_ids_are_no_longer_than_names_of_files() -> None:
+    """But DEL takes any: there is nothing to remove, and a runtime would ask for it for ever."""
+    assert decode_environment(variables("ADD", 255 * "a")).container_id == 255 * "a"
+    for verb in ("ADD", "CHECK"):
+        assert failure(CNI_COMMAND=verb, CNI_CONTAINERID=256 * "a").startswith("CNI_CONTAINERID 'aaaa")
+    assert decode_environment(variables("DEL", 256 * "a")).container_id == 256 * "a"
+
+
 @pytest.mark.parametrize(
     "name",
     [

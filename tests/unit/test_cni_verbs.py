@@ -149,6 +149,22 @@ async def test_del_repeats_and_needs_no_namespace(
     assert await runtime.ok("DEL", container="never-there") is None
 
 
+@pytest.mark.parametrize("length", [256, 4096])
+async def test_an_id_too_long_is_refused_before_anything_is_allocated(
+    runtime: Runtime, backend: FakeBackend, tmp_path: Path, length: int
+) -> None:
+    """host-local could not tell by its files that they are this container's, and would never free them."""
+    netns = {"CNI_NETNS": "/run/netns/pod1"}
+    found = await runtime.error("ADD", length * "a", env=netns)
+    assert found["code"] == CniCode.INVALID_ENVIRONMENT
+    assert "CNI_CONTAINERID" in found["msg"]
+    assert (backend.calls, taken(tmp_path)) == ([], [])
+    await runtime.ok("DEL", length * "a", env=netns)
+    await runtime.ok("ADD", 255 * "a")
+    await runtime.ok("DEL", 255 * "a")
+    assert (backend.attachments, taken(tmp_path)) == ({}, [])
+
+
 async def test_del_works_with_what_only_add_needs_broken(runtime: Runtime, backend: FakeBackend) -> None:
     await runtime.ok("ADD")
     assert (await runtime.error("ADD", policies=5, container="pod2"))["code"] == CniCode.INVALID_CONFIG

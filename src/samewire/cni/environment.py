@@ -14,6 +14,8 @@ from samewire.cni.fields import address, cidr, mac
 
 MAX_INTERFACE_NAME = 15
 MAX_PATH = 4096
+MAX_CONTAINER_ID = 255
+"""Characters, as of a file's name: flannel's plugin and runtimes name files like it, host-local writes it into some."""
 PLUGIN_VARIABLE = "CNI_SAMEWIRE_PLUGIN"
 """Set by the client when it was started by one of the names of `samewire.cni.dialects.names`."""
 
@@ -105,6 +107,8 @@ def decode_environment(variables: Mapping[str, str]) -> Environment:
         if missing:
             _fail(f"required env variables [{','.join(missing)}] missing")
         _check_container(container_id, interface, netns)
+        if verb is not Verb.DEL and len(container_id) > MAX_CONTAINER_ID:
+            _fail(f"CNI_CONTAINERID {container_id[:64]!r}... is longer than {MAX_CONTAINER_ID} characters")
     return Environment(
         verb, container_id, interface, netns, decode_args(variables.get("CNI_ARGS", "")), dict(variables)
     )

@@ -8,6 +8,7 @@ The configuration that ADD used is kept by container id, so that DEL does not de
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -122,6 +123,8 @@ def forget(kept: Path) -> None:
     try:
         kept.unlink(missing_ok=True)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # an id that ADD refuses
+            return
         raise KernelError(f"remove {kept}", error.errno or 0, error.strerror or "") from error
 
 
@@ -172,7 +175,7 @@ def _load(kept: Path) -> dict[str, Any] | None:
 
 
 def _keep(kept: Path, value: dict[str, Any]) -> None:
-    new = kept.with_name(f".{kept.name}.new")
+    new = kept.with_name(f".{kept.name[:200]}.new")  # a whole id may be as long as a name can be
     try:
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         new.write_bytes(msgspec.json.encode(value))
