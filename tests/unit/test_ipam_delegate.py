@@ -160,8 +160,10 @@ async def test_it_is_not_there(tmp_path: Path) -> None:
     assert "Exec format error" in caught.value.details
 
 
-async def test_a_hanging_plugin_is_killed_with_its_children(tmp_path: Path) -> None:
-    plugin = Plugin(tmp_path, f"sleep 1000 & echo $! > {tmp_path}/child; wait")
+@pytest.mark.parametrize("then", ["wait", "exit"])
+async def test_a_hanging_plugin_is_killed_with_its_children(tmp_path: Path, then: str) -> None:
+    """Also those that keep its output open when it has ended itself."""
+    plugin = Plugin(tmp_path, f"sleep 1000 & echo $! > {tmp_path}/child; {then}")
     delegate = Delegate("test-ipam")
     await delegate._versions_of(str(tmp_path / "test-ipam"), request(tmp_path).environment)
     note = tmp_path / "child"

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 
 from msgspec import Struct
 
@@ -43,8 +44,11 @@ async def execute(path: str, stdin: bytes, variables: Mapping[str, str], timeout
     try:
         async with asyncio.timeout(timeout_s):
             return await _talk(process, stdin, path)
-    except TimeoutError:
-        raise Unavailable(path, f"no answer in {timeout_s:g} s; it was ended") from None
+    except BaseException as error:
+        _kill(process)
+        if isinstance(error, TimeoutError):
+            raise Unavailable(path, f"no answer in {timeout_s:g} s; it was ended") from None
+        raise
     finally:
         await _end(process)
 
@@ -79,13 +83,16 @@ async def _feed(stream: asyncio.StreamWriter, data: bytes) -> None:
         pass  # it did not read its configuration; its answer says what it thinks
 
 
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kill a process with its group: children that hold its pipes when it has ended itself, too."""
+    if process.returncode is not None and os.path.exists(f"/proc/{process.pid}"):
+        return  # the number is another's by now; while there is anybody in the group, nobody else gets it
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill what is left of a process that was not waited for, and reap it."""
-    if process.returncode is None:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        await process.wait()
+    """Reap a process that has ended or was killed."""
+    await process.wait()
     transport = process._transport  # type: ignore[attr-defined]  # the only way to close pipes nobody reads
     transport.close()
