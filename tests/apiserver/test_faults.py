@@ -128,6 +128,29 @@ async def test_an_expired_event_in_mid_watch(server: FakeServer, open_api: Opene
     assert not told.changes
 
 
+@pytest.mark.parametrize("status", [{}, {"message": "etcd has compacted", "reason": "?"}, {"code": 200}])
+async def test_errors_without_a_code_are_listed_around(
+    server: FakeServer, open_api: Opener, status: dict[str, Any]
+) -> None:
+    """Each waited for longer than the one before; the version they are about may be what is wrong."""
+    put_services(server, 3)
+    told, source = await started(server, open_api)
+    line = msgspec.json.encode({"type": "ERROR", "object": {"kind": "Status", **status}}) + b"\n"
+    listed = len(server.requests("list", "services"))
+
+    async def refuse(time: int) -> None:
+        assert len(server.requests("list", "services")) == listed
+        server.send_line("services", line)
+        await until(lambda: len(server.requests("watch", "services")) == 1 + time)
+        assert source.counts()["Service"].failures == time
+
+    for time in (1, 2, 3):
+        await refuse(time)
+    assert len(server.requests("list", "services")) == 2 * listed
+    server.store.put("services", service("a", "after"))
+    await until(lambda: "after" in names(told))
+
+
 async def test_an_expired_page_starts_the_list_again(server: FakeServer, open_api: Opener) -> None:
     put_services(server, 8)
     server.plan(Fault("list", at_page=2, status=410))

@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 
 _PAGED_ATTEMPTS: Final = 2
 _REFUSALS_BEFORE_LIST: Final = 3
+_UNCLEAR: Final = (400, 500)
 _SHORT_WATCH_S: Final = 1.0
 _GRACE_S: Final = 15.0
 
@@ -111,7 +112,7 @@ class Reflector(Generic[ObjectT]):
                 self._version = ""
             elif error.throttled:
                 counts.throttled += 1
-            elif error.status in (400, 500) or error.reason == "Timeout" or error.advice:
+            elif error.status in _UNCLEAR or error.status < 400 or error.reason == "Timeout" or error.advice:
                 self._refused()
         elif isinstance(error, Stalled):
             counts.stalled += 1
@@ -125,8 +126,8 @@ class Reflector(Generic[ObjectT]):
         return self._backoff.next_s(asked_s)
 
     def _refused(self) -> None:
-        """An answer that a version of another history would also get ("Too large resource version"), or the right to
-        list without that to watch: then lists have to do.
+        """An answer that a version of another history would also get ("Too large resource version"), an error without
+        a code in the stream, or the right to list without that to watch: then lists have to do.
         """
         self._refusals += 1
         if self._refusals >= _REFUSALS_BEFORE_LIST:
