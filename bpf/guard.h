@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /*
- * guard.h - GUARD: what an endpoint sends has its own addresses, and goes to one that may be a destination.
+ * guard.h - GUARD: what an endpoint sends has its own addresses, and goes to one that may be a destination. And what the
+ * wire brings is for this machine.
  */
 #ifndef SAMEWIRE_GUARD_H
 #define SAMEWIRE_GUARD_H
@@ -69,6 +70,27 @@ SW_INLINE int sw_is_martian(const struct sw_packet *p)
 	if (p->family == 6)
 		return sw_is_link_local(&p->tuple.destination);
 	return b[0] == 127 || b[0] == 0;
+}
+
+/* Whether a destination is the node's own or an endpoint's of this scope. */
+SW_COLD static __noinline int sw_has_owner(struct sw_packet *p)
+{
+	struct sw_route *route = sw_find_route(p->scope, p->family, &p->tuple.destination);
+
+	return route && (route->kind == SW_ROUTE_HOST || route->kind == SW_ROUTE_LOCAL);
+}
+
+/*
+ * A frame for another machine, which the wire's switch floods and a NIC that takes all frames lets in: a VIP may be there
+ * and here. The node and its endpoints may have more MACs than the uplink's.
+ */
+SW_INLINE int sw_is_anothers(struct __sk_buff *skb, struct sw_packet *p, const struct sw_config *config)
+{
+	const __u8 *mac = (void *)(long)skb->data;
+
+	if ((void *)(mac + ETH_HLEN) > (void *)(long)skb->data_end || mac[0] & 1)
+		return 0;
+	return !sw_same_mac(mac, config->uplink_mac) && !sw_has_owner(p);
 }
 
 #endif /* SAMEWIRE_GUARD_H */

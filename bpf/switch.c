@@ -137,27 +137,6 @@ SW_COLD __noinline int sw_take_tagged(struct __sk_buff *skb, __u32 tag)
 	return reason;
 }
 
-/* Whether a destination is the node's own or an endpoint's of this scope. */
-SW_COLD static __noinline int sw_has_owner(struct sw_packet *p)
-{
-	struct sw_route *route = sw_find_route(p->scope, p->family, &p->tuple.destination);
-
-	return route && (route->kind == SW_ROUTE_HOST || route->kind == SW_ROUTE_LOCAL);
-}
-
-/*
- * A frame for another machine, which the wire's switch floods and a NIC that takes all frames lets in: a VIP may be there
- * and here. The node and its endpoints may have more MACs than the uplink's.
- */
-SW_INLINE int sw_is_anothers(struct __sk_buff *skb, struct sw_packet *p, const struct sw_config *config)
-{
-	const __u8 *mac = (void *)(long)skb->data;
-
-	if ((void *)(mac + ETH_HLEN) > (void *)(long)skb->data_end || mac[0] & 1)
-		return 0;
-	return !sw_same_mac(mac, config->uplink_mac) && !sw_has_owner(p);
-}
-
 /* tag: SW_VLAN and the frame's VLAN, 0 without one. */
 SW_INLINE int sw_from_uplink(struct __sk_buff *skb, struct sw_packet *p, const struct sw_config *config, __u32 ifindex,
 			     __u32 tag, int reason)
