@@ -20,7 +20,7 @@ from samewire.kernel.bpf import BpfMap, SkbContext, mount_bpffs, unmount_bpffs
 from samewire.vfp.address import parse_interface
 from samewire.vfp.compile import compile_node
 from samewire.vfp.constants import Counter, FlowFlag, Layer, Reason
-from samewire.vfp.simulate.flows import partner_key
+from samewire.vfp.simulate.entries import partner_key
 from samewire.vfp.tables import Flow, FlowKey, Id
 from tests.support.frames import fill, ip_packet, pseudo
 from tests.support.lockstep import together

@@ -17,7 +17,7 @@ from samewire.trace.snapshot import Finding, Level, Snapshot
 from samewire.vfp.address import address_text
 from samewire.vfp.constants import Arrival, Fate, FlowFlag, TcpFlag
 from samewire.vfp.model import Entries
-from samewire.vfp.simulate.flows import tuple_of
+from samewire.vfp.simulate.entries import tuple_of
 from samewire.vfp.tables import Flow, FlowKey
 
 _TCP: Final = 6

@@ -17,7 +17,7 @@ from samewire.vfp.address import ZERO, address_text
 from samewire.vfp.constants import SCOPE_UPLINK, FlowFlag, PortFlag, Reason, RouteKind
 from samewire.vfp.model import Entries
 from samewire.vfp.protocols import protocol_text
-from samewire.vfp.simulate.flows import tuple_of
+from samewire.vfp.simulate.entries import tuple_of
 from samewire.vfp.simulate.state import State
 from samewire.vfp.tables import (
     Count,

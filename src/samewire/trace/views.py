@@ -23,7 +23,7 @@ from samewire.vfp.layers_proxy import proxy_layer
 from samewire.vfp.model import Entries, ProxyRule
 from samewire.vfp.protocols import protocol_text
 from samewire.vfp.record import Record
-from samewire.vfp.simulate.flows import partner_key, transpose, tuple_of
+from samewire.vfp.simulate.entries import partner_key, transpose, tuple_of
 from samewire.vfp.simulate.packet import TCP, Tuple
 from samewire.vfp.tables import Count, DropEvent, DropKey, Flow, FlowKey, Id, Service, ServiceKey
 

@@ -1,7 +1,4 @@
-"""Unified flows: keys, insertion, hits and re-decisions (``bpf/flow.h``, ``bpf/connect.h``).
-
-Two states hold both entries of a pair in one dict, as the map does.
-"""
+"""Unified flows: insertion, hits and re-decisions (``bpf/create.h``, ``bpf/connect.h``)."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ from samewire.vfp.constants import (
 )
 from samewire.vfp.simulate.balance import hash_tuple, hash_word, portmap_of, service_of
 from samewire.vfp.simulate.direct import clamp_mss
+from samewire.vfp.simulate.entries import partner_key, remove, transpose, tuple_of
 from samewire.vfp.simulate.packet import TCP, UDP, WITH_PORTS, Tuple
 from samewire.vfp.simulate.state import Dropped, Passed, Refused, State, Walk, make_key
 from samewire.vfp.simulate.walk import walk_layers
@@ -29,36 +27,6 @@ from samewire.vfp.tables import Action, Flow, FlowKey, Port
 _NOWHERE = Action(0, 0, 0, 0, 0, ZERO, ZERO)
 _ENDED = TcpFlag.FIN | TcpFlag.RST
 _ORPHAN_TICKS = 4
-
-
-def tuple_of(key: FlowKey, direction: int) -> Tuple:
-    """The tuple of a key's packets in one direction."""
-    ends = Tuple(key.address[0], key.address[1], key.port[0], key.port[1])
-    return ends.reverse if direction else ends
-
-
-def transpose(ends: Tuple, action: Action) -> Tuple:
-    """The tuple after an action."""
-    if action.flags & RewriteFlag.SOURCE:
-        ends = replace(ends, source=action.source, source_port=action.source_port)
-    if action.flags & RewriteFlag.DESTINATION:
-        ends = replace(ends, destination=action.destination, destination_port=action.destination_port)
-    return ends
-
-
-def partner_key(key: FlowKey, flow: Flow) -> FlowKey:
-    """The key of the other entry of a pair."""
-    initiator = flow.flags & FlowFlag.INITIATOR
-    served = 1 - initiator if flow.flags & FlowFlag.SECOND else initiator
-    after = transpose(tuple_of(key, served), flow.action[served])
-    return make_key(after, flow.peer_scope, key.family, key.protocol)[0]
-
-
-def remove(state: State, key: FlowKey) -> None:
-    """Remove a flow, both entries of a pair."""
-    flow = state.flows.pop(key, None)
-    if flow is not None and flow.flags & FlowFlag.PAIR:
-        state.flows.pop(partner_key(key, flow), None)
 
 
 def _compose(walk: Walk) -> None:

@@ -1,0 +1,43 @@
+"""Entries of the flow table: the tuples of their keys, the other one of a pair, removal (``bpf/flow.h``).
+
+Both entries of a pair are in one dict, as in the map.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from samewire.vfp.constants import FlowFlag, RewriteFlag
+from samewire.vfp.simulate.packet import Tuple
+from samewire.vfp.simulate.state import State, make_key
+from samewire.vfp.tables import Action, Flow, FlowKey
+
+
+def tuple_of(key: FlowKey, direction: int) -> Tuple:
+    """The tuple of a key's packets in one direction."""
+    ends = Tuple(key.address[0], key.address[1], key.port[0], key.port[1])
+    return ends.reverse if direction else ends
+
+
+def transpose(ends: Tuple, action: Action) -> Tuple:
+    """The tuple after an action."""
+    if action.flags & RewriteFlag.SOURCE:
+        ends = replace(ends, source=action.source, source_port=action.source_port)
+    if action.flags & RewriteFlag.DESTINATION:
+        ends = replace(ends, destination=action.destination, destination_port=action.destination_port)
+    return ends
+
+
+def partner_key(key: FlowKey, flow: Flow) -> FlowKey:
+    """The key of the other entry of a pair."""
+    initiator = flow.flags & FlowFlag.INITIATOR
+    served = 1 - initiator if flow.flags & FlowFlag.SECOND else initiator
+    after = transpose(tuple_of(key, served), flow.action[served])
+    return make_key(after, flow.peer_scope, key.family, key.protocol)[0]
+
+
+def remove(state: State, key: FlowKey) -> None:
+    """Remove a flow, both entries of a pair."""
+    flow = state.flows.pop(key, None)
+    if flow is not None and flow.flags & FlowFlag.PAIR:
+        state.flows.pop(partner_key(key, flow), None)
