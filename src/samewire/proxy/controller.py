@@ -20,7 +20,7 @@ from samewire.errors import SamewireError
 from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.kube.model import EndpointSlice, Key, Node, Service
 from samewire.kube.source import Batch, Source
-from samewire.proxy.batches import Writer, Writing
+from samewire.proxy.batches import Writer, Writing, write
 from samewire.proxy.compile import Compiled, Settings, compile_service, direct_node
 from samewire.proxy.figures import Figures, trigger_time_s
 from samewire.proxy.health import ProxyHealth
@@ -229,11 +229,11 @@ class ServiceProxy:
         while batch is not None:
             following = writing = None
             try:
-                writing = asyncio.create_task(self._write(batch.puts, batch.deletes)) if self._dirty else None
+                writing = asyncio.create_task(write(self._writer, batch)) if self._dirty else None
                 if writing is not None:
                     await asyncio.sleep(0)  # it begins
                     following = self._compile_some(batch.keys)
-                failed = await (writing or self._write(batch.puts, batch.deletes))
+                failed = await (writing or write(self._writer, batch))
                 self._finish(batch, failed)
             except BaseException:
                 if writing is not None:
@@ -270,35 +270,6 @@ class ServiceProxy:
                 continue
             self._difference(key, compiled, batch.puts, batch.deletes)
         return batch
-
-    async def _write(
-        self, puts: Sequence[LoadBalancer], deletes: Sequence[str]
-    ) -> Mapping[str, SamewireError]:
-        if not puts and not deletes:
-            return {}
-        try:
-            return await self._writer.write(puts, deletes)
-        except SamewireError as error:
-            failure = error
-        except Exception:  # a bug must not end the proxy: others of its services can be written
-            log.exception("load balancers cannot be written; trying them one by one")
-            return await self._write_singly(puts, deletes)
-        return dict.fromkeys([*(value.id for value in puts), *deletes], failure)
-
-    async def _write_singly(
-        self, puts: Sequence[LoadBalancer], deletes: Sequence[str]
-    ) -> Mapping[str, SamewireError]:
-        """Find out which load balancer it is that cannot be written."""
-        failed: dict[str, SamewireError] = {}
-        steps = [(lb_id, (), (lb_id,)) for lb_id in deletes] + [(value.id, (value,), ()) for value in puts]
-        for lb_id, put, delete in steps:
-            try:
-                failed |= await self._writer.write(put, delete)
-            except SamewireError as error:
-                failed[lb_id] = error
-            except Exception as error:  # the cause is in the log
-                failed[lb_id] = SamewireError(f"{type(error).__name__}: {error}")
-        return failed
 
     def _compile(self, key: Key) -> Compiled:
         service, slices = self.table.services.get(key), self.table.slices(key)
