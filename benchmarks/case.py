@@ -35,6 +35,7 @@ METRICS = {
     "first_packet": Metric("first packet of a flow", "ns", "lower"),
     "later_packet": Metric("later packets of a flow", "ns", "lower"),
     "cpu": Metric("daemon CPU time, start and 250 ADDs", "s", "lower"),
+    "adds_cpu": Metric("daemon CPU time, 250 ADDs alone", "s", "lower"),
     "start_cpu": Metric("daemon CPU time, start", "s", "lower"),
     "attach_cpu": Metric("CPU time a pod, of 250", "ms", "lower"),
     "memory": Metric("daemon resident memory", "MB", "lower"),

@@ -12,6 +12,7 @@ from benchmarks import ours, peers
 from benchmarks.case import Case, Comparison
 from benchmarks.cni import Cni
 from benchmarks.datapath import Datapath
+from benchmarks.kube_proxy import KubeProxyRules
 from benchmarks.modify import FEW, KINDS, Modify
 from benchmarks.nodeport import Direct, DirectStraight, Translated, TranslatedStraight
 from benchmarks.ours import NAME
@@ -104,7 +105,7 @@ def _services() -> Datapath:
     straight = peers.BridgePods.name
     own = [make for count in SERVICES for make in _service_and_straight(count)]
     of_straight = {"stream": 0.99, "rr": 0.98, "udp_rr": 0.98, "crr": 0.93}
-    proxy = peers.KubeProxyShape.name
+    proxy = KubeProxyRules.name
     comparisons = tuple(
         line
         for count in SERVICES
@@ -117,7 +118,7 @@ def _services() -> Datapath:
         )
     )
     kube_proxy = tuple(Comparison(mode, proxy, straight) for mode in MODES)
-    scenarios = (*own, peers.BridgePods, peers.KubeProxyShape)
+    scenarios = (*own, peers.BridgePods, KubeProxyRules)
     return Datapath("services", scenarios, MODES, (*comparisons, *kube_proxy))
 
 
@@ -207,6 +208,7 @@ def _scale() -> Scale:
     return Scale(
         (
             Comparison("cpu", NAME, LIMIT, 1.0, limit=1.0),
+            Comparison("adds_cpu", NAME, LIMIT, 1.0, limit=1.0),
             Comparison("start_cpu", NAME),
             Comparison("attach_cpu", NAME, KERNEL_ALONE),
             Comparison("memory", NAME, LIMIT, 1.0, limit=80.0),

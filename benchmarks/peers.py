@@ -256,61 +256,6 @@ class _TwoKernelNodes(Scenario):
         raise NotImplementedError
 
 
-class KubeProxyShape(BridgeMasqPods):
-    """The same, the client calling a cluster IP that nftables translates, in the shape of kube-proxy's nftables mode:
-    a map of all services' addresses to chains, one of which picks an endpoint at random and translates to it.
-    """
-
-    name = "kube-proxy's nftables shape, 10,000 services"
-    label = "nft-proxy"
-    vip = "10.99.0.1"
-
-    def setup(self) -> Endpoints:
-        ends = super().setup()
-        node = ends.client.rpartition("-")[0] + "-node"
-        netns.run([*netns.enter(node), "nft", "-f", "-"], stdin=_kube_proxy_rules(self.vip, ends.address))
-        return Endpoints(ends.client, ends.server, self.vip, ends.address)
-
-
-def _kube_proxy_rules(vip: str, backend: str, services: int = 10_000) -> str:
-    """The published structure of the rules, for services of one port; the last one covers the measured ports."""
-    others = [f"10.100.{n // 256}.{n % 256}" for n in range(services - 1)]
-    chains = [
-        f"chain service-{n} {{ numgen random mod 2 vmap {{ 0 : goto endpoint-{n}, 1 : goto endpoint-{n} }}; }}"
-        for n in range(len(others))
-    ]
-    ends = [
-        f"chain endpoint-{n} {{ meta l4proto tcp dnat to 10.244.{n // 200 % 200}.{n % 200 + 1}:8080; }}"
-        for n in range(len(others))
-    ]
-    entries = [f"{address} . tcp . 80 : goto service-{n}" for n, address in enumerate(others)]
-    measured = [
-        f"{vip} . {protocol} . {port} : goto probe-{protocol}"
-        for protocol in ("tcp", "udp")
-        for port in range(5001, 5402)
-    ]
-    probes = [
-        f"chain probe-{protocol} {{ numgen random mod 1 vmap {{ 0 : goto probe-{protocol}-end }}; }}\n"
-        f"chain probe-{protocol}-end {{ meta l4proto {protocol} dnat to {backend}; }}"
-        for protocol in ("tcp", "udp")
-    ]
-    return "\n".join(
-        [
-            "table ip kube-proxy {",
-            *ends,
-            *chains,
-            *sorted(probes, reverse=True),
-            "map service-ips { type ipv4_addr . inet_proto . inet_service : verdict; elements = {",
-            ", ".join([*entries, *measured]),
-            "}; }",
-            "chain services { ip daddr . meta l4proto . th dport vmap @service-ips; }",
-            "chain nat-prerouting { type nat hook prerouting priority -100; jump services; }",
-            "chain nat-output { type nat hook output priority -100; jump services; }",
-            "}",
-        ]
-    )
-
-
 class KernelVxlan(_TwoKernelNodes):
     """flannel's vxlan backend: a static neighbour, FDB entry and onlink route per remote subnet."""
 

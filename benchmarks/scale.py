@@ -64,6 +64,7 @@ class Scale(Case):
                 check_attached(pods, attached=True)
                 cpu_s = daemon.cpu_s()
                 outcome.measured[NAME, "cpu"] = median_of([cpu_s])
+                outcome.measured[NAME, "adds_cpu"] = median_of([cpu_s - start_s])
                 outcome.measured[NAME, "start_cpu"] = median_of([start_s])
                 outcome.measured[NAME, "attach_cpu"] = median_of([(cpu_s - start_s) * 1e3 / PODS])
                 outcome.measured[NAME, "memory"] = median_of([daemon.resident_mb()])
