@@ -56,6 +56,7 @@ SW_INLINE int sw_take(struct __sk_buff *skb, struct sw_packet *p)
 	if (!changes)
 		return SW_REASON_INTERNAL;
 	p->changes = *changes;
+	p->family = 0; /* until its addresses are read: a drop must not be told with those of the packet before */
 	return skb->vlan_present || skb->protocol == bpf_htons(ETH_P_ARP) ? SW_REASON_NOT_IP : sw_parse(skb, p);
 }
 

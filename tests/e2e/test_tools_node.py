@@ -29,6 +29,13 @@ from tests.support.two_nodes import CLIENT, FAR, FAR6, FAR_IP, WEB, WEB6, World,
 
 pytestmark = pytest.mark.root
 
+SEND_LLDP = """
+import socket
+raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+raw.bind(("eth0", 0))
+raw.send(b"\\xff" * 6 + bytes(6) + b"\\x88\\xcc" + bytes(50))
+"""
+
 PORT = 8080
 ONLY_HTTP = {
     "Type": "ACL",
@@ -228,6 +235,16 @@ def test_a_question_for_nobody_is_shown_as_arp(world: World) -> None:
         poll("the drop is shown", lambda: any(nobody in line for line in lines()))
         shown = [line.partition("  ")[2] for line in lines() if nobody in line]
     assert set(shown) == {f"shop/client  route: no_endpoint  arp {CLIENT} > {nobody}"}
+
+
+def test_a_frame_without_addresses_is_shown_without_any(world: World) -> None:
+    """Not with those of the packet that the CPU has seen before."""
+    assert can_ping(world.client, WEB)
+    with watching(world, "client") as lines:
+        in_namespace(world.client, sys.executable, "-c", SEND_LLDP)
+        poll("the drop is shown", lambda: any("not_ip" in line for line in lines()))
+        shown = [line.partition("  ")[2] for line in lines() if "not_ip" in line]
+    assert set(shown) == {"shop/client  parse: not_ip  no address read"}
 
 
 def _config_flags(world: World) -> str:

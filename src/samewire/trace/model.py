@@ -46,7 +46,8 @@ class TraceRequest(
 
 
 class TupleView(Struct, frozen=True, kw_only=True):
-    """A connection by its ends. For ICMP echo the identifier is the requester's port."""
+    """A connection by its ends. For ICMP echo the identifier is the requester's port. All empty where none were
+    read: of a dropped frame that is not IP, or ends before its addresses."""
 
     protocol: str
     source: str

@@ -42,6 +42,8 @@ def summary(frame: bytes) -> str:
 
 def ends_text(view: TupleView) -> str:
     """``tcp 10.0.0.1:1234 > 10.0.0.2:80``."""
+    if not view.protocol:
+        return "no address read"
     if view.protocol in ("icmp", "icmpv6"):
         number = view.source_port or view.destination_port
         return f"{view.protocol} {view.source} > {view.destination}{f' id {number}' if number else ''}"

@@ -220,10 +220,13 @@ def drop_row(names: Names, key: DropKey, packets: int) -> DropRow:
     )
 
 
+_UNREAD: Final = TupleView(protocol="", source="", source_port=0, destination="", destination_port=0)
+
+
 def drop_event(names: Names, event: DropEvent) -> DropEventView:
     """One dropped packet."""
     ends = Tuple(event.source, event.destination, event.source_port, event.destination_port)
-    view = _tuple(event.family, event.protocol, ends)
+    view = _tuple(event.family, event.protocol, ends) if event.family else _UNREAD
     if event.family == IPV4 and not event.protocol:  # the switch's word for who asked for whom
         view = replace(view, protocol="arp")
     return DropEventView(time_ns=event.time_ns, ends=view, drop=drop_row(names, event.drop, 1))
