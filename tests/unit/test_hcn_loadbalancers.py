@@ -554,6 +554,21 @@ async def test_who_keeps_a_vip_keeps_others_from_it(service: HnsService) -> None
     ]
 
 
+@pytest.mark.parametrize("newcomer_first", [True, False])
+@pytest.mark.parametrize("more", [(), (mapping(external_port=81),)], ids=["as it is", "and another port"])
+async def test_who_has_a_vip_can_be_changed_beside_one_that_wants_it(
+    service: HnsService, newcomer_first: bool, more: tuple[LoadBalancerPortMapping, ...]
+) -> None:
+    """Its members come and go in one batch with the other's attempts, which are repeated for ever."""
+    (one,) = numbered(1)
+    await service.change_load_balancers(OWNER, [one])
+    newcomer = replace(one, id=guid(99))
+    changed = replace(one, backends=backends("10.244.9.9"), port_mappings=(*one.port_mappings, *more))
+    batch = [newcomer, changed] if newcomer_first else [changed, newcomer]
+    assert set(await service.change_load_balancers(OWNER, batch)) == {newcomer.id}
+    assert [value.backends for value in service.view.load_balancers()] == [changed.backends]
+
+
 async def test_a_network_without_the_node_gets_a_source_vip(service: HnsService, tmp_path: Path) -> None:
     network = await service.create_network(overlay())
     inside = await service.create_load_balancer(balancer(network_id=network.id))

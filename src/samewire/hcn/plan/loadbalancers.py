@@ -34,6 +34,14 @@ _replace = msgspec.structs.replace
 Wanted = dict[str, LoadBalancer | None]
 
 
+class Claim(NamedTuple):
+    """What a load balancer wants, by which mapping, and who has it now."""
+
+    key: FrontendKey
+    mapping: LoadBalancerPortMapping
+    present: list[LoadBalancer]
+
+
 class Batch(NamedTuple):
     """The changes of a batch, the errors of the objects that are left out, and which of those may be possible
     later, when others of the batch have given way.
@@ -241,24 +249,32 @@ def _drop_clashing(view: View, wanted: Wanted, failures: dict[str, SamewireError
 
 
 def _clashing(view: View, wanted: Wanted) -> dict[str, HcnError]:
+    """What cannot be beside the others. Who has an address and port and keeps it goes before who wants it: else an
+    object that claims it would hold up every change of the one that has it.
+    """
+    claims: list[tuple[LoadBalancer, list[Claim]]] = []
     claimed: dict[FrontendKey, list[LoadBalancer]] = {}
-    clashing: dict[str, HcnError] = {}
     for value in wanted.values():
         if value is None:
             continue
+        mine = [Claim(*one, view.load_balancers_at(one[0])) for one in frontend_keys(value)]
+        claims.append((value, mine))
+        for claim in mine:
+            if any(other.id == value.id for other in claim.present):
+                claimed.setdefault(claim.key, []).append(value)
+    clashing: dict[str, HcnError] = {}
+    for value, mine in claims:
         try:
-            keys = frontend_keys(value)
-            for key, mapping in keys:
-                known = view.load_balancers_at(key)
-                others = [other for other in known if other.id not in wanted] if known else []
-                others += claimed.get(key, ())
+            for key, mapping, present in mine:
+                others = [other for other in present if other.id not in wanted]
+                others += [other for other in claimed.get(key, ()) if other is not value]
                 if others:
                     _refuse(view, value, key, mapping, others)
         except HcnError as error:
             clashing[value.id] = error
         else:
-            for key, _ in keys:
-                claimed.setdefault(key, []).append(value)
+            for claim in mine:
+                claimed.setdefault(claim.key, []).append(value)
     return clashing
 
 
