@@ -118,15 +118,26 @@ static long sw_weigh_chunk(__u32 index, void *context)
 	return sw_weigh(bpf_map_lookup_elem(&sw_backend_sets, &key), best);
 }
 
-/* The backend that a client is to stay with; 0: none, not for so long, or it takes no new connections of the service. */
-SW_INLINE __u32 sw_recall(const struct sw_service *service, const struct sw_affinity_key *key, __u32 ticks, __u32 now)
-{
-	struct sw_affinity *found = bpf_map_lookup_elem(&sw_affinity, key);
-	struct sw_backend *backend;
+/* What is known of a client, read and replaced in one go: several CPUs may have connections of it at once. */
+union sw_affinity_word {
+	struct sw_affinity value;
+	__u64 word; /* 0: nothing */
+};
 
-	if (!found || now - found->seen_tick > ticks)
+/* The backend that a client is to stay with; 0: none, not for so long, or it takes no new connections of the service. */
+SW_INLINE __u32 sw_recall(const struct sw_service *service, struct sw_affinity *found, __u32 now, __u64 *word)
+{
+	union sw_affinity_word seen = {};
+	struct sw_backend *backend;
+	__u32 idle;
+
+	if (found)
+		seen.word = *(volatile __u64 *)found;
+	*word = seen.word;
+	idle = now - seen.value.seen_tick; /* or less than none: another CPU has seen it after `now` was read */
+	if (!seen.word || ((__s32)idle > 0 && idle > service->affinity_ticks))
 		return 0;
-	backend = sw_find_backend(found->backend);
+	backend = sw_find_backend(seen.value.backend);
 	if (!backend || backend->flags & SW_BACKEND_DRAINING)
 		return 0;
 	if (backend->flags & SW_BACKEND_LOCAL_ONLY && !(service->flags & SW_SERVICE_LOCAL))
@@ -134,8 +145,29 @@ SW_INLINE __u32 sw_recall(const struct sw_service *service, const struct sw_affi
 #ifndef TRACE
 	found->seen_tick = now;
 #endif
-	return found->backend;
+	return seen.value.backend;
 }
+
+#ifndef TRACE
+/* Notes where a client is to stay, unless another CPU has just done so. Returns the backend that it then is. */
+static __noinline __u32 sw_remember(const struct sw_service *service, const struct sw_affinity_key *key, __u32 backend,
+				    __u32 now)
+{
+	union sw_affinity_word chosen = { .value = { .backend = backend, .seen_tick = now } };
+	struct sw_affinity *found;
+	__u64 word;
+	__u32 kept;
+
+	if (!bpf_map_update_elem(&sw_affinity, key, &chosen, BPF_NOEXIST))
+		return backend;
+	found = bpf_map_lookup_elem(&sw_affinity, key);
+	kept = sw_recall(service, found, now, &word);
+	if (kept || !found || __sync_val_compare_and_swap((__u64 *)found, word, chosen.word) == word)
+		return kept ? kept : backend;
+	kept = sw_recall(service, found, now, &word);
+	return kept ? kept : backend;
+}
+#endif
 
 /*
  * Chooses a backend of a service for a client (the zero address: the node itself) by the hash of the connection, or of
@@ -146,18 +178,18 @@ __noinline __u32 sw_choose(const struct sw_service *service, const struct sw_add
 {
 	struct sw_affinity_key key = { .family = family };
 	struct sw_choice choice = { .hash = hash };
-	__u32 ticks, now = sw_now_tick();
+	__u32 now = sw_now_tick();
 
 	if (!service || !client || !how || !service->chunks)
 		return 0;
 	*how = SW_CHOICE_HASH;
-	ticks = service->affinity_ticks;
 	key.set = service->set;
-	if (ticks) {
+	if (service->affinity_ticks) {
+		__u64 word;
 		__u32 kept;
 
 		sw_copy_address(&key.client, client);
-		kept = sw_recall(service, &key, ticks, now);
+		kept = sw_recall(service, bpf_map_lookup_elem(&sw_affinity, &key), now, &word);
 		if (kept) {
 			*how = SW_CHOICE_AFFINITY;
 			return kept;
@@ -166,11 +198,8 @@ __noinline __u32 sw_choose(const struct sw_service *service, const struct sw_add
 	choice.set = service->set;
 	bpf_loop(service->chunks, sw_weigh_chunk, &choice, 0);
 #ifndef TRACE
-	if (ticks && choice.backend) {
-		struct sw_affinity value = { .backend = choice.backend, .seen_tick = now };
-
-		bpf_map_update_elem(&sw_affinity, &key, &value, BPF_ANY);
-	}
+	if (service->affinity_ticks && choice.backend)
+		return sw_remember(service, &key, choice.backend, now);
 #endif
 	return choice.backend;
 }

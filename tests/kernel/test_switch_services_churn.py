@@ -10,10 +10,15 @@ from contextlib import ExitStack
 
 import pytest
 
+from samewire.kernel.bpf import SkbContext
+from samewire.vfp.address import parse_address
 from samewire.vfp.constants import SCOPE_ANY, SCOPE_HOST, Counter, Layer, Reason, ServiceFlag
 from samewire.vfp.diff import Put
+from samewire.vfp.simulate.packet import parse
 from samewire.vfp.tables import Affinity, AffinityKey, Flow, Id, Port
 from tests.support.cgroups import own_cgroup, within
+from tests.support.frames import fill, ip_packet, pseudo
+from tests.support.lockstep import together
 from tests.support.netlab import Lab
 from tests.support.node_rig import Pod
 from tests.support.services import Balancer, Target
@@ -278,6 +283,41 @@ def test_affinity_ends(world: World, stack: ExitStack) -> None:
         world.node.apply([Put("sw_affinity", key, old)])
         seen.update(_backends_of(world, 1))
     assert len(seen) > 1
+
+
+def _chosen(world: World, frame: bytes) -> int:
+    """The last byte of the backend's address that the client's program sends a frame to; 0: to none."""
+    program, context = world.node.program("sw_ingress"), SkbContext(ifindex=world.client.port)
+    result = world.node.space.run(lambda: program.test_run(frame, context))
+    return parse(bytearray(result.data)).tuple.destination[3] if result.retval == 7 else 0
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["new client", "known client"])
+def test_affinity_of_connections_that_begin_at_once(world: World, stack: ExitStack, known: bool) -> None:
+    """Two CPUs have a client's first connections, or the first ones since its backend has gone: both go to one."""
+    client, gone, count = world.client, Affinity(2**32 - 1, 1), 200
+    services = [
+        Balancer(world.node, *map(world.target, world.pods), affinity_ticks=1000) for _ in range(count)
+    ]
+    for i, service in enumerate(services):
+        stack.callback(service.close)
+        service.vip(f"10.97.0.{i}", 80, SCOPE_ANY)
+        if known:
+            key = AffinityKey(parse_address(client.ip).packed, service.number, 4)
+            world.node.apply([Put("sw_affinity", key, gone)])
+    frames = [[_syn(client, f"10.97.0.{i}", 22000 + 3 * i + n) for i in range(count)] for n in range(3)]
+    results = together(lambda who, i: _chosen(world, frames[who][i]), count)
+    assert all(one == other != 0 for one, other in results)
+    assert len({one for one, _ in results}) == BACKENDS
+    later = [_chosen(world, frame) for frame in frames[2]]
+    assert later == [one for one, _ in results]
+
+
+def _syn(pod: Pod, to: str, source: int) -> bytes:
+    ends = parse_address(pod.ip).packed, parse_address(to).packed
+    segment = source.to_bytes(2, "big") + (80).to_bytes(2, "big") + bytes(8) + b"\x50\x02" + bytes(6)
+    segment = fill(segment, 16, pseudo(4, *ends, 6, len(segment)) + segment)
+    return pod.link.host_mac + pod.mac + b"\x08\0" + ip_packet(4, *ends, 6, segment, 64, 0, 1)
 
 
 def test_by_client(world: World, stack: ExitStack) -> None:

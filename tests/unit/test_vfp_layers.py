@@ -273,7 +273,7 @@ def test_services_of_a_scope() -> None:
     assert one.id == 1
     assert one.conditions == ("ipv4 tcp", "destination 10.96.0.1 port 80")
     assert one.action == (
-        "to one of 2: 10.244.1.1:8080, 10.244.1.2:8080 (draining); clients stay 11 s; direct server return"
+        "to one of 2: 10.244.1.1:8080, 10.244.1.2:8080 (draining); clients stay 10 s; direct server return"
     )
     assert [rule.id for rule in service_rules(tables, 7)] == [1, 3]
     (outside,) = service_rules(tables, SCOPE_OUTSIDE)

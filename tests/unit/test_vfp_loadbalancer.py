@@ -223,8 +223,10 @@ def test_affinity_is_by_client_only() -> None:
     node = Balancing(NETWORK)
     by_client = mapping(distribution_type=DistributionType.SOURCE_IP)
     for mappings, timeout, ticks in (
-        ((by_client,), 10800, 10058),
+        ((by_client,), 10800, 10059),
+        ((by_client,), 8, 8),  # 7 ticks are 7.5 s
         ((by_client,), 1, 1),
+        ((by_client,), 2**32 - 1, 4000000000),
         ((mapping(),), 60, 0),
     ):
         node.put(balancer(port_mappings=mappings, affinity_timeout=timeout))

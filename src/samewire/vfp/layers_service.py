@@ -56,7 +56,7 @@ def _action(tables: Entries, service: Service) -> str:
 
 def _extras(service: Service) -> Iterator[str]:
     if service.affinity_ticks:
-        yield f"; clients stay {round(service.affinity_ticks * TICK_S)} s"
+        yield f"; clients stay {int(service.affinity_ticks * TICK_S)} s"
     for flag, text in (
         (ServiceFlag.SOURCE_RANGES, "; source ranges"),
         (ServiceFlag.DSR, "; direct server return"),

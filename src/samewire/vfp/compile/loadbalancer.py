@@ -7,6 +7,7 @@ that stays keeps its backend id, and so its connections.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from itertools import product
@@ -393,4 +394,5 @@ def _service_flags(value: LoadBalancer, mapping: LoadBalancerPortMapping) -> int
 def _affinity_ticks(value: LoadBalancer, mapping: LoadBalancerPortMapping) -> int:
     if not value.affinity_timeout or mapping.distribution_type is DistributionType.NONE:
         return 0
-    return min(2**32 - 1, max(1, round(value.affinity_timeout / TICK_S)))
+    # Rather a tick too long than a client that comes back in time and is moved.
+    return math.ceil(value.affinity_timeout / TICK_S)
