@@ -93,12 +93,15 @@ def _l2bridge() -> Datapath:
 
 def _outside() -> Datapath:
     raw, masq, modes = peers.RawVeth.name, peers.KernelMasquerade.name, ("rr", "crr")
+    least = peers.LeastPrograms.name
     comparisons = (
         *(Comparison(mode, NAME, masq, 1.3) for mode in modes),
+        *(Comparison(mode, least, masq) for mode in modes),  # more than this no switch can reach
         _inserts(),
-        *_context(modes, raw, NAME, masq),
+        *_context(modes, raw, NAME, least, masq),
     )
-    return Datapath("outside", (peers.RawVeth, ours.Outside, peers.KernelMasquerade), modes, comparisons)
+    scenarios = (peers.RawVeth, ours.Outside, peers.LeastPrograms, peers.KernelMasquerade)
+    return Datapath("outside", scenarios, modes, comparisons)
 
 
 def _services() -> Datapath:
@@ -117,8 +120,12 @@ def _services() -> Datapath:
             *(Comparison(mode, clusterip_name(count), proxy, 1.4) for mode in ("rr", "crr")),
         )
     )
-    kube_proxy = tuple(Comparison(mode, proxy, straight) for mode in MODES)
-    scenarios = (*own, peers.BridgePods, KubeProxyRules)
+    least = peers.Stateless.name
+    kube_proxy = (
+        *(Comparison(mode, least, proxy) for mode in ("rr", "crr")),  # more than this no switch can reach
+        *(Comparison(mode, proxy, straight) for mode in MODES),
+    )
+    scenarios = (*own, peers.Stateless, peers.BridgePods, KubeProxyRules)
     return Datapath("services", scenarios, MODES, (*comparisons, *kube_proxy))
 
 

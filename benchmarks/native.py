@@ -59,7 +59,7 @@ def build() -> None:
     include = f"-I/usr/include/{platform.machine()}-linux-gnu"
     programs = (
         *((name, _C) for name in ("load", "cni_exec", "bare_pairs", "epoll_relay")),
-        ("stateless.o", (*_BPF, include)),
+        *((name, (*_BPF, include)) for name in ("stateless.o", "least.o")),
     )
     for name, command in programs:
         source, target = SOURCE / f"{name.removesuffix('.o')}.c", BUILD / name

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import struct
 from pathlib import Path
 
 import msgspec
@@ -276,6 +278,42 @@ class KernelHostGateway(_TwoKernelNodes):
     def _join(self, a: str, b: str) -> None:
         ip(a, "route", "add", "10.244.1.0/24", "via", "192.168.77.12")
         ip(b, "route", "add", "10.244.0.0/24", "via", "192.168.77.11")
+
+
+class LeastPrograms(Scenario):
+    """A pod that calls an outside host through native/least.c: the limit of any switch between the two."""
+
+    name = "two programs that do nothing"
+    label = "least"
+
+    def setup(self) -> Endpoints:
+        node, outside = outside_wire(self.sandbox)
+        pod = self.sandbox.netns("pod")
+        veth((node, "port"), (pod, "eth0"))
+        address(pod, "eth0", "10.244.0.2/32")
+        ip(pod, "route", "add", "192.168.77.200", "dev", "eth0")
+        ip(pod, "neigh", "add", "192.168.77.200", "lladdr", netns.mac(node, "port"), "dev", "eth0")
+        ip(outside, "route", "add", "10.244.0.2", "via", "192.168.77.11")
+        self._attach(node, pod)
+        return Endpoints(pod, outside, "192.168.77.200")
+
+    def _attach(self, node: str, pod: str) -> None:
+        numbers = struct.pack("=II", netns.ifindex(node, "eth0"), netns.ifindex(node, "port"))
+        addresses = b"".join(map(socket.inet_aton, ("192.168.77.200", "10.244.0.2")))
+        way = numbers + addresses + bytes.fromhex(netns.mac(pod, "eth0").replace(":", "")) + bytes(2)
+        tmp = self.sandbox.tmp
+        script = [
+            f"mount -t bpf bpf {tmp}",
+            f"bpftool prog loadall {native.BUILD / 'least.o'} {tmp}/progs pinmaps {tmp}",
+            f"bpftool map update pinned {tmp}/ways key 0 0 0 0 value {' '.join(map(str, way))}",
+        ]
+        for device, program in (("port", "out"), ("eth0", "back")):
+            for command in (
+                f"qdisc add dev {device} clsact",
+                f"filter add dev {device} ingress bpf da pinned {tmp}/progs/{program}",
+            ):
+                script.append(f"nsenter --net={netns.path(node)} tc {command}")
+        netns.run(["unshare", "--mount", "sh", "-ec", "\n".join(script)])
 
 
 class KernelMasquerade(Scenario):
