@@ -71,20 +71,27 @@ class Seen:
 
 @dataclass(eq=False)
 class Watch:
-    """One open watch: lines (or commands) on their way to the client."""
+    """One open watch: lines (or commands) on their way to the client, about what came after a version."""
 
     resource: str
     matches: Matcher
+    after: int
     queue: asyncio.Queue[bytes | str] = field(default_factory=asyncio.Queue)
 
     def take(self, entry: Entry) -> None:
         """Pass a change on."""
-        if entry.resource == self.resource and (text := event_line(entry, self.matches)) is not None:
+        if entry.resource != self.resource or entry.version <= self.after:
+            return
+        if (text := event_line(entry, self.matches)) is not None:
             self.queue.put_nowait(text)
 
 
 class FakeServer:
-    """One server; `serve` starts it."""
+    """One server; `serve` starts it.
+
+    ``refuses_future``: whether a watch from a version that it has not reached is refused. Kubernetes' own takes it, and
+    is silent until it has come that far.
+    """
 
     def __init__(self) -> None:
         self.store = Store()
@@ -92,6 +99,7 @@ class FakeServer:
         self.seen: list[Seen] = []
         self.url = ""
         self.compresses = False
+        self.refuses_future = False
         self.headers: dict[str, str] = {}
         self._faults: list[Fault] = []
         self._watches: set[Watch] = set()
@@ -153,7 +161,7 @@ class FakeServer:
     def bookmark(self, resource: str = "") -> None:
         """Send bookmarks with the present version."""
         for watch in self._watches:
-            if resource in ("", watch.resource):
+            if resource in ("", watch.resource) and self.store.version >= watch.after:
                 watch.queue.put_nowait(line("BOOKMARK", _bookmark(watch.resource, self.store.version)))
 
     def watching(self, resource: str) -> int:
@@ -260,11 +268,11 @@ class FakeServer:
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json", **self.headers})
         response.enable_chunked_encoding()
-        watch = Watch(resource, matches)
+        version = int(request.query["resourceVersion"])
+        watch = Watch(resource, matches, version)
         if ends:
             watch.queue.put_nowait("close")
-        version = int(request.query["resourceVersion"])
-        if version > self.store.version:
+        if version > self.store.version and self.refuses_future:
             raise Refused(
                 504, "Timeout", f"Too large resource version: {version}, current: {self.store.version}"
             )

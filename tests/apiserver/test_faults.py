@@ -11,15 +11,18 @@ import pytest
 from samewire.kube.access import Access
 from samewire.kube.api_source import ApiSource
 from samewire.kube.auth import FixedCredential
+from samewire.kube.backoff import Backoff
 from samewire.kube.client import KubeClient
 from samewire.kube.model import EndpointSlice, Pod, Service
 from samewire.kube.reflector import Selector
 from tests.apiserver.conftest import Opener
 from tests.apiserver.fake_server import KINDS, FakeServer, Fault
 from tests.apiserver.objects import KIND_OF, Recorder, endpoint_slice, plain, service, until
-from tests.apiserver.worlds import HASTY
+from tests.apiserver.worlds import HASTY, PATIENT
 
 QUICKLY_STALLED = msgspec.structs.replace(HASTY, silence_s=0.2)
+SOON_SILENT = msgspec.structs.replace(HASTY, silence_s=1.0)
+"""But not so soon that an answer comes too late when the machine stands still for a moment."""
 
 
 def put_services(server: FakeServer, count: int) -> None:
@@ -61,12 +64,34 @@ async def test_a_watch_that_breaks_is_taken_up_where_it_was(
 
 
 async def test_a_silent_server_is_left(server: FakeServer, open_api: Opener) -> None:
-    told, source = await started(server, open_api, timing=QUICKLY_STALLED)
+    told, source = await started(server, open_api, timing=SOON_SILENT)
+    server.store.put("services", service("a", "seen"))
+    await until(lambda: "seen" in names(told))
     server.disturb("silence")
     server.store.put("services", service("a", "web"))
     await until(lambda: "web" in names(told))
     assert source.counts()["Service"].stalled >= 1
-    assert len(server.requests("list", "services")) == 1
+    first, looked, *_ = server.requests("list", "services")
+    assert (first.query["limit"], looked.query["limit"]) == ("3", "1"), "what it had was taken up, not listed"
+    assert not source.counts()["Service"].failures
+
+
+async def test_a_silent_server_that_does_not_answer_is_lost(server: FakeServer, open_api: Opener) -> None:
+    _, source = await started(server, open_api, timing=QUICKLY_STALLED)
+    server.plan(Fault("list", "services", status=503))
+    server.disturb("silence")
+    await until(lambda: source.counts()["Service"].failures)
+    await until(lambda: source.health()[0].connected)
+
+
+async def test_a_quiet_kind_is_no_fault(server: FakeServer, open_api: Opener) -> None:
+    put_services(server, 5)
+    told, source = await started(server, open_api, timing=SOON_SILENT)
+    await until(lambda: source.counts()["Service"].stalled >= 2)
+    assert not told.changes
+    assert source.health()[0].connected
+    assert source.counts()["Service"].lists == 1
+    assert not source.counts()["Service"].failures
 
 
 async def test_a_watch_that_gets_no_answer_is_asked_for_again(server: FakeServer, open_api: Opener) -> None:
@@ -117,6 +142,43 @@ async def test_a_forgotten_version_gives_the_differences(server: FakeServer, ope
         ("web0", True), ("new", False), ("web1", False),
     ]  # fmt: skip
     assert len(told.batches) == 2, "the differences come at once"
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long reflectors would wait after failures; they do not."""
+    asked: list[float] = []
+
+    class Impatient(Backoff):
+        def next_s(self, asked_s: float | None = None) -> float:
+            asked.append(super().next_s(asked_s))
+            return 0.0
+
+    monkeypatch.setattr("samewire.kube.reflector.Backoff", Impatient)
+    return asked
+
+
+async def test_a_version_forgotten_while_the_server_was_away_is_listed_soon(
+    server: FakeServer, open_api: Opener, waits: list[float]
+) -> None:
+    told, _ = await started(server, open_api, timing=PATIENT)
+    server.plan(*[Fault("watch", "services", status=503)] * 8)
+    server.drop("services")
+    server.store.put("services", service("a", "new"))
+    server.store.forget_history()
+    await until(lambda: names(told) == {"new"})
+    assert waits[7] > 10 * PATIENT.backoff_first_s
+    assert waits[-1] <= PATIENT.backoff_first_s
+
+
+async def test_lists_that_are_always_forgotten_come_more_and_more_seldom(
+    server: FakeServer, open_api: Opener, waits: list[float]
+) -> None:
+    server.plan(*[Fault("watch", "services", status=410)] * 8)
+    await started(server, open_api, timing=PATIENT)
+    assert len(server.requests("list", "services")) == 9
+    assert waits[0] <= PATIENT.backoff_first_s
+    assert waits[7] > 10 * PATIENT.backoff_first_s
 
 
 async def test_an_expired_event_in_mid_watch(server: FakeServer, open_api: Opener) -> None:
@@ -236,15 +298,17 @@ async def test_watches_that_end_at_once_are_failures(server: FakeServer, open_ap
     assert source.counts()["Service"].failures == 4, "so that they are waited for, longer and longer"
 
 
-async def test_a_restored_backup_is_listed(server: FakeServer, open_api: Opener) -> None:
+@pytest.mark.parametrize("refuses", [True, False])
+async def test_a_restored_backup_is_listed(server: FakeServer, open_api: Opener, refuses: bool) -> None:
+    server.refuses_future = refuses
     put_services(server, 5)
-    told, _ = await started(server, open_api)
+    told, _ = await started(server, open_api, timing=HASTY if refuses else QUICKLY_STALLED)
     server.store.version = 50
     server.store.history.clear()
-    server.store.objects["services"].pop(("a", "web0"))
     server.disturb("close")
-    await until(lambda: len(told.cache) == 4)
-    assert len(server.requests("list", "services")) == 2 + 2, "two pages each"
+    server.store.delete("services", ("a", "web0"))
+    server.store.put("services", service("a", "new"))
+    await until(lambda: names(told) == {"web1", "web2", "web3", "web4", "new"})
 
 
 async def test_an_unreadable_line_is_asked_for_again(server: FakeServer, open_api: Opener) -> None:

@@ -131,6 +131,16 @@ async def test_a_proxy_that_is_away(server: FakeServer) -> None:
     assert not server.seen
 
 
+async def test_a_server_that_refuses_connections_is_named_in_words(certificates: Certificates) -> None:
+    async with FakeServer().serve() as server:
+        url = server.url.replace("http:", "https:")
+    client = KubeClient(Access(url, FixedCredential(), ca=Pem("ca", file=certificates.ca)))
+    address = url.removeprefix("https://")
+    with pytest.raises(Unavailable, match=rf"{url}: cannot connect to {address}: Connection refused$"):
+        await client.request("GET", "/api/v1/services")
+    await client.close()
+
+
 async def test_somebody_else(server: FakeServer) -> None:
     wanted = (("Impersonate-User", "jane"), ("Impersonate-Group", "dev"), ("Impersonate-Group", "ops"))
     client = KubeClient(Access(server.url, FixedCredential("t"), impersonation=wanted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -227,4 +228,14 @@ def _retry_after(text: str) -> float | None:
 def _words(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the connection broke in the middle of an answer"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        # Its own words name the TLS context by where it lies in memory.
+        return f"cannot connect to {error.host}:{error.port}: {_reason(error.os_error)}"
     return str(error) or type(error).__name__
+
+
+def _reason(error: OSError) -> str:
+    """What the kernel says; TLS and name resolution have numbers and words of their own."""
+    if isinstance(error, ConnectionError | TimeoutError) and error.errno:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)

@@ -1,10 +1,10 @@
 """Keeps one kind in step with an API server: list, then watch, for ever.
 
 A round is a list if we have no resource version to start from, then one watch. Whatever fails ends the round, is
-waited for, and the next round takes up where this one was. Only three things make us list again: the server has
-forgotten our version (410), it refuses our version several times in a row (its history is another one: a restored
-backup; or we may not watch), or the stream is unreadable at the same place twice. A list replaces what is known only
-when all its pages are there; what was known of an object that cannot be decoded stays.
+waited for, and the next round takes up where this one was. Only four things make us list again: the server has
+forgotten our version (410), it refuses our version several times in a row (we may not watch, say), its history turns
+out to be another, shorter one (a restored backup), or the stream is unreadable at the same place twice. A list replaces
+what is known only when all its pages are there; what was known of an object that cannot be decoded stays.
 
 Lists are paged and without a resource version, so they show the newest state and never go back in time.
 """
@@ -82,6 +82,7 @@ class Reflector(Generic[ObjectT]):
         self._version = ""
         self._broken_at = ""
         self._refusals = 0
+        self._forgotten = False
 
     async def run(self) -> None:
         """Go on until cancelled."""
@@ -109,7 +110,7 @@ class Reflector(Generic[ObjectT]):
             asked_s = error.retry_after_s
             if error.expired:
                 counts.expired += 1
-                self._version = ""
+                self._forget()
             elif error.throttled:
                 counts.throttled += 1
             elif error.status in _UNCLEAR or error.status < 400 or error.reason == "Timeout" or error.advice:
@@ -125,6 +126,13 @@ class Reflector(Generic[ObjectT]):
         self._feed.lost(f"{error} ({self._path}: {advice})" if advice else str(error))
         return self._backoff.next_s(asked_s)
 
+    def _forget(self) -> None:
+        """List next. Soon, however long the server was away before; but not one list after the other."""
+        self._version = ""
+        if not self._forgotten:
+            self._backoff.reset()
+        self._forgotten = True
+
     def _refused(self) -> None:
         """An answer that a version of another history would also get ("Too large resource version"), an error without
         a code in the stream, or the right to list without that to watch: then lists have to do.
@@ -137,6 +145,7 @@ class Reflector(Generic[ObjectT]):
     def _well(self) -> None:
         """The server has said something that brings us on."""
         self._refusals = 0
+        self._forgotten = False
         self._backoff.reset()
         self._feed.contact(connected=True)
 
@@ -216,21 +225,42 @@ class Reflector(Generic[ObjectT]):
         told_before = counts.events + counts.bookmarks
         try:
             async with asyncio.timeout(timeout_s + _GRACE_S):
-                await self._follow(params)
+                silent = await self._follow(params)
         except TimeoutError:
             raise Stalled("Kubernetes API", "a watch did not end in its time") from None
         told = counts.events + counts.bookmarks > told_before
-        if not told and self._clock() - began_s < _SHORT_WATCH_S:
+        if silent:
+            await self._look()
+        elif not told and self._clock() - began_s < _SHORT_WATCH_S:
             raise Unavailable("Kubernetes API", "a watch ended at once, without an event")
+        self._forgotten = False
         self._backoff.reset()
 
-    async def _follow(self, params: dict[str, str]) -> None:
+    async def _follow(self, params: dict[str, str]) -> bool:
+        """Returns whether it ended because the server said nothing any more."""
         splitter = LineSplitter()
         async with self._client.stream(self._path, params, self._timing.silence_s) as stream:
             self._feed.counts.watches += 1
             self._feed.contact(connected=True)
-            async for chunk in stream.chunks():
-                self._take(splitter.feed(chunk))
+            try:
+                async for chunk in stream.chunks():
+                    self._take(splitter.feed(chunk))
+            except Stalled:
+                self._feed.counts.stalled += 1
+                return True
+        return False
+
+    async def _look(self) -> None:
+        """After a silence: does the server answer, and is our version one of its history?
+
+        Silence alone is no fault: where nothing changes, there need be no bookmarks. But a server whose history is
+        behind our version does the same: it is silent until it has come that far, and what changes till then is lost.
+        """
+        page = await self._page(1, "")
+        there, ours = page.meta.resource_version, self._version
+        if there.isdecimal() and ours.isdecimal() and int(there) < int(ours):
+            log.warning("the server's history is another one", kind=self._feed.kind.__name__)
+            self._version = ""
 
     def _take(self, lines: Iterable[bytes]) -> None:
         """Hand over what came together, and remember how far we are. Raises ``BrokenStream``, ``ApiError``."""
