@@ -77,6 +77,37 @@ def test_services_that_prefer_who_is_near(distribution: str, tmp_path: Path) -> 
     assert min(map(len, narrow)) < max(map(len, narrow))
 
 
+CLAIM = """
+---
+apiVersion: v1
+kind: Service
+metadata: {name: NAME}
+spec:
+  externalIPs: [198.51.100.77]
+  ports: [{port: 80, targetPort: TARGET}]
+  selector: {SELECTOR}
+"""
+
+
+def test_two_services_that_claim_one_address(tmp_path: Path) -> None:
+    """The first by name has it, and is asked for it; the other one is named, and has the rest."""
+    second = CLAIM.replace("NAME", "second").replace("TARGET", "6379").replace("SELECTOR", "app: redis")
+    first = CLAIM.replace("NAME", "first").replace("TARGET", "http").replace("SELECTOR", "tier: frontend")
+    (tmp_path / "more.yaml").write_text(second + first)
+    file = variant("guestbook", NAME, tmp_path)
+    file.write_text(file.read_text() + "  - path: more.yaml\n")
+    done = run_lab("up", str(file))
+    assert done.returncode == 0, done.stderr + done.stdout
+    reason = "198.51.100.77 port 80/TCP is that of Service default/first, the rest is served"
+    assert f"skipped ({reason}): Service/default/second" in done.stdout
+    report = lab_json("check", NAME)
+    assert wrong_cells(report) == []
+    rows = {cell["row"].partition("default/")[2] for cell in report["cells"]}
+    assert {"first:80", "second:80"} <= rows
+    asked = {cell["row"] for cell in report["cells"] if cell["address"] == "198.51.100.77"}
+    assert {row.partition(" → ")[2] for row in asked} == {"default/first:80"}
+
+
 def test_services_in_user_mode(tmp_path: Path) -> None:
     file = variant("guestbook", NAME, tmp_path, **{"\nservices:": "\nservices:\n  proxy_mode: userspace"})
     assert run_lab("up", str(file)).returncode == 0

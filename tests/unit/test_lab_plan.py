@@ -150,6 +150,27 @@ def test_services_that_an_api_server_refuses_are_listed() -> None:
     ]
 
 
+def test_services_that_lack_an_address_are_listed() -> None:
+    """The first by name has it; the rest of the other's is served."""
+    service = "{apiVersion: v1, kind: Service, metadata: {name: %s}, spec: {externalIPs: [%s], ports: [%s]}}"
+    texts = [
+        service % ("two", "198.51.100.77, 198.51.100.78", "{name: a, port: 80}, {name: b, port: 81}"),
+        service % ("three", "198.51.100.77", "{port: 80, protocol: UDP}"),
+        service % ("one", "198.51.100.77", "{port: 80}"),
+        service % ("four", "198.51.100.78", "{name: a, port: 81}, {name: b, port: 82}"),
+    ]
+    plan = make_plan(cluster(CLUSTER + "manifests: [{path: m.yaml}]\n"), {"m.yaml": "\n---\n".join(texts)})
+    assert [(item.kind, item.name, item.reason) for item in plan.skipped] == [
+        (
+            "Service",
+            "default/two",
+            f"198.51.100.{last} is that of Service default/{owner}, the rest is served",
+        )
+        for last, owner in (("77 port 80/TCP", "one"), ("78 port 81/TCP", "four"))
+    ]
+    assert len(plan.services) == 4
+
+
 def test_a_second_pod_of_the_same_name_is_pending() -> None:
     scheduler = placed(f"{pods('StatefulSet')}\n---\n{pods('StatefulSet')}")
     assert [item.reason for item in scheduler.pending] == ["a pod of this name is there already"]

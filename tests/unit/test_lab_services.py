@@ -188,6 +188,35 @@ def test_addresses_that_machines_of_the_lab_have_stay_theirs() -> None:
         }
 
 
+def test_an_address_that_two_services_name_is_asked_for_one(guestbook: LabState) -> None:
+    """The first by name has it, even where it is the other one's cluster IP; a Service without any waits for no pod."""
+    target = next(pod for pod in guestbook.pods if pod.pod.owner == "Deployment/frontend")
+
+    def named(name: str, **spec: Any) -> dict[str, Any]:
+        ports = [{"port": 80, "targetPort": 80}]
+        return {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": {"ports": ports, "selector": target.pod.template.labels, **spec},
+        }
+
+    one = named("one", externalIPs=["198.51.100.77", "10.96.0.77"])
+    two, zero = named("two", externalIPs=["198.51.100.77"]), named("zero", clusterIP="10.96.0.77")
+    services = service_plans([zero, two, one], ("10.96.0.0/16",))
+    found = Matrix(msgspec.structs.replace(guestbook, services=services)).probes()
+    asked = {(probe.address, probe.row.partition(" → ")[2]) for probe in found if probe.address}
+    own = {service.name: service.cluster_ips[0] for service in services}
+    assert {pair for pair in asked if pair[1].startswith("default/")} == {
+        (own["one"], "default/one:80"),
+        ("198.51.100.77", "default/one:80"),
+        ("10.96.0.77", "default/one:80"),
+        (own["two"], "default/two:80"),
+    }
+    served = {service.name: is_served(service, guestbook.pods) for service in services}
+    assert served == {"one": True, "two": True, "zero": False}
+
+
 def test_services_lead_to_pods_of_the_first_network_only(guestbook: LabState) -> None:
     """Pods of another tenant have the same addresses; nodes that are cut off ask nobody."""
     first, owner = guestbook.cluster.networks[0], "Deployment/frontend"

@@ -220,6 +220,24 @@ async def test_a_failed_delete_is_tried_again(rig: Rig) -> None:
     assert rig.proxy.figures.statuses == {}
 
 
+async def test_of_two_that_claim_an_address_a_start_takes_the_first_by_name(rig: Rig) -> None:
+    """Whatever order the source has them in, which a slice of one's own changes: the nodes agree."""
+
+    def refuse(value: LoadBalancer) -> str:
+        others = (lb for lb in rig.writer.objects.values() if lb.id != value.id)
+        return "taken" if any(set(lb.frontend_vips) & set(value.frontend_vips) for lb in others) else ""
+
+    rig.writer.refuse = refuse
+    rig.source.put(service("b"), service("a"), quiet=True)
+    rig.source.put(endpoint_slice(endpoint("10.244.2.1"), of="b"), quiet=True)
+    rig.source.sync(EndpointSlice, Service, Node)
+    await rig.settle()
+    made = rig.lb()
+    assert made is not None
+    assert made.service_name == "shop/a:http"
+    assert rig.proxy.figures.statuses["shop", "b"].error == "taken"
+
+
 async def test_an_address_that_moves_between_services(rig: Rig) -> None:
     def refuse(value: LoadBalancer) -> str:
         others = (lb for lb in rig.writer.objects.values() if lb.id != value.id)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from samewire.lab.addressing import family_of, first_host, on_underlay
@@ -86,7 +86,7 @@ class KernelNode:
             await ip_batch(self._context.netns, entries)
         return attached
 
-    async def settle(self, services: Mapping[str, bool]) -> None:
+    async def settle(self, services: Mapping[str, bool], lacking: Collection[str]) -> None:
         """Nothing to wait for: Services are balanced elsewhere."""
 
     def host_addresses_in_pod_network(self, network: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from samewire.lab.addressing import (
 from samewire.lab.cluster import Cluster, Network, Stack
 from samewire.lab.manifests import Skipped, parse_manifests
 from samewire.lab.schedule import Pending, Pod, Scheduler, node_labels
-from samewire.lab.services import refused_services, with_ingress
+from samewire.lab.services import reasons_taken, refused_services, service_plans, with_ingress
 
 
 class NodePlan(Struct, frozen=True):
@@ -85,8 +85,11 @@ def make_plan(cluster: Cluster, manifests: Mapping[str, str]) -> Plan:
         services += parsed.services
         for workload in parsed.workloads:
             scheduler.place(workload, manifest.network or cluster.networks[0].name)
-    refused = refused_services(services, cluster.services.cluster_cidrs)
+    balanced = with_ingress(services, cluster.services.load_balancer_cidrs)
+    refused = refused_services(balanced, cluster.services.cluster_cidrs)
     skipped += [Skipped("Service", "/".join(key), reason) for key, reason in refused.items()]
+    lacking = reasons_taken(service_plans(balanced, cluster.services.cluster_cidrs))
+    skipped += [Skipped("Service", key, reason) for key, reason in lacking]
     return Plan(
         cluster,
         _nodes(cluster),
@@ -94,7 +97,7 @@ def make_plan(cluster: Cluster, manifests: Mapping[str, str]) -> Plan:
         tuple(scheduler.pods),
         tuple(scheduler.pending),
         tuple(skipped),
-        with_ingress(services, cluster.services.load_balancer_cidrs),
+        balanced,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class SamewireNode:
         arguments = {"portMappings": port_mappings(pod), "dns": dns_argument(dns)}
         return await self._runtime.add(self._conflist(pod.network), pod, netns_path(netns), arguments)
 
-    async def settle(self, services: Mapping[str, bool]) -> None:
+    async def settle(self, services: Mapping[str, bool], lacking: Collection[str]) -> None:
         """Until the daemon has all Services in the switch, with the pods of now. Raises Unavailable, naming those
         that are missing.
         """
@@ -93,7 +93,11 @@ class SamewireNode:
             except SamewireError:
                 return False
             known = {f"{one['namespace']}/{one['name']}": one for one in found}
-            late = [key for key, served in services.items() if not _is_settled(known.get(key), served)]
+            late = [
+                key
+                for key, served in services.items()
+                if not _is_settled(known.get(key), served, key in lacking)
+            ]
             missing = ", ".join(
                 f"{key} ({known.get(key, {}).get('error') or 'no backends yet'})" for key in late
             )
@@ -204,8 +208,10 @@ class SamewireNode:
         return {"subnet": str(under), "rangeStart": str(first), "rangeEnd": str(last), "gateway": via}
 
 
-def _is_settled(service: Mapping[str, Any] | None, served: bool) -> bool:
-    """Whether the daemon has a Service in the switch; ``served``: with backends."""
-    if service is None or service.get("error"):
+def _is_settled(service: Mapping[str, Any] | None, served: bool, lacking: bool) -> bool:
+    """Whether the daemon has a Service in the switch; ``served``: with backends; ``lacking``: not all of it, and says
+    so.
+    """
+    if service is None or (service.get("error") and not lacking):
         return False
     return not served or any(address.get("backends") for address in service.get("addresses", ()))

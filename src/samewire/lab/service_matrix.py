@@ -54,13 +54,14 @@ class ServiceMatrix:
 
     def _frontends(self, service: ServicePlan, port: ServicePortPlan) -> Iterator[Frontend]:
         for address in service.cluster_ips:
-            yield Frontend(service, port, "ClusterIP", address, port.port)
+            if service.has(address, port):
+                yield Frontend(service, port, "ClusterIP", address, port.port)
         families = {family_of(address) for address in service.cluster_ips}
         balanced = {address for node in self._balancers for address in node.plan.addresses}
         others = {address for node in self._state.nodes for address in node.plan.addresses} - balanced
         others |= {address for host in self._state.outside for address in host.plan.addresses}
         for address in service.external_ips:
-            if family_of(address) in families and address not in others:
+            if family_of(address) in families and address not in others and service.has(address, port):
                 yield Frontend(service, port, "external IP", address, port.port)
         for node in self._balancers if port.node_port else ():
             for address in node.plan.addresses:

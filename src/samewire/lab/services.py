@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from samewire.kube.admission import Wanted, admit
 from samewire.kube.manifest_files import parse_manifests
@@ -33,10 +34,19 @@ class ServicePortPlan(Struct, frozen=True):
     node_port: int = 0
 
 
+class Taken(Struct, frozen=True):
+    """An address and port that a Service names, and another one, ``owner``, has."""
+
+    address: str
+    port: int
+    protocol: str
+    owner: str
+
+
 class ServicePlan(Struct, frozen=True):
     """A Service with its addresses. ``external_ips`` include those of a load balancer in front, ``ingress_ips``, to
     which only clients in ``source_ranges`` get (of a family without any: all). ``distribution``: its
-    ``trafficDistribution``.
+    ``trafficDistribution``. ``taken``: what leads to another Service.
     """
 
     namespace: str
@@ -50,11 +60,18 @@ class ServicePlan(Struct, frozen=True):
     distribution: str = ""
     ingress_ips: tuple[str, ...] = ()
     source_ranges: tuple[str, ...] = ()
+    taken: tuple[Taken, ...] = ()
 
     @property
     def key(self) -> str:
         """``namespace/name``."""
         return f"{self.namespace}/{self.name}"
+
+    def has(self, address: str, port: ServicePortPlan) -> bool:
+        """Whether an address and port of the Service lead to it."""
+        return not any(
+            (one.address, one.port, one.protocol) == (address, port.port, port.protocol) for one in self.taken
+        )
 
 
 class Answerer(Struct, frozen=True):
@@ -79,9 +96,22 @@ def with_ingress(objects: Iterable[Json], prefixes: Sequence[str]) -> tuple[Json
 
 
 def service_plans(objects: Iterable[Json], cluster_cidrs: Iterable[str]) -> tuple[ServicePlan, ...]:
-    """The Services that have addresses of their own."""
+    """The Services that have addresses of their own, by name."""
     admitted, _ = _admit(objects, cluster_cidrs)
-    return tuple(_plan(item) for item in admitted.values() if _has_addresses(item))
+    owners: dict[tuple[str, int, str], str] = {}
+    plans = (_plan(item) for item in admitted.values() if _has_addresses(item))
+    return tuple(replace(plan, taken=tuple(_claim(plan, owners))) for plan in plans)
+
+
+def reasons_taken(services: Iterable[ServicePlan]) -> Iterator[tuple[str, str]]:
+    """The Services that lack an address, by ``namespace/name``, with the reason, one for each that has it."""
+    for service in services:
+        by_owner: dict[str, list[str]] = {}
+        for one in service.taken:
+            by_owner.setdefault(one.owner, []).append(f"{one.address} port {one.port}/{one.protocol}")
+        for owner, claims in by_owner.items():
+            what = f"{', '.join(claims)} {'is' if len(claims) == 1 else 'are'}"
+            yield service.key, f"{what} that of Service {owner}, the rest is served"
 
 
 def refused_services(objects: Iterable[Json], cluster_cidrs: Iterable[str]) -> dict[tuple[str, str], str]:
@@ -144,15 +174,34 @@ def answerers(
 
 def is_served(service: ServicePlan, pods: Sequence[PodState]) -> bool:
     """Whether any pod stands behind a Service on every node: not one of the policy Local, which depends."""
-    families = {6 if ":" in address else 4 for address in service.cluster_ips}
     return not service.internal_local and any(
-        answerers(service, port, pods, family) for port in service.ports for family in families
+        answerers(service, port, pods, 6 if ":" in address else 4)
+        for port in service.ports
+        for address in service.cluster_ips
+        if service.has(address, port)
     )
 
 
 def routed_addresses(services: Iterable[ServicePlan]) -> Iterator[str]:
     """Addresses that the world beyond has to be told where they are."""
     yield from dict.fromkeys(address for service in services for address in service.external_ips)
+
+
+def _claim(plan: ServicePlan, owners: dict[tuple[str, int, str], str]) -> Iterator[Taken]:
+    """Claim a Service's addresses and ports; those that another one has, which came before, as the daemons have it."""
+    families = {":" in address for address in plan.cluster_ips}
+    for address in dict.fromkeys((*plan.cluster_ips, *plan.external_ips)):
+        for port in plan.ports if (":" in address) in families else ():
+            owner = owners.setdefault((_shortest(address), port.port, port.protocol), plan.key)
+            if owner != plan.key:
+                yield Taken(address, port.port, port.protocol, owner)
+
+
+def _shortest(address: str) -> str:
+    try:
+        return str(ipaddress.ip_address(address))
+    except ValueError:
+        return address
 
 
 def _has_addresses(item: Any) -> bool:

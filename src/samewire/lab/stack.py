@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -64,10 +64,11 @@ class NodeStack(Protocol):
     async def add_pod(self, pod: Pod, netns: str, dns: DnsConfig) -> Attached:
         """Attach a pod's namespace; ``dns`` is for its resolv.conf. Undone by itself on failure."""
 
-    async def settle(self, services: Mapping[str, bool]) -> None:
+    async def settle(self, services: Mapping[str, bool], lacking: Collection[str]) -> None:
         """Wait until these Services (by ``namespace/name``; true: with backends) work on the node.
 
-        Raises Unavailable when they do not in time.
+        Those that are ``lacking`` an address, which another Service has, work with the rest. Raises Unavailable when
+        they do not in time.
         """
 
     def host_addresses_in_pod_network(self, network: str) -> tuple[str, ...]:

@@ -111,7 +111,10 @@ class _Builder:
         if services:
             self.progress(counted(len(services), "service"))
             wanted = {service.key: is_served(service, balanced) for service in services}
-            await bounded(_PARALLEL, [self.stacks[node.name].settle(wanted) for node in self.plan.nodes])
+            lacking = {service.key for service in services if service.taken}
+            await bounded(
+                _PARALLEL, [self.stacks[node.name].settle(wanted, lacking) for node in self.plan.nodes]
+            )
         return LabState(
             cluster=self.plan.cluster,
             file=str(file),

@@ -221,6 +221,8 @@ class ServiceProxy:
             left.setdefault(service_key(value.service_name) or ("", value.id), []).append(value.id)
         self._written = {key: tuple(ids) for key, ids in left.items()}
         self._mark(left, _now())
+        # Of two that claim an address, every node takes the same one.
+        self._dirty = dict(sorted(self._dirty.items()))
         self._adopted = True
 
     async def _write_all(self) -> None:
