@@ -109,8 +109,10 @@ def test_two_services_that_claim_one_address(tmp_path: Path) -> None:
 
 
 def test_services_in_user_mode(tmp_path: Path) -> None:
-    file = variant("guestbook", NAME, tmp_path, **{"\nservices:": "\nservices:\n  proxy_mode: userspace"})
+    file = variant("guestbook", NAME, tmp_path)
+    file.write_text(file.read_text().replace("\nservices:", "\nservices:\n  proxy_mode: userspace"))
     assert run_lab("up", str(file)).returncode == 0
+    assert lab_json("show", NAME)["cluster"]["services"]["proxy_mode"] == "userspace"
     spaces = namespaces(NAME)
     assert wrong_cells(lab_json("check", NAME)) == []
     assert run_lab("down", NAME).returncode == 0
