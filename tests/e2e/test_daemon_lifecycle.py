@@ -29,6 +29,7 @@ from tests.support.node import (
     in_namespace,
     ip,
     ip_json,
+    node_net,
     overlay,
     path_of,
     poll,
@@ -135,6 +136,34 @@ def test_two_daemons_cannot_share_a_run_directory(net: NodeNet, node: DaemonProc
     assert other.wait_dead() == 1
     assert f"in use by the process {node.pid}" in node.tail()
     assert node.request("GET", "/v2/health")["status"] == "ok"
+    node.stop()
+    other.start()  # as whoever starts it again does: an upgrade may overlap
+    other.stop()
+
+
+def test_two_daemons_cannot_share_a_network_namespace(
+    net: NodeNet, node: DaemonProcess, pods: tuple[str, str], tmp_path: Path
+) -> None:
+    """With another run directory, each would take the other's devices and pods for leftovers."""
+    before = switch_identity(node), ip_json("link", netns_name=net.node)
+    (tmp_path / "other").mkdir()
+    with daemon(net, tmp_path / "other") as other, node_net() as elsewhere:
+        other.spawn()
+        assert other.wait_dead() == 1
+        assert f"in use by the process {node.pid}" in other.tail()
+        done = in_namespace(
+            net.node, sys.executable, "-c", "from samewire.cli.node import uninstall; uninstall()",
+            "--config", str(other.config), check=False,
+        )  # fmt: skip
+        assert (done.returncode, f"in use by the process {node.pid}" in done.stderr) == (1, True)
+        assert not other.state_dir.exists()
+        assert (switch_identity(node), ip_json("link", netns_name=net.node)) == before
+        assert can_ping(pods[0], ROUTER_IP)
+        other.net = elsewhere
+        other.start()
+    node.stop(signal.SIGKILL)
+    node.start()
+    assert node.differences() == []
 
 
 def test_a_cgroup_that_is_none_is_named_before_anything_is_made(net: NodeNet, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from samewire.node.config import NodeConfig
 from samewire.node.lean import late_patterns
 from samewire.node.node import Node
 from samewire.node.package import Package
-from samewire.node.runlock import lock_run_dir
+from samewire.node.runlock import lock_network, lock_run_dir
 from samewire.node.testhooks import from_environment
 from samewire.node.watch import QUIET, Watcher
 
@@ -68,8 +68,9 @@ class Daemon:
         config = self.config
         config.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         lock = ExitStack()
-        lock.enter_context(lock_run_dir(config.run_dir))
         self._closers.append(("lock", _async(lock.close)))
+        lock.enter_context(lock_run_dir(config.run_dir))
+        lock.enter_context(lock_network())
         watcher = Watcher(LinkMonitor(quiet=QUIET))
         self._closers.append(("monitor", _async(watcher.stop_listening)))
         node, package, source = await self._node_and_source(watcher, object_path)

@@ -1,4 +1,6 @@
-"""One daemon a run directory: a lock that the kernel gives up when the process ends, however it ends."""
+"""One daemon a run directory, and one a network namespace, whose devices have fixed names: locks that the kernel gives
+up when the process ends, however it ends.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from pathlib import Path
 from samewire.errors import Conflict
 
 LOCK_NAME = "daemon.lock"
+_NETWORK = "/proc/thread-self/ns/net"
 
 
 @contextmanager
@@ -29,6 +32,33 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def lock_network() -> Iterator[None]:
+    """Hold the calling thread's network namespace. Raises Conflict when another process does."""
+    descriptor = os.open(_NETWORK, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(
+                f"this network namespace is in use by the process {_holder(descriptor) or 'of unknown id'}, with "
+                "another run_dir: stop that daemon first, or give this one a namespace of its own"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    """The id of the process that holds a file; "" where the kernel does not say, as of other PID namespaces."""
+    found = os.fstat(descriptor)
+    device, file = found.st_dev, found.st_ino
+    wanted = f"{os.major(device):02x}:{os.minor(device):02x}:{file}"
+    with open("/proc/locks", encoding="ascii") as locks:
+        lines = (line.split() for line in locks)
+        return next((words[4] for words in lines if words[1] == "FLOCK" and words[5] == wanted), "")
 
 
 def is_held(run_dir: Path) -> bool:

@@ -31,7 +31,7 @@ from samewire.node.hooks import detach_uplink, pins
 from samewire.node.keepsakes import FILE_NAME, find_keepsakes, save_keepsakes
 from samewire.node.nicfilters import NicFilters
 from samewire.node.planning import netns_path
-from samewire.node.runlock import lock_run_dir
+from samewire.node.runlock import lock_network, lock_run_dir
 from samewire.proxy.relay import Relay
 from samewire.vfp.compile.link import host_name
 from samewire.vfp.model import FAMILIES, LINK_GROUP
@@ -45,7 +45,7 @@ def uninstall(config: NodeConfig, *, purge: bool = False) -> list[str]:
     done: list[str] = []
     failures: list[SamewireError] = []
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    with lock_run_dir(config.run_dir), Netlink() as netlink:
+    with lock_run_dir(config.run_dir), lock_network(), Netlink() as netlink:
         for step in (_relay, _filters, _proxies, _uplink, _links, _routes, _ports, _pins, _files):
             try:
                 done += step(config, netlink)
