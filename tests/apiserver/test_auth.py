@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import stat
 from pathlib import Path
 
 import pytest
 
 from samewire.errors import Invalid, Unavailable
+from samewire.kube import exec_plugin
 from samewire.kube.access import Access
 from samewire.kube.auth import Credential, CredentialSource, FixedCredential, Pem
 from samewire.kube.client import KubeClient
@@ -267,6 +271,31 @@ async def test_a_plugin_that_fails_says_how(tmp_path: Path, script: str, message
         await ExecCredential(plugin(tmp_path, script)).get()
     assert "users[0].user.exec" in str(caught.value)
     assert "TOPSECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "script", ["sleep {0} & {1}; wait", "sleep {0} & {1}", "setsid sleep {0} & {1}; wait"]
+)
+async def test_a_plugin_that_hangs_is_killed_with_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    """Also those that keep its output open when it has ended itself. Nobody waits for one that got away."""
+    note = tmp_path / "child"
+    got_away = script.startswith("setsid")
+    # Long, and short enough for who waits for it to be found out by the test's own bound.
+    credentials = ExecCredential(plugin(tmp_path, script.format(60, f"echo $! > {note}")))
+    for timeout_s in (0.3, 1.5, 7.5):  # until it gets as far on this machine
+        monkeypatch.setattr(exec_plugin, "_RUN_TIMEOUT_S", timeout_s)
+        with pytest.raises(Unavailable, match=f"did not end in {timeout_s} s"):
+            async with asyncio.timeout(30):
+                await credentials.get()
+        if note.exists() and note.read_text().endswith("\n"):
+            break
+    child = int(note.read_text())
+    if got_away:
+        os.kill(child, signal.SIGKILL)
+    state = Path(f"/proc/{child}/stat")
+    await until(lambda: not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 async def test_a_plugin_that_is_not_there_gives_its_hint(tmp_path: Path) -> None:

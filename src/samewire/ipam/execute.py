@@ -14,6 +14,7 @@ from samewire.cni.errors import CniCode, CniError
 from samewire.errors import Unavailable
 
 MAX_OUTPUT = 1 << 20
+_REAP_S = 1.0
 
 
 class Execution(Struct, frozen=True):
@@ -92,7 +93,11 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Reap a process that has ended or was killed."""
-    await process.wait()
+    """Reap a process that has ended or was killed, and let go of its pipes: children in a session of their own may hold
+    them for ever, and `wait` waits for that, too.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_REAP_S):
+            await process.wait()
     transport = process._transport  # type: ignore[attr-defined]  # the only way to close pipes nobody reads
     transport.close()
