@@ -14,7 +14,8 @@
 
 #define SW_SLOT_TRIES 16
 #define SW_SLOT_CLAIMED 0xff /* family of a slot whose flow is being inserted */
-#define SW_RECYCLE_SLICE 64  /* slots looked at when the table is full */
+#define SW_RECYCLE_FLOWS 64   /* flows looked at when the table is full, */
+#define SW_RECYCLE_SLOTS 4096 /* and slots: free ones stand in blocks, and cost little */
 #define SW_AGE_SLICE 4096    /* slots looked at per tick of the timer */
 #define SW_SLOT_STEP 16      /* slots looked at in one go, of both */
 #define SW_AGE_PERIOD_NS 50000000ULL
@@ -228,12 +229,17 @@ __noinline int sw_look_at_flow(__u32 slot, __u32 now, __u32 wanted)
 			orphan = idle >= SW_ORPHAN_TICKS;
 		}
 	}
+	/* A handshake that the initiator has not ended: nobody may be there who has asked for it (SYN flood). */
+	if (p->flow_key.protocol == IPPROTO_TCP && !(initiator & SW_TCP_DATA))
+		flags &= ~SW_FLOW_REPLIED;
 	limit = sw_idle_limit(config, p->flow_key.family, p->flow_key.protocol, initiator, target, flags);
 	if (wanted) {
 		/* As Linux's conntrack: datagrams that have been answered once (DNS) are no connection to be kept. */
 		kept = p->flow_key.protocol == IPPROTO_UDP ? SW_FLOW_STREAM : SW_FLOW_REPLIED;
-		if (idle < 1 || (flags & kept && !sw_is_closing(initiator, target)))
-			return 0;
+		p->looked_at++;
+		if ((flags & SW_FLOW_PAIR && !other && !orphan) || /* another CPU is about to insert the other */
+		    (flags & kept && !sw_is_closing(initiator, target)))
+			return p->looked_at >= SW_RECYCLE_FLOWS;
 		sw_count(SW_COUNTER_FLOW_RECYCLED);
 	} else {
 		if (idle <= limit && !orphan)
@@ -248,13 +254,12 @@ __noinline int sw_look_at_flow(__u32 slot, __u32 now, __u32 wanted)
 }
 
 /* A few slots of a slice. Most are free: those cost no call each. */
-static long sw_look_at_slots(__u32 index, void *context)
+SW_INLINE long sw_look_at_step(struct sw_slice *slice, __u64 start)
 {
-	struct sw_slice *slice = context;
 	int i;
 
 	for (i = 0; i < SW_SLOT_STEP; i++) {
-		__u32 slot = (slice->start + index * SW_SLOT_STEP + i) & slice->mask;
+		__u32 slot = (start + i) & slice->mask;
 		struct sw_flow_key *held = bpf_map_lookup_elem(&sw_flow_slots, &slot);
 
 		if (!held)
@@ -266,24 +271,44 @@ static long sw_look_at_slots(__u32 index, void *context)
 	return 0;
 }
 
+static long sw_look_at_slots(__u32 index, void *context)
+{
+	struct sw_slice *slice = context;
+
+	return sw_look_at_step(slice, slice->start + index * SW_SLOT_STEP);
+}
+
+/*
+ * The hand of a clock: a search goes on where the last one has found what it wanted. So what has stood longest goes
+ * first, and who makes the most flows loses the most.
+ */
+static long sw_recycle_slots(__u32 index, void *context)
+{
+	struct sw_cursors *cursors = sw_cursors_here();
+	struct sw_slice *slice = context;
+
+	if (!cursors)
+		return 1;
+	return sw_look_at_step(slice, __sync_fetch_and_add(&cursors->recycle, SW_SLOT_STEP));
+}
+
 /*
  * Makes room in a full table. Returns the number of flows removed. They are counted in the scratch: a counter on the
  * stack has known values, and the verifier would go through the whole search again for each, in 30,000 instructions.
  */
 __noinline int sw_recycle(void)
 {
-	struct sw_cursors *cursors = sw_cursors_here();
 	struct sw_config *config = sw_config_here();
 	struct sw_packet *p = sw_packet_here();
 	struct sw_slice slice = { .wanted = 2 };
 
-	if (!cursors || !config || !p)
+	if (!config || !p)
 		return 0;
 	p->recycled = 0;
-	slice.start = __sync_fetch_and_add(&cursors->recycle, SW_RECYCLE_SLICE);
+	p->looked_at = 0;
 	slice.mask = config->flow_slots - 1;
 	slice.now = sw_now_tick();
-	bpf_loop(SW_RECYCLE_SLICE / SW_SLOT_STEP, sw_look_at_slots, &slice, 0);
+	bpf_loop(SW_RECYCLE_SLOTS / SW_SLOT_STEP, sw_recycle_slots, &slice, 0);
 	return p->recycled;
 }
 

@@ -123,7 +123,8 @@ struct sw_packet {
 	struct sw_flow_key other;    /* key of the second entry of a pair */
 	struct sw_drop_key drop;
 	__u8 other_direction;
-	__u8 reserved[3];
+	__u8 looked_at; /* flows that sw_recycle() has looked at */
+	__u8 reserved[2];
 	__u32 next_slot; /* where this CPU's last insertion ended; outlives the packet */
 #ifdef TRACE
 	struct sw_flow_key gone[2]; /* of the flow that the untraced programs would have removed by now */

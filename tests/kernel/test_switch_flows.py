@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from tests.support.lockstep import together
 from tests.support.netlab import Lab, poll
 from tests.support.node_rig import Node, Pod
 from tests.support.switch_rig import now_tick
-from tests.support.traffic import TIMEOUT_S, bound, echo_over, tcp_pair
+from tests.support.traffic import TIMEOUT_S, bound, echo_over, inject, tcp_pair
 from tests.support.universe import packed
 from tests.support.worlds import OUT, Underlay, bridged, node_address, overlay, own
 
@@ -424,11 +425,11 @@ def test_a_full_table(world: World) -> None:
                 opened.setblocking(False)
                 with pytest.raises(BlockingIOError):
                     opened.connect(("192.168.9.99", 80))  # nobody there
-            poll("full", lambda: node.dropped(pod.port, *FULL) > 0)
-            # Those are older than a tick soon; a new connection takes the place of one.
-            new = stack.enter_context(tcp_pair(pod.space, out, OUT[4], 88))  # asks again until then
+            poll("full", lambda: node.counter(Counter.FLOW_RECYCLED) > 0)
+            # A new connection takes the place of one of those.
+            new = stack.enter_context(tcp_pair(pod.space, out, OUT[4], 88))
             echo_over(*new)
-            assert node.counter(Counter.FLOW_RECYCLED) > 0
+            assert not node.dropped(pod.port, *FULL)
             for near, far in established:
                 echo_over(near, far)
             # Datagrams that go on are not recycled: the table fills up for good.
@@ -453,6 +454,55 @@ def test_a_full_table(world: World) -> None:
                 echo_over(near, far)
         assert len(node.flow_table()) <= 64
         assert consistent(node)
+
+
+def test_who_makes_the_most_flows_loses_the_most(world: World) -> None:
+    """A pod that opens flows as fast as it can leaves room for others: they get in, at once, and what lasts stays."""
+    with Lab() as lab:
+        node, pod = small_node(lab, world.underlay, 32, flows=1024, nat_ports=(50000, 59999))
+        out = world.underlay.out
+        with ExitStack() as stack:
+            held = [stack.enter_context(tcp_pair(pod.space, out, OUT[4], 88)) for _ in range(10)]
+            for source in range(1, 4001):
+                # Young ones all of them, in one block of slots, with three times as many free ones behind it.
+                assert run(node, pod, udp_frame(pod, source, 53)) == _REDIRECT
+            assert not node.dropped(pod.port, *FULL)
+            assert node.counter(Counter.FLOW_RECYCLED) > 3000
+            for near, far in held:
+                echo_over(near, far)
+        assert consistent(node)
+
+
+def test_handshakes_that_nobody_ends(world: World) -> None:
+    """SYNs from addresses where nobody is: that the pod answers them makes them no connections to be kept for days."""
+    with Lab() as lab, ExitStack() as stack:
+        node, pod = small_node(lab, world.underlay, 33, flows=16, nat_ports=(50000, 50999))
+        node.policies(pod, PortMapping(protocol=6, external_port=8200, internal_port=91))
+        stack.enter_context(bound(pod.space, socket.SOCK_STREAM, pod.ip, 91))
+
+        def is_answered(source: int) -> bool:
+            return any(
+                source in key.port and flow.flags & FlowFlag.REPLIED
+                for key, flow in node.flow_table().items()
+            )
+
+        for source in range(1000, 1030):
+            inject(world.underlay.out, "eth0", _syn_from_nobody(node, source, 8200))
+            poll("an answer", partial(is_answered, source))
+        assert not node.dropped(node.facts.uplink_ifindex, *FULL)
+        assert node.flow_table()
+        node.start_ageing()
+        assert _left(node, ticks=100) == 0
+        assert not node.occupied_slots()
+
+
+def _syn_from_nobody(node: Node, source: int, port: int) -> bytes:
+    """As the wire brings it: a SYN to the node."""
+    client, to = packed("192.168.9.77"), packed(node_address(node, 4))
+    segment = struct.pack("!HHIIBBHHH", source, port, 1, 0, 0x50, 2, 1000, 0, 0)
+    segment = fill(segment, 16, pseudo(4, client, to, 6, len(segment)) + segment)
+    body = ip_packet(4, client, to, 6, segment, 64, 0, 1)
+    return node.facts.uplink_mac + bytes.fromhex("020000000077") + b"\x08\0" + body
 
 
 def _answered(client: socket.socket, server: socket.socket, sender: tuple[str, int]) -> None:

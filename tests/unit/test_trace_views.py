@@ -269,6 +269,7 @@ def state_of(protocol: int, flags: int, tcp: tuple[int, int]) -> str:
     ("protocol", "flags", "tcp", "state"),
     [
         (6, 0, (1, 0), "half-open"),
+        (6, 8, (1, 0), "half-open"),
         (6, 8, (9, 8), "established"),
         (6, 8, (10, 8), "established"),
         (6, 8, (10, 10), "closing"),

@@ -290,7 +290,7 @@ def _state(key: FlowKey, flow: Flow, other: Flow | None) -> str:
     sides = [flow.tcp[side] | (other.tcp[side] if other else 0) for side in (0, 1)]
     if (sides[0] | sides[1]) & TcpFlag.RST or sides[0] & sides[1] & TcpFlag.FIN:
         return "closing"
-    return "established" if replied else "half-open"
+    return "established" if replied and sides[0] & TcpFlag.DATA else "half-open"
 
 
 def _tuple(family: int, protocol: int, ends: Tuple) -> TupleView:
