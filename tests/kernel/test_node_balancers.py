@@ -29,9 +29,11 @@ from samewire.node.balancers import Balancers
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
+from samewire.node.stats import all_drops
 from samewire.vfp.compile.balanced import TABLES
 from samewire.vfp.compile.loadbalancer import compile_load_balancer
-from samewire.vfp.tables import Backend
+from samewire.vfp.constants import Arrival, Layer, Reason
+from samewire.vfp.tables import Backend, Count, DropKey
 from tests.support.balancers import VIP, backend, balancer
 from tests.support.node import NodeNet, in_namespace, overlay, path_of
 
@@ -179,6 +181,34 @@ async def test_counts_go_with_their_service(node: Node) -> None:
     report = await node.auditor.audit()
     assert set(dict(counts.items())) == {ids[1]}
     assert report.differences == ()
+
+
+async def test_drops_of_a_service_that_is_gone_lose_its_name(node: Node) -> None:
+    """Else each would leave a kind of drop for good, and the table of kinds fill up; no sum goes down."""
+    await change(node, *numbered(2, "192.168.1.5"))
+    drops = node.board.maps["sw_drops"]
+    kept, gone = (node.switch.balancers.services_of(guid(i))[0] for i in (1, 2))
+    port = node.switch.node_facts.uplink_ifindex
+    kind = DropKey(port, 0, Layer.LB, Reason.NO_BACKEND, Arrival.UPLINK)
+    route = DropKey(port, 0, Layer.ROUTE, Reason.NO_ROUTE, Arrival.UPLINK)
+    blocked = DropKey(port, gone, Layer.ACL_IN, Reason.BLOCKED, Arrival.UPLINK)
+    counted = {
+        replace(kind, rule=kept): 1,
+        kind: 2,
+        replace(kind, rule=gone): 4,
+        blocked: 8,
+        replace(route, rule=gone): 16,
+    }
+    for key, packets in counted.items():
+        drops.update(key.pack(), Count(packets).pack())
+    before = dict(all_drops(drops))
+    await change(node, delete=(guid(2),))
+    await node.auditor.audit()
+    after = dict(all_drops(drops))
+    assert after.keys() == {replace(kind, rule=kept), kind, blocked, route}
+    assert after[kind] == before[kind] + before[replace(kind, rule=gone)]
+    assert after[route] == before[replace(route, rule=gone)]
+    assert sum(after.values()) == sum(before.values())
 
 
 async def test_numbers_are_never_used_twice(node: Node, start: Start) -> None:

@@ -13,12 +13,14 @@ from samewire.hcn.schema import Kind
 from samewire.hcn.switch import Change, StoreView
 from samewire.node.apply import NodeSwitch
 from samewire.node.balancers import COUNTS
+from samewire.node.sweep import join_drops, service_of
 from samewire.vfp.compile.balanced import TABLES
 from samewire.vfp.diff import Operation, Put, Remove
 from samewire.vfp.tables import TABLES as ALL_TABLES
 
 _T = TypeVar("_T")
 
+DROPS: Final = "sw_drops"
 _SLICE: Final = 256
 """Entries or objects looked at in one go: a third of a millisecond, which is what a change waits for."""
 _NAMED: Final = 1000  # differences described one by one
@@ -67,23 +69,29 @@ class BalancerAudit:
                 self.failed.append(f"load balancer {name}: {error}")
 
     async def _sweep_counts(self) -> None:
-        """Remove what the programs have counted for services that are no more."""
+        """Remove what the programs have counted for services that are no more; their drops lose the name."""
         switch, tables = self._switch, self._switch.kernel.tables
         counted: set[int] = set()
 
         def note(rows: list[tuple[bytes, bytes]]) -> None:
             counted.update([int.from_bytes(key, "little") for key, _ in rows])
 
+        def note_drops(rows: list[tuple[bytes, bytes]]) -> None:
+            counted.update([service_of(key) for key, _ in rows])
+
         def strike(values: list[LoadBalancer]) -> None:
             for value in values:
                 counted.difference_update(switch.balancers.services_of(value.id))
 
         await self._in_slices(tables.rows(COUNTS), note)
+        await self._in_slices(tables.rows(DROPS), note_drops)
+        counted.discard(0)
         await self._in_slices(self._view.load_balancers(), strike)
         if counted:
             async with switch.lock:
                 gone = counted.difference(switch.balancers.owners())
                 tables.remove_rows(COUNTS, [number.to_bytes(4, "little") for number in gone])
+                join_drops(tables.maps[DROPS], gone)
 
     async def _table(self, table: str) -> None:
         wanted = self._switch.balancers.rows[table]

@@ -1,6 +1,7 @@
 """Removes what the programs have noted about ports that are gone: their flows, drops and rule counts.
 
-The flows are stale anyway; this frees their places in the table.
+The flows are stale anyway; this frees their places in the table. Drops of services that are gone stay, without
+their names.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from collections.abc import Collection
 from typing import Final
 
 import structlog
+from msgspec.structs import replace
 
 from samewire.errors import KernelError
 from samewire.kernel.bpf import BpfMap
-from samewire.vfp.tables import DropKey, Flow, RuleCountKey
+from samewire.vfp.constants import Layer
+from samewire.vfp.tables import Count, DropKey, Flow, RuleCountKey
 
 log = structlog.get_logger(__name__)
 
@@ -22,6 +25,28 @@ _DELAY_S: Final = 5.0  # many ports go together
 _SLICE: Final = 512  # flows looked at before others have their turn
 _PORTS: Final = struct.Struct("=II")
 _PORTS_AT: Final = next(field for field in Flow.fields if field.name == "port").offset
+_OF_SERVICES: Final = (Layer.LB, Layer.ROUTE)  # whose drops name services
+
+
+def service_of(key: bytes) -> int:
+    """The service that a drop names, 0 for none."""
+    found = DropKey.unpack(key)
+    return found.rule if found.layer in _OF_SERVICES else 0
+
+
+def join_drops(drops: BpfMap, services: Collection[int]) -> None:
+    """Count the drops of these services as of none, so that no port's sum goes down. Raises KernelError."""
+    for key, value in [item for item in drops.items() if service_of(item[0]) in services]:
+        joined = replace(DropKey.unpack(key), rule=0).pack()
+        sums = [
+            Count(sum(Count.unpack(one).value for one in counts)).pack()
+            for counts in zip(
+                *(drops.per_cpu_values(one) for one in (value, drops.lookup(joined)) if one is not None),
+                strict=True,
+            )
+        ]
+        drops.update(joined, b"".join(sums))
+        drops.delete(key)
 
 
 class PortSweeper:
