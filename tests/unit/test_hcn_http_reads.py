@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -13,7 +14,8 @@ import pytest
 from samewire.hcn import http_guard
 from samewire.hcn.http import HttpServer, make_app
 from samewire.hcn.http_reads import Reads, missing
-from samewire.hcn.schema import Endpoint
+from samewire.hcn.query import Rendered
+from samewire.hcn.schema import Endpoint, Kind
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
 from tests.support.hcn import FakeSwitch, overlay
@@ -240,3 +242,29 @@ def test_how_much_of_a_request_is_missing() -> None:
     assert missing(b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nabGET") is None
     assert missing(b"GET / HTTP/1.1\r\n") is None
     assert missing(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n") is None
+
+
+async def test_objects_that_are_gone_are_let_go(tmp_path: Path) -> None:
+    """Pods come and go, and somebody asks for each of them: their texts are not kept for ever."""
+    switch = FakeSwitch()
+    store = Store(tmp_path / "hns.db")
+    service = HnsService(store, switch)
+    network = await service.create_network(overlay())
+    rendered, view = Rendered(Kind.ENDPOINT), service.view
+    stays = await service.create_endpoint(Endpoint(name="stays", network_id=network.id))
+    text = rendered.json(view, stays)
+    before = _endpoints()
+    for number in range(300):
+        made = await service.create_endpoint(Endpoint(name=f"pod{number}", network_id=network.id))
+        assert made.id.encode() in rendered.json(view, made)
+        await service.delete(Kind.ENDPOINT, made.id)
+        switch.calls.clear()
+    assert _endpoints() - before < 100
+    assert rendered.json(view, stays) is text
+    store.close()
+
+
+def _endpoints() -> int:
+    """How many there are in memory."""
+    gc.collect()
+    return sum(type(value) is Endpoint for value in gc.get_objects())

@@ -58,7 +58,7 @@ def make_app(
         middlewares=[_error_middleware, guard(allowed_uids, token)],
         client_max_size=MAX_REQUEST_BYTES,
     )
-    rendered = {kind: Rendered() for kind in Kind}
+    rendered = {kind: Rendered(kind) for kind in Kind}
     app.add_routes([web.get("/v2/version", _version), *object_routes(service, rendered), *v1_routes(service)])
     app.add_routes(extra_routes)
     app.on_shutdown.append(_end_streams(service))

@@ -32,6 +32,7 @@ FILTER_KEYS = frozenset({"id", "name", "virtualnetwork", "virtualnetworkname", "
 GUID_KEYS = frozenset({"id", "virtualnetwork"})
 MAX_KEPT = 8192
 MAX_KEPT_BYTES = 4096
+_FEW_KEPT = 64
 QUERY_KEYS = frozenset({"schemaversion", "flags", "filter"})
 
 
@@ -122,8 +123,10 @@ class Rendered:
     Clients of HCN enumerate and then ask for each object, again and again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind) -> None:
+        self._kind = kind
         self._kept: dict[str, tuple[Object, bytes]] = {}
+        self._room = _FEW_KEPT
 
     def json(self, view: View, value: Object) -> bytes:
         """Return the JSON text of an object."""
@@ -135,10 +138,19 @@ class Rendered:
             return kept[1]
         text = msgspec.json.encode(render(view, value))
         if len(text) <= MAX_KEPT_BYTES:
-            if len(self._kept) >= MAX_KEPT:
-                self._kept.clear()
+            if len(self._kept) >= self._room:
+                self._sweep(view)
             self._kept[value.id] = (value, text)
         return text
+
+    def _sweep(self, view: View) -> None:
+        """Let go of objects that are no more: a node has few pods at a time, and very many in its life."""
+        self._kept = {
+            name: item for name, item in self._kept.items() if view.get(self._kind, name) is item[0]
+        }
+        if len(self._kept) >= MAX_KEPT:
+            self._kept.clear()
+        self._room = min(max(2 * len(self._kept), _FEW_KEPT), MAX_KEPT)
 
 
 def _details(view: View, value: Object) -> dict[str, Any]:
