@@ -22,6 +22,7 @@ from tests.support.lockstep import together
 from tests.support.netlab import Lab
 from tests.support.node_rig import Pod
 from tests.support.services import Balancer, Target
+from tests.support.switch_rig import now_tick
 from tests.support.traffic import bound
 from tests.support.worlds import Underlay, overlay
 
@@ -283,6 +284,18 @@ def test_affinity_ends(world: World, stack: ExitStack) -> None:
         world.node.apply([Put("sw_affinity", key, old)])
         seen.update(_backends_of(world, 1))
     assert len(seen) > 1
+
+
+def test_affinity_that_another_cpu_has_seen_a_tick_later(world: World, stack: ExitStack) -> None:
+    """The client stays: it has not been away for 2^32 ticks."""
+    service = world.service(affinity_ticks=1000)
+    stack.callback(service.close)
+    _backends_of(world, 1)
+    (key,) = [k for k in world.node.table("sw_affinity") if getattr(k, "set", 0) == service.number]
+    for _ in range(3):
+        for target, backend in service.backends.items():
+            world.node.apply([Put("sw_affinity", key, Affinity(backend, now_tick() + 20))])
+            assert set(_backends_of(world, 1)) == {target.address}
 
 
 def _chosen(world: World, frame: bytes) -> int:
