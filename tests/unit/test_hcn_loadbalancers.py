@@ -569,6 +569,14 @@ async def test_who_has_a_vip_can_be_changed_beside_one_that_wants_it(
     assert [value.backends for value in service.view.load_balancers()] == [changed.backends]
 
 
+async def test_an_object_that_a_long_batch_has_twice_stops_no_other(service: HnsService) -> None:
+    one, two, *rest = numbered(700)
+    await service.change_load_balancers(OWNER, [one])
+    twice = [replace(two, frontend_vips=one.frontend_vips)] * 2
+    assert set(await service.change_load_balancers(OWNER, [*twice, *rest])) == {two.id}
+    assert len(service.view.load_balancers()) == 1 + len(rest)
+
+
 async def test_a_network_without_the_node_gets_a_source_vip(service: HnsService, tmp_path: Path) -> None:
     network = await service.create_network(overlay())
     inside = await service.create_load_balancer(balancer(network_id=network.id))

@@ -242,7 +242,7 @@ class HnsService:
             again += [value for value in part if value.id in clashing]
         if again and len(put) > _SLICE:  # others have given way meanwhile, or do so together with them
             for value in again:
-                del failures[value.id]
+                failures.pop(value.id, None)  # who names a port twice is here twice
             failed, _ = await self._batch_slice(owner, again, ())
             failures.update(failed)
         return failures
