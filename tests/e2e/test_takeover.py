@@ -206,9 +206,9 @@ def test_a_removal_that_is_killed_at_any_step(cluster: Cluster) -> None:
 def test_refusals(cluster: Cluster) -> None:
     config = json.loads(cluster.daemon.config.read_text())
     for change, words in (
-        ({"vxlan_port": 4789}, "vxlan_port = 8472"),
-        ({"proxy_mode": "off"}, "kube-proxy"),
-        ({"proxy_network": ""}, 'proxy_network = "cbr0"'),
+        ({"vxlan_port": 4789}, "\nvxlan_port = 8472"),  # on a line of its own, which can be copied
+        ({"proxy_mode": "off"}, "\nkubeconfig = "),
+        ({"proxy_network": ""}, '\nproxy_network = "cbr0"'),
     ):
         cluster.daemon.config.write_text(json.dumps({**config, **change}))
         assert words in cluster.takeover(status=1)

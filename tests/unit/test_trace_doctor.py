@@ -245,6 +245,13 @@ AILMENTS: list[tuple[str, Snapshot, Level, str, str]] = [
         "flannel.1 may hold UDP port 4789; 3 UDP datagrams came",
     ),
     (
+        "tunnel's port taken, and no overlay yet",
+        replace(links(replace(LINKS[1], up=False)), networks=()),
+        ERROR,
+        "tunnel",
+        "down: no overlay network can be made",
+    ),
+    (
         "strict rp_filter towards the node",
         replace(HEALTHY, sysctls={"net/ipv4/conf/all/rp_filter": "1"}),
         ERROR,

@@ -13,9 +13,11 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from samewire.cli.errors import Failure, exit_status
 from samewire.cli.options import config_option, json_option
 from samewire.cli.output import as_yaml
 from samewire.counted import counted
+from samewire.errors import Conflict
 from samewire.node.config import load_config
 from samewire.takeover.model import Command, Found, MakeNetwork, Places, Setting, Step, Write
 from samewire.takeover.runner import Takeover
@@ -69,11 +71,14 @@ def takeover(
     shown = _Shown(as_document)
     places = Places(conf_dir=cni_conf_dir, bin_dir=cni_bin_dir, subnet_file=subnet_file)
     run = Takeover(load_config(config_file), config_file, places, shown.step)
-    if dry_run:
-        found = run.found()
-        shown.plan(found, run.steps(found, action))
-        return
-    {"takeover": run.take_over, "undo": run.undo, "remove": run.remove}[action]()
+    try:
+        if dry_run:
+            found = run.found()
+            shown.plan(found, run.steps(found, action))
+            return
+        {"takeover": run.take_over, "undo": run.undo, "remove": run.remove}[action]()
+    except Conflict as error:  # keeps its lines: those for the configuration are to be copied
+        raise Failure(str(error), exit_status(error)) from error
     shown.done(action)
 
 

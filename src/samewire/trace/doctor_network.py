@@ -211,26 +211,27 @@ def router_macs(snapshot: Snapshot) -> Iterator[Finding]:
 
 
 def tunnel_device(snapshot: Snapshot) -> Iterator[Finding]:
-    """Overlay networks have their VXLAN device, and nobody else has its UDP port."""
+    """Overlay networks have their VXLAN device, and nobody else has its UDP port; also before there is one, as on a
+    node that is to be taken over.
+    """
     overlays = [network for network in snapshot.networks if network.type is NetworkType.OVERLAY]
-    if not overlays or snapshot.links is None:
-        return
     facts = snapshot.facts
     link = _link(snapshot, facts.tunnel_ifindex)
-    if link is not None and link.up:
+    if snapshot.links is None or (link.up if link else not overlays):
         return
     others = [found.name for found in snapshot.links if found.kind == "vxlan" and not found.ours]
     taken = f"; {', '.join(others)} may hold UDP port {facts.vxlan_port}" if others else ""
     unreachable = (snapshot.kernel_stats or {}).get("Udp.NoPorts", 0)
     lost = f"; {unreachable} UDP datagrams came to ports that nobody listens on" if unreachable else ""
+    lack = f"{_names(overlays)} cannot reach other nodes" if overlays else "no overlay network can be made"
     yield Finding(
         Level.ERROR,
         "tunnel",
         link.name if link else "swvxlan0",
-        f"the VXLAN device is {'down' if link else 'missing'}: {_names(overlays)} cannot reach other nodes"
-        f"{taken}{lost}",
+        f"the VXLAN device is {'down' if link else 'missing'}: {lack}{taken}{lost}",
         "Remove what has the UDP port: another VXLAN device (did flannel, Cilium or Calico leave one?) or a program "
-        "(`ss -lunp`). Or choose another `vxlan_port` on all nodes.",
+        "(`ss -lunp`). Or choose another `vxlan_port` on all nodes. From a flannel that still runs, `samewire "
+        "takeover` takes it.",
     )
 
 
