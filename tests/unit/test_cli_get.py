@@ -322,6 +322,13 @@ SERVICE = {
                 *({"address": f"10.244.2.{number}", "port": 8080} for number in range(1, 6)),
             ],
         },
+        {
+            "id": "L3",
+            "address": "10.96.0.10",
+            "port": 9090,
+            "protocol": "TCP",
+            "backends": [{"address": "10.244.1.5", "port": 9090, "local": True}],
+        },
         {"id": "L2", "address": "", "port": 30080, "protocol": "TCP"},
     ],
     "changed_s": 1.0,
@@ -338,11 +345,11 @@ def test_services(daemon: StubDaemon) -> None:
     daemon.answers["GET /v2/services?counts=1"] = (200, [SERVICE, failing])
     daemon.answers["GET /v2/health"] = (200, {"kubernetes": {"Service": {"connected": True}}})
     lines = [re.split(r"  +", line) for line in run().output.splitlines()]
-    assert lines[1] == ["shop/web", "NodePort", "10.96.0.10", "80/TCP, :30080/TCP", "7", "-"]
+    assert lines[1] == ["shop/web", "NodePort", "10.96.0.10", "80/TCP, 9090/TCP, :30080/TCP", "7", "-"]
     assert lines[2][-1] == "the port is taken"
     wide = run("-o", "wide").output.splitlines()
     assert "10.244.1.5:8080, [fd44::5]:8080 (draining)" in wide[1]
-    assert "1 more" in wide[1]
+    assert "2 more" in wide[1]
     assert re.search(r" 3 +7 +2 +\d+d ago +12\.3 ms", wide[1])
     assert "never" in wide[2]
     daemon.answers["GET /v2/services?counts=1&name=shop/web"] = (200, [SERVICE])

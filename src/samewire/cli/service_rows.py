@@ -32,19 +32,21 @@ def _ports(value: Json) -> str:
     return ", ".join(found)
 
 
-def _endpoints(value: Json) -> list[str]:
-    found: dict[str, None] = {}
+def _endpoints(value: Json) -> str:
+    """How many addresses there are, whatever the number of ports at each."""
+    addresses = value.get("addresses", ())
+    return str(len({backend["address"] for item in addresses for backend in item.get("backends", ())}))
+
+
+def _backends(value: Json) -> str:
+    unique: dict[str, None] = {}
     for item in value.get("addresses", ()):
         for backend in item.get("backends", ()):
             address = backend["address"]
             host = f"[{address}]" if ":" in address else address
             state = next((f" ({word})" for word in ("missing", "draining") if backend.get(word)), "")
-            found[f"{host}:{backend['port']}{state}"] = None
-    return list(found)
-
-
-def _backends(value: Json) -> str:
-    found = _endpoints(value)
+            unique[f"{host}:{backend['port']}{state}"] = None
+    found = list(unique)
     rest = len(found) - _SHOWN_BACKENDS
     shown = ", ".join(found[:_SHOWN_BACKENDS]) or "none"
     return f"{shown}, {rest} more" if rest > 0 else shown
@@ -97,7 +99,7 @@ SERVICES: Final = View(
         Column("TYPE", lambda value: value["type"]),
         Column("ADDRESSES", _addresses),
         Column("PORTS", _ports),
-        Column("ENDPOINTS", lambda value: str(len(_endpoints(value)))),
+        Column("ENDPOINTS", _endpoints),
         Column("BACKENDS", _backends, wide=True),
         _count("flows"),
         _count("connections"),
