@@ -87,8 +87,15 @@ def test_errors_name_the_key(values: dict[str, Any], path: str) -> None:
 
 
 def test_unknown_keys_are_named() -> None:
-    with pytest.raises(Invalid, match="uplnk"):
+    with pytest.raises(Invalid, match=r"`uplnk`; did you mean `uplink`\?"):
         make_config({"name": "a", "uplnk": "eth0"})
+    with pytest.raises(Invalid, match=r"unknown field `zzz`$"):
+        make_config({"name": "a", "zzz": 1})
+
+
+def test_choices_are_named() -> None:
+    with pytest.raises(Invalid, match="'iptables'; there are kernel, userspace, off"):
+        make_config({"name": "a", "proxy_mode": "iptables"})
 
 
 @pytest.mark.parametrize("text", ["{", "name = ", "\x00"])

@@ -89,7 +89,7 @@ def load_kubeconfig(path: Path | str, context: str = "") -> Access:
     paths = [Path(part) for part in str(path).split(os.pathsep) if part]
     files = [_File(item, _read(item)) for item in paths if len(paths) == 1 or item.exists()]
     if not files:
-        raise Invalid(str(path), "cannot be read: there is no such file")
+        raise Invalid(f"kubeconfig {path}", "cannot be read: there is no such file")
     return _Kubeconfig(files).access(context)
 
 
@@ -141,7 +141,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise Invalid(str(path), f"cannot be read: {error}") from error
+        raise Invalid(
+            f"kubeconfig {path}", f"cannot be read: {error.strerror if isinstance(error, OSError) else error}"
+        ) from error
     except ValueError as error:
         raise Invalid(str(path), f"is not YAML: {error}") from error
     if not isinstance(values, dict):

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -19,6 +19,7 @@ LOOPBACKS: Final = ("127.0.0.1", "::1")
 _LINK_NAME_BYTES: Final = 15
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]*):([0-9]{1,5})")
+_UNKNOWN_KEY = re.compile(r"unknown field `([^`]+)`")
 _FAULT = re.compile(r"(?P<message>.*?)(?: - at `\$\.?(?P<path>.*)`)?", re.DOTALL)
 
 
@@ -188,9 +189,21 @@ def make_config(values: Any) -> NodeConfig:
     except msgspec.ValidationError as error:
         found = _FAULT.fullmatch(str(error))
         assert found is not None
-        raise Invalid(found["path"] or "configuration", found["message"]) from None
+        key = found["path"] or ""
+        raise Invalid(key or "configuration", f"{found['message']}{_hint(key, found['message'])}") from None
     _check(config)
     return config
+
+
+def _hint(key: str, message: str) -> str:
+    """What was probably meant, or what there is to choose from."""
+    import difflib  # not for starts that go well
+
+    if unknown := _UNKNOWN_KEY.search(message):
+        close = difflib.get_close_matches(unknown[1], NodeConfig.__struct_fields__, n=1)
+        return f"; did you mean `{close[0]}`?" if close else ""
+    choices = get_args(get_type_hints(NodeConfig).get(key)) if "enum value" in message else ()
+    return f"; there are {', '.join(choices)}" if choices else ""
 
 
 def require_host_cgroup(config: NodeConfig) -> None:
