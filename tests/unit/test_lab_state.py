@@ -144,15 +144,23 @@ def test_a_container_that_is_not_there_is_told_which_are() -> None:
 )
 def test_where_a_trace_goes(target: str, expected: str) -> None:
     lab = lab_state("mixed-cluster")
-    assert trace_target(lab, target) == expected.format(lab.find_pod("db-0").addresses[0])
+    assert trace_target(lab, target, "web") == expected.format(lab.find_pod("db-0").addresses[0])
+
+
+def test_a_trace_between_two_pods_of_one_owner() -> None:
+    lab = lab_state("mixed-cluster")
+    first, second = (state for state in lab.pods if state.pod.owner == "StatefulSet/db")
+    assert trace_target(lab, "db:80", "db") == f"{second.addresses[0]}:80"
+    assert trace_target(lab, "db:80", "db-1") == f"{first.addresses[0]}:80"
+    assert trace_target(lab, "db-0:80", "db-0") == f"{first.addresses[0]}:80"  # who says so gets it
 
 
 def test_a_trace_to_a_pod_that_has_only_ipv6() -> None:
     lab = lab_state("mixed-cluster")
     pod = msgspec.structs.replace(lab.find_pod("db-0"), addresses=("fd00::2",))
-    assert trace_target(msgspec.structs.replace(lab, pods=(pod,)), "db-0:80") == "[fd00::2]:80"
+    assert trace_target(msgspec.structs.replace(lab, pods=(pod,)), "db-0:80", "db-0") == "[fd00::2]:80"
     with pytest.raises(NotFound):
-        trace_target(lab, "nobody:80")
+        trace_target(lab, "nobody:80", "db-0")
 
 
 def test_pid_files_count_only_when_complete(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def trace(
         ctx.invoke(
             trace_command,
             origin=name,
-            target=trace_target(state, target),
+            target=trace_target(state, target, origin),
             proto=proto,
             source_port=source_port,
             peers_file=Path(file.name),

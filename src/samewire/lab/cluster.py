@@ -123,7 +123,7 @@ class Network(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ]
     vni: Annotated[
-        int, Meta(ge=1, le=16777215, description="VXLAN id (Overlay). Windows needs 4096 or more.")
+        int, Meta(ge=1, le=16777214, description="VXLAN id (Overlay). Windows needs 4096 or more.")
     ] = 4096
     vxlan_port: Annotated[
         int, Meta(ge=1, le=65535, description="UDP port of VXLAN; one for the cluster. Windows needs 4789.")

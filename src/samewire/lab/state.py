@@ -89,9 +89,9 @@ class LabState(Struct, frozen=True):
                 return node
         raise NotFound("node", name)
 
-    def find_pod(self, query: str) -> PodState:
+    def find_pod(self, query: str, sender: PodState | None = None) -> PodState:
         """The one pod meant by ``namespace/name``, ``name``, an owner (``deployment/web``, ``web``,
-        ``namespace/web``) or a unique beginning.
+        ``namespace/web``) or a unique beginning. Of an owner's pods rather another one than ``sender``.
         """
         word = query.lower()
         tests: tuple[Callable[[Pod], bool], ...] = (
@@ -103,7 +103,7 @@ class LabState(Struct, frozen=True):
         for exact, test in enumerate(tests):
             found = [state for state in self.pods if test(state.pod)]
             if len(found) == 1 or (found and exact == 2):  # any pod of an owner will do
-                return found[0]
+                return next((state for state in found if state is not sender), found[0])
             if found:
                 names = ", ".join(state.pod.key for state in found)
                 raise Conflict(f"{query!r} could be any of {names}")

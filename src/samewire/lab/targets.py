@@ -62,15 +62,18 @@ def trace_origin(state: LabState, query: str) -> tuple[str, str]:
     return node.socket, container_id(pod.pod)
 
 
-def trace_target(state: LabState, target: str) -> str:
-    """``ADDR[:PORT]`` as it is; of ``POD[:PORT]`` the pod's first address. Raises NotFound or Conflict."""
+def trace_target(state: LabState, target: str, origin: str) -> str:
+    """``ADDR[:PORT]`` as it is; of ``POD[:PORT]`` the pod's first address. Raises NotFound or Conflict.
+
+    ``origin``: the sending pod. Where both are any pod of an owner (``--from web --to web:80``), they are two.
+    """
     name, colon, port = target.partition(":")
     if ":" in port or target.startswith("["):
         return target
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        name = state.find_pod(name).addresses[0]
+        name = state.find_pod(name, state.find_pod(origin)).addresses[0]
         return f"[{name}]{colon}{port}" if ":" in name else f"{name}{colon}{port}"
     return target
 
