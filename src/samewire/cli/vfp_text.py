@@ -46,10 +46,10 @@ def layer_fields(layer: Json) -> Mapping[str, object]:
     }
 
 
-def _judged(counted: Json) -> str:
+def _judged(decider: Json) -> str:
     """How many connections a layer or rule has decided on."""
-    count = counted.get("judged")
-    return "not counted" if count is None else f"{count} connections"
+    count = decider.get("judged")
+    return "not counted" if count is None else counted(count, "connection")
 
 
 def rule_fields(rule: Json) -> Mapping[str, object]:

@@ -93,7 +93,10 @@ def service_routes(node: Node, services: Services | None) -> list[web.RouteDef]:
 
     async def get_services(request: web.Request) -> web.Response:
         if services is None:
-            raise Unavailable("services", "this daemon has no source of services (kubeconfig, manifests)")
+            raise Unavailable(
+                "the list of services",
+                "the daemon's configuration names no source (kubeconfig, in_cluster, manifests)",
+            )
         wanted = _select(services, request.query.get("name", ""))
         counts = await asyncio.to_thread(read_counts, node) if request.query.get("counts") else None
 
