@@ -128,7 +128,7 @@ def _run(source: PacketSocket, sink: Sink, count: int | None, seconds: float | N
         try:
             while count is None or taken < count:
                 packet = source.receive(_LOOK_UP_S)
-                if limit.passed_at(packet.time_ns if packet else time.time_ns()):
+                if limit.is_passed(packet):
                     break
                 if packet is not None:
                     sink(packet)
@@ -141,16 +141,22 @@ def _run(source: PacketSocket, sink: Sink, count: int | None, seconds: float | N
 class _Limit:
     """The time at which a capture ends: after some seconds, or when SIGINT or SIGTERM comes.
 
-    The signals do not interrupt anything, so that the file is whole.
+    The signals do not interrupt anything, so that the file is whole. The seconds are those of a clock that nobody sets;
+    packets have the time of day.
     """
 
     def __init__(self, seconds: float | None) -> None:
-        self._at_ns = time.time_ns() + round(seconds * 1e9) if seconds else None
+        self._due_ns = time.monotonic_ns() + round(seconds * 1e9) if seconds else None
+        self._at_ns: int | None = None
         self._before: dict[signal.Signals, Any] = {}
 
-    def passed_at(self, time_ns: int) -> bool:
-        """Whether a time (ns since 1970) is beyond the end."""
-        return self._at_ns is not None and time_ns >= self._at_ns
+    def is_passed(self, packet: CapturedPacket | None) -> bool:
+        """Whether a packet has come after the end; whether that has been, when there is none."""
+        if self._at_ns is None and self._due_ns is not None:
+            late_ns = time.monotonic_ns() - self._due_ns
+            if late_ns >= 0:
+                self._at_ns = time.time_ns() - late_ns
+        return self._at_ns is not None and (packet is None or packet.time_ns >= self._at_ns)
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,0 +1,64 @@
+"""When a capture ends: whatever is done to the clock, and with all that came before."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from samewire.cli import capture
+from samewire.kernel.packet_socket import CapturedPacket
+
+DAY_NS = 86_400 * 10**9
+
+
+class Source:
+    """A pod's interface, and the clocks: each look takes a second. ``jump_ns``: how the clock is set at the third."""
+
+    def __init__(self, jump_ns: int = 0, *, busy: bool = True) -> None:
+        self.looks = 0
+        self.busy = busy
+        self.jump_ns = jump_ns
+        self.waiting: list[CapturedPacket] = []
+
+    @property
+    def passed_ns(self) -> int:
+        return self.looks * 10**9
+
+    def now_ns(self) -> int:
+        return 50 * DAY_NS + self.passed_ns + (self.jump_ns if self.looks >= 3 else 0)
+
+    def receive(self, timeout_s: float) -> CapturedPacket | None:
+        """A packet that has come just now, or one that has waited."""
+        self.looks += 1
+        assert self.looks < 100, "no end"
+        if self.waiting:
+            return self.waiting.pop(0)
+        return CapturedPacket(self.now_ns(), b"frame", False) if self.busy else None
+
+
+def run(monkeypatch: pytest.MonkeyPatch, source: Source, seconds: float) -> int:
+    monkeypatch.setattr(time, "time_ns", source.now_ns)
+    monkeypatch.setattr(time, "monotonic_ns", lambda: source.passed_ns)
+    taken: list[CapturedPacket] = []
+    pretended: Any = source
+    assert capture._run(pretended, taken.append, None, seconds) == len(taken)
+    return len(taken)
+
+
+@pytest.mark.parametrize("busy", [True, False])
+@pytest.mark.parametrize("jump_ns", [0, DAY_NS, -DAY_NS])
+def test_a_clock_that_is_set_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, jump_ns: int, busy: bool
+) -> None:
+    source = Source(jump_ns, busy=busy)
+    assert run(monkeypatch, source, 10) == (9 if busy else 0)
+    assert source.looks == 10
+
+
+def test_what_came_before_the_end_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source()
+    start_ns = source.now_ns()
+    source.waiting = [CapturedPacket(start_ns + number, b"frame", False) for number in range(20)]
+    assert run(monkeypatch, source, 10) == 20
