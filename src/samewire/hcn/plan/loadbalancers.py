@@ -32,14 +32,8 @@ from samewire.hcn.switch import Change
 _replace = msgspec.structs.replace
 
 Wanted = dict[str, LoadBalancer | None]
-
-
-class Claim(NamedTuple):
-    """What a load balancer wants, by which mapping, and who has it now."""
-
-    key: FrontendKey
-    mapping: LoadBalancerPortMapping
-    present: list[LoadBalancer]
+Claim = tuple[FrontendKey, LoadBalancerPortMapping, list[LoadBalancer]]
+"""What a load balancer wants, by which mapping, and who has it now."""
 
 
 class Batch(NamedTuple):
@@ -257,24 +251,24 @@ def _clashing(view: View, wanted: Wanted) -> dict[str, HcnError]:
     for value in wanted.values():
         if value is None:
             continue
-        mine = [Claim(*one, view.load_balancers_at(one[0])) for one in frontend_keys(value)]
+        mine = [(key, mapping, view.load_balancers_at(key)) for key, mapping in frontend_keys(value)]
         claims.append((value, mine))
-        for claim in mine:
-            if any(other.id == value.id for other in claim.present):
-                claimed.setdefault(claim.key, []).append(value)
+        for key, _, present in mine:
+            if present and any(other.id == value.id for other in present):
+                claimed.setdefault(key, []).append(value)
     clashing: dict[str, HcnError] = {}
     for value, mine in claims:
         try:
             for key, mapping, present in mine:
-                others = [other for other in present if other.id not in wanted]
+                others = [other for other in present if other.id not in wanted] if present else []
                 others += [other for other in claimed.get(key, ()) if other is not value]
                 if others:
                     _refuse(view, value, key, mapping, others)
         except HcnError as error:
             clashing[value.id] = error
         else:
-            for claim in mine:
-                claimed.setdefault(claim.key, []).append(value)
+            for key, _, _ in mine:
+                claimed.setdefault(key, []).append(value)
     return clashing
 
 
