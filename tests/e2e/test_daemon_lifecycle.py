@@ -34,6 +34,7 @@ from tests.support.node import (
     path_of,
     poll,
     remove_namespace,
+    serving,
 )
 
 pytestmark = pytest.mark.root
@@ -164,6 +165,14 @@ def test_two_daemons_cannot_share_a_network_namespace(
     node.stop(signal.SIGKILL)
     node.start()
     assert node.differences() == []
+
+
+def test_who_is_not_root_keeps_no_daemon_from_its_network_namespace(net: NodeNet, tmp_path: Path) -> None:
+    lock = "import fcntl, os; os.setuid(65534); held = open('/proc/self/ns/net'); fcntl.flock(held, fcntl.LOCK_EX)"
+    hold = "print('ready', flush=True); import signal; signal.pause()"
+    with serving(net.node, f"{lock}; {hold}"), daemon(net, tmp_path) as node:
+        node.start()
+        assert "holds the network namespace's lock" in node.tail()
 
 
 def test_a_cgroup_that_is_none_is_named_before_anything_is_made(net: NodeNet, tmp_path: Path) -> None:

@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import structlog
+
 from samewire.errors import Conflict
+
+log = structlog.get_logger(__name__)
 
 LOCK_NAME = "daemon.lock"
 _NETWORK = "/proc/thread-self/ns/net"
@@ -36,16 +40,21 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def lock_network() -> Iterator[None]:
-    """Hold the calling thread's network namespace. Raises Conflict when another process does."""
+    """Hold the calling thread's network namespace. Raises Conflict when another process of root's does: every process
+    there may lock it, and none but root's is a daemon.
+    """
     descriptor = os.open(_NETWORK, os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Conflict(
-                f"this network namespace is in use by the process {_holder(descriptor) or 'of unknown id'}, with "
-                "another run_dir: stop that daemon first, or give this one a namespace of its own"
-            ) from error
+            holder = _holder(descriptor)
+            if not holder or _is_root(holder):
+                raise Conflict(
+                    f"this network namespace is in use by the process {holder or 'of unknown id'}, with another "
+                    "run_dir: stop that daemon first, or give this one a namespace of its own"
+                ) from error
+            log.warning("a process that is no daemon holds the network namespace's lock", process=holder)
         yield
     finally:
         os.close(descriptor)
@@ -59,6 +68,14 @@ def _holder(descriptor: int) -> str:
     with open("/proc/locks", encoding="ascii") as locks:
         lines = (line.split() for line in locks)
         return next((words[4] for words in lines if words[1] == "FLOCK" and words[5] == wanted), "")
+
+
+def _is_root(process: str) -> bool:
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return True  # gone, or not to be seen: who starts next finds out
+    return any(line.split()[2] == "0" for line in status.splitlines() if line.startswith("Uid:"))
 
 
 def is_held(run_dir: Path) -> bool:
