@@ -461,6 +461,23 @@ def test_the_same_interface_right_after_its_del(net: NodeNet, node: DaemonProces
     assert node.differences() == []
 
 
+def test_an_add_of_what_is_there_leaves_its_address_taken(net: NodeNet, node: DaemonProcess) -> None:
+    """Whatever address it asks for: the next pod would be given the one in use."""
+    node.start()
+    node.request("POST", "/v2/networks", overlay())
+    pod, other, conf = net.pod(), net.pod(), node.conf()
+    own = node.add("pod", pod, conf)["ips"]
+    asking = {**conf, "capabilities": {"ips": True}, "runtimeConfig": {"ips": ["10.244.0.9/24"]}}
+    for namespace in (pod, other):
+        status, answer = node.cni("ADD", "pod", namespace, asking)
+        assert (status, answer["code"]) == (1, 102)
+    asking["runtimeConfig"] = {"ips": [own[0]["address"]]}
+    status, answer = node.cni("ADD", "other", other, asking)
+    assert (status, answer["code"]) == (1, 102), "it is taken, and whose it is does not matter"
+    asking["runtimeConfig"] = {"ips": ["10.244.0.9/24"]}
+    assert node.add("other", other, asking)["ips"][0]["address"] == "10.244.0.9/24"
+
+
 def descriptors(node: DaemonProcess) -> int:
     return len(os.listdir(f"/proc/{node.pid}/fd"))
 

@@ -61,12 +61,19 @@ class FakeBackend:
                 await self.gate.wait()
             await asyncio.sleep(0)
             self._step("attach")
-            if key in self.attachments:
-                raise Conflict(f"{key[0]} has an interface {key[1]} already")
+            self._refuse(key)
             self.attachments[key] = request
         finally:
             self.active.remove(key)
         return self._made(request)
+
+    def _refuse(self, key: tuple[str, str]) -> None:
+        if key in self.attachments:
+            raise Conflict(f"{key[0]} has an interface {key[1]} already")
+
+    async def refuse_attached(self, container_id: str, interface_name: str, netns_path: str) -> None:
+        self._step("refuse_attached")
+        self._refuse((container_id, interface_name))
 
     def _made(self, request: AttachRequest) -> Attached:
         return Attached(

@@ -119,6 +119,10 @@ class CniBackend(Protocol):
         """
         ...
 
+    async def refuse_attached(self, container_id: str, interface_name: str, netns_path: str) -> None:
+        """Raise the Conflict of `attach` for a complete attachment, before addresses are asked for."""
+        ...
+
     async def find(
         self, container_id: str, interface_name: str, netns_path: str
     ) -> tuple[str, Attached] | None:

@@ -194,7 +194,12 @@ class CniPlugin:
             raise
 
     async def _allocate(self, request: IpamRequest, ipam: Ipam) -> Result:
-        """Return what IPAM allots; addresses left by an ADD that did not get further are given back first."""
+        """Return what IPAM allots; addresses left by an ADD that did not get further are given back first.
+
+        An interface that is there keeps its own: what undoes an ADD gives back all that the attachment has.
+        """
+        call = request.environment
+        await self._backend.refuse_attached(call.container_id, call.interface_name, call.netns_path)
         try:
             result = await ipam.add(request)
         except DuplicateAllocation:

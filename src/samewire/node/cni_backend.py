@@ -67,11 +67,9 @@ class NodeBackend:
     async def _attach(self, network: Network, request: AttachRequest, identity: tuple[int, int]) -> Attached:
         for endpoint in self._stale(request.netns_path, request.interface_name, identity):
             await self._service.delete_attached_endpoint(endpoint.id)
-        for endpoint in self._attachments(request.container_id, request.interface_name):
-            if self._node.switch.ports.get(endpoint.id) is not None:
-                raise Conflict(
-                    f"container {request.container_id} has an interface {request.interface_name} already"
-                )
+        half_made = self._attachments(request.container_id, request.interface_name)
+        self._refuse_complete(half_made)
+        for endpoint in half_made:
             await self._service.delete_attached_endpoint(endpoint.id)
         try:
             made = await self._service.create_attached_endpoint(
@@ -88,6 +86,15 @@ class NodeBackend:
         if state is None:
             raise NotFound("port of endpoint", made.id)
         return _attached(state.link)
+
+    async def refuse_attached(self, container_id: str, interface_name: str, netns_path: str) -> None:
+        """Raise Conflict when there is a complete attachment that `attach` would not replace."""
+        found = self._attachments(container_id, interface_name)
+        if not found:
+            return
+        with self._pod_netns(netns_path) as netns:
+            stale = self._stale(netns_path, interface_name, netns.identity)
+        self._refuse_complete([endpoint for endpoint in found if endpoint not in stale])
 
     async def find(
         self, container_id: str, interface_name: str, netns_path: str
@@ -186,6 +193,13 @@ class NodeBackend:
             for endpoint in self._view.endpoints_of_container(container_id)
             if endpoint.interface_name == interface_name
         ]
+
+    def _refuse_complete(self, endpoints: list[Endpoint]) -> None:
+        for endpoint in endpoints:
+            if self._node.switch.ports.get(endpoint.id) is not None:
+                raise Conflict(
+                    f"container {endpoint.container_id} has an interface {endpoint.interface_name} already"
+                )
 
     def _stale(self, path: str, interface_name: str, identity: tuple[int, int]) -> list[Endpoint]:
         """Endpoints of a namespace that has died, whose path is that of a new one."""
