@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ import pytest
 
 from samewire.kernel.bpf import BpfMap
 from samewire.kernel.cgroup import cgroup2_mount
+from tests.support.crowd import answering
 from tests.support.node import (
     NODE_IP,
     NODE_IP6,
@@ -191,6 +194,46 @@ def test_the_first_datagram_of_a_pod_is_answered(net: NodeNet, node: DaemonProce
                 data, sender = server.recvfrom(100)
                 server.sendto(data, sender)
                 assert client.recv(100) == b"first", f"pod {number}"
+
+
+def test_who_waits_in_the_pod_for_its_address_is_answered(net: NodeNet, node: DaemonProcess) -> None:
+    """It sends in the middle of ADD; were the answer to its question for the neighbour lost, it would ask once more."""
+    node.request("POST", "/v2/networks", overlay())
+    peer = net.pod()
+    address = node.add("peer", peer, node.conf())["ips"][0]["address"].partition("/")[0]
+    with answering(peer, "peer", 7):
+        for number in range(30):
+            pod = net.pod()
+            with net.inside(pod):
+                sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+                client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            with sniffer, client, ThreadPoolExecutor(1) as pool:
+                client.settimeout(STALL_S)
+                sent = pool.submit(send_when_possible, client, (address, 7))
+                node.add(f"pod{number}", pod, node.conf())
+                sent.result()
+                client.recv(100)
+                assert arp_requests(sniffer) == 1, f"pod {number}"
+
+
+def send_when_possible(client: socket.socket, target: tuple[str, int]) -> None:
+    """Try until there is a route."""
+    deadline = time.monotonic() + STALL_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            client.sendto(b"first", target)
+            return
+
+
+def arp_requests(sniffer: socket.socket) -> int:
+    """How many have been sent, of what has been seen."""
+    sniffer.setblocking(False)
+    found = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            frame, (_, _, kind, *_) = sniffer.recvfrom(100)
+            found += kind == 4 and frame[12:14] == b"\x08\x06" and frame[20:22] == b"\x00\x01"
+    return found
 
 
 def test_a_bandwidth_cap_is_a_shaper_and_a_bucket(net: NodeNet, node: DaemonProcess) -> None:

@@ -113,6 +113,11 @@ def activate(netlink: Netlink, link: PortLink, pair: Pair, netns: NetNamespace, 
     requests += [_quiet(link_set(pair.host, alias=link.alias)), link_set(pair.host, up=True)]
     netlink.batch(requests)
     with Netlink(netns) as inside:
+        inside.request(link_set(pair.peer, up=True))
+        # The host end drops what it is to send until the kernel gets to its carrier, which may be long under load: the
+        # answer to the pod's first ARP request, for one. So before the pod has an address: who runs in it may wait for
+        # that to send.
+        netlink.get(link_settle(pair.host))
         try:
             configure(inside, link, pair.peer)
         except KernelError as error:
@@ -122,9 +127,6 @@ def activate(netlink: Netlink, link: PortLink, pair: Pair, netns: NetNamespace, 
             setting = ("net", "ipv6", "conf", link.interface_name, "disable_ipv6")
             netns.run(lambda: sysctl.write(setting, 0))
             configure(inside, link, pair.peer)
-    # The host end drops what it is to send until the kernel gets to its carrier, which may be long under load: the
-    # answer to the pod's first ARP request, for one.
-    netlink.get(link_settle(pair.host))
 
 
 def configure(inside: Netlink, link: PortLink, peer: int) -> None:
