@@ -1,4 +1,4 @@
-"""Packets of one interface in both directions, by an AF_PACKET socket (packet(7)).
+"""Packets of one interface in both directions, and frames to any, by AF_PACKET sockets (packet(7)).
 
 A pod's host end shows one direction only, because the switch delivers into the pod's namespace directly: open the
 socket on the pod's own interface, inside its namespace.
@@ -88,6 +88,29 @@ class PacketSocket(Closing):
         self._received += seen
         self._dropped += dropped
         return self._received, self._dropped
+
+    def close(self) -> None:
+        """Close; a second call does nothing."""
+        self._socket.close()
+
+
+class FrameSender(Closing):
+    """Puts frames on interfaces of the caller's namespace. Kept open: the kernel waits for all CPUs at the close."""
+
+    def __init__(self) -> None:
+        """Raises KernelError."""
+        try:
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        except OSError as error:
+            raise KernelError("open a packet socket", error.errno or errno.EIO) from error
+        self._socket.setblocking(False)
+
+    def send(self, ifindex: int, frame: bytes) -> None:
+        """Send a whole Ethernet frame. Raises KernelError (ENETDOWN while the interface is down)."""
+        try:
+            self._socket.sendto(frame, (socket.if_indextoname(ifindex), 0))
+        except OSError as error:
+            raise KernelError(f"send a frame on interface {ifindex}", error.errno or errno.EIO) from error
 
     def close(self) -> None:
         """Close; a second call does nothing."""

@@ -21,6 +21,7 @@ from samewire.hcn.schema import Endpoint
 from samewire.hcn.switch import Change, EndpointStats, StoreView
 from samewire.hcn.switch import NodeFacts as HcnFacts
 from samewire.kernel.netns import NetNamespace
+from samewire.kernel.packet_socket import FrameSender
 from samewire.kernel.rtnetlink import Netlink
 from samewire.node import links, proxies
 from samewire.node.balancers import Balancers
@@ -66,6 +67,7 @@ class Kernel(msgspec.Struct, frozen=True):
     hooks: Hooks
     hostnet: HostNet
     reaper: LinkReaper
+    sender: FrameSender
 
 
 class _Opened(msgspec.Struct, frozen=True):
@@ -226,8 +228,9 @@ class NodeSwitch:
                 made.attaching.result()
                 new = endpoint_id in steps.new
                 links.activate(kernel.netlink, made.link, made.pair, made.netns, new=new)
+            news = [frame for made in opened.values() for frame in made.link.announcements]
             for endpoint in steps.relink.values():
-                self._change_link(endpoint, view, undo)
+                news += self._change_link(endpoint, view, undo)
             wanted = self.wanted.bindings.wants
             kernel.hostnet.apply(step for step in bindings if not (step.add or wanted(step.wish)))
             balancers.write_removals(balance)
@@ -238,6 +241,7 @@ class NodeSwitch:
                     proxies.remove(state.link.host_name, state.link.netns_path)
             await self._delete_links(steps, [state for state in old.values() if state is not None], undo)
             balancers.accept(balance)
+            self._announce(news)
         finally:
             for made in opened.values():
                 made.netns.close()
@@ -322,19 +326,30 @@ class NodeSwitch:
     def _state(self, endpoint_id: str) -> PortState:
         return there(self.ports.get(endpoint_id), "port of endpoint", endpoint_id)
 
-    def _change_link(self, endpoint: Endpoint, view: StoreView, undo: UndoStack) -> None:
+    def _announce(self, frames: Iterable[bytes]) -> None:
+        """Tell the wire whose addresses are here now. Who does not hear it finds out in the end."""
+        uplink = self.kernel.hostnet.uplink
+        try:
+            for frame in frames if uplink else ():
+                self.kernel.sender.send(uplink, frame)
+        except KernelError as error:
+            log.warning("addresses could not be announced", error=str(error))
+
+    def _change_link(self, endpoint: Endpoint, view: StoreView, undo: UndoStack) -> tuple[bytes, ...]:
+        """Returns what is to be announced of it."""
         state, after = self._state(endpoint.id), self._link(endpoint, view)
         before = state.link
         if before == after:
-            return
+            return ()
         try:
             netns = NetNamespace(after.netns_path)
         except NotFound:
-            return  # a pod that has died; its DEL is on the way
+            return ()  # a pod that has died; its DEL is on the way
         with netns:
             undo.push(f"change {after.host_name}", partial(self._change_back, state, after, endpoint.id))
             links.change(self.kernel.netlink, before, after, state.ifindex, netns)
         self.ports.set(endpoint.id, msgspec.structs.replace(state, link=after))
+        return after.announcements if after.announcements != before.announcements else ()
 
     def _change_back(self, state: PortState, after: PortLink, endpoint_id: str) -> None:
         self.ports.set(endpoint_id, state)

@@ -29,6 +29,7 @@ from samewire.hcn.store import Store
 from samewire.kernel.bpf import SkbContext, mount_bpffs
 from samewire.kernel.features import require_floor
 from samewire.kernel.netns import NetNamespace
+from samewire.kernel.packet_socket import FrameSender
 from samewire.kernel.rtnetlink import Link, Netlink, link_dump
 from samewire.node.apply import Kernel, NodeSwitch
 from samewire.node.audit import Auditor, is_leftover
@@ -82,6 +83,7 @@ class Node:
         self.devices = self._ensure_devices(self.uplink.mtu)
         self.hooks = hooks
         self.reaper = LinkReaper()
+        self.sender = FrameSender()
         hostnet = HostNet(netlink, self.devices.host_ifindex, NicFilters(store, netlink), self._reserve)
         hostnet.uplink = self.uplink.ifindex
         self._reporting = False
@@ -90,7 +92,7 @@ class Node:
         self.trouble = ""
         """Why the node's own state could not be taken over, empty when it was."""
         self.switch = NodeSwitch(
-            Kernel(netlink, KernelTables(board.maps), self.hooks, hostnet, self.reaper),
+            Kernel(netlink, KernelTables(board.maps), self.hooks, hostnet, self.reaper, self.sender),
             StoreNumbers(store),
             self._facts(),
             hcn_facts(config, self.uplink, self.devices),
@@ -140,6 +142,7 @@ class Node:
         await self.service.close()
         await self.switch.sweeper.close()
         await self.reaper.close()
+        self.sender.close()
         self.hooks.close()
         self.board.close()
         self.netlink.close()

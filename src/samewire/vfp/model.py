@@ -136,7 +136,8 @@ class PortLink(msgspec.Struct, frozen=True, kw_only=True):
 
     ``netns_path`` empty: the endpoint is not attached yet and has no link. Rates and bursts are caps, 0 =
     none: *towards* the pod by a TBF on the host end, ``outgoing`` by a TBF on the pod's own end. ``proxies``: asked
-    in this order, the first match decides.
+    in this order, the first match decides. ``announcements``: frames for the uplink, once the link is open and when
+    they are others than before.
     """
 
     endpoint_id: str
@@ -154,6 +155,7 @@ class PortLink(msgspec.Struct, frozen=True, kw_only=True):
     outgoing_rate_bytes_per_s: int = 0
     outgoing_burst_bytes: int = 0
     proxies: tuple[ProxyRule, ...] = ()
+    announcements: tuple[bytes, ...] = ()
     group: int = LINK_GROUP
     alias: str = LINK_ALIAS
 

@@ -22,6 +22,7 @@ from samewire.vfp.compile.link import (
     endpoint_mac,
     endpoint_mtu,
     incoming_cap,
+    mac_on_wire,
     outgoing_cap,
 )
 from samewire.vfp.compile.nat import compile_nat
@@ -81,19 +82,13 @@ def compile_endpoint(
     if plan.source_mac != NO_MAC:
         builder.put("sw_source_macs", Id(port_ifindex), SourceMac(plan.source_mac))
     if plan.vlan:
-        answer_for_translated(builder, endpoint.policies, context, _mac_on_wire(plan, mac, facts))
+        answer_for_translated(builder, endpoint.policies, context, mac_on_wire(plan, mac, facts))
     rate, burst = outgoing_cap(endpoint)
     if rate:
         # Deeper than the shaper in the pod: what that lets pass is not dropped here.
         builder.put("sw_buckets", Id(port_ifindex), Bucket(rate, burst + POLICE_SLACK_BYTES, 0))
     binding = _bridged(builder, context, addresses, mac) if plan.bridged else HostBinding()
     return builder.compiled(replace(binding, forwards=builder.forwards, mapped_ports=mapped_ports))
-
-
-def _mac_on_wire(plan: NetworkPlan, mac: bytes, facts: NodeFacts) -> bytes:
-    if plan.type is NetworkType.TRANSPARENT:
-        return mac
-    return plan.source_mac if plan.source_mac != NO_MAC else facts.uplink_mac
 
 
 def _port(

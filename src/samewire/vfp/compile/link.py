@@ -8,7 +8,17 @@ from collections.abc import Iterator
 from samewire.errors import Invalid
 from samewire.hcn.policies import QOS, EncapOverhead, InterfaceParameters, first
 from samewire.hcn.schema import Endpoint, EndpointFlags, Network, NetworkType
-from samewire.vfp.address import ZERO, Address, Prefix, address_bits, parse_address, parse_mac, parse_prefix
+from samewire.vfp.address import (
+    NO_MAC,
+    ZERO,
+    Address,
+    Prefix,
+    address_bits,
+    parse_address,
+    parse_mac,
+    parse_prefix,
+)
+from samewire.vfp.announcement import announcement
 from samewire.vfp.compile.plan import NetworkPlan, plan_network
 from samewire.vfp.compile.proxy import compile_proxies
 from samewire.vfp.model import LinkNeighbour, LinkRoute, NodeFacts, PortLink
@@ -31,6 +41,7 @@ def compile_link(endpoint: Endpoint, network: Network, facts: NodeFacts, netns_p
     plan = plan_network(network, facts)
     addresses = endpoint_addresses(endpoint, plan)
     routes = _routes(endpoint, plan, addresses)
+    mac = endpoint_mac(endpoint)
     rate, burst = incoming_cap(endpoint)
     outgoing_rate, outgoing_burst = outgoing_cap(endpoint)
     return PortLink(
@@ -39,7 +50,7 @@ def compile_link(endpoint: Endpoint, network: Network, facts: NodeFacts, netns_p
         host_mac=plan.gateway_mac,
         netns_path=netns_path,
         interface_name=endpoint.interface_name or DEFAULT_INTERFACE,
-        mac=endpoint_mac(endpoint),
+        mac=mac,
         mtu=endpoint_mtu(endpoint, plan, facts),
         addresses=addresses,
         routes=routes,
@@ -49,6 +60,7 @@ def compile_link(endpoint: Endpoint, network: Network, facts: NodeFacts, netns_p
         outgoing_rate_bytes_per_s=outgoing_rate,
         outgoing_burst_bytes=outgoing_burst,
         proxies=compile_proxies(network.policies, endpoint.policies, addresses),
+        announcements=_announcements(plan, addresses, mac_on_wire(plan, mac, facts)),
     )
 
 
@@ -60,6 +72,13 @@ def host_name(endpoint_id: str) -> str:
 def endpoint_mac(endpoint: Endpoint) -> bytes:
     """The endpoint's own MAC. Raises ``Invalid``."""
     return parse_mac(endpoint.mac_address, "$.MacAddress")
+
+
+def mac_on_wire(plan: NetworkPlan, mac: bytes, facts: NodeFacts) -> bytes:
+    """The MAC by which an endpoint of the underlay, whose own is ``mac``, is known there; zero without an uplink."""
+    if plan.type is NetworkType.TRANSPARENT:
+        return mac
+    return plan.source_mac if plan.source_mac != NO_MAC else facts.uplink_mac
 
 
 def endpoint_addresses(endpoint: Endpoint, plan: NetworkPlan) -> tuple[Prefix, ...]:
@@ -173,6 +192,13 @@ def _preferred(route: LinkRoute) -> Iterator[LinkRoute]:
     for first_byte in (0, 0x80):
         half = Prefix(route.destination.family, bytes([first_byte]) + ZERO[1:], 1)
         yield LinkRoute(half, route.gateway)
+
+
+def _announcements(plan: NetworkPlan, addresses: tuple[Prefix, ...], mac: bytes) -> tuple[bytes, ...]:
+    """Of an endpoint on the underlay; in an overlay nobody but the tables knows where addresses are."""
+    if not plan.bridged or mac == NO_MAC:
+        return ()
+    return tuple(announcement(own.address, mac, plan.vlan) for own in addresses)
 
 
 def _neighbours(plan: NetworkPlan, routes: tuple[LinkRoute, ...]) -> tuple[LinkNeighbour, ...]:
