@@ -129,7 +129,8 @@ SW_COLD __noinline int sw_lost_backend(struct __sk_buff *skb)
 /*
  * A flow's port or next hop has changed since it was decided. The initiator's tuple walks the layers again: if it is
  * still allowed to the same target, both entries are brought up to date in place (an established NAT mapping stays);
- * otherwise the flow is removed, and only the initiator's own packet may open a new one (SW_GO_ON).
+ * otherwise the flow is removed, and only the initiator's own packet may open a new one (SW_GO_ON). But for a TCP
+ * connection that an ACL denies now: without its flow, what the target goes on sending would be a connection of its own.
  */
 SW_COLD __noinline int sw_redecide(struct __sk_buff *skb)
 {
@@ -188,6 +189,11 @@ SW_COLD __noinline int sw_redecide(struct __sk_buff *skb)
 				return sw_finish(skb);
 			}
 		}
+	}
+	if (verdict == SW_DENIED) {
+		if (p->protocol != IPPROTO_TCP || (side && p->tcp_flags == SW_TCP_SYN))
+			sw_forget(p, flow);
+		return TC_ACT_SHOT;
 	}
 	sw_forget(p, flow);
 	if (verdict == SW_REFUSED)

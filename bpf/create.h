@@ -302,6 +302,8 @@ __noinline int sw_first_packet(struct __sk_buff *skb)
 	verdict = sw_walk(skb);
 	if (verdict == SW_REFUSED)
 		return sw_refuse(skb, SW_REASON_NO_BACKEND);
+	if (verdict == SW_DENIED)
+		return TC_ACT_SHOT;
 	if (verdict != SW_GO_ON)
 		return verdict;
 	sw_count(SW_COUNTER_FIRST_PACKETS);

@@ -13,6 +13,8 @@
 #include "lb.h"
 #include "route.h"
 
+#define SW_DENIED (-105) /* of the walk: by an ACL */
+
 SW_INLINE const struct sw_addr *sw_gateway_of(const struct sw_packet *p, const struct sw_port *port)
 {
 	return sw_side6(p) ? &port->gateway[1] : &port->gateway[0];
@@ -98,7 +100,7 @@ SW_INLINE int sw_target_layers(struct sw_packet *p)
 	/* Node to local pod is always allowed: probes. */
 	from_node = p->first_arrival == SW_FROM_HOST && sw_is_host_address(p->out_scope, p->family, &p->first.source);
 	if (!from_node && sw_judge(p, target, p->forward.target, SW_ACL_IN) != SW_GO_ON)
-		return TC_ACT_SHOT;
+		return SW_DENIED;
 
 	/* A pod to itself through a host port, or into a network where its address means somebody else. */
 	if (p->first_arrival == SW_FROM_POD &&
@@ -128,7 +130,7 @@ SW_INLINE int sw_initiator_layers(struct sw_packet *p, struct sw_port *own)
 	if (own->acl_words[SW_ACL_IN] || own->acl_words[SW_ACL_OUT])
 		p->needs_flow = 1;
 	if (sw_judge(p, own, p->first_port, SW_ACL_OUT) != SW_GO_ON)
-		return TC_ACT_SHOT;
+		return SW_DENIED;
 	sw_nat_layer(p, own);
 	return SW_GO_ON;
 }

@@ -99,6 +99,33 @@ def test_allow_to_block_cuts_a_connection(world: World, direction: AclDirection)
     node.policies(judge)
 
 
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("to", ["a pod", "outside, translated"])
+def test_what_the_target_goes_on_sending_is_cut_too(world: World, to: str, family: int) -> None:
+    """A download: without its flow, data that is sent again would be a connection of the server's, which is allowed."""
+    node, (a, b), out = world.node, world.pods, world.underlay.out
+    server, address = (b.space, b.address(family)) if to == "a pod" else (out, OUT[family])
+    judge, allow, block, layer = (
+        (b, ALLOW_IN, BLOCK_IN, Layer.ACL_IN) if to == "a pod" else (a, ALLOW_OUT, BLOCK_OUT, Layer.ACL_OUT)
+    )
+    node.policies(judge, allow)
+    with tcp_pair(a.space, server, address, 86) as (near, far):
+        echo_over(near, far)
+        node.policies(judge, block)
+        place = judge.port, layer, Reason.BLOCKED
+        before = node.drops().get(place, 0)
+        far.send(b"after the change")
+        poll("it is sent again", lambda: node.drops().get(place, 0) > before + 1)
+        near.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            near.recv(100)
+        near.settimeout(TIMEOUT_S)
+        node.policies(judge, allow)
+        assert near.recv(100) == b"after the change"
+        echo_over(near, far)
+    node.policies(judge)
+
+
 def test_a_reply_on_a_stale_flow_judges_the_initiator(world: World) -> None:
     """The target may not open connections, nor may the initiator be called: what it answers is still welcome."""
     node, (a, b) = world.node, world.pods

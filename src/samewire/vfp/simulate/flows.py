@@ -198,8 +198,9 @@ def _redecide(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: i
         except Refused as refused:
             remove(state, key)
             raise refused.drop if packet_side else refused from None
-        except Dropped:
-            remove(state, key)
+        except Dropped as dropped:
+            if dropped.layer not in (Layer.ACL_OUT, Layer.ACL_IN) or not _is_kept(walk, packet_side):
+                remove(state, key)
             raise
         if _is_still_true(state, walk, first, first.action[initiator]):
             return _update(state, walk, first_key, second_key, packet_side)
@@ -207,6 +208,11 @@ def _redecide(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: i
     if packet_side:
         raise Dropped(Layer.FLOW, Reason.NO_ENDPOINT)
     return None
+
+
+def _is_kept(walk: Walk, packet_side: int) -> bool:
+    """Of a denied flow: without it, what the target goes on sending would be a connection of its own."""
+    return walk.packet.protocol == TCP and not (packet_side and walk.packet.tcp_flags == TcpFlag.SYN)
 
 
 def _is_still_true(state: State, walk: Walk, first: Flow, forward: Action) -> bool:
