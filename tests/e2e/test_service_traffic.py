@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 from collections.abc import Iterator
@@ -116,6 +117,17 @@ def test_a_pod_reaches_itself_through_its_service(cluster: Cluster) -> None:
         for protocol in ("tcp", "udp"):
             assert names(ask(pod, vip, 80, protocol=protocol, times=3)) == {"one"}
             assert names(ask(pod, node_ip, 30080, protocol=protocol, times=3)) == {"one"}
+
+
+def test_each_of_many_pods_reaches_itself_and_the_others(cluster: Cluster) -> None:
+    """Every one of their connections is answered, whoever of them gets it: not one in so many fails."""
+    pods = {name: cluster.pod(name, port=8080) for name in ("one", "two", "three")}
+    cluster.write("web", node_port(), *cluster.slices("web", *pods))
+    cluster.wait_for_pods("web", *pods)
+    for pod, protocol, (host, port) in itertools.product(
+        pods.values(), ("tcp", "udp"), ((VIPS[0], 80), (VIPS[1], 80), (NODE_IP, 30080), (NODE_IP6, 30080))
+    ):
+        assert names(ask(pod, host, port, protocol=protocol, times=40)) == set(pods)
 
 
 def test_node_ports_at_an_address_that_comes_later(net: NodeNet, tmp_path: Path) -> None:

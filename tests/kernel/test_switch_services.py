@@ -31,7 +31,7 @@ from tests.support.node_rig import Node, Pod
 from tests.support.services import Balancer, Target
 from tests.support.traffic import TIMEOUT_S, bound, family_of, inject, tcp, udp
 from tests.support.universe import packed
-from tests.support.worlds import FAR, OUT, Underlay, bridged, node_address, overlay
+from tests.support.worlds import FAR, OUT, ROUTER, Underlay, bridged, node_address, overlay
 
 pytestmark = [pytest.mark.root]
 
@@ -108,12 +108,15 @@ def test_from_a_pod_to_a_pod(world: World, server: str, which: str, family: int)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_pod_to_itself(world: World, family: int) -> None:
+@pytest.mark.parametrize(
+    ("which", "gateways"), [("local", ("10.1.0.1", "fd01::1")), ("bridged", (ROUTER[4], ROUTER[6]))]
+)
+def test_a_pod_to_itself(world: World, which: str, gateways: tuple[str, str], family: int) -> None:
     """It sees its gateway."""
-    pod = world.local
+    pod: Pod = getattr(world, which)
     target = world.target(pod, family)
     for client, _ in exchanges(world, pod.space, pod.space, target, VIP[family], SCOPE_ANY):
-        assert client == ("10.1.0.1" if family == 4 else "fd01::1")
+        assert client == gateways[family == 6]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

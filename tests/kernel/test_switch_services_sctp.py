@@ -145,6 +145,20 @@ def test_from_a_pod(world: World, server: str, family: int) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("way", ["service", "host port"])
+def test_a_pod_to_itself(world: World, way: str, family: int) -> None:
+    """It sees its gateway, and a port of the pool."""
+    pod = world.mapped
+    to, port = (VIP[family], 80) if way == "service" else (node_address(world.node, family), HOST_PORT)
+    service = world.service(pod, family)
+    service.vip(VIP[family], 80, SCOPE_ANY)
+    near = pod.space, pod.mac, world.port.gateway_mac
+    seen = _converse(near, pod, family, pod.address(family), to, port)
+    assert seen == ("10.1.0.1" if family == 4 else "fd01::1")
+    service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("server", ["local", "remote"])
 def test_node_port_from_outside(world: World, server: str, family: int) -> None:
     """A remote backend sees the SourceVIP, and a port of the pool."""
