@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -13,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.crowd import crowds
-from tests.support.node import NODE_IP, ROUTER_IP, DaemonProcess, Json, in_namespace, poll
+from tests.support.node import NODE_IP, NODE_IP6, ROUTER_IP, DaemonProcess, Json, in_namespace, poll
 from tests.support.service_cluster import ask, backends_of, held, names, server, service, slice_of
-from tests.support.two_nodes import FAR, FAR6, FAR_IP, WEB, World, run
+from tests.support.two_nodes import FAR, FAR6, FAR_IP, FAR_IP6, WEB, WEB6, World, run
 
 pytestmark = pytest.mark.root
 
@@ -152,3 +153,69 @@ def test_what_the_tools_say(cluster: Cluster) -> None:
 
 def _trace(process: DaemonProcess) -> str:
     return run(process, "trace", "--from", "shop/client", "--to", "10.96.0.10:80").output
+
+
+VIP6 = "fd00:96::10"
+REFUSED = {"Connection refused"}
+
+
+def _place(cluster: Cluster, *backends: tuple[str, str]) -> None:
+    """The service has this one backend in both families, or none; daemons that run know."""
+    pieces = [
+        slice_of("web", *((pair[side], "node") for pair in backends), family=family)
+        for side, family in ((0, 4), (1, 6))
+    ]
+    cluster.write("endpoints", *pieces)
+    wanted = {f"{address}:8080" for pair in backends for address in pair}
+    for process in (cluster.world.near, cluster.world.far):
+        if process.running:
+            poll("the endpoints", partial(_has, process, wanted))
+
+
+def _has(process: DaemonProcess, wanted: set[str]) -> bool:
+    found = process.request("GET", "/v2/services")
+    return bool(found) and not found[0].get("error") and backends_of(found[0]) == wanted
+
+
+def test_datagrams_from_one_port_while_the_backend_goes_and_comes(cluster: Cluster) -> None:
+    """Senders that never change their port, in both families, at both nodes: one backend, none, one again, here or
+    there; with the daemons killed meanwhile, who find at their start what has changed.
+    """
+    world, near, far = cluster.world, (WEB, WEB6), (FAR, FAR6)
+    made = service("web", "10.96.0.10", VIP6, type="NodePort", ports=[UDP | {"targetPort": 8080}])
+    cluster.write("web", made)
+    _place(cluster, far)
+    with ExitStack() as stack:
+        stack.enter_context(server(world.web, "web", 8080))
+        senders = [
+            stack.enter_context(held(space, address, port, "udp"))
+            for space, address, port in (
+                (world.client, "10.96.0.10", 80),
+                (world.client, VIP6, 80),
+                (world.remote, "10.96.0.10", 80),
+                (cluster.router, NODE_IP, 30080),
+                (cluster.router, NODE_IP6, 30080),
+                (cluster.router, FAR_IP, 30080),
+                (cluster.router, FAR_IP6, 30080),
+            )
+        ]
+
+        def answers() -> set[str]:
+            found = [sender.ask() for sender in senders]
+            return {text if text in REFUSED else text.split()[0] for text in found}
+
+        assert answers() == {"remote"}
+        for backends, wanted in (((), REFUSED), ((near,), {"web"}), ((far,), {"remote"})):
+            _place(cluster, *backends)
+            assert answers() == wanted
+        daemons = world.near, world.far
+        for backends, wanted in (((near,), {"web"}), ((), REFUSED), ((far,), {"remote"})):
+            before = answers()
+            for process in daemons:
+                process.stop(signal.SIGKILL)
+            _place(cluster, *backends)
+            assert answers() == before, "nothing is purged without a daemon"
+            for process in daemons:
+                process.start()
+            _place(cluster, *backends)
+            assert answers() == wanted
