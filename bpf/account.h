@@ -114,6 +114,7 @@ SW_COLD __noinline int sw_count_drop(__u32 port, __u32 layer, __u32 reason, __u3
 #else
 	struct sw_config *config = sw_config_here();
 	__u64 one = 1, *value;
+	long error = 0;
 
 	if (!p)
 		return TC_ACT_SHOT;
@@ -124,13 +125,15 @@ SW_COLD __noinline int sw_count_drop(__u32 port, __u32 layer, __u32 reason, __u3
 	p->drop.arrival = p->arrival;
 	p->drop.reserved = 0;
 	value = bpf_map_lookup_elem(&sw_drops, &p->drop);
+	if (!value) {
+		error = bpf_map_update_elem(&sw_drops, &p->drop, &one, BPF_NOEXIST);
+		if (error == -17 /* EEXIST */)
+			value = bpf_map_lookup_elem(&sw_drops, &p->drop);
+	}
 	if (value)
 		*value += 1;
-	else if (bpf_map_update_elem(&sw_drops, &p->drop, &one, BPF_NOEXIST) == -17 /* EEXIST */) {
-		value = bpf_map_lookup_elem(&sw_drops, &p->drop);
-		if (value)
-			*value += 1;
-	}
+	else if (error)
+		sw_count(SW_COUNTER_DROPS_UNNAMED);
 	if (config && config->flags & SW_CONFIG_EVENTS)
 		sw_emit_drop(p);
 #endif

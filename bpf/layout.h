@@ -768,6 +768,7 @@ enum sw_counter {
 	SW_COUNTER_LB_CONNECTIONS = 15, /* balanced to a backend */
 	SW_COUNTER_LB_REFUSED = 16,    /* answered with RST or port unreachable */
 	SW_COUNTER_LB_ENDED = 17,      /* packets of connections whose backend was removed */
+	SW_COUNTER_DROPS_UNNAMED = 18, /* of kinds that sw_drops had no room for */
 	SW_COUNTER_MAX = 24,
 };
 

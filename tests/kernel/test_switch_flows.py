@@ -22,7 +22,7 @@ from samewire.vfp.address import parse_interface
 from samewire.vfp.compile import compile_node
 from samewire.vfp.constants import Counter, FlowFlag, Layer, Reason
 from samewire.vfp.simulate.entries import partner_key
-from samewire.vfp.tables import Flow, FlowKey, Id
+from samewire.vfp.tables import Count, DropKey, Flow, FlowKey, Id
 from tests.support.frames import fill, ip_packet, pseudo
 from tests.support.lockstep import together
 from tests.support.netlab import Lab, poll
@@ -521,6 +521,24 @@ def test_handshakes_that_nobody_ends(world: World) -> None:
         node.start_ageing()
         assert _left(node, ticks=100) == 0
         assert not node.occupied_slots()
+
+
+def test_a_drop_of_a_kind_for_which_there_is_no_room(world: World) -> None:
+    """It is counted, if not by its kind; kinds that are known go on."""
+    with Lab() as lab:
+        node, pod = small_node(lab, world.underlay, 34)
+        drops = node.map("sw_drops")
+        martian, spoofed = (udp_frame(pod, 1, 53, to) for to in ("127.0.0.1", OUT[4]))
+        spoofed = spoofed[:6] + bytes.fromhex("020000000001") + spoofed[12:]
+        run(node, pod, martian)
+        kinds = [DropKey(10**6 + number, 0, 1, 1, 1).pack() for number in range(drops.max_entries)]
+        drops.update_batch((key, Count(1).pack()) for key in kinds[: drops.max_entries - len(node.drops())])
+        for _ in range(3):
+            run(node, pod, martian)
+            run(node, pod, spoofed)
+        assert node.dropped(pod.port, Layer.GUARD, Reason.MARTIAN) == 4
+        assert node.dropped(pod.port, Layer.GUARD, Reason.SPOOFED_MAC) == 0
+        assert node.counter(Counter.DROPS_UNNAMED) == 3
 
 
 def _syn_from_nobody(node: Node, source: int, port: int) -> bytes:

@@ -189,6 +189,7 @@ class Counter(IntEnum):
     LB_CONNECTIONS = 15
     LB_REFUSED = 16
     LB_ENDED = 17
+    DROPS_UNNAMED = 18
     MAX = 24
 
 
