@@ -350,6 +350,8 @@ async def test_endpoints_of_the_api(server: Path) -> None:
     assert (await fetch(server, "flows?summary=1"))["flow_inserts"] == 2
     assert [row["packets"] for row in await fetch(server, "drops")] == [9, 7, 7]
     assert [row["packets"] for row in await fetch(server, "drops?endpoint=web-0")] == [7]
+    assert [row["packets"] for row in await fetch(server, "drops?endpoint=uplink")] == [9]
+    assert await fetch(server, "drops?endpoint=tunnel") == []
 
 
 def test_what_a_pods_own_stack_does_is_its_first_layer(tables: Entries) -> None:
@@ -415,6 +417,8 @@ async def test_a_node_without_a_tunnel(server: Path, node: FakeNode) -> None:
     node.content["sw_config"] = {key: replace(config, tunnel_ifindex=0)}
     with pytest.raises(HcnError, match="port 'tunnel' not found"):
         await fetch(server, "layers?endpoint=tunnel")
+    with pytest.raises(HcnError, match="port 'tunnel' not found"):
+        await fetch(server, "drops?endpoint=tunnel")
 
 
 async def until(condition: Callable[[], bool]) -> None:

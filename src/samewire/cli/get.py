@@ -50,7 +50,7 @@ def get(socket: str, kind: str, name: str, form: str, endpoint: str, watch: bool
 
     NAME is an ID or a name; of a service, namespace/name or name. For endpoints, ports, layers, flows and drops it is
     anything that names an endpoint: its ID, namespace/pod, pod, an IP address, the container id, the host interface.
-    `uplink`, `tunnel` and `host` are ports too.
+    Ports, layers and drops are also those of `uplink`, `tunnel` and `host`.
     """
     if endpoint and (name or kind not in _OF_AN_ENDPOINT):
         raise click.UsageError(f"--endpoint goes with {', '.join(sorted(_OF_AN_ENDPOINT))}, without NAME")

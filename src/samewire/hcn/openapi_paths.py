@@ -29,7 +29,12 @@ TOOLS: dict[str, tuple[str, str, JsonObject, dict[str, str]]] = {
         {"endpoint": "any name of one"},
     ),
     "/v2/switch/ports": ("get", "Ports", ROWS, {"endpoint": "any name of one, or uplink, tunnel, host"}),
-    "/v2/switch/layers": ("get", "Layers, groups and rules of a port", ANY, {"endpoint": "any name of one"}),
+    "/v2/switch/layers": (
+        "get",
+        "Layers, groups and rules of a port",
+        ANY,
+        {"endpoint": "any name of one, or uplink, tunnel, host"},
+    ),
     "/v2/switch/flows": (
         "get",
         "Connections",
@@ -41,7 +46,7 @@ TOOLS: dict[str, tuple[str, str, JsonObject, dict[str, str]]] = {
         "Drops by kind",
         ROWS,
         {
-            "endpoint": "any name of one",
+            "endpoint": "any name of one, or uplink, tunnel, host",
             "watch": "1: a line of JSON for each packet, until the client hangs up",
         },
     ),

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from samewire.errors import Conflict, Invalid, NotFound
+from samewire.errors import Conflict, Invalid, NotFound, there
 from samewire.hcn.http import json_response
 from samewire.trace.context import TraceContext
 from samewire.trace.names import find_endpoint
@@ -113,7 +113,11 @@ class _Views:
 
     async def drops(self, request: web.Request) -> web.StreamResponse:
         _check_parameters(request, "endpoint", "watch")
-        port = self._port(request) if request.query.get("endpoint") else 0
+        query = request.query.get("endpoint", "")
+        if query in _SPECIAL:
+            port = await self._special(query)
+        else:
+            port = self._port(request) if query else 0
         if request.query.get("watch"):
             return await self._watch(request, port)
         return json_response(drop_rows(await self._read("sw_drops"), self._names(), port))
@@ -150,6 +154,11 @@ class _Views:
 
     def _names(self) -> Names:
         return Names(self._context.endpoints(), self._context.name_of_port)
+
+    async def _special(self, kind: str) -> int:
+        """The port of the uplink, the tunnel or the node. Raises NotFound."""
+        rows = port_rows(await self._read("sw_config", "sw_ports", "sw_vnis", "sw_drops"), self._names())
+        return there(next((row.id for row in rows if row.kind == kind), None), "port", kind)
 
     def _port(self, request: web.Request) -> int:
         found = find_endpoint(self._context.endpoints(), request.query["endpoint"])
