@@ -435,3 +435,15 @@ def test_a_backend_behind_another_node(tables: Entries) -> None:
     )
     steps = {view.layer: view for view in from_pod(tables, record, "10.96.0.10").steps}
     assert steps["route"].matched == "behind node 192.168.1.11"
+
+
+def test_a_backend_that_is_not_there(tables: Entries) -> None:
+    """The route of the service's own address, which was shown here, has nothing to do with it."""
+    ends = (CLIENT4, 40000, "10.244.1.77", 8080)
+    record = output(
+        step(Layer.LB, StepVerdict.REWRITE, ends, kind=Choice.HASH, rule=7, target=31),
+        step(Layer.ROUTE, StepVerdict.DROP, ends, reason=Reason.NO_ENDPOINT),
+        fate=Fate.NOWHERE,
+    )
+    steps = {view.layer: view for view in from_pod(tables, record, "10.96.0.10").steps}
+    assert steps["route"].matched == "to the backend 10.244.1.77: no_endpoint"

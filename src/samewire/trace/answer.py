@@ -213,7 +213,7 @@ def _steps(
             verdict=_verdict(step),
             rule=step.rule,
             matched=_way_to_backend(node, tables, judged, step)
-            if balanced and step.layer == Layer.ROUTE and step.verdict != StepVerdict.DROP
+            if balanced and step.layer == Layer.ROUTE
             else _matched(node, tables, arrived, packet if step.layer == Layer.ROUTE else judged, step),
             ends=_step_tuple(packet, shown) if walked and step.verdict != StepVerdict.DROP else None,
         )
@@ -294,6 +294,8 @@ def _service_name(node: Node, number: int) -> str:
 
 def _way_to_backend(node: Node, tables: Entries, packet: Packet, step: TraceStep) -> str:
     """The backend's network may be another one than the packet's: what was found, and not a look-up again."""
+    if step.verdict == StepVerdict.DROP:
+        return f"to the backend {address_text(packet.family, packet.ends.destination)}: {_reason_name(step.reason)}"
     if step.kind == Fate.PORT:
         return f"{_port_name(node, step.target)} is here"
     hop = nexthop(tables, step.target)
