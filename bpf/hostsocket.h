@@ -108,6 +108,14 @@ static __noinline int sw_is_own(const struct sw_target *target)
 	       sw_is_host_address(route->scope, target->family, &target->address);
 }
 
+/* Whether the node's own packets to a mapping's endpoint get there: not into a network that it has no part in. */
+static __noinline int sw_is_mapped_for_node(const struct sw_portmap *map, __u8 family)
+{
+	struct sw_route *route = sw_find_route(SW_SCOPE_HOST, family, &map->address);
+
+	return route && route->kind == SW_ROUTE_SCOPE && route->scope == map->scope;
+}
+
 SW_INLINE void sw_socket_name(struct sw_socket_key *key, __u64 cookie, const struct sw_target *target,
 			      const struct sw_addr *address, __be16 port)
 {
@@ -241,7 +249,8 @@ SW_INLINE int sw_socket_forward(struct bpf_sock_addr *context, int socket_family
 		return SW_SOCKET_NO;
 	}
 	map = sw_find_portmap(target.family, target.protocol, &target.address, target.port, here);
-	if (!map || sw_socket_note(cookie, &target, &map->address, map->internal_port, 0))
+	if (!map || !sw_is_mapped_for_node(map, target.family) ||
+	    sw_socket_note(cookie, &target, &map->address, map->internal_port, 0))
 		return SW_SOCKET_OK;
 	sw_write_target(context, &map->address, map->internal_port, socket_family, target.family);
 	return SW_SOCKET_OK;

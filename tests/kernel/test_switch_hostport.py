@@ -22,7 +22,7 @@ from tests.support.worlds import FAR, FAR_MTU, OUT, Underlay, bridged, node_addr
 pytestmark = [pytest.mark.root]
 
 FAMILIES = (4, 6)
-EXTERNAL, INTERNAL = 8080, 80
+EXTERNAL, INTERNAL, TENANT_PORT = 8080, 80, 8099
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 
 
@@ -57,6 +57,9 @@ class World:
             server = node.pod(network, f"{prefix4}.{last}", f"{prefix6}:{last}", policies=policies)
             client = node.pod(network, f"{prefix4}.{last + 1}", f"{prefix6}:{last + 1}")
             self.networks[name] = server, client, EXTERNAL + i
+        # A tenant's, which the node has no part in: the same addresses as in the overlay above.
+        tenant = node.network(overlay(node, 1, vni=4097, host=False))
+        self.tenant = node.pod(tenant, "10.1.0.100", "fd01::100", policies=mappings(TENANT_PORT))
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +130,24 @@ def test_from_the_node(world: World, kind: str, family: int) -> None:
                     world.node.space, server.space, to, port, at=(server.address(family), INTERNAL)
                 )
                 assert seen.server == (to, port)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_of_a_network_that_the_node_has_no_part_in(world: World, family: int) -> None:
+    """Clients outside get there; the node's processes are refused, and not led to who has that address for them."""
+    server, to = world.tenant, node_address(world.node, family)
+    for exchange in (tcp, udp):
+        seen = exchange(
+            world.underlay.out, server.space, to, TENANT_PORT, at=(server.address(family), INTERNAL)
+        )
+        assert seen.server == (to, TENANT_PORT)
+    other, _, _ = world.networks["overlay"]
+    assert other.address(family) == server.address(family)
+    with bound(other.space, socket.SOCK_STREAM, other.address(family), INTERNAL), within(world.group):
+        near = world.node.space.socket(family_of(to), socket.SOCK_STREAM)
+        near.settimeout(TIMEOUT_S)
+        with near, pytest.raises(ConnectionRefusedError):
+            near.connect((to, TENANT_PORT))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
