@@ -146,8 +146,7 @@ static __noinline int sw_to_tunnel(struct __sk_buff *skb, struct sw_packet *p, c
 	if (hop->family == 4) {
 		key.remote_ipv4 = bpf_ntohl(*(__be32 *)hop->address.b);
 		key.local_ipv4 = bpf_ntohl(*(__be32 *)hop->local.b);
-		if (!(config->flags & SW_CONFIG_CHECKSUM_OUTER))
-			flags |= BPF_F_ZERO_CSUM_TX;
+		flags |= BPF_F_ZERO_CSUM_TX; /* over IPv6 there must be one */
 	} else {
 		__builtin_memcpy(key.remote_ipv6, hop->address.b, 16);
 		__builtin_memcpy(key.local_ipv6, hop->local.b, 16);

@@ -157,7 +157,6 @@ struct sw_config {
 
 #define SW_CONFIG_CSUM_IPV6 1 /* bpf_l4_csum_replace knows BPF_F_IPV6 */
 #define SW_CONFIG_EVENTS 2    /* somebody reads sw_events */
-#define SW_CONFIG_CHECKSUM_OUTER 4 /* UDP checksums on the tunnel over IPv4 too (over IPv6 always) */
 
 /* ---- sw_ports: hash[SW_MAX_PORTS], key: ifindex of the host end (never reused in a namespace) ---------------
  * Writer: daemon. Readers: all programs. A change of policy draws a new generation: flows of older ones are

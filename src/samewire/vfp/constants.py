@@ -198,7 +198,6 @@ class ConfigFlag(IntFlag):
 
     CSUM_IPV6 = 1
     EVENTS = 2
-    CHECKSUM_OUTER = 4
 
 
 class PortFlag(IntFlag):

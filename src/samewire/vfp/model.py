@@ -45,9 +45,9 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     ``addresses`` are the node's own addresses with their prefix lengths (host bits kept), global scope only,
     the main address of each family first, without those that Samewire itself put on samewire0; ``gateways``
-    the default gateways, at most one a family. ``events``: somebody reads drop events; ``checksum_outer``:
-    UDP checksums on IPv4 tunnels; ``acl_allow_unmatched``: what an endpoint's ACL rules leave open passes; ``netns``:
-    low half of the cookie of the node's network namespace, 0 = unknown. ``uplink_vlan``: the VLAN with which the uplink
+    the default gateways, at most one a family. ``events``: somebody reads drop events; ``acl_allow_unmatched``:
+    what an endpoint's ACL rules leave open passes; ``netns``: low half of the cookie of the node's network
+    namespace, 0 = unknown. ``uplink_vlan``: the VLAN with which the uplink
     tags its frames itself, 0 = none; ``vlans``: those of the node's own devices on it. ``underlay``: the uplink's
     subnets; of a family of which it has no address at the moment, those that it had last.
     """
@@ -70,7 +70,6 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     flow_slots: int = 262144
     csum_ipv6: bool = False
     events: bool = False
-    checksum_outer: bool = False
     acl_allow_unmatched: bool = False
     netns: int = 0
     uplink_vlan: int = 0

@@ -70,11 +70,7 @@ def host_routes(builder: Builder, scope: int, facts: NodeFacts) -> None:
 
 
 def _config(facts: NodeFacts) -> Config:
-    flags = (
-        (ConfigFlag.CSUM_IPV6 if facts.csum_ipv6 else 0)
-        | (ConfigFlag.EVENTS if facts.events else 0)
-        | (ConfigFlag.CHECKSUM_OUTER if facts.checksum_outer else 0)
-    )
+    flags = (ConfigFlag.CSUM_IPV6 if facts.csum_ipv6 else 0) | (ConfigFlag.EVENTS if facts.events else 0)
     return Config(
         layout_version=LAYOUT_VERSION,
         uplink_ifindex=facts.uplink_ifindex,
