@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import Mapping
-from contextlib import suppress
 
 from msgspec import Struct
 
+from samewire.children import kill_group, release
 from samewire.cni.errors import CniCode, CniError
 from samewire.errors import Unavailable
 
 MAX_OUTPUT = 1 << 20
-_REAP_S = 1.0
 
 
 class Execution(Struct, frozen=True):
@@ -46,12 +43,12 @@ async def execute(path: str, stdin: bytes, variables: Mapping[str, str], timeout
         async with asyncio.timeout(timeout_s):
             return await _talk(process, stdin, path)
     except BaseException as error:
-        _kill(process)
+        kill_group(process)
         if isinstance(error, TimeoutError):
             raise Unavailable(path, f"no answer in {timeout_s:g} s; it was ended") from None
         raise
     finally:
-        await _end(process)
+        await release(process)
 
 
 async def _talk(process: asyncio.subprocess.Process, stdin: bytes, path: str) -> Execution:
@@ -82,22 +79,3 @@ async def _feed(stream: asyncio.StreamWriter, data: bytes) -> None:
         await stream.wait_closed()
     except (BrokenPipeError, ConnectionResetError):
         pass  # it did not read its configuration; its answer says what it thinks
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    """Kill a process with its group: children that hold its pipes when it has ended itself, too."""
-    if process.returncode is not None and os.path.exists(f"/proc/{process.pid}"):
-        return  # the number is another's by now; while there is anybody in the group, nobody else gets it
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Reap a process that has ended or was killed, and let go of its pipes: children in a session of their own may hold
-    them for ever, and `wait` waits for that, too.
-    """
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_REAP_S):
-            await process.wait()
-    transport = process._transport  # type: ignore[attr-defined]  # the only way to close pipes nobody reads
-    transport.close()

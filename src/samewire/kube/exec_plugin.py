@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +17,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, field
 
+from samewire.children import kill_group, release
 from samewire.errors import Invalid, Unavailable
 from samewire.kube.auth import Credential
 
@@ -26,7 +25,6 @@ GROUP: Final = "client.authentication.k8s.io"
 VERSIONS: Final = (f"{GROUP}/v1", f"{GROUP}/v1beta1")
 
 _RUN_TIMEOUT_S: Final = 60.0
-_REAP_S: Final = 1.0
 _EXPIRY_MARGIN_S: Final = 10.0
 _STDERR_BYTES: Final = 500
 
@@ -105,7 +103,8 @@ class ExecCredential:
             async with asyncio.timeout(_RUN_TIMEOUT_S):
                 output, errors = await process.communicate()
         except BaseException as error:
-            await _end(process)
+            kill_group(process)
+            await release(process)
             if isinstance(error, TimeoutError):
                 raise self._failure(f"{settings.command} did not end in {_RUN_TIMEOUT_S:g} s") from None
             raise
@@ -150,21 +149,6 @@ class ExecCredential:
 
     def _failure(self, message: str) -> Unavailable:
         return Unavailable(f"exec plugin of {self._settings.where}", message)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill a plugin with its children, which may keep its output open when it has ended itself. Let go of its pipes:
-    those in a session of their own may hold them for ever, and `wait` waits for that, too.
-    """
-    is_anothers = process.returncode is not None and Path(f"/proc/{process.pid}").exists()
-    if not is_anothers:  # by now: while there is anybody in a group, nobody else gets its number
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_REAP_S):
-            await process.wait()
-    transport = process._transport  # type: ignore[attr-defined]  # the only way to close pipes nobody reads
-    transport.close()
 
 
 def check_exec(where: str, api_version: str, command: str, interactive_mode: str) -> None:

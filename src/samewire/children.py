@@ -1,0 +1,34 @@
+"""Programs of others that run as children of the daemon: ended with all that they have started, and not waited for
+without an end.
+
+They are started with ``start_new_session``, so that they and theirs are a group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from typing import Final
+
+_REAP_S: Final = 1.0
+
+
+def kill_group(process: asyncio.subprocess.Process) -> None:
+    """Kill a process with its group: children that hold its pipes when it has ended itself, too."""
+    if process.returncode is not None and os.path.exists(f"/proc/{process.pid}"):
+        return  # the number is another's by now; while there is anybody in the group, nobody else gets it
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+async def release(process: asyncio.subprocess.Process) -> None:
+    """Reap a process that has ended or was killed, and let go of its pipes: children in a session of their own may
+    hold them for ever, and `wait` waits for that, too.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_REAP_S):
+            await process.wait()
+    transport = process._transport  # type: ignore[attr-defined]  # the only way to close pipes nobody reads
+    transport.close()
