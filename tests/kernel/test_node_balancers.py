@@ -211,6 +211,29 @@ async def test_drops_of_a_service_that_is_gone_lose_its_name(node: Node) -> None
     assert sum(after.values()) == sum(before.values())
 
 
+async def test_a_full_table_of_drops_is_emptied_of_services_that_are_gone(node: Node) -> None:
+    """It is full of them when nothing else has room: what is joined must not need a place that is not there."""
+    await change(node, *numbered(1, "192.168.1.5"))
+    drops = node.board.maps["sw_drops"]
+    gone = node.switch.balancers.services_of(guid(1))[0]
+    port = node.switch.node_facts.uplink_ifindex
+    named = [
+        DropKey(port, gone, Layer.LB, Reason.NO_BACKEND, Arrival.UPLINK),
+        DropKey(port, gone, Layer.ROUTE, Reason.NO_ROUTE, Arrival.UPLINK),
+    ]
+    others = [DropKey(port, rule, Layer.ACL_IN, Reason.BLOCKED, 0) for rule in range(drops.shape[3])]
+    with pytest.raises(KernelError):
+        drops.update_batch((key.pack(), Count(1).pack()) for key in (*named, *others))
+    before = dict(all_drops(drops))
+    await change(node, delete=(guid(1),))
+    report = await node.auditor.audit()
+    assert report.failed == ()
+    after = dict(all_drops(drops))
+    for key in named:
+        assert key not in after
+        assert after[replace(key, rule=0)] == before[key]
+
+
 async def test_numbers_are_never_used_twice(node: Node, start: Start) -> None:
     await change(node, *numbered(5, "192.168.1.5"))
     before = set(actual(node)["sw_backends"])

@@ -36,17 +36,19 @@ def service_of(key: bytes) -> int:
 
 def join_drops(drops: BpfMap, services: Collection[int]) -> None:
     """Count the drops of these services as of none, so that no port's sum goes down. Raises KernelError."""
-    for key, value in [item for item in drops.items() if service_of(item[0]) in services]:
-        joined = replace(DropKey.unpack(key), rule=0).pack()
+    named: dict[bytes, list[tuple[bytes, bytes]]] = {}
+    for key, value in drops.items():
+        if service_of(key) in services:
+            named.setdefault(replace(DropKey.unpack(key), rule=0).pack(), []).append((key, value))
+    for joined, rows in named.items():
+        present = drops.lookup(joined)
+        values = [value for _, value in rows] + ([] if present is None else [present])
         sums = [
             Count(sum(Count.unpack(one).value for one in counts)).pack()
-            for counts in zip(
-                *(drops.per_cpu_values(one) for one in (value, drops.lookup(joined)) if one is not None),
-                strict=True,
-            )
+            for counts in zip(*map(drops.per_cpu_values, values), strict=True)
         ]
+        drops.delete_batch([key for key, _ in rows])  # first: a full table has no room for one more
         drops.update(joined, b"".join(sums))
-        drops.delete(key)
 
 
 class PortSweeper:
