@@ -24,6 +24,7 @@ from samewire.hcn.loadbalancers import (
     LoadBalancerBackend,
     LoadBalancerPortMapping,
     NoEndpointsAction,
+    PortMappingFlags,
 )
 from samewire.hcn.modify import ModifySettingRequest, RequestType
 from samewire.hcn.policies import HostRoute
@@ -575,6 +576,17 @@ async def test_an_object_that_a_long_batch_has_twice_stops_no_other(service: Hns
     twice = [replace(two, frontend_vips=one.frontend_vips)] * 2
     assert set(await service.change_load_balancers(OWNER, [*twice, *rest])) == {two.id}
     assert len(service.view.load_balancers()) == 1 + len(rest)
+
+
+async def test_of_two_that_have_a_vip_and_cannot_both_be_changed_one_is(service: HnsService) -> None:
+    """Each beside the other's present state would do; both refused would hold each other up for ever."""
+    network = await service.create_network(overlay())
+    one = balancer(id=guid(1))
+    other = balancer(id=guid(2), network_id=network.id)
+    assert not await service.change_load_balancers(OWNER, [one, other])
+    outside = (mapping(flags=PortMappingFlags.VIP_EXTERNAL_IP),)
+    changed = [replace(value, port_mappings=outside) for value in (one, other)]
+    assert set(await service.change_load_balancers(OWNER, changed)) == {other.id}
 
 
 async def test_a_network_without_the_node_gets_a_source_vip(service: HnsService, tmp_path: Path) -> None:

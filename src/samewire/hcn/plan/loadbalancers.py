@@ -244,10 +244,10 @@ def _drop_clashing(view: View, wanted: Wanted, failures: dict[str, SamewireError
 
 def _clashing(view: View, wanted: Wanted) -> dict[str, HcnError]:
     """What cannot be beside the others. Who has an address and port and keeps it goes before who wants it: else an
-    object that claims it would hold up every change of the one that has it.
+    object that claims it would hold up every change of the one that has it. Of several that have it the first goes.
     """
     claims: list[tuple[LoadBalancer, list[Claim]]] = []
-    claimed: dict[FrontendKey, list[LoadBalancer]] = {}
+    kept: dict[FrontendKey, list[LoadBalancer]] = {}
     for value in wanted.values():
         if value is None:
             continue
@@ -255,13 +255,17 @@ def _clashing(view: View, wanted: Wanted) -> dict[str, HcnError]:
         claims.append((value, mine))
         for key, _, present in mine:
             if present and any(other.id == value.id for other in present):
-                claimed.setdefault(key, []).append(value)
+                kept.setdefault(key, []).append(value)
     clashing: dict[str, HcnError] = {}
+    claimed: dict[FrontendKey, list[LoadBalancer]] = {}
     for value, mine in claims:
         try:
             for key, mapping, present in mine:
                 others = [other for other in present if other.id not in wanted] if present else []
-                others += [other for other in claimed.get(key, ()) if other is not value]
+                others += claimed.get(key, ())
+                keeping = kept.get(key, ())
+                if all(other is not value for other in keeping):
+                    others += keeping
                 if others:
                     _refuse(view, value, key, mapping, others)
         except HcnError as error:
