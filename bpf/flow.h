@@ -234,8 +234,8 @@ __noinline int sw_look_at_flow(__u32 slot, __u32 now, __u32 wanted)
 		flags &= ~SW_FLOW_REPLIED;
 	limit = sw_idle_limit(config, p->flow_key.family, p->flow_key.protocol, initiator, target, flags);
 	if (wanted) {
-		/* As Linux's conntrack: datagrams that have been answered once (DNS) are no connection to be kept. */
-		kept = p->flow_key.protocol == IPPROTO_UDP ? SW_FLOW_STREAM : SW_FLOW_REPLIED;
+		/* As Linux's conntrack: what has been answered once (DNS, a ping) is no connection to be kept. */
+		kept = p->flow_key.protocol == IPPROTO_TCP ? SW_FLOW_REPLIED : SW_FLOW_STREAM;
 		p->looked_at++;
 		if ((flags & SW_FLOW_PAIR && !other && !orphan) || /* another CPU is about to insert the other */
 		    (flags & kept && !sw_is_closing(initiator, target)))

@@ -28,7 +28,7 @@ from tests.support.lockstep import together
 from tests.support.netlab import Lab, poll
 from tests.support.node_rig import Node, Pod
 from tests.support.switch_rig import now_tick
-from tests.support.traffic import TIMEOUT_S, bound, echo_over, inject, tcp_pair
+from tests.support.traffic import TIMEOUT_S, IcmpSocket, bound, echo_over, inject, tcp_pair
 from tests.support.universe import packed
 from tests.support.worlds import OUT, Underlay, bridged, node_address, overlay, own
 
@@ -498,6 +498,23 @@ def test_who_makes_the_most_flows_loses_the_most(world: World) -> None:
             for near, far in held:
                 echo_over(near, far)
         assert consistent(node)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_answered_pings_keep_nobody_out(world: World, family: int) -> None:
+    """Nor are they connections because somebody has answered them once."""
+    with Lab() as lab, ExitStack() as stack:
+        node, pod = small_node(lab, world.underlay, 40 + family, flows=64, nat_ports=(50000, 50999))
+        out = world.underlay.out
+        held = stack.enter_context(tcp_pair(pod.space, out, OUT[family], 88))
+        echo_over(*held)
+        pinger = stack.enter_context(IcmpSocket(pod.space, family))
+        for identifier in range(1, 101):
+            pinger.request(OUT[family], identifier)
+            pinger.reply(identifier)
+        echo_over(*stack.enter_context(tcp_pair(pod.space, out, OUT[family], 89)))
+        echo_over(*held)
+        assert not node.dropped(pod.port, *FULL)
 
 
 def test_handshakes_that_nobody_ends(world: World) -> None:
