@@ -167,10 +167,29 @@ def test_two_daemons_cannot_share_a_network_namespace(
     assert node.differences() == []
 
 
-def test_who_is_not_root_keeps_no_daemon_from_its_network_namespace(net: NodeNet, tmp_path: Path) -> None:
-    lock = "import fcntl, os; os.setuid(65534); held = open('/proc/self/ns/net'); fcntl.flock(held, fcntl.LOCK_EX)"
-    hold = "print('ready', flush=True); import signal; signal.pause()"
-    with serving(net.node, f"{lock}; {hold}"), daemon(net, tmp_path) as node:
+_LOCK = "os.setuid(65534); held = open('/proc/self/ns/net'); fcntl.flock(held, fcntl.LOCK_EX)"
+_HOLDS_ITSELF = f"import fcntl, os, signal; {_LOCK}; print('ready', flush=True); signal.pause()"
+_ENDS_AND_ITS_CHILD_HOLDS = f"""
+import fcntl, os, signal
+reading, writing = os.pipe()
+if not os.fork():
+    os.close(writing)
+    {_LOCK}
+    if not os.fork():
+        os.read(reading, 1)  # until the first process ends
+    os._exit(0)
+os.wait()
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("code", [_HOLDS_ITSELF, _ENDS_AND_ITS_CHILD_HOLDS], ids=["itself", "its child"])
+def test_who_is_not_root_keeps_no_daemon_from_its_network_namespace(
+    net: NodeNet, tmp_path: Path, code: str
+) -> None:
+    """The kernel names who took the lock, even when that process has ended and left it to a child."""
+    with serving(net.node, code), daemon(net, tmp_path) as node:
         node.start()
         assert "holds the network namespace's lock" in node.tail()
 

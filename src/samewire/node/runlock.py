@@ -45,19 +45,26 @@ def lock_network() -> Iterator[None]:
     """
     descriptor = os.open(_NETWORK, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _take(descriptor):
             holder = _holder(descriptor)
             if not holder or _is_root(holder):
                 raise Conflict(
                     f"this network namespace is in use by the process {holder or 'of unknown id'}, with another "
                     "run_dir: stop that daemon first, or give this one a namespace of its own"
-                ) from error
-            log.warning("a process that is no daemon holds the network namespace's lock", process=holder)
+                )
+            if not _take(descriptor):  # may have ended since
+                log.warning("a process that is no daemon holds the network namespace's lock", process=holder)
         yield
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _holder(descriptor: int) -> str:
@@ -73,8 +80,8 @@ def _holder(descriptor: int) -> str:
 def _is_root(process: str) -> bool:
     try:
         status = Path(f"/proc/{process}/status").read_text()
-    except OSError:
-        return True  # gone, or not to be seen: who starts next finds out
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it has ended, and children of its hold the lock: a daemon's do not
     return any(line.split()[2] == "0" for line in status.splitlines() if line.startswith("Uid:"))
 
 
