@@ -263,8 +263,8 @@ def _clashing(view: View, wanted: Wanted) -> dict[str, HcnError]:
             for key, mapping, present in mine:
                 others = [other for other in present if other.id not in wanted] if present else []
                 others += claimed.get(key, ())
-                keeping = kept.get(key, ())
-                if all(other is not value for other in keeping):
+                keeping = kept.get(key)
+                if keeping and all(other is not value for other in keeping):
                     others += keeping
                 if others:
                     _refuse(view, value, key, mapping, others)
