@@ -334,8 +334,8 @@ SHORT = {f"idle_{name}": 0 for name in _TIMES}
 
 
 def small_node(lab: Lab, underlay: Underlay, number: int, **options: object) -> tuple[Node, Pod]:
-    """A node with few flows, and a NATed pod."""
-    node = underlay.node(number, **options)
+    """A node with few flows, and a NATed pod, for as long as the lab."""
+    node = underlay.node(number, lab=lab, **options)
     return node, node.pod(node.network(own(NetworkType.NAT, 8)), "10.8.0.10", "fd08::10")
 
 

@@ -6,6 +6,7 @@ import itertools
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP, UDPerror
@@ -68,7 +69,7 @@ _HOPS = itertools.count(60000)
 class World:
     """Two nodes; the first balances, backends are on the second, in an overlay network and on an L2 bridge."""
 
-    def __init__(self, lab: Lab, **options: object) -> None:
+    def __init__(self, lab: Lab, **options: Any) -> None:
         self.underlay = underlay = Underlay(lab)
         self.first, self.second = first, second = underlay.node(11), underlay.node(12, **options)
         near = first.network(overlay(first, 1, (second, 2, 4)))

@@ -35,10 +35,10 @@ class Underlay:
         for family in ("ipv4", "ipv6"):
             self.router.set(family, "conf", "all", "forwarding", value=1)
 
-    def node(self, number: int, **options: Any) -> Node:
-        """A node with the addresses 192.168.9.<number> and fd09::<number>."""
+    def node(self, number: int, /, *, lab: Lab | None = None, **options: Any) -> Node:
+        """A node with the addresses 192.168.9.<number> and fd09::<number>, for as long as a lab: else as the wire."""
         return Node(
-            self.lab,
+            lab or self.lab,
             self.wire,
             f"192.168.9.{number}/24",
             f"fd09::{number}/64",
