@@ -1,7 +1,7 @@
 """An API server with nothing but Services, for a node's daemon to list and to watch: a process of its own.
 
 ``python -m benchmarks.api_server PORT SERVICES ENDPOINTS ADDRESS FIRST-PORT PORTS``: SERVICES Services of one port with
-ENDPOINTS endpoints each, and last of all ``probe``, whose PORTS ports from FIRST-PORT on lead to ADDRESS for TCP and
+ENDPOINTS endpoints each, and last of all ``zz-probe``, whose PORTS ports from FIRST-PORT on lead to ADDRESS for TCP and
 UDP. It reads commands, one a line, and answers each when its events are written:
 
 * ``flip N``: Service N loses an endpoint, or gets it back;
@@ -23,6 +23,7 @@ Json = dict[str, Any]
 
 FIRST_VIP = ipaddress.IPv4Address("10.100.0.0")
 PROBE_VIP = "10.99.0.1"
+PROBE = "zz-probe"  # last by name, too: in that order a start takes Services
 FIRST_BACKEND = ipaddress.IPv4Address("10.244.128.1")
 BACKENDS = 32_000
 PAGE = 500
@@ -43,7 +44,7 @@ class Cluster:
             "services": [*(_service(n) for n in range(services)), _probe(ports)],
             "endpointslices": [
                 *(self.slice(n) for n in range(services)),
-                _slice("probe", [address], _ports(ports), 1),
+                _slice(PROBE, [address], _ports(ports), 1),
             ],
             "nodes": [],
             "pods": [],
@@ -81,7 +82,7 @@ def _service(number: int) -> Json:
 
 def _probe(ports: range) -> Json:
     spec = {"type": "ClusterIP", "clusterIP": PROBE_VIP, "clusterIPs": [PROBE_VIP], "ipFamilies": ["IPv4"]}
-    return {"metadata": _metadata("probe", 1), "spec": {**spec, "ports": _ports(ports)}}
+    return {"metadata": _metadata(PROBE, 1), "spec": {**spec, "ports": _ports(ports)}}
 
 
 def _ports(ports: range) -> list[Json]:
