@@ -35,7 +35,7 @@ outside:
 
 
 def load(text: str) -> Cluster:
-    return parse_cluster(text, "lab.yaml", default_name="lab")
+    return parse_cluster(text, "lab.yaml", default_name="lab").cluster
 
 
 def faults(text: str) -> list[str]:
@@ -56,7 +56,7 @@ def test_minimal_file_has_the_documented_defaults() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_load_and_satisfy_the_schema(path: Path) -> None:
-    cluster = load_cluster(path)
+    cluster = load_cluster(path).cluster
     assert cluster.name == path.stem or path.stem.startswith(cluster.name)
     jsonschema.validate(yaml.safe_load(path.read_text()), json_schema())
 
@@ -123,7 +123,33 @@ def test_every_field_of_the_schema_is_described() -> None:
         (
             "outside:",
             "services:\n  cluster_cidrs: [10.244.0.0/16]\noutside:",
-            "services.cluster_cidrs[0]: 10.244.0.0/16 overlaps 10.244.1.0/24, where nodes or pods are",
+            "services.cluster_cidrs[0]: 10.244.0.0/16 overlaps 10.244.1.0/24, which is in use",
+        ),
+        (
+            "outside:",
+            "services:\n  cluster_cidrs: [203.0.0.0/8]\noutside:",
+            "lab.yaml:14: services.cluster_cidrs[0]: 203.0.0.0/8 overlaps 203.0.113.10/32, which is in use",
+        ),
+        (
+            "outside:",
+            "services:\n  cluster_cidrs: [10.96.0.0/16, 10.97.0.0/16]\noutside:",
+            "lab.yaml:14: services.cluster_cidrs[1]: give at most one prefix a family",
+        ),
+        (
+            "outside:",
+            "services:\n  load_balancer_cidrs: [172.31.5.0/24]\noutside:",
+            "lab.yaml:14: services.load_balancer_cidrs[0]: 172.31.5.0/24 overlaps 172.31.0.0/16, which is in use",
+        ),
+        (
+            "203.0.113.10",
+            "127.0.0.1",
+            "lab.yaml:15: outside[0].addresses[0]: nobody reaches a host at 127.0.0.1",
+        ),
+        ("203.0.113.10", "'::'", "lab.yaml:15: outside[0].addresses[0]: nobody reaches a host at ::"),
+        (
+            "203.0.113.10",
+            "'2001:db8::1%eth0'",
+            "lab.yaml:15: outside[0].addresses[0]: nobody reaches a host at",
         ),
         ("203.0.113.10", "somewhere", "lab.yaml:15: outside[0].addresses[0]: 'somewhere' is not an IP"),
     ],
@@ -131,6 +157,13 @@ def test_every_field_of_the_schema_is_described() -> None:
 def test_faults_name_file_line_and_field(old: str, new: str, expected: str) -> None:
     assert old in BASE
     assert any(expected in fault for fault in faults(BASE.replace(old, new))), faults(BASE.replace(old, new))
+
+
+def test_ipv6_pods_need_room_in_the_tunnel() -> None:
+    text = BASE.replace("type: l3", "type: l3\n  ipv6: fd31::/48\n  mtu: 1329")
+    text = text.replace("10.244.1.0/24", "'fd00:1::/64'").replace("10.244.2.0/24", "'fd00:2::/64'")
+    assert faults(text) == ["lab.yaml:4: underlay.mtu: IPv6 pods of an Overlay network need 1330 or more"]
+    assert load(text.replace("1329", "1330")).underlay.mtu == 1330
 
 
 def test_all_rule_faults_are_reported_at_once() -> None:

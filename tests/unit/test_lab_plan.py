@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -35,7 +37,7 @@ outside:
 
 
 def cluster(text: str = CLUSTER) -> Cluster:
-    return parse_cluster(text, "lab.yaml", "lab")
+    return parse_cluster(text, "lab.yaml", "lab").cluster
 
 
 def node(name: str, **fields: object) -> Node:
@@ -235,8 +237,45 @@ def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path, content: bytes 
     )
     if content is not None:
         (tmp_path / "web.yaml").write_bytes(content)
-    with pytest.raises(Invalid, match=rf"manifests\[0\].path: web.yaml: .*{reason}"):
+    with pytest.raises(Invalid, match=rf"lab.yaml:1: manifests\[0\].path: web.yaml: .*{reason}"):
         read_plan(file)
+
+
+OVERRIDE = """
+overrides:
+  - pod: POD
+    container: CONTAINER
+    command: [/bin/true]
+"""
+
+
+@pytest.mark.parametrize(
+    ("pod", "container", "fault"),
+    [
+        ("shop/web", "c", "lab.yaml:11: overrides[0].pod: no pod's namespace/name fits"),
+        ("web", "c", "lab.yaml:11: overrides[0].pod: no pod's namespace/name fits"),
+        (
+            "*/web",
+            "d",
+            "lab.yaml:12: overrides[0].container: default/web has no such container; there are b, c",
+        ),
+        ("*/web", "c", ""),
+        ("*/nowhere", "e", ""),
+    ],
+)
+def test_an_override_that_concerns_no_container(tmp_path: Path, pod: str, container: str, fault: str) -> None:
+    """It would have been an echo server in silence. What waits for a node is not looked into."""
+    web = "{kind: Pod, metadata: {name: web}, spec: {containers: [{name: c}, {name: b}]}}"
+    waits = "{kind: Pod, metadata: {name: nowhere}, spec: {nodeName: away, containers: [{name: e}]}}"
+    (tmp_path / "web.yaml").write_text(f"{web}\n---\n{waits}\n")
+    file = tmp_path / "lab.yaml"
+    text = OVERRIDE.replace("POD", json.dumps(pod)).replace("CONTAINER", container)
+    file.write_text(CLUSTER + "manifests: [{path: web.yaml}]" + text)
+    if fault:
+        with pytest.raises(Invalid, match=re.escape(fault)):
+            read_plan(file)
+    else:
+        assert len(read_plan(file).pending) == 1
 
 
 def test_the_mixed_example_has_the_asked_for_shape() -> None:

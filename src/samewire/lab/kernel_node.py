@@ -18,6 +18,7 @@ from samewire.lab.addressing import family_of, first_host, on_underlay
 from samewire.lab.cluster import Network, NetworkType, Stack
 from samewire.lab.cni import DEBIAN_PLUGINS, Runtime, dns_section, host_local, port_mappings
 from samewire.lab.commands import bridge_batch, in_netns, ip_batch, netns_path, run, sysctls
+from samewire.lab.names import VXLAN_OVERHEAD_BYTES
 from samewire.lab.plan import nat_exceptions
 from samewire.lab.podspec import DnsConfig
 from samewire.lab.schedule import Pod
@@ -25,8 +26,6 @@ from samewire.lab.stack import Attached, NodeContext, Vtep
 from samewire.lab.underlay import UPLINK
 
 _BRIDGE = "cni0"
-#: Outer IPv4, UDP and VXLAN headers and the inner Ethernet header.
-VXLAN_OVERHEAD_BYTES = 50
 _MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 
 

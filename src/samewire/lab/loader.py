@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,19 @@ class _Reader:
             raise ClusterFileError([self.fault(path, f"{str(node.value)[:64]!r} is no {kind}")]) from error
 
 
-def load_cluster(path: Path) -> Cluster:
+class ClusterFile:
+    """A sound cluster file, whose fields still have their lines."""
+
+    def __init__(self, cluster: Cluster, reader: _Reader) -> None:
+        self.cluster = cluster
+        self._reader = reader
+
+    def error(self, faults: Iterable[tuple[str, str]]) -> ClusterFileError:
+        """What only the manifests can show to be wrong: (path, message) of each."""
+        return ClusterFileError([self._reader.fault(f"$.{path}", message) for path, message in faults])
+
+
+def load_cluster(path: Path) -> ClusterFile:
     """Read and validate a cluster file; the name defaults to the file's.
 
     Raises :class:`ClusterFileError` that lists the faults found, each with file, line and field: the first that
@@ -93,7 +106,7 @@ def load_cluster(path: Path) -> Cluster:
     return parse_cluster(text, str(path), default_name=path.stem)
 
 
-def parse_cluster(text: str, file: str, default_name: str) -> Cluster:
+def parse_cluster(text: str, file: str, default_name: str) -> ClusterFile:
     """The pure part of :func:`load_cluster`."""
     try:
         loader = yaml.SafeLoader(text)
@@ -115,9 +128,10 @@ def parse_cluster(text: str, file: str, default_name: str) -> Cluster:
     cluster = _convert(data, reader)
     if not cluster.name:
         cluster = msgspec.structs.replace(cluster, name=_valid_name(default_name))
+    sound = ClusterFile(cluster, reader)
     if faults := violations(cluster):
-        raise ClusterFileError([reader.fault(f"$.{path}", message) for path, message in faults])
-    return cluster
+        raise sound.error(faults)
+    return sound
 
 
 def _convert(data: Any, reader: _Reader) -> Cluster:

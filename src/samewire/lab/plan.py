@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from msgspec import Struct
@@ -99,6 +100,23 @@ def make_plan(cluster: Cluster, manifests: Mapping[str, str]) -> Plan:
         tuple(skipped),
         balanced,
     )
+
+
+def idle_overrides(plan: Plan) -> list[tuple[str, str]]:
+    """Overrides of the cluster file that concern no container, as path and what is wrong."""
+    faults = []
+    for index, override in enumerate(plan.cluster.overrides):
+        fitting = [pod for pod in plan.pods if fnmatchcase(pod.key, override.pod)]
+        names = sorted({container.name for pod in fitting for container in pod.template.containers})
+        waiting = any(fnmatchcase(f"{pod.namespace}/{pod.name}", override.pod) for pod in plan.pending)
+        if override.container in names or waiting:
+            continue
+        if names:
+            there = f"{fitting[0].key} has no such container; there are {', '.join(names)}"
+            faults.append((f"overrides[{index}].container", there))
+        else:
+            faults.append((f"overrides[{index}].pod", "no pod's namespace/name fits"))
+    return faults
 
 
 def network_named(cluster: Cluster, name: str) -> Network:

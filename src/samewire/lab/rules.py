@@ -17,11 +17,13 @@ from samewire.lab.addressing import (
     within,
 )
 from samewire.lab.cluster import NODE_DNS, Cluster, NetworkType, Stack, UnderlayType
+from samewire.lab.names import VXLAN_OVERHEAD_BYTES
 
 Fault = tuple[str, str]
 
 #: Names that the lab itself gives to namespaces and directories beside the nodes'.
 RESERVED_NAMES = frozenset({"switch", "router", "pods", "outside", "manifests"})
+_IPV6_MTU = 1280
 TAINT_EFFECTS = frozenset({"NoSchedule", "PreferNoSchedule", "NoExecute"})
 
 
@@ -63,8 +65,8 @@ def _syntax(cluster: Cluster) -> Iterator[Fault]:
             yield path, fault
     for index, host in enumerate(cluster.outside):
         for at, address in enumerate(host.addresses):
-            if not _is_address(address):
-                yield f"outside[{index}].addresses[{at}]", f"{address!r} is not an IP address"
+            if fault := _address_fault(address):
+                yield f"outside[{index}].addresses[{at}]", fault
 
 
 def _prefix_fault(text: str, of_hosts: bool) -> str:
@@ -100,6 +102,11 @@ def _names(cluster: Cluster) -> Iterator[Fault]:
 
 
 def _underlay(cluster: Cluster) -> Iterator[Fault]:
+    needed = _IPV6_MTU + VXLAN_OVERHEAD_BYTES
+    overlay = any(network.type is NetworkType.OVERLAY for network in cluster.networks)
+    pods_have_ipv6 = any(ipaddress.ip_network(x).version == 6 for n in cluster.nodes for x in n.pod_cidrs)
+    if overlay and pods_have_ipv6 and cluster.underlay.mtu < needed:
+        yield "underlay.mtu", f"IPv6 pods of an Overlay network need {needed} or more"
     for field, prefix in zip(("ipv4", "ipv6"), underlay_prefixes(cluster), strict=False):
         expected = 4 if field == "ipv4" else 6
         if prefix.version != expected:
@@ -154,11 +161,21 @@ def _own_addresses(cluster: Cluster) -> list[str]:
 
 
 def _services(cluster: Cluster) -> Iterator[Fault]:
-    pods = [ipaddress.ip_network(text) for node in cluster.nodes for text in node.pod_cidrs]
-    for at, text in enumerate(cluster.services.cluster_cidrs):
-        for other in (*pods, *underlay_prefixes(cluster)):
+    services = cluster.services
+    machines = [ipaddress.ip_network(text) for node in cluster.nodes for text in node.pod_cidrs]
+    machines += underlay_prefixes(cluster)
+    outside = [ipaddress.ip_network(text) for host in cluster.outside for text in host.addresses]
+    balanced = [ipaddress.ip_network(text) for text in services.cluster_cidrs]
+    for at, prefix in enumerate(balanced):
+        for other in (*machines, *outside):
+            if overlaps(prefix, other):
+                yield f"services.cluster_cidrs[{at}]", f"{prefix} overlaps {other}, which is in use"
+        if prefix.version in {other.version for other in balanced[:at]}:
+            yield f"services.cluster_cidrs[{at}]", "give at most one prefix a family"
+    for at, text in enumerate(services.load_balancer_cidrs):
+        for other in (*machines, *balanced):
             if overlaps(ipaddress.ip_network(text), other):
-                yield f"services.cluster_cidrs[{at}]", f"{text} overlaps {other}, where nodes or pods are"
+                yield f"services.load_balancer_cidrs[{at}]", f"{text} overlaps {other}, which is in use"
 
 
 def _networks(cluster: Cluster) -> Iterator[Fault]:
@@ -226,6 +243,16 @@ def _manifests(cluster: Cluster) -> Iterator[Fault]:
     for index, manifest in enumerate(cluster.manifests):
         if manifest.network is not None and manifest.network not in names:
             yield f"manifests[{index}].network", f"no network is named {manifest.network!r}"
+
+
+def _address_fault(text: str) -> str:
+    if not _is_address(text):
+        return f"{text!r} is not an IP address"
+    address = ipaddress.ip_address(text)
+    special = address.is_multicast or address.is_loopback or address.is_link_local
+    if special or address.is_unspecified or "%" in text or text == "255.255.255.255":
+        return f"nobody reaches a host at {text}"
+    return ""
 
 
 def _is_address(text: str) -> bool:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from samewire.counted import counted
-from samewire.errors import Invalid
 from samewire.lab.cgroups import Cgroups, Mounts, enter, find_mounts, own_cgroup
 from samewire.lab.cluster import Stack
 from samewire.lab.commands import bounded
@@ -28,7 +27,7 @@ from samewire.lab.names import (
     outside_directory,
     pod_netns,
 )
-from samewire.lab.plan import NodePlan, OutsidePlan, Plan, make_plan
+from samewire.lab.plan import NodePlan, OutsidePlan, Plan, idle_overrides, make_plan
 from samewire.lab.pods import PodMaker
 from samewire.lab.processes import Launch, python_script, start
 from samewire.lab.samewire_node import SamewireNode
@@ -48,15 +47,18 @@ Progress = Callable[[str], None]
 
 def read_plan(file: Path) -> Plan:
     """The plan of a cluster file and the manifests it names; Invalid (with line and field) for faults."""
-    cluster = load_cluster(file)
+    source = load_cluster(file)
     texts = {}
-    for index, manifest in enumerate(cluster.manifests):
+    for index, manifest in enumerate(source.cluster.manifests):
         try:
             texts[manifest.path] = (file.parent / manifest.path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise Invalid(f"{file}: manifests[{index}].path", f"{manifest.path}: {reason}") from error
-    return make_plan(cluster, texts)
+            raise source.error([(f"manifests[{index}].path", f"{manifest.path}: {reason}")]) from error
+    plan = make_plan(source.cluster, texts)
+    if faults := idle_overrides(plan):
+        raise source.error(faults)
+    return plan
 
 
 async def up(file: Path, progress: Progress, keep: bool = False) -> LabState:
