@@ -256,6 +256,43 @@ async def test_a_busy_server_is_asked_for_the_same_page_again(server: FakeServer
     assert source.counts()["Service"].throttled == 1
 
 
+@pytest.mark.parametrize("verb", ["list", "watch"])
+@pytest.mark.parametrize(
+    ("asked", "date", "least_s"),
+    [
+        ("7", "", 7.0),
+        ("Fri, 15 Jan 2027 08:00:40 GMT", "Fri, 15 Jan 2027 08:00:00 GMT", 40.0),  # by its own clock
+        ("Fri, 15 Jan 2027 08:00:00 GMT", "Fri, 15 Jan 2027 08:00:01 GMT", 0.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", "", 60.0),  # a bound of ours
+        ("soon", "", None),
+    ],
+)
+async def test_who_asks_for_patience_gets_it(
+    server: FakeServer,
+    open_api: Opener,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    asked: str,
+    date: str,
+    least_s: float | None,
+) -> None:
+    """Retry-After as seconds, or as a date, which HTTP allows, too."""
+    waits: list[tuple[float | None, float]] = []
+    next_s = Backoff.next_s
+
+    def noted(backoff: Backoff, asked_s: float | None = None) -> float:
+        waits.append((asked_s, next_s(backoff, asked_s)))
+        return 0.0
+
+    monkeypatch.setattr(Backoff, "next_s", noted)
+    headers = (("Retry-After", asked), *([("Date", date)] if date else []))
+    server.plan(Fault(verb, "services", status=429, headers=headers))
+    await started(server, open_api)
+    ((said_s, waited_s),) = waits
+    assert (said_s is None) == (least_s is None)
+    assert (least_s or 0.0) <= waited_s <= (least_s or 0.05) * 1.25
+
+
 async def test_a_server_that_refuses_watches_is_not_listed_again(
     server: FakeServer, open_api: Opener
 ) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import aiohttp
@@ -216,13 +218,26 @@ async def _refusal(response: aiohttp.ClientResponse) -> ApiError:
         response.status,
         status.reason or response.reason or "",
         status.message or "no reason given",
-        _retry_after(response.headers.get("Retry-After", "")),
+        _retry_after(response.headers),
     )
 
 
-def _retry_after(text: str) -> float | None:
-    """Seconds of a Retry-After header. Kubernetes never sends the form with a date."""
-    return float(text) if text.isdecimal() else None
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds of a Retry-After header: a number, as API servers send it, or a date, as a proxy before them may, which
+    is by the clock of who has sent it.
+    """
+    text = headers.get("Retry-After", "").strip()
+    if text.isdecimal():
+        return float(text)
+    until_s, now_s = (_moment_s(found) for found in (text, headers.get("Date", "")))
+    return None if until_s is None else max(0.0, until_s - (time.time() if now_s is None else now_s))
+
+
+def _moment_s(text: str) -> float | None:
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _words(error: BaseException) -> str:
