@@ -47,7 +47,7 @@ _LOCAL, _DRAINING, _LOCAL_ONLY = map(
     int, (BackendFlags.LOCAL, BackendFlags.DRAINING, BackendFlags.LOCAL_POLICY_ONLY)
 )
 # An enumeration's members cost a look-up of their own.
-_INGRESS: Final = VipKind.INGRESS
+_INGRESS, _NODE_PORT = VipKind.INGRESS, VipKind.NODE_PORT
 _BY_TUPLE, _BY_CLIENT = DistributionType.NONE, DistributionType.SOURCE_IP
 _DROP, _REJECT = NoEndpointsAction.DROP, NoEndpointsAction.REJECT
 _IPV6: Final = int(LoadBalancerFlags.ENABLE_IPV6)
@@ -183,7 +183,9 @@ class _Builder(Struct, frozen=True, gc=False):
         )
         preserve = how.preserve_destination and frontend.kind is _INGRESS
         external = frontend.kind is not CLUSTER_IP
-        external_local = external and (how.external_local or preserve)
+        # As winkernel has it: who probes this node's port is not answered by another node.
+        only_here = how.preserve_destination and frontend.kind in (_INGRESS, _NODE_PORT)
+        external_local = external and (how.external_local or only_here)
         internal_local = how.internal_local and not external
         flags = self._flags(frontend, external, preserve)
         if internal_local:
