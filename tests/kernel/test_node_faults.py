@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -22,12 +24,12 @@ from samewire.hcn.schema import Endpoint, Kind, Network
 from samewire.kernel import faults
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import Link, Netlink, link_dump, link_set
-from samewire.node.audit import is_leftover
+from samewire.node.audit import AuditReport, is_leftover
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
 from samewire.vfp.tables import Port
-from tests.support.node import NodeNet, overlay, path_of
+from tests.support.node import NODE_IP, ROUTER_IP, NodeNet, can_ping, in_namespace, ip, overlay, path_of
 
 pytestmark = pytest.mark.root
 
@@ -123,6 +125,10 @@ def host_ends(node: Node) -> list[Link]:
     return [link for link in node.netlink.dump(link_dump()) if is_leftover(link)]
 
 
+def filters(net: NodeNet) -> str:
+    return in_namespace(net.node, "bridge", "fdb", "show", "dev", "eth0").stdout
+
+
 def names_in(pod: str) -> list[str]:
     with NetNamespace(path_of(pod)) as netns, Netlink(netns.fd) as inside:
         return [link.name for link in inside.dump(link_dump())]
@@ -192,6 +198,43 @@ async def test_del(net: NodeNet, node: Node) -> None:
         assert await node.auditor.compare() == [], step
 
 
+@pytest.mark.parametrize("kind", ["L2Bridge", "NAT"])
+async def test_add_and_del_without_a_tunnel(net: NodeNet, node: Node, kind: str) -> None:
+    """The one has its own link address on the uplink, the other routes of the node's own."""
+    subnet = {"Subnets": [{"IpAddressPrefix": "10.88.0.0/24"}]}
+    mac = {"Type": "SourceMacAddress", "Settings": {"SourceMacAddress": "0E-2A-99-00-00-01"}}
+    body = {"Name": "n", "Type": kind, "Ipams": [subnet], "Policies": [mac] if kind == "L2Bridge" else []}
+    await node.service.create(Kind.NETWORK, decode_object(Kind.NETWORK, body))
+    backend, pod = NodeBackend(node), net.pod()
+    wanted = msgspec.structs.replace(
+        request(pod, shaped=True),
+        network="n",
+        addresses=(Address("10.88.0.9", 24, "10.88.0.1"),),
+        routes=(Route("0.0.0.0/0", "10.88.0.1"),),
+    )
+
+    async def add() -> None:
+        await backend.attach(wanted)
+
+    async def delete() -> None:
+        await backend.detach("c", "eth0", "n", wanted.netns_path)
+
+    before = filters(net)
+    for number, step in enumerate(await operations(add)):
+        await delete()
+        if not await failing_at(number, add):
+            assert (host_ends(node), names_in(pod)) == ([], ["lo"]), step
+            await add()
+        assert await node.auditor.compare() == [], step
+    for number, step in enumerate(await operations(delete)):
+        await add()
+        if not await failing_at(number, delete):
+            assert await node.auditor.compare() == [], step
+            await delete()
+        assert await node.auditor.compare() == [], step
+        assert (host_ends(node), filters(net)) == ([], before), step
+
+
 async def test_network_create_and_delete(node: Node) -> None:
     async def delete(network: Network) -> None:
         await node.service.delete(Kind.NETWORK, network.id)
@@ -241,6 +284,97 @@ async def test_new_policies(net: NodeNet, node: Node) -> None:
             if not await failing_at(number, partial(modify, which)):
                 assert node.store.state.endpoint(endpoint.id) == before, step
             assert await node.auditor.compare() == [], (which, step)
+
+
+async def test_routes_and_remote_subnets(net: NodeNet, node: Node) -> None:
+    network = await create_network(node)
+    await NodeBackend(node).attach(request(net.pod()))
+    (endpoint,) = node.store.state.endpoints()
+    entry = {"DestinationPrefix": "10.78.0.0/16", "NextHop": ROUTER_IP, "NeedEncap": True}
+    route = {"HostComputeEndpoints": [endpoint.id], "Routes": [entry]}
+    remote = {
+        "Type": "RemoteSubnetRoute",
+        "Settings": {
+            "DestinationPrefix": "10.244.9.0/24",
+            "IsolationId": 4096,
+            "ProviderAddress": "192.168.77.9",
+            "DistributedRouterMacAddress": "02-11-22-33-44-55",
+        },
+    }
+
+    async def make_route() -> None:
+        await node.service.create(Kind.ROUTE, decode_object(Kind.ROUTE, route))
+
+    async def remove_route() -> None:
+        await node.service.delete(Kind.ROUTE, node.store.state.routes()[0].id)
+
+    async def modify(how: str) -> None:
+        change = {"ResourceType": "Policy", "RequestType": how, "Settings": {"Policies": [remote]}}
+        await node.service.modify(Kind.NETWORK, network.id, decode_modify(Kind.NETWORK, change))
+
+    for make, remove in (make_route, remove_route), (partial(modify, "Add"), partial(modify, "Remove")):
+        for there, back in ((make, remove), (remove, make)):
+            steps = await operations(there)
+            assert steps
+            for number, step in enumerate(steps):
+                await back()
+                if not await failing_at(number, there):
+                    assert await node.auditor.compare() == [], step
+                    await there()
+                assert await node.auditor.compare() == [], step
+
+
+async def test_an_audit_goes_on_the_next_time(net: NodeNet, node: Node) -> None:
+    await create_network(node)
+    pod = net.pod()
+    await NodeBackend(node).attach(request(pod))
+
+    def damage() -> None:
+        for name in ("sw_ports", "sw_endpoints", "sw_routes", "sw_acl_rules", "sw_nat", "sw_nexthops"):
+            found = node.board.maps[name]
+            found.delete_batch([key for key, _ in found.items()])
+        ip("address", "flush", "dev", "samewire0", netns_name=net.node)
+        ip("address", "flush", "dev", "eth0", netns_name=pod)
+        ip("link", "set", "eth0", "mtu", "1300", netns_name=pod)
+
+    reports: list[AuditReport] = []
+
+    async def audit() -> None:
+        reports.append(await node.auditor.audit())
+
+    damage()
+    steps = await operations(audit)
+    assert await node.auditor.compare() == []
+    for number, step in enumerate(steps):
+        damage()
+        await failing_at(number, audit)
+        assert reports[-1].failed, step
+        assert (await node.auditor.audit()).failed == (), step
+        assert await node.auditor.compare() == [], step
+        assert [endpoint.container_id for endpoint in node.store.state.endpoints()] == ["c"], step
+
+
+async def test_a_start_that_fails_leaves_all_to_the_next(net: NodeNet, config: NodeConfig) -> None:
+    """Over existing pins, once for each kind of operation."""
+    pod = net.pod()
+
+    async def start() -> None:
+        async with running(config):
+            pass
+
+    async with running(config) as node:
+        await create_network(node)
+        await NodeBackend(node).attach(request(pod, shaped=True))
+        ends = [link.ifindex for link in host_ends(node)]
+    steps = await operations(start)
+    kinds = {re.sub(r" /\S+/| sw_\w+", "", step): number for number, step in enumerate(steps)}
+    assert len(kinds) > 5, kinds
+    for step, number in kinds.items():
+        await failing_at(number, start)
+        async with running(config) as node:
+            assert await node.auditor.compare() == [], step
+            assert [link.ifindex for link in host_ends(node)] == ends, step
+    assert can_ping(pod, NODE_IP)
 
 
 async def test_a_store_that_cannot_be_written_leaves_no_pod(

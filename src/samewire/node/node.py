@@ -132,9 +132,13 @@ class Node:
             hooks = Hooks(netlink, config.bpf_dir, board.programs)
             opened.callback(hooks.close)
             node = cls(config, store, netlink, board, hooks)
+            opened.pop_all()
+        try:
             listen(node)
             await node._bring_up()
-            opened.pop_all()
+        except BaseException:
+            await node.close()
+            raise
         return node
 
     async def close(self) -> None:
