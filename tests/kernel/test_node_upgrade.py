@@ -27,7 +27,8 @@ from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
 from samewire.node.hooks import Hooks
 from samewire.node.liverows import LiveRows
-from samewire.node.node import Node, switch_object
+from samewire.node.node import Node
+from samewire.node.opening import Opening, switch_object
 from samewire.node.switchboard import Switchboard
 from samewire.trace.views import Names, flow_rows
 from samewire.vfp.constants import LAYOUT_VERSION, TICK_SHIFT, Counter
@@ -99,7 +100,7 @@ async def start(config: NodeConfig) -> AsyncIterator[Start]:
     async def begin(object_path: Path | None = None, **settings: int | bool) -> Node:
         await end()
         changed = msgspec.structs.replace(config, **settings)
-        running.append(await Node.start(changed, lambda _: None, object_path))
+        running.append(await Node.start(changed, lambda _: None, Opening(changed, object_path)))
         return running[0]
 
     yield begin

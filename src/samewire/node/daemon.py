@@ -1,4 +1,7 @@
-"""The daemon: one node and its sockets, from start to SIGTERM. The data path outlives it."""
+"""The daemon: one node and its sockets, from start to SIGTERM. The data path outlives it.
+
+Imports little by itself: the rest is imported while the kernel verifies the switch.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,18 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import structlog
 
-from samewire.kernel.rtnetlink import LinkMonitor
 from samewire.node.config import NodeConfig
 from samewire.node.lean import late_patterns
-from samewire.node.node import Node
-from samewire.node.package import Package
+from samewire.node.opening import Opening
 from samewire.node.runlock import lock_network, lock_run_dir
 from samewire.node.testhooks import from_environment
-from samewire.node.watch import QUIET, Watcher
 
 if TYPE_CHECKING:
     from samewire.kube.source import Source
+    from samewire.node.node import Node
+    from samewire.node.package import Package
     from samewire.node.services import Services
+    from samewire.node.watch import Watcher
 
 log = structlog.get_logger(__name__)
 
@@ -71,9 +74,9 @@ class Daemon:
         self._closers.append(("lock", _async(lock.close)))
         lock.enter_context(lock_run_dir(config.run_dir))
         lock.enter_context(lock_network())
-        watcher = Watcher(LinkMonitor(quiet=QUIET))
-        self._closers.append(("monitor", _async(watcher.stop_listening)))
-        node, package, source = await self._node_and_source(watcher, object_path)
+        with Opening(config, object_path) as opening:
+            watcher = self._listener()
+            node, package, source = await self._node_and_source(watcher, opening)
         from samewire.node.servers import serve
 
         services = _services(node, source) if source is not None and config.balances else None
@@ -91,12 +94,23 @@ class Daemon:
             others.start()
         log.info("serving", http=str(config.http_socket), cni=str(config.cni_socket))
 
+    def _listener(self) -> Watcher:
+        from samewire.kernel.rtnetlink import LinkMonitor
+        from samewire.node.watch import QUIET, Watcher
+
+        watcher = Watcher(LinkMonitor(quiet=QUIET))
+        self._closers.append(("monitor", _async(watcher.stop_listening)))
+        return watcher
+
     async def _node_and_source(
-        self, watcher: Watcher, object_path: Path | None
+        self, watcher: Watcher, opening: Opening
     ) -> tuple[Node, Package, Source | None]:
         """Bring the node up. While the kernel verifies its programs, import the servers and list Services."""
+        from samewire.node.node import Node
+        from samewire.node.package import Package
+
         config = self.config
-        starting = asyncio.ensure_future(Node.start(config, watcher.listen, object_path))
+        starting = asyncio.ensure_future(Node.start(config, watcher.listen, opening))
         source = None
         try:
             await asyncio.sleep(0)

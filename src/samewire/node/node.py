@@ -7,42 +7,39 @@ finish or remove it.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 import structlog
 
-import samewire
 from samewire.errors import KernelError, NotFound, SamewireError, Unavailable
 from samewire.hcn.errors import StoreError
 from samewire.hcn.plan.networks import EXTERNAL
 from samewire.hcn.schema import Endpoint, NetworkType
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
-from samewire.kernel.bpf import SkbContext, mount_bpffs
-from samewire.kernel.features import require_floor
+from samewire.kernel.bpf import SkbContext
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.packet_socket import FrameSender
 from samewire.kernel.rtnetlink import Link, Netlink, link_dump
 from samewire.node.apply import Kernel, NodeSwitch
 from samewire.node.audit import Auditor, is_leftover
 from samewire.node.bindings import reservations
-from samewire.node.config import NodeConfig, require_host_cgroup
+from samewire.node.config import NodeConfig
 from samewire.node.devices import Devices, ensure_devices, reserve_ports
 from samewire.node.facts import hcn_facts, node_facts, read_uplink, underlay
-from samewire.node.hooks import SOCKETS, Hooks
+from samewire.node.hooks import Hooks
 from samewire.node.hostnet import HostNet
 from samewire.node.memory import count_start, refuse_to_forget
 from samewire.node.migrate import Migration
 from samewire.node.nicfilters import NicFilters
 from samewire.node.numbers import StoreNumbers
+from samewire.node.opening import Opening
 from samewire.node.places import kept_identity
 from samewire.node.planning import netns_path
 from samewire.node.portranges import port_range
@@ -62,11 +59,6 @@ _FRAME = bytes(64)
 _AGEING_AGAIN = 5  # bpf/ageing.h
 _AGEING_TRIES = 100
 _UNDERLAY = "underlay"
-
-
-def switch_object() -> Path:
-    """The compiled switch of this installation."""
-    return Path(samewire.__file__).parent / "_build" / "switch.o"
 
 
 class Node:
@@ -104,35 +96,29 @@ class Node:
 
     @classmethod
     async def start(
-        cls, config: NodeConfig, listen: Callable[[Node], None], object_path: Path | None = None
+        cls, config: NodeConfig, listen: Callable[[Node], None], opening: Opening | None = None
     ) -> Node:
         """Bring the node up. Raises SamewireError.
 
         ``listen`` is called before anything is changed: from then on the node is told what the kernel announces.
+        ``opening``: the switch, where that has begun already; its switchboard becomes the node's.
         """
-        require_floor()
-        require_host_cgroup(config)
-        refuse_to_forget(config.database)
-        mount_bpffs(config.bpf_dir)
         with ExitStack() as opened:
+            opening = opened.enter_context(opening or Opening(config))
+            refuse_to_forget(config.database)
             store = Store(config.database)
             opened.callback(store.close)
             count_start(store, config.run_dir)
             for change in store.prune_after_reboot():
                 log.info("gone with the reboot", kind=change.kind.value, id=change.id)
             netlink = opened.enter_context(Netlink())
-            # The verifier takes half a second for the socket programs.
-            idle = () if config.host_cgroup else tuple(SOCKETS)
-            path = object_path or switch_object()
-            with ThreadPoolExecutor(1) as verifier:  # others have their turn meanwhile
-                sizes, constants = config.map_sizes, config.switch_constants
-                opening = verifier.submit(Switchboard, config.bpf_dir, path, sizes, idle, constants)
-                board = await asyncio.wrap_future(opening)
+            board = await opening.board()
             opened.callback(board.close)
             hooks = Hooks(netlink, config.bpf_dir, board.programs)
             opened.callback(hooks.close)
             node = cls(config, store, netlink, board, hooks)
             opened.pop_all()
+        opening.close()
         try:
             listen(node)
             await node._bring_up()

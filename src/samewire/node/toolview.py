@@ -20,7 +20,8 @@ from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import Netlink, link_dump
 from samewire.node.events import DropEvents
 from samewire.node.liverows import LiveRows
-from samewire.node.node import Node, switch_object
+from samewire.node.node import Node
+from samewire.node.opening import switch_object
 from samewire.node.package import Package
 from samewire.node.stats import all_counters
 from samewire.trace.context import EndpointInfo, PortInfo, TraceRun, describe_endpoints
