@@ -95,6 +95,10 @@ def test_a_service_with_an_error_stops_no_other(cluster: Cluster) -> None:
     found = {value["name"]: value.get("error", "") for value in cluster.services()}
     assert (found["a"], found["c"]) == ("", "")
     assert "80" in found["b"]
+    done = run(node, "doctor", "--json")
+    (finding,) = [one for one in json.loads(done.output)["findings"] if one["level"] == "error"]
+    assert (finding["check"], finding["object"]) == ("service", "default/b")
+    assert found["b"] in finding["message"]
     (cluster.directory / "a.json").unlink()
     cluster.wait_for("the second", b=["10.244.7.2:8080"])
     assert node.differences() == []
@@ -227,6 +231,10 @@ def test_a_backend_whose_pod_is_gone(cluster: Cluster) -> None:
     (value,) = cluster.services()
     (found,) = [one for one in value["addresses"][0]["backends"] if one.get("missing")]
     assert found == {"address": address, "port": 8080, "local": True, "missing": True}
+    findings = json.loads(run(node, "doctor", "--json").output)["findings"]
+    (finding,) = [one for one in findings if one["check"] == "balancer"]
+    assert (finding["object"], finding["level"]) == ("default/web:http", "warning")
+    assert f"{address} port 8080" in finding["message"]
 
 
 def test_a_name_that_is_no_nodes(cluster: Cluster) -> None:

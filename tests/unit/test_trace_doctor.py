@@ -19,7 +19,7 @@ from samewire.hcn.store import Store
 from samewire.node import toolview
 from samewire.trace import doctor_service
 from samewire.trace.doctor import examine
-from samewire.trace.snapshot import Finding, Level, LinkInfo, Snapshot, SourceInfo
+from samewire.trace.snapshot import BalancerInfo, Finding, Level, LinkInfo, Snapshot, SourceInfo
 from samewire.vfp.address import parse_address, parse_interface
 from samewire.vfp.compile import compile_sets
 from samewire.vfp.compile.acl import compile_acl
@@ -137,10 +137,23 @@ def test_healthy() -> None:
     assert examine(HEALTHY) == []
     assert examine(in_vlan(7)) == []
     assert examine(replace(in_vlan(7), facts=replace(FACTS, uplink_vlan=7))) == []
+    assert examine(asking("10.96.0.10", API, DNS, replace(DNS, active=0))) == []
+    outside = replace(API, vips=("192.0.2.80",), inside=False)
+    for elsewhere in ("192.0.2.53", "9.9.9.9", "fd00:97::a"):
+        assert examine(asking(elsewhere, API, outside)) == [], elsewhere
 
 
 ERROR, WARNING = Level.ERROR, Level.WARNING
 ISOLATED = replace(NETWORK, type=NetworkType.PRIVATE)
+
+
+def asking(server: str, *found: BalancerInfo) -> Snapshot:
+    """Two pods were given a name server."""
+    return replace(HEALTHY, name_servers={server: 2}, balancers=found)
+
+
+DNS = BalancerInfo("kube-system/kube-dns:dns", ("10.96.0.10", "fd00:96::a"), ((17, 53),))
+API = BalancerInfo("default/kubernetes:https", ("10.96.0.1", "fd00:96::1"), ((6, 443),))
 AILMENTS: list[tuple[str, Snapshot, Level, str, str]] = [
     ("no uplink", facts(uplink_ifindex=0), ERROR, "uplink", "no uplink"),
     (
@@ -156,6 +169,55 @@ AILMENTS: list[tuple[str, Snapshot, Level, str, str]] = [
         WARNING,
         "kubernetes",
         "changes do not arrive; what was known stays: refused",
+    ),
+    (
+        "a service that cannot be",
+        replace(HEALTHY, failed_services={"shop/web": "port 80 is taken"}),
+        ERROR,
+        "service",
+        "not in the switch: port 80 is taken",
+    ),
+    (
+        "a load balancer that is not in the switch",
+        replace(HEALTHY, balancers=(replace(API, present=False),)),
+        ERROR,
+        "balancer",
+        "could not be compiled",
+    ),
+    (
+        "backends where no pod is",
+        replace(HEALTHY, balancers=(replace(API, lost=("10.244.1.9 port 80",)),)),
+        WARNING,
+        "balancer",
+        "it names 1 backend of this node's pod subnets where no pod is: 10.244.1.9 port 80;",
+    ),
+    (
+        "nobody behind the name server",
+        asking("10.96.0.10", API, replace(DNS, active=0)),
+        ERROR,
+        "name-server",
+        "2 endpoints ask this server for names, and no pod is behind its Service",
+    ),
+    (
+        "no name server",
+        asking("10.96.0.10", API),
+        WARNING,
+        "name-server",
+        "no load balancer has this address",
+    ),
+    (
+        "the same by IPv6",
+        asking("fd00:96::a", API),
+        WARNING,
+        "name-server",
+        "no load balancer has this address",
+    ),
+    (
+        "not at its port",
+        asking("10.96.0.10", replace(DNS, ports=((6, 53),))),
+        WARNING,
+        "name-server",
+        "at UDP port 53",
     ),
     ("uplink down", links(replace(LINKS[0], up=False)), ERROR, "uplink", "the uplink is down"),
     ("uplink gone", replace(HEALTHY, links=LINKS[1:]), ERROR, "uplink", "the uplink is down"),

@@ -45,7 +45,7 @@ async def serve(
     def lost() -> list[KindHealth]:
         return [kind for kind in source.health() if kind.lost] if source is not None else []
 
-    tools = ToolView(node, package, lost)
+    tools = ToolView(node, package, lost, services)
 
     async def close_tools() -> None:
         tools.close()

@@ -12,8 +12,9 @@ from aiohttp import web
 
 from samewire.errors import NotFound, Unavailable
 from samewire.hcn.http_answers import list_response
-from samewire.hcn.loadbalancers import BackendFlags, LoadBalancer, LoadBalancerBackend
+from samewire.hcn.loadbalancers import BackendFlags, LoadBalancer, LoadBalancerBackend, PortMappingFlags
 from samewire.node.node import Node
+from samewire.trace.snapshot import BalancerInfo
 from samewire.vfp.compile.places import pack
 from samewire.vfp.constants import FlowFlag
 from samewire.vfp.tables import Backend, Flow, ServiceCount
@@ -26,6 +27,7 @@ _U32: Final = 4
 _PROTOCOLS: Final = {6: "TCP", 17: "UDP", 132: "SCTP"}
 _DRAINING: Final = int(BackendFlags.DRAINING)
 _LOCAL: Final = int(BackendFlags.LOCAL)
+_AT_A_TIME: Final = 500
 _SECOND: Final = int(FlowFlag.SECOND)  # the other entry of a connection that has two
 
 
@@ -131,6 +133,36 @@ def read_counts(node: Node) -> Counts:
     return Counts(flows, counters)
 
 
+def failed(services: Services | None) -> dict[str, str]:
+    """Why the present state of Services is not in the switch, by "namespace/name"."""
+    if services is None:
+        return {}
+    found = services.proxy.figures.statuses.items()
+    return {"/".join(key): status.error for key, status in found if status.error}
+
+
+async def describe_balancers(node: Node) -> tuple[BalancerInfo, ...]:
+    """Every load balancer, for the doctor. There may be very many: others have their turn."""
+    found = []
+    for number, value in enumerate(tuple(node.store.state.load_balancers())):
+        if number % _AT_A_TIME == 0:
+            await asyncio.sleep(0)
+        lost = missing_backends(node, value)
+        idle = {b for b in value.backends if b.flags & _DRAINING or b in lost}
+        found.append(
+            BalancerInfo(
+                value.service_name or value.name or value.id,
+                value.frontend_vips,
+                tuple((one.protocol, one.external_port) for one in value.port_mappings),
+                not any(one.flags & PortMappingFlags.VIP_EXTERNAL_IP for one in value.port_mappings),
+                value.id in node.switch.balancers,
+                len(value.backends) + len(value.endpoint_ids) - len(idle),
+                tuple(f"{b.ip_address} port {b.port}" for b in lost),
+            )
+        )
+    return tuple(found)
+
+
 def _select(services: Services, name: str) -> list[Service]:
     from samewire.proxy.frontends import is_ours
 
@@ -165,7 +197,7 @@ def _info(node: Node, services: Services, value: Service, counts: Counts | None)
 
 def _address(node: Node, value: LoadBalancer) -> AddressInfo:
     mapping = value.port_mappings[0]
-    missing = _missing(node, value)
+    missing = missing_backends(node, value)
     return AddressInfo(
         id=value.id,
         address=", ".join(value.frontend_vips),
@@ -179,8 +211,8 @@ def _address(node: Node, value: LoadBalancer) -> AddressInfo:
     )
 
 
-def _missing(node: Node, value: LoadBalancer) -> Collection[LoadBalancerBackend]:
-    """The backends that the switch has left out."""
+def missing_backends(node: Node, value: LoadBalancer) -> Collection[LoadBalancerBackend]:
+    """The backends that the switch has left out: pods of this node that are not here."""
     balancers = node.switch.balancers
     if value.id not in balancers or value is not node.service.view.load_balancer(value.id):
         return ()  # there is an error; or, in user mode, they are the relay's

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from collections import Counter as Tally
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -23,6 +24,7 @@ from samewire.node.liverows import LiveRows
 from samewire.node.node import Node
 from samewire.node.opening import switch_object
 from samewire.node.package import Package
+from samewire.node.serviceview import describe_balancers, failed
 from samewire.node.stats import all_counters
 from samewire.trace.context import EndpointInfo, PortInfo, TraceRun, describe_endpoints
 from samewire.trace.snapshot import LinkInfo, Snapshot, SourceInfo
@@ -35,6 +37,7 @@ from samewire.vfp.tables import TABLES, DropEvent, Id, Table, TraceInput, TraceO
 
 if TYPE_CHECKING:
     from samewire.kube.source import KindHealth
+    from samewire.node.services import Services
 
 log = structlog.get_logger(__name__)
 
@@ -52,11 +55,16 @@ class ToolView:
     """One node for the tools. ``lost_sources``: the kinds that cannot be followed at this moment. `close` it."""
 
     def __init__(
-        self, node: Node, package: Package, lost_sources: Callable[[], Sequence[KindHealth]]
+        self,
+        node: Node,
+        package: Package,
+        lost_sources: Callable[[], Sequence[KindHealth]],
+        services: Services | None,
     ) -> None:
         self._node = node
         self._package = package
         self._lost_sources = lost_sources
+        self._services = services
         self._trace: BpfObject | None = None
         self._trace_lock = threading.Lock()
         self._names: dict[int, str] = {}
@@ -189,7 +197,18 @@ class ToolView:
             lost_sources=tuple(
                 SourceInfo(found.kind, found.synced, found.error) for found in self._lost_sources()
             ),
+            failed_services=failed(self._services),
+            balancers=await describe_balancers(node),
+            name_servers=Tally(self._name_servers()),
         )
+
+    def _name_servers(self) -> Iterator[str]:
+        """Once for each endpoint on this node that was given it."""
+        state = self._node.store.state
+        for endpoint, info in zip(state.endpoints(), self.endpoints(), strict=True):
+            network = state.network(endpoint.network_id)
+            dns = endpoint.dns or (network.dns if network else None)
+            yield from dns.server_list if dns and info.port else ()
 
     def _rows(self, table: Table) -> dict[Record, Record]:
         found = self._node.board.maps[table.name]

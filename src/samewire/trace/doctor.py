@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from samewire.trace import doctor_acl, doctor_direct, doctor_network, doctor_source, doctor_switch
+from samewire.trace import (
+    doctor_acl,
+    doctor_balanced,
+    doctor_direct,
+    doctor_network,
+    doctor_source,
+    doctor_switch,
+)
 from samewire.trace.snapshot import Finding, Level, Snapshot
 
 Check = Callable[[Snapshot], Iterator[Finding]]
@@ -63,4 +70,7 @@ _CHECKS: Final[tuple[Check, ...]] = (
     doctor_acl.sets,
     doctor_direct.direct_return,
     doctor_source.sources,
+    doctor_balanced.services,
+    doctor_balanced.balancers,
+    doctor_balanced.name_servers,
 )

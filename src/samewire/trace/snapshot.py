@@ -49,6 +49,22 @@ class SourceInfo(Struct, frozen=True):
     error: str
 
 
+class BalancerInfo(Struct, frozen=True):
+    """A load balancer. ``ports``: protocol and number. ``inside``: its VIPs are for clients inside alone.
+
+    ``present``: it is in the switch. ``active``: backends that get connections; ``lost``: those that the switch has
+    left out, by address and port, because no such pod is here.
+    """
+
+    label: str
+    vips: tuple[str, ...]
+    ports: tuple[tuple[int, int], ...]
+    inside: bool = True
+    present: bool = True
+    active: int = 1
+    lost: tuple[str, ...] = ()
+
+
 class Snapshot(Struct, frozen=True, kw_only=True):
     """A node. None = could not be read (which is a finding, not an empty answer).
 
@@ -60,7 +76,8 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     ``flow_capacity``: entries that fit into sw_flows. ``ageing_ticks``: AGEING_TICKS, read twice at least 0.2 s
     apart. ``now_tick``: the clock that flows are aged by. ``unkept``: why no change can be kept, and ``trouble``: why
     the node's own state could not be taken over, "" when all is well. ``lost_sources``: the kinds of Kubernetes
-    objects whose changes do not arrive.
+    objects whose changes do not arrive. ``failed_services``: "namespace/name" -> why its present state is not in the
+    switch. ``name_servers``: how many of the node's endpoints were given each.
     """
 
     facts: NodeFacts
@@ -79,6 +96,9 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     unkept: str = ""
     trouble: str = ""
     lost_sources: tuple[SourceInfo, ...] = ()
+    failed_services: Mapping[str, str] = {}
+    balancers: tuple[BalancerInfo, ...] = ()
+    name_servers: Mapping[str, int] = {}
 
 
 class SnapshotProvider(Protocol):
