@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,19 @@ def group() -> Iterator[Path]:
 def cluster(net: NodeNet, tmp_path: Path, group: Path) -> Iterator[Cluster]:
     with service_cluster(net, tmp_path, host_cgroup=str(group), proxy_mode="userspace") as made:
         made.start()
-        try:
+        with relay_goes(made):
             yield made
-        finally:
-            made.node.stop()  # first: it would start another relay
-            os.kill(relay_pid(made), signal.SIGKILL)
+
+
+@contextmanager
+def relay_goes(cluster: Cluster) -> Iterator[None]:
+    """No relay is left afterwards."""
+    try:
+        yield
+    finally:
+        cluster.node.stop()  # first: it would start another one
+        with suppress(OSError):
+            os.kill(relay_pid(cluster), signal.SIGKILL)
 
 
 def relay_pid(cluster: Cluster) -> int:
@@ -131,3 +141,52 @@ def test_the_node_gets_another_address(cluster: Cluster) -> None:
     ip("address", "del", f"{NODE_IP}/24", "dev", "eth0", netns_name=cluster.net.node)
     ip("address", "replace", f"{prefix}.77/24", "dev", "eth0", netns_name=cluster.net.node)
     poll("the new address", lambda: names(ask(client, VIPS[0], 80, wait_s=SHORT_S)) == {"one"})
+
+
+def test_a_node_that_changes_its_mode(net: NodeNet, tmp_path: Path, group: Path) -> None:
+    """Connections from before go on in user mode. In kernel mode nobody is without answers before all is known."""
+    with service_cluster(net, tmp_path, host_cgroup=str(group)) as cluster, relay_goes(cluster):
+        cluster.start()
+        for name in ("one", "two"):
+            cluster.pod(name, port=8080)
+        client = cluster.pod("client")
+        put(cluster, "one", "two")
+        cluster.wait_for_pods("web", "one", "two")
+        with ExitStack() as stack:
+            stay = [
+                stack.enter_context(held(*asker, protocol))
+                for asker in ((client, VIPS[0], 80), (client, VIPS[1], 80), (net.router, NODE_IP, 30080))
+                for protocol in ("tcp", "udp")
+            ]
+            before = [one.ask() for one in stay]
+            _restart(cluster, "userspace")
+            poll("the relay", lambda: _seen(cluster, client) != cluster.address("client"))
+            cluster.wait_for_pods("web", "one", "two")
+            assert [one.ask() for one in stay] == before
+            put(cluster, "two")
+            cluster.wait_for_pods("web", "two")
+            after = [one.ask() for one in stay]
+            assert names(after[1::2]) == {"two"}, "datagrams go elsewhere"
+            for was, now in zip(before[::2], after[::2], strict=True):
+                assert now == was if was.startswith("two ") else not now.startswith("two ")
+        relay, away = relay_pid(cluster), tmp_path / "away"
+        cluster.directory.rename(away)
+        _restart(cluster, "kernel")
+        (answer,) = ask(client, VIPS[0], 80)
+        assert answer.startswith("two "), "what is to be is not known yet: the relay goes on"
+        away.rename(cluster.directory)
+        poll("the switch", lambda: _seen(cluster, client) == cluster.address("client"))
+        poll("no relay", lambda: not Path(f"/proc/{relay}").exists())
+
+
+def _restart(cluster: Cluster, mode: str) -> None:
+    cluster.node.stop()
+    settings = json.loads(cluster.node.config.read_text())
+    cluster.node.config.write_text(json.dumps({**settings, "proxy_mode": mode}))
+    cluster.node.start()
+
+
+def _seen(cluster: Cluster, client: str) -> str:
+    """As whom the backends see a pod."""
+    (answer,) = ask(client, VIPS[0], 80, wait_s=SHORT_S)
+    return answer.split()[-1]

@@ -5,6 +5,7 @@ Imported only where this node balances services: others do not pay for it.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import Callable
 from typing import Final
@@ -41,13 +42,19 @@ class Services:
         node.on_new_facts = self._on_new_facts
         self.health: Final = HealthServer(self.proxy.health, config.healthz_address)
         self.proxy.on_checks = lambda: self.health.update(self.proxy.checks)
-        # What a start makes stays: no change waits for a look at all of it.
-        self.proxy.on_complete = gc.freeze
+        self.proxy.on_complete = self._on_complete
+        self._stopping: asyncio.Task[None] | None = None
 
     def _on_new_facts(self) -> None:
         self.proxy.look_again()
         if self._relayed is not None:
             self._relayed.look_again()
+
+    def _on_complete(self) -> None:
+        # What a start makes stays: no change waits for a look at all of it.
+        gc.freeze()
+        if self._in_switch:  # a relay of an earlier life in user mode: nobody is sent to it any more
+            self._stopping = asyncio.create_task(self._relay.stop())
 
     def load_balancer(self, load_balancer_id: str) -> LoadBalancer | None:
         """A load balancer as the services want it: in user mode with their backends, not the relay."""
@@ -56,14 +63,14 @@ class Services:
     async def start(self) -> None:
         """Begin to watch, to write and to answer. Raises Invalid."""
         await self.health.start()
-        if self._in_switch:
-            await self._relay.stop()  # one of an earlier life in user mode
         self.proxy.start()
 
     async def close(self) -> None:
         """Stop. Services stay in the switch."""
         await self.proxy.close()
         await self.health.close()
+        if self._stopping is not None:
+            await self._stopping
         await self._relay.close()
 
 

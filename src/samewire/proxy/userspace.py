@@ -54,9 +54,13 @@ class RelayWriter:
         return self._inner.node_port_addresses()
 
     def get(self, lb_id: str) -> LoadBalancer | None:
-        """A load balancer as the controller wanted it; of an earlier life, as it is in the switch."""
+        """A load balancer as the controller wanted it; of an earlier life, as it is in the switch, but nobody's: if
+        that was in kernel mode, it may be what is wanted, and the relay has still to hear of it.
+        """
         found = self._inner.get(lb_id)
-        return None if found is None else self._wanted.get(lb_id, found)
+        if found is None or lb_id in self._wanted or not _is_relayed(found):
+            return None if found is None else self._wanted.get(lb_id, found)
+        return replace(found, owner="")
 
     def owned(self) -> Iterable[LoadBalancer]:
         """As the writer behind."""
@@ -71,7 +75,11 @@ class RelayWriter:
         await self._sweep()
         await self._listen([less for lb in puts if (less := _survivors(wanted.get(lb.id), lb))], failed)
         ports = await self._listen(puts, failed)
-        relayed = [_relayed(lb, ports, self._addresses()) for lb in puts if lb.id not in failed]
+        relayed = [
+            _relayed(lb, ports, self._addresses(), self._inner.get(lb.id))
+            for lb in puts
+            if lb.id not in failed
+        ]
         failed |= await self._inner.write(relayed, deletes)
         unused: list[str] = []
         for lb in puts:
@@ -190,9 +198,11 @@ def _service(
     )
 
 
-def _relayed(lb: LoadBalancer, ports: Mapping[str, int], addresses: Sequence[str]) -> LoadBalancer:
-    """The load balancer as the switch gets it. Without a backend that takes connections the refusal is the switch's; a
-    listener drains while one behind it does.
+def _relayed(
+    lb: LoadBalancer, ports: Mapping[str, int], addresses: Sequence[str], before: LoadBalancer | None
+) -> LoadBalancer:
+    """The load balancer as the switch gets it, which is ``before`` there. Without a backend that takes connections the
+    refusal is the switch's; a listener drains while one behind it does.
     """
     listen = _listen_address(lb, addresses)
     if not _is_relayed(lb) or listen is None:
@@ -214,11 +224,19 @@ def _relayed(lb: LoadBalancer, ports: Mapping[str, int], addresses: Sequence[str
     )
     return replace(
         lb,
-        backends=tuple(backends),
+        backends=(*backends, *_left(before, lb)),
         port_mappings=(mapping,),
         flags=lb.flags & _NOT_DIRECT,
         affinity_timeout=0,
     )
+
+
+def _left(before: LoadBalancer | None, lb: LoadBalancer) -> Iterable[LoadBalancerBackend]:
+    """What connections from an earlier life in kernel mode lead to: it drains for as long as it is a backend."""
+    wanted = {(one.ip_address, one.port, one.target_id) for one in lb.backends}
+    for one in before.backends if before is not None else ():
+        if (one.ip_address, one.port, one.target_id) in wanted:
+            yield replace(one, flags=one.flags & _LOCAL | _DRAINING)
 
 
 def _state(backends: Iterable[LoadBalancerBackend]) -> int | None:
