@@ -253,6 +253,20 @@ def test_qos_classes(resources: str, qos: str) -> None:
     assert one(text).template.qos == qos
 
 
+@pytest.mark.parametrize(
+    ("resources", "setup", "qos"),
+    [
+        ("{limits: {cpu: 1, memory: 1Gi}}", "{}", "Burstable"),
+        ("{}", "{requests: {cpu: 1}}", "Burstable"),
+        ("{limits: {cpu: 1, memory: 1Gi}}", "{limits: {cpu: 2, memory: 1Gi}}", "Guaranteed"),
+    ],
+)
+def test_init_containers_count_for_the_qos_class(resources: str, setup: str, qos: str) -> None:
+    spec = f"{{containers: [{{name: c, resources: {resources}}}], initContainers: [{{name: i, resources: {setup}}}]}}"
+    template = one(f"{{kind: Pod, metadata: {{name: x}}, spec: {spec}}}").template
+    assert (template.qos, [container.name for container in template.containers]) == (qos, ["c"])
+
+
 def test_oom_scores_follow_the_kubelet() -> None:
     gib = 1024**3
     assert oom_score_adj("Guaranteed", gib, 4 * gib) == -997

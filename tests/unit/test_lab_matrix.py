@@ -52,6 +52,33 @@ def test_every_kind_of_path_is_there_in_both_families(mixed: list[Probe]) -> Non
     assert across == {"tcp", "udp", "icmp", "tcp+", "udp+"}
 
 
+@pytest.mark.parametrize(
+    ("host_ip", "loopback", "families"),
+    [
+        ("", True, {4, 6}),
+        ("0.0.0.0", True, {4}),
+        ("::", False, {6}),
+        ("127.0.0.1", True, set()),
+        ("::1", False, set()),
+    ],
+)
+def test_a_host_port_is_asked_for_where_its_host_ip_is(
+    host_ip: str, loopback: bool, families: set[int]
+) -> None:
+    state = lab_state("mixed-cluster")
+    (pod, *_) = [one for one in state.pods if one.pod.name.startswith("web-")]
+    first, *rest = pod.pod.template.containers
+    port = msgspec.structs.replace(first.ports[0], host_ip=host_ip)
+    containers = (msgspec.structs.replace(first, ports=(port,)), *rest)
+    template = msgspec.structs.replace(pod.pod.template, containers=containers)
+    alone = msgspec.structs.replace(pod, pod=msgspec.structs.replace(pod.pod, template=template))
+    found = Matrix(msgspec.structs.replace(state, pods=(alone,))).probes()
+    by_loopback = [probe.address for probe in found if probe.category == "node to own hostPort by 127.0.0.1"]
+    assert by_loopback == ["127.0.0.1"] * loopback
+    for category in ("outside to hostPort", "node to own hostPort", "pod to its own hostPort"):
+        assert {probe.family for probe in found if probe.category == category} == families
+
+
 def test_every_ordered_pair_of_nodes_is_crossed(mixed: list[Probe]) -> None:
     rows = {probe.row for probe in mixed if probe.category == "pod to pod, other node"}
     names = ("alpha", "beta", "gamma (kernel)")

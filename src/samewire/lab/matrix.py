@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator, Sequence
 
+import msgspec
 from msgspec import Struct
 
 from samewire.lab.addressing import family_of, within
@@ -25,6 +26,7 @@ from samewire.lab.state import LabState, NodeState, OutsideState, PodState
 COLUMNS = ("tcp", "udp", "icmp", "tcp+", "udp+", "http")
 _ALL = ("tcp", "udp", "icmp", "tcp+", "udp+")
 _PODS_A_NODE = 3
+LOOPBACK = "127.0.0.1"
 
 
 class Target(Struct, frozen=True):
@@ -160,20 +162,34 @@ class Matrix:
 
     def _host_ports(self) -> Iterator[Probe]:
         for pod in self._pods:
-            node = self._state.node(pod.pod.node)
             for container in pod.pod.template.containers:
+                column = "" if pod.pod.stands_in(container) else "connect"
                 for port in container.ports:
-                    if port.host_port and not port.host_ip and port.protocol != "SCTP":
-                        column = port.protocol.lower() if pod.pod.stands_in(container) else "connect"
-                        for address in node.plan.addresses:
-                            if _of_family(pod.addresses, address):
-                                alone = column != "connect" and self._only_one(pod, port.container_port)
-                                name = container.name if alone else ""
-                                target = Target(pod.pod.key, address, port.host_port, pod.hostname, name)
-                                yield from self._host_port(pod, node, target, column)
+                    if port.host_port and port.protocol != "SCTP":
+                        alone = not column and self._only_one(pod, port.container_port)
+                        name = container.name if alone else ""
+                        target = Target(pod.pod.key, port.host_ip, port.host_port, pod.hostname, name)
+                        yield from self._host_port(pod, target, column or port.protocol.lower())
 
-    def _host_port(self, pod: PodState, node: NodeState, target: Target, column: str) -> Iterator[Probe]:
-        """One hostPort from everywhere."""
+    def _host_port(self, pod: PodState, target: Target, column: str) -> Iterator[Probe]:
+        """One hostPort at all addresses of the node that it is mapped at; ``target`` has the mapping's."""
+        node = self._state.node(pod.pod.node)
+        addresses = [
+            address
+            for address in (*node.plan.addresses, LOOPBACK)
+            if _of_family(pod.addresses, address) and _is_mapped_at(target.address, address)
+        ]
+        for address in addresses:
+            there = msgspec.structs.replace(target, address=address)
+            if address != LOOPBACK:
+                yield from self._host_port_at(pod, node, there, column)
+            else:
+                own = self._node_addresses(node, pod.pod.network, address)
+                row, category = self._node_label(node.plan.name), "node to own hostPort by 127.0.0.1"
+                yield from _probes(category, row, node, there, (*own, LOOPBACK), (column,))
+
+    def _host_port_at(self, pod: PodState, node: NodeState, target: Target, column: str) -> Iterator[Probe]:
+        """One hostPort at one address from everywhere."""
         row, columns = self._node_label(node.plan.name), (column,)
         for host in self._state.outside:
             sources = _of_family(host.plan.addresses, target.address)
@@ -183,11 +199,6 @@ class Matrix:
                 )
         own = self._node_addresses(node, pod.pod.network, target.address)
         yield from _probes("node to own hostPort", row, node, target, own, columns)
-        if family_of(target.address) == 4:
-            loopback = Target(target.agent, "127.0.0.1", target.port, target.hostname, target.container)
-            yield from _probes(
-                "node to own hostPort by 127.0.0.1", row, node, loopback, (*own, "127.0.0.1"), columns
-            )
         # What a pod sees of a connection to itself is NATed, to its gateway or to an address of the node.
         gateways = [gateway(self._state.cluster, node.plan, prefix) for prefix in node.plan.pod_cidrs]
         itself = _of_family((*own, *gateways, *pod.addresses), target.address)
@@ -266,6 +277,11 @@ class Matrix:
     def _node_label(self, name: str) -> str:
         node = self._state.node(name)
         return name if node.plan.stack is Stack.SAMEWIRE else f"{name} (kernel)"
+
+
+def _is_mapped_at(host_ip: str, address: str) -> bool:
+    """Whether a hostPort with this hostIP ("" = none) is there at an address of the node."""
+    return host_ip in {"", address, "0.0.0.0" if family_of(address) == 4 else "::"}
 
 
 def agent_name(end: PodState | NodeState | OutsideState) -> str:

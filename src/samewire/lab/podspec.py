@@ -77,9 +77,12 @@ class DnsConfig(Struct, frozen=True):
 
 
 class PodTemplate(Struct, frozen=True):
-    """What every pod of a workload has in common. ``affinity`` is an OR of ANDs over node labels."""
+    """What every pod of a workload has in common. ``affinity`` is an OR of ANDs over node labels. ``setup``: init
+    containers that end before the others begin; nothing runs them here, and they count for the QoS class.
+    """
 
     containers: tuple[Container, ...]
+    setup: tuple[Container, ...] = ()
     labels: dict[str, str] = {}
     host_network: bool = False
     hostname: str = ""
@@ -95,27 +98,26 @@ class PodTemplate(Struct, frozen=True):
     @property
     def qos(self) -> str:
         """The QoS class Kubernetes would give."""
-        return qos_class(self.containers)
+        return qos_class((*self.containers, *self.setup))
 
 
 def parse_template(template: Any) -> PodTemplate:
     """A pod (or a pod template) object to a :class:`PodTemplate`; ValueError says what is malformed."""
     spec = mapping(mapping(template, "template").get("spec"), "spec")
-    sidecars = [
-        item
-        for item in sequence(spec.get("initContainers"), "initContainers")
-        if mapping(item, "initContainer").get("restartPolicy") == "Always"
-    ]
+    initial = sequence(spec.get("initContainers"), "initContainers")
+    sidecars = [item for item in initial if mapping(item, "initContainer").get("restartPolicy") == "Always"]
     listed = [*sidecars, *sequence(spec.get("containers"), "containers")]
     if not listed:
         raise ValueError("the pod has no containers")
     metadata = mapping(mapping(template, "template").get("metadata"), "metadata")
     host_network = bool(spec.get("hostNetwork", False))
     containers = tuple(_container(item, host_network) for item in listed)
-    if len({container.name for container in containers}) < len(containers):
+    setup = tuple(_container(item, host_network) for item in initial if item not in sidecars)
+    if len({container.name for container in (*containers, *setup)}) < len(containers) + len(setup):
         raise ValueError("two containers have the same name")
     return PodTemplate(
         containers=containers,
+        setup=setup,
         labels=_strings(metadata.get("labels"), "labels"),
         host_network=host_network,
         hostname=str(spec.get("hostname") or ""),
