@@ -14,7 +14,7 @@ from samewire.hcn.policies import QOS
 from samewire.vfp.constants import Layer, Reason
 from tests.support.netlab import Lab, poll
 from tests.support.traffic import bound, tcp_pair
-from tests.support.worlds import OUT, Underlay, bridged
+from tests.support.worlds import OUT, Underlay, bridged, overlay
 
 pytestmark = [pytest.mark.root]
 
@@ -22,13 +22,16 @@ RATE = 5_000_000  # bytes a second, 40 Mbit/s: little work for a busy machine
 SECONDS = 1.5
 ROUNDS = 8
 FRAME = {4: 1514 / 1448, 6: 1514 / 1428}  # bytes on the wire for a byte of the stream
+INNER_FRAME = 1464 / 1398  # the same of what the tunnel carries, over IPv4
 PEERS = ("10.9.9.1", "10.9.9.2")
 SHAPER = f"tc qdisc add dev eth0 root tbf rate {RATE * 8}bit burst 50000 latency 50ms".split()
 EXCEEDED = (Layer.QOS, Reason.RATE)
 
 
 class World:
-    """A node with two capped pods on the underlay; beside it a cable with the kernel's own shaper at both ends."""
+    """A node with two capped pods on the underlay and one in an overlay; beside it a cable with the kernel's own
+    shaper at both ends.
+    """
 
     def __init__(self, lab: Lab) -> None:
         self.peers = lab.space("left"), lab.space("right")
@@ -46,6 +49,11 @@ class World:
             )
             for family in (4, 6)
         }
+        other = self.underlay.node(12)
+        here = self.node.network(overlay(self.node, 1, (other, 2, 4)))
+        there = other.network(overlay(other, 2, (self.node, 1, 4)))
+        self.tunnelled = self.node.pod(here, "10.1.0.10", "fd01::10", policies=[cap])
+        self.remote = other.pod(there, "10.2.0.10", "fd02::10")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +88,8 @@ def saturate(pairs: list[tuple[socket.socket, socket.socket]], seconds: float) -
 
 @pytest.mark.parametrize("direction", ["out", "in"])
 def test_tcp_keeps_to_the_cap(world: World, direction: str) -> None:
-    """A stream of each IP version, of a pod each: the bytes on the wire are within 5 % of the cap.
+    """A stream of each IP version, of a pod each, and one through the tunnel: the bytes on the wire are within 5 % of
+    the cap.
 
     No shaper gives back what it could not send while the machine stood still for longer than its burst lasts. So
     "not less" is measured against the kernel's own shaper at the same time, and one round of some has to show it;
@@ -95,17 +104,18 @@ def test_tcp_keeps_to_the_cap(world: World, direction: str) -> None:
                 (pod.space, out, OUT[family]) if direction == "out" else (out, pod.space, pod.address(family))
             )
             pairs.append(stack.enter_context(tcp_pair(client, server, to, 5001)))
+        near, far = (world.tunnelled, world.remote)[:: 1 if direction == "out" else -1]
+        pairs.append(stack.enter_context(tcp_pair(near.space, far.space, far.ip, 5001)))
         for _ in range(ROUNDS):
             rates = saturate(pairs, SECONDS)
-            peer, *shares = (
-                rate * FRAME[of] / RATE for rate, of in zip(rates, (4, *world.pods), strict=True)
-            )
+            weights = (FRAME[4], *(FRAME[family] for family in world.pods), INNER_FRAME)
+            peer, *shares = (rate * weight / RATE for rate, weight in zip(rates, weights, strict=True))
             assert max(shares) < 1.05, shares
             if min(shares) > 0.95 * min(peer, 1):
                 break
             short.append([peer, *shares])
     assert len(short) < ROUNDS, short
-    for pod in world.pods.values():
+    for pod in (*world.pods.values(), world.tunnelled):
         assert world.node.dropped(pod.port, *EXCEEDED) == 0, "the shaper leaves nothing to drop"
 
 

@@ -119,37 +119,73 @@ def datagram(family: int) -> tuple[int, int]:
 
 
 def pieces(pod: Pod, family: int, to: str, port: int, payload: bytes, number: int) -> list[bytes]:
-    """The frames of a datagram in two fragments, with an identification of our choice."""
-    source, target = packed(pod.address(family)), packed(to)
+    """The frames of a pod's datagram in two fragments, with an identification of our choice."""
+    ends = packed(pod.address(family)), packed(to)
+    return cut(pod.link.host_mac + pod.mac, family, ends, port, payload, number)
+
+
+def cut(
+    macs: bytes, family: int, ends: tuple[bytes, bytes], port: int, payload: bytes, number: int
+) -> list[bytes]:
+    """The same between any two addresses and MACs."""
+    source, target = ends
     whole = (5555).to_bytes(2, "big") + port.to_bytes(2, "big") + (8 + len(payload)).to_bytes(2, "big")
     whole += bytes(2) + payload
     whole = fill(whole, 6, pseudo(family, source, target, 17, len(whole)) + whole)
-    cut = 512
-    frame = pod.link.host_mac + pod.mac + (b"\x08\0" if family == 4 else b"\x86\xdd")
+    at = 512
+    frame = macs + (b"\x08\0" if family == 4 else b"\x86\xdd")
     return [
-        frame + ip_packet(family, source, target, 17, whole[:cut], 64, 0x2000, number),
-        frame + ip_packet(family, source, target, 17, whole[cut:], 64, cut // 8, number),
+        frame + ip_packet(family, source, target, 17, whole[:at], 64, 0x2000, number),
+        frame + ip_packet(family, source, target, 17, whole[at:], 64, at // 8, number),
     ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", ["nat", "bridged", "tunnel"])
+@pytest.mark.parametrize("kind", ["nat", "bridged", "tunnel", "acl"])
 def test_late_first(world: World, kind: str, family: int) -> None:
     """A fragment that overtakes its first is a counted drop; sent again it arrives with the rest."""
-    near, far = world.pairs[4, False]
-    pod = {"nat": world.nat[0], "bridged": world.bridged, "tunnel": near}[kind]
-    server, to = (far.space, far.address(family)) if kind == "tunnel" else (world.underlay.out, OUT[family])
-    payload = os.urandom(900)
-    first, later = pieces(pod, family, to, 7800 + family, payload, 4321 + family)
+    near, far = world.pairs[4, kind == "acl"]
+    pod = {"nat": world.nat[0], "bridged": world.bridged}.get(kind, near)
+    server, to = (world.underlay.out, OUT[family]) if pod is not near else (far.space, far.address(family))
+    payload, port = os.urandom(900), 7777 if kind == "acl" else 7800 + family
+    first, later = pieces(pod, family, to, port, payload, 4321 + family)
     kind_of_drop = (pod.port, Layer.FRAGMENT, Reason.FRAGMENT_UNKNOWN)
     before = world.one.dropped(*kind_of_drop)
-    with bound(server, socket.SOCK_DGRAM, to, 7800 + family) as listening:
+    with bound(server, socket.SOCK_DGRAM, to, port) as listening:
         inject(pod.space, "eth0", later)
         poll("drop", lambda: world.one.dropped(*kind_of_drop) == before + 1)
         inject(pod.space, "eth0", first)
         inject(pod.space, "eth0", later)
         assert listening.recvfrom(2000)[0] == payload
     assert world.one.dropped(*kind_of_drop) == before + 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["host port", "bridged"])
+def test_late_first_from_outside(world: World, kind: str, family: int) -> None:
+    """The same on the uplink. What comes to the node's own address may be for the node, which gets it then."""
+    one, out = world.one, world.underlay.out
+    pod = world.nat[1] if kind == "host port" else world.bridged
+    flags = NatFlags.IPV6 if family == 6 else 0
+    if kind == "host port":
+        one.policies(pod, PortMapping(protocol=17, external_port=8700, internal_port=80, flags=flags))
+    to, port = (node_address(one, family), 8700) if kind == "host port" else (pod.address(family), 80)
+    payload = os.urandom(900)
+    macs = one.facts.uplink_mac + out.mac("eth0")
+    first, later = cut(macs, family, (packed(OUT[family]), packed(to)), port, payload, 4400 + family)
+
+    def lost() -> int:
+        return sum(n for key, n in one.drops().items() if key[2] == Reason.FRAGMENT_UNKNOWN)
+
+    before, unknown = lost(), int(kind == "bridged")
+    with bound(pod.space, socket.SOCK_DGRAM, pod.address(family), 80) as listening:
+        inject(out, "eth0", later)
+        poll("drop", lambda: lost() == before + unknown)
+        inject(out, "eth0", first)
+        inject(out, "eth0", later)
+        assert listening.recvfrom(2000)[0] == payload
+    assert lost() == before + unknown
+    one.policies(pod)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
