@@ -26,6 +26,7 @@ from tests.support.node import (
     node_net,
     poll,
 )
+from tests.support.sctp import Arrived, RawSctp
 from tests.support.service_cluster import Cluster, ask, held, names, service, service_cluster
 
 pytestmark = pytest.mark.root
@@ -107,6 +108,36 @@ def test_from_everywhere_to_every_address(cluster: Cluster, group: Path) -> None
     (found,) = cluster.services()
     assert found["tally"]["connections"] > 0
     assert cluster.node.differences() == []
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_sctp(cluster: Cluster, family: int) -> None:
+    """Not for the node's own processes: sockets of SCTP have no hook."""
+    server, client = cluster.pod("one"), cluster.pod("client")
+    ports = [{"name": "sctp", "port": 80, "protocol": "SCTP", "nodePort": 30080}]
+    pieces = cluster.slices("web", "one")
+    for piece in pieces:
+        piece["ports"] = [{"name": "sctp", "port": 8080, "protocol": "SCTP"}]
+    cluster.write(
+        "web", service("web", *VIPS, type="NodePort", externalIPs=list(EXTERNAL), ports=ports), *pieces
+    )
+    cluster.wait_for_pods("web", "one")
+    six = family == 6
+    node_port, own, router = (NODE_IP, NODE_IP6)[six], cluster.address("client", family), cluster.net.router
+    with RawSctp(server, family) as there:
+        for near, to, port, seen in (
+            (client, VIPS[six], 80, own),
+            (client, node_port, 30080, own),
+            (server, VIPS[six], 80, GATEWAYS[six]),
+            (router, node_port, 30080, (ROUTER_IP, ROUTER_IP6)[six]),
+            (router, EXTERNAL[six], 80, (ROUTER_IP, ROUTER_IP6)[six]),
+        ):
+            with RawSctp(near, family) as here:
+                here.send(40000, to, port, b"question")
+                asked = there.receive(8080)
+                assert (asked.source[0], asked.body) == (seen, b"question")
+                there.send(8080, *asked.source, b"answer")
+                assert here.receive(40000) == Arrived((to, port), 40000, b"answer")
 
 
 def test_a_pod_reaches_itself_through_its_service(cluster: Cluster) -> None:

@@ -19,6 +19,7 @@ from samewire.vfp.tables import Id, Port
 from tests.support.frames import ip_packet
 from tests.support.netlab import Lab, Space
 from tests.support.node_rig import Pod
+from tests.support.sctp import crc32c, segment
 from tests.support.services import Balancer, Target
 from tests.support.traffic import Sniffer, inject
 from tests.support.worlds import OUT, Underlay, node_address, overlay
@@ -29,17 +30,6 @@ FAMILIES = (4, 6)
 VIP: Final = {4: "10.96.0.10", 6: "fd96::10"}
 SOURCE_VIP: Final = {4: "10.1.0.2", 6: "fd01::2"}
 INTERNAL, CLIENT_PORT, HOST_PORT = 8080, 41000, 13868
-_POLYNOMIAL: Final = 0x82F63B78
-
-
-def crc32c(data: bytes) -> int:
-    """RFC 9260, appendix A, bit by bit."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (_POLYNOMIAL if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
 
 
 def test_the_reference_is_right() -> None:
@@ -49,10 +39,8 @@ def test_the_reference_is_right() -> None:
 def packet(family: int, ends: tuple[str, int, str, int], body: bytes) -> bytes:
     """An IP packet with an SCTP packet whose checksum is right."""
     source, source_port, destination, destination_port = ends
-    head = source_port.to_bytes(2, "big") + destination_port.to_bytes(2, "big") + b"\1\2\3\4"
-    checksum = crc32c(head + bytes(4) + body).to_bytes(4, "little")
     addresses = parse_address(source).packed, parse_address(destination).packed
-    return ip_packet(family, *addresses, SCTP, head + checksum + body, 64, 0, 0)
+    return ip_packet(family, *addresses, SCTP, segment(source_port, destination_port, body), 64, 0, 0)
 
 
 class World:
@@ -171,6 +159,31 @@ def test_node_port_from_outside(world: World, server: str, family: int) -> None:
     near = out, out.mac("eth0"), world.node.facts.uplink_mac
     seen = _converse(near, pod, family, OUT[family], node_address(world.node, family), 30080)
     assert seen == (OUT[family] if server == "local" else SOURCE_VIP[family])
+    service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_association_stays_with_its_backend_while_that_is_there(world: World, family: int) -> None:
+    """Whoever comes; and it is with another one when that goes, who knows nothing of it and says so."""
+    first, second = (
+        Target(pod.address(family), INTERNAL, world.port.scope) for pod in (world.local, world.remote)
+    )
+    service = Balancer(world.node, first, protocol=SCTP)
+    service.vip(VIP[family], 80, SCOPE_ANY)
+    near, client = (
+        (world.client.space, world.client.mac, world.port.gateway_mac),
+        world.client.address(family),
+    )
+
+    def talk(server: Pod) -> None:
+        assert _converse(near, server, family, client, VIP[family], 80) == client
+
+    talk(world.local)
+    service.add(second)
+    service.drain(first)
+    talk(world.local)
+    service.remove(first)
+    talk(world.remote)
     service.close()
 
 
