@@ -47,7 +47,7 @@ class Cluster:
     def __init__(self, stack: ExitStack, directory: Path) -> None:
         self.manifests = directory / "manifests"
         self.manifests.mkdir()
-        self.world = world = World(stack, directory, manifests=str(self.manifests))
+        self.world = world = World(stack, directory, manifests=str(self.manifests), dsr=True)
         self.router = world.net.router
         self.client = world.net.namespace("c")
         ip("link", "add", "eth0", "netns", self.client, "type", "veth", "peer", "eth2", "netns", self.router)
@@ -93,11 +93,11 @@ class Cluster:
         temporary.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
         temporary.rename(self.manifests / f"{name}.json")
 
-    def publish(self, kind: str, dsr: str = "true") -> None:
-        """The service with the pod of a kind of network; wait until both nodes have it."""
+    def publish(self, kind: str, dsr: str = "") -> None:
+        """The service with the pod of a kind of network; wait until both nodes have it. DSR is the nodes' default."""
         ports = [{"name": "http", "port": 80, "protocol": "TCP", "nodePort": NODE_PORT}]
         made = service("web", "10.96.0.10", "fd96::10", type="NodePort", ports=ports)
-        made["metadata"]["annotations"] = {"samewire.io/dsr": dsr}
+        made["metadata"]["annotations"] = {"samewire.io/dsr": dsr} if dsr else {}
         addresses = POD[kind]
         self.write("web", made, *(slice_of("web", (addresses[family], "far")) for family in FAMILIES))
         for process in (self.world.near, self.world.far):
@@ -112,7 +112,7 @@ def _is_so(process: DaemonProcess, addresses: dict[int, str], dsr: str) -> bool:
         len(ports) == len(FAMILIES)
         and not found[0].get("error")
         and backends_of(found[0]) == wanted
-        and {one.get("dsr", False) for one in ports} == {dsr == "true"}
+        and {one.get("dsr", False) for one in ports} == {dsr != "false"}
     )
 
 
@@ -151,9 +151,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield Cluster(stack, tmp_path_factory.mktemp("dsr"))
 
 
-@pytest.mark.parametrize("kind", ["overlay", "bridged"])
-def test_replies_do_not_pass_the_near_node(cluster: Cluster, tmp_path: Path, kind: str) -> None:
-    cluster.publish(kind)
+@pytest.mark.parametrize(("kind", "dsr"), [("overlay", ""), ("overlay", "true"), ("bridged", "")])
+def test_replies_do_not_pass_the_near_node(cluster: Cluster, tmp_path: Path, kind: str, dsr: str) -> None:
+    """By the node's default, and of a service that asks for it."""
+    cluster.publish(kind, dsr)
     for family in FAMILIES:
         by_near, by_far = tmp_path / f"near{family}", tmp_path / f"far{family}"
         reply = f"tcp and src host {NODE[family]} and src port {NODE_PORT}"
@@ -181,6 +182,22 @@ def test_clients_on_the_backends_node(cluster: Cluster, tunnels: str, kind: str)
         assert names(ask(client, NODE[family], NODE_PORT, times=3)) == {"remote"}, (client, family)
     for family in FAMILIES:
         assert ask(cluster.client, NODE[family], NODE_PORT) == [f"remote {CLIENT[family]}"]
+
+
+@pytest.mark.parametrize("kind", ["overlay", "bridged"])
+def test_a_node_that_does_not_announce_dsr(cluster: Cluster, kind: str) -> None:
+    """Its pods see the near node, and answer by it."""
+    cluster.annotate("")
+    cluster.publish(kind, "true")
+    try:
+        poll("no tunnels", lambda: _providers(cluster.world.near) == set())
+        for family in FAMILIES:
+            answers = ask(cluster.client, NODE[family], NODE_PORT, times=3)
+            assert names(answers) == {"remote"}
+            assert not any(CLIENT[family] in answer for answer in answers)
+    finally:
+        cluster.annotate(FAR_IP)
+        poll("the tunnel", lambda: _providers(cluster.world.near) == {FAR_IP})
 
 
 def _providers(process: DaemonProcess) -> set[str]:

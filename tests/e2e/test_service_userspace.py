@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.cgroups import own_cgroup
-from tests.support.node import NODE_IP, PREFIX, SHORT_S, NodeNet, ip, poll
+from tests.support.node import NODE_IP, PREFIX, ROUTER_IP, SHORT_S, NodeNet, ip, poll
 from tests.support.service_cluster import Cluster, ask, held, names, service, service_cluster
 
 pytestmark = pytest.mark.root
@@ -80,6 +80,43 @@ def test_answers_are_those_of_the_switch(cluster: Cluster, group: Path) -> None:
     cluster.wait_for_pods("web", "one", "two")  # by their own addresses, not the relay's
     put(cluster)
     poll("nobody", lambda: names(ask(client, VIPS[0], 80, wait_s=SHORT_S)) == {"refused"})
+
+
+def test_rules_hold_as_in_the_switch(cluster: Cluster) -> None:
+    """Affinity, source ranges, hints, and who ends where nobody is ready."""
+    for name in ("one", "two"):
+        cluster.pod(name, port=8080)
+    client, outside, ingress = cluster.pod("client"), cluster.net.router, "203.0.113.9"
+    ip("route", "add", ingress, "via", NODE_IP, netns_name=outside)
+    made = service("web", *VIPS, type="LoadBalancer", ports=PORTS, sessionAffinity="ClientIP")
+    made["status"] = {"loadBalancer": {"ingress": [{"ip": ingress}]}}
+    pieces = cluster.slices("web", "one", "two")
+
+    def asked(who: str, address: str, port: int = 80, times: int = 1) -> set[str]:
+        return names(ask(who, address, port, times=times, wait_s=SHORT_S))
+
+    made["spec"]["loadBalancerSourceRanges"] = ["192.0.2.0/24"]
+    cluster.write("web", made, *pieces)
+    poll("the service", lambda: len(asked(outside, NODE_IP, 30080)) == 1)
+    assert asked(outside, ingress) == {"timeout"}
+    assert len(asked(client, VIPS[0], times=16)) == len(asked(client, VIPS[1], times=16)) == 1
+    made["spec"]["loadBalancerSourceRanges"].append(f"{ROUTER_IP}/32")
+    cluster.write("web", made, *pieces)
+    poll("the range", lambda: asked(outside, ingress) < {"one", "two"})
+    assert len(asked(outside, ingress, times=16)) == 1
+    made["spec"].update(sessionAffinity="None", trafficDistribution="PreferSameNode")
+    for piece in pieces:
+        for end, node in zip(piece["endpoints"], ("node", "far"), strict=True):
+            end["hints"] = {"forNodes": [{"name": node}]}
+    cluster.write("web", made, *pieces)
+    poll("the hints", lambda: asked(client, VIPS[0], times=16) == {"one"})
+    for piece in pieces:
+        first, second = piece["endpoints"]
+        first["conditions"] = {"ready": False, "serving": False, "terminating": True}
+        second["conditions"] = {"ready": False, "serving": True, "terminating": True}
+    cluster.write("web", made, *pieces)
+    poll("the one that ends", lambda: asked(client, VIPS[0], times=16) == {"two"})
+    assert asked(outside, NODE_IP, 30080, times=8) == {"two"}
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
