@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from samewire.errors import (
     Conflict,
@@ -343,11 +344,13 @@ async def test_noise_does_not_hurt(path: Path) -> None:
         await asyncio.wait_for(reader.read(), 10)
         writer.close()
         await writer.wait_closed()
-    reader, writer = await asyncio.open_unix_connection(str(path))
-    writer.write(b"POST /v2/networks HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
-    writer.close()
-    await writer.wait_closed()
-    assert await AsyncHnsClient(path).list(Kind.NETWORK) == []
+    with capture_logs() as logs:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(b"POST /v2/networks HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        writer.close()
+        await writer.wait_closed()
+        assert await AsyncHnsClient(path).list(Kind.NETWORK) == []
+    assert [entry for entry in logs if entry["log_level"] == "error"] == [], "who goes away is no bug of ours"
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -146,7 +146,10 @@ async def _error_middleware(request: web.Request, handler: Handler) -> web.Strea
         return response
     except (HttpProcessingError, web.RequestPayloadError) as error:
         return error_response(400, HcnCode.E_INVALIDARG, f"the request cannot be read: {error}"[:256])
-    except Exception:
+    except Exception as error:
+        if error is request.content.exception():
+            # Who asked has gone before all of the request had come.
+            return error_response(400, HcnCode.E_INVALIDARG, "the request breaks off")
         log.exception("a request failed by a bug", method=request.method, path=request.path[:256])
         return error_response(500, HcnCode.E_FAIL, "internal error; the daemon's log has the details")
 
