@@ -86,6 +86,19 @@ SW_INLINE void sw_refresh_entry(struct sw_packet *p, struct sw_flow *flow)
 	flow->rule[1] = p->rule[1];
 	flow->generation[0] = p->generation[0];
 	flow->generation[1] = p->generation[1];
+	flow->flags &= ~SW_FLOW_DENIED;
+}
+
+/*
+ * An ACL denies the flow's connection now. Its packets are dropped, so what they say of its end is not noted: the other end
+ * has not been told, and goes on.
+ */
+SW_INLINE void sw_note_denied(struct sw_packet *p, struct sw_flow *flow)
+{
+#ifndef TRACE
+	flow->seen_tick = sw_packet_tick(p);
+	flow->flags |= SW_FLOW_DENIED;
+#endif
 }
 
 /* Whom the initiator's direct packets are for, where none of them is in hand. */
@@ -193,6 +206,8 @@ SW_COLD __noinline int sw_redecide(struct __sk_buff *skb)
 	if (verdict == SW_DENIED) {
 		if (p->protocol != IPPROTO_TCP || (side && p->tcp_flags == SW_TCP_SYN))
 			sw_forget(p, flow);
+		else
+			sw_note_denied(p, flow);
 		return TC_ACT_SHOT;
 	}
 	sw_forget(p, flow);

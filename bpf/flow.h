@@ -22,6 +22,12 @@
 #define SW_ORPHAN_TICKS 4    /* a second entry without its first is removed after this */
 #define SW_HALF_CLOSED_TICKS 3353 /* an hour, as kube-proxy has conntrack wait: the other end may be slow */
 
+/*
+ * 2 h 4 min after the last packet, the least that a connection is kept (RFC 5382): ends that wait send again every two
+ * minutes, those that are silent ask after two hours whether the other is there (RFC 1122).
+ */
+#define SW_DENIED_TICKS 6929
+
 #define SW_EEXIST (-17)
 
 SW_INLINE void sw_copy_key(struct sw_flow_key *to, const struct sw_flow_key *from)
@@ -165,6 +171,8 @@ SW_INLINE __u32 sw_idle_limit(struct sw_config *config, __u8 family, __u8 protoc
 			      __u8 flags)
 {
 	if (protocol == IPPROTO_TCP) {
+		if (flags & SW_FLOW_DENIED && flags & SW_FLOW_REPLIED)
+			return SW_DENIED_TICKS;
 		if (sw_is_closing(initiator, target))
 			return config->idle_tcp_closing;
 		if (!(flags & SW_FLOW_REPLIED))

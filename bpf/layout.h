@@ -696,6 +696,7 @@ struct sw_flow {
 #define SW_FLOW_HOST 16	    /* a host socket on the uplink that uses a port of the NAT pool */
 #define SW_FLOW_DIRECT 32   /* of a service, but the VIP stays on its packets: DSR, PreserveDIP */
 #define SW_FLOW_STREAM 64   /* has gone on in a later tick than the one of its first answer */
+#define SW_FLOW_DENIED 128  /* TCP: an ACL has come to deny it, packets that came since were dropped */
 
 #define SW_TCP_SYN 1
 #define SW_TCP_FIN 2

@@ -6,6 +6,7 @@ before, new generations and changed tables come in between.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -422,3 +423,45 @@ def test_answers_by_own_routes(rig: SwitchRig, own: Route | None, fate: Fate, ta
     assert isinstance(flow, Flow)
     back = flow.action[0 if flow.flags & FlowFlag.INITIATOR else 1]
     assert (back.fate, back.target) == (fate, target)
+
+
+def test_a_connection_that_an_acl_comes_to_deny(rig: SwitchRig) -> None:
+    """Few of the random sequences come to that, and hardly any to its end."""
+    pod, outside, pod_mac = packed("10.1.0.10"), packed("203.0.113.5"), bytes.fromhex("02dddddddd01")
+    ifindex, uplink = rig.devices[0], rig.devices[-1]
+    port = Port(
+        1, 0, 0, pod_mac, GATEWAY_MAC, (pod, ZERO), (packed("10.1.0.1"), ZERO), 7, (0, 0), 0, 0, (0, 0), (0, 0),
+        1500,
+    )  # fmt: skip
+    t: dict[str, dict[Record, Record]] = {
+        "sw_config": {Id(0): config(rig.devices)},
+        "sw_ports": {Id(ifindex): port},
+        "sw_endpoints": {EndpointKey(pod, 0, 4): Endpoint(ifindex, 0, pod_mac)},
+        "sw_routes": {
+            RouteKey(ROUTE_KEY_BITS + 24, 0, 4, packed("10.1.0.0")): Route(RouteKind.LOCAL, 0, 0, 0, 24),
+            RouteKey(ROUTE_KEY_BITS + 8, 0, 4, packed("203.0.0.0")): Route(RouteKind.UPLINK, 0, 0, 1, 8),
+        },
+    }
+    rig.load_tables(t)
+    simulator = Simulator(t, now_tick())
+    denying = replace(port, generation=2, acl_table=(99, 99), acl_words=(1, 1))  # a table that is gone
+    # SYN, ACK, FIN that is denied, ACK that is allowed again.
+    for now, flags, seen in (
+        (port, 2, 1),
+        (port, 16, 9),
+        (denying, 17, 9),
+        (replace(port, generation=3), 16, 9),
+    ):
+        t["sw_ports"][Id(ifindex)] = now
+        rig.put("sw_ports", Id(ifindex), now)
+        segment = struct.pack("!HHIIBBHHH", 40000, 80, 1, 1, 0x50, flags, 1000, 0, 0)
+        frame = config(rig.devices).uplink_mac + PEER_MAC + b"\x08\x00"
+        frame += ip_packet(4, outside, pod, 6, segment, 64, 0, 1)
+        ran = rig.run(frame, uplink)
+        assert ran.verdict == _expected_verdict(simulator.receive(frame, Arrival.UPLINK, uplink, 0))
+        flows = _comparable(rig.table("sw_flows"))
+        assert flows == _comparable(dict(simulator.flows.items()))
+        [flow] = flows.values()
+        assert isinstance(flow, Flow)
+        assert bool(flow.flags & FlowFlag.DENIED) == (now is denying)
+        assert flow.tcp == (seen, 0)

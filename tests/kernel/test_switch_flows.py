@@ -20,7 +20,7 @@ from samewire.hcn.schema import NetworkType
 from samewire.kernel.bpf import BpfMap, SkbContext, mount_bpffs, unmount_bpffs
 from samewire.vfp.address import parse_interface
 from samewire.vfp.compile import compile_node
-from samewire.vfp.constants import Counter, FlowFlag, Layer, Reason
+from samewire.vfp.constants import Counter, FlowFlag, Layer, Reason, TcpFlag
 from samewire.vfp.simulate.entries import partner_key
 from samewire.vfp.tables import Count, DropKey, Flow, FlowKey, Id
 from tests.support.frames import fill, ip_packet, pseudo
@@ -402,6 +402,81 @@ def test_one_end_has_nothing_more_to_say(world: World, closed: str) -> None:
             last.send(b"late")
             assert first.recv(100) == b"late"
             assert _left(node, ticks=4000) == 0
+
+
+def deny(node: Node, pod: Pod, near: socket.socket) -> None:
+    """An ACL cuts the pod's connection, and a packet of it has met that."""
+    node.policies(pod, BLOCK_OUT, OutBoundNAT())
+    near.send(b"denied")
+    poll("a denied packet", partial(_is_denied, node))
+
+
+def _is_denied(node: Node) -> bool:
+    return any(flow.flags & FlowFlag.DENIED for flow in node.flow_table().values())
+
+
+def test_a_denied_connection_is_forgotten(world: World) -> None:
+    """Its slots and its port of the pool are free two hours after its last packet, not five days."""
+    with Lab() as lab, ExitStack() as stack:
+        node, pod = small_node(lab, world.underlay, 35)
+        node.start_ageing()
+        near, far = stack.enter_context(tcp_pair(pod.space, world.underlay.out, OUT[4], 84))
+        echo_over(near, far)
+        deny(node, pod, near)
+        assert _left(node, ticks=6900) == 2
+        assert _left(node, ticks=7000) == 0
+        assert not node.occupied_slots()
+
+
+def test_a_connection_that_is_allowed_again(world: World) -> None:
+    """It is as it was before: kept for days."""
+    with Lab() as lab, ExitStack() as stack:
+        node, pod = small_node(lab, world.underlay, 36)
+        node.start_ageing()
+        near, far = stack.enter_context(tcp_pair(pod.space, world.underlay.out, OUT[4], 84))
+        echo_over(near, far)
+        deny(node, pod, near)
+        node.policies(pod, OutBoundNAT())
+        assert far.recv(100) == b"denied"
+        assert _left(node, ticks=7000) == 2
+        echo_over(near, far)
+
+
+def test_what_is_denied_is_not_noted(world: World) -> None:
+    """A FIN that is dropped has ended nothing: the flow stays while it is sent again, and may get there later."""
+    with Lab() as lab, ExitStack() as stack:
+        node, pod = small_node(lab, world.underlay, 37)
+        near, far = stack.enter_context(tcp_pair(pod.space, world.underlay.out, OUT[4], 84))
+        echo_over(near, far)
+        deny(node, pod, near)
+        near.shutdown(socket.SHUT_WR)
+        far.shutdown(socket.SHUT_WR)
+        long_ago = now_tick() - 6000
+        for key, flow in node.flow_table().items():
+            node.map("sw_flows").update(key.pack(), replace(flow, seen_tick=long_ago).pack())
+        poll("that it is sent again", partial(_is_seen_since, node, long_ago))
+        assert not any(tcp & TcpFlag.FIN for flow in node.flow_table().values() for tcp in flow.tcp)
+        node.policies(pod, OutBoundNAT())
+        assert far.recv(100) == b"denied"
+        assert far.recv(1) == near.recv(1) == b""
+
+
+def _is_seen_since(node: Node, tick: int) -> bool:
+    return any(flow.seen_tick > tick for flow in node.flow_table().values())
+
+
+def test_a_denied_handshake_is_soon_forgotten(world: World) -> None:
+    """As any that nobody has ended."""
+    with Lab() as lab:
+        node, pod = small_node(lab, world.underlay, 38)
+        node.start_ageing()
+        with pod.space.socket(socket.AF_INET, socket.SOCK_STREAM) as opened:
+            opened.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                opened.connect(("192.168.9.99", 80))  # nobody there
+            node.policies(pod, BLOCK_OUT, OutBoundNAT())
+            poll("a denied packet", partial(_is_denied, node))
+            assert _left(node, ticks=100) == 0
 
 
 def _left(node: Node, ticks: int) -> int:

@@ -274,6 +274,7 @@ def state_of(protocol: int, flags: int, tcp: tuple[int, int]) -> str:
         (6, 8, (10, 8), "established"),
         (6, 8, (10, 10), "closing"),
         (6, 8, (12, 0), "closing"),
+        (6, 136, (9, 8), "denied"),
         (17, 0, (0, 0), "single"),
         (17, 8, (0, 0), "replied"),
         (6, 16, (1, 0), "host"),

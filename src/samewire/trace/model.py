@@ -158,7 +158,8 @@ class FlowRow(Struct, frozen=True, kw_only=True):
 
     ``ends`` as the initiator sees it, ``translated`` after the switch (None = the same). ``entries``: how many
     entries of the table it takes. ``rules``: ACL rules that allowed it, out and in. ``state``: half-open,
-    established or closing for TCP; single or replied for others; host for ports of the pool that the node itself uses.
+    established, closing or denied (by an ACL that has come since) for TCP; single or replied for others; host for ports
+    of the pool that the node itself uses.
     """
 
     ends: TupleView

@@ -287,6 +287,8 @@ def _state(key: FlowKey, flow: Flow, other: Flow | None) -> str:
     replied = bool(flags & FlowFlag.REPLIED)
     if key.protocol != TCP:
         return "replied" if replied else "single"
+    if flags & FlowFlag.DENIED:
+        return "denied"
     sides = [flow.tcp[side] | (other.tcp[side] if other else 0) for side in (0, 1)]
     if (sides[0] | sides[1]) & TcpFlag.RST or sides[0] & sides[1] & TcpFlag.FIN:
         return "closing"

@@ -307,6 +307,7 @@ class FlowFlag(IntFlag):
     HOST = 16
     DIRECT = 32
     STREAM = 64
+    DENIED = 128
 
 
 class TcpFlag(IntFlag):

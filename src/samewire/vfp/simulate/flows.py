@@ -199,7 +199,10 @@ def _redecide(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: i
             remove(state, key)
             raise refused.drop if packet_side else refused from None
         except Dropped as dropped:
-            if dropped.layer not in (Layer.ACL_OUT, Layer.ACL_IN) or not _is_kept(walk, packet_side):
+            if dropped.layer in (Layer.ACL_OUT, Layer.ACL_IN) and _is_kept(walk, packet_side):
+                denied = flow.flags | FlowFlag.DENIED
+                state.flows[key] = replace(flow, seen_tick=state.now_tick, flags=denied)
+            else:
                 remove(state, key)
             raise
         if _is_still_true(state, walk, first, first.action[initiator]):
@@ -255,7 +258,13 @@ def _refreshed_action(action: Action, found: Action) -> Action:
 
 
 def _refreshed(flow: Flow, walk: Walk) -> Flow:
-    return replace(flow, port=(flow.port[0], walk.port[1]), generation=walk.generation, rule=walk.rule)
+    return replace(
+        flow,
+        port=(flow.port[0], walk.port[1]),
+        generation=walk.generation,
+        rule=walk.rule,
+        flags=flow.flags & ~FlowFlag.DENIED,
+    )
 
 
 def _set(actions: tuple[Action, Action], index: int, action: Action) -> tuple[Action, Action]:
