@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from samewire.kernel.netns import NetNamespace
 from tests.support.node import (
     DaemonProcess,
     NodeNet,
@@ -122,6 +124,36 @@ def test_a_pod_whose_network_namespace_has_gone_is_degraded(net: NodeNet, node: 
     assert told.state("endpoints", endpoint) == SHARING
     assert can_ping(fresh, working)
     assert node.differences() == []
+
+
+def test_a_pod_whose_namespaces_file_is_something_else_keeps_nobody_from_working(
+    net: NodeNet, node: DaemonProcess
+) -> None:
+    told = Told(node)
+    pod, other = net.pod(), net.pod()
+    network, endpoint, space = made(node, pod)
+    change(node, space, "Add", endpoint)
+    beside = node.request("POST", "/v2/endpoints", {"HostComputeNetwork": network})
+    where = node.request("POST", "/v2/namespaces", {"NetnsPath": path_of(other)})["ID"]
+    change(node, where, "Add", beside["ID"])
+    working = beside["IpConfigurations"][0]["IpAddress"]
+    with NetNamespace(path_of(pod)):  # the pod lives on, and so does its link
+        remove_namespace(pod)
+        Path(path_of(pod)).write_text("no namespace")
+        try:
+            node.stop()
+            node.start()
+            assert told.state("endpoints", endpoint) == DEGRADED
+            assert node.request("GET", "/v2/health")["problems"] == [
+                f"endpoint {endpoint}: {path_of(pod)}: is not a network namespace file"
+            ]
+            assert [item["subject"] for item in node.differences()] == [endpoint]
+            assert can_ping(net.node, working)
+            change(node, space, "Remove", endpoint)
+            assert told.state("endpoints", endpoint) == DETACHED
+            assert node.differences() == []
+        finally:
+            Path(path_of(pod)).unlink()
 
 
 def test_networks_without_their_uplink_are_degraded(net: NodeNet, node: DaemonProcess) -> None:

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from samewire.errors import Conflict, Invalid, KernelError, NotFound
 from samewire.kernel import faults
@@ -32,6 +32,9 @@ _MS_BIND = 4096
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _WHAT = "network namespace"
+
+GONE: Final = (NotFound, Invalid)
+"""What opening a namespace raises that has been there: its file has gone, or something else has taken its place."""
 
 _held: dict[str, NetNamespace] = {}
 """Namespaces by path that are held for a while: the steps of a CNI ADD all ask for the same one."""
@@ -245,7 +248,10 @@ def _in_thread(function: Callable[[], T]) -> T:
             failures.append(error)
 
     thread = threading.Thread(target=body, name="netns")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # Python has no other word for it, and none for why
+        raise KernelError("start a thread", errno.EAGAIN) from error
     thread.join()
     if failures:
         try:

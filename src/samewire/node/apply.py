@@ -15,12 +15,12 @@ from typing import Final
 import msgspec
 import structlog
 
-from samewire.errors import Invalid, KernelError, NotFound, SamewireError, there
+from samewire.errors import Invalid, KernelError, SamewireError, there
 from samewire.hcn.errors import StoreError
 from samewire.hcn.schema import Endpoint
 from samewire.hcn.switch import Change, EndpointStats, StoreView
 from samewire.hcn.switch import NodeFacts as HcnFacts
-from samewire.kernel.netns import NetNamespace
+from samewire.kernel.netns import GONE, NetNamespace
 from samewire.kernel.packet_socket import FrameSender
 from samewire.kernel.rtnetlink import Netlink
 from samewire.node import links, proxies
@@ -343,7 +343,7 @@ class NodeSwitch:
             return ()
         try:
             netns = NetNamespace(after.netns_path)
-        except NotFound:
+        except GONE:
             return ()  # a pod that has died; its DEL is on the way
         with netns:
             undo.push(f"change {after.host_name}", partial(self._change_back, state, after, endpoint.id))

@@ -20,7 +20,7 @@ from samewire.errors import KernelError, NotFound, SamewireError
 from samewire.hcn.schema import Endpoint
 from samewire.hcn.state import State
 from samewire.hcn.switch import StoreView
-from samewire.kernel.netns import NetNamespace
+from samewire.kernel.netns import GONE, NetNamespace
 from samewire.kernel.rtnetlink import Link, Netlink, link_dump
 from samewire.node import links
 from samewire.node.apply import NodeSwitch
@@ -311,9 +311,10 @@ class _Pass:
     def _inside(self, endpoint_id: str, state: PortState) -> None:
         try:
             netns = NetNamespace(state.link.netns_path)
-        except NotFound:
+        except GONE as error:
             # The namespace lives on (its link does) without its file: a pod that is being removed.
-            self._degraded[endpoint_id] = f"{state.link.netns_path} is gone"
+            is_gone = isinstance(error, NotFound)
+            self._degraded[endpoint_id] = f"{state.link.netns_path} is gone" if is_gone else str(error)
             self.found.append(Difference("endpoint", endpoint_id, self._degraded[endpoint_id]))
             return
         with netns:

@@ -17,14 +17,14 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from samewire.errors import KernelError, NotFound, SamewireError, Unavailable
+from samewire.errors import KernelError, SamewireError, Unavailable
 from samewire.hcn.errors import StoreError
 from samewire.hcn.plan.networks import EXTERNAL
 from samewire.hcn.schema import Endpoint, NetworkType
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
 from samewire.kernel.bpf import SkbContext
-from samewire.kernel.netns import NetNamespace
+from samewire.kernel.netns import GONE, NetNamespace
 from samewire.kernel.packet_socket import FrameSender
 from samewire.kernel.rtnetlink import Link, Netlink, link_dump
 from samewire.node.apply import Kernel, NodeSwitch
@@ -291,7 +291,7 @@ class Node:
         try:
             with NetNamespace(path) as netns:
                 identity = identity or netns.identity
-        except NotFound:
+        except GONE:
             pass
         wanted = compile_link(endpoint, network, self.switch.node_facts, path)
         return PortState(link.ifindex, wanted, identity)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from samewire.errors import NotFound
 from samewire.kernel import nftables
-from samewire.kernel.netns import NetNamespace
+from samewire.kernel.netns import GONE, NetNamespace
 from samewire.kernel.rtnetlink import Netlink, link_set
 from samewire.vfp.model import PortLink, ProxyRule
 
@@ -49,7 +48,7 @@ def remove(table: str, netns_path: str) -> bool:
     """Remove a pod's table; whether there was one. The pod may be gone. Raises KernelError."""
     try:
         netns = NetNamespace(netns_path)
-    except NotFound:
+    except GONE:
         return False
     with netns:
         if not nftables.has_table(netns, table):

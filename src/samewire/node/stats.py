@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from samewire.errors import NotFound
 from samewire.hcn.switch import EndpointStats
 from samewire.kernel.bpf import BpfMap
-from samewire.kernel.netns import NetNamespace
+from samewire.kernel.netns import GONE, NetNamespace
 from samewire.kernel.rtnetlink import Link, Netlink
 from samewire.node.devices import find_link
 from samewire.node.ports import PortState
@@ -79,5 +78,5 @@ def _pod_end(state: PortState) -> Link | None:
     try:
         with NetNamespace(state.link.netns_path) as netns, Netlink(netns.fd) as inside:
             return find_link(inside, state.link.interface_name)
-    except NotFound:
+    except GONE:
         return None

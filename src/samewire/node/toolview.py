@@ -17,7 +17,7 @@ from samewire.errors import NotFound, SamewireError
 from samewire.hcn.schema import Route
 from samewire.kernel import sysctl
 from samewire.kernel.bpf import BpfObject, SkbContext
-from samewire.kernel.netns import NetNamespace
+from samewire.kernel.netns import GONE, NetNamespace
 from samewire.kernel.rtnetlink import Netlink, link_dump
 from samewire.node.events import DropEvents
 from samewire.node.liverows import LiveRows
@@ -250,7 +250,7 @@ class ToolView:
             try:
                 NetNamespace(path).close()
                 alive.add(path)
-            except NotFound:
+            except GONE:
                 pass
         return frozenset(alive)
 
