@@ -132,6 +132,20 @@ def test_briefly_in_comes_back_even_after_a_failure(netns_factory: Factory) -> N
     assert identity() == before
 
 
+def test_without_a_thread_it_is_to_be_tried_again(
+    netns_factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    namespace = netns_factory()
+
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with pytest.raises(KernelError) as caught:
+        namespace.run(os.getpid)
+    assert caught.value.errno == errno.EAGAIN
+
+
 def test_from_pid_is_the_namespace_of_that_process(netns_factory: Factory) -> None:
     namespace = netns_factory()
     child = subprocess.Popen(

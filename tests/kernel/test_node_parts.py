@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -461,6 +462,25 @@ async def test_a_deletion_that_fails_says_so(netlink: Netlink) -> None:
     await reaper.delete(links(netlink)["a0"])
     assert "a0" not in links(netlink)
     await reaper.close()
+
+
+async def test_a_deletion_for_which_there_is_no_thread_is_not_waited_for(
+    netlink: Netlink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reaper = LinkReaper()
+    netlink.request(veth_add("a0", "a0p"))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        async with asyncio.timeout(20):
+            with pytest.raises(KernelError, match="new thread"):
+                await reaper.delete(links(netlink)["a0"])
+    await reaper.delete(links(netlink)["a0"])
+    assert "a0" not in links(netlink)
+    await reaper.close()
+
+
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 # --- sweeping and watching ------------------------------------------------------------------------

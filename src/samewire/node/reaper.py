@@ -65,17 +65,24 @@ class LinkReaper:
     async def _run(self, links: list[int]) -> None:
         try:
             await asyncio.get_running_loop().run_in_executor(self._executor, _delete, links)
-        except KernelError as error:
+        except (
+            Exception
+        ) as error:  # without a thread, too: who hears nothing waits for ever, and all others for him
+            failure = error if isinstance(error, KernelError) else _failure(error)
             for ifindex in links:
                 done = self._waiting.pop(ifindex, None)
                 if done is not None and not done.done():
-                    done.set_exception(error)
+                    done.set_exception(failure)
         else:
             for ifindex in links:
                 self.gone(ifindex)  # in case the announcement was lost
         finally:
             self._busy -= 1
             self._start()
+
+
+def _failure(error: Exception) -> KernelError:
+    return KernelError("delete interfaces", errno.EAGAIN, f"{type(error).__name__}: {error}")
 
 
 def _delete(links: list[int]) -> None:
