@@ -383,3 +383,15 @@ async def test_a_relay_that_hangs_holds_up_no_start(tmp_path: Path, monkeypatch:
         deaf.bind(str(path))
         deaf.listen()
         await asyncio.wait_for(Relay(path).stop(), WAIT_S)
+
+
+async def test_who_asks_after_one_that_gave_up_gets_an_answer_of_its_own(relay: Relay) -> None:
+    async with tcp_backend("127.0.0.1", b"one") as backend:
+        first, second = (RelayService(name, "tcp", "127.0.0.1", (backend,)) for name in ("a", "b"))
+        ports = {"a": await listener(relay, first)}
+        told = asyncio.create_task(relay.put([first]))
+        await asyncio.sleep(0)  # it has asked, and there is no answer yet
+        told.cancel()
+        await asyncio.wait([told])
+        ports["b"] = await listener(relay, second)
+        assert {name: counts.port for name, counts in (await relay.list()).items()} == ports

@@ -133,10 +133,14 @@ class Relay:
 
     async def _line(self, reader: asyncio.StreamReader) -> str:
         try:
-            line = await asyncio.wait_for(reader.readline(), ANSWER_TIMEOUT_S)
-        except (OSError, TimeoutError) as error:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                line = await reader.readline()
+        except OSError as error:  # a timeout is one too
             await self._close()
             raise Unavailable("relay", f"{self._socket}: the relay does not answer: {error!r}") from error
+        except BaseException:
+            self._drop()  # else the next command would get the answer to this one
+            raise
         if not line.endswith(b"\n"):
             await self._close()
             raise Unavailable("relay", f"{self._socket}: the relay has hung up")
@@ -198,11 +202,17 @@ class Relay:
         return False
 
     async def _close(self) -> None:
+        writer = self._drop()
+        if writer is not None:
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    def _drop(self) -> asyncio.StreamWriter | None:
+        """Hang up without waiting for it; returns what has been hung up."""
         writer, self._reader, self._writer = self._writer, None, None
         if writer is not None:
             writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+        return writer
 
 
 def _command(service: RelayService) -> str:
