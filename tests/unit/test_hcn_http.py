@@ -36,6 +36,7 @@ from samewire.hcn.modify import PolicySettings
 from samewire.hcn.policies import HostRoute, OutBoundNAT
 from samewire.hcn.schema import Endpoint, Kind, Namespace
 from samewire.hcn.service import HnsService
+from samewire.hcn.switch import Change
 from tests.support.hcn import FakeSwitch, bridge, overlay
 
 MISSING = "0A1B2C3D-0000-0000-0000-00000000000F"
@@ -313,6 +314,21 @@ async def test_two_daemons_do_not_share_a_socket(service: HnsService, path: Path
     assert await AsyncHnsClient(path).get_json("/v2/version")
 
 
+async def test_without_its_port_a_server_is_not_there_by_its_socket_either(
+    service: HnsService, tmp_path: Path
+) -> None:
+    path = tmp_path / "half.sock"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        server = HttpServer(make_app(service, token="t"), path, taken.getsockname())
+        with pytest.raises(Unavailable, match="cannot be had"):
+            await server.start()
+    assert not path.exists()
+    with pytest.raises(Unavailable):
+        await AsyncHnsClient(path).get_json("/v2/version")
+
+
 async def test_a_dead_socket_is_replaced(service: HnsService, tmp_path: Path) -> None:
     path = tmp_path / "dead.sock"
     with socket.socket(socket.AF_UNIX) as dead:
@@ -565,6 +581,23 @@ async def test_a_listener_that_does_not_read_is_cut_off(
     told = [event.type async for event in events if event]
     assert told[-1] is notifications.NotificationType.SERVICE_DISCONNECT
     assert len(told) == 2
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_who_is_cancelled_as_an_event_comes_has_ended(service: HnsService, turns: int) -> None:
+    events = service.notifications.listen(60)
+    assert await anext(events) is None
+    listening = asyncio.create_task(anext(events))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    service.notifications.after([Change(Kind.NAMESPACE, MISSING, None, Namespace())])
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    heard = listening.done()
+    listening.cancel()
+    await asyncio.wait([listening])
+    assert listening.cancelled() is not heard
+    await events.aclose()
 
 
 @pytest.mark.parametrize(

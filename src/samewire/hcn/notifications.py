@@ -59,7 +59,8 @@ class Notifications:
             yield None
             while True:
                 try:
-                    event = await asyncio.wait_for(queue.get(), idle_s)
+                    async with asyncio.timeout(idle_s):
+                        event = await queue.get()
                 except TimeoutError:
                     yield None
                     continue

@@ -124,7 +124,8 @@ class _Agent:
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
-            await asyncio.wait_for(self._process.communicate(), _FAREWELL_S)
+            async with asyncio.timeout(_FAREWELL_S):
+                await self._process.communicate()
         except TimeoutError:
             self._process.kill()
             await self._process.communicate()

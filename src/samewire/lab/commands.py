@@ -45,7 +45,8 @@ async def run(
     except FileNotFoundError as error:
         raise Unavailable(argv[0], "the program is not installed") from error
     try:
-        out, err = await asyncio.wait_for(process.communicate(stdin.encode()), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            out, err = await process.communicate(stdin.encode())
     except (TimeoutError, asyncio.CancelledError) as error:
         process.kill()
         await process.wait()
