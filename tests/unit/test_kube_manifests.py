@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from itertools import pairwise
@@ -216,9 +217,13 @@ def test_which_files_count(tmp_path: Path) -> None:
     for name in ("a.yaml", "b.yml", "c.json", ".hidden.yaml", "notes.txt", "web.yaml~"):
         (tmp_path / name).write_text(SERVICE.format(name="web", port=80))
     (tmp_path / "sub.yaml").mkdir()
+    os.mkfifo(tmp_path / "pipe.yaml")  # whose reader waits for a writer
+    (tmp_path / "a.yaml").rename(tmp_path / "a.text")
+    (tmp_path / "a.yaml").symlink_to("a.text")  # as in mounted ConfigMaps
     directory = ManifestDirectory(tmp_path)
     directory.scan()
     assert len([item for item in directory.contents() if item.services]) == 3
+    assert directory.faults == 0
 
 
 def test_lists_and_defaults() -> None:

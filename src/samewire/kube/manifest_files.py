@@ -11,6 +11,7 @@ import datetime
 import ipaddress
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -52,7 +53,7 @@ class _File:
 
 
 class ManifestDirectory:
-    """The manifests of one directory; sub-directories and hidden files are not looked at."""
+    """The manifests of one directory; only regular files are read, and no hidden ones."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -85,6 +86,8 @@ class ManifestDirectory:
                     found = entry.stat()
                 except FileNotFoundError:
                     continue  # renamed or removed since
+                if not stat.S_ISREG(found.st_mode):
+                    continue  # a FIFO would be waited for
                 yield entry.name, (found.st_ino, found.st_ctime_ns, found.st_size)
 
     def _look(self, name: str, stamp: Stamp) -> bool:
