@@ -351,7 +351,8 @@ def test_flannels_files() -> None:
     assert ptp.delegate == "ptp"
     assert [plugin["type"] for plugin in conf.others] == ["tuning"]
     assert read_conf("x", '{"type": "loopback", "name": "lo"}') is None
-    for text in ("", "[]", '{"plugins": [{}]}'):
+    nameless, odd = '{"type": "flannel"}', '{"name": "n", "type": "flannel", "delegate": [1]}'
+    for text in ("", "[]", '{"plugins": [{}]}', nameless, odd):
         with pytest.raises(Invalid, match=r"/net\.d/x"):
             read_conf("/net.d/x", text)
 

@@ -44,10 +44,12 @@ def read_conf(path: str, text: str) -> OldConf | None:
         value = json.loads(text)
         plugins = value.get("plugins", [value])
         kinds = [plugin["type"] for plugin in plugins]
+        return _flannels(path, value, plugins, kinds) if FLANNEL in kinds else None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Invalid(path, f"is no CNI configuration ({error}); remove or mend it") from error
-    if FLANNEL not in kinds:
-        return None
+
+
+def _flannels(path: str, value: dict[str, Any], plugins: list[dict[str, Any]], kinds: list[str]) -> OldConf:
     delegate = plugins[kinds.index(FLANNEL)].get("delegate") or {}
     ipam = delegate.get("ipam") or {}
     others = [plugin for plugin in plugins if plugin["type"] not in (FLANNEL, *_COVERED)]
