@@ -100,6 +100,7 @@ class HttpServer:
         try:
             self._doors.append(Connections(protocol).door(tcp_listener((host,), port)))
         except OSError as error:
+            await self.close()
             raise Unavailable(f"{host}:{port}", f"the HNS listener cannot be had: {error}") from error
 
     async def close(self) -> None:
