@@ -24,7 +24,7 @@ from tests.support.node import (
     ip,
     poll,
 )
-from tests.support.service_cluster import ask, backends_of, names, server, service, slice_of
+from tests.support.service_cluster import Held, ask, backends_of, held, names, server, service, slice_of
 from tests.support.two_nodes import FAR, FAR6, FAR_IP, FAR_IP6, FAR_ROUTER_IP, FAR_ROUTER_IP6, World, add
 
 pytestmark = pytest.mark.root
@@ -198,6 +198,23 @@ def test_a_node_that_does_not_announce_dsr(cluster: Cluster, kind: str) -> None:
     finally:
         cluster.annotate(FAR_IP)
         poll("the tunnel", lambda: _providers(cluster.world.near) == {FAR_IP})
+
+
+@pytest.mark.parametrize("kind", ["overlay", "bridged"])
+def test_connections_go_on_when_dsr_goes_and_comes(cluster: Cluster, kind: str) -> None:
+    """Each is answered as it was before; new ones as it is said now."""
+    cluster.publish(kind)
+    with ExitStack() as stack:
+        stay: list[Held] = []
+        before: list[str] = []
+        for dsr in ("true", "false", "true"):
+            cluster.publish(kind, dsr)
+            assert [one.ask() for one in stay] == before
+            for family in FAMILIES:
+                new = stack.enter_context(held(cluster.client, NODE[family], NODE_PORT))
+                before.append(new.ask())
+                assert before[-1].endswith(f" {CLIENT[family]}") == (dsr == "true")
+                stay.append(new)
 
 
 def _providers(process: DaemonProcess) -> set[str]:

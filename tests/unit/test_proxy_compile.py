@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from samewire.hcn.loadbalancers import DistributionType, LoadBalancer, NoEndpointsAction, direct_mac
+from samewire.hcn.loadbalancers import (
+    DistributionType,
+    LoadBalancer,
+    LoadBalancerFlags,
+    NoEndpointsAction,
+    direct_mac,
+)
 from samewire.kube.base import Protocol
 from samewire.kube.model import (
     Endpoint,
@@ -220,6 +226,22 @@ def test_dsr_is_asked_for_and_only_for_clients_outside(
         "198.51.100.7": expected,
         "203.0.113.9": expected,
     }
+
+
+def test_connections_by_dsr_go_on_without_it() -> None:
+    """Those of before: their backends, and what their nodes take for them, stay as they are."""
+    settings = SETTINGS._replace(direct={THERE: DirectNode(("192.0.2.7",))})
+    wants, not_any_more = (everything(annotations=ServiceAnnotations(dsr=text)) for text in ("true", ""))
+    piece = endpoint_slice(HERE_READY, AWAY_READY)
+    before: dict[str, LoadBalancer] = {}
+    shown = []
+    for value in (not_any_more, wants, not_any_more, not_any_more, wants):
+        before = {lb.id: lb for lb in compiled(value, piece, settings=settings, before=before).load_balancers}
+        (lb,) = (one for one in before.values() if not one.frontend_vips)
+        shown.append((lb.flags, bool(lb.backends[1].provider_address)))
+        assert not any(lb.flags for lb in before.values() if lb.frontend_vips == ("10.96.0.10",))
+    keep = int(LoadBalancerFlags.KEEP_DIRECT_CONNECTIONS)
+    assert shown == [(0, False), (1, True), (keep, True), (keep, True), (1, True)]
 
 
 def test_dsr_reaches_the_nodes_that_take_part_in_it() -> None:

@@ -13,10 +13,14 @@ from samewire.hcn.base import U16, U32, SchemaVersion, Wire
 
 
 class LoadBalancerFlags(enum.IntFlag):
-    """Flags of a load balancer. Without VIPs, `ENABLE_IPV6` says which family its node port is of."""
+    """Flags of a load balancer. Without VIPs, `ENABLE_IPV6` says which family its node port is of.
+
+    `KEEP_DIRECT_CONNECTIONS` (Linux): it had direct server return. No new connection has, and those from then go on.
+    """
 
     ENABLE_DIRECT_SERVER_RETURN = 1
     ENABLE_IPV6 = 2
+    KEEP_DIRECT_CONNECTIONS = 1 << 16
 
 
 class PortMappingFlags(enum.IntFlag):

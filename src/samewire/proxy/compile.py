@@ -52,6 +52,7 @@ _BY_TUPLE, _BY_CLIENT = DistributionType.NONE, DistributionType.SOURCE_IP
 _DROP, _REJECT = NoEndpointsAction.DROP, NoEndpointsAction.REJECT
 _IPV6: Final = int(LoadBalancerFlags.ENABLE_IPV6)
 _DSR: Final = int(LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN)
+_KEEP_DSR: Final = int(LoadBalancerFlags.KEEP_DIRECT_CONNECTIONS)
 
 
 class DirectNode(NamedTuple):
@@ -187,13 +188,14 @@ class _Builder(Struct, frozen=True, gc=False):
         only_here = how.preserve_destination and frontend.kind in (_INGRESS, _NODE_PORT)
         external_local = external and (how.external_local or only_here)
         internal_local = how.internal_local and not external
-        flags = self._flags(frontend, external, preserve)
+        before = self.before(lb_id)
+        flags = self._flags(frontend, external, preserve, before)
         if internal_local:
             backends = _backends(choice.local or (), ())
         else:
             backends = _backends(choice.cluster or (), (choice.local or ()) if external_local else ())
-        backends = self._with_draining(lb_id, frontend, backends)
-        if flags & _DSR and self.settings.direct:
+        backends = self._with_draining(before, frontend, backends)
+        if flags & (_DSR | _KEEP_DSR) and self.settings.direct:
             backends = self._direct(frontend, backends)
         name = service_name(self.key, port.name)
         mapping = _mapping(
@@ -220,11 +222,15 @@ class _Builder(Struct, frozen=True, gc=False):
             service_name=name,
         )
 
-    def _flags(self, frontend: Frontend, external: bool, preserve: bool) -> int:
+    def _flags(self, frontend: Frontend, external: bool, preserve: bool, before: LoadBalancer | None) -> int:
         asked = self.service.metadata.annotations.dsr
         wants = asked == "true" if asked else self.settings.dsr
-        direct = external and (wants or preserve)
-        return (_DSR if direct else 0) | (_IPV6 if frontend.family == 6 else 0)
+        direct = 0
+        if external and (wants or preserve):
+            direct = _DSR
+        elif before is not None and before.flags & (_DSR | _KEEP_DSR):
+            direct = _KEEP_DSR
+        return direct | (_IPV6 if frontend.family == 6 else 0)
 
     def _direct(
         self, frontend: Frontend, backends: tuple[LoadBalancerBackend, ...]
@@ -245,13 +251,12 @@ class _Builder(Struct, frozen=True, gc=False):
         )
 
     def _with_draining(
-        self, lb_id: str, frontend: Frontend, backends: tuple[LoadBalancerBackend, ...]
+        self, before: LoadBalancer | None, frontend: Frontend, backends: tuple[LoadBalancerBackend, ...]
     ) -> tuple[LoadBalancerBackend, ...]:
         """Add what was a backend, is there still and gets no more connections.
 
         UDP has no end of a connection that one could wait for: such a backend keeps its clients only while it serves.
         """
-        before = self.before(lb_id)
         if before is None or not before.backends:
             return backends
         used = {(backend.ip_address, backend.port) for backend in backends}

@@ -82,6 +82,7 @@ _DISTRIBUTIONS: Final = {
     DistributionType.SOURCE_IP_PROTOCOL: _BY_PROTOCOL,
 }
 _WANTS_DSR: Final = int(LoadBalancerFlags.ENABLE_DIRECT_SERVER_RETURN)
+_HAS_DSR: Final = _WANTS_DSR | int(LoadBalancerFlags.KEEP_DIRECT_CONNECTIONS)
 _WANTS_PRESERVE: Final = int(PortMappingFlags.PRESERVE_DIP)
 _pack_id = ID.pack
 pack_place = struct.Struct("=4sI").pack  # a backend's key and its seed
@@ -200,7 +201,7 @@ class _Job:
                 self.services[key] = entry
         if value.source_ranges:
             self._source_ranges(service)
-        if flags & (_DSR | _PRESERVE):
+        if receives(value, mapping):
             self._receive(mapping, found, preserve=bool(flags & _PRESERVE))
         port = (mapping.protocol, mapping.external_port, service, all_set, local_set, tuple(keys))
         self.ports.append(HeldPort(*port, tuple(who) if any(who) else None))
@@ -322,7 +323,7 @@ def backend_row(member: Member, family: int, service: int, env: Environment) -> 
 
 def receives(value: LoadBalancer, mapping: LoadBalancerPortMapping) -> bool:
     """Whether members that are here get packets to the VIP by DSR."""
-    return bool(value.flags & _WANTS_DSR or mapping.flags & _WANTS_PRESERVE)
+    return bool(value.flags & _HAS_DSR or mapping.flags & _WANTS_PRESERVE)
 
 
 _ONE: Final = ID.pack(1)
