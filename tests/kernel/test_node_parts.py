@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -20,6 +21,7 @@ from samewire.hcn.codec import decode_modify, decode_object
 from samewire.hcn.schema import Endpoint, Kind, Namespace, Network
 from samewire.hcn.store import Store
 from samewire.kernel import faults, sysctl
+from samewire.kernel.bpf import BpfProgram, SkbContext, TestRun
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import (
     Link,
@@ -481,6 +483,25 @@ async def test_a_deletion_for_which_there_is_no_thread_is_not_waited_for(
 
 def no_thread(_: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
+
+
+async def test_a_start_waits_until_the_kernel_has_memory_for_the_timer(
+    start: Callable[[], Awaitable[Node]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes it without waiting for a lock: who asks again at once finds the same."""
+    loop, turned, run = asyncio.get_running_loop(), asyncio.Event(), BpfProgram.test_run
+    again = 5  # bpf/ageing.h
+
+    def test_run(program: BpfProgram, data: bytes, context: SkbContext | None = None) -> TestRun:
+        found = run(program, data, context)
+        if program.name == "sw_start_ageing" and not turned.is_set():
+            loop.call_soon(turned.set)
+            return msgspec.structs.replace(found, retval=again)
+        return found
+
+    monkeypatch.setattr(BpfProgram, "test_run", test_run)
+    await start()
+    assert turned.is_set()
 
 
 # --- sweeping and watching ------------------------------------------------------------------------

@@ -7,6 +7,7 @@ finish or remove it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 from collections import Counter
@@ -58,6 +59,7 @@ log = structlog.get_logger(__name__)
 _FRAME = bytes(64)
 _AGEING_AGAIN = 5  # bpf/ageing.h
 _AGEING_TRIES = 100
+_AGEING_PAUSE_S = 0.02
 _UNDERLAY = "underlay"
 
 
@@ -264,7 +266,7 @@ class Node:
             self.board.commit()
             tables.changed()  # what the old programs remember may be from their own maps
             log.info("switch loaded", copied=dict(copied))
-        self._start_ageing()
+        await self._start_ageing()
         report = await self.auditor.audit()
         self.switch.numbers.sweep()
         devices = self.devices
@@ -301,12 +303,13 @@ class Node:
         cgroup = Path(self.config.host_cgroup) if self.config.host_cgroup else None
         self.hooks.attach_sockets(cgroup)
 
-    def _start_ageing(self) -> None:
+    async def _start_ageing(self) -> None:
         program = self.board.programs["sw_start_ageing"]
         for _ in range(_AGEING_TRIES):
             step = program.test_run(_FRAME, SkbContext()).retval
             if step != _AGEING_AGAIN:
                 break
+            await asyncio.sleep(_AGEING_PAUSE_S)  # who asks again at once finds the same
         if step:
             raise KernelError("start the ageing of flows", errno.EIO, f"step {step} failed")
 
