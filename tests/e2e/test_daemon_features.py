@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from samewire.kernel.bpf import BpfMap
-from samewire.kernel.cgroup import cgroup2_mount
+from tests.support.cgroup_mount import cgroup2_mount
 from tests.support.crowd import answering
 from tests.support.node import (
     NODE_IP,

@@ -18,9 +18,9 @@ from samewire.kernel import faults, features
 from samewire.kernel import rtnetlink as rt
 from samewire.kernel.bpf import AttachType, BpfLink, BpfMap, BpfObject, mount_bpffs, unmount_bpffs
 from samewire.kernel.bpf.fs import is_bpffs
-from samewire.kernel.cgroup import cgroup2_mount
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink.tc import Direction
+from tests.support.cgroup_mount import cgroup2_mount
 
 pytestmark = [pytest.mark.root, pytest.mark.kernelcore]
 

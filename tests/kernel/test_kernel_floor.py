@@ -18,11 +18,11 @@ from samewire.errors import KernelError
 from samewire.kernel import features, netns
 from samewire.kernel.bpf import BpfLink, BpfMap, BpfObject
 from samewire.kernel.bpf.link import AttachType
-from samewire.kernel.cgroup import cgroup2_mount
 from samewire.node.hooks import SOCKETS
 from samewire.vfp.constants import LAYOUT_VERSION, Counter, Reason
 from samewire.vfp.records_runtime import DropKey
 from samewire.vfp.tables import Config
+from tests.support.cgroup_mount import cgroup2_mount
 
 pytestmark = [pytest.mark.root, pytest.mark.kernelcore]
 

@@ -14,9 +14,9 @@ import pytest
 
 from samewire.errors import Conflict, Invalid, KernelError, NotFound
 from samewire.kernel import faults, netns, sysctl
-from samewire.kernel.cgroup import cgroup2_mount
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import Netlink, link_dump, veth_add
+from tests.support.cgroup_mount import cgroup2_mount
 
 pytestmark = pytest.mark.root
 Factory = Callable[[], NetNamespace]
@@ -60,7 +60,7 @@ def test_vanished_and_stale_files_are_not_found(tmp_path: Path) -> None:
     netns.delete(stale)
     assert not stale.exists()
     with pytest.raises(NotFound):
-        NetNamespace.from_pid(2**22 + 1)
+        NetNamespace(f"/proc/{2**22 + 1}/ns/net")
 
 
 def test_other_files_are_invalid_and_never_deleted(tmp_path: Path) -> None:
@@ -144,21 +144,6 @@ def test_without_a_thread_it_is_to_be_tried_again(
     with pytest.raises(KernelError) as caught:
         namespace.run(os.getpid)
     assert caught.value.errno == errno.EAGAIN
-
-
-def test_from_pid_is_the_namespace_of_that_process(netns_factory: Factory) -> None:
-    namespace = netns_factory()
-    child = subprocess.Popen(
-        ["nsenter", f"--net={namespace.path}", "sh", "-c", "echo ready; read _"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    with child:
-        assert child.stdout is not None
-        child.stdout.readline()
-        with NetNamespace.from_pid(child.pid) as found:
-            assert found.identity == namespace.identity
-        child.communicate(b"\n")
 
 
 def test_closed_namespace_says_so(netns_factory: Factory) -> None:

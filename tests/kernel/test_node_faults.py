@@ -157,7 +157,7 @@ async def test_add(net: NodeNet, node: Node) -> None:
     wanted = request(pod, shaped=True)
     steps = await operations(lambda: backend.attach(wanted))
     assert await node.auditor.compare() == []
-    await backend.detach("c", "eth0", "pods", wanted.netns_path)
+    await backend.detach("c", "eth0")
     assert len(steps) > 15, steps
     tables = [number for number, step in enumerate(steps) if step.startswith("update sw_")]
     opening = [number for number, step in enumerate(steps) if step.startswith("change interface")]
@@ -166,7 +166,7 @@ async def test_add(net: NodeNet, node: Node) -> None:
         if await failing_at(number, lambda: backend.attach(wanted)):
             assert [endpoint.container_id for endpoint in node.store.state.endpoints()] == ["c"], step
             assert await node.auditor.compare() == [], step
-            await backend.detach("c", "eth0", "pods", wanted.netns_path)
+            await backend.detach("c", "eth0")
         assert await node.auditor.compare() == [], step
         assert node.store.state.endpoints() == [], step
         assert node.store.state.namespaces() == [], step
@@ -182,7 +182,7 @@ async def test_del(net: NodeNet, node: Node) -> None:
     wanted = request(pod)
 
     async def delete() -> None:
-        await backend.detach("c", "eth0", "pods", wanted.netns_path)
+        await backend.detach("c", "eth0")
 
     await backend.attach(wanted)
     steps = await operations(delete)
@@ -217,7 +217,7 @@ async def test_add_and_del_without_a_tunnel(net: NodeNet, node: Node, kind: str)
         await backend.attach(wanted)
 
     async def delete() -> None:
-        await backend.detach("c", "eth0", "n", wanted.netns_path)
+        await backend.detach("c", "eth0")
 
     before = filters(net)
     for number, step in enumerate(await operations(add)):

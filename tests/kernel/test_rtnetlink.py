@@ -379,13 +379,6 @@ def test_neighbours(node: NetNamespace, netlink: rt.Netlink, ifindex: int, famil
     netlink.request(rt.neighbour_replace(ifindex, packed(address), OTHER_MAC, family=family))
     (shown,) = ip(node, f"-{family}", "neigh", "show", "dev", "sw0", "nud", "permanent")
     assert (shown["dst"], shown["lladdr"]) == (address, OTHER_MAC.hex(":"))
-    (found,) = [n for n in netlink.dump(rt.neighbour_dump(ifindex)) if n.permanent]
-    assert (found.family, found.address, found.mac) == (family, packed(address), OTHER_MAC)
-    netlink.request(rt.neighbour_del(ifindex, packed(address), family=family))
-    assert [n for n in netlink.dump(rt.neighbour_dump(ifindex)) if n.permanent] == []
-    with pytest.raises(KernelError) as caught:
-        netlink.request(rt.neighbour_del(ifindex, packed(address), family=family))
-    assert caught.value.errno == errno.ENOENT
 
 
 def test_own_link_addresses(node: NetNamespace, netlink: rt.Netlink, ifindex: int) -> None:

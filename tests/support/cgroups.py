@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from samewire.kernel.cgroup import cgroup2_mount
+from tests.support.cgroup_mount import cgroup2_mount
 
 
 @contextmanager

@@ -98,7 +98,7 @@ class FakeBackend:
         self._step("namespace_path")
         return f"/run/netns/{namespace_id[:8]}"
 
-    async def detach(self, container_id: str, interface_name: str, network: str, netns_path: str) -> None:
+    async def detach(self, container_id: str, interface_name: str) -> None:
         self.overlaps += (container_id, interface_name) in self.active
         self._step("detach")
         self.attachments.pop((container_id, interface_name), None)

@@ -14,9 +14,10 @@ from msgspec.structs import replace
 
 from samewire.cli.main import cli
 from samewire.cli.vfp_text import flow_fields, step_fields
-from samewire.trace.probe import tuple_view
+from samewire.trace.probe import view_of
 from samewire.trace.views import Names, flow_rows, layer_row, port_rows
 from samewire.vfp.rule_names import rule_number
+from samewire.vfp.simulate.packet import parse
 from tests.support.tools import (
     CLIENT_ID,
     CLIENT_PORT,
@@ -163,9 +164,8 @@ def test_a_tuple_that_reaches_a_pod_from_another_or_from_outside(daemon: StubDae
     assert daemon.requests[-1][1]["from"] == CLIENT_ID
     vfp(daemon, "process-tuples", "--port", "web-0", "udp 192.0.2.9 40000 10.244.1.5 53 2 0")
     body = daemon.requests[-1][1]
-    ends = tuple_view(bytes.fromhex(body["frame"]))
+    ends = view_of(parse(bytearray.fromhex(body["frame"])))
     assert body["arrival"] == "uplink"
-    assert ends is not None
     assert (ends.protocol, ends.source, ends.destination_port) == ("udp", "192.0.2.9", 53)
 
 

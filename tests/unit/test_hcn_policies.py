@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -33,7 +32,6 @@ from samewire.hcn.policies import (
     SourceMacAddress,
     VxlanPort,
     acl_ports,
-    acl_prefixes,
     acl_protocols,
     mapping_family,
     nat_families,
@@ -94,7 +92,6 @@ def test_acl_lists() -> None:
     assert acl_protocols("") == acl_protocols("256") == acl_protocols("6,256") == ()
     assert acl_protocols("6, 17") == (6, 17)
     assert acl_ports("80, 8000-8080,") == ((80, 80), (8000, 8080))
-    assert acl_prefixes("10.0.0.1,fd00::/8") == (ip_network("10.0.0.1/32"), ip_network("fd00::/8"))
 
 
 @pytest.mark.parametrize(

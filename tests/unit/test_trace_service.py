@@ -20,10 +20,11 @@ from samewire.hcn.store import Store
 from samewire.trace import service
 from samewire.trace.context import TraceRun
 from samewire.trace.model import TraceAnswer
-from samewire.trace.probe import tuple_view
+from samewire.trace.probe import view_of
 from samewire.vfp.address import ZERO, parse_address, parse_prefix
 from samewire.vfp.constants import VLAN, Arrival, Fate
 from samewire.vfp.model import ProxyRule
+from samewire.vfp.simulate.packet import parse
 from samewire.vfp.tables import Id, Port, TraceStep, Vni
 from tests.support.hcn import FakeSwitch
 from tests.support.tools import (
@@ -70,8 +71,7 @@ async def test_the_probe_is_the_pods_own(node: FakeNode, client: AsyncHnsClient)
     port = node.content["sw_ports"][Id(CLIENT_PORT)]
     assert isinstance(port, Port)
     assert (frame[6:12], frame[0:6]) == (port.mac, port.gateway_mac)
-    view = tuple_view(frame)
-    assert view is not None
+    view = view_of(parse(bytearray(frame)))
     assert (view.source, view.destination, view.destination_port) == ("10.244.1.6", "10.244.1.5", 80)
     assert frame[47] == 0x02
     assert answer.fate == "port"

@@ -136,10 +136,10 @@ class CniBackend(Protocol):
         """Return the file of an HCN namespace's network namespace. Raises `bad_netns` where there is none."""
         ...
 
-    async def detach(self, container_id: str, interface_name: str, network: str, netns_path: str) -> None:
-        """Remove an attachment. Gone already, or its namespace or network gone: that is success.
+    async def detach(self, container_id: str, interface_name: str) -> None:
+        """Remove an attachment, in whichever network. Gone already, or its namespace or network gone: that is success.
 
-        ``netns_path`` may be "". On return the interface is out of the container's namespace, or dead.
+        On return the interface is out of the container's namespace, or dead.
         """
         ...
 

@@ -232,7 +232,7 @@ class CniPlugin:
 
     async def _detach(self, request: IpamRequest) -> None:
         call = request.environment
-        await self._backend.detach(call.container_id, call.interface_name, request.conf.name, call.netns_path)
+        await self._backend.detach(call.container_id, call.interface_name)
 
     async def _check(self, request: IpamRequest, ipam: Ipam | None) -> None:
         previous = decode_previous(request.conf)

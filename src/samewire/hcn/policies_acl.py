@@ -124,11 +124,6 @@ class AclAddresses(msgspec.Struct, frozen=True):
     prefixes: tuple[IPv4Network | IPv6Network, ...] = ()
     sets: tuple[str, ...] = ()
 
-    @property
-    def is_any(self) -> bool:
-        """True when every address matches."""
-        return not self.prefixes and not self.sets
-
 
 def acl_protocols(text: str) -> tuple[int, ...]:
     """Return the IP protocol numbers of an ACL list; () = any. Raises ValueError."""
@@ -138,11 +133,6 @@ def acl_protocols(text: str) -> tuple[int, ...]:
             f"{text[:64]!r} holds a number that is no IP protocol (0 to 255, or {ANY_PROTOCOL} for any)"
         )
     return () if ANY_PROTOCOL in numbers else tuple(numbers)
-
-
-def acl_prefixes(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    """Return the prefixes of a list without sets; () = any. Raises ValueError."""
-    return tuple(parse_prefix(item) for item in text_items(text))
 
 
 def acl_addresses(text: str) -> AclAddresses:

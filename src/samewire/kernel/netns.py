@@ -84,11 +84,6 @@ class NetNamespace(Closing):
         _held.setdefault(self.path, self)
         return self
 
-    @classmethod
-    def from_pid(cls, pid: int) -> Self:
-        """The network namespace of a process; :class:`NotFound` when there is no such process."""
-        return cls(f"/proc/{pid}/ns/net")
-
     @property
     def fd(self) -> int:
         """The open descriptor; it belongs to this object."""

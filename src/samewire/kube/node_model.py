@@ -38,17 +38,10 @@ class NodeAddress(Struct, frozen=True, gc=False):
     address: str
 
 
-class NodeInfo(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
-    """``operating_system``: "linux" or "windows"."""
-
-    operating_system: str = ""
-
-
 class NodeStatus(Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
     """Status of a Node, without what its heartbeat moves."""
 
     addresses: tuple[NodeAddress, ...] = ()
-    node_info: NodeInfo = NodeInfo()
 
 
 class Node(KubeObject[NodeMetadata], frozen=True, gc=False, omit_defaults=True):
@@ -62,11 +55,6 @@ class Node(KubeObject[NodeMetadata], frozen=True, gc=False, omit_defaults=True):
     def pod_cidrs(self) -> tuple[str, ...]:
         """The pod subnets it was given, one a family."""
         return self.spec.pod_cidrs or ((self.spec.pod_cidr,) if self.spec.pod_cidr else ())
-
-    @property
-    def internal_ips(self) -> tuple[str, ...]:
-        """Its InternalIP addresses, in the order published."""
-        return tuple(item.address for item in self.status.addresses if item.type == "InternalIP")
 
     @property
     def zone(self) -> str:

@@ -239,7 +239,7 @@ class NodeSwitch:
                 kept = opened[endpoint_id].link.netns_path if endpoint_id in opened else ""
                 if state is not None and state.link.netns_path != kept:
                     proxies.remove(state.link.host_name, state.link.netns_path)
-            await self._delete_links(steps, [state for state in old.values() if state is not None], undo)
+            await self._delete_links([state for state in old.values() if state is not None])
             balancers.accept(balance)
             self._announce(news)
         finally:
@@ -356,7 +356,7 @@ class NodeSwitch:
         with NetNamespace(state.link.netns_path) as netns:
             links.change(self.kernel.netlink, after, state.link, state.ifindex, netns)
 
-    async def _delete_links(self, steps: Steps, old: list[PortState], undo: UndoStack) -> None:
+    async def _delete_links(self, old: list[PortState]) -> None:
         """The last step. After the first link is gone there is no way back, and none is needed: a link that
         stays has no entries, is dead, and goes with the next audit.
         """

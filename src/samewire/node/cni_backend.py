@@ -118,8 +118,8 @@ class NodeBackend:
             raise bad_netns(namespace_id, "there is no HCN namespace of that id with a NetnsPath")
         return found.netns_path
 
-    async def detach(self, container_id: str, interface_name: str, network: str, netns_path: str) -> None:
-        """Remove an attachment; none is fine."""
+    async def detach(self, container_id: str, interface_name: str) -> None:
+        """Remove an attachment, in whichever network; none is fine."""
         for endpoint in self._attachments(container_id, interface_name):
             try:
                 await self._service.delete_attached_endpoint(endpoint.id)

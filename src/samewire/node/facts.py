@@ -158,7 +158,7 @@ def node_facts(
     )
 
 
-def hcn_facts(config: NodeConfig, uplink: Uplink, devices: Devices) -> HcnFacts:
+def hcn_facts(uplink: Uplink, devices: Devices) -> HcnFacts:
     """The facts for the HNS service."""
     return HcnFacts(
         dr_mac=mac_text(devices.tunnel_mac) if devices.tunnel_up else "",

@@ -89,7 +89,7 @@ class Node:
             Kernel(netlink, KernelTables(board.maps), self.hooks, hostnet, self.reaper, self.sender),
             StoreNumbers(store),
             self._facts(),
-            hcn_facts(config, self.uplink, self.devices),
+            hcn_facts(self.uplink, self.devices),
         )
         self.service = HnsService(store, self.switch)
         self.auditor = Auditor(self.switch, store.state, self)
@@ -155,7 +155,7 @@ class Node:
         self.hooks.attach_own(devices.tunnel_ifindex, devices.host_peer_ifindex)
         self.switch.kernel.hostnet.host = devices.host_ifindex
         self.uplink, self.devices, self._behind = uplink, devices, True
-        await self.switch.set_facts(self._facts(), hcn_facts(self.config, uplink, devices), self.store.state)
+        await self.switch.set_facts(self._facts(), hcn_facts(uplink, devices), self.store.state)
         self.switch.kernel.hostnet.leave_others()
         self.hooks.attach_uplink(uplink.ifindex)
         await self.service.refresh_facts()

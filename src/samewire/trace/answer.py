@@ -25,11 +25,10 @@ from samewire.trace.model import (
     StepView,
     TraceAnswer,
     TunnelView,
-    TupleView,
     UplinkView,
 )
 from samewire.trace.names import endpoint_of_port
-from samewire.trace.probe import view_of
+from samewire.trace.probe import view_of, view_of_ends
 from samewire.trace.reasons import explain
 from samewire.vfp.acl_names import AclNames
 from samewire.vfp.address import address_text, mac_text
@@ -46,7 +45,6 @@ from samewire.vfp.constants import (
     StepVerdict,
 )
 from samewire.vfp.model import Entries
-from samewire.vfp.protocols import protocol_text
 from samewire.vfp.simulate.packet import Malformed, parse
 from samewire.vfp.simulate.packet import Packet as Parsed
 from samewire.vfp.tables import Id, Nexthop, Port, TraceStep, Vni
@@ -215,7 +213,9 @@ def _steps(
             matched=_way_to_backend(node, tables, judged, step)
             if balanced and step.layer == Layer.ROUTE
             else _matched(node, tables, arrived, packet if step.layer == Layer.ROUTE else judged, step),
-            ends=_step_tuple(packet, shown) if walked and step.verdict != StepVerdict.DROP else None,
+            ends=view_of_ends(packet.family, packet.protocol, shown)
+            if walked and step.verdict != StepVerdict.DROP
+            else None,
         )
 
 
@@ -268,7 +268,7 @@ def _matched(node: Node, tables: Entries, arrived: Arrived, packet: Packet, step
         )
     if step.layer == Layer.NAT:
         return nat_text(tables, arrived.ifindex, packet, step.rule)
-    return _delivery(node, tables, step)
+    return _delivery(node, step)
 
 
 _CHOICES: Final = {
@@ -311,7 +311,7 @@ def _route(tables: Entries, packet: Packet, step: TraceStep, port: int) -> str:
     return route_text(tables, packet, port)
 
 
-def _delivery(node: Node, tables: Entries, step: TraceStep) -> str:
+def _delivery(node: Node, step: TraceStep) -> str:
     if step.kind == Fate.PORT:
         return f"to {_port_name(node, step.target)}"
     if step.kind == Fate.TUNNEL:
@@ -323,16 +323,6 @@ def _port_name(node: Node, ifindex: int) -> str:
     info = endpoint_of_port(node.endpoints, ifindex)
     interface = node.interface(ifindex) or f"port {ifindex}"
     return f"{info.label} ({interface})" if info else interface
-
-
-def _step_tuple(packet: Packet, step: TraceStep) -> TupleView:
-    return TupleView(
-        protocol=protocol_text(packet.protocol),
-        source=address_text(packet.family, step.source),
-        source_port=step.source_port,
-        destination=address_text(packet.family, step.destination),
-        destination_port=step.destination_port,
-    )
 
 
 def _port(tables: Entries, ifindex: int) -> Port | None:

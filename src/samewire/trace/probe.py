@@ -11,7 +11,8 @@ from samewire.errors import Invalid
 from samewire.trace.model import TupleView
 from samewire.vfp.address import IPV4, Address, address_text
 from samewire.vfp.protocols import protocol_text
-from samewire.vfp.simulate.packet import ICMP, ICMPV6, TCP, UDP, Malformed, Packet, parse
+from samewire.vfp.simulate.packet import ICMP, ICMPV6, TCP, UDP, Packet, Tuple
+from samewire.vfp.tables import TraceStep
 
 PROTOCOLS: Final = {"tcp": {4: TCP, 6: TCP}, "udp": {4: UDP, 6: UDP}, "icmp": {4: ICMP, 6: ICMPV6}}
 SYN: Final = 0x02
@@ -47,23 +48,18 @@ def build(probe: Probe) -> bytes:
     return probe.destination_mac + probe.source_mac + _ETHERTYPE[family] + header(probe, segment) + segment
 
 
-def tuple_view(frame: bytes) -> TupleView | None:
-    """The ends of the packet in a frame, None when it is no IP packet."""
-    try:
-        packet = parse(bytearray(frame))
-    except Malformed:
-        return None
-    return view_of(packet)
-
-
 def view_of(packet: Packet) -> TupleView:
     """The ends of a parsed packet."""
-    ends = packet.tuple
+    return view_of_ends(packet.family, packet.protocol, packet.tuple)
+
+
+def view_of_ends(family: int, protocol: int, ends: Tuple | TraceStep) -> TupleView:
+    """The ends of a packet or connection, as a record of the switch has them."""
     return TupleView(
-        protocol=protocol_text(packet.protocol),
-        source=address_text(packet.family, ends.source),
+        protocol=protocol_text(protocol),
+        source=address_text(family, ends.source),
         source_port=ends.source_port,
-        destination=address_text(packet.family, ends.destination),
+        destination=address_text(family, ends.destination),
         destination_port=ends.destination_port,
     )
 

@@ -11,17 +11,17 @@ from msgspec.structs import replace
 from samewire.hcn.schema import Route as HnsRoute
 from samewire.trace.context import EndpointInfo
 from samewire.trace.model import DropEventView, DropRow, FlowEnd, FlowRow, FlowSummary, PortRow, TupleView
+from samewire.trace.probe import view_of_ends
 from samewire.trace.reasons import explain
 from samewire.trace.rows import typed_rows
 from samewire.trace.traffic import Traffic
 from samewire.vfp.acl_names import AclNames
-from samewire.vfp.address import IPV4, address_text, parse_prefix
+from samewire.vfp.address import IPV4, parse_prefix
 from samewire.vfp.constants import TICK_S, Arrival, Counter, Fate, FlowFlag, Layer, Reason, TcpFlag
 from samewire.vfp.counts import layer_count
 from samewire.vfp.layers import GroupView, LayerView, PortView, RuleView, all_ports, port_layers
 from samewire.vfp.layers_proxy import proxy_layer
 from samewire.vfp.model import Entries, ProxyRule
-from samewire.vfp.protocols import protocol_text
 from samewire.vfp.record import Record
 from samewire.vfp.simulate.entries import partner_key, transpose, tuple_of
 from samewire.vfp.simulate.packet import TCP, Tuple
@@ -226,7 +226,7 @@ _UNREAD: Final = TupleView(protocol="", source="", source_port=0, destination=""
 def drop_event(names: Names, event: DropEvent) -> DropEventView:
     """One dropped packet."""
     ends = Tuple(event.source, event.destination, event.source_port, event.destination_port)
-    view = _tuple(event.family, event.protocol, ends) if event.family else _UNREAD
+    view = view_of_ends(event.family, event.protocol, ends) if event.family else _UNREAD
     if event.family == IPV4 and not event.protocol:  # the switch's word for who asked for whom
         view = replace(view, protocol="arp")
     return DropEventView(time_ns=event.time_ns, ends=view, drop=drop_row(names, event.drop, 1))
@@ -255,8 +255,8 @@ def _flow_row(names: Names, now_tick: int, key: FlowKey, flow: Flow, other: Flow
     after = ends if flow.flags & FlowFlag.SECOND else transpose(ends, flow.action[initiator])
     seen = max(flow.seen_tick, other.seen_tick if other else 0)
     return FlowRow(
-        ends=_tuple(key.family, key.protocol, ends),
-        translated=_tuple(key.family, key.protocol, after) if after != ends else None,
+        ends=view_of_ends(key.family, key.protocol, ends),
+        translated=view_of_ends(key.family, key.protocol, after) if after != ends else None,
         scope=key.scope,
         arrival=_name(Arrival, flow.arrival),
         initiator=_initiator(names, flow),
@@ -293,16 +293,6 @@ def _state(key: FlowKey, flow: Flow, other: Flow | None) -> str:
     if (sides[0] | sides[1]) & TcpFlag.RST or sides[0] & sides[1] & TcpFlag.FIN:
         return "closing"
     return "established" if replied and sides[0] & TcpFlag.DATA else "half-open"
-
-
-def _tuple(family: int, protocol: int, ends: Tuple) -> TupleView:
-    return TupleView(
-        protocol=protocol_text(protocol),
-        source=address_text(family, ends.source),
-        source_port=ends.source_port,
-        destination=address_text(family, ends.destination),
-        destination_port=ends.destination_port,
-    )
 
 
 def _name(kind: type[Layer] | type[Reason] | type[Arrival], value: int) -> str:

@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from samewire.kernel.cgroup import cgroup2_mount
+from tests.support.cgroup_mount import cgroup2_mount
 
 REMOVE_TIMEOUT_S = 10.0
 

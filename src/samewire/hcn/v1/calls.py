@@ -5,7 +5,6 @@ Paths are matched in any case. What a call returns is the ``Output`` of the enve
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -23,8 +22,6 @@ from samewire.hcn.service import HnsService
 from samewire.hcn.v1 import lists
 from samewire.hcn.v1.read import Fields, to_v2
 from samewire.hcn.v1.write import HNS_VERSION, field_policies, to_v1
-
-Call = Callable[["V1Calls", str, bytes], Awaitable[Any]]
 
 KINDS = {"networks": Kind.NETWORK, "endpoints": Kind.ENDPOINT, "namespaces": Kind.NAMESPACE}
 MAX_COMPARTMENT = 2**32 - 1

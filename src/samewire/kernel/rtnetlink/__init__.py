@@ -36,12 +36,9 @@ from samewire.kernel.rtnetlink.monitor import (
 )
 from samewire.kernel.rtnetlink.neighbours import (
     FdbEntry,
-    Neighbour,
     fdb_add_self,
     fdb_del_self,
     fdb_dump,
-    neighbour_del,
-    neighbour_dump,
     neighbour_replace,
 )
 from samewire.kernel.rtnetlink.routes import (
@@ -85,7 +82,6 @@ __all__ = [
     "LinkNew",
     "LinkStats",
     "Names",
-    "Neighbour",
     "Netlink",
     "Overrun",
     "Qdisc",
@@ -111,8 +107,6 @@ __all__ = [
     "link_get",
     "link_set",
     "link_settle",
-    "neighbour_del",
-    "neighbour_dump",
     "neighbour_replace",
     "own_address",
     "own_address_del",

@@ -41,15 +41,14 @@ def address_add(
     *,
     family: int,
     noprefixroute: bool = False,
-    nodad: bool = True,
 ) -> Request:
     """Give an interface an address; an existing one is brought to these flags.
 
-    ``noprefixroute``: the kernel makes no route to the subnet. ``nodad``: an IPv6 address is usable at once,
-    without duplicate address detection (no meaning for IPv4).
+    ``noprefixroute``: the kernel makes no route to the subnet. An IPv6 address is usable at once, without duplicate
+    address detection.
     """
     flags = _IFA_F_NOPREFIXROUTE if noprefixroute else 0
-    if nodad and family == 6:
+    if family == 6:
         flags |= _IFA_F_NODAD
     body = _body(ifindex, address, bits, family) + codec.u32(_IFA_FLAGS, flags)
     operation = f"add address {show(address)}/{bits} to interface {ifindex}"

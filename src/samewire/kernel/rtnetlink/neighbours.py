@@ -9,7 +9,7 @@ import msgspec
 from samewire.errors import Invalid
 from samewire.kernel.rtnetlink import codec
 from samewire.kernel.rtnetlink.codec import Query, Request
-from samewire.kernel.rtnetlink.families import check_address, kernel_family, show, version_of
+from samewire.kernel.rtnetlink.families import check_address, kernel_family, show
 
 _RTM_NEWNEIGH = 28
 _RTM_DELNEIGH = 29
@@ -25,21 +25,6 @@ _NDMSG = struct.Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
 _REPLACE = codec.NLM_F_CREATE | codec.NLM_F_REPLACE
 
 
-class Neighbour(msgspec.Struct, frozen=True):
-    """An ARP or ND entry; ``state`` is a set of NUD bits, 0x80 for permanent."""
-
-    ifindex: int
-    family: int
-    address: bytes
-    mac: bytes
-    state: int
-
-    @property
-    def permanent(self) -> bool:
-        """Set by hand and never aged."""
-        return bool(self.state & _NUD_PERMANENT)
-
-
 class FdbEntry(msgspec.Struct, frozen=True):
     """A link address that an interface takes in besides its own."""
 
@@ -53,26 +38,6 @@ def neighbour_replace(ifindex: int, address: bytes, mac: bytes, *, family: int) 
     """A permanent ARP or ND entry, in the place of any other for the address."""
     body = _neighbour(ifindex, address, family, _NUD_PERMANENT) + _mac(mac)
     return Request(_RTM_NEWNEIGH, _REPLACE, body, f"set neighbour {show(address)} on interface {ifindex}")
-
-
-def neighbour_del(ifindex: int, address: bytes, *, family: int) -> Request:
-    """Delete an entry; ``ENOENT`` when it is not there."""
-    body = _neighbour(ifindex, address, family, 0)
-    return Request(_RTM_DELNEIGH, 0, body, f"delete neighbour {show(address)} on interface {ifindex}")
-
-
-def neighbour_dump(ifindex: int | None = None) -> Query[Neighbour]:
-    """The entries of both families, of one interface or of all."""
-
-    def decode(body: memoryview) -> Neighbour | None:
-        (family, index, state, _flags, _type), found = codec.fixed(_NDMSG, body)
-        version = version_of(family)
-        if version is None or ifindex not in (None, index):
-            return None
-        mac = codec.get_bytes(found, _NDA_LLADDR)
-        return Neighbour(index, version, codec.get_bytes(found, _NDA_DST), mac, state)
-
-    return Query(_RTM_GETNEIGH, _NDMSG.pack(0, 0, 0, 0, 0), "list neighbours", decode)
 
 
 def fdb_add_self(ifindex: int, mac: bytes) -> Request:

@@ -77,9 +77,7 @@ def route_replace(
     gateway: bytes | None = None,
     source: bytes | None = None,
     onlink: bool = False,
-    scope: int | None = None,
     table: int = TABLE_MAIN,
-    protocol: int = PROTOCOL,
     kind: str = "unicast",
     metric: int = 0,
     mtu: int = 0,
@@ -88,12 +86,11 @@ def route_replace(
     """Add a route, or put it in the place of the one with the same destination, table and metric.
 
     ``destination`` ``None`` with ``bits`` 0 is the default route. IPv4 takes a gateway of the other IP version
-    too ("via inet6"). ``mtu`` is in bytes, 0 = the interface's. ``scope`` defaults to what ``ip route`` takes: link
+    too ("via inet6"). ``mtu`` is in bytes, 0 = the interface's. The scope is the one that ``ip route`` takes: link
     without a gateway, host for local routes, else universe. An IPv6 route with ``expires_s`` (seconds) goes by itself.
     """
-    if scope is None:
-        scope = _default_scope(family, gateway, kind)
-    head = _head(destination, bits, family, table, protocol, scope, kind, onlink)
+    scope = _default_scope(family, gateway, kind)
+    head = _head(destination, bits, family, table, PROTOCOL, scope, kind, onlink)
     body = head + _attributes(destination, family, table, oif, gateway, metric)
     if source is not None:
         check_address(source, family)
@@ -118,7 +115,6 @@ def route_del(
     *,
     family: int,
     oif: int | None = None,
-    gateway: bytes | None = None,
     table: int = TABLE_MAIN,
     protocol: int = PROTOCOL,
     metric: int = 0,
@@ -126,7 +122,7 @@ def route_del(
     """Delete the route; ``ESRCH`` when it is not there. A route of another protocol is not touched
     (``protocol=0``: of any)."""
     head = _head(destination, bits, family, table, protocol, _SCOPE_NOWHERE, "", False)
-    body = head + _attributes(destination, family, table, oif, gateway, metric)
+    body = head + _attributes(destination, family, table, oif, None, metric)
     return Request(RTM_DELROUTE, 0, body, f"delete {_words(destination, bits, family, table)}")
 
 
