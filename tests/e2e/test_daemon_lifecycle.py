@@ -337,6 +337,28 @@ def test_a_veth_deleted_behind_our_back_is_made_again(
     poll("nothing differs", lambda: node.differences() == [])
 
 
+@pytest.mark.parametrize("kind", ["endpoints", "networks"])
+def test_an_object_deleted_behind_the_runtimes_back(
+    net: NodeNet, node: DaemonProcess, pods: tuple[str, str], kind: str
+) -> None:
+    """By another client of HNS: CHECK misses the pod's interface, DEL succeeds and gives the address back."""
+    status, result = node.cni("ADD", "late", net.pod(), node.conf())
+    assert status == 0
+    (mine,) = [one for one in node.endpoints() if one.get("ContainerId") == "late"]
+    pod = result["interfaces"][1]["sandbox"].rpartition("/")[2]
+    node.request("DELETE", f"/v2/{kind}/{mine['ID' if kind == 'endpoints' else 'HostComputeNetwork']}")
+    assert ip_json("link", "show", "type", "veth", netns_name=pod) == []
+    status, answer = node.cni("CHECK", "late", pod, {**node.conf(), "prevResult": result})
+    assert (status, answer["msg"]) == (1, "container late interface eth0: there is no such attachment")
+    address = result["ips"][0]["address"].partition("/")[0]
+    assert (node.directory / "ipam" / "pods" / address).exists()
+    for _ in range(2):
+        node.delete("late", pod, node.conf())
+        assert not (node.directory / "ipam" / "pods" / address).exists()
+    assert node.differences() == []
+    assert len(node.endpoints()) == (2 if kind == "endpoints" else 0)
+
+
 def test_what_is_lost_inside_a_pod_is_given_back(net: NodeNet, tmp_path: Path) -> None:
     pod = net.pod()
     with daemon(net, tmp_path, audit_interval_s=1) as process:
