@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,8 @@ import pytest
 
 from samewire.kernel.bpf import BpfMap
 from samewire.kernel.netns import NetNamespace
-from samewire.vfp.tables import FlowKey
+from samewire.vfp.constants import Reason
+from samewire.vfp.tables import DropKey, FlowKey
 from tests.support import flows
 from tests.support.node import (
     NODE_IP,
@@ -160,6 +162,17 @@ def flow_keys(node: DaemonProcess) -> set[FlowKey]:
         return {FlowKey.unpack(key) for key, _ in table.items()}
 
 
+def dropped(node: DaemonProcess) -> dict[str, int]:
+    """Packets that the switch has dropped, by reason; TCP would send them again, and nobody notice."""
+    with BpfMap.open_pinned(node.run_dir / "bpf" / "maps" / "sw_drops") as table:
+        found: Counter[str] = Counter()
+        for key, value in table.items():
+            counts = (int.from_bytes(one[:8], "little") for one in table.per_cpu_values(value))
+            found[Reason(DropKey.unpack(key).reason).name] += sum(counts)
+    del found[Reason.MULTICAST.name]  # the pods' own chatter, of which nothing is carried
+    return dict(found)
+
+
 def of_ports(keys: set[FlowKey], protocol: int, ports: set[int]) -> set[FlowKey]:
     """Those of a protocol at one of the ports."""
     return {key for key in keys if key.protocol == protocol and not ports.isdisjoint(key.port)}
@@ -193,6 +206,7 @@ def test_a_thousand_flows_live_on_without_the_daemon(
 ) -> None:
     live_flows = flow_keys(node)  # of connections that stay
     traffic.goes_on("traffic before")
+    drops = dropped(node)
     node.stop(signal.SIGKILL)
     gone_at = time.monotonic()
     datagrams, closed = unanswered_datagrams(pods[0]), traffic.new_ports()
@@ -208,11 +222,13 @@ def test_a_thousand_flows_live_on_without_the_daemon(
     poll("unanswered UDP has aged out", no_datagrams, AGED_S)
     poll("closed TCP has aged out", none_closed, AGED_S)
     traffic.goes_on("traffic after everything else has aged out")
+    assert dropped(node) == drops
     before = in_namespace(net.node, "ip", "link").stdout
 
     node.start()
     assert node.differences() == []
     traffic.goes_on("traffic after the daemon's return")
+    assert dropped(node) == drops
     assert in_namespace(net.node, "ip", "link").stdout == before
     node.delete("pod0", pods[0], node.conf())
     poll("flows of a removed pod go", lambda: not of_ports(flow_keys(node), TCP, {OUTSIDE_PORT}), AGED_S)
