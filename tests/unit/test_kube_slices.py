@@ -231,11 +231,13 @@ def test_what_another_service_has_is_refused() -> None:
     first = wanted("a", type="NodePort", ports=ports, clusterIP="10.96.0.7")
     port = wanted("b", type="NodePort", ports=ports[:1])
     address = wanted("c", clusterIP="10.96.0.7")
-    found, refused = admit([address, port, first], (V4,))
-    assert found.keys() == {("a", "a")}
+    six, spelled = (wanted(name, clusterIP=text) for name, text in (("d", "fd96::7"), ("e", "FD96:0::0007")))
+    found, refused = admit([address, port, first, spelled, six], (V4, V6))
+    assert found.keys() == {("a", "a"), ("a", "d")}
     assert refused == [
         (("a", "b"), "nodePort: 30007 is that of Service a/a"),
         (("a", "c"), "clusterIP: 10.96.0.7 is that of Service a/a"),
+        (("a", "e"), "clusterIP: fd96::7 is that of Service a/d"),
     ]
 
 

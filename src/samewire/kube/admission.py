@@ -98,7 +98,8 @@ def families(spec: ServiceSpec, policy: str, networks: Sequence[Network]) -> tup
 
 def _given(spec: ServiceSpec) -> tuple[str, ...]:
     found = spec.cluster_ips or ((spec.cluster_ip,) if spec.cluster_ip else ())
-    return tuple(address for address in found if address and address != "None")
+    # In one spelling: IPv6 has many for an address.
+    return tuple(str(ipaddress.ip_address(address)) for address in found if address and address != "None")
 
 
 def _given_node_ports(services: Iterable[Wanted]) -> set[int]:
