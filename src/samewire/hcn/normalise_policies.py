@@ -52,6 +52,7 @@ from samewire.hcn.policies import (
     family_of,
 )
 from samewire.hcn.policy_lists import PolicyList, identity
+from samewire.remembered import LONG, remembered
 
 MIN_MTU = 576
 MAX_VNI = 2**24 - 1
@@ -137,7 +138,18 @@ def already_there(policy: Policy) -> HcnCode:
     return HcnCode.POLICY_ALREADY_EXISTS
 
 
-@lru_cache(maxsize=4096)
+def _length(policy: Policy, _: Scope) -> int:
+    match policy:
+        case ACL() | NetworkACL():
+            return len(policy.local_addresses) + len(policy.remote_addresses)
+        case SetPolicy():
+            return len(policy.values)
+        case TierAcl():
+            return LONG
+    return 0
+
+
+@remembered(4096, _length)
 def _checked(policy: Policy, scope: Scope) -> Policy:
     if isinstance(policy, OtherPolicy):
         return policy

@@ -33,6 +33,7 @@ GUID_KEYS = frozenset({"id", "virtualnetwork"})
 MAX_KEPT = 8192
 MAX_KEPT_BYTES = 4096
 _FEW_KEPT = 64
+MAX_REMEMBERED = 1024
 QUERY_KEYS = frozenset({"schemaversion", "flags", "filter"})
 
 
@@ -190,13 +191,16 @@ def find(view: View, kind: Kind, query: Query) -> list[Object]:
     return [value for value in candidates if all(_matches(view, value, *item) for item in wanted.items())]
 
 
-@lru_cache(maxsize=64)
 def parse_query(text: str | bytes) -> Query:
     """Return the query of a call ("" = all objects).
 
     It is a HostComputeQuery, ``{SchemaVersion, Flags, Filter}``, or just the filter: a JSON object with
     HNS's v1 names (``ID``, ``Name``, ``VirtualNetwork``, ``VirtualNetworkName``, ``State``). Raises HcnError.
     """
+    return _remembered(text) if len(text) <= MAX_REMEMBERED else _parsed(text)
+
+
+def _parsed(text: str | bytes) -> Query:
     if not text.strip():
         return EVERYTHING
     value = parse_json(text)
@@ -212,6 +216,9 @@ def parse_query(text: str | bytes) -> Query:
     if flags is None or flags not in (0, 1):
         raise HcnError(HcnCode.INVALID_JSON, "$.Flags: expected 0 (None) or 1 (Detailed)")
     return Query(_filter(_inner(fields.get("filter"))), _major(fields.get("schemaversion")), bool(flags))
+
+
+_remembered = lru_cache(maxsize=64)(_parsed)
 
 
 def _inner(value: Any) -> Any:

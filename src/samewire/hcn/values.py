@@ -48,19 +48,21 @@ def guid_or_new(text: str, path: str) -> str:
     return new_guid() if plain == ZERO_GUID else plain
 
 
+# What these three refuse they raise: only what is returned is remembered, and a refused text may be of any length.
 @lru_cache(maxsize=4096)
-def _mac(text: str) -> str | None:
+def _mac(text: str) -> str:
     upper = text.upper()
     if not _MAC.fullmatch(upper):
-        return None
+        raise ValueError
     digits = upper.replace("-", "").replace(":", "")
     return "-".join(digits[index : index + 2] for index in range(0, 12, 2))
 
 
 def mac(text: str, path: str, code: HcnCode = HcnCode.INVALID_POLICY) -> str:
     """Return a unicast MAC address with dashes, in upper case. Raises HcnError."""
-    canonical = _mac(text)
-    if canonical is None:
+    try:
+        canonical = _mac(text)
+    except ValueError:
         fail(path, f"{text[:64]!r} is not a MAC address such as 00-15-5D-52-C0-00", code)
     if int(canonical[1], 16) & 1 or canonical == "00-00-00-00-00-00":
         fail(path, f"{canonical} is not the MAC address of one station", code)
@@ -68,19 +70,18 @@ def mac(text: str, path: str, code: HcnCode = HcnCode.INVALID_POLICY) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _ip(text: str) -> str | None:
-    try:
-        return None if "%" in text else str(parse_ip(text))
-    except ValueError:
-        return None
+def _ip(text: str) -> str:
+    if "%" in text:
+        raise ValueError
+    return str(parse_ip(text))
 
 
 def ip(text: str, path: str) -> str:
     """Return an IP address in its shortest form. Raises HcnError(INVALID_IP)."""
-    canonical = _ip(text)
-    if canonical is None:
+    try:
+        return _ip(text)
+    except ValueError:
         fail(path, f"{text[:64]!r} is not an IP address", HcnCode.INVALID_IP)
-    return canonical
 
 
 def optional_ip(text: str, path: str) -> str:
@@ -105,14 +106,11 @@ def station_ip(text: str, path: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _prefix(text: str) -> tuple[str, bool] | None:
-    """Return a prefix with its host bits cleared, and whether there were any."""
+def _prefix(text: str) -> tuple[str, bool]:
+    """Return a prefix with its host bits cleared, and whether there were any. Raises ValueError."""
     if "%" in text or text.count("/") > 1:
-        return None
-    try:
-        network = ip_network(text, strict=False)
-    except ValueError:
-        return None
+        raise ValueError
+    network = ip_network(text, strict=False)
     host = text.partition("/")[0]
     return str(network), ip_address(host) != network.network_address
 
@@ -137,20 +135,24 @@ _LENGTHS = {str(length): length for length in range(33)}
 
 def prefix(text: str, path: str) -> str:
     """Return a prefix in canonical form; host bits are refused. Raises HcnError(INVALID_PREFIX)."""
-    found = _prefix(text)
-    if found is None:
+    canonical, has_host_bits = _known_prefix(text, path)
+    if has_host_bits:
+        fail(path, f"{text} has host bits set; the prefix is {canonical}", HcnCode.INVALID_PREFIX)
+    return canonical
+
+
+def _known_prefix(text: str, path: str) -> tuple[str, bool]:
+    try:
+        return _prefix(text)
+    except ValueError:
         fail(path, f"{text[:64]!r} is not a prefix such as 10.244.1.0/24", HcnCode.INVALID_PREFIX)
-    if found[1]:
-        fail(path, f"{text} has host bits set; the prefix is {found[0]}", HcnCode.INVALID_PREFIX)
-    return found[0]
 
 
 def destination(text: str, path: str) -> str:
     """Return where an SDN route leads, without its host bits: clients give the address of a metadata
     service with the length of its subnet. Raises HcnError(INVALID_PREFIX).
     """
-    found = _prefix(text)
-    return found[0] if found else prefix(text, path)
+    return _known_prefix(text, path)[0]
 
 
 def address_or_prefix(text: str, path: str) -> str:
@@ -159,10 +161,11 @@ def address_or_prefix(text: str, path: str) -> str:
     """
     if _is_plain_ipv4(text):
         return text
-    found = _prefix(text)
-    if found is None:
+    try:
+        canonical, _ = _prefix(text)
+    except ValueError:
         fail(path, f"{text[:64]!r} is neither an address nor a prefix", HcnCode.INVALID_PREFIX)
-    return found[0] if "/" in text else ip(text, path)
+    return canonical if "/" in text else ip(text, path)
 
 
 def name(text: str, path: str, code: HcnCode) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import msgspec
 
@@ -35,6 +35,7 @@ from samewire.hcn.policies import (
     acl_protocols,
 )
 from samewire.hcn.policy_lists import PolicyList
+from samewire.remembered import remembered
 from samewire.vfp.address import Prefix, parse_prefix
 from samewire.vfp.constants import ACL_STAGES, ACL_WORDS, RULE_NETWORK, RULE_TIER_SHIFT
 from samewire.vfp.constants import AclAction as Verdict
@@ -252,7 +253,12 @@ def _path(given: _Given) -> str:
     return f"network: {path}" if given.number & RULE_NETWORK else path
 
 
-@lru_cache(maxsize=16384)
+def _rule_length(*of_rule: object) -> int:
+    fields = cast(AclRule, of_rule[-1])
+    return len(fields.local_addresses) + len(fields.remote_addresses)
+
+
+@remembered(16384, _rule_length)
 def _rule(
     number: int,
     rank: int,
@@ -290,7 +296,7 @@ def _ends(text: str, path: str) -> Ends:
         raise Invalid(path, error.message) from None
 
 
-@lru_cache(maxsize=8192)
+@remembered(8192, len)
 def _parsed_ends(text: str) -> Ends:
     prefixes: dict[Prefix, None] = {}
     sets: dict[str, None] = {}
