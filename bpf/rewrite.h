@@ -57,6 +57,8 @@ static __noinline int sw_rewrite_address(struct __sk_buff *skb, struct sw_packet
 {
 	__u32 checksum = sw_checksum_offset(p);
 	struct ipv6hdr *header;
+	__s64 difference;
+	int covered = 0;
 
 	if (p->family == 4) {
 		__be32 old = *(__be32 *)from->b;
@@ -79,16 +81,22 @@ static __noinline int sw_rewrite_address(struct __sk_buff *skb, struct sw_packet
 		return 0;
 	}
 
+	difference = bpf_csum_diff((__be32 *)from->b, 16, (__be32 *)to->b, 16, 0);
+	if (difference < 0)
+		return SW_REASON_INTERNAL;
 	if (checksum) {
 		struct sw_config *config = sw_config_here();
 		__u64 flags = BPF_F_PSEUDO_HDR | sw_checksum_flags(p);
-		__s64 difference = bpf_csum_diff((__be32 *)from->b, 16, (__be32 *)to->b, 16, 0);
 
-		if (config && config->flags & SW_CONFIG_CSUM_IPV6)
+		covered = config && config->flags & SW_CONFIG_CSUM_IPV6;
+		if (covered)
 			flags |= SW_CSUM_IPV6_FLAG;
-		if (difference < 0 || bpf_l4_csum_replace(skb, checksum, 0, difference, flags))
+		if (bpf_l4_csum_replace(skb, checksum, 0, difference, flags))
 			return SW_REASON_INTERNAL;
 	}
+	/* The NIC's sum of all: no other field makes up for the address, or an old helper has counted on the IPv4 header's. */
+	if (!covered)
+		bpf_csum_update(skb, difference);
 	header = (void *)(long)skb->data + SW_L3;
 	if ((void *)(header + 1) > (void *)(long)skb->data_end)
 		return SW_REASON_INTERNAL;
@@ -141,7 +149,8 @@ static __noinline int sw_rewrite_fragment_id(struct __sk_buff *skb, struct sw_pa
 	} else {
 		__be32 new = bpf_htonl(bpf_ntohl(p->fragment_id) + bpf_ntohs(port));
 
-		return bpf_skb_store_bytes(skb, p->fragment_offset + 4, &new, 4, 0) ? SW_REASON_INTERNAL : 0;
+		return bpf_skb_store_bytes(skb, p->fragment_offset + 4, &new, 4, BPF_F_RECOMPUTE_CSUM) ? SW_REASON_INTERNAL :
+												 0;
 	}
 }
 
@@ -258,6 +267,9 @@ SW_INLINE int sw_decrement_ttl(struct __sk_buff *skb, struct sw_packet *p)
 		if ((void *)(ip + 1) > end)
 			return SW_REASON_INTERNAL;
 		ip->hop_limit--;
+		/* No header checksum makes up for it in a NIC's sum of all. What is sent here has none. */
+		if (p->arrival == SW_FROM_UPLINK || p->arrival == SW_FROM_TUNNEL)
+			bpf_csum_update(skb, ~(__u32)bpf_htons(1));
 	}
 	return 0;
 }

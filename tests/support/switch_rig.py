@@ -18,7 +18,7 @@ from typing import TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from samewire.kernel.bpf import BpfMap, BpfObject, SkbContext
+from samewire.kernel.bpf import BpfMap, BpfObject, SkbContext, TestRun
 from samewire.node.tables import KernelTables
 from samewire.vfp.address import ZERO
 from samewire.vfp.constants import Arrival, Counter
@@ -197,6 +197,11 @@ class SwitchRig:
     def run(self, frame: bytes, ifindex: int) -> Run:
         """Run the program on a frame that arrives by a device."""
         return self.call(lambda: self._run(frame, ifindex))
+
+    def run_as(self, frame: bytes, context: SkbContext, *, summed: bool = False) -> TestRun:
+        """The same for a frame as offloads make them."""
+        program = self.object.programs["sw_ingress"]
+        return self.call(lambda: program.test_run(frame, context, summed=summed))
 
     def _run(self, frame: bytes, ifindex: int) -> Run:
         drops = self.map("sw_drops")

@@ -16,6 +16,7 @@ from samewire.kernel.bpf.handle import Handle
 _SCHED_CLS: Final = 3  # BPF_PROG_TYPE_SCHED_CLS
 _INSTRUCTION_BYTES: Final = 8
 _ROOM: Final = 512  # a test run may grow the packet
+_CHECKSUM_COMPLETE: Final = 1 << 2  # BPF_F_TEST_SKB_CHECKSUM_COMPLETE
 
 
 class SkbContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,8 +86,14 @@ class BpfProgram(Handle):
             raise NotFound("program", str(program_id))
         return cls(b.check(fd, f"open program {program_id}"))
 
-    def test_run(self, data: bytes, context: SkbContext | None = None, repeat: int = 1) -> TestRun:
-        """Run a tc program on a frame of at least 14 bytes in the calling thread's network namespace."""
+    def test_run(
+        self, data: bytes, context: SkbContext | None = None, repeat: int = 1, *, summed: bool = False
+    ) -> TestRun:
+        """Run a tc program on a frame of at least 14 bytes in the calling thread's network namespace.
+
+        ``summed``: as if a NIC had added up all of it (CHECKSUM_COMPLETE). An error (EBADMSG) if that sum is not the
+        frame's any more when the program has ended. Kernels from 6.16 on.
+        """
         operation = f"run {self.name}"
         b.begin(operation)
         out = ct.create_string_buffer(len(data) + _ROOM)
@@ -102,6 +109,7 @@ class BpfProgram(Handle):
             ctx_size_in=ct.sizeof(skb) if context else 0,
             ctx_size_out=ct.sizeof(skb_out) if context else 0,
             repeat=repeat,
+            flags=_CHECKSUM_COMPLETE if summed else 0,
         )
         b.check(b.lib.bpf_prog_test_run_opts(self.fd, ct.byref(options)), operation)
         retval = ct.c_int32(options.retval).value
