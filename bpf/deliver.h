@@ -20,11 +20,18 @@
 
 extern int LINUX_KERNEL_VERSION __kconfig;
 
-/* Length of the largest IP packet that this frame becomes on the wire. */
+#define SW_GSO_BY_FRAGS 0xffff /* of the kernel's: SCTP's packets are joined as they are, each of its own length */
+
+/*
+ * Length of the largest IP packet that this frame becomes on the wire. SCTP fills all of them but the last: what the mean
+ * of them does not show is sent again alone.
+ */
 SW_INLINE __u32 sw_wire_length(struct __sk_buff *skb, const struct sw_packet *p)
 {
 	__u32 gso = skb->gso_size;
 
+	if (gso == SW_GSO_BY_FRAGS)
+		gso = (skb->len - p->payload_offset) / skb->gso_segs; /* BPF: by 0 is 0 */
 	return gso ? gso + p->payload_offset - SW_L3 : skb->len - SW_L3;
 }
 

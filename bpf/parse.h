@@ -7,6 +7,8 @@
 
 #include "packet.h"
 
+#define SW_SCTP_HEADER 12
+
 /* Ports (or the ICMP identifier) at l4_offset. Returns 0 or a reason. */
 SW_INLINE int sw_parse_l4(struct __sk_buff *skb, struct sw_packet *p)
 {
@@ -42,7 +44,7 @@ SW_INLINE int sw_parse_l4(struct __sk_buff *skb, struct sw_packet *p)
 			return SW_REASON_MALFORMED;
 		p->tuple.source_port = udp->source;
 		p->tuple.destination_port = udp->dest;
-		p->payload_offset = offset + 8;
+		p->payload_offset = offset + (p->protocol == IPPROTO_SCTP ? SW_SCTP_HEADER : sizeof(*udp));
 		return 0;
 	}
 	case IPPROTO_ICMP:

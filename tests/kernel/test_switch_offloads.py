@@ -1,4 +1,4 @@
-"""Frames as NICs and their drivers hand them over: summed up whole."""
+"""Frames as NICs and their drivers hand them over: summed up whole, joined."""
 
 from __future__ import annotations
 
@@ -131,3 +131,15 @@ def test_the_sum_of_what_leaves_in_fragments_stays_right(rig: SwitchRig, knows_i
         frame = GATEWAY_MAC + _POD_MAC + b"\x86\xdd" + packet
         ran = rig.run_as(frame, SkbContext(ifindex=pod), summed=True)
         assert (ran.retval, ran.data[14 + 8 : 14 + 24]) == (_REDIRECT, _NODE)
+
+
+@pytest.mark.parametrize(("joined", "passes"), [(2, True), (1, False)])
+def test_joined_sctp_packets_are_no_longer_than_they_are(rig: SwitchRig, joined: int, passes: bool) -> None:
+    """The kernel does not say how long each is, but 65,535: all that came joined were answered with "too big"."""
+    pod, _ = fill_tables(rig)
+    chunk = b"\0\x03" + (500).to_bytes(2, "big") + bytes(496)
+    l4 = b"\x9c\x40\x00\x35" + bytes(8) + chunk * 4
+    frame = GATEWAY_MAC + _POD_MAC + b"\x86\xdd" + ip_packet(6, _POD, _OUT, 132, l4, 64, 0, 1)
+    ran = rig.run_as(frame, SkbContext(ifindex=pod, gso_size=0xFFFF, gso_segs=joined))
+    assert ran.retval == _REDIRECT
+    assert (ran.data[14 + 24 : 14 + 40] == _OUT) == passes
