@@ -153,12 +153,12 @@ SW_INLINE int sw_ask_arp(struct __sk_buff *skb, struct sw_packet *p, const struc
 /* port: the pod that asks, or 0 for the wire. */
 SW_COLD static __noinline int sw_arp(struct __sk_buff *skb, struct sw_packet *p, const struct sw_port *port)
 {
-	void *data = (void *)(long)skb->data;
-	void *end = (void *)(long)skb->data_end;
-	struct sw_arp *arp = data + SW_L3;
 	__u8 mac[8] __attribute__((aligned(8))) = {};
+	__u32 linear = skb->data_end - skb->data;
 	struct sw_nexthop *hop;
 	__be32 sender, target;
+	struct sw_arp *arp;
+	void *data, *end;
 
 	/* Not parsed: a drop must not be told with the protocol and the ports of the packet before. */
 	p->family = 4;
@@ -167,6 +167,11 @@ SW_COLD static __noinline int sw_arp(struct __sk_buff *skb, struct sw_packet *p,
 	p->tuple.destination_port = 0;
 	sw_set_ipv4(&p->tuple.source, 0);
 	sw_set_ipv4(&p->tuple.destination, 0);
+	if (linear < SW_L3 + sizeof(*arp)) /* some NICs' drivers leave in pages all behind the Ethernet header */
+		bpf_skb_pull_data(skb, SW_L3 + sizeof(*arp));
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	arp = data + SW_L3;
 	if ((void *)(arp + 1) > end)
 		return port ? sw_drop(p, SW_LAYER_PARSE, SW_REASON_MALFORMED) : SW_PASS;
 	if (arp->header.ar_hrd != bpf_htons(ARPHRD_ETHER) || arp->header.ar_pro != bpf_htons(ETH_P_IP))

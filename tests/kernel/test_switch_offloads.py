@@ -1,20 +1,29 @@
-"""Frames as NICs and their drivers hand them over: summed up whole, joined."""
+"""Frames as NICs and their drivers hand them over: summed up whole, joined, with nothing but a header in one piece."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import select
+import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from msgspec.structs import replace
 
+from samewire.kernel import rtnetlink as rt
 from samewire.kernel.bpf import SkbContext
+from samewire.node.tables import KernelTables
 from samewire.vfp.address import ZERO
 from samewire.vfp.constants import NAT_KEY_BITS, ROUTE_KEY_BITS, ConfigFlag, NatAction, RouteKind
+from samewire.vfp.diff import Put
 from samewire.vfp.record import Record
 from samewire.vfp.tables import Endpoint, EndpointKey, Id, Nat, NatKey, Nexthop, Port, Route, RouteKey
 from tests.support.frames import fill, ip_packet, pseudo
 from tests.support.replies import reply_to
 from tests.support.switch_rig import SwitchRig, require_root
+from tests.support.traffic import TIMEOUT_S
 from tests.support.universe import GATEWAY_MAC, PEER_MAC, UPLINK_MAC, config, packed
 
 pytestmark = pytest.mark.root
@@ -24,6 +33,8 @@ _SCOPE = 5
 _POD_MAC = bytes.fromhex("02dddddddd01")
 _POD, _GATEWAY, _NODE, _OUT = (packed(text) for text in ("fd01::10", "fd01::1", "fd09::11", "fd44::44"))
 _PATH_MTU = 1400
+_TUN_SET = 0x400454CA
+_TAP_IN_PAGES = 0x02 | 0x1000 | 0x10 | 0x20  # IFF_TAP, IFF_NO_PI, IFF_NAPI, IFF_NAPI_FRAGS
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +154,44 @@ def test_joined_sctp_packets_are_no_longer_than_they_are(rig: SwitchRig, joined:
     ran = rig.run_as(frame, SkbContext(ifindex=pod, gso_size=0xFFFF, gso_segs=joined))
     assert ran.retval == _REDIRECT
     assert (ran.data[14 + 24 : 14 + 40] == _OUT) == passes
+
+
+@contextmanager
+def tap_in_pages(name: str) -> Iterator[int]:
+    """A device whose driver leaves in pages what is written to it in more than one piece."""
+    with open("/dev/net/tun", "r+b", buffering=0) as tun:
+        fcntl.ioctl(tun, _TUN_SET, struct.pack("16sH22x", name.encode(), _TAP_IN_PAGES))
+        yield tun.fileno()
+
+
+def test_arp_that_stands_in_pages_is_answered(rig: SwitchRig) -> None:
+    """As drivers that build on napi_gro_frags() hand it over: only the Ethernet header is in one piece."""
+    fill_tables(rig)
+    rig.call(lambda: _ask_in_pages(rig))
+
+
+def _ask_in_pages(rig: SwitchRig) -> None:
+    asked, asker = bytes((10, 1, 0, 7)), bytes((10, 1, 0, 9))
+    question = b"\0\x01\x08\0\x06\x04\0\x01" + PEER_MAC + asker + bytes(6) + asked
+    program = rig.object.programs["sw_ingress"]
+    with tap_in_pages("pages") as tap, rt.Netlink() as netlink:
+        ifindex = netlink.get(rt.link_get("pages")).ifindex
+        KernelTables(rig.object.maps).write(
+            [
+                Put("sw_config", Id(0), replace(config(rig.devices), uplink_ifindex=ifindex)),
+                Put(
+                    "sw_endpoints",
+                    EndpointKey(asked + bytes(12), 0, 4),
+                    Endpoint(rig.devices[0], 0, _POD_MAC),
+                ),
+            ]
+        )
+        netlink.batch([rt.link_set("pages", up=True), rt.clsact_add(ifindex)])
+        netlink.request(rt.bpf_filter_replace(ifindex, "ingress", program.fd, "sw_ingress"))
+        os.writev(tap, [b"\xff" * 6 + PEER_MAC + b"\x08\x06", question])
+        while True:
+            assert select.select([tap], [], [], TIMEOUT_S)[0], "no answer"
+            frame = os.read(tap, 2048)
+            if frame[12:14] == b"\x08\x06" and frame[:6] == PEER_MAC:
+                break
+    assert frame[20:42] == b"\0\x02" + UPLINK_MAC + asked + PEER_MAC + asker
