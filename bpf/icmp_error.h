@@ -166,11 +166,25 @@ SW_INLINE int sw_rewrite_quoted(struct __sk_buff *skb, struct sw_packet *p, __u3
 	return failed;
 }
 
+/* Translates what is quoted, and leaves in p->chosen what is to be done with the header before it. 0: done. */
+SW_INLINE int sw_translate_error(struct __sk_buff *skb, struct sw_packet *p, __u32 l4)
+{
+	if (sw_rewrite_quoted(skb, p, l4))
+		return 1;
+	/* A router in between speaks for itself: only an end's own address (p->out) is translated. */
+	if (!sw_same_address(&p->tuple.source, &p->out.source))
+		p->chosen.flags &= ~SW_REWRITE_SOURCE;
+	p->chosen.source_port = 0;
+	p->chosen.destination_port = 0;
+	p->tuple.source_port = 0;
+	p->tuple.destination_port = 0;
+	return 0;
+}
+
 /* Returns a verdict, or SW_GO_ON: to be routed like any packet. */
 SW_COLD __noinline int sw_icmp_error(struct __sk_buff *skb)
 {
 	struct sw_packet *p = sw_packet_here();
-	struct sw_tuple *back;
 	struct sw_flow *flow;
 	__u8 protocol = 0, direction;
 	__u32 l4;
@@ -185,9 +199,8 @@ SW_COLD __noinline int sw_icmp_error(struct __sk_buff *skb)
 	    !sw_same_address(&p->tuple.source, &p->first.destination))
 		return sw_drop(p, SW_LAYER_ICMP, SW_REASON_ICMP_UNRELATED);
 	p->quoted_protocol = protocol;
-	back = &p->out;
-	sw_reverse_tuple(back, &p->first);
-	direction = sw_key_of(&p->key, back, p->scope, p->family, protocol);
+	sw_reverse_tuple(&p->out, &p->first);
+	direction = sw_key_of(&p->key, &p->out, p->scope, p->family, protocol);
 	flow = bpf_map_lookup_elem(&sw_flows, &p->key);
 	if (!flow)
 		return SW_GO_ON; /* a stateless connection, or one of the node's own */
@@ -197,16 +210,33 @@ SW_COLD __noinline int sw_icmp_error(struct __sk_buff *skb)
 	if (p->chosen.fate == SW_TO_NOWHERE ||
 	    (flow->backend && !bpf_map_lookup_elem(&sw_backends, &flow->backend)))
 		return sw_drop(p, SW_LAYER_ICMP, SW_REASON_ICMP_UNRELATED);
-	if (sw_rewrite_quoted(skb, p, l4))
-		return sw_drop(p, SW_LAYER_ICMP, SW_REASON_INTERNAL);
-	/* A router in between speaks for itself: only an end's own address is translated. */
-	if (!sw_same_address(&p->tuple.source, &back->source))
-		p->chosen.flags &= ~SW_REWRITE_SOURCE;
-	p->chosen.source_port = 0;
-	p->chosen.destination_port = 0;
-	p->tuple.source_port = 0;
-	p->tuple.destination_port = 0;
-	return sw_finish(skb);
+	return sw_translate_error(skb, p, l4) ? sw_drop(p, SW_LAYER_ICMP, SW_REASON_INTERNAL) : sw_finish(skb);
 }
+
+#ifndef TRACE
+/* What the node's own stack says of what an outside client of a service has sent it: it has seen its own address. */
+SW_COLD static __noinline int sw_host_error(struct __sk_buff *skb, struct sw_packet *p)
+{
+	__u8 protocol = 0, direction;
+	struct sw_flow *flow;
+	__u32 l4;
+
+	l4 = sw_parse_quoted(skb, p, &protocol);
+	if (!l4)
+		return SW_PASS;
+	p->quoted_protocol = protocol;
+	sw_reverse_tuple(&p->out, &p->first);
+	direction = sw_key_of(&p->key, &p->out, SW_SCOPE_UPLINK, p->family, protocol);
+	flow = bpf_map_lookup_elem(&sw_flows, &p->key);
+	if (!flow || direction == (flow->flags & SW_FLOW_INITIATOR))
+		return SW_PASS;
+	sw_copy_action(&p->chosen, direction ? &flow->action[1] : &flow->action[0]);
+	if (p->chosen.fate != SW_TO_UPLINK)
+		return SW_PASS;
+	return sw_translate_error(skb, p, l4) || sw_rewrite(skb, p, &p->chosen) ?
+		       sw_drop(p, SW_LAYER_ICMP, SW_REASON_INTERNAL) :
+		       SW_PASS;
+}
+#endif
 
 #endif /* SAMEWIRE_ICMP_ERROR_H */

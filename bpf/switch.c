@@ -275,9 +275,11 @@ SW_INLINE int sw_watch_host(struct __sk_buff *skb, struct sw_packet *p)
 	__u16 port;
 
 	sw_arrive(p, SW_FROM_HOST, SW_SCOPE_UPLINK, skb->ifindex, 0);
-	if (!config || !cursors || skb->vlan_present || sw_parse(skb, p) || p->neighbour || p->icmp_error)
+	if (!config || !cursors || skb->vlan_present || sw_parse(skb, p) || p->neighbour)
 		return SW_PASS;
 	replies = cursors->host_replies != 0;
+	if (p->icmp_error)
+		return replies ? sw_host_error(skb, p) : SW_PASS;
 	if (p->fragment && (!replies || sw_fragment(p) == SW_UNKNOWN) && p->fragment == SW_FRAGMENT_LATER)
 		return SW_PASS;
 	port = bpf_ntohs(p->tuple.source_port);

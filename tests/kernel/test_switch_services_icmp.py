@@ -84,6 +84,22 @@ def test_a_backend_that_does_not_listen(world: World, server: str, family: int) 
     balancer.close()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_process_of_the_node_that_does_not_listen(world: World, family: int) -> None:
+    """The node's own stack says so, about its own address and port: the client must see those that it has called."""
+    to = node_address(world.node, family)
+    balancer = service(world, Target(to, 7999, SCOPE_UPLINK), family)
+    for space, address, port in ((world.client.space, VIP[family], 80), (world.underlay.out, to, NODE_PORT)):
+        found = refused(space, address, port)
+        assert found is not None
+        error, inner = found
+        size = len(error.source)
+        assert error.source == inner.destination == packed(address)[:size], address
+        assert inner.source == error.destination
+        assert inner.ports[1] == port
+    balancer.close()
+
+
 def careful(space: Space, address: str) -> socket.socket:
     """A UDP socket that never fragments."""
     opened = space.socket(family_of(address), socket.SOCK_DGRAM)
