@@ -187,6 +187,16 @@ SW_INLINE __u32 sw_quote_length(const struct sw_packet *p, __u32 length)
 	return 0;
 }
 
+#ifndef TRACE
+/* A frame for everybody: nobody answers that (RFC 1122, 3.2.2 and 4.2.3.10), and its destination is no sender's MAC. */
+SW_INLINE int sw_is_for_all(struct __sk_buff *skb)
+{
+	const __u8 *mac = (void *)(long)skb->data;
+
+	return (void *)(mac + ETH_HLEN) > (void *)(long)skb->data_end || mac[0] & 1;
+}
+#endif
+
 __noinline int sw_answer_error(struct __sk_buff *skb, struct sw_packet *p, __u32 type_code)
 {
 #ifndef TRACE
@@ -196,7 +206,8 @@ __noinline int sw_answer_error(struct __sk_buff *skb, struct sw_packet *p, __u32
 		return TC_ACT_SHOT;
 	quote = sw_quote_length(p, skb->len - SW_L3);
 	/* Never about an error, a later fragment, or a packet whose sender is elsewhere. */
-	if (!quote || p->icmp_error || p->fragment == SW_FRAGMENT_LATER || p->arrival == SW_FROM_TUNNEL)
+	if (!quote || p->icmp_error || p->fragment == SW_FRAGMENT_LATER || p->arrival == SW_FROM_TUNNEL ||
+	    sw_is_for_all(skb))
 		return TC_ACT_SHOT;
 	if (!(p->family == 4 ? sw_build_error4(skb, p, type_code, quote) : sw_build_error6(skb, p, type_code, quote)))
 		return sw_send_back(skb, p);

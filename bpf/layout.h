@@ -798,7 +798,7 @@ struct sw_socket_key {
 struct sw_socket {
 	struct sw_addr address; /* as the application named it */
 	__be16 port;
-	__u8 family; /* of the socket: 6 for an IPv4-mapped address */
+	__u8 family; /* of address: 4 for an IPv4-mapped one of an IPv6 socket */
 	__u8 reserved;
 	__u32 backend; /* 0 = a host port's endpoint */
 };

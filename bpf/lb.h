@@ -60,8 +60,11 @@ SW_INLINE struct sw_service *sw_service_of(const struct sw_packet *p, int node_p
 
 	if (p->first_arrival == SW_FROM_UPLINK && p->first_scope != SW_SCOPE_UPLINK) /* a VLAN is no way into others */
 		return 0;
-	if (!node_port)
+	if (!node_port) {
+		if (sw_zero_address(&p->first.destination)) /* the key of node ports, and nobody's address */
+			return 0;
 		sw_copy_address(&key.address, &p->first.destination);
+	}
 	return sw_find_service(&key, p->first_arrival == SW_FROM_UPLINK ? SW_SCOPE_OUTSIDE : p->first_scope);
 }
 

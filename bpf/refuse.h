@@ -130,7 +130,8 @@ SW_INLINE int sw_answer_reset(struct __sk_buff *skb, struct sw_packet *p)
 #ifndef TRACE
 	__u32 l4 = SW_L3 + (p->family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
 
-	if (p->tcp_flags & SW_TCP_RST || p->l4_offset != l4 || p->fragment || p->arrival == SW_FROM_TUNNEL)
+	if (p->tcp_flags & SW_TCP_RST || p->l4_offset != l4 || p->fragment || p->arrival == SW_FROM_TUNNEL ||
+	    sw_is_for_all(skb))
 		return TC_ACT_SHOT;
 	if (!(p->family == 4 ? sw_build_reset4(skb) : sw_build_reset6(skb)))
 		return sw_send_back(skb, p);

@@ -101,6 +101,8 @@ def service_of(state: State, walk: Walk, node_port: bool) -> Service | None:
     outside = walk.first_arrival == Arrival.UPLINK
     if outside and walk.first_scope != SCOPE_UPLINK:  # a VLAN is no way into others
         return None
+    if not node_port and address == ZERO:  # the key of node ports, and nobody's address
+        return None
     scopes = (SCOPE_OUTSIDE,) if outside else (walk.first_scope, SCOPE_ANY)
     for scope in scopes:
         packet = walk.packet

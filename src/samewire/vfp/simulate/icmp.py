@@ -43,7 +43,7 @@ def error_frame(state: State, walk: Walk, kind: tuple[int, int], mtu: int) -> by
     sizes = (long, tcp, short) if packet.protocol == TCP else (long, short)
     size = next((size for size in sizes if size <= packet.ip_length), 0)
     elsewhere = walk.arrival == Arrival.TUNNEL
-    if not size or packet.icmp_error or packet.fragment == FRAGMENT_LATER or elsewhere:
+    if not size or packet.icmp_error or packet.fragment == FRAGMENT_LATER or elsewhere or packet.is_for_all:
         return None
     quote = bytes(packet.data[L3 : L3 + size])
     build = _error4 if packet.family == IPV4 else _error6

@@ -76,6 +76,11 @@ class Packet(msgspec.Struct):
         return self.protocol == (ICMP if self.family == IPV4 else ICMPV6)
 
     @property
+    def is_for_all(self) -> bool:
+        """A broadcast or multicast frame: it is not answered."""
+        return bool(self.data[0] & 1)
+
+    @property
     def ip_length(self) -> int:
         """Bytes behind the Ethernet header (a frame here is never a GSO one)."""
         return len(self.data) - L3

@@ -20,7 +20,7 @@ def reset_frame(walk: Walk) -> bytes | None:
     v4 = packet.family == IPV4
     if packet.tcp_flags & TcpFlag.RST or packet.fragment or walk.arrival == Arrival.TUNNEL:
         return None
-    if packet.l4 != L3 + (20 if v4 else 40):
+    if packet.l4 != L3 + (20 if v4 else 40) or packet.is_for_all:
         return None
     data = bytes(packet.data)
     ends = slice(L3 + 12, L3 + 20) if v4 else slice(L3 + 8, L3 + 40)
