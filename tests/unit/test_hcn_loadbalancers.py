@@ -29,7 +29,7 @@ from samewire.hcn.loadbalancers import (
 from samewire.hcn.modify import ModifySettingRequest, RequestType
 from samewire.hcn.policies import HostRoute
 from samewire.hcn.query import find, parse_query
-from samewire.hcn.schema import Endpoint, EndpointFlags, Kind, Network
+from samewire.hcn.schema import Endpoint, EndpointFlags, Kind, Network, NetworkFlags
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
 from tests.support.hcn import FakeSwitch, at, bridge, overlay
@@ -620,6 +620,21 @@ async def test_a_network_without_the_node_gets_a_source_vip(service: HnsService,
     )
     await service.modify(Kind.LOADBALANCER, outside[1].id, whole)
     assert service.view.endpoints() == []
+
+
+@pytest.mark.parametrize(
+    "network",
+    [overlay(policies=(HostRoute(),)), bridge(flags=int(NetworkFlags.DISABLE_HOST_PORT))],
+    ids=["the node is in it", "bridged"],
+)
+async def test_where_a_backend_can_answer_there_is_no_source_vip(
+    service: HnsService, network: Network
+) -> None:
+    made = await service.create_network(network)
+    outside = await service.create_load_balancer(
+        balancer(network_id=made.id, port_mappings=(mapping(flags=16),))
+    )
+    assert (outside.source_vip, service.view.endpoints()) == ("", [])
 
 
 async def test_a_batch_shares_one_source_vip(service: HnsService) -> None:

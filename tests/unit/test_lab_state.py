@@ -18,7 +18,7 @@ from samewire.lab.pids import is_running, read_pid, running_pid
 from samewire.lab.podspec import Container, DnsConfig, PodTemplate, Port
 from samewire.lab.schedule import Pod
 from samewire.lab.state import CGROUP, NETNS, Lab, PodState, load_state, the_lab
-from samewire.lab.targets import resolve, trace_target
+from samewire.lab.targets import Entry, execute, resolve, trace_target
 from tests.support.lab import lab_state
 
 
@@ -270,3 +270,19 @@ def test_mount_points_of_others_have_any_names(tmp_path: Path) -> None:
     with mounts.open("a") as file:
         file.write(f"cgroup2 {tmp_path} cgroup2 rw 0 0\n")
     assert cgroups.find_mounts(mounts) == cgroups.Mounts(tmp_path, None)
+
+
+def test_exec_is_in_the_cgroups_of_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a node's are its sockets known: outside of it, no service would be there."""
+    groups = [tmp_path / name for name in ("v2", "v1")]
+    for group in groups:
+        group.mkdir()
+    ran: list[list[str]] = []
+
+    def run(_: str, argv: list[str]) -> None:
+        assert [(group / "cgroup.procs").read_text() for group in groups] == ["0", "0"]
+        ran.append(argv)
+
+    monkeypatch.setattr(os, "execvp", run)
+    execute(Entry(("nsenter", "--"), tuple(map(str, groups))), ["true"])
+    assert ran == [["nsenter", "--", "true"]]

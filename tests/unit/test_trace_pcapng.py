@@ -84,6 +84,8 @@ def test_blocks(capture: bytes) -> None:
         interface, high, low, captured, length = struct.unpack_from("<5I", body)
         assert (interface, high << 32 | low, captured, length) == (0, time_ns, len(frame), len(frame))
         assert options(body[20 + (captured + 3) // 4 * 4 :]) == {2: struct.pack("<I", direction)}
+    interface, high, low = struct.unpack_from("<3I", found[5][1])
+    assert (interface, high << 32 | low) == (0, TIME_NS + 3_000_000_000)
     assert options(found[5][1][12:]) == {4: struct.pack("<Q", 5), 5: struct.pack("<Q", 2)}
 
 

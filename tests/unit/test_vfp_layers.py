@@ -17,6 +17,7 @@ from samewire.hcn.policies import (
     HostRoute,
     NetworkACL,
     OutBoundNAT,
+    Policy,
     PortMapping,
     RemoteSubnetRoute,
     SDNRoute,
@@ -26,7 +27,7 @@ from samewire.hcn.policies import (
 )
 from samewire.hcn.schema import Endpoint, Ipam, IpConfiguration, Network, NetworkType, RouteEntry, Subnet
 from samewire.vfp.acl_names import AclNames, acl_names
-from samewire.vfp.acl_view import AclIndex
+from samewire.vfp.acl_view import AclIndex, AclRuleView
 from samewire.vfp.address import NO_MAC, ZERO, parse_address, parse_interface
 from samewire.vfp.compile import compile_endpoint, compile_node
 from samewire.vfp.compile.acl import compile_acl
@@ -356,11 +357,41 @@ def test_names_of_rules_and_sets() -> None:
         "2.1": "one",
     }
     assert list(names.sets.values()) == ["red"]
+    (first, *_) = incoming_rules(network.policies, policies, names.sets)
+    assert (first.conditions, first.action) == (("protocol any", "remote set red"), "pass to the next tier")
+
+
+@pytest.mark.parametrize("beside", [1, 70], ids=["short", "long"])
+def test_what_a_rule_leaves_open_beside_those_that_do_not(beside: int) -> None:
+    """In a long list what takes any answer stands by itself."""
+    rule = ACL(action=AclAction.ALLOW, direction=AclDirection.IN)
+    narrow = [
+        msgspec.structs.replace(
+            rule,
+            protocols="6",
+            local_ports=str(port),
+            remote_addresses="0.0.0.0/0" if port == 80 else f"10.1.{port}.0/24",
+            remote_ports="1000-1001",
+        )
+        for port in range(80, 80 + beside)
+    ]
+    wide = msgspec.structs.replace(rule, action=AclAction.BLOCK, local_addresses="10.0.0.1")
+    found = {rule.conditions for rule in incoming_rules((), (*narrow, wide))}
+    assert len(found) == beside + 1
+    assert found >= {
+        ("protocol any", "local 10.0.0.1/32"),
+        ("protocol tcp", "remote 0.0.0.0/0", "remote port 1000-1001", "local port 80"),
+    }
+
+
+def incoming_rules(
+    network: tuple[Policy, ...], policies: tuple[Policy, ...], set_names: Mapping[int, str] | None = None
+) -> list[AclRuleView]:
+    """The rules towards a pod, as they are read from the tables."""
     builder = Builder()
-    incoming, _ = compile_acl(builder, "NET", network.policies, policies)
+    incoming, _ = compile_acl(builder, "NET", network, policies)
     port = Port(
         1, 1, 0, NO_MAC, NO_MAC, (ZERO, ZERO), (ZERO, ZERO), 0, (incoming.table, 0), incoming.space, 0,
         (incoming.words, 0), (incoming.shape, 0), 1500,
     )  # fmt: skip
-    (first, *_) = AclIndex(builder.compiled(HostBinding()).everything()).rules(port, 0, names.sets)
-    assert (first.conditions, first.action) == (("protocol any", "remote set red"), "pass to the next tier")
+    return list(AclIndex(builder.compiled(HostBinding()).everything()).rules(port, 0, set_names))
