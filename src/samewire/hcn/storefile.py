@@ -37,7 +37,7 @@ def identity(path: Path) -> tuple[int, int]:
 
 def create_if_absent(path: Path, schema: str) -> None:
     """Make a complete new file under another name, so that a short or empty one is always damage. Call with the
-    directory held: of two that make one at once, one would take the other's half.
+    directory held: of two that make one at once, one would take the other's half. Raises StoreError, OSError.
     """
     if path.exists():
         if path.stat().st_size == 0:
@@ -57,6 +57,7 @@ def create_if_absent(path: Path, schema: str) -> None:
 
 
 def explain(error: sqlite3.Error) -> str:
+    """What is wrong, in words."""
     if "locked" in str(error):
         return "another process has the database open"
     return f"the database cannot be used: {error}"

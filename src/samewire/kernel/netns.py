@@ -86,7 +86,7 @@ class NetNamespace(Closing):
 
     @property
     def fd(self) -> int:
-        """The open descriptor; it belongs to this object."""
+        """The open descriptor; it belongs to this object. Raises ValueError when closed."""
         if self._fd < 0:
             raise ValueError(f"{_WHAT} {self.path} is closed")
         return self._fd

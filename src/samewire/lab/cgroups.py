@@ -62,7 +62,7 @@ class Cgroups:
         self._mounts = mounts
 
     def node(self, node: str) -> Path:
-        """The cgroup of a node: host processes live in sub-cgroups of it."""
+        """The cgroup of a node: host processes live in sub-cgroups of it. Raises Conflict."""
         path = self._mounts.v2 / f"samewire-lab-{self._lab.name}-{node}"
         if path.exists():
             raise Conflict(f"the cgroup {path} exists already and is not this lab's")
@@ -110,7 +110,7 @@ def enter(path: Path) -> None:
 
 
 def own_cgroup(mounts: Mounts) -> Path:
-    """The v2 cgroup that this process is in now."""
+    """The v2 cgroup that this process is in now. Raises Unsupported."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         if line.startswith("0::"):
             return mounts.v2 / line[3:].lstrip("/")

@@ -57,7 +57,10 @@ class Runtime(Struct, frozen=True):
     async def delete(
         self, conflist: Mapping[str, Any], pod: Pod, netns_file: str, args: Mapping[str, Any]
     ) -> None:
-        """DEL through all plugins in reverse; a plugin's refusal does not keep the others from theirs."""
+        """DEL through all plugins in reverse; a plugin's refusal does not keep the others from theirs.
+
+        Raises CniFailed.
+        """
         failures = []
         for plugin in reversed(conflist["plugins"]):
             try:

@@ -30,7 +30,7 @@ async def down(name: str) -> None:
 
 async def remove(lab: Lab) -> None:
     """Remove everything in a lab's journal, and its directory. The caller must be in none of the lab's
-    cgroups.
+    cgroups. Raises KernelError.
     """
     await asyncio.to_thread(remove_cgroups, lab.noted(CGROUP))
     await remove_namespaces(lab.noted(NETNS))

@@ -49,7 +49,7 @@ def remote_subnet_routes(network: Network, vteps: list[Vtep]) -> list[dict[str, 
 
 
 def dr_mac(network: dict[str, Any]) -> str:
-    """The DrMacAddress that HNS published on a network, in colon form."""
+    """The DrMacAddress that HNS published on a network, in colon form. Raises Unavailable."""
     for policy in network.get("Policies") or ():
         if policy["Type"] == "DrMacAddress":
             return str(policy["Settings"]["Address"]).lower().replace("-", ":")

@@ -107,7 +107,7 @@ def load_cluster(path: Path) -> ClusterFile:
 
 
 def parse_cluster(text: str, file: str, default_name: str) -> ClusterFile:
-    """The pure part of :func:`load_cluster`."""
+    """The pure part of :func:`load_cluster`. Raises ClusterFileError."""
     try:
         loader = yaml.SafeLoader(text)
     except yaml.reader.ReaderError as error:

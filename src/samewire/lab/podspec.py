@@ -159,7 +159,7 @@ def served_ports(container: Container) -> list[int]:
 
 
 def quantity(text: Any) -> float:
-    """A Kubernetes quantity (``100m``, ``1.5Gi``, ``1e3``) as a number."""
+    """A Kubernetes quantity (``100m``, ``1.5Gi``, ``1e3``) as a number. Raises ValueError."""
     word = str(text).strip()
     if _EXPONENT.match(word):
         return _finite(word)
@@ -177,7 +177,7 @@ def _finite(word: str) -> float:
 
 
 def mapping(value: Any, what: str) -> dict[str, Any]:
-    """``value`` as a mapping, None as an empty one."""
+    """``value`` as a mapping, None as an empty one. Raises ValueError."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -186,7 +186,7 @@ def mapping(value: Any, what: str) -> dict[str, Any]:
 
 
 def sequence(value: Any, what: str) -> list[Any]:
-    """``value`` as a list, None as an empty one."""
+    """``value`` as a list, None as an empty one. Raises ValueError."""
     if value is None:
         return []
     if not isinstance(value, list):

@@ -92,6 +92,7 @@ class LabState(Struct, frozen=True):
     def find_pod(self, query: str, sender: PodState | None = None) -> PodState:
         """The one pod meant by ``namespace/name``, ``name``, an owner (``deployment/web``, ``web``,
         ``namespace/web``) or a unique beginning. Of an owner's pods rather another one than ``sender``.
+        Raises NotFound, Conflict.
         """
         word = query.lower()
         tests: tuple[Callable[[Pod], bool], ...] = (

@@ -48,7 +48,7 @@ class NodeBackend:
             self._own_netns = own.identity
 
     async def ensure_network(self, name: str, network: dict[str, Any] | None) -> NetworkInfo:
-        """Return what is known of a network, made from ``network`` if need be."""
+        """Return what is known of a network, made from ``network`` if need be. Raises NotFound."""
         found = self._view.network_by_name(name)
         if found is None and network is not None:
             found = await self._create_network(name, network)
@@ -57,7 +57,7 @@ class NodeBackend:
         return self._info(found)
 
     async def attach(self, request: AttachRequest) -> Attached:
-        """Make the interface with its endpoint, all or nothing."""
+        """Make the interface with its endpoint, all or nothing. Raises SamewireError."""
         network = self._view.network_by_name(request.network)
         if network is None:
             raise NotFound("network", request.network)
@@ -112,7 +112,7 @@ class NodeBackend:
         return None
 
     async def namespace_path(self, namespace_id: str) -> str:
-        """Return the file of an HCN namespace's network namespace."""
+        """Return the file of an HCN namespace's network namespace. Raises CniError."""
         found = self._view.namespace(namespace_id.upper())
         if found is None or not found.netns_path:
             raise bad_netns(namespace_id, "there is no HCN namespace of that id with a NetnsPath")
@@ -147,7 +147,7 @@ class NodeBackend:
         ]
 
     async def status(self) -> None:
-        """Return when attachments can be made."""
+        """Return when attachments can be made. Raises CniError otherwise."""
         if not self._node.uplink.ifindex:
             name = self._node.config.uplink or "of the default route"
             raise CniError(CniCode.LIMITED_CONNECTIVITY, f"the uplink {name} is missing")

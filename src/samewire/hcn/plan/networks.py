@@ -116,6 +116,7 @@ def _default_subnet(context: Context) -> Subnet:
 
 
 def with_gateways(network: Network) -> Network:
+    """Return a network whose subnets have a gateway, where its type is routed."""
     if network.type not in ROUTED:
         return network
     ipams = tuple(

@@ -254,7 +254,7 @@ def check(result: int, operation: str) -> int:
 
 
 def check_pointer(pointer: int | None, operation: str) -> int:
-    """The same for functions that return a pointer and leave errno."""
+    """The same for functions that return a pointer and leave errno. Raises KernelError otherwise."""
     if pointer:
         return pointer
     raise KernelError(operation, ct.get_errno() or errno.EINVAL, _log_text())

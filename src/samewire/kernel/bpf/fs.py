@@ -21,7 +21,7 @@ class _StatFs(ct.Structure):
 
 
 def is_bpffs(path: Path) -> bool:
-    """Whether ``path`` is on a bpffs."""
+    """Whether ``path`` is on a bpffs. Raises KernelError."""
     info = _StatFs()
     if _libc.statfs(os.fsencode(path), ct.byref(info)):
         raise KernelError(f"statfs {path}", ct.get_errno())
@@ -29,7 +29,7 @@ def is_bpffs(path: Path) -> bool:
 
 
 def mount_bpffs(path: Path) -> None:
-    """Mount a bpffs on ``path`` (made if missing), unless one is there already."""
+    """Mount a bpffs on ``path`` (made if missing), unless one is there already. Raises KernelError."""
     operation = f"mount bpffs on {path}"
     faults.check(operation)
     try:
@@ -43,7 +43,7 @@ def mount_bpffs(path: Path) -> None:
 
 
 def unmount_bpffs(path: Path) -> None:
-    """Unmount it, with all that is pinned in it; nothing happens if it is not there."""
+    """Unmount it, with all that is pinned in it; nothing happens if it is not there. Raises KernelError."""
     faults.check(f"unmount {path}")
     while path.is_dir() and is_bpffs(path):
         if _libc.umount2(os.fsencode(path), _MNT_DETACH):

@@ -145,7 +145,7 @@ class BpfMap(Handle):
                 raise KernelError(operation, -result, f"after {start + count.value} elements")
 
     def delete_batch(self, keys: Iterable[bytes]) -> int:
-        """Remove many elements with few system calls; returns how many were there."""
+        """Remove many elements with few system calls; returns how many were there. Raises KernelError."""
         left = list(keys)
         operation = f"delete from {self.name} ({len(left)} elements)"
         options = b.BatchOpts(sz=ct.sizeof(b.BatchOpts))

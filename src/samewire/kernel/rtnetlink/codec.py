@@ -88,7 +88,7 @@ def pack(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
 
 
 def messages(data: memoryview) -> Iterator[Message]:
-    """The messages in one datagram."""
+    """The messages in one datagram. Raises KernelError (EBADMSG)."""
     offset = 0
     while len(data) - offset >= HEADER.size:
         length, kind, flags, sequence, _port = HEADER.unpack_from(data, offset)
@@ -142,7 +142,10 @@ def interface_name(kind: int, name: str) -> bytes:
 
 
 def attributes(data: memoryview) -> dict[int, memoryview]:
-    """All attributes, by type; the last wins when a type repeats, as it does in the kernel's own parser."""
+    """All attributes, by type; the last wins when a type repeats, as it does in the kernel's own parser.
+
+    Raises KernelError (EBADMSG).
+    """
     found: dict[int, memoryview] = {}
     unpack, offset, end = _ATTRIBUTE.unpack_from, 0, len(data)
     while end - offset >= _ATTRIBUTE.size:
@@ -156,7 +159,10 @@ def attributes(data: memoryview) -> dict[int, memoryview]:
 
 
 def first_u32(data: memoryview, offset: int, wanted: int, default: int) -> int:
-    """A four-byte number out of the first attribute of a type; those behind it are not looked at."""
+    """A four-byte number out of the first attribute of a type; those behind it are not looked at.
+
+    Raises KernelError (EBADMSG).
+    """
     unpack, end = _ATTRIBUTE.unpack_from, len(data) - _ATTRIBUTE.size
     while offset <= end:  # some forty times for an interface's other end
         length, kind = unpack(data, offset)
@@ -169,7 +175,10 @@ def first_u32(data: memoryview, offset: int, wanted: int, default: int) -> int:
 
 
 def fixed(layout: struct.Struct, data: memoryview) -> tuple[tuple[int, ...], dict[int, memoryview]]:
-    """The fixed head of a message body and the attributes after it (`attributes`)."""
+    """The fixed head of a message body and the attributes after it (`attributes`).
+
+    Raises KernelError (EBADMSG).
+    """
     if len(data) < layout.size:
         raise malformed(f"body of {len(data)} bytes where {layout.size} are due")
     return layout.unpack_from(data), attributes(data[(layout.size + 3) & ~3 :])
@@ -200,7 +209,10 @@ def is_success(data: memoryview, sequence: int) -> bool:
 
 
 def error_of(message: Message) -> tuple[int, str]:
-    """The positive error number (0: success) and the kernel's own words in an ERROR or DONE message."""
+    """The positive error number (0: success) and the kernel's own words in an ERROR or DONE message.
+
+    Raises KernelError (EBADMSG).
+    """
     if len(message.body) < _ERROR.size:
         return 0, ""  # DONE without a status
     code = -_ERROR.unpack_from(message.body)[0]

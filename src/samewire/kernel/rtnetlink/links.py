@@ -136,7 +136,10 @@ def link_set(
     alias: str | None = None,
     arp: bool | None = None,
 ) -> Request:
-    """Change what is given and nothing else. A new name needs the interface given by its index."""
+    """Change what is given and nothing else. A new name needs the interface given by its index.
+
+    Raises Invalid.
+    """
     flags = change = 0
     if up is not None:
         flags, change = flags | (IFF_UP if up else 0), change | IFF_UP
@@ -167,7 +170,7 @@ def link_del(link: int | str) -> Request:
 
 
 def link_del_group(group: int) -> Request:
-    """Remove all interfaces of a group at once; ``ENODEV`` when there are none."""
+    """Remove all interfaces of a group at once; ``ENODEV`` when there are none. Raises Invalid."""
     if group == 0:
         raise Invalid("group", "0 is the group of every unmarked interface")
     return Request(

@@ -96,7 +96,7 @@ class LinkMonitor(Closing):
 
     def receive(self) -> list[Event]:
         """What was announced since the last call, in order; empty when nothing was. Does not wait. Of very much it is
-        the beginning: the descriptor stays readable.
+        the beginning: the descriptor stays readable. Raises KernelError.
         """
         events: list[Event] = []
         for _ in range(_AT_ONCE):

@@ -37,7 +37,7 @@ _FINE = (0, "")
 
 
 def open_socket(netns_fd: int | None, protocol: int = _socket.NETLINK_ROUTE) -> _socket.socket:
-    """A netlink socket in a namespace (``None``: the caller's own)."""
+    """A netlink socket in a namespace (``None``: the caller's own). Raises KernelError."""
 
     def make() -> _socket.socket:
         return _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, protocol)
@@ -136,7 +136,10 @@ class Netlink(Closing):
         return codes
 
     def get(self, query: Query[T]) -> T:
-        """The interface a query names; :class:`NotFound` when it does not exist."""
+        """The interface a query names; :class:`NotFound` when it does not exist.
+
+        Raises KernelError otherwise.
+        """
         self._sequence += 1
         flags = codec.NLM_F_REQUEST | codec.NLM_F_ACK
         self._send(query.operation, codec.pack(query.type, flags, self._sequence, query.body))
