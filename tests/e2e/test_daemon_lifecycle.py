@@ -480,6 +480,24 @@ def test_the_uplink_is_left_as_it_was(net: NodeNet, node: DaemonProcess) -> None
     assert "clsact" not in in_namespace(net.node, "tc", "qdisc").stdout
 
 
+def test_uninstall_goes_on_after_what_it_cannot_remove(net: NodeNet, node: DaemonProcess) -> None:
+    node.start()
+    node.stop()
+    in_the_way = node.run_dir / "relay.sock"
+    in_the_way.mkdir()
+    command = (
+        *(sys.executable, "-c", "from samewire.cli.node import uninstall; uninstall()"),
+        *("--config", str(node.config)),
+    )
+    done = in_namespace(net.node, *command, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"Error: remove {in_the_way}: EISDIR (Is a directory)"
+    assert {link["ifname"] for link in ip_json("link", netns_name=net.node)} == {"lo", "eth0"}
+    in_the_way.rmdir()
+    in_namespace(net.node, *command)
+    assert not node.run_dir.exists()
+
+
 def test_uninstall_refuses_while_a_daemon_runs(net: NodeNet, node: DaemonProcess) -> None:
     node.start()
     done = in_namespace(

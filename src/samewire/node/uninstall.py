@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from samewire.errors import SamewireError
+from samewire.errors import KernelError, SamewireError
 from samewire.hcn.store import Store
 from samewire.kernel.bpf import unmount_bpffs
 from samewire.kernel.rtnetlink import (
@@ -51,6 +51,8 @@ def uninstall(config: NodeConfig, *, purge: bool = False) -> list[str]:
                 done += step(config, netlink)
             except SamewireError as error:
                 failures.append(error)
+            except OSError as error:
+                failures.append(KernelError(f"remove {error.filename}", error.errno or errno.EIO))
     if failures:
         raise failures[0]
     shutil.rmtree(config.run_dir, ignore_errors=True)
