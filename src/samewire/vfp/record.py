@@ -133,7 +133,7 @@ def record(c_name: str) -> Callable[[R], R]:
             member = _member(cls, name, hint)
             members.append(member)
             if isinstance(member, Pad):
-                size, count = int(member), 0 if member == 1 else int(member)
+                size, count = int(member), 0
             else:
                 size, count = struct.calcsize("=" + member.code) * (member.count or 1), member.count
             be = isinstance(member, _Member) and member.code == BE16
