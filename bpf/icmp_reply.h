@@ -2,8 +2,8 @@
 /*
  * icmp_reply.h - "too big" and "time exceeded", from the gateway's address, back the way the packet came.
  *
- * The frame in hand is cut to what an ICMP error quotes, room is made for new headers in front, and it is turned
- * round. The packet itself is lost, so it counts as a drop all the same.
+ * The frame in hand is cut to what an ICMP error quotes, behind room for new headers, and it is turned round. The packet
+ * itself is lost, so it counts as a drop all the same.
  */
 #ifndef SAMEWIRE_ICMP_REPLY_H
 #define SAMEWIRE_ICMP_REPLY_H
@@ -11,13 +11,14 @@
 #include "account.h"
 #include "tables.h"
 
-/* A packet cannot be cut before its checksum while that is left to the NIC: a small TCP segment keeps its header. */
+/* Of a packet, with its headers; of TCP the whole of them also where it is small. */
 #define SW_QUOTE4_LONG 64
 #define SW_QUOTE4_TCP 40
 #define SW_QUOTE4_SHORT 28 /* header + 8 bytes, the least RFC 792 asks for */
 #define SW_QUOTE6_LONG 96
 #define SW_QUOTE6_TCP 60
 #define SW_QUOTE6_SHORT 48
+#define SW_CUT_OFF 256 /* no L4 header begins behind that */
 
 struct sw_icmp4_header {
 	struct iphdr ip;
@@ -63,6 +64,23 @@ SW_INLINE const struct sw_addr *sw_error_source(struct sw_packet *p, __u32 type_
 	return &p->tuple.destination;
 }
 
+/*
+ * Makes of the frame in hand its Ethernet header, room for others, and the first bytes of the packet behind them. The
+ * checksum of that may have been left to the NIC, which would write it into the quote, when the sum of the error is
+ * made; the kernel forgets of it when the place where it begins is taken away.
+ */
+static __noinline int sw_quote_behind(struct __sk_buff *skb, struct sw_packet *p, __u32 headers, __u32 quote)
+{
+	void *kept = &p->flow;
+
+	if (!quote || quote > SW_QUOTE6_LONG)
+		return -1;
+	return bpf_skb_load_bytes(skb, SW_L3, kept, quote) ||
+	       bpf_skb_change_tail(skb, SW_L3 + SW_CUT_OFF + headers + quote, 0) ||
+	       bpf_skb_adjust_room(skb, -SW_CUT_OFF, BPF_ADJ_ROOM_MAC, 0) ||
+	       bpf_skb_store_bytes(skb, SW_L3 + headers, kept, quote, 0);
+}
+
 static __noinline int sw_build_error4(struct __sk_buff *skb, struct sw_packet *p, __u32 type_code, __u32 quote)
 {
 	const struct sw_addr *source = sw_error_source(p, type_code);
@@ -70,8 +88,7 @@ static __noinline int sw_build_error4(struct __sk_buff *skb, struct sw_packet *p
 	void *data, *end;
 	__s64 sum;
 
-	if (bpf_skb_change_tail(skb, SW_L3 + quote, 0) ||
-	    bpf_skb_adjust_room(skb, sizeof(*header), BPF_ADJ_ROOM_MAC, 0))
+	if (sw_quote_behind(skb, p, sizeof(*header), quote))
 		return -1;
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
@@ -119,8 +136,7 @@ static __noinline int sw_build_error6(struct __sk_buff *skb, struct sw_packet *p
 	void *data, *end;
 	__s64 sum;
 
-	if (bpf_skb_change_tail(skb, SW_L3 + quote, 0) ||
-	    bpf_skb_adjust_room(skb, sizeof(*header), BPF_ADJ_ROOM_MAC, 0))
+	if (sw_quote_behind(skb, p, sizeof(*header), quote))
 		return -1;
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from samewire.vfp.constants import SCOPE_ANY, SCOPE_OUTSIDE, SCOPE_UPLINK
+from samewire.vfp.constants import SCOPE_ANY, SCOPE_OUTSIDE, SCOPE_UPLINK, ServiceFlag
 from tests.kernel.test_switch_icmp import is_error
 from tests.kernel.test_switch_services import FAMILIES, INTERNAL, LOOPBACK, SOURCE_VIP, VIP, World
 from tests.support.cgroups import within
@@ -32,6 +33,14 @@ def world() -> Iterator[World]:
         for pod in (made.client, made.local, made.remote):
             pod.space.command("ethtool", "-K", "eth0", "tx", "off")
         yield made
+
+
+@contextmanager
+def adding_up_nothing(space: Space, device: str) -> Iterator[None]:
+    """A device that leaves checksums to the kernel."""
+    space.command("ethtool", "-K", device, "tx", "off")
+    yield
+    space.command("ethtool", "-K", device, "tx", "on")
 
 
 def service(world: World, target: Target, family: int, protocol: int = 17) -> Balancer:
@@ -98,6 +107,28 @@ def test_a_process_of_the_node_that_does_not_listen(world: World, family: int) -
         assert inner.source == error.destination
         assert inner.ports[1] == port
     balancer.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", [5, 500])
+def test_a_node_whose_nic_adds_up_nothing(world: World, size: int, family: int) -> None:
+    """The datagram has come without a checksum, as between machines of one host; what is quoted of it stays."""
+    to = node_address(world.node, family)
+    nothing = Balancer(world.node, protocol=17, flags=int(ServiceFlag.REJECT))
+    nothing.vip("", NODE_PORT, SCOPE_OUTSIDE, family=family)
+    out = world.underlay.out
+    with (
+        adding_up_nothing(world.node.space, "eth0"),
+        Sniffer(out, "eth0", outgoing=False) as sniffer,
+        out.socket(family_of(to), socket.SOCK_DGRAM) as opened,
+    ):
+        opened.settimeout(TIMEOUT_S)
+        opened.connect((to, NODE_PORT))
+        opened.send(bytes(size))
+        with pytest.raises(ConnectionRefusedError):
+            opened.recv(10)
+        verified(sniffer.wait(is_error(family, lambda *kind: kind == UNREACHABLE[family])))
+    nothing.close()
 
 
 def careful(space: Space, address: str) -> socket.socket:
