@@ -173,6 +173,12 @@ static long sw_try_port(__u32 index, void *context)
 	return search->result != SW_EEXIST;
 }
 
+/* ICMP that can be told from others by its identifier, which may be 0: an echo request, or later fragments of one. */
+SW_INLINE int sw_has_identifier(const struct sw_packet *p)
+{
+	return p->first.source_port || p->icmp_type == (p->family == 4 ? ICMP_ECHO : ICMPV6_ECHO_REQUEST);
+}
+
 /* Inserts the second entry, choosing a source port where one must or can be chosen. */
 __noinline int sw_insert_second(void)
 {
@@ -191,7 +197,7 @@ __noinline int sw_insert_second(void)
 		if (result != SW_EEXIST)
 			return result;
 	}
-	if (!sw_has_ports(p->protocol) && !(sw_is_icmp(p) && p->first.source_port))
+	if (!sw_has_ports(p->protocol) && !(sw_is_icmp(p) && sw_has_identifier(p)))
 		return SW_EEXIST;
 	tries = sw_nat_size(p, config);
 	if (tries > SW_NAT_TRIES)
@@ -261,7 +267,7 @@ __noinline int sw_create(struct __sk_buff *skb)
 	if (!p)
 		return TC_ACT_SHOT;
 	/* Only a request may open an ICMP flow that is to be translated: other types have no identifier. */
-	if (p->wants_snat && sw_is_icmp(p) && !p->first.source_port)
+	if (p->wants_snat && sw_is_icmp(p) && !sw_has_identifier(p))
 		return sw_drop_at(p, p->first_port, SW_LAYER_NAT, SW_REASON_NAT_PROTOCOL, 0);
 	sw_key_of(&p->flow_key, &p->first, p->first_scope, p->family, p->protocol);
 	sw_key_of(&p->other, &p->out, p->out_scope, p->family, p->protocol);

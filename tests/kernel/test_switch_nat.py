@@ -208,6 +208,16 @@ def test_connections_that_have_ended_make_room(world: World, family: int) -> Non
     assert sum(node.dropped(pod.port, *EXHAUSTED) for pod in pods) == before
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pings_whose_identifier_is_zero(world: World, family: int) -> None:
+    """`ping -e 0`: an identifier like any other, and both pods that use it get their own answers."""
+    with ExitStack() as stack:
+        for pod in world.pods[world.node]:
+            opened = stack.enter_context(IcmpSocket(pod.space, family))
+            opened.request(OUT[family], 0)
+            assert opened.reply(0).source == OUT[family]
+
+
 def test_protocols_without_ports_share_an_address_once(world: World) -> None:
     """GRE has nothing to tell connections apart by: the first pod has it, the second is a counted drop."""
     node, (a, b) = world.node, world.pods[world.node]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from samewire.vfp.address import ZERO
+from samewire.vfp.address import IPV4, ZERO
 from samewire.vfp.constants import (
     NAT_TRIES,
     SCOPE_UPLINK,
@@ -103,6 +103,12 @@ def _has_ended(first: Flow, second: Flow, now_tick: int) -> bool:
     return bool(closing) and max(first.seen_tick, second.seen_tick) < now_tick
 
 
+def _has_identifier(walk: Walk) -> bool:
+    """ICMP with an identifier, which may be 0: an echo request, or later fragments of one."""
+    request = 8 if walk.packet.family == IPV4 else 128
+    return bool(walk.first.source_port) or walk.packet.icmp_type == request
+
+
 def _insert_second(state: State, walk: Walk) -> bool:
     packet, config = walk.packet, state.config
     assert config is not None
@@ -112,7 +118,7 @@ def _insert_second(state: State, walk: Walk) -> bool:
             return True
         if _clear_way(state, walk, ended=False) and _try_second(state, walk):
             return True
-    if packet.protocol not in WITH_PORTS and not (packet.is_icmp and walk.first.source_port):
+    if packet.protocol not in WITH_PORTS and not (packet.is_icmp and _has_identifier(walk)):
         return False
     pool = config.nat_port_high - config.nat_port_low + 1
     size = min(walk.nat_ports or pool, pool)
@@ -140,7 +146,7 @@ def _search(state: State, walk: Walk, ports: list[int], *, ended: bool) -> bool:
 def create(state: State, walk: Walk) -> Action:
     """Insert what the walk decided; returns the action for the packet in hand. Raises ``Dropped``."""
     packet = walk.packet
-    if walk.wants_snat and packet.is_icmp and not walk.first.source_port:
+    if walk.wants_snat and packet.is_icmp and not _has_identifier(walk):
         raise Dropped(Layer.NAT, Reason.NAT_PROTOCOL, walk.first_port)
     key, direction = make_key(walk.first, walk.first_scope, packet.family, packet.protocol)
     other, _ = make_key(walk.out, walk.out_scope, packet.family, packet.protocol)
