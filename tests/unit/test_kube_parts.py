@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 
+import aiohttp
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from samewire.kube.backoff import Backoff
+from samewire.kube.client import _words
 from samewire.kube.model import EndpointSlice, Node, Pod, Service
 from samewire.kube.wire import BrokenStream, Decoder, LineSplitter
 
@@ -130,3 +132,8 @@ def test_what_a_node_says_of_itself() -> None:
     )
     assert node.zone == "z"
     assert [(one.type, one.address) for one in node.status.addresses][1:] == [("InternalIP", "10.0.0.1")]
+
+
+def test_an_error_without_words_is_called_by_its_name() -> None:
+    assert _words(aiohttp.ClientError("no route")) == "no route"
+    assert _words(aiohttp.ClientError()) == "ClientError"

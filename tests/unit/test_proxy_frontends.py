@@ -147,7 +147,7 @@ def test_a_health_check_needs_a_port_that_there_is() -> None:
 
 
 def test_source_ranges() -> None:
-    ranges = (" 10.0.0.0/8 ", "fd00::/8", "nonsense")
+    ranges = (" 10.0.0.7/8 ", "fd00::/8", "nonsense")  # as in Kubernetes, a range may have host bits
     spec: dict[str, Any] = {"type": "LoadBalancer", "load_balancer_source_ranges": ranges}
     annotation = ServiceAnnotations(load_balancer_source_ranges="192.0.2.0/24, 2001:db8::/32")
     assert rules(service(**spec)).source_ranges == {4: ("10.0.0.0/8",), 6: ("fd00::/8",)}

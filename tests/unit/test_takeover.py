@@ -601,6 +601,21 @@ def test_the_way_back() -> None:
             plan.undo(now, journal, node, PLACES)
 
 
+def test_the_way_back_of_both_families() -> None:
+    tunnels = tuple(replace(one, addresses=("10.244.1.0/32", "fd44:1::/128")) for one in FOUND.tunnels[:1])
+    assert FOUND.bridge is not None
+    now = replace(FOUND, bridge=replace(FOUND.bridge, proxied=("fd44:1::7",)))
+    steps = plan.undo(now, Journal(found=replace(FOUND, tunnels=tunnels)), NODE, PLACES)
+    batches = {step.argv[1]: step.stdin.splitlines() for step in steps if isinstance(step, Command)}
+    own = "route flush dev cni0 proto 83"
+    assert batches["-4"] == ["address flush dev cni0 to 10.244.1.0/32", own]
+    assert batches["-6"] == [
+        "address flush dev cni0 to fd44:1::/128",
+        own,
+        "neigh delete proxy fd44:1::7 dev cni0",
+    ]
+
+
 def test_the_way_back_after_a_reboot() -> None:
     """What flannel and its plugin make anew is not to be given anything back."""
     journal = Journal(found=replace(FOUND, restore=(*FOUND.restore, "route replace 10.244.1.0/24 dev cni0")))
