@@ -64,11 +64,13 @@ SW_INLINE int sw_is_multicast(const struct sw_packet *p)
 SW_INLINE int sw_is_martian(const struct sw_packet *p)
 {
 	const __u8 *b = p->tuple.destination.b;
+	const __be32 *word = (const __be32 *)b;
 
-	if (sw_zero_address(&p->tuple.destination) || sw_same_address(&p->tuple.source, &p->tuple.destination))
+	if (sw_same_address(&p->tuple.source, &p->tuple.destination))
 		return 1;
-	if (p->family == 6)
-		return sw_is_link_local(&p->tuple.destination);
+	if (p->family == 6) /* :: and ::1 differ in the last bit */
+		return sw_is_link_local(&p->tuple.destination) ||
+		       !(word[0] | word[1] | word[2] | (word[3] & bpf_htonl(~1U)));
 	return b[0] == 127 || b[0] == 0;
 }
 

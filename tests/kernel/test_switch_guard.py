@@ -230,6 +230,8 @@ def test_every_other_reason(world: World, family: int) -> None:
     ]
     if family == 4:
         causes.append(((Layer.L2, Reason.MULTICAST), to("255.255.255.255")))
+    else:
+        causes.append(((Layer.GUARD, Reason.MARTIAN), to("::1")))
     for kind, frame in causes:
         drops_once(node, pod.port, kind, send(frame))
 

@@ -46,6 +46,7 @@ from samewire.vfp.simulate.state import Dropped, Outcome, Passed, Refused, State
 from samewire.vfp.tables import Action, Flow, FlowKey, Fragment, FragmentKey, Nexthop, Port
 
 _FRAGMENT_TICKS: Final = 30
+_LOOPBACK: Final = bytes(15) + b"\x01"  # ::1
 
 
 class Answered(Exception):
@@ -359,8 +360,8 @@ def _is_multicast(packet: Packet) -> bool:
 
 def _is_martian(packet: Packet) -> bool:
     destination = packet.tuple.destination
-    if destination == ZERO or destination == packet.tuple.source:
+    if destination == packet.tuple.source:
         return True
     if packet.family == 6:
-        return neighbour.is_link_local(destination)
+        return neighbour.is_link_local(destination) or destination in (ZERO, _LOOPBACK)
     return destination[0] in (0, 127)
