@@ -385,6 +385,15 @@ async def test_a_relay_that_hangs_holds_up_no_start(tmp_path: Path, monkeypatch:
         await asyncio.wait_for(Relay(path).stop(), WAIT_S)
 
 
+async def test_who_stops_it_has_not_lost_it(relay: Relay) -> None:
+    """The daemon in kernel mode would write all its services again."""
+    lost: list[None] = []
+    relay.on_lost = lambda: lost.append(None)
+    await relay.list()
+    await relay.stop()
+    assert not lost
+
+
 async def test_who_asks_after_one_that_gave_up_gets_an_answer_of_its_own(relay: Relay) -> None:
     async with tcp_backend("127.0.0.1", b"one") as backend:
         first, second = (RelayService(name, "tcp", "127.0.0.1", (backend,)) for name in ("a", "b"))

@@ -108,13 +108,16 @@ class Relay:
             await self._close()
             with contextlib.suppress(Unavailable):
                 reader, writer = await self._connect()
+                self._reader = self._writer = None  # nothing is lost when it hangs up now
                 writer.write(b"quit\n")
-                with contextlib.suppress(OSError):  # a timeout is one too: it may hang
-                    async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                        await writer.drain()
-                        while await reader.read(4096):  # its end is the end of the process
-                            pass
-            await self._close()
+                try:
+                    with contextlib.suppress(OSError):  # a timeout is one too: it may hang
+                        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                            await writer.drain()
+                            while await reader.read(4096):  # its end is the end of the process
+                                pass
+                finally:
+                    writer.close()
             self._bury(wait=True)
 
     async def close(self) -> None:
