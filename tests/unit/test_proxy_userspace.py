@@ -80,6 +80,21 @@ async def test_the_switch_gets_the_relay_and_the_controller_sees_what_it_wanted(
     assert await relay.list() == {}
 
 
+async def test_connections_by_dsr_stay_known(relay: Relay) -> None:
+    """Those of a time in kernel mode: through user mode, and after it."""
+    inner = FakeWriter()
+    wanted = load_balancer(("10.244.0.2", LOCAL), ("10.244.1.2", 0))
+    inner.objects[ID] = wanted
+    keep = int(LoadBalancerFlags.KEEP_DIRECT_CONNECTIONS)
+    for value in (wanted, replace(wanted, flags=keep), replace(wanted, flags=0)):
+        writer = RelayWriter(inner, relay, lambda: ["127.0.0.1"])
+        assert await writer.write([value], []) == {}
+        assert inner.objects[ID].flags == keep
+        assert inner.objects[ID].backends[1:] == tuple(
+            replace(one, flags=one.flags | DRAINING) for one in wanted.backends
+        )
+
+
 async def test_clients_from_outside_have_a_listener_of_their_own_under_the_policy_local(relay: Relay) -> None:
     inner = FakeWriter()
     writer = RelayWriter(inner, relay, lambda: ["127.0.0.1"])

@@ -25,7 +25,8 @@ _PROTOCOLS: Final = {6: "tcp", 17: "udp"}
 _LOCAL: Final = int(BackendFlags.LOCAL)
 _LOCAL_ONLY: Final = int(BackendFlags.LOCAL_POLICY_ONLY)
 _DRAINING: Final = int(BackendFlags.DRAINING)
-_NOT_DIRECT: Final = ~int(Flags.ENABLE_DIRECT_SERVER_RETURN | Flags.KEEP_DIRECT_CONNECTIONS)
+_KEEP_DIRECT: Final = int(Flags.KEEP_DIRECT_CONNECTIONS)
+_DIRECT: Final = int(Flags.ENABLE_DIRECT_SERVER_RETURN) | _KEEP_DIRECT
 _LOCAL_SUFFIX: Final = "/local"
 _NOWHERE: Final[tuple[str | None, str | None]] = (None, None)
 MAX_RELAY_AFFINITY_S: Final = 86400
@@ -226,7 +227,7 @@ def _relayed(
         lb,
         backends=(*backends, *_left(before, lb)),
         port_mappings=(mapping,),
-        flags=lb.flags & _NOT_DIRECT,
+        flags=lb.flags & ~_DIRECT | (_KEEP_DIRECT if before is not None and before.flags & _DIRECT else 0),
         affinity_timeout=0,
     )
 
