@@ -161,6 +161,13 @@ async def test_a_vip_and_port_is_there_once(service: HnsService) -> None:
     assert await refused(service, balancer(frontend_vips=())) is HcnCode.PORT_ALREADY_EXISTS
 
 
+async def test_who_has_a_vip_and_port_is_named(service: HnsService) -> None:
+    first = await service.create_load_balancer(balancer(service_name="shop/web:http"))
+    with pytest.raises(HcnError) as caught:
+        await service.create_load_balancer(balancer())
+    assert str(caught.value).endswith(f"is that of load balancer {first.id} (shop/web:http) at {VIP}")
+
+
 async def test_tenants_may_use_the_same_vips(service: HnsService) -> None:
     one = await service.create_network(overlay("one"))
     two = await service.create_network(overlay("two", "10.244.2.0/24", 4097))

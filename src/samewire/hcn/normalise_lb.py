@@ -208,9 +208,13 @@ def _same_family(addresses: Iterable[str], v6: bool, path: str) -> None:
             fail(path, f"{address} is not IPv{6 if v6 else 4}, as the rest", HcnCode.INVALID_IP)
 
 
-def port_exists(path: str, protocol: int, port: int, other: str = "") -> HcnError:
+def port_exists(path: str, protocol: int, port: int, other: LoadBalancer | None = None) -> HcnError:
     """The error for a VIP's port that is taken, by load balancer ``other`` or by this one itself."""
-    by = f"load balancer {other}" if other else "another of its port mappings"
+    by = "another of its port mappings"
+    if other is not None:
+        name = other.service_name or other.name
+        by = f"load balancer {other.id}" + (f" ({name})" if name else "")
+        by += f" at {', '.join(other.frontend_vips)}" if other.frontend_vips else ""
     return HcnError(
         HcnCode.PORT_ALREADY_EXISTS, f"{path}: port {port} of protocol {protocol} is that of {by}"
     )

@@ -223,7 +223,7 @@ def _refuse(
     for other in others:
         theirs = next(m for k, m in frontend_keys(other) if k == key)
         if clash(value, _reach(view, value, mapping), other, _reach(view, other, theirs)):
-            raise port_exists("$.PortMappings", mapping.protocol, mapping.external_port, other.id)
+            raise port_exists("$.PortMappings", mapping.protocol, mapping.external_port, other)
 
 
 def _drop_clashing(view: View, wanted: Wanted, failures: dict[str, SamewireError]) -> set[str]:
