@@ -62,7 +62,7 @@ def _count(field: str) -> Column:
 def _changed(value: Json) -> str:
     at_s = value.get("changed_s", 0.0)
     if not at_s:
-        return "never"
+        return ""  # none since the daemon's start
     return f"{_duration(max(time.time() - at_s, 0.0))} ago"
 
 
