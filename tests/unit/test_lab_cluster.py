@@ -193,6 +193,11 @@ def test_several_networks_need_samewire_nodes_and_one_host_route() -> None:
 def test_empty_and_non_mapping_files() -> None:
     assert faults("") == ["lab.yaml:1: cluster: the file is empty"]
     assert "Expected `object`" in faults("- a\n- b\n")[0]
+    (found,) = faults("kind: Pod\n---\nkind: Service\n")  # a manifest
+    assert found.startswith(
+        "lab.yaml:2: cluster: expected a single document in the stream, but found another"
+    )
+    assert "under `manifests`" in found
 
 
 def test_files_that_are_no_text(tmp_path: Path) -> None:

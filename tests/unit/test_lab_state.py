@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from samewire.errors import Conflict, NotFound, Unsupported
+from samewire.errors import Conflict, Invalid, NotFound, Unsupported
 from samewire.lab import cgroups, names, state
 from samewire.lab.cni import dns_section, host_local, port_mappings
 from samewire.lab.down import mounts_below
@@ -121,8 +121,37 @@ def test_finding_pods() -> None:
     assert lab.find_pod("d") is pods[2]
     with pytest.raises(Conflict, match="shop/web-a, shop/web-b"):
         lab.find_pod("web-")
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match="`samewire lab show` lists"):
         lab.find_pod("nobody")
+
+
+def test_owners_of_one_name_are_told_apart() -> None:
+    pods = (pod("web-a", "Deployment/web", "red"), pod("web-b", "Deployment/web", "blue"))
+    lab = msgspec.structs.replace(lab_state("mixed-cluster"), pods=pods)
+    assert lab.find_pod("blue/web") is pods[1]
+    for query in ("web", "deployment/web"):
+        with pytest.raises(Conflict, match="red/web-a, blue/web-b"):
+            lab.find_pod(query)
+
+
+def test_nodes_and_outside_hosts_by_their_names_alone() -> None:
+    lab = lab_state("mixed-cluster")
+    for kind, name in (("node", "gamma"), ("outside", "internet")):
+        entry = resolve(lab, name)
+        assert entry == resolve(lab, f"{kind}/{name}")
+        assert entry.argv[1].endswith(f"-{name}")
+        assert trace_target(lab, f"{name}:80", "db-0") == trace_target(lab, f"{kind}/{name}:80", "db-0")
+    assert trace_target(lab, "internet", "db-0") == "203.0.113.10"
+    with pytest.raises(NotFound, match="outside host 'gamma'"):
+        resolve(lab, "outside/gamma")
+
+
+def test_a_trace_to_a_pod_of_another_tenant_is_refused() -> None:
+    lab = lab_state("two-tenants")
+    own = lab.find_pod("red/db-1").addresses[0]
+    assert trace_target(lab, "red/db-1:80", "red/db-0") == f"{own}:80"
+    with pytest.raises(Invalid, match="blue/db-1 is a pod of network blue"):
+        trace_target(lab, "blue/db-1:80", "red/db-0")
 
 
 def test_a_container_that_is_not_there_is_told_which_are() -> None:

@@ -143,7 +143,10 @@ def check(lab_name: str | None, as_document: bool) -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @_reporting
 def execute(lab_name: str | None, container: str, target: str, command: tuple[str, ...]) -> None:
-    """Run COMMAND in a pod, in node/NAME, outside/NAME, switch or router."""
+    """Run COMMAND in a pod, a node, an outside host, switch or router.
+
+    TARGET is a name; node/NAME or outside/NAME where a pod is called so, too.
+    """
     from samewire.lab import targets
     from samewire.lab.state import load_state
 
@@ -156,9 +159,9 @@ def execute(lab_name: str | None, container: str, target: str, command: tuple[st
 @click.option(
     "--to",
     "target",
-    metavar="POD|ADDR[:PORT]",
+    metavar="NAME|ADDR[:PORT]",
     required=True,
-    help="The destination: a pod or an address; IPv6 with a port: [ADDR]:PORT.",
+    help="The destination: a pod, node, outside host or address; IPv6 with a port: [ADDR]:PORT.",
 )
 @proto_option
 @source_port_option

@@ -122,7 +122,12 @@ def parse_cluster(text: str, file: str, default_name: str) -> ClusterFile:
         raise ClusterFileError([f"{file}:1: cluster: is nested too deeply"]) from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ClusterFileError([f"{file}:{line}: cluster: {error.problem}"]) from error
+        problem = f"{error.problem}"
+        if isinstance(error, yaml.composer.ComposerError) and problem.startswith(
+            "but "
+        ):  # goes on from its context
+            problem = f"{error.context}, {problem}; manifests are named under `manifests`"
+        raise ClusterFileError([f"{file}:{line}: cluster: {problem}"]) from error
     finally:
         loader.dispose()
     cluster = _convert(data, reader)

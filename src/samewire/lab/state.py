@@ -89,6 +89,13 @@ class LabState(Struct, frozen=True):
                 return node
         raise NotFound("node", name)
 
+    def outside_host(self, name: str) -> OutsideState:
+        """The outside host of that name; NotFound otherwise."""
+        for host in self.outside:
+            if host.plan.name == name:
+                return host
+        raise NotFound("outside host", name)
+
     def find_pod(self, query: str, sender: PodState | None = None) -> PodState:
         """The one pod meant by ``namespace/name``, ``name``, an owner (``deployment/web``, ``web``,
         ``namespace/web``) or a unique beginning. Of an owner's pods rather another one than ``sender``.
@@ -103,12 +110,13 @@ class LabState(Struct, frozen=True):
         )
         for exact, test in enumerate(tests):
             found = [state for state in self.pods if test(state.pod)]
-            if len(found) == 1 or (found and exact == 2):  # any pod of an owner will do
+            owners = {(state.pod.namespace, state.pod.owner) for state in found}
+            if len(found) == 1 or (exact == 2 and len(owners) == 1):  # any pod of an owner will do
                 return next((state for state in found if state is not sender), found[0])
             if found:
                 names = ", ".join(state.pod.key for state in found)
                 raise Conflict(f"{query!r} could be any of {names}")
-        raise NotFound("pod", query)
+        raise NotFound("pod", query, "`samewire lab show` lists what there is")
 
 
 def _owner_names(pod: Pod) -> tuple[str, ...]:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from samewire.errors import NotFound, Unsupported
+from samewire.errors import Invalid, NotFound, Unsupported
 from samewire.lab.cgroups import enter
 from samewire.lab.cni import container_id
 from samewire.lab.commands import netns_path
 from samewire.lab.names import HOST_PROCESS, node_netns
 from samewire.lab.pods import PAUSE
-from samewire.lab.state import LabState, PodState
+from samewire.lab.state import LabState, NodeState, OutsideState, PodState
 
 
 class Entry(Struct, frozen=True):
@@ -28,23 +28,30 @@ class Entry(Struct, frozen=True):
 def resolve(state: LabState, target: str, container: str = "") -> Entry:
     """Find ``POD``, ``node/NAME``, ``outside/NAME``, ``switch`` or ``router``.
 
-    A node's name alone means the node, unless a pod is called so. Raises NotFound or Conflict.
+    The name alone of a node or outside host means that, unless a pod is called so. Raises NotFound or Conflict.
     """
-    kind, _, name = target.partition("/")
     if target in {"switch", "router"}:
         return _namespace(node_netns(state.cluster.name, target))
+    place = find(state, target)
+    if isinstance(place, PodState):
+        return _pod(place, container)
+    return _node(place) if isinstance(place, NodeState) else _namespace(place.netns)
+
+
+def find(state: LabState, query: str, sender: PodState | None = None) -> PodState | NodeState | OutsideState:
+    """A pod as `LabState.find_pod` has it, else a node or outside host by name. Raises NotFound or Conflict."""
+    kind, _, name = query.partition("/")
     if kind == "node":
-        return _node(state, name)
+        return state.node(name)
     if kind == "outside":
-        for host in state.outside:
-            if host.plan.name == name:
-                return _namespace(host.netns)
-        raise NotFound("outside host", name)
+        return state.outside_host(name)
     try:
-        return _pod(state.find_pod(target), container)
+        return state.find_pod(query, sender)
     except NotFound:
-        if any(node.plan.name == target for node in state.nodes):
-            return _node(state, target)
+        places: tuple[NodeState | OutsideState, ...] = (*state.nodes, *state.outside)
+        for place in places:
+            if place.plan.name == query:
+                return place
         raise
 
 
@@ -63,9 +70,10 @@ def trace_origin(state: LabState, query: str) -> tuple[str, str]:
 
 
 def trace_target(state: LabState, target: str, origin: str) -> str:
-    """``ADDR[:PORT]`` as it is; of ``POD[:PORT]`` the pod's first address. Raises NotFound or Conflict.
+    """``ADDR[:PORT]`` as it is; of a pod, node or outside host (``NAME[:PORT]``) the first address.
 
-    ``origin``: the sending pod. Where both are any pod of an owner (``--from web --to web:80``), they are two.
+    ``origin``: the sending pod. Where both are any pod of an owner (``--from web --to web:80``), they are two. Raises
+    NotFound, Conflict, or Invalid for a pod whose address is somebody else's in the sender's network.
     """
     name, colon, port = target.partition(":")
     if ":" in port or target.startswith("["):
@@ -73,9 +81,23 @@ def trace_target(state: LabState, target: str, origin: str) -> str:
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        name = state.find_pod(name, state.find_pod(origin)).addresses[0]
+        name = _first_address(state, name, state.find_pod(origin))
         return f"[{name}]{colon}{port}" if ":" in name else f"{name}{colon}{port}"
     return target
+
+
+def _first_address(state: LabState, name: str, sender: PodState) -> str:
+    place = find(state, name, sender)
+    if not isinstance(place, PodState):
+        return place.plan.addresses[0]
+    pod = place.pod
+    if not pod.template.host_network and pod.network != sender.pod.network:
+        raise Invalid(
+            "--to",
+            f"{pod.key} is a pod of network {pod.network}; in {sender.pod.network}, {sender.pod.key}'s, "
+            f"{place.addresses[0]} is another's or nobody's",
+        )
+    return place.addresses[0]
 
 
 def peers(state: LabState) -> dict[str, str]:
@@ -97,8 +119,7 @@ def _namespace(netns: str) -> Entry:
     return Entry(("nsenter", f"--net={netns_path(netns)}", "--"))
 
 
-def _node(state: LabState, name: str) -> Entry:
-    node = state.node(name)
+def _node(node: NodeState) -> Entry:
     return Entry((*_namespace(node.netns).argv,), (f"{node.cgroup}/{HOST_PROCESS}",))
 
 
