@@ -95,7 +95,10 @@ def test_containers_share_the_pods_network_and_have_their_own_files(overlay: str
     assert "203.0.113.10" in inside("outside/internet", "--", "ip", "-brief", "address")
     assert "seg0" in inside("switch", "--", "bridge", "fdb")
     missing = run_lab("exec", "--lab", NAME, "nobody", "--", "true")
-    assert (missing.returncode, missing.stderr.strip()) == (3, "Error: pod 'nobody' not found")
+    assert (missing.returncode, missing.stderr.strip()) == (
+        3,
+        "Error: pod 'nobody' not found: `samewire lab show` lists what there is",
+    )
 
 
 def test_exec_hands_on_the_exit_status(overlay: str) -> None:
