@@ -171,13 +171,13 @@ SW_INLINE __u32 sw_idle_limit(struct sw_config *config, __u8 family, __u8 protoc
 			      __u8 flags)
 {
 	if (protocol == IPPROTO_TCP) {
-		if (flags & SW_FLOW_DENIED && flags & SW_FLOW_REPLIED)
-			return SW_DENIED_TICKS;
 		if (sw_is_closing(initiator, target))
 			return config->idle_tcp_closing;
 		if (!(flags & SW_FLOW_REPLIED))
 			return config->idle_tcp_half_open;
-		return (initiator | target) & SW_TCP_FIN ? SW_HALF_CLOSED_TICKS : config->idle_tcp_established;
+		if ((initiator | target) & SW_TCP_FIN)
+			return SW_HALF_CLOSED_TICKS;
+		return flags & SW_FLOW_DENIED ? SW_DENIED_TICKS : config->idle_tcp_established;
 	}
 	if (protocol == IPPROTO_UDP)
 		return flags & SW_FLOW_STREAM ? config->idle_udp_stream : config->idle_udp_single;

@@ -480,6 +480,23 @@ def test_a_denied_handshake_is_soon_forgotten(world: World) -> None:
             assert _left(node, ticks=100) == 0
 
 
+def test_a_connection_that_has_ended_before(world: World) -> None:
+    """A late packet that an ACL has denied does not keep it for longer."""
+    with Lab() as lab, ExitStack() as stack:
+        node, pod = small_node(lab, world.underlay, 39)
+        node.start_ageing()
+        near, far = stack.enter_context(tcp_pair(pod.space, world.underlay.out, OUT[4], 84))
+        echo_over(near, far)
+        near.shutdown(socket.SHUT_WR)
+        assert far.recv(1) == b""
+        for key, flow in node.flow_table().items():
+            node.map("sw_flows").update(key.pack(), replace(flow, flags=flow.flags | FlowFlag.DENIED).pack())
+        assert _left(node, ticks=3000) == 2
+        far.shutdown(socket.SHUT_WR)
+        assert near.recv(1) == b""
+        assert _left(node, ticks=100) == 0
+
+
 def _left(node: Node, ticks: int) -> int:
     """How many entries the timer leaves when nothing has been seen of any for so long."""
 
