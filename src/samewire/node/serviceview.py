@@ -143,24 +143,27 @@ def failed(services: Services | None) -> dict[str, str]:
 
 async def describe_balancers(node: Node) -> tuple[BalancerInfo, ...]:
     """Every load balancer, for the doctor. There may be very many: others have their turn."""
-    found = []
-    for number, value in enumerate(tuple(node.store.state.load_balancers())):
+    state, found = node.store.state, []
+    for number, value in enumerate(tuple(state.load_balancers())):
         if number % _AT_A_TIME == 0:
             await asyncio.sleep(0)
-        lost = missing_backends(node, value)
-        idle = {b for b in value.backends if b.flags & _DRAINING or b in lost}
-        found.append(
-            BalancerInfo(
-                value.service_name or value.name or value.id,
-                value.frontend_vips,
-                tuple((one.protocol, one.external_port) for one in value.port_mappings),
-                not any(one.flags & PortMappingFlags.VIP_EXTERNAL_IP for one in value.port_mappings),
-                value.id in node.switch.balancers,
-                len(value.backends) + len(value.endpoint_ids) - len(idle),
-                tuple(f"{b.ip_address} port {b.port}" for b in lost),
-            )
-        )
-    return tuple(found)
+        found.append((value, _balancer(node, value)))
+    # What has been deleted meanwhile lacks nothing.
+    return tuple(info for value, info in found if info.present or state.load_balancer(value.id) is value)
+
+
+def _balancer(node: Node, value: LoadBalancer) -> BalancerInfo:
+    lost = missing_backends(node, value)
+    idle = {b for b in value.backends if b.flags & _DRAINING or b in lost}
+    return BalancerInfo(
+        value.service_name or value.name or value.id,
+        value.frontend_vips,
+        tuple((one.protocol, one.external_port) for one in value.port_mappings),
+        not any(one.flags & PortMappingFlags.VIP_EXTERNAL_IP for one in value.port_mappings),
+        value.id in node.switch.balancers,
+        len(value.backends) + len(value.endpoint_ids) - len(idle),
+        tuple(f"{b.ip_address} port {b.port}" for b in lost),
+    )
 
 
 def _select(services: Services, name: str) -> list[Service]:
