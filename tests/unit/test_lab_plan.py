@@ -261,13 +261,21 @@ overrides:
         ),
         ("*/web", "c", ""),
         ("*/nowhere", "e", ""),
+        ("default/none-*-*", "c", ""),
+        ("*/db-0", "c", ""),
+        ("*/nine-*", "c", "lab.yaml:11: overrides[0].pod: no pod's namespace/name fits"),
     ],
 )
 def test_an_override_that_concerns_no_container(tmp_path: Path, pod: str, container: str, fault: str) -> None:
-    """It would have been an echo server in silence. What waits for a node is not looked into."""
+    """It would have been an echo server in silence. What waits for a node, or has no pod now, is not looked into."""
     web = "{kind: Pod, metadata: {name: web}, spec: {containers: [{name: c}, {name: b}]}}"
     waits = "{kind: Pod, metadata: {name: nowhere}, spec: {nodeName: away, containers: [{name: e}]}}"
-    (tmp_path / "web.yaml").write_text(f"{web}\n---\n{waits}\n")
+    none, db = (
+        f"{{kind: {kind}, metadata: {{name: {name}}}, spec: "
+        f"{{replicas: 0, template: {{spec: {{containers: [{{name: c}}]}}}}}}}}"
+        for kind, name in (("Deployment", "none"), ("StatefulSet", "db"))
+    )
+    (tmp_path / "web.yaml").write_text("\n---\n".join((web, waits, none, db)))
     file = tmp_path / "lab.yaml"
     text = OVERRIDE.replace("POD", json.dumps(pod)).replace("CONTAINER", container)
     file.write_text(CLUSTER + "manifests: [{path: web.yaml}]" + text)

@@ -19,7 +19,7 @@ from samewire.lab.addressing import (
     segments,
 )
 from samewire.lab.cluster import Cluster, Network, Stack
-from samewire.lab.manifests import Skipped, parse_manifests
+from samewire.lab.manifests import POD_KINDS, Skipped, parse_manifests
 from samewire.lab.schedule import Pending, Pod, Scheduler, node_labels
 from samewire.lab.services import reasons_taken, refused_services, service_plans, with_ingress
 
@@ -105,11 +105,14 @@ def make_plan(cluster: Cluster, manifests: Mapping[str, str]) -> Plan:
 def idle_overrides(plan: Plan) -> list[tuple[str, str]]:
     """Overrides of the cluster file that concern no container, as path and what is wrong."""
     faults = []
+    waiting = {f"{pod.namespace}/{pod.name}" for pod in plan.pending}
+    without = {found.name for found in plan.skipped if found.kind in POD_KINDS}
     for index, override in enumerate(plan.cluster.overrides):
         fitting = [pod for pod in plan.pods if fnmatchcase(pod.key, override.pod)]
         names = sorted({container.name for pod in fitting for container in pod.template.containers})
-        waiting = any(fnmatchcase(f"{pod.namespace}/{pod.name}", override.pod) for pod in plan.pending)
-        if override.container in names or waiting:
+        if override.container in names or any(_may_fit(key, override.pod) for key in waiting):
+            continue
+        if any(_may_fit(name, override.pod.partition("/")[2]) for name in without):
             continue
         if names:
             there = f"{fitting[0].key} has no such container; there are {', '.join(names)}"
@@ -117,6 +120,13 @@ def idle_overrides(plan: Plan) -> list[tuple[str, str]]:
         else:
             faults.append((f"overrides[{index}].pod", "no pod's namespace/name fits"))
     return faults
+
+
+def _may_fit(name: str, pattern: str) -> bool:
+    """Whether a pattern may be meant for a pod of this name, or for those of such a workload."""
+    return pattern.startswith(f"{name}-") or any(
+        fnmatchcase(name + end, pattern) for end in ("", "-0", "-x-x")
+    )
 
 
 def network_named(cluster: Cluster, name: str) -> Network:
