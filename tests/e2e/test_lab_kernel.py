@@ -225,6 +225,19 @@ def test_an_up_that_is_stopped_undoes_itself(tmp_path: Path, how: signal.Signals
     assert not any(footprint(name).values()), footprint(name)
 
 
+def test_an_up_that_waits_for_its_file_can_be_stopped(tmp_path: Path) -> None:
+    """The file may be a pipe (``<(...)``), and who is to write it may hang."""
+    fifo = tmp_path / "lab.yaml"
+    os.mkfifo(fifo)
+    with subprocess.Popen((*COMMAND, "up", str(fifo)), stdout=subprocess.DEVNULL) as up:
+        try:
+            with fifo.open("w"):  # returns as soon as it is being read
+                up.terminate()
+                assert up.wait(BOUND_S) == -signal.SIGTERM
+        finally:
+            up.kill()
+
+
 @pytest.mark.usefixtures("gone")
 def test_a_killed_down_is_simply_run_again(tmp_path: Path) -> None:
     name = f"{NAME}b"

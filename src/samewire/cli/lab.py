@@ -88,6 +88,7 @@ def up(file: Path, keep: bool, as_document: bool) -> None:
     """Bring up the cluster of FILE: underlay, nodes, pods."""
     from samewire.lab.report import lab_document, lab_tables, next_steps
     from samewire.lab.state import labs
+    from samewire.lab.up import read_plan
     from samewire.lab.up import up as bring_up
 
     began = time.monotonic()
@@ -96,7 +97,8 @@ def up(file: Path, keep: bool, as_document: bool) -> None:
     def progress(text: str) -> None:
         console.print(Text.assemble((f"{time.monotonic() - began:5.1f} s", "dim"), f"  {text}"))
 
-    state = asyncio.run(_until_stopped(bring_up(file, progress, keep)))
+    plan = read_plan(file)  # before signals are the loop's: where a pipe gives nothing, it would not run
+    state = asyncio.run(_until_stopped(bring_up(file, plan, progress, keep)))
     if as_document:
         _print_json(lab_document(state))
         return

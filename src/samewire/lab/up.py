@@ -61,13 +61,12 @@ def read_plan(file: Path) -> Plan:
     return plan
 
 
-async def up(file: Path, progress: Progress, keep: bool = False) -> LabState:
-    """Bring up the lab of a cluster file and return its state.
+async def up(file: Path, plan: Plan, progress: Progress, keep: bool = False) -> LabState:
+    """Bring up the lab of a cluster file, read by :func:`read_plan`, and return its state.
 
     ``progress`` is told what is being done, in a few words. A failure (or a cancellation) removes everything
     made so far, unless ``keep``; ``lab down`` does the same for a run that was killed.
     """
-    plan = read_plan(file)
     mounts = find_mounts()
     with Lab.create(plan.name) as lab:
         try:
