@@ -175,6 +175,10 @@ def test_load_balancers(daemon: StubDaemon) -> None:
         ["shop/web:http", "10.96.0.10", "80>8080/tcp,53/udp", "2", "pods", "samewire-proxy"],
     ]
     assert json.loads(get(daemon, "loadbalancers", "shop/web:http", "-o", "json").stdout) == BALANCER
+    left = {"IpAddress": "10.244.2.6", "Port": 8080, "Flags": 3}
+    draining = {**BALANCER, "DrainingEndpoints": [WEB_ID], "Backends": [*BALANCER["Backends"], left]}
+    daemon.answers["GET /v2/loadbalancers"] = (200, [draining])
+    assert lines(get(daemon, "loadbalancers"))[1][3] == "1, 2 draining"
 
 
 def test_ports(daemon: StubDaemon) -> None:

@@ -13,6 +13,7 @@ Json = Mapping[str, Any]
 
 _PROTOCOLS: Final = {6: "tcp", 17: "udp", 132: "sctp"}
 _STATES: Final = ("uninitialized", "created", "attached", "attached", "detached", "degraded", "destroyed")
+_DRAINING: Final = 2  # of the flags of a load balancer's backend
 
 
 class Column(NamedTuple):
@@ -111,7 +112,7 @@ def load_balancers_view(networks: Mapping[str, str]) -> View:
             Column("NAME", lambda value: value.get("ServiceName") or value.get("Name") or value["ID"]),
             Column("VIPS", lambda value: _join(value.get("FrontendVIPs", ())) or "node port"),
             Column("PORTS", lambda value: _join(_mapping(item) for item in value["PortMappings"])),
-            Column("BACKENDS", lambda value: str(_backend_count(value))),
+            Column("BACKENDS", _backend_count),
             Column("NETWORK", lambda value: networks.get(value.get("HostComputeNetwork", ""), "")),
             Column("OWNER", _field("Owner")),
             Column("FLAGS", _field("Flags"), wide=True),
@@ -129,8 +130,11 @@ def _mapping(item: Json) -> str:
     return f"{item['ExternalPort']}{f'>{internal}' if internal else ''}/{protocol}"
 
 
-def _backend_count(value: Json) -> int:
-    return len(value.get("HostComputeEndpoints", ())) + len(value.get("Backends", ()))
+def _backend_count(value: Json) -> str:
+    draining = len(value.get("DrainingEndpoints", ()))
+    draining += sum(bool(one.get("Flags", 0) & _DRAINING) for one in value.get("Backends", ()))
+    active = len(value.get("HostComputeEndpoints", ())) + len(value.get("Backends", ())) - draining
+    return f"{active}, {draining} draining" if draining else str(active)
 
 
 def drop_line(event: Json, wide: bool) -> str:
