@@ -11,6 +11,7 @@ import yaml
 
 from samewire.lab.cluster import Cluster, NetworkType, Stack, UnderlayType, json_schema
 from samewire.lab.loader import ClusterFileError, load_cluster, parse_cluster
+from samewire.lab.rules import ingress_prefixes
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -52,6 +53,13 @@ def test_minimal_file_has_the_documented_defaults() -> None:
     network = cluster.networks[0]
     assert (network.type, network.vni, network.vxlan_port) == (NetworkType.OVERLAY, 4096, 4789)
     assert network.dns.servers == ("node",)
+
+
+def test_a_default_that_nobody_has_asked_for_is_in_nobodys_way() -> None:
+    """An underlay where load balancers would have their addresses: they get none of it."""
+    assert ingress_prefixes(load(BASE)) == ("192.0.2.0/24",)
+    there = load(BASE.replace("  type: l3", "  type: l3\n  ipv4: 192.0.2.0/24"))
+    assert ingress_prefixes(there) == ()
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -20,6 +20,7 @@ from samewire.lab.addressing import (
 )
 from samewire.lab.cluster import Cluster, Network, Stack
 from samewire.lab.manifests import POD_KINDS, Skipped, parse_manifests
+from samewire.lab.rules import ingress_prefixes
 from samewire.lab.schedule import Pending, Pod, Scheduler, node_labels
 from samewire.lab.services import reasons_taken, refused_services, service_plans, with_ingress
 
@@ -86,7 +87,7 @@ def make_plan(cluster: Cluster, manifests: Mapping[str, str]) -> Plan:
         services += parsed.services
         for workload in parsed.workloads:
             scheduler.place(workload, manifest.network or cluster.networks[0].name)
-    balanced = with_ingress(services, cluster.services.load_balancer_cidrs)
+    balanced = with_ingress(services, ingress_prefixes(cluster))
     refused = refused_services(balanced, cluster.services.cluster_cidrs)
     skipped += [Skipped("Service", "/".join(key), reason) for key, reason in refused.items()]
     lacking = reasons_taken(service_plans(balanced, cluster.services.cluster_cidrs))

@@ -16,7 +16,7 @@ from samewire.lab.addressing import (
     underlay_prefixes,
     within,
 )
-from samewire.lab.cluster import NODE_DNS, Cluster, NetworkType, Stack, UnderlayType
+from samewire.lab.cluster import NODE_DNS, Cluster, NetworkType, Services, Stack, UnderlayType
 from samewire.lab.names import VXLAN_OVERHEAD_BYTES
 
 Fault = tuple[str, str]
@@ -162,8 +162,7 @@ def _own_addresses(cluster: Cluster) -> list[str]:
 
 def _services(cluster: Cluster) -> Iterator[Fault]:
     services = cluster.services
-    machines = [ipaddress.ip_network(text) for node in cluster.nodes for text in node.pod_cidrs]
-    machines += underlay_prefixes(cluster)
+    machines = _of_machines(cluster)
     outside = [ipaddress.ip_network(text) for host in cluster.outside for text in host.addresses]
     balanced = [ipaddress.ip_network(text) for text in services.cluster_cidrs]
     for at, prefix in enumerate(balanced):
@@ -172,10 +171,24 @@ def _services(cluster: Cluster) -> Iterator[Fault]:
                 yield f"services.cluster_cidrs[{at}]", f"{prefix} overlaps {other}, which is in use"
         if prefix.version in {other.version for other in balanced[:at]}:
             yield f"services.cluster_cidrs[{at}]", "give at most one prefix a family"
+    if services.load_balancer_cidrs == Services().load_balancer_cidrs:
+        return  # which nobody has asked for (`ingress_prefixes`)
     for at, text in enumerate(services.load_balancer_cidrs):
         for other in (*machines, *balanced):
             if overlaps(ipaddress.ip_network(text), other):
                 yield f"services.load_balancer_cidrs[{at}]", f"{text} overlaps {other}, which is in use"
+
+
+def ingress_prefixes(cluster: Cluster) -> tuple[str, ...]:
+    """Where the addresses of load balancers come from: of the default only what nothing else uses."""
+    used = _of_machines(cluster) + [ipaddress.ip_network(text) for text in cluster.services.cluster_cidrs]
+    found = cluster.services.load_balancer_cidrs
+    return tuple(x for x in found if not any(overlaps(ipaddress.ip_network(x), other) for other in used))
+
+
+def _of_machines(cluster: Cluster) -> list[IPNetwork]:
+    found = [ipaddress.ip_network(text) for node in cluster.nodes for text in node.pod_cidrs]
+    return found + underlay_prefixes(cluster)
 
 
 def _networks(cluster: Cluster) -> Iterator[Fault]:
