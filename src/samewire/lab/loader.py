@@ -123,9 +123,8 @@ def parse_cluster(text: str, file: str, default_name: str) -> ClusterFile:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = f"{error.problem}"
-        if isinstance(error, yaml.composer.ComposerError) and problem.startswith(
-            "but "
-        ):  # goes on from its context
+        continued = isinstance(error, yaml.composer.ComposerError) and problem.startswith("but ")
+        if continued:  # from the error's context
             problem = f"{error.context}, {problem}; manifests are named under `manifests`"
         raise ClusterFileError([f"{file}:{line}: cluster: {problem}"]) from error
     finally:
