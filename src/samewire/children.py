@@ -27,8 +27,10 @@ async def release(process: asyncio.subprocess.Process) -> None:
     """Reap a process that has ended or was killed, and let go of its pipes: children in a session of their own may
     hold them for ever, and `wait` waits for that, too.
     """
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_REAP_S):
-            await process.wait()
-    transport = process._transport  # type: ignore[attr-defined]  # the only way to close pipes nobody reads
-    transport.close()
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_REAP_S):
+                await process.wait()
+    finally:  # so does a timeout end after a cancellation before Python 3.11.3
+        transport = process._transport  # type: ignore[attr-defined]  # the only way to close pipes nobody reads
+        transport.close()

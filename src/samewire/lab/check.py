@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -124,11 +125,13 @@ class _Agent:
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
-            async with asyncio.timeout(_FAREWELL_S):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FAREWELL_S):
+                    await self._process.communicate()
+        finally:  # also when it is cancelled; so does a timeout end after a cancellation before Python 3.11.3
+            if self._process.returncode is None:
+                self._process.kill()
                 await self._process.communicate()
-        except TimeoutError:
-            self._process.kill()
-            await self._process.communicate()
 
     async def _write(self, document: object) -> None:
         process = self._running()
