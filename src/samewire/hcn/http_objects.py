@@ -107,9 +107,8 @@ class _Handlers:
     async def modify(self, request: web.Request) -> web.Response:
         change = decode_modify(self._kind, parse_json(await request.read()))
         value = await self._service.modify(self._kind, _id(request), change)
-        if _MINIMAL in request.headers.get(
-            "Prefer", ""
-        ):  # RFC 7240: an object may be a megabyte, its change is not
+        # RFC 7240: an object may be a megabyte, its change is not.
+        if _MINIMAL in request.headers.get("Prefer", ""):
             return web.Response(status=204, headers={"Preference-Applied": _MINIMAL})
         return json_response(render(self._service.view, value))
 

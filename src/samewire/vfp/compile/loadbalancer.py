@@ -239,9 +239,8 @@ class _Job:
             key = None
             if old:
                 key = old.pop((target, scope, identity), None)
-                if (
-                    key is None and not member.endpoint
-                ):  # of whom nothing was known may be the one that now is
+                # Of whom nothing was known may be the one that now is.
+                if key is None and not member.endpoint:
                     key = old.pop((target, scope, ""), None)
             if key is None:
                 key = _pack_id(number())
