@@ -213,6 +213,23 @@ def test_what_was_read_before_a_fault_of_ours_is_not_forgotten(
     assert [len(item.services) for item in directory.contents()] == [1, 0]
 
 
+def test_a_link_in_a_circle_keeps_no_other_file(tmp_path: Path) -> None:
+    """In the place of a manifest, it leaves what that said."""
+    for name in ("a.yaml", "b.yaml"):
+        (tmp_path / name).write_text(SERVICE.format(name="web", port=80))
+    directory = ManifestDirectory(tmp_path)
+    directory.scan()
+    (tmp_path / "a.yaml").unlink()
+    for name in ("a.yaml", "new.yaml"):
+        (tmp_path / name).symlink_to(name)
+    (tmp_path / "b.yaml").unlink()
+    assert directory.scan()
+    assert [len(item.services) for item in directory.contents()] == [1]
+    (tmp_path / "a.yaml").unlink()
+    assert directory.scan()
+    assert directory.contents() == []
+
+
 def test_which_files_count(tmp_path: Path) -> None:
     for name in ("a.yaml", "b.yml", "c.json", ".hidden.yaml", "notes.txt", "web.yaml~"):
         (tmp_path / name).write_text(SERVICE.format(name="web", port=80))

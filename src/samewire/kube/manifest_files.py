@@ -58,6 +58,7 @@ class ManifestDirectory:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._files: dict[str, _File] = {}
+        self._unseen: set[str] = set()
         self._changed = False
         self.faults = 0
 
@@ -86,9 +87,22 @@ class ManifestDirectory:
                     found = entry.stat()
                 except FileNotFoundError:
                     continue  # renamed or removed since
+                except OSError as error:
+                    yield from self._as_before(entry.name, error)
+                    continue
+                self._unseen.discard(entry.name)
                 if not stat.S_ISREG(found.st_mode):
                     continue  # a FIFO would be waited for
                 yield entry.name, (found.st_ino, found.st_ctime_ns, found.st_size)
+
+    def _as_before(self, name: str, error: OSError) -> Iterator[tuple[str, Stamp]]:
+        """A file of which nothing can be found out, such as a link in a circle. It keeps none of the others."""
+        if name not in self._unseen:
+            self._unseen.add(name)
+            log.warning("manifest not read; what it said before stays", file=name, reason=str(error))
+        known = self._files.get(name)
+        if known is not None and known.read_stamp is not None:
+            yield name, known.read_stamp
 
     def _look(self, name: str, stamp: Stamp) -> bool:
         file = self._files.setdefault(name, _File())
