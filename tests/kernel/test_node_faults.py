@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -369,8 +370,10 @@ async def test_a_start_that_fails_leaves_all_to_the_next(net: NodeNet, config: N
     steps = await operations(start)
     kinds = {re.sub(r" /\S+/| sw_\w+", "", step): number for number, step in enumerate(steps)}
     assert len(kinds) > 5, kinds
+    opened = len(os.listdir("/proc/self/fd"))
     for step, number in kinds.items():
         await failing_at(number, start)
+        assert len(os.listdir("/proc/self/fd")) == opened, step
         async with running(config) as node:
             assert await node.auditor.compare() == [], step
             assert [link.ifindex for link in host_ends(node)] == ends, step

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
+import os
 import socket
 import struct
 import threading
@@ -27,7 +28,12 @@ _INET: Final = 1  # NFPROTO_INET
 _REQUEST: Final = 1
 _ERROR: Final = 2
 _ABSENT: Final = frozenset({errno.ENOENT, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL})
+_CLONE_FILES: Final = 0x400
+_FIRST, _BEHIND = 3, 19  # descriptors that make room for the few that libnftables opens
 _lock = threading.Lock()  # libnftables is not made for threads
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.unshare.argtypes = [ctypes.c_int]
 
 Json = dict[str, Any]
 
@@ -80,6 +86,8 @@ def _run(netns: NetNamespace, script: str, operation: str) -> str:
     library = _library()
 
     def run() -> tuple[int, str, str]:
+        if not _make_room():
+            return ctypes.get_errno(), "", "no table of descriptors of its own"
         context = library.nft_ctx_new(0)
         if not context:
             return errno.ENOMEM, "", ""
@@ -101,6 +109,18 @@ def _run(netns: NetNamespace, script: str, operation: str) -> str:
     if code:
         raise KernelError(operation, code, complaint.partition("\n")[0])
     return printed
+
+
+def _make_room() -> bool:
+    """Give this thread, which ends with what it is for, a table of descriptors of its own with room at the beginning.
+
+    libnftables waits for its socket by select(), which has no place for numbers from 1024 on and ends the process;
+    clients of the API may have all below. What is closed here stays open for all other threads.
+    """
+    if _libc.unshare(_CLONE_FILES) < 0:
+        return False
+    os.closerange(_FIRST, _BEHIND)
+    return True
 
 
 @cache

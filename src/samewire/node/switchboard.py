@@ -80,6 +80,8 @@ class Switchboard(Closing):
         self.old_counts: dict[int, BpfMap] = {}
         """By the ids of the old flow tables among `sources`: where their flows' packets are counted."""
         self._fresh: list[str] = []
+        self._opened: list[BpfMap | BpfProgram] = []
+        """By their pins, until it is decided which of them stay."""
         self._object = BpfObject(object_path)
         try:
             for name in _DIRECTORIES:
@@ -90,7 +92,10 @@ class Switchboard(Closing):
             self._needed = {*PROGRAMS, *self._object.program_names()} - set(left_out)
             if not self._open_pinned():
                 self._load()
+            self._opened.clear()
         except BaseException:
+            for opened in self._opened:
+                opened.close()
             self.close()
             raise
 
@@ -174,9 +179,10 @@ class Switchboard(Closing):
         programs: dict[str, BpfProgram] = {}
         try:
             for name in self._names():
-                maps[name] = BpfMap.open_pinned(self._dir / "maps" / name)
+                maps[name] = self._open_map(self._dir / "maps" / name)
             for path in sorted((self._dir / "programs").iterdir()):
                 programs[path.name] = BpfProgram.open_pinned(path)
+                self._opened.append(programs[path.name])
         except NotFound:
             complete = False
         else:
@@ -244,7 +250,12 @@ class Switchboard(Closing):
         path = self._dir / directory
         if not path.exists():
             return {}
-        return {pin.name: BpfMap.open_pinned(pin) for pin in sorted(path.iterdir())}
+        return {pin.name: self._open_map(pin) for pin in sorted(path.iterdir())}
+
+    def _open_map(self, path: Path) -> BpfMap:
+        found = BpfMap.open_pinned(path)
+        self._opened.append(found)
+        return found
 
     def _names(self) -> list[str]:
         """The maps that are ours to pin (not the object's own data sections)."""
