@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from samewire.cli import capture
+from samewire.kernel import packet_socket
 from samewire.kernel.packet_socket import CapturedPacket
 
 DAY_NS = 86_400 * 10**9
@@ -43,7 +49,8 @@ def run(monkeypatch: pytest.MonkeyPatch, source: Source, seconds: float) -> int:
     monkeypatch.setattr(time, "monotonic_ns", lambda: source.passed_ns)
     taken: list[CapturedPacket] = []
     pretended: Any = source
-    assert capture._run(pretended, taken.append, None, seconds) == len(taken)
+    with capture._Limit(seconds) as limit:
+        assert capture._run(pretended, taken.append, None, limit) == len(taken)
     return len(taken)
 
 
@@ -62,3 +69,38 @@ def test_what_came_before_the_end_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
     start_ns = source.now_ns()
     source.waiting = [CapturedPacket(start_ns + number, b"frame", False) for number in range(20)]
     assert run(monkeypatch, source, 10) == 20
+
+
+class _Opened(ExitStack):
+    """A packet socket whose opener is told to end as soon as others can see it."""
+
+    def __init__(self, interface: str, netns_fd: int) -> None:
+        super().__init__()
+        signal.raise_signal(signal.SIGTERM)
+
+    def receive(self, timeout_s: float) -> None:
+        """Nothing comes."""
+
+    def statistics(self) -> tuple[int, int]:
+        return 0, 0
+
+
+def test_a_signal_that_comes_with_the_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It ends the capture, not the process: the file is whole."""
+
+    def unheard(number: int, frame: object) -> None:
+        pytest.fail("the process would have ended")
+
+    info = SimpleNamespace(
+        interface="eth0", netns_path="/proc/self/ns/net", label="web", network="pods", vlan=0, id="x"
+    )
+    monkeypatch.setattr(capture, "_find", lambda socket, pod: info)
+    monkeypatch.setattr(packet_socket, "PacketSocket", _Opened)
+    file = tmp_path / "web.pcapng"
+    before = signal.signal(signal.SIGTERM, unheard)
+    try:
+        result = CliRunner().invoke(capture.capture, ["web", "-w", str(file)], obj="")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (result.exit_code, result.output) == (0, "0 packets of web (eth0)\n")
+    assert file.read_bytes()[:4] == b"\x0a\x0d\x0d\x0a"

@@ -46,9 +46,13 @@ def capture(socket: str, pod: str, file: str | None, count: int | None, seconds:
     interface = info.interface or _DEFAULT_INTERFACE
     if file == "-" and sys.stdout.isatty():
         raise click.UsageError("pcapng is not for terminals: name a file, or pipe it on")
-    with NetNamespace(info.netns_path) as netns, PacketSocket(interface, netns.fd) as source:
+    with (
+        _Limit(seconds) as limit,  # first: who sees the socket may end it
+        NetNamespace(info.netns_path) as netns,
+        PacketSocket(interface, netns.fd) as source,
+    ):
         with _destination(file, interface, info, source) as sink:
-            taken = _run(source, sink, count, seconds)
+            taken = _run(source, sink, count, limit)
         _, lost = source.statistics()
     where = f"{interface}, VLAN {info.vlan} on the uplink" if info.vlan else interface
     click.echo(
@@ -118,23 +122,22 @@ def _print(packet: CapturedPacket) -> None:
     click.echo(f"{at}.{fraction:06d} {'out' if packet.outgoing else 'in '} {summary(packet.data)}")
 
 
-def _run(source: PacketSocket, sink: Sink, count: int | None, seconds: float | None) -> int:
+def _run(source: PacketSocket, sink: Sink, count: int | None, limit: _Limit) -> int:
     """Take packets until enough, too late, interrupted or the pod is gone; returns how many.
 
     What came before the end is taken even if it has not been read by then.
     """
     taken = 0
-    with _Limit(seconds) as limit:
-        try:
-            while count is None or taken < count:
-                packet = source.receive(_LOOK_UP_S)
-                if limit.is_passed(packet):
-                    break
-                if packet is not None:
-                    sink(packet)
-                    taken += 1
-        except NotFound as error:
-            click.echo(f"the pod is gone: {error}", err=True)
+    try:
+        while count is None or taken < count:
+            packet = source.receive(_LOOK_UP_S)
+            if limit.is_passed(packet):
+                break
+            if packet is not None:
+                sink(packet)
+                taken += 1
+    except NotFound as error:
+        click.echo(f"the pod is gone: {error}", err=True)
     return taken
 
 
