@@ -91,15 +91,21 @@ def test_from_creation_to_deletion(net: NodeNet, node: DaemonProcess) -> None:
     assert node.endpoints() == []
 
 
+def another(node: DaemonProcess, network: str, pod: str) -> str:
+    """A pod of the network, by HCN; its address."""
+    endpoint = node.request("POST", "/v2/endpoints", {"HostComputeNetwork": network})
+    space = node.request("POST", "/v2/namespaces", {"NetnsPath": path_of(pod)})["ID"]
+    change(node, space, "Add", endpoint["ID"])
+    address: str = endpoint["IpConfigurations"][0]["IpAddress"]
+    return address
+
+
 def test_a_pod_whose_network_namespace_has_gone_is_degraded(net: NodeNet, node: DaemonProcess) -> None:
     told = Told(node)
-    pod, other = net.pod(), net.pod()
+    pod = net.pod()
     network, endpoint, space = made(node, pod)
     change(node, space, "Add", endpoint)
-    beside = node.request("POST", "/v2/endpoints", {"HostComputeNetwork": network})
-    where = node.request("POST", "/v2/namespaces", {"NetnsPath": path_of(other)})["ID"]
-    change(node, where, "Add", beside["ID"])
-    working = beside["IpConfigurations"][0]["IpAddress"]
+    working = another(node, network, net.pod())
     remove_namespace(pod)
     told.wait("endpoints", endpoint, DEGRADED)
     assert told.state("namespaces", space) == DEGRADED
@@ -130,13 +136,10 @@ def test_a_pod_whose_namespaces_file_is_something_else_keeps_nobody_from_working
     net: NodeNet, node: DaemonProcess
 ) -> None:
     told = Told(node)
-    pod, other = net.pod(), net.pod()
+    pod = net.pod()
     network, endpoint, space = made(node, pod)
     change(node, space, "Add", endpoint)
-    beside = node.request("POST", "/v2/endpoints", {"HostComputeNetwork": network})
-    where = node.request("POST", "/v2/namespaces", {"NetnsPath": path_of(other)})["ID"]
-    change(node, where, "Add", beside["ID"])
-    working = beside["IpConfigurations"][0]["IpAddress"]
+    working = another(node, network, net.pod())
     with NetNamespace(path_of(pod)):  # the pod lives on, and so does its link
         remove_namespace(pod)
         Path(path_of(pod)).write_text("no namespace")

@@ -20,6 +20,7 @@ from samewire.kernel.netns import NetNamespace
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
 from tests.support.node import NodeNet, node_net
+from tests.support.switch_rig import SwitchRig, require_root
 
 _COUNTER = itertools.count(1)
 _BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
@@ -32,6 +33,15 @@ def root_is_there(request: pytest.FixtureRequest) -> None:
     """A test marked ``root`` fails without root: a skip would look like success."""
     if request.node.get_closest_marker("root") is not None and os.geteuid() != 0:
         pytest.fail("this test needs root")
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[SwitchRig]:
+    """The loaded switch, for runs of single frames."""
+    require_root()
+    made = SwitchRig()
+    yield made
+    made.close()
 
 
 @pytest.fixture

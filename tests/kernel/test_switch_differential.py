@@ -7,7 +7,6 @@ before, new generations and changed tables come in between.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -49,7 +48,7 @@ from tests.support.frames import (
     wire_frames,
 )
 from tests.support.replies import error_about, reply_to
-from tests.support.switch_rig import SwitchRig, now_tick, require_root
+from tests.support.switch_rig import SwitchRig, now_tick
 from tests.support.universe import (
     GATEWAY_MAC,
     OUTSIDE,
@@ -107,14 +106,6 @@ _CHANGED = (
     "sw_backend_sets",
 )
 _ANSWERED_AT = {Fate.PORT: Arrival.POD, Fate.UPLINK: Arrival.UPLINK, Fate.TUNNEL: Arrival.TUNNEL}
-
-
-@pytest.fixture(scope="module")
-def rig() -> Iterator[SwitchRig]:
-    require_root()
-    rig = SwitchRig()
-    yield rig
-    rig.close()
 
 
 def _expected_verdict(outcome: Outcome) -> int:

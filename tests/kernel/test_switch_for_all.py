@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from samewire.vfp.address import ZERO
@@ -20,7 +18,7 @@ from samewire.vfp.record import Record
 from samewire.vfp.simulate import Simulator
 from samewire.vfp.tables import Id, Nexthop, Route, RouteKey, Service, ServiceKey
 from tests.support.frames import ip_packet
-from tests.support.switch_rig import Run, SwitchRig, now_tick, require_root
+from tests.support.switch_rig import Run, SwitchRig, now_tick
 from tests.support.universe import PEER_MAC, UPLINK_MAC, config, packed
 
 pytestmark = pytest.mark.root
@@ -30,14 +28,6 @@ _CLIENT = {4: packed("203.0.113.5"), 6: packed("fd44::44")}
 _VIP = {4: packed("192.0.2.1"), 6: packed("fd99::1")}
 _BROADCAST = b"\xff" * 6
 _TCP, _UDP = 6, 17
-
-
-@pytest.fixture(scope="module")
-def rig() -> Iterator[SwitchRig]:
-    require_root()
-    rig = SwitchRig()
-    yield rig
-    rig.close()
 
 
 def receive(rig: SwitchRig, family: int, protocol: int, address: bytes, mac: bytes) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
 import pytest
@@ -13,7 +12,7 @@ from samewire.vfp.constants import Counter, PortFlag, Reason, RouteKind
 from samewire.vfp.record import Record
 from samewire.vfp.tables import Endpoint, EndpointKey, Id, Nexthop, Port, Route, RouteKey
 from tests.support.frames import ip_packet
-from tests.support.switch_rig import Run, SwitchRig, require_root
+from tests.support.switch_rig import Run, SwitchRig
 from tests.support.universe import GATEWAY_MAC, config, packed
 
 pytestmark = [pytest.mark.root, pytest.mark.kernelcore]
@@ -22,14 +21,6 @@ _SCOPE: Final = 1
 _PLACES: Final = 256  # SW_NEAR_PORTS: ports whose numbers are so far apart share a place
 _CLIENT, _ONE, _OTHER = "10.1.0.10", "10.1.0.11", "10.1.0.12"
 _MACS: Final = {_CLIENT: "02dddddddd01", _ONE: "02dddddddd02", _OTHER: "02dddddddd03"}
-
-
-@pytest.fixture(scope="module")
-def rig() -> Iterator[SwitchRig]:
-    require_root()
-    rig = SwitchRig()
-    yield rig
-    rig.close()
 
 
 class World:

@@ -22,7 +22,7 @@ from samewire.vfp.record import Record
 from samewire.vfp.tables import Endpoint, EndpointKey, Id, Nat, NatKey, Nexthop, Port, Route, RouteKey
 from tests.support.frames import fill, ip_packet, pseudo
 from tests.support.replies import reply_to
-from tests.support.switch_rig import SwitchRig, require_root
+from tests.support.switch_rig import SwitchRig
 from tests.support.traffic import TIMEOUT_S
 from tests.support.universe import GATEWAY_MAC, PEER_MAC, UPLINK_MAC, config, packed
 
@@ -35,14 +35,6 @@ _POD, _GATEWAY, _NODE, _OUT = (packed(text) for text in ("fd01::10", "fd01::1", 
 _PATH_MTU = 1400
 _TUN_SET = 0x400454CA
 _TAP_IN_PAGES = 0x02 | 0x1000 | 0x10 | 0x20  # IFF_TAP, IFF_NO_PI, IFF_NAPI, IFF_NAPI_FRAGS
-
-
-@pytest.fixture(scope="module")
-def rig() -> Iterator[SwitchRig]:
-    require_root()
-    rig = SwitchRig()
-    yield rig
-    rig.close()
 
 
 def fill_tables(rig: SwitchRig, *, knows_ipv6: bool = True, hops: int = 1) -> tuple[int, int]:
