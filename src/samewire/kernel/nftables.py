@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
-import os
 import socket
 import struct
 import threading
@@ -18,7 +17,7 @@ from typing import Any, Final
 
 from samewire.errors import KernelError, Unsupported
 from samewire.kernel import faults
-from samewire.kernel.netns import NetNamespace, briefly_in
+from samewire.kernel.netns import NetNamespace, briefly_in, free_descriptors
 
 _JSON: Final = 1 << 4  # NFT_CTX_OUTPUT_JSON
 _NETLINK_NETFILTER: Final = 12
@@ -28,12 +27,8 @@ _INET: Final = 1  # NFPROTO_INET
 _REQUEST: Final = 1
 _ERROR: Final = 2
 _ABSENT: Final = frozenset({errno.ENOENT, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL})
-_CLONE_FILES: Final = 0x400
 _FIRST, _BEHIND = 3, 19  # descriptors that make room for the few that libnftables opens
 _lock = threading.Lock()  # libnftables is not made for threads
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.unshare.argtypes = [ctypes.c_int]
 
 Json = dict[str, Any]
 
@@ -86,8 +81,9 @@ def _run(netns: NetNamespace, script: str, operation: str) -> str:
     library = _library()
 
     def run() -> tuple[int, str, str]:
-        if not _make_room():
-            return ctypes.get_errno(), "", "no table of descriptors of its own"
+        # It waits for its socket by select(), which has no place for numbers from 1024 on and ends the process; clients
+        # of the API may have all below.
+        free_descriptors(_FIRST, _BEHIND)
         context = library.nft_ctx_new(0)
         if not context:
             return errno.ENOMEM, "", ""
@@ -109,18 +105,6 @@ def _run(netns: NetNamespace, script: str, operation: str) -> str:
     if code:
         raise KernelError(operation, code, complaint.partition("\n")[0])
     return printed
-
-
-def _make_room() -> bool:
-    """Give this thread, which ends with what it is for, a table of descriptors of its own with room at the beginning.
-
-    libnftables waits for its socket by select(), which has no place for numbers from 1024 on and ends the process;
-    clients of the API may have all below. What is closed here stays open for all other threads.
-    """
-    if _libc.unshare(_CLONE_FILES) < 0:
-        return False
-    os.closerange(_FIRST, _BEHIND)
-    return True
 
 
 @cache
