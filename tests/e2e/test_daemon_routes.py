@@ -10,6 +10,7 @@ import pytest
 
 from samewire.hcn.errors import HcnCode
 from tests.support.node import (
+    NODE_IP,
     SHORT_S,
     DaemonProcess,
     Json,
@@ -231,3 +232,25 @@ def test_need_encap_is_the_way_through_the_nodes_own_stack(
     without = add(net, node, "plain", policies=plain)
     assert can_ping(add(net, node, "routed", policies=routed), FAR)
     assert not can_ping(without, FAR, wait_s=SHORT_S)
+
+
+def test_remote_endpoints_of_a_bridge_leave_the_way_to_their_addresses_as_it_is(
+    net: NodeNet, node: DaemonProcess, second: str
+) -> None:
+    subnet = {
+        "IpAddressPrefix": "10.9.1.0/24",
+        "Routes": [{"DestinationPrefix": "0.0.0.0/0", "NextHop": "10.9.1.1"}],
+    }
+    policies = [{"Type": "SDNRoute", "Settings": route_to(SECOND_IP)}]
+    wanted = {"Name": "cbr0", "Type": "L2Bridge", "Ipams": [{"Subnets": [subnet]}], "Policies": policies}
+    network = node.request("POST", "/v2/networks", wanted)["ID"]
+    pod = net.pod()
+    node.add("pod", pod, node.conf("cbr0", "10.9.1.0/24", policies=[]))
+    in_namespace(second, "sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1")  # a router, no proxy
+    ip("route", "add", "10.9.1.0/24", "via", NODE_IP, netns_name=second)
+    targets = (FAR, SECOND_IP, NODE_IP)
+    assert all(can_ping(pod, target) for target in targets)
+    for address in targets:  # as kube-proxy has them: backends of Services
+        given = {"HostComputeNetwork": network, "Flags": 1, "IpConfigurations": [{"IpAddress": address}]}
+        node.request("POST", "/v2/endpoints", given)
+    assert all(can_ping(pod, target) for target in targets)

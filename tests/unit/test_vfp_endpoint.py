@@ -462,6 +462,11 @@ def test_remote_on_a_bridge_is_on_the_underlay() -> None:
     assert not any(row.flags & RouteFlag.DECREMENT for row in result.entries["sw_routes"].values())  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("address", ["10.9.2.5", "fd09:2::5", "192.168.1.10"])
+def test_remote_on_a_bridge_behind_a_router_or_the_node_itself_has_no_way_of_its_own(address: str) -> None:
+    assert compile_endpoint(pod(address, **REMOTE), BRIDGE, FACTS, MemoryNumbers(), 0, 0).entries == {}
+
+
 def own_routes(result: Compiled) -> dict[str, RouteKind]:
     """An endpoint's own routes, and where they lead."""
     found = {}

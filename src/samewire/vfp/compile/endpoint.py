@@ -185,6 +185,8 @@ def _remote_address(builder: Builder, endpoint: Endpoint, address: Address, cont
     if plan.vlan:
         return  # in the VLAN like any other host: pods ask for its MAC there
     if plan.bridged:
+        if not _is_on_link(address, context):
+            return  # behind a router, or the node itself: where the network's and the node's routes lead
         nexthop = onlink_nexthop(address.family, context.numbers)
         builder.route(context.scope, address.host_prefix, RouteKind.UPLINK, nexthop=nexthop)
     elif (remote := plan.remote.containing(address)) is not None:
@@ -196,6 +198,15 @@ def _remote_address(builder: Builder, endpoint: Endpoint, address: Address, cont
     if nexthop:
         key = EndpointKey(address.packed, context.scope, address.family)
         builder.put("sw_endpoints", key, EndpointEntry(0, nexthop, mac))
+
+
+def _is_on_link(address: Address, context: Context) -> bool:
+    """Whether an address of a bridged network is asked for on the wire. The node does not ask for its own."""
+    plan, facts = context.plan, context.facts
+    if any(own.address == address for own in facts.addresses):
+        return False
+    underlay = (*(own.network for own in facts.addresses), *facts.underlay)
+    return plan.subnet_of(address) is not None or any(address in prefix for prefix in underlay)
 
 
 def _provider_nexthop(builder: Builder, endpoint: Endpoint, mac: bytes, context: Context) -> int:
