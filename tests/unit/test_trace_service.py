@@ -278,6 +278,16 @@ async def test_a_family_that_the_pod_does_not_have(node: FakeNode, client: Async
         await ask(client, **{**TO_WEB, "to": "fd00:244:1::5"})
 
 
+@pytest.mark.parametrize(
+    "to", ["10.244.1.6", "fd00:244:1::6", "127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::"]
+)
+async def test_what_a_pod_sends_to_itself_is_no_drop(node: FakeNode, client: AsyncHnsClient, to: str) -> None:
+    """It never leaves the pod: the switch would call such a packet a martian, and the pod has its answer."""
+    with pytest.raises(HcnError, match="own stack answers"):
+        await ask(client, **{**TO_WEB, "to": to})
+    assert not node.runs
+
+
 async def test_a_node_without_tunnel_or_configuration(node: FakeNode, client: AsyncHnsClient) -> None:
     frame = probe("10.244.2.9", "10.244.1.5").hex()
     (key, config) = next(iter(node.content["sw_config"].items()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Final, cast
 
 import msgspec
@@ -164,6 +165,11 @@ def _prepare_pod(wanted: TraceRequest, source: EndpointInfo, tables: Entries) ->
     own = Address(family, port.address[0 if family == IPV4 else 1])
     if own.packed == ZERO:
         raise Invalid("to", f"endpoint {source.label} has no IPv{family} address")
+    if destination == own or _means_itself(destination):
+        raise Invalid(
+            "to",
+            f"{destination} is {source.label} itself: its own stack answers, no packet gets to the switch",
+        )
     protocol = PROTOCOLS[wanted.protocol][family]
     to_port = 0 if wanted.protocol == "icmp" else wanted.port
     ends = Tuple(own.packed, destination.packed, wanted.source_port, to_port)
@@ -180,6 +186,12 @@ def _prepare_pod(wanted: TraceRequest, source: EndpointInfo, tables: Entries) ->
     )
     arrived = Arrived(arrival=Arrival.POD, ifindex=source.port, frame=build(probe))
     return _Prepared(arrived, Address(IPV4, ZERO), known)
+
+
+def _means_itself(destination: Address) -> bool:
+    """Whether every stack takes an address for its own: a loopback address, or none at all."""
+    address = ip_address(str(destination))
+    return address.is_loopback or address.is_unspecified
 
 
 def _choose_port(tables: Entries, scope: int, family: int, protocol: int, ends: Tuple) -> tuple[Tuple, bool]:
