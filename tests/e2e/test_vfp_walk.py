@@ -276,6 +276,36 @@ def test_a_tuple_is_said_to_go_where_it_goes(node: Node, name: str) -> None:
         assert after[step["rule"]] == before[step["rule"]] + 1
 
 
+GATEWAY: Final = "10.244.0.1"
+CAME: Final = {
+    "other node": ("remote", FAR, WEB, SERVER_PORT, "tunnel"),
+    "the node": ("node", GATEWAY, WEB, SERVER_PORT, "host"),
+    "outside": ("router", ROUTER_IP, NODE_IP, HOST_PORT, "uplink"),
+}
+
+
+@pytest.mark.parametrize("name", CAME)
+def test_a_tuple_that_reaches_a_pod_is_said_to_come_as_it_comes(node: Node, name: str) -> None:
+    """From wherever it is: by its way, past the same rules, and the server sees what has been said."""
+    who, address, to, port, arrival = CAME[name]
+    world, source = node.world, 43000 + list(CAME).index(name)
+    client = world.remote if who == "remote" else getattr(world.net, who)
+    packet = f"tcp {address} {source} {to} {port} in 1"
+    (said,) = node.vfp("process-tuples", "--port", "web", packet)
+    assert (said["arrival"], said["fate"], said["endpoint"]["id"]) == (arrival, "port", node.web)
+    with talk(client, world.web, to, port, source) as seen:
+        assert seen.source == (said["sent"]["source"], said["sent"]["source_port"])
+        assert seen.destination == (said["sent"]["destination"], said["sent"]["destination_port"])
+    # The node itself is let in; who comes from elsewhere by rule or not at all.
+    matched = node.vfp(
+        *("match-tuple", "--port", "web", "--layer", "ACL_IN", packet), status=1 if who == "node" else 0
+    )
+    assert ["to-the-server" in step["matched"] for step in matched] == ([] if who == "node" else [True])
+    if who == "remote":
+        (blocked,) = node.vfp("process-tuples", "--port", "web", f"tcp {address} 1 {to} 81 in", status=1)
+        assert (blocked["drop"]["layer"], blocked["drop"]["reason"]) == ("acl_in", "blocked")
+
+
 @pytest.mark.parametrize(
     ("to", "port", "layer", "reason"),
     [(WEB, 81, "acl_in", "blocked"), ("10.244.0.99", 80, "route", "no_endpoint")],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -16,8 +16,10 @@ from samewire.cli.main import cli
 from samewire.cli.vfp_text import flow_fields, step_fields
 from samewire.trace.probe import view_of
 from samewire.trace.views import Names, flow_rows, layer_row, port_rows
+from samewire.vfp.render import entry_json
 from samewire.vfp.rule_names import rule_number
 from samewire.vfp.simulate.packet import parse
+from samewire.vfp.tables import Config
 from tests.support.tools import (
     CLIENT_ID,
     CLIENT_PORT,
@@ -63,6 +65,9 @@ def daemon(tmp_path: Path) -> Iterator[StubDaemon]:
             ),
             TRACE: (200, plain(DELIVERED)),
         }
+        for table in ("sw_config", "sw_routes", "sw_nexthops", "sw_endpoints"):
+            rows = [dict(entry_json(key, value)) for key, value in TABLES[table].items()]
+            stub.answers[f"GET /v2/switch/tables?name={table}"] = (200, {table: rows})
         yield stub
 
 
@@ -167,6 +172,51 @@ def test_a_tuple_that_reaches_a_pod_from_another_or_from_outside(daemon: StubDae
     ends = view_of(parse(bytearray.fromhex(body["frame"])))
     assert body["arrival"] == "uplink"
     assert (ends.protocol, ends.source, ends.destination_port) == ("udp", "192.0.2.9", 53)
+
+
+BEHIND: Final = {"arrival": "tunnel", "vni": 4096, "tunnel_source": "192.168.1.11"}
+
+
+@pytest.mark.parametrize(
+    ("port", "source", "destination", "way"),
+    [
+        ("web-0", "10.244.2.9", "10.244.1.5", BEHIND),
+        ("web-0", "fd00:244:2::9", "fd00:244:1::5", BEHIND),
+        ("web-0", "10.244.1.1", "10.244.1.5", {"arrival": "host"}),
+        ("web-0", "192.168.1.10", "10.244.1.5", {"arrival": "host"}),
+        ("tunnel", "10.244.2.9", "10.244.1.5", BEHIND),
+        ("host", "10.244.1.1", "10.244.1.5", {"arrival": "host"}),
+        ("uplink", "192.0.2.9", "192.168.1.10", {"arrival": "uplink"}),
+    ],
+)
+def test_a_tuple_comes_the_way_that_its_source_would(
+    daemon: StubDaemon, port: str, source: str, destination: str, way: dict[str, Any]
+) -> None:
+    """With the MAC address of the device on which it arrives: other frames are none of the node's."""
+    result = vfp(daemon, "process-tuples", "--port", port, f"tcp {source} 40000 {destination} 80 in")
+    assert result.exit_code == 0, result.output
+    body = dict(daemon.requests[-1][1])
+    frame = bytes.fromhex(body.pop("frame"))
+    assert body == way
+    config = next(iter(TABLES["sw_config"].values()))
+    assert isinstance(config, Config)
+    macs = {"uplink": config.uplink_mac, "tunnel": config.tunnel_mac, "host": config.host_peer_mac}
+    assert frame[:6] == macs[body["arrival"]]
+
+
+def test_a_source_that_no_other_node_has_comes_by_no_tunnel(daemon: StubDaemon) -> None:
+    result = vfp(daemon, "process-tuples", "--port", "tunnel", "tcp 192.0.2.9 1 10.244.1.5 80 out")
+    assert (result.exit_code, daemon.requests[-1][0] == TRACE) == (1, False)
+    assert "192.0.2.9 is behind no other node" in result.stderr
+
+
+def test_of_tenants_with_the_same_addresses_the_ports_own_is_meant(daemon: StubDaemon) -> None:
+    ports = plain(port_rows(TABLES, NAMES))
+    own = next(port for port in ports if port["id"] == CLIENT_PORT)
+    twin = {**own, "id": 99, "scope": 7, "endpoint": {**own["endpoint"], "id": "TWIN"}}
+    daemon.answers["GET /v2/switch/ports"] = (200, [twin, *ports])
+    vfp(daemon, "process-tuples", "--port", "web-0", "tcp 10.244.1.6 40000 10.244.1.5 80 in")
+    assert daemon.requests[-1][1]["from"] == CLIENT_ID
 
 
 @pytest.mark.parametrize("way", ["out", "in"])

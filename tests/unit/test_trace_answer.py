@@ -258,27 +258,53 @@ def test_no_route(tables: Entries) -> None:
 
 def test_host_port_of_the_pod_itself(tables: Entries) -> None:
     """ACL and NAT judge the destination behind PORTMAP; ROUTE the one in the packet."""
-    ends = (CLIENT4, 40000, WEB4, 80)
+    ends = (CLIENT4, 40000, CLIENT4, 80)
     record = output(
-        step(Layer.PORTMAP, StepVerdict.REWRITE, ends, target=WEB_PORT),
-        step(Layer.ROUTE, StepVerdict.PASS, ends, kind=Fate.PORT, target=WEB_PORT),
+        step(Layer.PORTMAP, StepVerdict.REWRITE, ends, target=CLIENT_PORT),
+        step(Layer.ROUTE, StepVerdict.PASS, ends, kind=Fate.PORT, target=CLIENT_PORT),
         step(Layer.ACL_OUT, StepVerdict.PASS, ends, target=CLIENT_PORT),
-        step(Layer.ACL_IN, StepVerdict.PASS, ends, kind=1, rule=1, target=WEB_PORT),
-        step(Layer.NAT, StepVerdict.REWRITE, ("10.244.1.1", 40000, WEB4, 80), kind=1, target=WEB_PORT),
-        step(Layer.L2, StepVerdict.FINAL, ("10.244.1.1", 50000, WEB4, 80), kind=Fate.PORT, target=WEB_PORT),
+        step(Layer.ACL_IN, StepVerdict.PASS, ends, target=CLIENT_PORT),
+        step(Layer.NAT, StepVerdict.REWRITE, ("10.244.1.1", 40000, CLIENT4, 80), kind=1, target=CLIENT_PORT),
+        step(
+            Layer.L2,
+            StepVerdict.FINAL,
+            ("10.244.1.1", 50000, CLIENT4, 80),
+            kind=Fate.PORT,
+            target=CLIENT_PORT,
+        ),
         fate=Fate.PORT,
     )
-    answer = from_pod(tables, record, SNAT4, probe("10.244.1.1", WEB4, source_port=50000), port=8080)
+    answer = from_pod(tables, record, SNAT4, probe("10.244.1.1", CLIENT4, source_port=50000), port=8080)
     assert [step.matched for step in answer.steps[1:]] == [
-        "a port of the node that belongs to shop/web-0 (sw00000000042)",
+        "a port of the node that belongs to shop/client (sw00000000043)",
         "192.168.1.10/32 is the node's own",
         "no rules: everything passes",
-        "rule 1, priority 100: allow, tcp, local port 80",
+        "no rules: everything passes",
         "hairpin: the gateway stands in for the sender",
-        "to shop/web-0 (sw00000000042)",
+        "to shop/client (sw00000000043)",
     ]
     assert answer.steps[5].ends is not None
     assert answer.steps[5].ends.source_port == 50000
+
+
+def test_a_client_from_outside_whose_backend_is_elsewhere(tables: Entries) -> None:
+    """No hairpin: the node's address in the pod network takes the client's place, for the answers to come back."""
+    client = (OUTSIDE4, 40000, FAR4, 80)
+    after = ("10.244.1.1", 50000, FAR4, 80)
+    number = hop_number(tables, RouteKind.TUNNEL, "192.168.1.11")
+    record = output(
+        step(Layer.LB, StepVerdict.REWRITE, client, kind=Choice.HASH, rule=7),
+        step(Layer.NAT, StepVerdict.REWRITE, ("10.244.1.1", 40000, FAR4, 80)),
+        step(Layer.ROUTE, StepVerdict.PASS, after, kind=Fate.TUNNEL, target=number),
+        step(Layer.ENCAP, StepVerdict.FINAL, after, kind=Fate.TUNNEL, target=4096),
+        fate=Fate.TUNNEL,
+    )
+    arrived = Arrived(arrival=Arrival.UPLINK, ifindex=UPLINK, frame=probe(OUTSIDE4, SNAT4, 30080))
+    answer = make_answer(
+        NODE, tables, arrived, TraceRun(record, probe("10.244.1.1", FAR4, source_port=50000))
+    )
+    (nat,) = [step for step in answer.steps if step.layer == "nat"]
+    assert nat.matched == "10.244.1.1 stands in for the client, so that the backend's answers come back here"
 
 
 def test_an_established_flow(tables: Entries) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import urlencode
 
 import click
@@ -22,10 +21,8 @@ from samewire.cli.vfp_text import (
     rule_fields,
     step_fields,
 )
+from samewire.cli.vfp_tuple import parse, process
 from samewire.errors import Invalid, NotFound
-
-_PROTOCOLS: Final = {"1": "icmp", "58": "icmp", "6": "tcp", "17": "udp"}
-_SYN: Final = 1
 
 Json = dict[str, Any]
 
@@ -120,7 +117,7 @@ def process_tuples(socket: str, port: str, tuples: tuple[str, ...], as_document:
 
     They run through the very programs that carry packets, on their live tables, and change nothing.
     """
-    answers = [_process(socket, port, _parse(text)) for text in tuples]
+    answers = [_process(socket, port, text) for text in tuples]
     _print(answers, as_document, (blocks(fate_fields(answer)) for answer in answers))
     sys.exit(1 if any(answer["fate"] == "dropped" for answer in answers) else 0)
 
@@ -133,106 +130,10 @@ def process_tuples(socket: str, port: str, tuples: tuple[str, ...], as_document:
 @click.pass_obj
 def match_tuple(socket: str, port: str, layer: str, tuple_: str, as_document: bool) -> None:
     """Which rule of a layer, or which flow, a packet meets. Status 1 when there is none."""
-    answer = _process(socket, port, _parse(tuple_))
+    answer = _process(socket, port, tuple_)
     found = [step for step in answer["steps"] if not layer or _is_layer(step["layer"], layer)]
     _print(found, as_document, (blocks(step_fields(step)) for step in found))
     sys.exit(0 if found else 1)
-
-
-class _Tuple(NamedTuple):
-    protocol: str
-    source: str
-    source_port: int
-    destination: str
-    destination_port: int
-    inbound: bool
-    syn: bool
-
-
-def _parse(text: str) -> _Tuple:
-    """A tuple as vfpctrl takes it. Raises BadParameter."""
-    words = text.replace(",", " ").split()
-    if not 5 <= len(words) <= 7:
-        raise _wrong(f"{text!r}: want PROTOCOL SOURCE PORT DESTINATION PORT [DIRECTION [FLAGS]]")
-    protocol = _PROTOCOLS.get(words[0], words[0].lower())
-    if protocol not in _PROTOCOLS.values():
-        raise _wrong(f"{words[0]!r} is none of tcp, udp, icmp, 1, 6, 17, 58")
-    direction = (words[5] if len(words) > 5 else "out").lower()
-    if direction not in ("1", "2", "out", "in"):
-        raise _wrong(f"direction {direction!r}: want 1 or out, 2 or in")
-    flags = words[6] if len(words) > 6 else str(_SYN)
-    if not flags.isdecimal():
-        raise _wrong(f"flags {flags!r}: want 1 for a SYN, 0 for a later packet")
-    ports = [_number(words[2]), _number(words[4])]
-    source, destination = _addresses(words[1], words[3])
-    return _Tuple(
-        protocol, source, ports[0], destination, ports[1], direction in ("2", "in"), bool(int(flags) & _SYN)
-    )
-
-
-def _addresses(*texts: str) -> tuple[str, ...]:
-    """Addresses as the daemon writes them: who has FD00::05 is found as fd00::5."""
-    try:
-        found = [ipaddress.ip_address(text) for text in texts]
-    except ValueError as error:
-        raise _wrong(str(error)) from None
-    if len({address.version for address in found}) > 1:
-        raise _wrong(f"source {texts[0]} and destination {texts[1]} are not of one IP version")
-    return tuple(map(str, found))
-
-
-def _wrong(message: str) -> click.BadParameter:
-    return click.BadParameter(message, param_hint="TUPLE")
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise _wrong(f"port {text!r}: want 0 to 65535")
-    return int(text)
-
-
-def _process(socket: str, port: str, wanted: _Tuple) -> Json:
-    """The daemon's trace of a tuple that leaves or reaches a port. Raises NotFound, Invalid."""
-    from samewire.hcn.client import HnsClient
-
-    own = _find_port(socket, port)
-    sender = _owner(socket, wanted.source) if wanted.inbound else own
-    is_pod = sender is not None and sender.get("endpoint")
-    body = _from_pod(sender, wanted) if sender is not None and is_pod else _from_outside(own, wanted)
-    answer: Json = HnsClient(socket).post_json("/v2/switch/trace", body)
-    return answer
-
-
-def _from_pod(sender: Json, wanted: _Tuple) -> Json:
-    if wanted.source not in sender["addresses"] and not wanted.inbound:
-        owns = ", ".join(sender["addresses"])
-        raise Invalid("tuple", f"source {wanted.source} is not the port's own ({owns})")
-    body: Json = {"from": sender["endpoint"]["id"], "to": wanted.destination, "protocol": wanted.protocol}
-    body["source_port"] = wanted.source_port
-    if wanted.protocol != "icmp":
-        body["port"] = wanted.destination_port
-    return body
-
-
-def _from_outside(own: Json, wanted: _Tuple) -> Json:
-    """A frame that arrives on the uplink: nobody here has its source."""
-    from samewire.trace.probe import ACK, PROTOCOLS, SYN, Probe, build
-    from samewire.vfp.address import parse_address
-
-    source = parse_address(wanted.source, "tuple source")
-    frame = build(
-        Probe(
-            source_mac=bytes.fromhex("020000000001"),
-            destination_mac=bytes.fromhex(own["mac"].replace("-", "").replace(":", "") or "020000000002"),
-            source=source,
-            destination=parse_address(wanted.destination, "tuple destination"),
-            protocol=PROTOCOLS[wanted.protocol][source.family],
-            source_port=wanted.source_port,
-            destination_port=wanted.destination_port,
-            tcp_flags=SYN if wanted.syn else ACK,
-        )
-    )
-    return {"arrival": "uplink", "frame": frame.hex()}
 
 
 def _get(socket: str, what: str, **query: str) -> Any:
@@ -254,17 +155,20 @@ def _find_port(socket: str, name: str) -> Json:
     return found[0]
 
 
+def _process(socket: str, port: str, text: str) -> Json:
+    """What becomes of a tuple of a port. Raises BadParameter, NotFound, Invalid."""
+    from samewire.hcn.client import HnsClient
+
+    wanted = parse(text)
+    return process(HnsClient(socket), _find_port(socket, port), wanted)
+
+
 def _endpoint_of(socket: str, name: str) -> str:
     """What the daemon calls a port in its queries. Raises NotFound, Invalid."""
     port = _find_port(socket, name)
     if not port.get("endpoint"):
         raise Invalid("--port", f"{name} has no endpoint; samewire get flows shows all flows")
     return str(port["endpoint"]["id"])
-
-
-def _owner(socket: str, address: str) -> Json | None:
-    """The pod port that has an address, or None."""
-    return next((port for port in _get(socket, "ports") if address in port["addresses"]), None)
 
 
 def _layers(socket: str, name: str, made_by: str = "") -> Json:

@@ -267,7 +267,7 @@ def _matched(node: Node, tables: Entries, arrived: Arrived, packet: Packet, step
             f"{_service_name(node, step.rule)}: {reason}" if step.layer == Layer.LB and step.rule else reason
         )
     if step.layer == Layer.NAT:
-        return nat_text(tables, arrived.ifindex, packet, step.rule)
+        return _translation(tables, packet, step, arrived)
     return _delivery(node, step)
 
 
@@ -309,6 +309,14 @@ def _route(tables: Entries, packet: Packet, step: TraceStep, port: int) -> str:
     if step.verdict == StepVerdict.DROP and step.reason not in (Reason.NO_ROUTE, Reason.NO_ENDPOINT):
         return _reason_name(step.reason)
     return route_text(tables, packet, port)
+
+
+def _translation(tables: Entries, packet: Packet, step: TraceStep, arrived: Arrived) -> str:
+    """By which rule of the sender's; without one it is a pod that reaches itself, or a client of a service."""
+    if step.rule or packet.ends.source == packet.ends.destination:
+        return nat_text(tables, arrived.ifindex, packet, step.rule)
+    shown = address_text(packet.family, step.source)
+    return f"{shown} stands in for the client, so that the backend's answers come back here"
 
 
 def _delivery(node: Node, step: TraceStep) -> str:

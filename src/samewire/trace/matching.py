@@ -112,7 +112,7 @@ def acl_text(tables: Entries, port: int, outward: bool, rule: int, names: AclNam
 
 
 def nat_text(tables: Entries, port: int, packet: Packet, rule: int) -> str:
-    """The OutBoundNAT prefix that applied; ``rule`` 0: a pod that reaches itself, or another network."""
+    """The OutBoundNAT prefix that applied; ``rule`` 0: a pod that reaches itself."""
     if not rule:
         return "hairpin: the gateway stands in for the sender"
     own = cast(Port | None, tables.get("sw_ports", {}).get(Id(port)))
