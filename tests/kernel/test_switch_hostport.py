@@ -6,16 +6,17 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 
 from samewire.hcn.policies import ACL, AclAction, AclDirection, NatFlags, OutBoundNAT, Policy, PortMapping
 from samewire.hcn.schema import Network, NetworkType
-from samewire.vfp.constants import Fate, FlowFlag
+from samewire.vfp.constants import Fate, FlowFlag, Layer, Reason
 from tests.support.cgroups import own_cgroup, within
 from tests.support.netlab import Lab, poll
-from tests.support.node_rig import Pod
+from tests.support.node_rig import Node, Pod
 from tests.support.traffic import TIMEOUT_S, bound, echo_over, family_of, tcp, tcp_pair, too_long, udp
 from tests.support.worlds import FAR, FAR_MTU, OUT, Underlay, bridged, node_address, overlay, own
 
@@ -50,6 +51,8 @@ class World:
             ("internal", node.network(own(NetworkType.INTERNAL, 5)), "10.5.0", "fd05:"),
             ("l2bridge", node.network(bridged()), "192.168.9", "fd09:"),
             ("transparent", node.network(bridged(NetworkType.TRANSPARENT)), "192.168.9", "fd09:"),
+            ("l2tunnel", node.network(bridged(NetworkType.L2TUNNEL)), "192.168.9", "fd09:"),
+            ("private", node.network(own(NetworkType.PRIVATE, 7)), "10.7.0", "fd07:"),
         ]
         for i, (name, network, prefix4, prefix6) in enumerate(kinds):
             last = 100 + 10 * i
@@ -68,11 +71,16 @@ def world() -> Iterator[World]:
         yield World(lab)
 
 
-KINDS = ("overlay", "nat", "internal", "l2bridge", "transparent")
+KINDS = ("overlay", "nat", "internal", "l2bridge", "transparent", "l2tunnel")
+GATEWAYS = {
+    "overlay": ("10.1.0.1", "fd01::1"),
+    "nat": ("10.8.0.1", "fd08::1"),
+    "internal": ("10.5.0.1", "fd05::1"),
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "private"])
 def test_from_outside(world: World, kind: str, family: int) -> None:
     """The pod sees the client's own address, the client sees the node's."""
     server, _, port = world.networks[kind]
@@ -130,6 +138,40 @@ def test_from_the_node(world: World, kind: str, family: int) -> None:
                     world.node.space, server.space, to, port, at=(server.address(family), INTERNAL)
                 )
                 assert seen.server == (to, port)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", GATEWAYS)
+def test_at_the_gateways_address(world: World, kind: str, family: int) -> None:
+    """Which is the node's as well, in its pods' network: for its pods, the pod itself, and the node."""
+    server, client, port = world.networks[kind]
+    to, at = GATEWAYS[kind][family == 6], (server.address(family), INTERNAL)
+    for exchange in (tcp, udp):
+        for space in (client.space, server.space):
+            assert exchange(space, server.space, to, port, at=at).server == (to, port)
+        with within(world.group):
+            assert exchange(world.node.space, server.space, to, port, at=at).server == (to, port)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_of_a_private_network(world: World, family: int) -> None:
+    """Its host ports are for clients outside: the node has no part in it, and its pods have no way to the node."""
+    node, to = world.node, node_address(world.node, family)
+    server, client, port = world.networks["private"]
+    with bound(server.space, socket.SOCK_STREAM, server.address(family), INTERNAL), within(world.group):
+        near = node.space.socket(family_of(to), socket.SOCK_STREAM)
+        near.settimeout(TIMEOUT_S)
+        with near, pytest.raises(ConnectionRefusedError):
+            near.connect((to, port))
+    for pod in (client, server):
+        before = node.dropped(pod.port, Layer.ROUTE, Reason.NO_ROUTE)
+        with pod.space.socket(family_of(to), socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"anybody there?", (to, port))
+        poll("a counted drop", partial(_dropped_more, node, pod, before))
+
+
+def _dropped_more(node: Node, pod: Pod, before: int) -> bool:
+    return node.dropped(pod.port, Layer.ROUTE, Reason.NO_ROUTE) > before
 
 
 @pytest.mark.parametrize("family", FAMILIES)
