@@ -7,20 +7,24 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
 import samewire
 from samewire.hcn.errors import HcnCode
+from samewire.vfp.tables import TABLES, Kind
 from tests.support.node import (
     NODE_IP,
+    NODE_IP6,
     ROUTER_IP,
     SHORT_S,
+    STALL_S,
     DaemonProcess,
     Json,
     NodeNet,
@@ -541,34 +545,93 @@ def descriptors(node: DaemonProcess) -> int:
     return len(os.listdir(f"/proc/{node.pid}/fd"))
 
 
+HOST_PORT = 8080
+_CAPS = {"ingressRate": 80_000_000, "ingressBurst": 800_000, "egressRate": 40_000_000, "egressBurst": 400_000}
+_MAPPINGS = [
+    {"hostPort": HOST_PORT + number, "containerPort": 80, "protocol": protocol, **address}
+    for protocol in ("tcp", "udp", "sctp")
+    for number, address in enumerate(({}, {"hostIP": NODE_IP}, {"hostIP": NODE_IP6}))
+]
+_WITH: tuple[Json, ...] = (
+    {"portMappings": _MAPPINGS},
+    {"bandwidth": _CAPS},
+    {"portMappings": _MAPPINGS, "bandwidth": _CAPS},
+    {},
+)
+
+
+def dual_stack_conf(node: DaemonProcess, arguments: Json) -> Json:
+    """With rules, what a runtime asks for, and so few addresses that each comes again and again."""
+    conf = node.conf("pods", "10.244.0.0/24", "fd44::/64")
+    for (subnet,), prefix in zip(conf["ipam"]["ranges"], ("10.244.0.", "fd44::"), strict=True):
+        subnet.update(rangeStart=f"{prefix}10", rangeEnd=f"{prefix}19")
+    acl = {"Action": "Allow", "Direction": "In", "Protocols": "6,17", "Priority": 100}
+    conf["policies"].append({"name": "EndpointPolicy", "value": {"Type": "ACL", "Settings": acl}})
+    capabilities = {"portMappings": True, "bandwidth": True}
+    return {**conf, "capabilities": capabilities, "runtimeConfig": arguments}
+
+
+FORGOTTEN_LATER = ("sw_drops", "sw_rule_counts", "sw_flows")
+
+
+def everything(net: NodeNet, node: DaemonProcess) -> Json:
+    """What pods could leave behind: in the switch, on the node, in the store, of the address management."""
+    poll("freed links are freed", lambda: not host_ends(net))
+    lasting = [
+        name for name, table in TABLES.items() if table.kind in (Kind.HASH, Kind.LPM, Kind.PERCPU_HASH)
+    ]
+    found: Json = {name: len(node.table(name)) for name in lasting if name not in FORGOTTEN_LATER}
+    for what in (
+        ("ip", "-br", "link"), ("ip", "address"), ("tc", "qdisc"), ("ip", "neigh", "show", "nud", "permanent"),
+        ("ip", "route", "show", "table", "all"), ("sysctl", "net.ipv4.ip_local_reserved_ports"),
+    ):  # fmt: skip
+        lines = in_namespace(net.node, *what).stdout.splitlines()
+        found[" ".join(what)] = [line for line in lines if " expires " not in line]
+    with closing(sqlite3.connect(f"file:{node.state_dir}/samewire.db?mode=ro", uri=True)) as store:
+        for table in ("objects", "policies", "numbers"):
+            found[table] = store.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+    held = sorted(path.name for path in (node.directory / "ipam").rglob("*") if path.is_file())
+    return {**found, "addresses": [name for name in held if not name.startswith("last_reserved_ip")]}
+
+
+def datagrams(net: NodeNet, name: str, stack: ExitStack) -> socket.socket:
+    """A UDP socket of both families in a namespace."""
+    with net.inside(name):
+        made = stack.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    made.settimeout(STALL_S)
+    return made
+
+
 @pytest.mark.slow
 def test_two_thousand_cycles_leak_nothing(net: NodeNet, node: DaemonProcess) -> None:
+    """Pods of both families with rules, host ports, which a client outside asks for, and bandwidth caps."""
     node.start()
-    node.request("POST", "/v2/networks", overlay())
-    conf, names = node.conf(), [net.pod() for _ in range(4)]
-    acl = {
-        "Type": "ACL",
-        "Settings": {"Action": "Allow", "Direction": "In", "Protocols": "6", "Priority": 100},
-    }
-    conf["policies"].append({"name": "EndpointPolicy", "value": acl})
-    tables = ("sw_ports", "sw_endpoints", "sw_routes", "sw_nexthops", "sw_acl_rules", "sw_nat", "sw_buckets")
+    node.request("POST", "/v2/networks", overlay(subnet6="fd44::/64"))
+    confs = [dual_stack_conf(node, arguments) for arguments in _WITH]
+    with ExitStack() as stack:
+        client = datagrams(net, net.router, stack)
+        pods = {name: datagrams(net, name, stack) for name in (net.pod() for _ in range(5))}
+        for server in pods.values():
+            server.bind(("::", 80))
+        names = list(pods)
 
-    def cycle(count: int) -> None:
-        for number in range(count):
-            pod = names[number % len(names)]
-            node.add(f"c{number}", pod, conf)
-            node.delete(f"c{number}", pod, conf)
+        def cycle(count: int) -> None:
+            for number in range(count):
+                pod, conf = names[number % len(names)], confs[number % len(confs)]
+                node.add(f"c{number}", pod, conf)
+                asked = (f"::ffff:{NODE_IP}", NODE_IP6) if "portMappings" in conf["runtimeConfig"] else ()
+                for address in asked:
+                    client.sendto(f"{number}".encode(), (address, HOST_PORT))
+                    assert pods[pod].recv(100) == f"{number}".encode()
+                node.delete(f"c{number}", pod, conf)
 
-    def counts() -> tuple[dict[str, int], int]:
-        entries = {name: len(node.table(name)) for name in tables}
-        poll("freed links are freed", lambda: not host_ends(net))
-        return entries, len(list((node.directory / "ipam").rglob("10.244.*")))
-
-    cycle(20)
-    before = counts(), descriptors(node)
-    cycle(2000)
-    assert counts() == before[0]
+        cycle(20)
+        before = everything(net, node), descriptors(node)
+        cycle(2000)
+    assert everything(net, node) == before[0]
     poll("descriptors are closed", lambda: descriptors(node) <= before[1])
     assert node.differences() == []
     poll("drops of ports that are gone are forgotten", lambda: len(node.table("sw_drops")) <= len(names))
+    poll("so are counts and flows", lambda: not (node.table("sw_rule_counts") or node.table("sw_flows")))
     assert node.endpoints() == []

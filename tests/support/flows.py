@@ -1,46 +1,88 @@
 """Many connections kept open between two processes, and what becomes of them: run as a script in a namespace.
 
-``serve ADDRESS PORT`` echoes TCP and swallows UDP. ``talk ADDRESS PORT COUNT`` opens COUNT connections, plays one
-round of ping-pong a second on all of them, opens and closes a few new ones in each round, and writes one JSON object
-a round; it ends when its stdin does. Standard library only.
+``serve PORT`` echoes TCP and UDP of both families, and swallows UDP at the port after it. ``talk
+PROTOCOL,ADDRESS,PORT,COUNT...`` opens COUNT connections to each target (UDP: connected sockets), plays one round of
+ping-pong a second on all of them, opens and closes a few new ones in each round, and writes one JSON object a round; it
+ends when its stdin does. Nothing is asked twice: a datagram that is lost is an answer that is missing. Standard library
+only.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import select
 import selectors
 import socket
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 ROUND_S = 1.0
 ANSWER_S = 10.0
-NEW_A_ROUND = 4
+NEW_A_ROUND = 2
+_BUFFER = 1 << 20
+_FILES = 4096
 
 
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
+class Target(NamedTuple):
+    """What a number of connections lead to."""
+
+    protocol: str
+    address: str
+    port: int
+    connections: int
+
+    def __str__(self) -> str:
+        return ",".join(map(str, tuple(self)))
+
+    @classmethod
+    def of(cls, text: str) -> Target:
+        """From an argument."""
+        protocol, address, port, connections = text.split(",")
+        return cls(protocol, address, int(port), int(connections))
+
+    def connect(self) -> socket.socket:
+        """One connection more."""
+        if self.protocol == "tcp":
+            return socket.create_connection((self.address, self.port), timeout=ANSWER_S)
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        made = socket.socket(family, socket.SOCK_DGRAM)
+        made.settimeout(ANSWER_S)
+        made.connect((self.address, self.port))
+        return made
 
 
-def serve(address: str, port: int) -> None:
+def _datagrams(family: socket.AddressFamily, port: int) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_DGRAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+    if family == socket.AF_INET6:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    made.bind(("", port))
+    return made
+
+
+def serve(port: int) -> None:
     """Echo until killed."""
     selector = selectors.DefaultSelector()
-    listener = socket.create_server((address, port), family=_family(address), backlog=1024)
-    sink = socket.socket(_family(address), socket.SOCK_DGRAM)
-    sink.bind((address, port))
-    for made in (listener, sink):
+    listeners, echoes, sinks = [], [], []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        listeners.append(socket.create_server(("", port), family=family, backlog=1024))
+        echoes.append(_datagrams(family, port))
+        sinks.append(_datagrams(family, port + 1))
+    for made in (*listeners, *echoes, *sinks):
         selector.register(made, selectors.EVENT_READ)
     print("ready", flush=True)
     while True:
         for key, _ in selector.select():
             peer = key.fileobj
             assert isinstance(peer, socket.socket)
-            if peer is listener:
-                selector.register(listener.accept()[0], selectors.EVENT_READ)
-            elif peer is sink:
-                sink.recv(65536)
+            if peer in listeners:
+                selector.register(peer.accept()[0], selectors.EVENT_READ)
+            elif peer in echoes:
+                peer.sendto(*peer.recvfrom(65536))
+            elif peer in sinks:
+                peer.recv(65536)
             else:
                 _echo(selector, peer)
 
@@ -60,17 +102,14 @@ def _echo(selector: selectors.BaseSelector, peer: socket.socket) -> None:
 class Talker:
     """The connections of one process. ``broken``: what went wrong with them so far, in words."""
 
-    def __init__(self, address: str, port: int, count: int) -> None:
-        self.target = address, port
+    def __init__(self, targets: list[Target]) -> None:
+        self.targets = targets
         self.selector = selectors.DefaultSelector()
-        self.sockets = [self.connect() for _ in range(count)]
+        self.sockets = [target.connect() for target in targets for _ in range(target.connections)]
         self.broken: dict[int, str] = {}
         for number, made in enumerate(self.sockets):
             made.setblocking(False)
             self.selector.register(made, selectors.EVENT_READ, number)
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(self.target, timeout=ANSWER_S)
 
     def play(self, turn: int) -> int:
         """One round; how many flows gave back just what they were sent."""
@@ -116,24 +155,25 @@ class Talker:
                     waiting[number] = waiting[number][len(data) :]
         return wrong
 
-    def fresh(self) -> tuple[list[int], list[str]]:
-        """A few new connections, closed again: the local ports of those that worked, and what did not."""
-        ports, failures = [], []
-        for _ in range(NEW_A_ROUND):
+    def fresh(self) -> tuple[dict[str, list[int]], list[str]]:
+        """A few new connections, closed again: the local ports of those that worked, by protocol, and what did not."""
+        ports: dict[str, list[int]] = {"tcp": [], "udp": []}
+        failures = []
+        for target in self.targets * NEW_A_ROUND:
             try:
-                with self.connect() as made:
+                with target.connect() as made:
                     made.sendall(b"new")
                     if made.recv(16) != b"new":
                         raise OSError("a wrong answer")
-                    ports.append(made.getsockname()[1])
+                    ports[target.protocol].append(made.getsockname()[1])
             except OSError as error:
-                failures.append(str(error))
+                failures.append(f"{target}: {error}")
         return ports, failures
 
 
-def talk(address: str, port: int, count: int) -> None:
+def talk(targets: list[Target]) -> None:
     """Play until stdin ends."""
-    talker = Talker(address, port, count)
+    talker = Talker(targets)
     turn = 0
     while True:
         started = time.monotonic()
@@ -154,7 +194,8 @@ def talk(address: str, port: int, count: int) -> None:
 
 
 if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     if sys.argv[1] == "serve":
-        serve(sys.argv[2], int(sys.argv[3]))
+        serve(int(sys.argv[2]))
     else:
-        talk(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+        talk([Target.of(text) for text in sys.argv[2:]])

@@ -28,7 +28,7 @@ from tests.support.node import (
 FAR_IP, FAR_ROUTER_IP = "192.168.78.2", "192.168.78.1"
 FAR_IP6, FAR_ROUTER_IP6 = "fd78::2", "fd78::1"
 CLIENT, WEB, FAR = "10.244.0.2", "10.244.0.3", "10.244.1.2"
-WEB6, FAR6 = "fd00:244::3", "fd00:244:1::2"
+CLIENT6, WEB6, FAR6 = "fd00:244::2", "fd00:244::3", "fd00:244:1::2"
 NEAR_SUBNETS = ("10.244.0.0/24", "fd00:244::/64")
 FAR_SUBNETS = ("10.244.1.0/24", "fd00:244:1::/64")
 
