@@ -19,8 +19,8 @@ from benchmarks.case import METRICS, Case, Context
 from benchmarks.ours import NAME
 from benchmarks.results import Line, Report
 
-FULL = {"repetitions": 20, "seconds": 0.4, "pods": 200}
-QUICK = {"repetitions": 5, "seconds": 0.2, "pods": 40}
+FULL = {"repetitions": 80, "seconds": 0.1, "pods": 200}
+QUICK = {"repetitions": 10, "seconds": 0.1, "pods": 40}
 LOG_WIDTH = 160
 STYLES = {"pass": "green", "stretch": "bold green", "miss": "bold red", "failed": "red"}
 

@@ -21,6 +21,7 @@ Json = dict[str, Any]
 
 FEW: Final = 100
 WARM_UP: Final = 3
+TURNS, QUICK_TURNS = 20, 5
 CHUNK: Final = 500
 FIRST_OF_FEW: Final = 30000  # no two objects map one port of the node
 MANY_MEMBERS: Final = 1000
@@ -206,7 +207,7 @@ def _measure(
         _all(kind, daemon, path, "Add", numbers[path])
     samples: dict[str, list[float]] = {path: [] for path in objects}
     context.gate.wait()
-    for turn in range(WARM_UP + context.repetitions):
+    for turn in range(WARM_UP + (QUICK_TURNS if context.quick else TURNS)):
         for path in objects if turn % 2 else reversed(objects):
             cost_ms = _more_and_less(kind, daemon, path, numbers[path], turn)
             if turn >= WARM_UP:

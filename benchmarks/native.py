@@ -16,7 +16,6 @@ from benchmarks.errors import BenchError
 
 SOURCE = Path(__file__).parent / "native"
 BUILD = Path(__file__).parent / "build"
-CRR_PORTS = 16
 CNI_TIMEOUT_S = 300
 
 _C = ("cc", "-O2", "-Wall", "-Wextra", "-Werror", "-static")
@@ -69,11 +68,6 @@ def build() -> None:
             partial.replace(target)
 
 
-def ports_of(mode: str) -> int:
-    """How many server ports a measurement takes (crr spreads its connections: see native/load.c)."""
-    return CRR_PORTS if mode == "crr" else 1
-
-
 class Endpoints(msgspec.Struct, frozen=True):
     """Where a measurement runs: client and server namespaces (names) and the address the client calls.
 
@@ -89,12 +83,12 @@ class Endpoints(msgspec.Struct, frozen=True):
 
 
 def measure(ends: Endpoints, mode: str, seconds: float, cpu: int, port: int) -> LoadResult:
-    """One measurement with both sides on one CPU, on the ``ports_of(mode)`` server ports from ``port`` on (shifted).
+    """One measurement with both sides on one CPU, on one server port (shifted).
 
     Raises:
         BenchError: the server does not come up, or the client fails (no route, loss, time-out).
     """
-    common = ["-m", mode, "-P", str(port + ends.port_shift), "-N", str(ports_of(mode)), "-p", str(cpu)]
+    common = ["-m", mode, "-P", str(port + ends.port_shift), "-p", str(cpu)]
     bound = ["-a", ends.server_address or ends.address, *_namespace(ends.server)]
     called = ["-a", ends.address, *_namespace(ends.client)]
     with _server([*common, *bound]):

@@ -31,6 +31,7 @@ START_TIMEOUT_S = 120.0
 PROBE_TIMEOUT_S = 0.02
 GATEWAY = "10.244.0.1"  # the node's address in the pods' network
 PROBE_PORT = FIRST_PORT + PORTS  # one more than those of the measurements
+SERVICE_PORTS = range(FIRST_PORT, PROBE_PORT + 1)
 SETTLE_S = 1.0  # for what a daemon does behind a change: nothing here is timed
 PACE, BURST_S, QUICK_BURST_S = 50, 10, 2
 STORM_SERVICES, STORM_RATE, STORM_S, QUICK_STORM_S, STORM_PATIENCE_S = 10_000, 1000, 60, 5, 60
@@ -39,9 +40,9 @@ STORM_SERVICES, STORM_RATE, STORM_S, QUICK_STORM_S, STORM_PATIENCE_S = 10_000, 1
 class ApiServer:
     """An API server of its own process, in a node's namespace (`benchmarks.api_server`)."""
 
-    def __init__(self, node: str, services: int, endpoints: int, backend: str) -> None:
-        ports = [str(FIRST_PORT), str(PORTS + 1)]
-        arguments = [str(API_PORT), str(services), str(endpoints), backend, *ports]
+    def __init__(self, node: str, services: int, endpoints: int, backend: str, ports: range) -> None:
+        probe = [backend, str(ports.start), str(len(ports))]
+        arguments = [str(API_PORT), str(services), str(endpoints), *probe]
         command = [*netns.enter(node), sys.executable, "-m", "benchmarks.api_server", *arguments]
         self._process = subprocess.Popen(
             command,
@@ -78,16 +79,17 @@ class ApiServer:
 
 
 class ClusterIP(SameNode):
-    """Two pods on a node; the client calls a cluster IP among many."""
+    """Two pods on a node; the client calls a cluster IP among many. ``ports``: of that cluster IP."""
 
     label = "ours-service"
 
-    def __init__(self, services: int, endpoints: int = 2) -> None:
+    def __init__(self, services: int, endpoints: int = 2, ports: range = SERVICE_PORTS) -> None:
         self.label = f"{self.label}{services}"  # names its namespaces: several sizes are up at once
         super().__init__()
         self.services = services
         self.name = clusterip_name(services)
         self.endpoints = endpoints
+        self.ports = ports
         self.api: ApiServer | None = None
         self.start_s = 0.0
         self.ends: Endpoints | None = None
@@ -96,7 +98,7 @@ class ClusterIP(SameNode):
         ends = super().setup()
         daemon = self.daemon
         daemon.stop()
-        self.api = ApiServer(daemon.node, self.services, self.endpoints, ends.address)
+        self.api = ApiServer(daemon.node, self.services, self.endpoints, ends.address, self.ports)
         kubeconfig = daemon.tmp / "kubeconfig"
         kubeconfig.write_text(json.dumps(_kubeconfig()))
         daemon.configure(kubeconfig=str(kubeconfig), healthz_listen="")
@@ -253,7 +255,7 @@ class ServiceScale(Case):
         outcome = Outcome()
         for services, endpoints in self._sizes:
             context.progress.step(f"{self.name}: {services:,} services of {endpoints}")
-            scenario = ClusterIP(services, endpoints)
+            scenario = ClusterIP(services, endpoints, ports=range(PROBE_PORT, PROBE_PORT + 1))
             subject = size_name(services, endpoints)
             try:
                 context.gate.wait()

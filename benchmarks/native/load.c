@@ -2,8 +2,8 @@
 /*
  * The load generator of the benchmarks: one static program, server and client, IPv4 and IPv6.
  *
- *   load -s -m MODE -a ADDR -P PORT [-N PORTS] [-n NETNS] [-p CPU]
- *   load -c -m MODE -a ADDR -P PORT [-N PORTS] [-n NETNS] [-p CPU] -t SECONDS
+ *   load -s -m MODE -a ADDR -P PORT [-n NETNS] [-p CPU]
+ *   load -c -m MODE -a ADDR -P PORT [-n NETNS] [-p CPU] -t SECONDS
  *
  *   stream   one TCP connection, bytes/s as counted by the receiver
  *   rr       one TCP connection, 1 byte there and 1 byte back; transactions/s
@@ -13,9 +13,9 @@
  * NETNS is the path of a network namespace file; CPU pins the process, so that a client and a server on one
  * CPU measure the datapath and not the wake-up of an idle CPU.
  *
- * crr never uses a tuple twice: the server listens on PORTS ports from PORT on, the client walks
- * TUPLES_PER_PORT explicit source ports on each. When all are used the run ends early; the rate is taken from
- * the time that passed. So few source ports a server port also keep source NAT inside its port pool.
+ * crr never uses a tuple twice: the client walks SOURCE_PORTS explicit source ports, from another one on for each
+ * PORT, so that those it has just used for the last are not the first again. When all are used the run ends early;
+ * the rate is taken from the time that passed. So few of them also keep source NAT inside its port pool.
  *
  * The server prints "ready" when it listens and serves until it is killed (or its parent dies). The client
  * prints one JSON object: {"mode","seconds","count","rate","lost","retransmits"}; rate is count / seconds,
@@ -35,11 +35,11 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-#define TUPLES_PER_PORT 12000
+#define SOURCE_PORTS 12000
+#define SOURCE_PORTS_STEP 1009 /* from one PORT to the next; prime to SOURCE_PORTS */
 #define FIRST_SOURCE_PORT 20000
 #define STREAM_BUFFER (128 * 1024)
 #define WARM_UP_TRANSACTIONS 64
@@ -55,7 +55,6 @@ static const char *const mode_names[] = { "stream", "rr", "crr", "udp_rr" };
 struct options {
 	int server;
 	enum mode mode;
-	int ports;
 	int port;
 	double seconds;
 	struct sockaddr_storage addr;
@@ -189,40 +188,25 @@ static void serve(const struct options *o, int listener)
 
 static void run_server(const struct options *o)
 {
-	for (int i = 0; i < o->ports; i++) {
-		int fd = open_socket(o, o->port + i);
-		pid_t parent = getpid();
+	int fd = open_socket(o, o->port);
 
-		if (o->mode != UDP_RR && listen(fd, 1024))
-			die("listen");
-		switch (fork()) {
-		case -1:
-			die("fork");
-			break;
-		case 0:
-			prctl(PR_SET_PDEATHSIG, SIGKILL);
-			if (getppid() != parent)
-				_exit(1);
-			serve(o, fd);
-		}
-		close(fd);
-	}
+	if (o->mode != UDP_RR && listen(fd, 1024))
+		die("listen");
 	puts("ready");
 	fflush(stdout);
-	while (wait(NULL) > 0)
-		;
+	serve(o, fd);
 }
 
 /* --- client ------------------------------------------------------------------------------------- */
 
-static int connect_from(const struct options *o, int source_port, int port)
+static int connect_from(const struct options *o, int source_port)
 {
 	struct sockaddr_storage to = o->addr;
 	int fd = open_socket(o, source_port);
 
-	set_port(&to, port);
+	set_port(&to, o->port);
 	if (connect(fd, (struct sockaddr *)&to, o->addr_len))
-		die("connect to port %d", port);
+		die("connect to port %d", o->port);
 	return fd;
 }
 
@@ -248,7 +232,7 @@ static unsigned int retransmits(int fd)
 
 static struct result client_stream(const struct options *o)
 {
-	int fd = connect_from(o, 0, o->port);
+	int fd = connect_from(o, 0);
 	struct result r = { 0 };
 	double start = now();
 	size_t got = 0;
@@ -272,7 +256,7 @@ static struct result client_stream(const struct options *o)
 
 static struct result client_rr(const struct options *o)
 {
-	int fd = connect_from(o, 0, o->port);
+	int fd = connect_from(o, 0);
 	struct result r = { 0 };
 	double start;
 
@@ -292,12 +276,12 @@ static struct result client_rr(const struct options *o)
 
 static struct result client_crr(const struct options *o)
 {
-	int tuples = o->ports * TUPLES_PER_PORT;
+	int first = o->port * SOURCE_PORTS_STEP % SOURCE_PORTS;
 	struct result r = { 0 };
 	double start = 0;
 
-	for (int i = 0; i < tuples; i++) {
-		int fd = connect_from(o, FIRST_SOURCE_PORT + i % TUPLES_PER_PORT, o->port + i / TUPLES_PER_PORT);
+	for (int i = 0; i < SOURCE_PORTS; i++) {
+		int fd = connect_from(o, FIRST_SOURCE_PORT + (first + i) % SOURCE_PORTS);
 
 		transact(fd);
 		close(fd);
@@ -333,7 +317,7 @@ static void transact_datagram(int fd, struct result *r)
 static struct result client_udp_rr(const struct options *o)
 {
 	struct timeval timeout = { .tv_usec = UDP_TIMEOUT_US };
-	int fd = connect_from(o, 0, o->port);
+	int fd = connect_from(o, 0);
 	struct result r = { 0 };
 	double start;
 
@@ -419,17 +403,16 @@ static void parse_address(struct options *o, const char *text)
 
 int main(int argc, char **argv)
 {
-	struct options o = { .server = -1, .ports = 1 };
+	struct options o = { .server = -1 };
 	int option;
 
-	while ((option = getopt(argc, argv, "scm:a:P:N:n:p:t:")) != -1) {
+	while ((option = getopt(argc, argv, "scm:a:P:n:p:t:")) != -1) {
 		switch (option) {
 		case 's': o.server = 1; break;
 		case 'c': o.server = 0; break;
 		case 'm': o.mode = parse_mode(optarg); break;
 		case 'a': parse_address(&o, optarg); break;
 		case 'P': o.port = atoi(optarg); break;
-		case 'N': o.ports = atoi(optarg); break;
 		case 'n': enter_netns(optarg); break;
 		case 'p': pin(atoi(optarg)); break;
 		case 't': o.seconds = atof(optarg); break;
@@ -437,7 +420,7 @@ int main(int argc, char **argv)
 		}
 	}
 	if (o.server < 0 || !o.addr_len || !o.port || (!o.server && o.seconds <= 0)) {
-		fprintf(stderr, "usage: load -s|-c -m MODE -a ADDR -P PORT [-N PORTS] [-n NETNS] [-p CPU] [-t SECONDS]\n");
+		fprintf(stderr, "usage: load -s|-c -m MODE -a ADDR -P PORT [-n NETNS] [-p CPU] [-t SECONDS]\n");
 		return 2;
 	}
 	signal(SIGPIPE, SIG_IGN);
