@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from samewire.errors import Invalid
 from samewire.hcn.loadbalancers import LoadBalancer
-from samewire.hcn.policies import RemoteSubnetRoute
+from samewire.hcn.policies import RemoteSubnetRoute, SDNRoute, select
 from samewire.hcn.schema import Endpoint, Kind, Network
 from samewire.hcn.switch import Change, StoreView
 from samewire.node.plan_acl import policies_moved
@@ -45,7 +45,8 @@ def touched_by_link(endpoint_id: str, view: StoreView) -> dict[str, bool]:
 def touched_by_network(
     before: Network | None, after: Network | None, view: StoreView, facts: NodeFacts
 ) -> Iterator[str]:
-    """The load balancers with a backend in a prefix that has changed; all of the network if it has changed otherwise.
+    """The load balancers with a backend in a prefix that has changed; all of the network if it has changed otherwise,
+    and those of no network whose backends are reached by DSR on the underlay if a network there has.
 
     A node that joins is a new prefix: fifty thousand services are none of its business.
     """
@@ -54,14 +55,18 @@ def touched_by_network(
         return
     old, new = _plan(before, facts), _plan(after, facts)
     whole = (old is None) != (new is None) or _rest(old) != _rest(new)
-    prefixes = Prefixes(_prefixes(old) | _prefixes(new) if whole else _moved(before, after, old, new))
+    if whole:
+        prefixes = Prefixes(_prefixes(before, old) | _prefixes(after, new))
+    else:
+        prefixes = Prefixes(_moved(before, after, old, new))
     if not whole and not prefixes:
         return
+    underlay = whole and any(plan is not None and plan.bridged for plan in (old, new))
     for value in view.load_balancers():
         if value.network_id == network.id:
             if whole or _has_backend(value, prefixes):
                 yield value.id
-        elif not value.network_id and _has_backend(value, prefixes):
+        elif not value.network_id and (_has_backend(value, prefixes) or (underlay and has_direct(value))):
             yield value.id
 
 
@@ -74,13 +79,19 @@ def _plan(network: Network | None, facts: NodeFacts) -> NetworkPlan | None:
 
 def _rest(plan: NetworkPlan | None) -> tuple[object, ...]:
     """What matters to load balancers beside the prefixes."""
-    return () if plan is None else (plan.host_port, plan.subnets, plan.vni, plan.vlan)
+    return () if plan is None else (plan.host_port, plan.subnets, plan.vni, plan.vlan, plan.provider)
 
 
-def _prefixes(plan: NetworkPlan | None) -> set[Prefix]:
-    if plan is None:
+def _prefixes(network: Network | None, plan: NetworkPlan | None) -> set[Prefix]:
+    if network is None or plan is None:
         return set()
-    return {remote.prefix for remote in plan.remote.all} | {subnet.prefix for subnet in plan.subnets}
+    own = {remote.prefix for remote in plan.remote.all} | {subnet.prefix for subnet in plan.subnets}
+    return own | _destinations(select(network.policies, SDNRoute))
+
+
+def _destinations(routes: Iterable[SDNRoute]) -> set[Prefix]:
+    """Where SDN routes lead: perhaps to the node, out of what the network has there otherwise."""
+    return {parse_prefix(route.destination_prefix) for route in routes}
 
 
 def _moved(
@@ -89,9 +100,10 @@ def _moved(
     """The prefixes that one of two plans has, and the other has not."""
     routes = (policy for side in policies_moved(before, after, RemoteSubnetRoute) for policy in side)
     named = {parse_prefix(policy.destination_prefix) for policy in routes}
-    return {prefix for prefix in named if _has(old, prefix)} ^ {
+    moved = {prefix for prefix in named if _has(old, prefix)} ^ {
         prefix for prefix in named if _has(new, prefix)
     }
+    return moved | _destinations(route for side in policies_moved(before, after, SDNRoute) for route in side)
 
 
 def _has(plan: NetworkPlan | None, prefix: Prefix) -> bool:

@@ -1,0 +1,95 @@
+"""After a change of one object the switch has what it would have if everything were compiled anew: what others' changes
+mean for an object is not forgotten, and a restart changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pytest
+
+from samewire.hcn.codec import decode_modify, decode_object
+from samewire.hcn.schema import Kind
+from samewire.node.node import Node
+from tests.support.afresh import unlike_afresh
+from tests.support.balancers import VIP
+from tests.support.node import overlay
+
+pytestmark = pytest.mark.root
+
+PEER: Final = "192.168.77.12"
+FAR: Final = "10.77.0.0/16"
+DIRECT: Final = {"ProviderAddress": PEER, "MacAddress": "0E-2A-0A-4D-00-05"}
+MAPPING: Final = {"Protocol": 6, "InternalPort": 80, "ExternalPort": 80}
+
+
+def policy(kind: str, **settings: Any) -> dict[str, Any]:
+    return {"Type": kind, "Settings": settings}
+
+
+def remote_subnet(prefix: str) -> dict[str, Any]:
+    return policy(
+        "RemoteSubnetRoute",
+        DestinationPrefix=prefix,
+        IsolationId=4096,
+        ProviderAddress=PEER,
+        DistributedRouterMacAddress="00-15-5D-00-00-03",
+    )
+
+
+def bridge(name: str, prefix: str, *policies: dict[str, Any]) -> dict[str, Any]:
+    gateway = prefix.rpartition(".")[0] + ".1"
+    subnet = {
+        "IpAddressPrefix": prefix,
+        "Routes": [{"NextHop": gateway, "DestinationPrefix": "0.0.0.0/0"}],
+    }
+    return {"Name": name, "Type": "L2Bridge", "Policies": list(policies), "Ipams": [{"Subnets": [subnet]}]}
+
+
+async def create(node: Node, kind: Kind, body: dict[str, Any]) -> str:
+    made = await node.service.create(kind, decode_object(kind, body))
+    assert unlike_afresh(node) == []
+    return made.id
+
+
+async def add(node: Node, network: str, *policies: dict[str, Any], how: str = "Add") -> None:
+    change = {"ResourceType": "Policy", "RequestType": how, "Settings": {"Policies": list(policies)}}
+    await node.service.modify(Kind.NETWORK, network, decode_modify(Kind.NETWORK, change))
+    assert unlike_afresh(node) == []
+
+
+async def test_backends_on_the_underlay_are_reached_by_dsr_as_soon_as_a_network_there_has_it(
+    node: Node,
+) -> None:
+    await create(
+        node,
+        Kind.LOADBALANCER,
+        {
+            "FrontendVIPs": [VIP],
+            "PortMappings": [MAPPING],
+            "Flags": 1,
+            "Backends": [{"IpAddress": "10.77.0.5", **DIRECT}],
+        },
+    )
+    network = await create(node, Kind.NETWORK, bridge("cbr0", "10.9.1.0/24"))
+    assert node.switch.wanted.entries.tables().get("sw_nexthops")
+    await node.service.delete(Kind.NETWORK, network)
+    assert unlike_afresh(node) == []
+
+
+@pytest.mark.parametrize("own", [False, True])
+async def test_backends_that_an_sdn_route_takes_out_of_a_subnet(node: Node, own: bool) -> None:
+    network = await create(node, Kind.NETWORK, overlay())
+    await add(node, network, remote_subnet("10.77.0.0/16"))
+    balancer = {
+        "FrontendVIPs": [VIP],
+        "PortMappings": [MAPPING],
+        "Backends": [{"IpAddress": "10.77.0.5"}, {"IpAddress": "10.244.0.5", "Flags": 1}],
+    }
+    await create(node, Kind.LOADBALANCER, {**balancer, **({"HostComputeNetwork": network} if own else {})})
+    routes = [
+        policy("SDNRoute", DestinationPrefix=prefix, NeedEncap=True)
+        for prefix in ("10.77.0.0/24", "10.244.0.5/32")
+    ]
+    await add(node, network, *routes)
+    await add(node, network, *routes, how="Remove")
