@@ -93,3 +93,31 @@ async def test_backends_that_an_sdn_route_takes_out_of_a_subnet(node: Node, own:
     ]
     await add(node, network, *routes)
     await add(node, network, *routes, how="Remove")
+
+
+@pytest.mark.parametrize("policies_first", [True, False])
+async def test_a_route_object_goes_before_policies_of_its_network(node: Node, policies_first: bool) -> None:
+    network = await create(node, Kind.NETWORK, overlay())
+    await add(node, network, remote_subnet("10.78.0.0/16"))
+    policies = (policy("SDNRoute", DestinationPrefix=FAR, NextHop="192.168.77.9"), remote_subnet(FAR))
+    if policies_first:
+        await add(node, network, *policies)
+    entry = {"DestinationPrefix": FAR, "NextHop": "10.78.0.1"}
+    route = await create(node, Kind.ROUTE, {"HostComputeNetwork": network, "Routes": [entry]})
+    if not policies_first:
+        await add(node, network, *policies)
+    await add(node, network, policies[1], how="Remove")
+    await add(node, network, remote_subnet(FAR))
+    await node.service.delete(Kind.ROUTE, route)
+    assert unlike_afresh(node) == []
+
+
+async def test_of_two_networks_in_one_scope_always_the_same_ones_route_counts(node: Node) -> None:
+    networks = [
+        await create(node, Kind.NETWORK, bridge(name, prefix))
+        for name, prefix in (("one", "10.9.1.0/24"), ("two", "10.9.2.0/24"))
+    ]
+    for network, hop in zip(reversed(networks), ("192.168.77.8", "192.168.77.9"), strict=True):
+        await add(node, network, policy("SDNRoute", DestinationPrefix=FAR, NextHop=hop))
+    for network, hop in zip(networks, ("192.168.77.6", "192.168.77.7"), strict=True):
+        await add(node, network, policy("SDNRoute", DestinationPrefix=FAR, NextHop=hop), how="Update")

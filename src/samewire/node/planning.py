@@ -96,6 +96,19 @@ def balancer_owner(load_balancer_id: str) -> Owner:
     return "loadbalancer", load_balancer_id
 
 
+_STANDING: Final = {"node": 0, "network": 1, "remote": 1, "endpoint": 2, "route": 3}
+_BY_NAME: Final = 1
+
+
+def standing(owner: Owner) -> tuple[int, str]:
+    """Which of several owners has an entry: not the one that was changed last, which a restart does not know. Of two
+    networks in one scope any, but always the same.
+    """
+    kind, name = owner
+    rank = _STANDING.get(kind, 0)
+    return rank, name if rank == _BY_NAME else ""
+
+
 def netns_path(endpoint: Endpoint, view: StoreView) -> str:
     """Where the endpoint's interface belongs; empty when it is not attached to a network namespace."""
     if endpoint.is_remote or not endpoint.namespace_id:

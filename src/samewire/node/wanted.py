@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from samewire.node.bindings import BindingChange, HostBindings
-from samewire.node.planning import Owner
+from samewire.node.planning import Owner, standing
 from samewire.vfp.compile.acl_table import Known, Table, was_edited
 from samewire.vfp.diff import JUDGED_BY, Operation, Put, Remove, is_early, is_late, ordered
 from samewire.vfp.model import Compiled, Entries, Shared
@@ -58,7 +58,7 @@ class Wanted:
 
     def __init__(self, present: Entries) -> None:
         """``present``: the ports that the kernel has, with those whose tables were edited by an earlier process."""
-        self.entries = Ownership()
+        self.entries = Ownership(standing)
         self.bindings = HostBindings()
         self._shared: dict[int, Shared] = {}
         self._users: dict[int, dict[Owner, None]] = {}

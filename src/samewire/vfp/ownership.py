@@ -1,16 +1,16 @@
 """Who wants which entry. Several owners may share one (a NAT set, a nexthop, a route): it goes with the last.
 
-Owners that want different values for one key: a local endpoint beats a remote one; otherwise the owner that
-came last wins (a pod that gets the address of one which is still being removed). When the winner goes, the
-value of the one before it comes back.
+Owners that want different values for one key: a local endpoint beats a remote one; otherwise the owner that stands
+highest wins, and of several the one that came last (a pod that gets the address of one which is still being removed).
+When the winner goes, the value of the one before it comes back.
 
 The cost of a change is proportional to the entries of the owner that changes, however many share them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
-from typing import Final
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -29,7 +29,9 @@ _PORTS: Final = "sw_ports"
 class Ownership:
     """Entries by owner and owners by entry. Owners are any hashable names, e.g. ("endpoint", id)."""
 
-    def __init__(self) -> None:
+    def __init__(self, standing: Callable[[Any], tuple[int, str]] = lambda _: (0, "")) -> None:
+        """``standing``: how high an owner stands."""
+        self._standing = standing
         self._by_owner: dict[Hashable, Entries] = {}
         self._given: dict[Hashable, Entries] = {}  # what the owner's entries were made of
         # Table -> key -> owner -> value, the owners in the order in which they came.
@@ -179,10 +181,18 @@ class Ownership:
         self, table: str, key: Record, claims: dict[Hashable, Record], operations: list[Operation]
     ) -> None:
         rows = self._wanted.setdefault(table, {})
-        winner = _winner(table, claims)
+        winner = self._winner(table, claims)
         if not same(rows.get(key), winner):
             rows[key] = winner
             operations.append(Put(table, key, winner))
+
+    def _winner(self, table: str, claims: dict[Hashable, Record]) -> Record:
+        if len(claims) == 1:
+            return next(iter(claims.values()))
+        first = claims[max(reversed(claims), key=self._standing)]  # of several the first that it meets
+        if table == _CONTESTED and not _is_local(first):
+            return next((value for value in reversed(claims.values()) if _is_local(value)), first)
+        return first
 
 
 def _judged_otherwise(before: Entries, after: Entries, operations: Iterable[Operation]) -> bool:
@@ -198,13 +208,6 @@ def _judged_otherwise(before: Entries, after: Entries, operations: Iterable[Oper
 
 def _route_sets(entries: Entries) -> set[int]:
     return {port.route_set for port in entries.get(_PORTS, _NO_ROWS).values() if isinstance(port, Port)}
-
-
-def _winner(table: str, claims: dict[Hashable, Record]) -> Record:
-    latest = next(reversed(claims.values()))
-    if table == _CONTESTED and not _is_local(latest):
-        return next((value for value in reversed(claims.values()) if _is_local(value)), latest)
-    return latest
 
 
 def _is_local(value: Record) -> bool:
