@@ -13,7 +13,7 @@ from samewire.hcn.schema import Kind
 from samewire.node.node import Node
 from tests.support.afresh import unlike_afresh
 from tests.support.balancers import VIP
-from tests.support.node import overlay
+from tests.support.node import NodeNet, overlay, path_of
 
 pytestmark = pytest.mark.root
 
@@ -121,3 +121,19 @@ async def test_of_two_networks_in_one_scope_always_the_same_ones_route_counts(no
         await add(node, network, policy("SDNRoute", DestinationPrefix=FAR, NextHop=hop))
     for network, hop in zip(networks, ("192.168.77.6", "192.168.77.7"), strict=True):
         await add(node, network, policy("SDNRoute", DestinationPrefix=FAR, NextHop=hop), how="Update")
+
+
+async def test_the_nodes_way_to_pods_on_the_underlay_stays_when_another_network_goes(
+    node: Node, net: NodeNet
+) -> None:
+    """The last address of samewire0 takes all routes of that device with it."""
+    other = await create(node, Kind.NETWORK, bridge("other", "10.9.1.0/24"))
+    network = await create(node, Kind.NETWORK, bridge("lan", "192.168.77.0/24"))
+    space = await create(node, Kind.NAMESPACE, {"NetnsPath": path_of(net.pod())})
+    wanted = {"HostComputeNetwork": network, "IpConfigurations": [{"IpAddress": "192.168.77.50"}]}
+    pod = await create(node, Kind.ENDPOINT, wanted)
+    change = {"ResourceType": "Endpoint", "RequestType": "Add", "Settings": {"EndpointId": pod}}
+    await node.service.modify(Kind.NAMESPACE, space, decode_modify(Kind.NAMESPACE, change))
+    assert await node.auditor.compare() == []
+    await node.service.delete(Kind.NETWORK, other)
+    assert await node.auditor.compare() == []

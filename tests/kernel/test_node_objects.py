@@ -17,6 +17,7 @@ from samewire.hcn.plan.attach import AttachRequest, SystemType
 from samewire.hcn.policies import Policy, RemoteSubnetRoute
 from samewire.hcn.schema import Kind, Object
 from samewire.node.node import Node
+from tests.support.afresh import unlike_afresh
 from tests.support.node import NodeNet, ip_json, path_of
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -305,6 +306,7 @@ class Run:
             assert (bool(value.namespace_id), value.addresses) == (bool(entry["space"]), (entry["at"][1],)), (
                 what
             )
+        assert unlike_afresh(self.node) == [], what
         differences = await self.node.auditor.compare()
         assert differences == [], what
 

@@ -69,15 +69,16 @@ class HostNet:
     def apply(self, changes: Iterable[BindingChange]) -> None:
         """Make the steps in order; what is there (or gone) already is fine. Raises KernelError, StoreError.
 
-        With the last IPv4 address of samewire0 the kernel removes all its routes, also those that have no address
-        as source and stay wanted: they are put back.
+        With the last IPv4 address of samewire0 the kernel removes all its routes, also those that have another source
+        or none and stay wanted: they are put back.
         """
         steps = list(changes)
         if not steps:
             return
         gone = {step.wish for step in steps if not step.add}
-        if any(isinstance(wish, WantedAddress) for wish in gone):
-            self._owed |= {route for route in self._routes() if route.source is None}
+        sources = {wish.prefix.address for wish in gone if isinstance(wish, WantedAddress)}
+        if sources:
+            self._owed |= {route for route in self._routes() if route.source not in sources}
         self._owed -= gone
         try:
             requests = [request for step in steps for request in self._requests(step)]
