@@ -223,6 +223,7 @@ class FakeNode:
     node = "node-1"
 
     def __init__(self, tables: Entries) -> None:
+        self.flow_capacity = 100
         self.content = dict(tables)
         self.infos: Sequence[EndpointInfo] = INFOS
         self.answers: list[TraceRun] = []

@@ -75,6 +75,11 @@ class ToolView:
         """The node's name."""
         return self._node.config.name
 
+    @property
+    def flow_capacity(self) -> int:
+        """How many entries the flow table has room for."""
+        return self._node.board.maps["sw_flows"].max_entries
+
     def close(self) -> None:
         """Unload the traced build."""
         if self._trace is not None:
@@ -189,7 +194,7 @@ class ToolView:
             links=_read(self._links),
             sysctls=_read(self._sysctls) or {},
             kernel_stats=_read(kernel_stats),
-            flow_capacity=node.board.maps["sw_flows"].max_entries,
+            flow_capacity=self.flow_capacity,
             ageing_ticks=ticks,
             now_tick=time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> TICK_SHIFT,
             unkept=node.store.trouble(),

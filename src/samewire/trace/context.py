@@ -72,6 +72,11 @@ class TraceContext(Protocol):
         """The node's name."""
         ...
 
+    @property
+    def flow_capacity(self) -> int:
+        """How many entries the flow table has room for."""
+        ...
+
     def endpoints(self) -> Sequence[EndpointInfo]:
         """Every endpoint, local and remote (`describe_endpoints` makes them). Called on the event loop."""
         ...

@@ -30,6 +30,10 @@ from samewire.vfp.simulate.packet import Tuple
 from samewire.vfp.simulate.state import make_key
 from samewire.vfp.tables import Config, Id, Port
 
+_FULL: Final = (
+    "the flow table is full: a new connection that needs an entry is dropped (flow_table_full) where none can be "
+    "recycled, which a trace does not try"
+)
 _FIRST_PORT: Final = 40000
 _PORTS_TRIED: Final = 9000
 _ATTEMPTS: Final = 3
@@ -119,6 +123,8 @@ class _Tracer:
         if anew:
             note = "the connection exists and is judged anew with its next packet: a policy has changed"
             answer = replace(answer, notes=(*answer.notes, note))
+        if not prepared.flow_known and len(tables.get("sw_flows", {})) >= self._context.flow_capacity:
+            answer = replace(answer, notes=(*answer.notes, _FULL))
         answer = replace(answer, notes=(*answer.notes, *self._proxies(answer, arrived)))
         said = await asyncio.to_thread(_simulate, tables, arrived, run, not anew)
         return replace(answer, disagreement=said)
