@@ -24,8 +24,9 @@ from samewire.vfp.address import parse_address, parse_interface
 from samewire.vfp.compile import compile_sets
 from samewire.vfp.compile.acl import compile_acl
 from samewire.vfp.compile.builder import Builder
-from samewire.vfp.constants import SCOPE_UPLINK, FlowFlag, PortFlag, Reason
+from samewire.vfp.constants import SCOPE_UPLINK, FlowFlag, PortFlag, Reason, TcpFlag
 from samewire.vfp.model import HostBinding
+from samewire.vfp.simulate.entries import tuple_of
 from samewire.vfp.simulate.packet import Tuple
 from samewire.vfp.simulate.state import make_key
 from samewire.vfp.tables import (
@@ -35,6 +36,7 @@ from samewire.vfp.tables import (
     Endpoint,
     EndpointKey,
     Flow,
+    FlowKey,
     Id,
     Nexthop,
     Port,
@@ -42,6 +44,7 @@ from samewire.vfp.tables import (
 from tests.support.hcn import FakeSwitch
 from tests.support.tools import (
     CLIENT_ID,
+    CLIENT_PORT,
     FACTS,
     HOST,
     INFOS,
@@ -50,8 +53,10 @@ from tests.support.tools import (
     UPLINK,
     WEB_PORT,
     compiled,
+    probe,
     remote_subnet,
 )
+from tests.unit.test_trace_views import play
 
 LINKS = (
     LinkInfo("eth0", UPLINK, "veth", 1500, True, False),
@@ -104,16 +109,33 @@ def drops(reason: Reason) -> Snapshot:
     return tables("sw_drops", {DropKey(1, 0, 1, reason, 1): Count(2), DropKey(2, 0, 1, reason, 1): Count(3)})
 
 
-def flows(count: int, flags: int = FlowFlag.SECOND | FlowFlag.PAIR, low: int = 49152) -> Snapshot:
+def flows(
+    count: int,
+    flags: int = FlowFlag.SECOND | FlowFlag.PAIR,
+    low: int = 49152,
+    protocol: int = 17,
+    tcp: tuple[int, int] = (0, 0),
+) -> Snapshot:
     """So many ports of the pool in use towards one service; the pool has 100."""
     rows = {}
     for number in range(count):
         source, remote = parse_address("192.168.1.10").packed, parse_address("8.8.8.8").packed
-        key, direction = make_key(Tuple(source, remote, low + number, 53), SCOPE_UPLINK, 4, 17)
+        key, direction = make_key(Tuple(source, remote, low + number, 53), SCOPE_UPLINK, 4, protocol)
         initiator = FlowFlag.INITIATOR if direction else 0
-        rows[key] = Flow((NOTHING, NOTHING), (0, 0), (0, 0), (0, 0), 1, 0, 0, flags | initiator, (0, 0), 1)
+        rows[key] = Flow((NOTHING, NOTHING), (0, 0), (0, 0), (0, 0), 1, 0, 0, flags | initiator, tcp, 1)
     full = tables("sw_flows", rows)
     return replace(full, facts=replace(FACTS, nat_port_low=49152, nat_port_high=49251))
+
+
+OPEN = (TcpFlag.DATA, TcpFlag.DATA)
+HALF_CLOSED = (TcpFlag.DATA | TcpFlag.FIN, TcpFlag.DATA)
+CLOSED = (TcpFlag.DATA | TcpFlag.FIN, TcpFlag.DATA | TcpFlag.FIN)
+STREAM = FlowFlag.STREAM
+
+
+def of_hundred(snapshot: Snapshot) -> Snapshot:
+    """With a flow table that has place for a hundred."""
+    return replace(snapshot, flow_capacity=100)
 
 
 def remote(address: str, provider: str) -> Snapshot:
@@ -396,8 +418,38 @@ AILMENTS: list[tuple[str, Snapshot, Level, str, str]] = [
     ("NAT pool filling", flows(85), WARNING, "nat-pool", "85 of 100 ports"),
     ("NAT pool full", flows(96), ERROR, "nat-pool", "96 of 100 ports"),
     ("NAT pool full of the node's", flows(96, FlowFlag.HOST), ERROR, "nat-pool", "96 of 100 ports"),
-    ("flow table filling", replace(flows(85, 0), flow_capacity=100), WARNING, "flow-table", "nearly full"),
-    ("flow table full", replace(flows(96, 0), flow_capacity=100), ERROR, "flow-table", "nearly full"),
+    ("NAT pool full of TCP", flows(96, protocol=6, tcp=OPEN), ERROR, "nat-pool", "96 of 100 ports"),
+    (
+        "NAT pool full of half ends",
+        flows(96, protocol=6, tcp=HALF_CLOSED),
+        ERROR,
+        "nat-pool",
+        "96 of 100 ports",
+    ),
+    ("flow table filling", of_hundred(flows(85, STREAM)), WARNING, "flow-table", "connections are dropped"),
+    ("flow table full", of_hundred(flows(96, STREAM)), ERROR, "flow-table", "connections are dropped"),
+    (
+        "flow table full of connections",
+        of_hundred(flows(96, FlowFlag.REPLIED, low=10000, protocol=6, tcp=OPEN)),
+        ERROR,
+        "flow-table",
+        "connections are dropped",
+    ),
+    ("flow table full of questions", of_hundred(flows(100, 0)), WARNING, "flow-table", "100 of it with"),
+    (
+        "flow table full of what has ended",
+        of_hundred(flows(100, FlowFlag.REPLIED, low=10000, protocol=6, tcp=CLOSED)),
+        WARNING,
+        "flow-table",
+        "100 of it with",
+    ),
+    (
+        "flow table full of handshakes",
+        of_hundred(flows(100, FlowFlag.REPLIED, low=10000, protocol=6)),
+        WARNING,
+        "flow-table",
+        "100 of it with",
+    ),
     ("ageing stands", replace(HEALTHY, ageing_ticks=(7, 7)), ERROR, "ageing", "stands still"),
     ("internal drops", drops(Reason.INTERNAL), ERROR, "drops", "5 packets dropped"),
     ("unknown VNI", drops(Reason.UNKNOWN_VNI), WARNING, "drops", "5 packets dropped"),
@@ -427,6 +479,8 @@ def test_ailments(snapshot: Snapshot, level: Level, check: str, text: str) -> No
         flows(79),
         flows(96, FlowFlag.PAIR),
         flows(96, low=10000),
+        flows(96, protocol=6, tcp=CLOSED),
+        flows(96, protocol=6, tcp=(TcpFlag.DATA | TcpFlag.RST, TcpFlag.DATA)),
         port(mtu=1450),
         remote("10.244.2.9", "192.168.1.11"),
         remote("10.99.0.1", "192.168.1.12"),
@@ -438,6 +492,25 @@ def test_ailments(snapshot: Snapshot, level: Level, check: str, text: str) -> No
 )
 def test_what_is_no_ailment(snapshot: Snapshot) -> None:
     assert examine(snapshot) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "found"), [(TcpFlag.DATA, ["nat-pool"]), (TcpFlag.DATA | TcpFlag.FIN, [])]
+)
+def test_each_entry_of_a_pair_has_seen_one_end(target: int, found: list[str]) -> None:
+    """Of a connection through NAT; the pool has one port."""
+    played = play(compiled(), (probe("10.244.1.6", "93.184.216.34"), CLIENT_PORT))
+    rows = {}
+    for key, flow in played["sw_flows"].items():
+        assert isinstance(flow, Flow)
+        second = bool(flow.flags & FlowFlag.SECOND)
+        rows[key] = replace(flow, tcp=(0, target) if second else (TcpFlag.DATA | TcpFlag.FIN, 0))
+        if isinstance(key, FlowKey) and second:
+            ends = tuple_of(key, flow.flags & FlowFlag.INITIATOR)
+    assert len(rows) == 2
+    used = replace(FACTS, nat_port_low=ends.source_port, nat_port_high=ends.source_port)
+    snapshot = replace(HEALTHY, tables={**played, "sw_flows": rows}, facts=used)
+    assert [finding.check for finding in examine(snapshot)] == found
 
 
 def test_isolated_networks_need_no_way_out() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, cast
 
 from samewire.counted import counted
 from samewire.hcn.schema import ObjectState
@@ -14,10 +14,11 @@ from samewire.trace.reasons import explain
 from samewire.trace.rows import typed_rows
 from samewire.trace.snapshot import Finding, Level, Snapshot
 from samewire.vfp.address import ZERO, address_text
-from samewire.vfp.constants import SCOPE_UPLINK, FlowFlag, PortFlag, Reason, RouteKind
+from samewire.vfp.constants import SCOPE_UPLINK, FlowFlag, PortFlag, Reason, RouteKind, TcpFlag
 from samewire.vfp.model import Entries
 from samewire.vfp.protocols import protocol_text
-from samewire.vfp.simulate.entries import tuple_of
+from samewire.vfp.simulate.entries import has_ended, partner_key, tuple_of
+from samewire.vfp.simulate.packet import TCP
 from samewire.vfp.simulate.state import State
 from samewire.vfp.tables import (
     Count,
@@ -198,9 +199,12 @@ def nat_pool(snapshot: Snapshot) -> Iterator[Finding]:
     if snapshot.tables is None:
         return
     size = snapshot.facts.nat_port_high - snapshot.facts.nat_port_low + 1
-    for (protocol, remote, port), used in _nat_use(snapshot.tables, snapshot).most_common():
+    for (protocol, remote, port), ends in _nat_use(snapshot.tables, snapshot).items():
+        if len(ends) < _NEARLY_FULL * size:
+            continue
+        used = sum(not _is_over(snapshot.tables, key) for key in ends)
         if used < _NEARLY_FULL * size:
-            return
+            continue  # a new connection takes the port of one that is over
         yield Finding(
             Level.ERROR if used >= _FULL * size else Level.WARNING,
             "nat-pool",
@@ -214,15 +218,49 @@ def flow_table(snapshot: Snapshot) -> Iterator[Finding]:
     """The flow table has room."""
     if snapshot.tables is None or not snapshot.flow_capacity:
         return
-    used = len(snapshot.tables.get("sw_flows", {}))
-    if used >= _NEARLY_FULL * snapshot.flow_capacity:
-        yield Finding(
-            Level.ERROR if used >= _FULL * snapshot.flow_capacity else Level.WARNING,
-            "flow-table",
-            f"{used} of {snapshot.flow_capacity} entries",
-            "the flow table is nearly full; when it is, new connections are dropped",
-            explain(Reason.FLOW_TABLE_FULL).remedy,
+    flows = snapshot.tables.get("sw_flows", {})
+    used = len(flows)
+    if used < _NEARLY_FULL * snapshot.flow_capacity:
+        return
+    kept = sum(
+        _is_kept(snapshot.tables, key) for key, _ in typed_rows(snapshot.tables, "sw_flows", FlowKey, Flow)
+    )
+    if kept >= _NEARLY_FULL * snapshot.flow_capacity:
+        message = "the flow table is nearly full; when it is, new connections are dropped"
+    else:
+        message = (
+            f"the flow table is nearly full, {used - kept} of it with what has ended, is half open or was answered "
+            "once: that goes when there is no more room, connections that are just being opened with it"
         )
+    yield Finding(
+        Level.ERROR if kept >= _FULL * snapshot.flow_capacity else Level.WARNING,
+        "flow-table",
+        f"{used} of {snapshot.flow_capacity} entries",
+        message,
+        explain(Reason.FLOW_TABLE_FULL).remedy,
+    )
+
+
+def _is_over(tables: Entries, key: FlowKey) -> bool:
+    """Whether it is an entry of a TCP connection that has ended."""
+    return key.protocol == TCP and has_ended(*_pair(tables, key))
+
+
+def _is_kept(tables: Entries, key: FlowKey) -> bool:
+    """Whether the switch keeps a connection when the table is full (``sw_look_at_flow`` in ``bpf/flow.h``)."""
+    flow, other = _pair(tables, key)
+    flags = flow.flags | (other.flags if other else 0)
+    if key.protocol != TCP:
+        return bool(flags & FlowFlag.STREAM)
+    confirmed = (flow.tcp[0] | (other.tcp[0] if other else 0)) & TcpFlag.DATA
+    return bool(flags & FlowFlag.REPLIED and confirmed) and not has_ended(flow, other)
+
+
+def _pair(tables: Entries, key: FlowKey) -> tuple[Flow, Flow | None]:
+    """The entry under a key, and the other one of its pair."""
+    flows = cast(dict[FlowKey, Flow], tables["sw_flows"])
+    flow = flows[key]
+    return flow, flows.get(partner_key(key, flow)) if flow.flags & FlowFlag.PAIR else None
 
 
 def ageing(snapshot: Snapshot) -> Iterator[Finding]:
@@ -254,17 +292,17 @@ def drops(snapshot: Snapshot) -> Iterator[Finding]:
             yield Finding(level, "drops", name, message, why.remedy)
 
 
-def _nat_use(tables: Entries, snapshot: Snapshot) -> Counter[tuple[str, str, int]]:
-    """Ports of the pool in use, by protocol, remote address and port."""
+def _nat_use(tables: Entries, snapshot: Snapshot) -> dict[tuple[str, str, int], list[FlowKey]]:
+    """The entries that hold ports of the pool, by protocol, remote address and port."""
     low, high = snapshot.facts.nat_port_low, snapshot.facts.nat_port_high
-    use: Counter[tuple[str, str, int]] = Counter()
+    use: dict[tuple[str, str, int], list[FlowKey]] = {}
     for key, flow in typed_rows(tables, "sw_flows", FlowKey, Flow):
         if key.scope != SCOPE_UPLINK or not flow.flags & (FlowFlag.SECOND | FlowFlag.HOST):
             continue
         ends = tuple_of(key, flow.flags & FlowFlag.INITIATOR)
         if low <= ends.source_port <= high:
             remote = address_text(key.family, ends.destination)
-            use[protocol_text(key.protocol), remote, ends.destination_port] += 1
+            use.setdefault((protocol_text(key.protocol), remote, ends.destination_port), []).append(key)
     return use
 
 

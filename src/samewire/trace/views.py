@@ -23,7 +23,7 @@ from samewire.vfp.layers import GroupView, LayerView, PortView, RuleView, all_po
 from samewire.vfp.layers_proxy import proxy_layer
 from samewire.vfp.model import Entries, ProxyRule
 from samewire.vfp.record import Record
-from samewire.vfp.simulate.entries import partner_key, transpose, tuple_of
+from samewire.vfp.simulate.entries import has_ended, partner_key, transpose, tuple_of
 from samewire.vfp.simulate.packet import TCP, Tuple
 from samewire.vfp.tables import Count, DropEvent, DropKey, Flow, FlowKey, Id, Service, ServiceKey
 
@@ -289,10 +289,10 @@ def _state(key: FlowKey, flow: Flow, other: Flow | None) -> str:
         return "replied" if replied else "single"
     if flags & FlowFlag.DENIED:
         return "denied"
-    sides = [flow.tcp[side] | (other.tcp[side] if other else 0) for side in (0, 1)]
-    if (sides[0] | sides[1]) & TcpFlag.RST or sides[0] & sides[1] & TcpFlag.FIN:
+    if has_ended(flow, other):
         return "closing"
-    return "established" if replied and sides[0] & TcpFlag.DATA else "half-open"
+    confirmed = (flow.tcp[0] | (other.tcp[0] if other else 0)) & TcpFlag.DATA
+    return "established" if replied and confirmed else "half-open"
 
 
 def _name(kind: type[Layer] | type[Reason] | type[Arrival], value: int) -> str:

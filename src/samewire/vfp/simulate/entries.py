@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from samewire.vfp.constants import FlowFlag, RewriteFlag
+from samewire.vfp.constants import FlowFlag, RewriteFlag, TcpFlag
 from samewire.vfp.simulate.packet import Tuple
 from samewire.vfp.simulate.state import State, make_key
 from samewire.vfp.tables import Action, Flow, FlowKey
@@ -34,6 +34,12 @@ def partner_key(key: FlowKey, flow: Flow) -> FlowKey:
     served = 1 - initiator if flow.flags & FlowFlag.SECOND else initiator
     after = transpose(tuple_of(key, served), flow.action[served])
     return make_key(after, flow.peer_scope, key.family, key.protocol)[0]
+
+
+def has_ended(flow: Flow, other: Flow | None) -> bool:
+    """Whether a TCP connection is over, by what its entry, or both entries of its pair, have seen."""
+    initiator, target = (flow.tcp[side] | (other.tcp[side] if other else 0) for side in (0, 1))
+    return bool((initiator | target) & TcpFlag.RST or initiator & target & TcpFlag.FIN)
 
 
 def remove(state: State, key: FlowKey) -> None:

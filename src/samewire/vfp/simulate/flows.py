@@ -18,7 +18,7 @@ from samewire.vfp.constants import (
 )
 from samewire.vfp.simulate.balance import hash_tuple, hash_word, portmap_of, service_of
 from samewire.vfp.simulate.direct import clamp_mss
-from samewire.vfp.simulate.entries import partner_key, remove, transpose, tuple_of
+from samewire.vfp.simulate.entries import has_ended, partner_key, remove, transpose, tuple_of
 from samewire.vfp.simulate.packet import TCP, UDP, WITH_PORTS, Tuple
 from samewire.vfp.simulate.state import Dropped, Passed, Refused, State, Walk, make_key
 from samewire.vfp.simulate.walk import walk_layers
@@ -90,17 +90,15 @@ def _clear_way(state: State, walk: Walk, *, ended: bool) -> bool:
     first = state.flows.get(partner_key(key, held))
     if first is None and state.now_tick - held.seen_tick < _ORPHAN_TICKS:
         return False
-    if first is not None and not (ended and _has_ended(first, held, state.now_tick)):
+    if first is not None and not (ended and _ended_before(first, held, state.now_tick)):
         return False
     remove(state, key)
     return True
 
 
-def _has_ended(first: Flow, second: Flow, now_tick: int) -> bool:
+def _ended_before(first: Flow, second: Flow, now_tick: int) -> bool:
     """Not a moment ago: the last acknowledgement may be on its way."""
-    initiator, target = (first.tcp[side] | second.tcp[side] for side in (0, 1))
-    closing = (initiator | target) & TcpFlag.RST or initiator & target & TcpFlag.FIN
-    return bool(closing) and max(first.seen_tick, second.seen_tick) < now_tick
+    return has_ended(first, second) and max(first.seen_tick, second.seen_tick) < now_tick
 
 
 def _has_identifier(walk: Walk) -> bool:
