@@ -287,6 +287,17 @@ async def test_requests_for_parts(
     assert after.draining_endpoint_ids == ((ids[0],) if 0 in expected else ())
 
 
+async def test_parts_go_however_they_are_spelled(service: HnsService) -> None:
+    backends = tuple(LoadBalancerBackend(ip_address=f"fd01::{n}", port=80, flags=1) for n in (1, 2))
+    made = await service.create_load_balancer(
+        balancer(frontend_vips=("fd00::a", "fd00::b"), backends=backends)
+    )
+    gone = {"FrontendVIPs": ["FD00:0::B"], "Backends": [{"IpAddress": "FD01::2", "Port": 80}]}
+    body = {"ResourceType": "LoadBalancer", "RequestType": "Remove", "Settings": gone}
+    after = await service.modify(Kind.LOADBALANCER, made.id, decode_modify(Kind.LOADBALANCER, body))
+    assert after == replace(made, frontend_vips=("fd00::a",), backends=backends[:1])
+
+
 async def test_members_that_stay_and_those_that_come(service: HnsService, network: Network) -> None:
     """Those that a load balancer has are possible, unless it is to be of another network or family."""
     other = await service.create_network(bridge())

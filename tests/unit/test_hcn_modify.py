@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from samewire.hcn.policies import (
     AclAction,
     AclDirection,
     HostRoute,
+    OtherPolicy,
     RemoteSubnetRoute,
     SetPolicy,
     SetType,
@@ -23,7 +25,7 @@ from samewire.hcn.policies import (
     policy_type,
     select,
 )
-from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, NetworkType, Object
+from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, NetworkType, Object, Subnet
 from samewire.hcn.service import HnsService
 from tests.support.hcn import FakeSwitch, at, bridge, overlay
 
@@ -136,6 +138,15 @@ async def test_update_of_a_network_replaces_all_of_a_type_that_may_be_repeated(s
     ]
 
 
+async def test_update_leaves_policies_of_other_unknown_types_alone(service: HnsService) -> None:
+    network = await service.create_network(bridge())
+    unknown = [{"Type": kind, "Settings": {"X": 1}} for kind in ("One", "Two", "one")]
+    network = await modify(service, network, "Add", policies(*unknown))
+    network = await modify(service, network, "Update", policies({"Type": "ONE", "Settings": {"X": 2}}))
+    named = [(item.type_name, item.settings_json) for item in select(network.policies, OtherPolicy)]
+    assert named == [("ONE", '{"X":2}'), ("Two", '{"X":1}')]
+
+
 async def test_subnets_are_replaced_as_a_whole(service: HnsService) -> None:
     network = await service.create_network(bridge())
     (old,) = network.subnets
@@ -150,6 +161,36 @@ async def test_subnets_are_replaced_as_a_whole(service: HnsService) -> None:
     await service.delete(Kind.ENDPOINT, pod.id)
     network = await modify(service, network, "Update", {"Subnets": new[1:]}, "Subnet")
     assert [item.ip_address_prefix for item in network.subnets] == ["10.2.0.0/24"]
+
+
+@pytest.mark.parametrize("how", ["Add", "Update"])
+async def test_an_endpoints_address_cannot_become_a_gateway(service: HnsService, how: str) -> None:
+    network = await service.create_network(bridge())
+    pod = await service.create_endpoint(Endpoint(network_id=network.id, ip_configurations=at("10.1.0.9")))
+    given = {
+        "IpAddressPrefix": "10.2.0.0/24" if how == "Add" else "10.1.0.0/24",
+        "Routes": [{"DestinationPrefix": "0.0.0.0/0", "NextHop": "10.1.0.9"}],
+    }
+    error = await refused(service, network, how, {"Subnets": [given]}, "Subnet")
+    assert (error.code, pod.id in str(error)) == (HcnCode.ENTITY_HAS_REFERENCES, True)
+    await modify(service, network, how, {"Subnets": [{**given, "Flags": 1}]}, "Subnet")
+
+
+@pytest.mark.parametrize(
+    "spell", [lambda made: {"IpAddressPrefix": "FD00:0::/64"}, lambda made: {"ID": f"{{{made.id}}}"}]
+)
+async def test_subnets_go_however_they_are_spelled(
+    service: HnsService, spell: Callable[[Subnet], Any]
+) -> None:
+    network = await service.create_network(bridge())
+    added = {"IpAddressPrefix": "fd00::/64", "IpSubnets": [{"IpAddressPrefix": "fd00::/80"}]}
+    network = await modify(service, network, "Add", {"Subnets": [added]}, "Subnet")
+    (_, subnet) = network.subnets
+    ranges = {"SubnetId": subnet.id, "IpSubnets": [{"IpAddressPrefix": "FD00:0::/80"}]}
+    network = await modify(service, network, "Remove", ranges, "IPSubnet")
+    assert network.subnets[1].ip_subnets == ()
+    network = await modify(service, network, "Remove", {"Subnets": [spell(subnet)]}, "Subnet")
+    assert len(network.subnets) == 1
 
 
 async def test_ranges_of_a_subnet(service: HnsService) -> None:

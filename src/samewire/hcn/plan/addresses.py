@@ -66,7 +66,7 @@ class Pool:
         if high - low > 1:
             low += 1
             high -= prefix.version == 4
-        reserved = _reserved(network, facts)
+        taken = reserved(network, facts)
         start = self._last.get(within.id, low - 1) + 1
         start = start if low <= start <= high else low
         make = IPv4Address if prefix.version == 4 else IPv6Address
@@ -74,7 +74,7 @@ class Pool:
         for number, _ in zip(candidates, range(MAX_PROBES), strict=False):
             text = str(make(number))
             if (
-                text not in reserved
+                text not in taken
                 and view.endpoint_by_ip(network.id, text) is None
                 and not view.is_source_vip(network.id, text)
             ):
@@ -138,7 +138,7 @@ def _check_given(network: Network, facts: NodeFacts, entry: IpConfiguration, pat
                 f"{path}.IpAddress: {entry.ip_address} is not in {within.ip_address_prefix}",
             )
     zero = network.type is not NetworkType.OVERLAY and is_network_address(network, entry.ip_address)
-    if zero or entry.ip_address in _reserved(network, facts) or _is_edge(subnet, entry.ip_address):
+    if zero or entry.ip_address in reserved(network, facts) or _is_edge(subnet, entry.ip_address):
         raise HcnError(HcnCode.ADDR_INVALID_OR_RESERVED, f"{path}.IpAddress: {entry.ip_address} is reserved")
     return subnet
 
@@ -166,13 +166,13 @@ def _edges(text: str) -> tuple[str, str]:
     return str(prefix.network_address), str(prefix.broadcast_address) if prefix.version == 4 else ""
 
 
-def _reserved(network: Network, facts: NodeFacts) -> set[str]:
+def reserved(network: Network, facts: NodeFacts) -> set[str]:
     """Return the addresses no endpoint gets: the node's own and the gateways."""
-    reserved = set(facts.management_ips)
+    found = set(facts.management_ips)
     for subnet in network.subnets:
         if not subnet.flags & _GATEWAY_IS_FREE:
-            reserved.update(route.next_hop for route in subnet.routes)
-    return reserved
+            found.update(route.next_hop for route in subnet.routes)
+    return found
 
 
 def _find_subnet(network: Network, subnet_id: str, path: str) -> tuple[Subnet, Subnet | IpSubnet]:

@@ -10,9 +10,14 @@ import msgspec
 from samewire.errors import SamewireError
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.frontends import FrontendKey, Reach, clash, frontend_keys, reach
-from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerPortMapping, LoadBalancerSettings
+from samewire.hcn.loadbalancers import (
+    LoadBalancer,
+    LoadBalancerBackend,
+    LoadBalancerPortMapping,
+    LoadBalancerSettings,
+)
 from samewire.hcn.modify import EndpointSettings, ModifySettingRequest, RequestType
-from samewire.hcn.normalise_lb import check_load_balancer, guids, port_exists
+from samewire.hcn.normalise_lb import check_backends, check_load_balancer, guids, port_exists, station
 from samewire.hcn.numbered import alike
 from samewire.hcn.plan.context import (
     Context,
@@ -279,9 +284,7 @@ def _clashing(view: View, wanted: Wanted) -> dict[str, HcnError]:
 def _changed(before: LoadBalancer, request: RequestType, settings: LoadBalancerSettings) -> LoadBalancer:
     if request not in (RequestType.ADD, RequestType.REMOVE, RequestType.UPDATE):
         raise HcnError(HcnCode.REQUEST_UNSUPPORTED, f"$.RequestType: {request.value} is not possible here")
-    if settings.endpoint_ids is not None:
-        ids = guids(settings.endpoint_ids, "$.Settings.HostComputeEndpoints")
-        settings = _replace(settings, endpoint_ids=ids)
+    settings = _canonical(settings)
     changes = {}
     for field in ("endpoint_ids", "frontend_vips", "port_mappings", "backends"):
         given = getattr(settings, field)
@@ -296,11 +299,32 @@ def _changed(before: LoadBalancer, request: RequestType, settings: LoadBalancerS
     )
 
 
+def _canonical(settings: LoadBalancerSettings) -> LoadBalancerSettings:
+    """What is given, spelled as load balancers have it. Raises HcnError."""
+    ids, vips, backends = settings.endpoint_ids, settings.frontend_vips, settings.backends
+    changes: dict[str, object] = {}
+    if ids is not None:
+        changes["endpoint_ids"] = guids(ids, "$.Settings.HostComputeEndpoints")
+    if vips is not None:
+        places = (f"$.Settings.FrontendVIPs[{index}]" for index in range(len(vips)))
+        changes["frontend_vips"] = tuple(
+            station(vip, path) for vip, path in zip(vips, places, strict=True) if vip
+        )
+    if backends is not None:
+        changes["backends"] = check_backends(backends, "$.Settings.Backends")
+    return _replace(settings, **changes)
+
+
 def _merged(present: Sequence[object], given: Sequence[object], request: RequestType) -> tuple[object, ...]:
     if request is RequestType.UPDATE:
         return tuple(given)
     if request is RequestType.ADD:
         known = frozenset(present)
         return (*present, *(item for item in given if item not in known))
-    gone = frozenset(given)
-    return tuple(item for item in present if item not in gone)
+    gone = frozenset(map(_identity, given))
+    return tuple(item for item in present if _identity(item) not in gone)
+
+
+def _identity(item: object) -> object:
+    """What is there once: of backends an address and port, whatever else is said of them."""
+    return (item.ip_address, item.port) if isinstance(item, LoadBalancerBackend) else item

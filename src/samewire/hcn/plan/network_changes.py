@@ -19,6 +19,7 @@ from samewire.hcn.modify import (
 from samewire.hcn.normalise import check_dns, check_ip_subnet, check_subnet, check_subnets
 from samewire.hcn.normalise_policies import Scope
 from samewire.hcn.numbered import numbered
+from samewire.hcn.plan.addresses import reserved
 from samewire.hcn.plan.context import Context, get_network, modified
 from samewire.hcn.plan.networks import check_adapter, check_clashes, stamped, with_gateways
 from samewire.hcn.plan.policies import (
@@ -34,7 +35,7 @@ from samewire.hcn.policy_lists import GIVEN, OF_OBJECT, identities, placed, set_
 from samewire.hcn.schema import Dns, Ipam, IpConfiguration, IpSubnet, Kind, Network, Subnet
 from samewire.hcn.state import View
 from samewire.hcn.switch import Change
-from samewire.hcn.values import guid
+from samewire.hcn.values import guid, prefix
 
 _replace = msgspec.structs.replace
 
@@ -155,6 +156,7 @@ def _subnets(context: Context, network: Network, how: RequestType, settings: Sub
         )
         after = with_gateways(after)
         check_clashes(context.view, after, context.facts)
+        _refuse_owned(context, network, after)
     check_subnets(after)
     return after
 
@@ -178,7 +180,7 @@ def _updated(view: View, network: Network, new: list[Subnet]) -> Network:
 
 def _without_subnet(view: View, network: Network, wanted: Subnet, path: str) -> Network:
     """Remove the subnet that has the given ID, or the given prefix. Raises HcnError."""
-    found = next((subnet for subnet in network.subnets if _is_meant(subnet, wanted)), None)
+    found = next((subnet for subnet in network.subnets if _is_meant(subnet, wanted, path)), None)
     if found is None:
         raise HcnError(HcnCode.SUBNET_NOT_FOUND, f"{path}: the network has no such subnet")
     _refuse_used(view, network, found, path)
@@ -189,10 +191,21 @@ def _without_subnet(view: View, network: Network, wanted: Subnet, path: str) -> 
     return _replace(network, ipams=ipams)
 
 
-def _is_meant(subnet: Subnet, wanted: Subnet) -> bool:
+def _is_meant(there: Subnet | IpSubnet, wanted: Subnet | IpSubnet, path: str) -> bool:
+    """Whether one that is there has the given ID, or without one the given prefix. Raises HcnError."""
     if wanted.id:
-        return subnet.id == wanted.id.upper()
-    return subnet.ip_address_prefix == wanted.ip_address_prefix
+        return there.id == guid(wanted.id, f"{path}.ID")
+    return there.ip_address_prefix == prefix(wanted.ip_address_prefix, f"{path}.IpAddressPrefix")
+
+
+def _refuse_owned(context: Context, before: Network, after: Network) -> None:
+    """Refuse gateways that are endpoints. Raises HcnError(ENTITY_HAS_REFERENCES)."""
+    for address in reserved(after, context.facts) - reserved(before, context.facts):
+        owner = context.view.endpoint_by_ip(after.id, address)
+        if owner is not None and not owner.is_remote:
+            raise HcnError(
+                HcnCode.ENTITY_HAS_REFERENCES, f"{SUBNETS}: {address} is the address of endpoint {owner.id}"
+            )
 
 
 def _refuse_used(view: View, network: Network, subnet: Subnet, path: str) -> None:
@@ -232,10 +245,8 @@ def _unused_range(
     view: View, network: Network, ranges: list[IpSubnet], wanted: IpSubnet, path: str
 ) -> IpSubnet:
     """Return the range with the wanted ID or prefix. Raises HcnError."""
-    for item in ranges:
-        if item.id == wanted.id.upper() if wanted.id else item.ip_address_prefix == wanted.ip_address_prefix:
-            break
-    else:
+    item = next((one for one in ranges if _is_meant(one, wanted, path)), None)
+    if item is None:
         raise HcnError(HcnCode.INVALID_IP_SUBNET, f"{path}: the subnet has no such range")
     if any(entry.ip_subnet_id == item.id for entry in _configurations(view, network)):
         raise HcnError(HcnCode.ENTITY_HAS_REFERENCES, f"{path}: an endpoint has an address of the range")

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.normalise_policies import Scope, already_there, check_length, check_policies, check_policy
-from samewire.hcn.numbered import aligned, numbered
-from samewire.hcn.policies import Policy, SetPolicy, policy_type, sets_named
+from samewire.hcn.numbered import Group, aligned, numbered
+from samewire.hcn.policies import OtherPolicy, Policy, SetPolicy, policy_type, sets_named
 from samewire.hcn.policy_lists import GIVEN, REPEATABLE, PolicyList, identities, identity, set_identity
 from samewire.hcn.schema import Network
 
@@ -51,13 +51,30 @@ def put_policies(present: Policies, given: Policies, scope: Scope) -> PolicyList
             instead[there[0]] = policy
         elif mine is not None and not there:
             new.append(policy)
-    for kind in {type(policy): None for policy in given if type(policy) in REPEATABLE}:
-        found = aligned(before.group(kind), given.of(kind))
+    for kind, name in dict.fromkeys(_sort(policy) for policy in given if type(policy) in REPEATABLE):
+        found = aligned(_group(before, kind, name), _group(given, kind, name).items)
         gone += found.gone
         new += found.new
         instead |= found.instead
         between |= found.between
     return _bounded(before.edited(gone, new, instead, between))
+
+
+def _sort(policy: Policy) -> tuple[type[Policy], str]:
+    """The type of a policy; one that is not known has its name alone."""
+    return type(policy), policy.type_name.lower() if isinstance(policy, OtherPolicy) else ""
+
+
+def _group(policies: PolicyList, kind: type[Policy], name: str) -> Group:
+    group = policies.group(kind)
+    if not name:
+        return group
+    pairs = [
+        (policy, number)
+        for policy, number in zip(group.items, group.numbers, strict=True)
+        if _sort(policy) == (kind, name)
+    ]
+    return Group(tuple(policy for policy, _ in pairs), tuple(number for _, number in pairs))
 
 
 def remove_policies(present: Policies, unwanted: Policies, scope: Scope) -> PolicyList:
