@@ -2,6 +2,7 @@
 /* main.c - samewire-relay SOCKET: the event loop, and the few things that all parts use. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +18,7 @@
 
 struct counters counters;
 int epoll_fd;
+unsigned max_files = 1024;
 
 static uint64_t round_ms;
 static void **dead;
@@ -149,6 +151,7 @@ int main(int argc, char **argv)
 	if (!getrlimit(RLIMIT_NOFILE, &files)) {
 		files.rlim_cur = files.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &files);
+		max_files = files.rlim_cur < UINT_MAX ? files.rlim_cur : UINT_MAX;
 	}
 	epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (epoll_fd < 0) {

@@ -17,7 +17,7 @@
 
 #define ID_BYTES 64	     /* of a service's name, with its end */
 #define MAX_BACKENDS 8192    /* of one service */
-#define MAX_SESSIONS 65536   /* UDP clients, all services */
+#define MAX_SESSIONS 65536   /* UDP clients, all services; half of the files at most */
 #define MAX_AFFINITIES 65536 /* clients remembered, all services */
 #define CONNECT_TRIES 3
 #define CONNECT_TIMEOUT_MS 5000
@@ -80,6 +80,7 @@ struct counters {
 
 extern struct counters counters;
 extern int epoll_fd;
+extern unsigned max_files; /* descriptors that this process may have */
 
 /* main.c */
 uint64_t now_ms(void);

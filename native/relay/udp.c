@@ -90,15 +90,27 @@ static void touch(struct session *session)
 	list_add(&by_age, &session->by_age);
 }
 
-static struct session *begin(struct service *service, const struct address *client, struct session **slot)
+/* A socket for one more. The longest silent makes room: who asks from a new port each time needs no answer any more. */
+static int make_room(int family)
+{
+	bool full = sessions >= MAX_SESSIONS || sessions >= max_files / 2;
+	int fd = full ? -1 : socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+	if (fd >= 0 || by_age.next == &by_age)
+		return fd;
+	end(OWNER(by_age.next, struct session, by_age));
+	return socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+}
+
+static struct session *begin(struct service *service, const struct address *client)
 {
 	struct backend *backend = backend_choose(service, client, NULL);
-	struct session *session;
+	struct session *session, **slot;
 	int fd;
 
-	if (!backend || sessions >= MAX_SESSIONS)
+	if (!backend)
 		return NULL;
-	fd = socket(backend->address.any.sa_family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	fd = make_room(backend->address.any.sa_family);
 	if (fd < 0)
 		return NULL;
 	session = calloc(1, sizeof(*session));
@@ -115,6 +127,7 @@ static struct session *begin(struct service *service, const struct address *clie
 		close(fd);
 		return NULL;
 	}
+	slot = slot_of(service, client);
 	*slot = session;
 	list_add(&backend->users, &session->of_backend);
 	list_add(&by_age, &session->by_age);
@@ -151,11 +164,12 @@ void udp_receive(struct service *service)
 		if (count <= 0)
 			return;
 		for (int i = 0; i < count; i++) {
-			struct session **slot, *session;
+			struct session *session;
 
 			from[i].length = messages[i].msg_hdr.msg_namelen;
-			slot = slot_of(service, &from[i]);
-			session = *slot ? *slot : begin(service, &from[i], slot);
+			session = *slot_of(service, &from[i]);
+			if (!session)
+				session = begin(service, &from[i]);
 			if (!session || send(session->source.fd, buffers[i], messages[i].msg_len, MSG_DONTWAIT) < 0) {
 				counters.datagrams_lost++;
 				continue;

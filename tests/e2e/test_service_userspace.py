@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 
 from tests.support.cgroups import own_cgroup
 from tests.support.node import NODE_IP, PREFIX, ROUTER_IP, SHORT_S, NodeNet, ip, poll
+from tests.support.proxy import pid_behind
 from tests.support.service_cluster import Cluster, ask, held, names, service, service_cluster
 
 pytestmark = pytest.mark.root
@@ -54,9 +53,7 @@ def relay_goes(cluster: Cluster) -> Iterator[None]:
 
 def relay_pid(cluster: Cluster) -> int:
     """The process that listens at the relay's socket."""
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(cluster.node.run_dir / "relay.sock"))
-        return int(struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+    return pid_behind(cluster.node.run_dir / "relay.sock")
 
 
 def put(cluster: Cluster, *pods: str) -> None:

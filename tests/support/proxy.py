@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from samewire.errors import SamewireError, Unavailable
@@ -11,6 +14,14 @@ from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.kube.model import EndpointSlice, Key, Node, Service
 from samewire.kube.source import Batch, Change, Counts, KindHealth
 from samewire.proxy.ids import OWNER
+
+
+def pid_behind(path: Path) -> int:
+    """The process that listens at a unix socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        packed = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int(struct.unpack("3i", packed)[0])
 
 
 class FakeSource:

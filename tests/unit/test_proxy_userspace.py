@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import socket
-import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from samewire.proxy.ids import OWNER
 from samewire.proxy.relay import Relay
 from samewire.proxy.userspace import RelayWriter
 from tests.support.kube_services import HERE, endpoint, endpoint_slice, service
-from tests.support.proxy import FakeSource, FakeWriter
+from tests.support.proxy import FakeSource, FakeWriter, pid_behind
 from tests.unit.test_proxy_relay import until
 
 LOCAL, LOCAL_ONLY, DRAINING = (
@@ -241,7 +240,7 @@ async def test_a_relay_that_is_killed_is_replaced_and_told_everything(relay: Rel
     try:
         await until(written)
         ports = {lb.backends[0].port for lb in inner.objects.values()}
-        os.kill(_pid_behind(tmp_path / "relay.sock"), signal.SIGKILL)
+        os.kill(pid_behind(tmp_path / "relay.sock"), signal.SIGKILL)
         await until(lambda: _true(not ports & {lb.backends[0].port for lb in inner.objects.values()}))
         await until(written)
     finally:
@@ -260,7 +259,7 @@ async def test_what_was_on_its_way_when_the_listeners_went_is_written_again(
     writing = asyncio.create_task(writer.write([wanted], []))
     await until(lambda: _listens(relay))
     if how == "the relay ends":
-        os.kill(_pid_behind(tmp_path / "relay.sock"), signal.SIGKILL)
+        os.kill(pid_behind(tmp_path / "relay.sock"), signal.SIGKILL)
     else:
         addresses[0] = "127.0.0.2"
         writer.look_again()
@@ -277,11 +276,3 @@ async def _listens(relay: Relay) -> bool:
 
 async def _true(so: bool) -> bool:
     return so
-
-
-def _pid_behind(path: Path) -> int:
-    """The process that listens at a unix socket."""
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(path))
-        packed = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int(struct.unpack("3i", packed)[0])
