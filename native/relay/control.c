@@ -31,7 +31,9 @@
 struct control {
 	struct source source;
 	size_t length;
-	bool closed;
+	char *unsent; /* answers; no command is read before they are gone */
+	size_t unsent_start, unsent_end, unsent_room;
+	bool stuck, closed, broken;
 	char line[MAX_LINE];
 };
 
@@ -60,7 +62,7 @@ int control_listen(const char *path)
 
 void control_accept(struct source *source)
 {
-	int fd = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC);
+	int fd = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	struct control *control;
 
 	if (fd < 0)
@@ -72,7 +74,9 @@ void control_accept(struct source *source)
 	}
 	control->source = (struct source){ SOURCE_CONTROL, fd, control };
 	control->length = 0;
-	control->closed = false;
+	control->unsent = NULL;
+	control->unsent_start = control->unsent_end = control->unsent_room = 0;
+	control->stuck = control->closed = control->broken = false;
 	if (watch(&control->source, EPOLLIN)) {
 		close(fd);
 		free(control);
@@ -91,14 +95,19 @@ __attribute__((format(printf, 2, 3))) static void answer(struct control *control
 	if (length > (int)sizeof(text) - 2)
 		length = sizeof(text) - 2;
 	text[length++] = '\n';
-	/* Blocking: the daemon reads what it has asked for. It is gone when this fails; the read will tell. */
-	for (int at = 0; at < length;) {
-		ssize_t sent = send(control->source.fd, text + at, length - at, MSG_NOSIGNAL);
+	if (control->unsent_room - control->unsent_end < (size_t)length) {
+		size_t room = 2 * control->unsent_room + sizeof(text);
+		char *more = realloc(control->unsent, room);
 
-		if (sent <= 0)
+		if (!more) {
+			control->broken = true;
 			return;
-		at += sent;
+		}
+		control->unsent = more;
+		control->unsent_room = room;
 	}
+	memcpy(control->unsent + control->unsent_end, text, length);
+	control->unsent_end += length;
 }
 
 static bool parse_address(const char *text, unsigned port, struct address *address)
@@ -226,35 +235,80 @@ static void carry_out(struct control *control, char *line)
 static void hang_up(struct control *control)
 {
 	close(control->source.fd);
+	free(control->unsent);
 	control->closed = true;
 	free_later(control);
+}
+
+/* Who does not read his answers keeps nobody waiting but himself. */
+static void send_answers(struct control *control)
+{
+	bool had = control->stuck;
+
+	while (control->unsent_start < control->unsent_end) {
+		ssize_t sent = send(control->source.fd, control->unsent + control->unsent_start,
+				    control->unsent_end - control->unsent_start, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (sent < 0) {
+			control->broken |= errno != EAGAIN;
+			break;
+		}
+		control->unsent_start += sent;
+	}
+	control->stuck = control->unsent_start < control->unsent_end;
+	if (!control->stuck)
+		control->unsent_start = control->unsent_end = 0;
+	if (control->stuck != had) {
+		struct epoll_event event = { control->stuck ? EPOLLOUT : EPOLLIN, { .ptr = &control->source } };
+
+		epoll_ctl(epoll_fd, EPOLL_CTL_MOD, control->source.fd, &event);
+	}
+}
+
+/* Carries out the lines that have come, while their answers go. */
+static void work(struct control *control)
+{
+	char *start = control->line, *end;
+
+	while (!control->stuck && (end = memchr(start, '\n', control->line + control->length - start))) {
+		*end = 0;
+		carry_out(control, start);
+		start = end + 1;
+		send_answers(control);
+	}
+	control->length -= start - control->line;
+	memmove(control->line, start, control->length);
+}
+
+static void receive(struct control *control)
+{
+	ssize_t got = recv(control->source.fd, control->line + control->length, MAX_LINE - control->length, MSG_DONTWAIT);
+
+	if (got < 0 && errno == EAGAIN)
+		return;
+	if (got <= 0) {
+		control->broken = true;
+		return;
+	}
+	control->length += got;
+	work(control);
+	if (!control->stuck && control->length == MAX_LINE) {
+		answer(control, "error - a line of over %d bytes", MAX_LINE);
+		send_answers(control);
+		control->broken = true;
+	}
 }
 
 void control_event(struct source *source)
 {
 	struct control *control = source->owner;
-	char *start = control->line, *end;
-	ssize_t got;
 
 	if (control->closed)
 		return;
-	got = recv(source->fd, control->line + control->length, MAX_LINE - control->length, MSG_DONTWAIT);
-	if (got < 0 && errno == EAGAIN)
-		return;
-	if (got <= 0) {
+	send_answers(control);
+	work(control);
+	if (!control->stuck)
+		receive(control);
+	if (control->broken)
 		hang_up(control);
-		return;
-	}
-	control->length += got;
-	while ((end = memchr(start, '\n', control->line + control->length - start))) {
-		*end = 0;
-		carry_out(control, start);
-		start = end + 1;
-	}
-	control->length -= start - control->line;
-	memmove(control->line, start, control->length);
-	if (control->length == MAX_LINE) {
-		answer(control, "error - a line of over %d bytes", MAX_LINE);
-		hang_up(control);
-	}
 }
