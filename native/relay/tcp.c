@@ -13,6 +13,7 @@
 #include "relay.h"
 #include "way.h"
 
+#define EVENTS (EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET)
 #define SILENCE_S 300 /* until a silent peer is asked whether it is still there */
 #define ASK_EVERY_S 30
 
@@ -40,6 +41,7 @@ static void set_up(int fd)
 	int one = 1, silence_s = SILENCE_S, every_s = ASK_EVERY_S;
 
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &one, sizeof(one)); /* an urgent byte is one of the stream */
 	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
 	setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &silence_s, sizeof(silence_s));
 	setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &every_s, sizeof(every_s));
@@ -125,7 +127,7 @@ static bool try_backend(struct connection *c)
 		c->has_backend = true;
 		if ((!connect(c->backend.fd, &backend->address.any, backend->address.length) ||
 		     errno == EINPROGRESS) &&
-		    !watch(&c->backend, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET))
+		    !watch(&c->backend, EVENTS))
 			return true;
 		leave_backend(c);
 	}
@@ -202,13 +204,21 @@ void tcp_accept(struct service *service)
 	}
 }
 
+/* A reset at one end is one at the other, behind what has been said before it. */
+static void break_off(struct connection *c)
+{
+	way_last_words(&c->forth);
+	way_last_words(&c->back);
+	end(c, true);
+}
+
 static void pump_ways(struct connection *c, bool want_forth, bool want_back)
 {
 	int forth = want_forth ? way_pump(&c->forth) : 0;
 	int back = forth < 0 ? -1 : want_back ? way_pump(&c->back) : 0;
 
 	if (forth < 0 || back < 0) {
-		end(c, true);
+		break_off(c);
 	} else if (c->forth.done && c->back.done) {
 		end(c, false);
 	} else if ((forth > 0 || back > 0) && !c->is_busy) {
@@ -223,7 +233,7 @@ static void connected(struct connection *c)
 	int error = 0;
 
 	getsockopt(c->backend.fd, SOL_SOCKET, SO_ERROR, &error, &length);
-	if (error) {
+	if (error && error != ECONNRESET && error != EPIPE) {
 		leave_backend(c);
 		if (!try_backend(c))
 			fail(c);
@@ -231,7 +241,11 @@ static void connected(struct connection *c)
 	}
 	c->connected = true;
 	list_remove(&c->waiting);
-	if (watch(&c->client, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET)) {
+	if (error) {
+		break_off(c); /* it was there, may have said something, and has reset it */
+		return;
+	}
+	if (watch(&c->client, EVENTS)) {
 		fail(c);
 		return;
 	}
@@ -246,15 +260,15 @@ void tcp_event(struct source *source, uint32_t events)
 	if (c->closed)
 		return;
 	from_client = source->kind == SOURCE_TCP_CLIENT;
-	if (events & (EPOLLRDHUP | EPOLLHUP))
-		*(from_client ? &c->forth.hung_up : &c->back.hung_up) = true;
+	if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLPRI))
+		*(from_client ? &c->forth.look_behind : &c->back.look_behind) = true;
 	if (!c->connected) {
 		if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP))
 			connected(c);
 		return;
 	}
 	if (events & EPOLLERR) {
-		end(c, true); /* a reset at one end is a reset at the other */
+		break_off(c);
 		return;
 	}
 	readable = events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP);
@@ -291,6 +305,22 @@ int tcp_timeout_ms(void)
 	return left < 0 ? 0 : left < 1000 ? (int)left : 1000;
 }
 
+/* Who does not answer is left for another. Where there is none, he may be slow. */
+static void try_on(struct connection *c)
+{
+	list_remove(&c->waiting);
+	list_add(&waiting, &c->waiting);
+	c->deadline_ms = now_ms() + CONNECT_TIMEOUT_MS;
+	if (!backend_choose(c->service, &c->peer, c->tried)) {
+		if (++c->attempts > CONNECT_TRIES)
+			fail(c);
+		return;
+	}
+	leave_backend(c);
+	if (!try_backend(c))
+		fail(c);
+}
+
 void tcp_expire(void)
 {
 	uint64_t now = now_ms();
@@ -300,6 +330,6 @@ void tcp_expire(void)
 
 		if (c->deadline_ms > now)
 			return;
-		fail(c);
+		try_on(c);
 	}
 }

@@ -17,10 +17,11 @@
 #define COPY_BYTES 16384
 #define PIPE_BYTES (1 << 20)
 #define SPARE_PIPES 64
+#define MAX_PIPES 512 /* what they hold is nobody's but ours: of readers that do not read no more than half a GB */
 #define TURNS 16 /* of one way, before others get theirs */
 
 static int pipes[SPARE_PIPES][2];
-static unsigned spare_pipes;
+static unsigned spare_pipes, open_pipes;
 static char copy_buffer[COPY_BYTES];
 
 static bool take_pipe(struct way *way)
@@ -29,10 +30,11 @@ static bool take_pipe(struct way *way)
 		memcpy(way->pipe, pipes[--spare_pipes], sizeof(way->pipe));
 		return true;
 	}
-	if (pipe2(way->pipe, O_NONBLOCK | O_CLOEXEC)) {
+	if (open_pipes == MAX_PIPES || pipe2(way->pipe, O_NONBLOCK | O_CLOEXEC)) {
 		way->pipe[0] = way->pipe[1] = -1;
 		return false;
 	}
+	open_pipes++;
 	fcntl(way->pipe[0], F_SETPIPE_SZ, PIPE_BYTES); /* a smaller pipe works too */
 	return true;
 }
@@ -46,6 +48,7 @@ static void give_pipe(struct way *way)
 	} else {
 		close(way->pipe[0]);
 		close(way->pipe[1]);
+		open_pipes--;
 	}
 	way->pipe[0] = way->pipe[1] = -1;
 }
@@ -94,6 +97,15 @@ static int keep(struct way *way, size_t start, size_t length)
 	return 0;
 }
 
+/* Nothing comes for now, and the pipe is empty. Where others may need it, it is theirs. */
+static void rest(struct way *way)
+{
+	if (way->bulk && open_pipes == MAX_PIPES) {
+		give_pipe(way);
+		way->bulk = false;
+	}
+}
+
 /* Takes one portion from `from`. 1: there may be more, 0: nothing now, -1: it is dead. Sets ended at the end. */
 static int fetch(struct way *way)
 {
@@ -102,21 +114,26 @@ static int fetch(struct way *way)
 
 	if (way->bulk) {
 		got = splice(way->from->fd, NULL, way->pipe[1], NULL, PIPE_BYTES, SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
-		if (got > 0)
+		if (got > 0) {
 			way->piped += got;
-	} else {
-		got = recv(way->from->fd, copy_buffer, sizeof(copy_buffer), MSG_DONTWAIT);
+			return 1;
+		}
 	}
-	if (got < 0)
-		return errno == EAGAIN ? 0 : -1;
+	/* splice stops before an urgent byte as if it were the end, or as if nothing were there; recv goes on with it. */
+	if (!way->bulk || !got || (errno == EAGAIN && way->look_behind))
+		got = recv(way->from->fd, copy_buffer, sizeof(copy_buffer), MSG_DONTWAIT);
+	if (got < 0 && errno != EAGAIN)
+		return -1;
+	if (got < 0) {
+		rest(way);
+		return 0;
+	}
 	if (!got) {
 		way->ended = true;
 		return 1;
 	}
-	if (way->bulk)
-		return 1;
 	drained = got < (ssize_t)sizeof(copy_buffer);
-	way->bulk = !drained && take_pipe(way);
+	way->bulk = way->bulk || (!drained && take_pipe(way));
 	sent = send(way->to->fd, copy_buffer, got, MSG_NOSIGNAL | MSG_DONTWAIT);
 	if (sent < 0 && errno != EAGAIN)
 		return -1;
@@ -124,7 +141,7 @@ static int fetch(struct way *way)
 		sent = 0;
 	if (sent < got && keep(way, sent, got - sent))
 		return -1;
-	return !drained || way->hung_up; /* more would be a new event */
+	return way->bulk || !drained || way->look_behind; /* more would be a new event */
 }
 
 int way_pump(struct way *way)
@@ -147,6 +164,14 @@ int way_pump(struct way *way)
 			return step;
 	}
 	return 1;
+}
+
+void way_last_words(struct way *way)
+{
+	for (int turn = 0; turn < TURNS && !way->ended; turn++)
+		if (flush(way) <= 0 || fetch(way) <= 0)
+			break;
+	flush(way);
 }
 
 bool way_waits_for_room(const struct way *way)
