@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -338,6 +339,60 @@ def test_a_healthy_node(world: World) -> None:
         assert (run(process, "diff").exit_code, run(process, "diff").output) == (0, "")
         doctor = run(process, "doctor")
         assert (doctor.exit_code, doctor.output) == (0, "healthy: every check passed\n")
+
+
+@contextmanager
+def sending(pod: str, to: str) -> Iterator[None]:
+    """Datagrams from a pod, some dozens a second, while the block runs."""
+    ended = threading.Event()
+
+    def send() -> None:
+        while not ended.wait(0.02):
+            sender.sendto(b"word", (to, 9))
+
+    with in_pod(pod, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender:
+        thread = threading.Thread(target=send)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+@contextmanager
+def firewall(space: str, hook: str, rule: str) -> Iterator[None]:
+    """A rule of somebody else's in a node."""
+    chain = f"{{ type filter hook {hook} priority 0; }}"
+    in_namespace(space, "nft", f"add table inet foreign; add chain inet foreign c {chain}")
+    try:
+        in_namespace(space, "nft", f"add rule inet foreign c {rule}")
+        yield
+    finally:
+        in_namespace(space, "nft", "delete table inet foreign")
+
+
+def of_the_tunnel(process: DaemonProcess) -> list[tuple[str, str]]:
+    """What the doctor finds of the tunnel: level and message."""
+    found = json.loads(run(process, "doctor", "--json").stdout)["findings"]
+    return [(finding["level"], finding["message"]) for finding in found if finding["check"] == "tunnel"]
+
+
+def test_a_firewall_between_the_wire_and_the_tunnel(world: World) -> None:
+    """It is on one node, and the doctor there sees it; the other one's sees nothing wrong."""
+    with sending(world.client, FAR):
+        assert not of_the_tunnel(world.far)
+        with firewall(world.far_net.node, "input", "udp dport 4789 drop"):
+            ((level, message),) = of_the_tunnel(world.far)
+            assert level == "error"
+            assert "none came out of the tunnel" in message
+            assert not of_the_tunnel(world.near)
+        with firewall(world.net.node, "output", "udp dport 4789 drop"):
+            ((level, message),) = of_the_tunnel(world.near)
+            assert level == "warning"
+            assert "could not be sent" in message
+            assert not of_the_tunnel(world.far)
+        assert not of_the_tunnel(world.near)
 
 
 def test_a_filter_that_somebody_removed(world: World) -> None:

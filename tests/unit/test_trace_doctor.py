@@ -19,7 +19,15 @@ from samewire.hcn.store import Store
 from samewire.node import toolview
 from samewire.trace import doctor_service
 from samewire.trace.doctor import examine
-from samewire.trace.snapshot import BalancerInfo, Finding, Level, LinkInfo, Snapshot, SourceInfo
+from samewire.trace.snapshot import (
+    BalancerInfo,
+    Finding,
+    Level,
+    LinkInfo,
+    Snapshot,
+    SourceInfo,
+    TunnelTraffic,
+)
 from samewire.vfp.address import parse_address, parse_interface
 from samewire.vfp.compile import compile_sets
 from samewire.vfp.compile.acl import compile_acl
@@ -415,6 +423,20 @@ AILMENTS: list[tuple[str, Snapshot, Level, str, str]] = [
         "MTU 1500, the way to other nodes carries 1450",
     ),
     ("MTU below IPv6's", port(mtu=1200), ERROR, "mtu", "IPv6 needs 1280"),
+    (
+        "tunnel shut",
+        replace(HEALTHY, tunnel=TunnelTraffic(arrived=3, received=0, failed=0)),
+        ERROR,
+        "tunnel",
+        "3 frames of other nodes came to this node's UDP port 4789",
+    ),
+    (
+        "nothing gets out",
+        replace(HEALTHY, tunnel=TunnelTraffic(arrived=0, received=0, failed=1)),
+        WARNING,
+        "tunnel",
+        "1 frame to other nodes could not be sent",
+    ),
     ("NAT pool filling", flows(85), WARNING, "nat-pool", "85 of 100 ports"),
     ("NAT pool full", flows(96), ERROR, "nat-pool", "96 of 100 ports"),
     ("NAT pool full of the node's", flows(96, FlowFlag.HOST), ERROR, "nat-pool", "96 of 100 ports"),
@@ -479,6 +501,8 @@ def test_ailments(snapshot: Snapshot, level: Level, check: str, text: str) -> No
         flows(79),
         flows(96, FlowFlag.PAIR),
         flows(96, low=10000),
+        replace(HEALTHY, tunnel=TunnelTraffic(arrived=3, received=1, failed=0)),
+        replace(HEALTHY, tunnel=TunnelTraffic(arrived=0, received=0, failed=0)),
         flows(96, protocol=6, tcp=CLOSED),
         flows(96, protocol=6, tcp=(TcpFlag.DATA | TcpFlag.RST, TcpFlag.DATA)),
         port(mtu=1450),

@@ -6,6 +6,7 @@ socket on the pod's own interface, inside its namespace.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import select
 import socket
@@ -29,6 +30,9 @@ _SO_RCVBUFFORCE: Final = 33
 _BUFFER_BYTES: Final = 16 << 20
 _LARGEST_FRAME: Final = 1 << 19  # above the largest segment that an interface can be told to build (BIG TCP)
 _CONTROL_BYTES: Final = 128
+_SO_ATTACH_FILTER: Final = 26
+_INSTRUCTION: Final = struct.Struct("=HBBI")  # struct sock_filter: code, jumps if true and if false, operand
+_HEADERS_BYTES: Final = 96
 _TIMESPEC: Final = struct.Struct("@ll")
 
 
@@ -43,8 +47,9 @@ class CapturedPacket(msgspec.Struct, frozen=True):
 class PacketSocket(Closing):
     """Sees every frame that the interface sends and receives, from its opening on. A context manager."""
 
-    def __init__(self, interface: str, netns_fd: int | None = None) -> None:
-        """Open on ``interface`` of the namespace (None: the caller's own).
+    def __init__(self, interface: str, netns_fd: int | None = None, udp_port: int = 0) -> None:
+        """Open on ``interface`` of the namespace (None: the caller's own). ``udp_port``: only datagrams that arrive for
+        this port, their headers alone.
 
         Raises NotFound when there is no such interface, KernelError when it may not be opened.
         """
@@ -52,7 +57,9 @@ class PacketSocket(Closing):
         faults.check(operation)
         try:
             self._socket = (
-                _open(interface) if netns_fd is None else run_in(netns_fd, lambda: _open(interface))
+                _open(interface, udp_port)
+                if netns_fd is None
+                else run_in(netns_fd, lambda: _open(interface, udp_port))
             )
         except OSError as error:
             if error.errno in (errno.ENODEV, errno.ENXIO):
@@ -117,17 +124,54 @@ class FrameSender(Closing):
         self._socket.close()
 
 
-def _open(interface: str) -> socket.socket:
+def _open(interface: str, udp_port: int) -> socket.socket:
     # Protocol 0 first: else frames of every interface queue up between socket() and bind().
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
     try:
         opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
         opened.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        if udp_port:
+            _attach(opened, _arriving_at(udp_port))
         opened.bind((interface, _ETH_P_ALL))
     except BaseException:
         opened.close()
         raise
     return opened
+
+
+def _attach(opened: socket.socket, instructions: tuple[tuple[int, int, int, int], ...]) -> None:
+    code = b"".join(_INSTRUCTION.pack(*one) for one in instructions)
+    kept = ctypes.create_string_buffer(code, len(code))  # the kernel copies it
+    program = struct.pack("@HP", len(instructions), ctypes.addressof(kept))
+    opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+def _arriving_at(port: int) -> tuple[tuple[int, int, int, int], ...]:
+    """A classic BPF program (socket-filter in the kernel's documentation) that takes a port's datagrams to this host.
+
+    Fragments but the first have no port, and are not taken.
+    """
+    byte, half, indexed_half, header_length, equal, any_bit, done = 0x30, 0x28, 0x48, 0xB1, 0x15, 0x45, 0x06
+    return (
+        (byte, 0, 0, 0xFFFFF004),  # the packet's type:
+        (equal, 0, 15, 0),  # for this host
+        (half, 0, 0, 12),
+        (equal, 0, 7, 0x0800),
+        (byte, 0, 0, 23),
+        (equal, 0, 11, 17),
+        (half, 0, 0, 20),
+        (any_bit, 9, 0, 0x1FFF),
+        (header_length, 0, 0, 14),
+        (indexed_half, 0, 0, 16),
+        (equal, 5, 6, port),
+        (equal, 0, 5, 0x86DD),
+        (byte, 0, 0, 20),
+        (equal, 0, 3, 17),
+        (half, 0, 0, 56),
+        (equal, 0, 1, port),
+        (done, 0, 0, _HEADERS_BYTES),
+        (done, 0, 0, 0),
+    )
 
 
 def _time_ns(control: list[tuple[int, int, bytes]]) -> int:

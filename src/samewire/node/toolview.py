@@ -26,8 +26,9 @@ from samewire.node.opening import switch_object
 from samewire.node.package import Package
 from samewire.node.serviceview import describe_balancers, failed
 from samewire.node.stats import all_counters
+from samewire.node.tunnelwatch import tunnel_traffic
 from samewire.trace.context import EndpointInfo, PortInfo, TraceRun, describe_endpoints
-from samewire.trace.snapshot import LinkInfo, Snapshot, SourceInfo
+from samewire.trace.snapshot import LinkInfo, Snapshot, SourceInfo, TunnelTraffic
 from samewire.vfp.acl_names import AclNames, acl_names
 from samewire.vfp.compile.balanced import TABLES as BALANCED
 from samewire.vfp.constants import TICK_SHIFT, Arrival, Counter
@@ -176,7 +177,7 @@ class ToolView:
     async def snapshot(self) -> Snapshot:
         """Look at everything the doctor wants to see."""
         node = self._node
-        ticks = await ticks_of(self._tick)
+        ticks, tunnel = await asyncio.gather(ticks_of(self._tick), _read_async(self._tunnel_traffic))
         differences = await _read_async(node.auditor.compare)
         lasting = {item.subject: item.text for item in differences or () if item.lasting}
         return Snapshot(
@@ -205,7 +206,12 @@ class ToolView:
             failed_services=failed(self._services),
             balancers=await describe_balancers(node),
             name_servers=Tally(self._name_servers()),
+            tunnel=tunnel,
         )
+
+    async def _tunnel_traffic(self) -> TunnelTraffic | None:
+        facts, uplink = self._node.switch.node_facts, self._node.uplink.name
+        return await tunnel_traffic(facts, uplink) if facts.tunnel_ifindex and uplink else None
 
     def _name_servers(self) -> Iterator[str]:
         """Once for each endpoint on this node that was given it."""

@@ -54,6 +54,7 @@ _CHECKS: Final[tuple[Check, ...]] = (
     doctor_network.remote_subnets,
     doctor_network.router_macs,
     doctor_network.tunnel_device,
+    doctor_network.tunnel_traffic,
     doctor_network.reverse_path_filter,
     doctor_network.node_ports,
     doctor_switch.state,

@@ -235,6 +235,33 @@ def tunnel_device(snapshot: Snapshot) -> Iterator[Finding]:
     )
 
 
+def tunnel_traffic(snapshot: Snapshot) -> Iterator[Finding]:
+    """What other nodes send through the tunnel gets in, and what this one sends gets out."""
+    seen, port = snapshot.tunnel, snapshot.facts.vxlan_port
+    link = _link(snapshot, snapshot.facts.tunnel_ifindex)
+    if seen is None or link is None or not link.up:
+        return
+    if seen.arrived and not seen.received:
+        yield Finding(
+            Level.ERROR,
+            "tunnel",
+            link.name,
+            f"{counted(seen.arrived, 'frame')} of other nodes came to this node's UDP port {port} while the doctor "
+            "looked, and none came out of the tunnel: a firewall of this node drops them",
+            f"Let UDP port {port} in from the other nodes (`nft list ruleset`, `iptables -S INPUT`; firewalld and ufw "
+            "need to be told).",
+        )
+    if seen.failed:
+        yield Finding(
+            Level.WARNING,
+            "tunnel",
+            link.name,
+            f"{counted(seen.failed, 'frame')} to other nodes could not be sent while the doctor looked",
+            "Is there a route to their addresses (`ip route get`), and does a firewall of this node drop UDP port "
+            f"{port} on its way out (`nft list ruleset`, hook output)?",
+        )
+
+
 def reverse_path_filter(snapshot: Snapshot) -> Iterator[Finding]:
     """Strict reverse path filtering does not eat what the switch hands to the node."""
     host = _link(snapshot, snapshot.facts.host_ifindex)

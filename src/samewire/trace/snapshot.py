@@ -41,6 +41,16 @@ class LinkInfo(Struct, frozen=True):
     ours: bool
 
 
+class TunnelTraffic(Struct, frozen=True, kw_only=True):
+    """VXLAN frames while the doctor looked: those for this node that ``arrived`` on the uplink, that were ``received``
+    by the tunnel's device, and whose sending ``failed``.
+    """
+
+    arrived: int
+    received: int
+    failed: int
+
+
 class SourceInfo(Struct, frozen=True):
     """A kind of Kubernetes objects that cannot be followed. ``synced``: it is known as it was; else not at all."""
 
@@ -77,7 +87,8 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     apart. ``now_tick``: the clock that flows are aged by. ``unkept``: why no change can be kept, and ``trouble``: why
     the node's own state could not be taken over, "" when all is well. ``lost_sources``: the kinds of Kubernetes
     objects whose changes do not arrive. ``failed_services``: "namespace/name" -> why its present state is not in the
-    switch. ``name_servers``: how many of the node's endpoints were given each.
+    switch. ``name_servers``: how many of the node's endpoints were given each. ``tunnel``: None where there is no
+    tunnel, or it could not be watched.
     """
 
     facts: NodeFacts
@@ -99,6 +110,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     failed_services: Mapping[str, str] = {}
     balancers: tuple[BalancerInfo, ...] = ()
     name_servers: Mapping[str, int] = {}
+    tunnel: TunnelTraffic | None = None
 
 
 class SnapshotProvider(Protocol):

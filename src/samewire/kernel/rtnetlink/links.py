@@ -56,6 +56,7 @@ class LinkStats(msgspec.Struct, frozen=True):
     tx_bytes: int = 0
     rx_dropped: int = 0
     tx_dropped: int = 0
+    tx_errors: int = 0
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -200,8 +201,8 @@ def decode_link(body: memoryview) -> Link:
     counters = found.get(_IFLA_STATS64, memoryview(b""))
     stats = LinkStats()
     if len(counters) >= _STATS64.size:
-        rx, tx, rx_bytes, tx_bytes, _, _, rx_dropped, tx_dropped = _STATS64.unpack_from(counters)
-        stats = LinkStats(rx, tx, rx_bytes, tx_bytes, rx_dropped, tx_dropped)
+        rx, tx, rx_bytes, tx_bytes, _, tx_errors, rx_dropped, tx_dropped = _STATS64.unpack_from(counters)
+        stats = LinkStats(rx, tx, rx_bytes, tx_bytes, rx_dropped, tx_dropped, tx_errors)
     netnsid = codec.get_u32(found, _IFLA_LINK_NETNSID, 0xFFFFFFFF)
     return Link(
         ifindex=ifindex,
