@@ -20,6 +20,8 @@ struct sw_acl_scratch {
 	struct sw_acl_set_key set;
 	__u32 words;
 	__u32 shape;
+	__u8 family;
+	__u8 protocol;
 	/* The search for the first rule that is content with all answers. */
 	struct sw_acl_rule_key rule;
 	__u64 summary; /* words in which it may be */
@@ -163,8 +165,6 @@ SW_INLINE struct sw_acl_vector *sw_acl_by_port(struct sw_acl_scratch *scratch, _
 /* The rules of a long table that take any answer to a question; 0: none. */
 SW_INLINE struct sw_acl_vector *sw_acl_by_any(struct sw_acl_scratch *scratch, __u8 side, __u8 family, __u8 protocol)
 {
-	if (scratch->words <= 1)
-		return 0;
 	scratch->any.table = scratch->set.table;
 	scratch->any.side = side;
 	scratch->any.family = family;
@@ -172,28 +172,61 @@ SW_INLINE struct sw_acl_vector *sw_acl_by_any(struct sw_acl_scratch *scratch, __
 	return bpf_map_lookup_elem(&sw_acl_any, &scratch->any);
 }
 
-/* The answers to all questions. */
+/* The same for an address or a source port; for one that no rule asks for, once more those of the service. */
+SW_INLINE struct sw_acl_vector *sw_acl_by_any_of(struct sw_acl_scratch *scratch, __u32 asked, __u8 side, __u8 family)
+{
+	if (scratch->shape & asked)
+		return sw_acl_by_any(scratch, side, family, 0);
+	return sw_acl_by_any(scratch, SW_ACL_DESTINATION, 0, scratch->protocol);
+}
+
+/* The answers to all questions: the rules content with each, and those that take any answer; 0: none. */
 struct sw_acl_answers {
 	const struct sw_acl_vector *found[4];
 	const struct sw_acl_vector *any[4];
-	struct sw_acl_scratch *scratch;
 };
+
+/*
+ * The rules of a place (0: the summary, then the words) that are content with an answer. Global: the search would be
+ * verified for every origin that each of its eight vectors may have.
+ */
+__noinline __u64 sw_acl_content(const struct sw_acl_vector *found, const struct sw_acl_vector *any, __u32 place)
+{
+	__u64 rules = 0;
+
+	if (place > SW_ACL_WORDS)
+		return 0;
+	if (found)
+		rules = ((const __u64 *)found)[place];
+	if (any)
+		rules |= ((const __u64 *)any)[place];
+	return rules;
+}
 
 static long sw_acl_look(__u32 index, void *context)
 {
+	struct sw_acl_scratch *search = sw_acl_scratch_here();
 	struct sw_acl_answers *answers = context;
-	struct sw_acl_scratch *search = answers->scratch;
 	struct sw_acl_rule *rule;
-	__u32 word, from;
+	__u32 word = 0, place = 0, from;
 	__u64 bits;
 
-	if (!search->summary)
+	if (!search)
 		return 1;
-	word = sw_lowest_bit(search->summary) & (SW_ACL_WORDS - 1);
-	bits = (answers->found[0]->word[word] | answers->any[0]->word[word]) &
-	       (answers->found[1]->word[word] | answers->any[1]->word[word]) &
-	       (answers->found[2]->word[word] | answers->any[2]->word[word]) &
-	       (answers->found[3]->word[word] | answers->any[3]->word[word]);
+	if (index) {
+		if (!search->summary)
+			return 1;
+		word = sw_lowest_bit(search->summary) & (SW_ACL_WORDS - 1);
+		place = word + 1;
+	}
+	bits = sw_acl_content(answers->found[0], answers->any[0], place) &
+	       sw_acl_content(answers->found[1], answers->any[1], place) &
+	       sw_acl_content(answers->found[2], answers->any[2], place) &
+	       sw_acl_content(answers->found[3], answers->any[3], place);
+	if (!index) {
+		search->summary = bits;
+		return 0;
+	}
 	from = search->from;
 	if (word == from >> 6)
 		bits &= ~0ULL << (from & 63);
@@ -215,54 +248,32 @@ static long sw_acl_look(__u32 index, void *context)
 	return 0;
 }
 
-/* An answer of its own to a question, and what holds for any. Returns 0 when no rule is content. */
-SW_INLINE int sw_acl_answer(struct sw_acl_answers *answers, int question, const struct sw_acl_vector *found,
-			    const struct sw_acl_vector *any)
-{
-	if (!found)
-		found = any;
-	if (!any)
-		any = found;
-	if (!found)
-		return 0;
-	answers->found[question] = found;
-	answers->any[question] = any;
-	answers->scratch->summary &= found->summary | any->summary;
-	return 1;
-}
-
 /*
- * The first rule that is content with the answers to all four questions, left in the scratch; Pass goes on at the next
- * stage. A global function: verified once, and not for every origin that the vectors may have.
+ * The action of the first rule that is content with the answers to all four questions, -1 for none; its name is left in
+ * the scratch. Pass goes on at the next stage. A global function: verified once, and not for every origin that the vectors may have.
  */
 __noinline int sw_acl_first(const struct sw_acl_vector *service, const struct sw_acl_vector *source,
 			    const struct sw_acl_vector *destination, const struct sw_acl_vector *source_port)
 {
-	struct sw_acl_scratch *scratch = sw_acl_scratch_here();
-	struct sw_packet *p = sw_packet_here();
-	struct sw_acl_answers answers = { .scratch = scratch };
+	struct sw_acl_answers answers = { .found = { service, source, destination, source_port } };
+	/* With zeros as the key: the stack of the longest chain has no room for another. */
+	struct sw_acl_scratch *scratch = bpf_map_lookup_elem(&sw_acl_scratch, answers.any);
 
-	if (!p || !scratch)
-		return 0;
+	if (!scratch)
+		return -1;
+	__builtin_memset(answers.any, 0, sizeof(answers.any)); /* Linux 6.1 forgets what was a key */
+	scratch->action = -1;
 	scratch->rule.table = scratch->set.table;
-	scratch->summary = ~0ULL;
 	scratch->from = 0;
-	if (!sw_acl_answer(&answers, 0, service, sw_acl_by_any(scratch, SW_ACL_DESTINATION, 0, p->protocol)))
-		return 0;
-	/* A question that no rule asks: and-ing an answer with itself changes nothing. */
-	answers.found[1] = answers.found[2] = answers.found[3] = answers.found[0];
-	answers.any[1] = answers.any[2] = answers.any[3] = answers.any[0];
-	if (scratch->shape & SW_ACL_BY_SOURCE &&
-	    !sw_acl_answer(&answers, 1, source, sw_acl_by_any(scratch, SW_ACL_SOURCE, p->family, 0)))
-		return 0;
-	if (scratch->shape & SW_ACL_BY_DESTINATION &&
-	    !sw_acl_answer(&answers, 2, destination, sw_acl_by_any(scratch, SW_ACL_DESTINATION, p->family, 0)))
-		return 0;
-	if (scratch->shape & SW_ACL_BY_SOURCE_PORT &&
-	    !sw_acl_answer(&answers, 3, source_port, sw_acl_by_any(scratch, SW_ACL_SOURCE, 0, 0)))
-		return 0;
-	bpf_loop(SW_ACL_WORDS + SW_ACL_STAGES, sw_acl_look, &answers, 0);
-	return 0;
+	if (scratch->words > 1) { /* all or none: the search is verified for each mixture */
+		answers.any[0] = sw_acl_by_any(scratch, SW_ACL_DESTINATION, 0, scratch->protocol);
+		answers.any[1] = sw_acl_by_any_of(scratch, SW_ACL_BY_SOURCE, SW_ACL_SOURCE, scratch->family);
+		answers.any[2] = sw_acl_by_any_of(scratch, SW_ACL_BY_DESTINATION, SW_ACL_DESTINATION,
+						  scratch->family);
+		answers.any[3] = sw_acl_by_any_of(scratch, SW_ACL_BY_SOURCE_PORT, SW_ACL_SOURCE, 0);
+	}
+	bpf_loop(1 + SW_ACL_WORDS + SW_ACL_STAGES, sw_acl_look, &answers, 0);
+	return scratch->action;
 }
 
 /*
@@ -271,20 +282,23 @@ __noinline int sw_acl_first(const struct sw_acl_vector *service, const struct sw
  */
 __noinline int sw_acl_decide(__u32 port_id, __u32 direction)
 {
-	struct sw_acl_vector *service, *source = 0, *destination = 0, *source_port = 0;
+	struct sw_acl_vector *service, *source, *destination, *source_port;
 	struct sw_acl_scratch *scratch = sw_acl_scratch_here();
 	struct sw_packet *p = sw_packet_here();
 	struct sw_port *port = sw_find_port(port_id);
-	int ports;
+	int action, ports;
 
 	if (!p || !port || !scratch)
 		return SW_ACL_BLOCK;
 	scratch->shape = direction == SW_ACL_OUT ? port->acl_shape[1] : port->acl_shape[0];
 	scratch->words = direction == SW_ACL_OUT ? port->acl_words[1] : port->acl_words[0];
 	scratch->set.table = direction == SW_ACL_OUT ? port->acl_table[1] : port->acl_table[0];
-	scratch->action = -1;
+	scratch->family = p->family;
+	scratch->protocol = p->protocol;
 	ports = sw_has_ports(p->protocol);
 	service = sw_acl_by_port(scratch, SW_ACL_DESTINATION, p->protocol, ports ? p->out.destination_port : 0);
+	/* A question that no rule asks: the first once more, as and-ing an answer with itself changes nothing. */
+	source = destination = source_port = service;
 	if (scratch->shape & SW_ACL_BY_SOURCE_PORT)
 		source_port = sw_acl_by_port(scratch, SW_ACL_SOURCE, 0, ports ? p->first.source_port : 0);
 	if (scratch->shape & SW_ACL_BY_SOURCE)
@@ -292,8 +306,8 @@ __noinline int sw_acl_decide(__u32 port_id, __u32 direction)
 	if (scratch->shape & SW_ACL_BY_DESTINATION)
 		destination = sw_acl_by_address(p, port, scratch, SW_ACL_DESTINATION,
 						scratch->shape & SW_ACL_BY_DESTINATION_SETS);
-	sw_acl_first(service, source, destination, source_port);
-	if (scratch->action < 0)
+	action = sw_acl_first(service, source, destination, source_port);
+	if (action < 0)
 		return SW_ACL_BLOCK;
 	if (direction == SW_ACL_OUT)
 		p->rule[0] = scratch->name;
@@ -301,7 +315,7 @@ __noinline int sw_acl_decide(__u32 port_id, __u32 direction)
 		p->rule[1] = scratch->name;
 	if (scratch->name)
 		sw_count_rule(port_id, scratch->name, direction);
-	return scratch->action == SW_ACL_ALLOW ? SW_ACL_ALLOW : SW_ACL_BLOCK;
+	return action == SW_ACL_ALLOW ? SW_ACL_ALLOW : SW_ACL_BLOCK;
 }
 
 /*
