@@ -21,6 +21,11 @@ from typing import TypeVar
 from benchmarks.errors import BenchError
 
 PREFIX = "swb"
+TMPFS = Path("/dev/shm")
+ADDRESSES = "addresses"
+"""Where all IPAM plugins keep their files, one an address. An ext4 without a journal looks for each new file at every
+inode that was deleted in the minutes before, so that an ADD would cost what earlier cases have left.
+"""
 NETNS_DIR = Path("/run/netns")
 COMMAND_TIMEOUT_S = 60
 CLONE_NEWNET = 0x40000000
@@ -137,12 +142,14 @@ def sweep() -> None:
 class Sandbox:
     """The namespaces and the temporary directory of one scenario; closing it removes both.
 
-    ``tmp`` is short, because paths of unix sockets end at 107 bytes.
+    ``tmp`` is short, because paths of unix sockets end at 107 bytes. `ADDRESSES` in it is a tmpfs.
     """
 
     def __init__(self, label: str) -> None:
         self.label = label
         self.tmp = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-"))
+        self._memory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-", dir=TMPFS))
+        (self.tmp / ADDRESSES).symlink_to(self._memory)
         self._names: list[str] = []
 
     def __enter__(self) -> Sandbox:
@@ -172,7 +179,8 @@ class Sandbox:
         try:
             delete(names)
         finally:
-            shutil.rmtree(self.tmp, ignore_errors=True)
+            for directory in (self.tmp, self._memory):
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def call_in(netns: str, work: Callable[[], T]) -> T:

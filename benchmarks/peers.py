@@ -19,7 +19,7 @@ import msgspec
 from benchmarks import native, netns
 from benchmarks.errors import BenchError
 from benchmarks.native import Endpoints
-from benchmarks.netns import Sandbox, address, inside, ip, sysctl, veth
+from benchmarks.netns import ADDRESSES, Sandbox, address, inside, ip, sysctl, veth
 from benchmarks.scenario import Scenario
 
 CNI_BIN = Path("/usr/lib/cni")
@@ -36,6 +36,7 @@ class BridgePlugin:
         self.node = node
         self.tmp = tmp / node
         self.tmp.mkdir()
+        self._addresses = tmp / ADDRESSES / node
         self.conf = self.tmp / "bridge.conf"
         self.env = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), "CNI_PATH": str(CNI_BIN)}
         self.conf.write_text(json.dumps(self._conf(subnet, ip_masq, mtu)))
@@ -53,7 +54,7 @@ class BridgePlugin:
                 "type": "host-local",
                 "subnet": subnet,
                 "routes": [{"dst": "0.0.0.0/0"}],
-                "dataDir": str(self.tmp / "ipam"),
+                "dataDir": str(self._addresses),
             },
         }
 

@@ -74,6 +74,7 @@ class SamewireNode:
     def __init__(self, tmp: Path, name: str, node: str, uplink: str) -> None:
         self.node = node
         self.tmp = tmp / name
+        self._addresses = tmp / netns.ADDRESSES / name
         self._run_dir = self.tmp / "run"
         self._log = self.tmp / "daemon.log"
         self._config = self.tmp / "config.json"
@@ -225,7 +226,7 @@ class SamewireNode:
             "cniVersion": CNI_VERSION,
             "name": network_name,
             "type": "samewire-cni",
-            "ipam": {**ipam, "dataDir": str(self.tmp / "ipam")},
+            "ipam": {**ipam, "dataDir": str(self._addresses)},
             "policies": [{"name": "EndpointPolicy", "value": policy} for policy in policies],
         }
         path = self.tmp / f"{network_name}.conf"
