@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cgroups import within
 from tests.support.flannel import (
     ADMIN_RULES,
     DEVICES,
@@ -99,6 +100,9 @@ def test_a_takeover_and_the_removal_of_what_it_replaced(cluster: Cluster, kind: 
     ]
     for client in (new, other, remote, cluster.net.node):
         assert not cluster.reached(client, *(server for server in (new, other, remote) if server != client))
+    cluster.is_web(cluster.remote)
+    with within(cluster.group):
+        poll("the node's own service", lambda: cluster.echo.asks(cluster.net.node, VIP, 80) == remote)
     assert cluster.daemon.differences() == []
     cluster.takeover("--remove")
     assert "has been removed" in cluster.takeover("--undo", status=1)

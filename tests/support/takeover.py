@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cgroups import own_cgroup
 from tests.support.flannel import (
     DEVICES,
     NAME,
@@ -23,7 +24,7 @@ from tests.support.flannel import (
     is_alive,
     two_flannel_nodes,
 )
-from tests.support.node import Json, daemon, in_namespace, ip_json, node_net, path_of
+from tests.support.node import PREFIX, Json, daemon, in_namespace, ip_json, node_net, path_of
 from tests.support.service_cluster import service, slice_of
 
 pytestmark = pytest.mark.root
@@ -54,6 +55,7 @@ class Cluster:
             self.echo.serve(pod)
         self.backends = (self.addresses[self.old][0], self.addresses[self.remote][0])
         self.near.rules(self.backends, "nft" if self.routed else kind)
+        self.group = stack.enter_context(own_cgroup(f"{PREFIX}-takeover"))
         self.daemon = stack.enter_context(
             daemon(
                 self.net,
@@ -62,6 +64,7 @@ class Cluster:
                 manifests=str(self._manifests()),
                 proxy_network=NAME,
                 healthz_listen="",
+                host_cgroup=str(self.group),
             )
         )
         self.daemon.start()
@@ -91,20 +94,25 @@ class Cluster:
         return done.stdout + done.stderr
 
     def command(self, *arguments: str) -> list[str]:
-        node = (
+        places = (
+            *("--cni-conf-dir", str(self.net_d)),
+            *("--cni-bin-dir", str(self.directory / "bin")),
+            *("--subnet-file", str(self.near.directory / "subnet.env")),
+        )
+        return [*self.command_without_places(), *places, *arguments]
+
+    def command_without_places(self) -> list[str]:
+        """As on a node where CNI's directories are the usual ones, or those of the takeover before."""
+        return [
             "nsenter",
             f"--net={path_of(self.net.node)}",
             sys.executable,
             "-m",
             "samewire.cli.main",
             "takeover",
-        )
-        places = (
-            *("--config", str(self.daemon.config), "--cni-conf-dir", str(self.net_d)),
-            *("--cni-bin-dir", str(self.directory / "bin")),
-            *("--subnet-file", str(self.near.directory / "subnet.env")),
-        )
-        return [*node, *places, *arguments]
+            "--config",
+            str(self.daemon.config),
+        ]
 
     def reached(self, client: str, *servers: str) -> list[str]:
         """What of the servers' addresses the client does not reach."""
@@ -195,12 +203,16 @@ class Cluster:
     def _manifests(self) -> Path:
         manifests = self.directory / "manifests"
         manifests.mkdir()
-        items = [
-            service("web", VIP, type="NodePort", ports=PORTS),
-            slice_of("web", (self.backends[0], "node"), (self.backends[1], "far")),
-        ]
-        (manifests / "web.json").write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+        self.is_web(self.old, self.remote)
         return manifests
+
+    def is_web(self, *pods: str) -> None:
+        """The service's pods are these; kube-proxy hears nothing of it."""
+        backends = [(self.addresses[pod][0], "far" if pod == self.remote else "node") for pod in pods]
+        items = [service("web", VIP, type="NodePort", ports=PORTS), slice_of("web", *backends)]
+        new = self.directory / "web.new"
+        new.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+        new.rename(self.directory / "manifests" / "web.json")
 
 
 def broken(connections: list[socket.socket]) -> list[str]:

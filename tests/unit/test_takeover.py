@@ -18,7 +18,7 @@ from samewire.ipam.ranges import decode_host_local
 from samewire.takeover import find, plan
 from samewire.takeover.checks import check_takeover
 from samewire.takeover.conflists import IPV6_WINDOW, conflist, is_ours, ranges, read_conf, read_subnets
-from samewire.takeover.iptables import has_old_chains, old_rules, old_sets, old_tables, removal
+from samewire.takeover.iptables import old_chains, old_rules, old_sets, old_tables, removal
 from samewire.takeover.links import (
     Listing,
     backend,
@@ -142,8 +142,8 @@ def test_theirs_are_told_from_kubelets_and_the_administrators() -> None:
 def test_their_chains_are_seen_without_iptables(name: str, theirs: bool) -> None:
     chain = {"family": "ip", "table": "nat", "name": name, "handle": 1}
     listed = json.dumps({"nftables": [{"metainfo": {}}, {"chain": chain}]})
-    assert has_old_chains(listed) == theirs
-    assert not has_old_chains("")
+    assert old_chains(listed) == ({"nat": [name]} if theirs else {})
+    assert old_chains("") == {}
 
 
 @pytest.mark.parametrize(

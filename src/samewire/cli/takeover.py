@@ -34,7 +34,8 @@ _DONE: Final = {
 
 
 def _place(option: str, metavar: str, default: str, what: str) -> Callable[[F], F]:
-    return click.option(option, metavar=metavar, default=default, show_default=True, help=what)
+    shown = f"that of the takeover before, or {default}"
+    return click.option(option, metavar=metavar, show_default=shown, help=what)
 
 
 @click.command("takeover")
@@ -52,9 +53,9 @@ def takeover(
     remove: bool,
     undo: bool,
     as_document: bool,
-    cni_conf_dir: str,
-    cni_bin_dir: str,
-    subnet_file: str,
+    cni_conf_dir: str | None,
+    cni_bin_dir: str | None,
+    subnet_file: str | None,
 ) -> None:
     """Bring Samewire's network up beside flannel's and kube-proxy's, with the node's pods running.
 
@@ -69,8 +70,9 @@ def takeover(
         raise click.ClickException("takeover needs root")
     action = "remove" if remove else "undo" if undo else "takeover"
     shown = _Shown(as_document)
-    places = Places(conf_dir=cni_conf_dir, bin_dir=cni_bin_dir, subnet_file=subnet_file)
-    run = Takeover(load_config(config_file), config_file, places, shown.step)
+    places = {"conf_dir": cni_conf_dir, "bin_dir": cni_bin_dir, "subnet_file": subnet_file}
+    given = {key: value for key, value in places.items() if value is not None}
+    run = Takeover(load_config(config_file), config_file, given, shown.step)
     try:
         if dry_run:
             found = run.found()
@@ -136,7 +138,7 @@ def _found_lines(found: Found) -> Iterable[str]:
         yield from (f"  {guest}" for guest in found.bridge.guests)
     for rules in found.rules:
         chains, own = counted(len(rules.chains), "chain"), counted(len(rules.rules), "rule")
-        yield f"{rules.tool} {rules.table}: {chains}, {own}"
+        yield f"{rules.tool} {rules.table}: {chains}, {own if rules.readable else 'and rules that it cannot read'}"
         yield from (f"  used by another rule: {text}" for text in rules.blockers)
     yield from (f"nftables table {table.family} {table.name}" for table in found.tables)
     for one in found.pod_rules:

@@ -23,14 +23,20 @@ _NETWORK = "/proc/thread-self/ns/net"
 @contextmanager
 def lock_run_dir(run_dir: Path) -> Iterator[None]:
     """Hold a run directory. Raises Conflict when another process does."""
-    path = run_dir / LOCK_NAME
+    with lock_file(run_dir / LOCK_NAME, str(run_dir)):
+        yield
+
+
+@contextmanager
+def lock_file(path: Path, what: str) -> Iterator[None]:
+    """Hold ``what`` a file stands for; the file is made. Raises Conflict when another process holds it, OSError."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-            raise Conflict(f"{run_dir} is in use by the process {holder or 'of unknown id'}") from error
+            raise Conflict(f"{what} is in use by the process {holder or 'of unknown id'}") from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield

@@ -102,6 +102,15 @@ def _check_services(found: Found, node: Node) -> None:
         )
 
 
+def _check_readable(found: Found) -> None:
+    tables = [f"{rules.tool} -t {rules.table}" for rules in found.rules if not rules.readable]
+    if tables:
+        raise Conflict(
+            f"kube-proxy's or flannel's chains cannot be removed from {', '.join(tables)}: the tool cannot read the "
+            "table for rules that nft wrote there; give those a table of their own first"
+        )
+
+
 def check_removal(found: Found, node: Node) -> None:
     """Refuse while something needs what would be removed. Raises Conflict."""
     guests = found.bridge.guests if found.bridge else ()
@@ -116,4 +125,10 @@ def check_removal(found: Found, node: Node) -> None:
     blockers = [f"{rules.tool} -t {rules.table} {text}" for rules in found.rules for text in rules.blockers]
     if blockers:
         raise Conflict(f"rules of others use kube-proxy's chains: {'; '.join(blockers)}; change them first")
+    _check_readable(found)
     _check_services(found, node)
+    if _has_proxy(found) and not node.serves_itself:
+        raise Conflict(
+            "without kube-proxy's rules the node's own processes would reach no services: set host_cgroup (usually "
+            f'"/sys/fs/cgroup") in {node.config} and restart samewire'
+        )

@@ -44,12 +44,14 @@ def read_conf(path: str, text: str) -> OldConf | None:
         value = json.loads(text)
         plugins = value.get("plugins", [value])
         kinds = [plugin["type"] for plugin in plugins]
-        return _flannels(path, value, plugins, kinds) if FLANNEL in kinds else None
+        return _flannels(path, text, value, plugins, kinds) if FLANNEL in kinds else None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Invalid(path, f"is no CNI configuration ({error}); remove or mend it") from error
 
 
-def _flannels(path: str, value: dict[str, Any], plugins: list[dict[str, Any]], kinds: list[str]) -> OldConf:
+def _flannels(
+    path: str, text: str, value: dict[str, Any], plugins: list[dict[str, Any]], kinds: list[str]
+) -> OldConf:
     delegate = plugins[kinds.index(FLANNEL)].get("delegate") or {}
     ipam = delegate.get("ipam") or {}
     others = [plugin for plugin in plugins if plugin["type"] not in (FLANNEL, *_COVERED)]
@@ -63,6 +65,7 @@ def _flannels(path: str, value: dict[str, Any], plugins: list[dict[str, Any]], k
         mtu=delegate.get("mtu") or 0,
         dns=delegate.get("dns") or {},
         others=tuple(others),
+        text=text,
     )
 
 
@@ -70,7 +73,7 @@ def is_ours(text: str) -> bool:
     """Whether a configuration is one of Samewire's."""
     try:
         return any(plugin.get("type") in OWN for plugin in json.loads(text).get("plugins", ()))
-    except (ValueError, AttributeError):
+    except (ValueError, TypeError, AttributeError):
         return False
 
 

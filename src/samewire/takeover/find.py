@@ -5,17 +5,18 @@ are listed.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct
 
-from samewire.errors import KernelError, NotFound, Unavailable
+from samewire.errors import Invalid, KernelError, Unavailable
 from samewire.takeover import links
 from samewire.takeover.conflists import ASIDE, is_ours, read_conf, read_subnets
 from samewire.takeover.iptables import (
-    has_old_chains,
+    incompatible,
+    old_chains,
     old_rules,
     old_sets,
     old_tables,
@@ -34,10 +35,12 @@ _NAMED: Final = "/run/netns"
 SYSCTL: Final = "/proc/sys"
 
 
-def find(places: Places) -> Found:
-    """Return what is there. Raises Invalid (a file that says something else), KernelError, Unavailable."""
+def find(places: Places, before: OldConf | None = None) -> Found:
+    """Return what is there. ``before``: flannel's configuration as it was, which names the bridge and the leases where
+    its file has gone. Raises Invalid (a file that says something else), KernelError, Unavailable.
+    """
     confs = _confs(Path(places.conf_dir))
-    conf = confs.conf
+    conf = confs.conf or before
     listing = _listing()
     subnets, mtu = _subnets(Path(places.subnet_file))
     leases = _leases(conf) if conf else {}
@@ -54,7 +57,7 @@ def find(places: Places) -> Found:
         remotes=links.remotes(listing, tunnels),
         hops=links.hops(listing, subnets),
         nics=links.nics(listing, subnets),
-        conf=conf,
+        conf=confs.conf,
         aside=confs.aside,
         in_force=confs.in_force,
         ahead=confs.ahead,
@@ -87,12 +90,18 @@ def _confs(directory: Path) -> _Confs:
     aside, in_force, ahead = list[str](), list[str](), list[str]()
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
         put_aside = path.name.endswith(ASIDE)
-        if not put_aside and path.suffix not in _ENDINGS:
+        if path.is_dir() or not (put_aside or path.suffix in _ENDINGS):
             continue
-        text = _read(path)
-        if is_ours(text):
+        try:
+            text = _read(path)
+            if is_ours(text):
+                continue
+            conf = read_conf(str(path).removesuffix(ASIDE), text)
+        except (Invalid, Unavailable):
+            if found is None:
+                raise
+            # Runtimes do not come as far.
             continue
-        conf = read_conf(str(path).removesuffix(ASIDE), text)
         if conf is not None:
             found = found or conf
             (aside if put_aside else in_force).append(str(path))
@@ -110,7 +119,12 @@ def _leases(conf: OldConf) -> dict[str, str]:
     found = {}
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
         if path.name[0] in "0123456789abcdef" and ("." in path.name or ":" in path.name):
-            found[path.name] = _read(path).split("\n")[0].strip()
+            try:
+                found[path.name] = _read(path).split("\n")[0].strip()
+            except Unavailable:
+                # Unless its pod has ended meanwhile.
+                if path.exists():
+                    raise
     return found
 
 
@@ -150,13 +164,27 @@ def _rules(network: str) -> list[OldRules]:
             if kind == "legacy" and not _legacy(family):
                 continue
             if has(f"{tool}-save"):
-                found += old_rules(tool, run([f"{tool}-save"]), network)
+                saved = run([f"{tool}-save"])
+                found += old_rules(tool, saved, network)
+                found += _unread(family, tool, incompatible(saved))
             elif kind == "legacy":
                 raise Unavailable(f"{tool}-save", "there are legacy tables, and it is not installed")
-            elif has_old_chains(run(["nft", "-j", "list", "chains", family])):
+            elif _old_chains(family):
                 # kube-proxy's and flanneld's images bring their own
                 raise Unavailable(f"{tool}-save", "there are chains of theirs, and it is not installed")
     return found
+
+
+def _unread(family: str, tool: str, tables: list[str]) -> Iterator[OldRules]:
+    """What is theirs in tables that the tool does not print."""
+    chains = _old_chains(family) if tables else {}
+    for table in tables:
+        if table in chains:
+            yield OldRules(tool=tool, table=table, chains=tuple(chains[table]), rules=(), readable=False)
+
+
+def _old_chains(family: str) -> dict[str, list[str]]:
+    return old_chains(run(["nft", "-j", "list", "chains", family]))
 
 
 def _legacy(family: str) -> bool:
@@ -199,7 +227,5 @@ def _settings(bridge: Bridge | None) -> tuple[tuple[str, str], ...]:
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise NotFound("file", str(path)) from error
     except (OSError, UnicodeDecodeError) as error:
         raise Unavailable(str(path), f"cannot be read: {error}") from error

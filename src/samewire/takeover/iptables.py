@@ -50,6 +50,7 @@ _SETS: Final = re.compile(
 _WORDS: Final = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
 """What iptables-save prints: only quotes that begin a word are quotes."""
 _ESCAPED: Final = re.compile(r"\\(.)")
+_INCOMPATIBLE: Final = re.compile(r"^# Table [`'](\w+)' is incompatible", re.MULTILINE)
 
 
 class _Rule(Struct, frozen=True):
@@ -143,11 +144,19 @@ def _addresses(expressions: Iterable[dict[str, Any]]) -> Iterator[Address]:
                     yield ipaddress.ip_address(value)
 
 
-def has_old_chains(listed: str) -> bool:
-    """Whether chains of theirs, as iptables-nft makes them, are in the output of ``nft -j list chains``."""
-    items = json.loads(listed or '{"nftables": []}')["nftables"]
-    names = [item["chain"]["name"] for item in items if "chain" in item]
-    return any(_ENTRIES.fullmatch(name) or _INNER.fullmatch(name) for name in names)
+def old_chains(listed: str) -> dict[str, list[str]]:
+    """Return their chains by table, as iptables-nft makes them, in the output of ``nft -j list chains``."""
+    found: dict[str, list[str]] = {}
+    for item in json.loads(listed or '{"nftables": []}')["nftables"]:
+        chain = item.get("chain")
+        if chain and (_ENTRIES.fullmatch(chain["name"]) or _INNER.fullmatch(chain["name"])):
+            found.setdefault(chain["table"], []).append(chain["name"])
+    return found
+
+
+def incompatible(saved: str) -> list[str]:
+    """Return the tables that iptables-nft-save did not print, for the rules in them that nft wrote."""
+    return _INCOMPATIBLE.findall(saved)
 
 
 def old_sets(listed: str) -> list[str]:

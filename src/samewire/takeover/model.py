@@ -75,7 +75,8 @@ class Hop(Struct, frozen=True, order=True):
 
 class OldConf(Struct, frozen=True, kw_only=True):
     """A CNI configuration of flannel's. ``delegate``: the plugin that makes its pods' interfaces; ``mtu``: 0 for what
-    flanneld says; ``others``: plugins that Samewire does not stand in for, which are run behind its own.
+    flanneld says; ``others``: plugins that Samewire does not stand in for, which are run behind its own; ``text``: what
+    the file says.
     """
 
     path: str
@@ -87,13 +88,15 @@ class OldConf(Struct, frozen=True, kw_only=True):
     mtu: int = 0
     dns: dict[str, object] = {}
     others: tuple[dict[str, object], ...] = ()
+    text: str = ""
 
 
 class OldRules(Struct, frozen=True, kw_only=True):
     """kube-proxy's and flannel's part of one iptables table.
 
     ``tool``: the prefix of the commands (``iptables-nft``). ``rules`` are theirs in chains of others, as iptables-save
-    writes them; ``blockers`` are rules of others that use their chains.
+    writes them; ``blockers`` are rules of others that use their chains. ``readable``: false where the tool does not
+    print the table, because of rules in it that nft wrote.
     """
 
     tool: str
@@ -101,6 +104,7 @@ class OldRules(Struct, frozen=True, kw_only=True):
     chains: tuple[str, ...]
     rules: tuple[str, ...]
     blockers: tuple[str, ...] = ()
+    readable: bool = True
 
 
 class OldTable(Struct, frozen=True, order=True):
@@ -173,9 +177,9 @@ class Places(Struct, frozen=True, kw_only=True):
 class Node(Struct, frozen=True, kw_only=True):
     """What has to be known of Samewire here.
 
-    ``balances``: whether it does kube-proxy's work. ``reads``: whether it has a source of the cluster's objects.
-    ``network``: whose pods and other nodes it looks after ("" = no other nodes).
-    ``pods``: the addresses of its endpoints in the network.
+    ``balances``: whether it does kube-proxy's work; ``serves_itself``: for the node's own processes, too.
+    ``reads``: whether it has a source of the cluster's objects. ``network``: whose pods and other nodes it looks after
+    ("" = no other nodes). ``pods``: the addresses of its endpoints in the network.
     ``client``: the CNI client of this installation. ``running``: false once Samewire has been uninstalled.
     """
 
@@ -188,6 +192,7 @@ class Node(Struct, frozen=True, kw_only=True):
     uplink: str = ""
     client: str = ""
     running: bool = True
+    serves_itself: bool = True
 
 
 class Command(Struct, frozen=True, tag="command"):
@@ -264,7 +269,11 @@ Step: TypeAlias = (
 
 
 class Journal(Struct, frozen=True, kw_only=True):
-    """What the way back needs, written before the first step. ``removed``: there is no way back any more."""
+    """What the way back needs, written before the first step. ``removed``: there is no way back any more.
+
+    ``places``: those of the takeover.
+    """
 
     found: Found
+    places: Places = Places()
     removed: bool = False

@@ -66,6 +66,9 @@ def undo(found: Found, journal: Journal | None, node: Node, places: Places) -> l
     steps: list[Step] = [
         Rename(f"put {Path(path).name} back", path, path.removesuffix(ASIDE)) for path in found.aside
     ]
+    conf = before.conf
+    if conf.text and conf.path not in found.in_force and conf.path + ASIDE not in found.aside:
+        steps.append(Write(f"write {Path(conf.path).name} again", conf.path, conf.text))
     steps.append(Remove("remove Samewire's CNI configuration", f"{places.conf_dir}/{NAME}"))
     if node.running:
         steps.append(DropNetwork(f"remove the HNS network {before.conf.name}", before.conf.name))
