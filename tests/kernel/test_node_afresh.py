@@ -137,3 +137,12 @@ async def test_the_nodes_way_to_pods_on_the_underlay_stays_when_another_network_
     assert await node.auditor.compare() == []
     await node.service.delete(Kind.NETWORK, other)
     assert await node.auditor.compare() == []
+
+
+async def test_a_hop_that_one_owner_leaves_to_another_keeps_its_number(node: Node) -> None:
+    """A remote subnet to which the network has a route is the network's own, and then a thing of its own."""
+    network = await create(node, Kind.NETWORK, overlay())
+    route = policy("SDNRoute", DestinationPrefix=FAR, NextHop=PEER)
+    await add(node, network, route, remote_subnet(FAR))
+    await add(node, network, route, how="Remove")
+    await add(node, network, policy("AutomaticDNS"))

@@ -197,8 +197,7 @@ class NodeSwitch:
                 self.numbers.forget_unused(keys)
             raise
         try:
-            for owner, keys in asked.items():
-                self.numbers.hold(owner, keys)
+            self.numbers.hold_all(asked)
         except StoreError as error:
             # The change is made; numbers that stay allocated are released by the next start.
             log.warning("numbers could not be released", error=str(error))

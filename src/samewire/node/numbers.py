@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Final
+from collections.abc import Hashable, Mapping
+from typing import Any, Final
 
 from samewire.hcn.store import Store
 from samewire.vfp.model import Numbers
@@ -63,15 +63,21 @@ class StoreNumbers:
 
     def hold(self, owner: Hashable, keys: dict[Key, None]) -> None:
         """Make ``keys`` what an owner uses; an empty set forgets it. Raises StoreError."""
-        for key in keys:
-            self._users[key] = self._users.get(key, 0) + 1
-        for key in self._held.pop(owner, {}):
-            self._users[key] -= 1
-            if not self._users[key]:
-                del self._users[key]
-                self._store.release_number(*key)
-        if keys:
-            self._held[owner] = keys
+        self.hold_all({owner: keys})
+
+    def hold_all(self, asked: Mapping[Any, dict[Key, None]]) -> None:
+        """The same for several owners at once: what one leaves to another stays what it is. Raises StoreError."""
+        for keys in asked.values():
+            for key in keys:
+                self._users[key] = self._users.get(key, 0) + 1
+        for owner, keys in asked.items():
+            for key in self._held.pop(owner, {}):
+                self._users[key] -= 1
+                if not self._users[key]:
+                    del self._users[key]
+                    self._store.release_number(*key)
+            if keys:
+                self._held[owner] = keys
 
     def forget_unused(self, keys: dict[Key, None]) -> None:
         """Release those of ``keys`` that nobody uses: after a change that failed. Raises StoreError."""
