@@ -11,7 +11,9 @@ import pytest
 from samewire.hcn.errors import HcnCode
 from tests.support.node import (
     NODE_IP,
+    ROUTER_IP,
     SHORT_S,
+    STALL_S,
     DaemonProcess,
     Json,
     NodeNet,
@@ -254,3 +256,38 @@ def test_remote_endpoints_of_a_bridge_leave_the_way_to_their_addresses_as_it_is(
         given = {"HostComputeNetwork": network, "Flags": 1, "IpConfigurations": [{"IpAddress": address}]}
         node.request("POST", "/v2/endpoints", given)
     assert all(can_ping(pod, target) for target in targets)
+
+
+@pytest.mark.parametrize("kind", ["policy", "route"])
+def test_what_goes_on_follows_the_routes_of_its_network(
+    net: NodeNet, node: DaemonProcess, second: str, kind: str
+) -> None:
+    network = node.request("POST", "/v2/networks", overlay())["ID"]
+    pod = add(net, node, "pod")
+
+    def arrives(wait_s: float = STALL_S) -> bool:
+        """Of one exchange: all echoes have the same identifier."""
+        line = ("ping", "-n", "-e", "77", "-c", "1", "-W", str(wait_s), FAR)
+        return in_namespace(pod, *line, check=False).returncode == 0
+
+    def change(how: str, hop: str) -> None:
+        policy = {"Type": "SDNRoute", "Settings": route_to(hop)}
+        given = {"ResourceType": "Policy", "RequestType": how, "Settings": {"Policies": [policy]}}
+        node.request("POST", f"/v2/networks/{network}", given)
+
+    assert not arrives(SHORT_S)
+    if kind == "policy":
+        change("Add", SECOND_IP)
+        assert arrives()
+        change("Update", ROUTER_IP)
+        assert not arrives(SHORT_S)
+        change("Update", SECOND_IP)
+        assert arrives()
+        change("Remove", SECOND_IP)
+    else:
+        wanted = {"HostComputeNetwork": network, "Routes": [route_to(SECOND_IP)]}
+        route = node.request("POST", "/v2/routes", wanted)["ID"]
+        assert arrives()
+        node.request("DELETE", f"/v2/routes/{route}")
+    assert not arrives(SHORT_S)
+    assert node.differences() == []

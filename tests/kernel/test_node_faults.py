@@ -418,7 +418,8 @@ async def test_flows_are_judged_again_after_what_judged_them_was_repaired(net: N
     await create_network(node)
     await NodeBackend(node).attach(request(net.pod()))
 
-    for name, judges in (("sw_routes", False), ("sw_acl_rules", True), ("sw_ports", True)):
+    tables = (("sw_endpoints", False), ("sw_routes", True), ("sw_acl_rules", True), ("sw_ports", True))
+    for name, judges in tables:
         before, found = generations(node), node.board.maps[name]
         found.delete_batch([key for key, _ in found.items()])
         assert (await node.auditor.audit()).failed == ()
@@ -429,7 +430,13 @@ async def test_flows_are_judged_again_after_what_judged_them_was_repaired(net: N
 
 @pytest.mark.parametrize(
     ("name", "judges"),
-    [("sw_routes", False), ("sw_acl_rules", True), ("sw_own_routes", True), ("sw_portmaps", True)],
+    [
+        ("sw_endpoints", False),
+        ("sw_routes", True),
+        ("sw_acl_rules", True),
+        ("sw_own_routes", True),
+        ("sw_portmaps", True),
+    ],
 )
 async def test_flows_are_judged_again_by_a_start_that_finds_less(
     net: NodeNet, config: NodeConfig, name: str, judges: bool

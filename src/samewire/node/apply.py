@@ -234,6 +234,7 @@ class NodeSwitch:
             kernel.hostnet.apply(step for step in bindings if not (step.add or wanted(step.wish)))
             balancers.write_removals(balance)
             kernel.tables.write(changes.removals())
+            kernel.tables.write(self._led_again(changes))
             for endpoint_id, state in old.items():
                 kept = opened[endpoint_id].link.netns_path if endpoint_id in opened else ""
                 if state is not None and state.link.netns_path != kept:
@@ -307,8 +308,14 @@ class NodeSwitch:
         for owner, compiled in reversed(before):
             self.wanted.replace(owner, judged_again(compiled, self.owners.next_generation()), changes)
         changes.enter(self.wanted.left_over(made))
-        self.kernel.tables.write([*changes.puts(), *changes.removals()])
+        self.kernel.tables.write([*changes.puts(), *changes.removals(), *self._led_again(changes)])
         self.kernel.hostnet.apply(in_order(changes.bindings))
+
+    def _led_again(self, changes: Changes) -> list[Operation]:
+        """What comes behind all else, so that no flow goes on by a route that is no more, or past one that is there."""
+        if not changes.scopes:
+            return []
+        return self.wanted.led_again(changes.scopes, self.owners.next_generation())
 
     def judged_again_after(self, repairs: Sequence[Operation]) -> list[Operation]:
         """What is to follow repairs of the tables, so that no flow keeps a verdict from before them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final, cast
 
 import msgspec
@@ -15,16 +15,21 @@ from samewire.vfp.diff import JUDGED_BY, Operation, Put, Remove, is_early, is_la
 from samewire.vfp.model import Compiled, Entries, Shared
 from samewire.vfp.ownership import Ownership
 from samewire.vfp.record import Record
-from samewire.vfp.tables import AclSpace, Port
+from samewire.vfp.tables import AclSpace, Port, RouteKey
 
 _VECTORS: Final = "sw_acl_vectors"
 _JUDGED: Final = ("sw_ports", "sw_acl_spaces")  # flows keep their generations
-_JUDGED_BY: Final = ("sw_acl_", "sw_set_", "sw_ports", *JUDGED_BY)
+_JUDGED_BY: Final = ("sw_acl_", "sw_set_", "sw_ports", "sw_routes", *JUDGED_BY)
+_LEADING: Final = frozenset({"node", "network", "remote", "route"})
+"""Owners whose routes are for all of a scope. Those of endpoints lead to their own addresses."""
 
 
 class Changes(msgspec.Struct):
-    """What has to be done for changes of several owners: ``first`` as it is, before ``operations``."""
+    """What has to be done for changes of several owners: ``first`` as it is, before ``operations``. ``scopes``: those
+    with other routes, whoever's packets obey them.
+    """
 
+    scopes: set[int] = msgspec.field(default_factory=set)
     first: list[Operation] = msgspec.field(default_factory=list)
     operations: dict[tuple[str, Record, bool], Operation] = msgspec.field(default_factory=dict)
     bindings: list[BindingChange] = msgspec.field(default_factory=list)
@@ -91,7 +96,10 @@ class Wanted:
                     changes.enter(operations)
         if compiled.shared:
             self._needs[owner] = compiled.shared
-        changes.enter(self.entries.replace(owner, compiled.entries, compiled.edit))
+        operations = self.entries.replace(owner, compiled.entries, compiled.edit)
+        if owner[0] in _LEADING:
+            changes.scopes.update(step.key.scope for step in operations if isinstance(step.key, RouteKey))
+        changes.enter(operations)
         for name in {part.name for part in before} - {part.name for part in compiled.shared}:
             changes.enter(self._leave(owner, name))
         changes.bindings += self.bindings.replace(owner, compiled.binding)
@@ -122,6 +130,15 @@ class Wanted:
             for table in _JUDGED
             for key, value in tables.get(table, {}).items()
             if isinstance(value, Port | AclSpace)
+        ]
+
+    def led_again(self, scopes: Collection[int], generation: int) -> list[Operation]:
+        """What has the flows of ports judged once more, in scopes whose routes are others: they may lead elsewhere."""
+        ports = self.entries.tables().get("sw_ports", {}) if scopes else {}
+        return [
+            Put("sw_ports", key, replace(port, generation=generation))
+            for key, port in ports.items()
+            if isinstance(port, Port) and port.scope in scopes
         ]
 
     def acl_tables(self, owner: Owner) -> Known:
