@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from samewire.cli.main import cli
+from samewire.cli.stream import json_lines
+from samewire.errors import Unavailable
 from samewire.hcn.codec import encode
 from samewire.trace.views import Names, drop_event, drop_rows, flow_rows, layer_row, port_rows
 from samewire.vfp.rule_names import rule_number
@@ -299,6 +302,15 @@ def test_watching(daemon: StubDaemon) -> None:
     assert get(daemon, "drops", "--watch", "-o", "wide").stdout.splitlines()[0].endswith("allows this.")
     documents = list(yaml.safe_load_all(get(daemon, "drops", "--watch", "-o", "yaml").stdout))
     assert documents == [event, event]
+
+
+def test_watching_a_daemon_that_stands_still(tmp_path: Path) -> None:
+    """It takes the connection, and says nothing: no drops are something else."""
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "s"))
+        silent.listen()
+        with pytest.raises(Unavailable, match="timed out"):
+            next(json_lines(str(tmp_path / "s"), "/v2/switch/drops?watch=1", timeout_s=0.05))
 
 
 def test_watching_an_endpoint_that_does_not_exist(daemon: StubDaemon) -> None:

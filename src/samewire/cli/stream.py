@@ -9,19 +9,25 @@ from collections.abc import Iterator
 from typing import Any
 
 from samewire.errors import Unavailable
+from samewire.hcn.client import DEFAULT_TIMEOUT_S
 from samewire.hcn.errors import HcnCode, HcnError
 
 
-def json_lines(socket_path: str, path: str) -> Iterator[Any]:
-    """The values of an NDJSON answer as they come. Raises Unavailable, HcnError."""
+def json_lines(socket_path: str, path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[Any]:
+    """The values of an NDJSON answer as they come; the first may take for ever, that there is an answer ``timeout_s``.
+
+    Raises Unavailable, HcnError.
+    """
     connection = http.client.HTTPConnection("samewire")
-    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock = opened = socket.socket(socket.AF_UNIX)
     try:
-        connection.sock.connect(socket_path)
+        opened.settimeout(timeout_s)
+        opened.connect(socket_path)
         connection.request("GET", path)
         response = connection.getresponse()
         if response.status >= 400:
             raise _refused(response.status, response.read())
+        opened.settimeout(None)
         while line := response.readline():
             yield json.loads(line)
     except (OSError, http.client.HTTPException, ValueError) as error:
