@@ -395,6 +395,26 @@ def test_a_firewall_between_the_wire_and_the_tunnel(world: World) -> None:
         assert not of_the_tunnel(world.near)
 
 
+def test_what_is_wrong_with_a_pod_has_the_pods_name(world: World) -> None:
+    def mtu(value: str) -> None:
+        in_namespace(world.client, "ip", "link", "set", "eth0", "mtu", value)
+
+    found = json.loads(in_namespace(world.client, "ip", "-j", "link", "show", "eth0").stdout)[0]["mtu"]
+    (port,) = values(world.near, "ports", "shop/client")
+    mtu("1300")
+    in_namespace(world.net.node, "tc", "filter", "del", "dev", port["interface"], "ingress")
+    try:
+        findings = json.loads(run(world.near, "doctor", "--json").stdout)["findings"]
+    finally:
+        mtu(str(found))
+        world.near.stop()
+        world.near.start()
+    assert {finding["object"] for finding in findings} == {
+        f"pod shop/client: MTU is 1300, not {found}",
+        f"hook {port['interface']} of shop/client: the switch's program does not run",
+    }
+
+
 def test_a_filter_that_somebody_removed(world: World) -> None:
     """Nobody tells of it: the comparison finds it, and the audit repairs it later."""
     in_namespace(world.far_net.node, "tc", "filter", "del", "dev", "swvxlan0", "ingress")

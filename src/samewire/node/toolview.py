@@ -179,16 +179,23 @@ class ToolView:
         node = self._node
         ticks, tunnel = await asyncio.gather(ticks_of(self._tick), _read_async(self._tunnel_traffic))
         differences = await _read_async(node.auditor.compare)
+        endpoints = tuple(self.endpoints())
+        names = {info.id: info.label for info in endpoints}
+        names |= {
+            info.host_interface: f"{info.host_interface} of {info.label}" for info in endpoints if info.port
+        }
         lasting = {item.subject: item.text for item in differences or () if item.lasting}
         return Snapshot(
             facts=node.switch.node_facts,
             networks=tuple(node.store.state.networks()),
-            endpoints=tuple(self.endpoints()),
+            endpoints=endpoints,
             tables=await asyncio.to_thread(_read, self.tables),
             differences=None
             if differences is None
             else tuple(
-                f"{item.kind} {item.subject}: {item.text}" for item in differences if not item.lasting
+                f"{item.kind} {names.get(item.subject, item.subject)}: {item.text}"
+                for item in differences
+                if not item.lasting
             ),
             degraded={**lasting, **node.auditor.degraded},
             live_namespaces=_read(self._live_namespaces),
