@@ -7,6 +7,7 @@
  *	 a: active, d: draining. Another address to listen on is another listener, with another port.
  *   del ID	-> ok ID 0
  *   list	-> service ID PORT tcp|udp ACCEPTED FAILED OPEN, a line each, then: end
+ *   users	-> carries ID ADDRESS PORT, for each backend with connections or sessions, then: end
  *   stats	-> stats ACCEPTED FAILED REFUSED DATAGRAMS DATAGRAMS-LOST
  *   quit	-> the relay ends, and with it all connections
  *
@@ -210,6 +211,25 @@ static void list(struct control *control)
 	answer(control, "end");
 }
 
+static void users(struct control *control)
+{
+	char text[INET6_ADDRSTRLEN];
+
+	for (struct service *s = service_next(NULL); s; s = service_next(s)) {
+		for (unsigned i = 0; i < s->count; i++) {
+			const struct backend *backend = s->backends[i];
+			int family = backend->address.any.sa_family;
+			const void *ip = family == AF_INET ? (void *)&backend->address.v4.sin_addr :
+							     (void *)&backend->address.v6.sin6_addr;
+
+			if (backend->users.next != &backend->users)
+				answer(control, "carries %s %s %u", s->id, inet_ntop(family, ip, text, sizeof(text)),
+				       ntohs(backend->address.v4.sin_port)); /* the same place in both kinds */
+		}
+	}
+	answer(control, "end");
+}
+
 static void carry_out(struct control *control, char *line)
 {
 	char *rest = line, *verb = strsep(&rest, " ");
@@ -221,6 +241,8 @@ static void carry_out(struct control *control, char *line)
 		answer(control, "ok %s 0", strlen(rest) < ID_BYTES ? rest : "-");
 	} else if (!strcmp(verb, "list")) {
 		list(control);
+	} else if (!strcmp(verb, "users")) {
+		users(control);
 	} else if (!strcmp(verb, "stats")) {
 		answer(control, "stats %llu %llu %llu %llu %llu", (unsigned long long)counters.accepted,
 		       (unsigned long long)counters.failed, (unsigned long long)counters.refused,
@@ -228,7 +250,7 @@ static void carry_out(struct control *control, char *line)
 	} else if (!strcmp(verb, "quit")) {
 		exit(0);
 	} else {
-		answer(control, "error - want put, del, list, stats or quit");
+		answer(control, "error - want put, del, list, users, stats or quit");
 	}
 }
 

@@ -140,7 +140,7 @@ async def test_who_does_not_read_his_answers_keeps_nobody_waiting(relay: Relay, 
             while answers.count(b"\n") < asked:
                 answers += await asyncio.to_thread(deaf.recv, 1 << 20)
             await sending
-            assert set(answers.splitlines()) == {b"error - want put, del, list, stats or quit"}
+            assert set(answers.splitlines()) == {b"error - want put, del, list, users, stats or quit"}
 
 
 async def test_of_too_many_clients_by_udp_the_longest_silent_is_forgotten(tmp_path: Path) -> None:

@@ -21,13 +21,14 @@ from samewire.hcn.loadbalancers import (
     LoadBalancerFlags,
     LoadBalancerPortMapping,
 )
+from samewire.kube.model import EndpointPort
 from samewire.proxy.controller import ServiceProxy
 from samewire.proxy.ids import OWNER
 from samewire.proxy.relay import Relay
 from samewire.proxy.userspace import RelayWriter
 from tests.support.kube_services import HERE, endpoint, endpoint_slice, service
 from tests.support.proxy import FakeSource, FakeWriter, pid_behind
-from tests.unit.test_proxy_relay import until
+from tests.unit.test_proxy_relay import hang_up, until
 
 LOCAL, LOCAL_ONLY, DRAINING = (
     int(BackendFlags.LOCAL),
@@ -194,6 +195,71 @@ async def test_the_relay_of_an_earlier_life_forgets_what_nobody_wants(relay: Rel
     await again.write([load_balancer(("10.244.0.3", LOCAL))], [])
     assert {name: counts.port for name, counts in (await relay.list()).items()} == {ID: port}
     await again.close()
+
+
+async def test_the_next_daemon_knows_who_drains(relay: Relay, tmp_path: Path) -> None:
+    """A connection to an endpoint that is not ready any more goes on through a restart, until the endpoint is gone."""
+    source, inner = FakeSource(), FakeWriter()
+    source.put(service("web"), quiet=True)
+    with socket.create_server(("127.0.0.1", 0)) as pod, contextlib.ExitStack() as stack:
+
+        def say(ready: bool | None) -> None:
+            ends = [endpoint("127.0.0.1", ready=ready)] if ready is not None else []
+            ports = (EndpointPort(name="http", port=pod.getsockname()[1]),)
+            source.put(endpoint_slice(*ends, ports=ports))
+
+        async def live(one: Relay) -> ServiceProxy:
+            writer = RelayWriter(inner, one, lambda: ["127.0.0.1"])
+            await writer.recall()
+            proxy = ServiceProxy(source, writer, HERE)
+            proxy.start()
+            await source.start()
+            await until(lambda: _true(proxy.idle))
+            return proxy
+
+        say(True)
+        first = await live(relay)
+        (listening,) = (await relay.list()).values()
+        client = stack.enter_context(socket.create_connection(("127.0.0.1", listening.port)))
+        far = stack.enter_context(pod.accept()[0])
+        say(False)
+        await until(lambda: _true(first.idle))
+        await first.close()
+        await relay.close()
+        again = Relay(tmp_path / "relay.sock")
+        second = await live(again)
+        for one in (client, far):
+            one.settimeout(20)
+        client.sendall(b"still")
+        assert far.recv(10) == b"still"
+        say(None)
+        await until(lambda: _true(second.idle))
+        with contextlib.suppress(ConnectionResetError):
+            assert far.recv(10) == b"", "it ends with its endpoint"
+        await second.close()
+        await again.close()
+
+
+async def test_a_relay_of_an_earlier_release_carries_nothing_that_is_known(tmp_path: Path) -> None:
+    """It answers that it does not know the question. Where there is none, none is started to be asked."""
+    path = tmp_path / "relay.sock"
+    assert await Relay(path).users() == {}
+    assert not path.exists()
+
+    gone = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"error - want put, del, list, stats or quit\n")
+        await reader.read()
+        await hang_up(writer)
+        gone.set()
+
+    async with await asyncio.start_unix_server(answer, path):
+        one = Relay(path)
+        assert await one.users() == {}
+        await one.close()
+        await gone.wait()
 
 
 async def test_listeners_follow_the_nodes_address(relay: Relay) -> None:

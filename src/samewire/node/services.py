@@ -6,10 +6,12 @@ Imported only where this node balances services: others do not pay for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import Callable
 from typing import Final
 
+from samewire.errors import Unavailable
 from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.kube.source import Source
 from samewire.node.node import Node
@@ -62,6 +64,9 @@ class Services:
 
     async def start(self) -> None:
         """Begin to watch, to write and to answer. Raises Invalid."""
+        if self._relayed is not None:
+            with contextlib.suppress(Unavailable):  # it hangs, or has just ended: it carries nothing
+                await self._relayed.recall()
         await self.health.start()
         self.proxy.start()
 

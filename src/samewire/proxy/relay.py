@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -102,6 +102,22 @@ class Relay:
                 found[name] = RelayCounts(int(port), int(accepted), int(failed), int(still_open))
             return found
 
+    async def users(self) -> Mapping[str, Sequence[tuple[str, int]]]:
+        """The backends, address and port, that carry something, by service. Starts no relay: none, or one of an earlier
+        release that does not know the question, carries nothing. Raises Unavailable when it hangs up.
+        """
+        found: dict[str, list[tuple[str, int]]] = {}
+        async with self._lock:
+            try:
+                reader, writer = await self._connected(start=False)
+            except Unavailable:
+                return found
+            writer.write(b"users\n")
+            while (line := await self._line(reader)).startswith("carries "):
+                _, name, address, port = line.split(" ")
+                found.setdefault(name, []).append((address, int(port)))
+        return found
+
     async def stop(self) -> None:
         """End the relay, and with it all its connections; nothing happens when there is none."""
         async with self._lock:
@@ -149,12 +165,14 @@ class Relay:
             raise Unavailable("relay", f"{self._socket}: the relay has hung up")
         return line[:-1].decode()
 
-    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connected(self, *, start: bool = True) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._reader is not None and self._writer is not None:
             return self._reader, self._writer
         try:
             return await self._connect()
         except Unavailable:
+            if not start:
+                raise
             return await self._start()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -43,8 +43,13 @@ class RelayWriter:
         relay.on_lost = self._forget
         self._addresses = addresses
         self._wanted: dict[str, LoadBalancer] = {}
+        self._carrying: Mapping[str, Sequence[tuple[str, int]]] = {}
         self._listening = _NOWHERE
         self._swept = False
+
+    async def recall(self) -> None:
+        """Learn what the relay of an earlier life carries. Before the first `get`. Raises Unavailable."""
+        self._carrying = await self._relay.users()
 
     def network_id(self) -> str | None:
         """As the writer behind."""
@@ -56,12 +61,15 @@ class RelayWriter:
 
     def get(self, lb_id: str) -> LoadBalancer | None:
         """A load balancer as the controller wanted it; of an earlier life, as it is in the switch, but nobody's: if
-        that was in kernel mode, it may be what is wanted, and the relay has still to hear of it.
+        that was in kernel mode, it may be what is wanted, and the relay has still to hear of it. What it carries there
+        are backends: those that drain keep their connections.
         """
         found = self._inner.get(lb_id)
         if found is None or lb_id in self._wanted or not _is_relayed(found):
             return None if found is None else self._wanted.get(lb_id, found)
-        return replace(found, owner="")
+        carrying = {*self._carrying.get(lb_id, ()), *self._carrying.get(lb_id + _LOCAL_SUFFIX, ())}
+        left = [LoadBalancerBackend(ip_address=address, port=port) for address, port in sorted(carrying)]
+        return replace(found, owner="", backends=(*found.backends, *left))
 
     def owned(self) -> Iterable[LoadBalancer]:
         """As the writer behind."""
@@ -107,6 +115,7 @@ class RelayWriter:
         """The next relay listens at other ports: nothing that is in the switch is right any more."""
         log.warning("the relay has ended; starting another one")
         self._wanted = {}
+        self._carrying = {}
         self.on_lost()
 
     async def close(self) -> None:
