@@ -655,6 +655,28 @@ async def test_where_a_backend_can_answer_there_is_no_source_vip(
     assert (outside.source_vip, service.view.endpoints()) == ("", [])
 
 
+async def test_a_source_vip_comes_when_the_node_leaves_the_network(service: HnsService) -> None:
+    network = await service.create_network(overlay(policies=(HostRoute(),)))
+    outside, inside = [
+        await service.create_load_balancer(
+            balancer(network_id=network.id, port_mappings=(mapping(port, flags=flags),))
+        )
+        for port, flags in ((81, 16), (82, 0))
+    ]
+    leaving = {
+        "ResourceType": "Policy",
+        "RequestType": "Remove",
+        "Settings": {"Policies": [{"Type": "HostRoute"}]},
+    }
+    await service.modify(Kind.NETWORK, network.id, decode_modify(Kind.NETWORK, leaving))
+    (endpoint,) = service.view.endpoints()
+    assert endpoint.owner == "samewire:source-vip"
+    assert service.view.load_balancer(outside.id) == replace(outside, source_vip=endpoint.addresses[0])
+    assert service.view.load_balancer(inside.id) == inside
+    await service.delete(Kind.LOADBALANCER, outside.id)
+    assert service.view.endpoints() == []
+
+
 async def test_a_batch_shares_one_source_vip(service: HnsService) -> None:
     network = await service.create_network(overlay())
     values = numbered(5, network_id=network.id, port_mappings=(mapping(flags=16),))

@@ -8,6 +8,7 @@ from typing import Any, cast
 import msgspec
 
 from samewire.hcn.errors import HcnCode, HcnError
+from samewire.hcn.frontends import has_host_port
 from samewire.hcn.modify import (
     ExtensionSettings,
     IpSubnetSettings,
@@ -29,11 +30,12 @@ from samewire.hcn.plan.policies import (
     remove_policies,
     without_policies,
 )
+from samewire.hcn.plan.source_vips import SourceVips
 from samewire.hcn.plan.uplink import check_source_mac, check_translation, check_vlans, tag_of, vlans_of
 from samewire.hcn.policies import VLAN, HostRoute, SetPolicy, first
 from samewire.hcn.policy_lists import GIVEN, OF_OBJECT, identities, placed, set_identity, sets_of
 from samewire.hcn.schema import Dns, Ipam, IpConfiguration, IpSubnet, Kind, Network, Subnet
-from samewire.hcn.state import View
+from samewire.hcn.state import Pending, View
 from samewire.hcn.switch import Change
 from samewire.hcn.values import guid, prefix
 
@@ -61,7 +63,22 @@ def modify_network(context: Context, network_id: str, *requests: ModifySettingRe
         check_clashes(context.view, after, context.facts)
         for endpoint in context.view.endpoints_of_network(after.id):
             check_translation(after, endpoint.policies, context.facts, f"endpoint {endpoint.id}: {OF_OBJECT}")
-    return modified(Kind.NETWORK, before, after)
+    changes = modified(Kind.NETWORK, before, after)
+    if has_host_port(before) and not has_host_port(after):
+        changes += _with_sources(_replace(context, view=Pending(context.view, changes)), after)
+    return changes
+
+
+def _with_sources(context: Context, network: Network) -> list[Change]:
+    """Plan a source VIP for the load balancers of a network that the node has left. Raises HcnError, Exhausted."""
+    sources = SourceVips(context)
+    return sources.around(
+        [
+            change
+            for value in context.view.load_balancers_of_network(network.id)
+            for change in modified(Kind.LOADBALANCER, value, sources.complete(value))
+        ]
+    )
 
 
 def _check_vlans(
