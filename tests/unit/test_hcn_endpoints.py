@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from samewire.errors import Exhausted
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.modify import ModifySettingRequest, PolicySettings, RequestType
-from samewire.hcn.policies import ACL, QOS, AclAction, AclDirection, OutBoundNAT, Policy, PortMapping
+from samewire.hcn.policies import ACL, QOS, VLAN, AclAction, AclDirection, OutBoundNAT, Policy, PortMapping
 from samewire.hcn.schema import (
     Dns,
     Endpoint,
@@ -401,3 +401,31 @@ async def test_an_endpoint_is_in_a_route_once(service: HnsService) -> None:
 async def test_counters_come_from_the_switch(service: HnsService) -> None:
     made = await endpoint(service, await service.create_network(bridge()))
     assert (await service.endpoint_stats(made.id.lower())).bytes_sent == 36
+
+
+@pytest.mark.parametrize(
+    ("kind", "vlan", "free"),
+    [
+        (NetworkType.L2BRIDGE, 0, False),
+        (NetworkType.L2BRIDGE, 7, True),
+        (NetworkType.INTERNAL, 0, True),
+    ],
+)
+async def test_an_address_has_one_endpoint_on_a_wire(
+    service: HnsService, kind: NetworkType, vlan: int, free: bool
+) -> None:
+    """Networks without subnets share the uplink's."""
+    policies = (VLAN(isolation_id=vlan),) if vlan else ()
+    networks = [
+        await service.create_network(Network(name="one", type=NetworkType.TRANSPARENT)),
+        await service.create_network(Network(name="two", type=kind, policies=policies)),
+    ]
+    address = (IpConfiguration(ip_address="10.9.1.5", prefix_length=24),)
+    there = await service.create_endpoint(Endpoint(network_id=networks[0].id, ip_configurations=address))
+    wanted = Endpoint(network_id=networks[1].id, ip_configurations=address)
+    if free:
+        await service.create_endpoint(wanted)
+    else:
+        error = await refused(service, wanted)
+        assert (error.code, there.id in str(error)) == (HcnCode.OBJECT_ALREADY_EXISTS, True)
+    await service.create_endpoint(replace(wanted, flags=REMOTE, ip_configurations=at("10.9.1.6")))

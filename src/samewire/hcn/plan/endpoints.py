@@ -27,7 +27,7 @@ from samewire.hcn.plan.macs import choose_mac
 from samewire.hcn.plan.mapped_ports import with_ports
 from samewire.hcn.plan.members import routes_without, without_endpoints
 from samewire.hcn.plan.policies import Policies, add_policies, check_sets, remove_policies, without_policies
-from samewire.hcn.plan.uplink import check_constraint, check_translation, check_vlans
+from samewire.hcn.plan.uplink import check_constraint, check_translation, check_vlans, on_one_wire
 from samewire.hcn.policies import VLAN, PortMapping, SDNRoute, mapping_family
 from samewire.hcn.policy_lists import (
     GIVEN,
@@ -73,6 +73,7 @@ def prepare_endpoint(context: Context, endpoint: Endpoint) -> tuple[Endpoint, li
     endpoint = fill_addresses(context.pool, context.view, network, context.facts, endpoint)
     endpoint = _replace(endpoint, mac_address=choose_mac(context.view, network, endpoint))
     endpoint = with_ports(context, endpoint)
+    _refuse_on_one_wire(context, network, endpoint)
     replaced = delete_endpoints(context.view, _replaced(context.view, endpoint), endpoint)
     _check_mappings(context.view, endpoint, numbered(endpoint.policies).group(PortMapping).numbers, OF_OBJECT)
     return endpoint, replaced
@@ -218,6 +219,26 @@ def _refuse_referenced(view: View, endpoint: Endpoint) -> None:
         raise HcnError(HcnCode.ENTITY_HAS_REFERENCES, f"endpoint {endpoint.id} is in route {routes[0].id}")
 
 
+def _refuse_on_one_wire(context: Context, network: Network, endpoint: Endpoint) -> None:
+    """Refuse a local endpoint's address that one of another network on the same wire has. Raises HcnError."""
+    if endpoint.is_remote:
+        return
+    for other in context.view.networks():
+        if other.id == network.id or not on_one_wire(network, other, context.facts):
+            continue
+        for index, address in enumerate(endpoint.addresses):
+            owner = context.view.endpoint_by_ip(other.id, address)
+            if owner is not None and not owner.is_remote:
+                raise _taken(index, address, owner)
+
+
+def _taken(index: int, address: str, owner: Endpoint) -> HcnError:
+    return HcnError(
+        HcnCode.OBJECT_ALREADY_EXISTS,
+        f"$.IpConfigurations[{index}].IpAddress: The object already exists. ({address}: {owner.id})",
+    )
+
+
 def _replaced(view: View, endpoint: Endpoint) -> list[Endpoint]:
     """Return the remote endpoints whose addresses a new local one takes over. Raises HcnError."""
     replaced: dict[str, Endpoint] = {}
@@ -226,10 +247,7 @@ def _replaced(view: View, endpoint: Endpoint) -> list[Endpoint]:
         if other is None:
             continue
         if endpoint.is_remote or not other.is_remote:
-            raise HcnError(
-                HcnCode.OBJECT_ALREADY_EXISTS,
-                f"$.IpConfigurations[{index}].IpAddress: The object already exists. ({address}: {other.id})",
-            )
+            raise _taken(index, address, other)
         replaced[other.id] = other
     return list(replaced.values())
 

@@ -64,6 +64,12 @@ def tag_of(network: Network, facts: NodeFacts) -> int:
     return network.vlan if network.type in _ON_THE_UNDERLAY and network.vlan != facts.uplink_vlan else 0
 
 
+def on_one_wire(one: Network, other: Network, facts: NodeFacts) -> bool:
+    """Whether the endpoints of two networks have addresses of one link."""
+    bridged = one.type in _ON_THE_UNDERLAY and other.type in _ON_THE_UNDERLAY
+    return bridged and tag_of(one, facts) == tag_of(other, facts)
+
+
 def check_vlans(network: Network, vlans: Iterable[tuple[str, VLAN]], facts: NodeFacts) -> None:
     """Refuse a VLAN, named with its place, whose tag the frames of this network would not carry. Raises
     HcnError(INVALID_NETWORK_TYPE, INVALID_POLICY, REQUEST_UNSUPPORTED).
