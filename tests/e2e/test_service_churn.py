@@ -1,6 +1,7 @@
 """Connections through services while everything changes: only what has lost its backend ends or moves.
 
-The Services come from an API server over HTTP. A thousand connections are held by one process; far backends are all
+The Services come from an API server over HTTP, and have both families: of whatever is opened, half is IPv6. A thousand
+connections are held by one process; far backends are all
 addresses of a prefix beyond the uplink, near ones are pods.
 """
 
@@ -12,9 +13,9 @@ from collections import Counter
 import pytest
 
 from tests.apiserver.fake_server import Fault
-from tests.support.api_node import NODE_PORT, PORTS, VIP, ApiNode, far, slice_of
+from tests.support.api_node import NODE_PORT, PORTS, SLICE_PORTS, VIP, ApiNode, far, slices_of
 from tests.support.churn import ENDED, FAR, MANY, PODS, Churn, follow
-from tests.support.crowd import endpoint
+from tests.support.crowd import endpoint, who
 from tests.support.node import NODE_IP, Json, poll
 
 pytestmark = pytest.mark.root
@@ -25,14 +26,21 @@ WAVE = 100
 def test_scale_down_ends_what_the_removed_had_and_nothing_else(churn: Churn) -> None:
     backends = [*churn.near, *FAR]
     churn.publish(*backends)
-    with churn.pod.open(MANY, VIP, 80) as held, churn.outside.open(100, NODE_IP, NODE_PORT) as outside:
+    with (
+        churn.pod.open(MANY, VIP, 80) as held,
+        churn.outside.open(100, NODE_IP, NODE_PORT) as outside,
+        churn.pod.open(1, VIP, 80, "udp", source=45001) as sender,
+    ):
         assert held.addresses == set(backends)
-        gone = [churn.near[0], *FAR[:7]]
-        churn.backends(*(address for address in backends if address not in gone))
+        gone = [churn.near[0], *FAR[:7], *map(who, sender.first)]
+        left = [address for address in backends if address not in gone]
+        churn.backends(*left)
         held.expect(*gone, ends_with=ENDED)
         outside.expect(*gone, ends_with=ENDED)
-        churn.backends(*(address for address in backends if address not in gone), far(500), far(501))
-        survivors = [answer for answer in held.first if answer.split()[1] not in gone]
+        now = follow(sender, sender.first, *left)
+        churn.backends(*left, far(500), far(501))
+        follow(sender, now, *left)
+        survivors = [answer for answer in held.first if who(answer) not in gone]
         assert [answer for answer in held.ask() if answer in survivors] == survivors
 
 
@@ -84,7 +92,7 @@ def test_a_rollout_of_a_thousand_backends(churn: Churn) -> None:
                 world.wait_for(*old[end:], *new[:end], draining=old[:end])
             held.expect()
         for end in (WAVE, 2 * WAVE, 3 * WAVE):
-            world.api.delete("endpointslices", f"web-old-{end - WAVE}")
+            world.remove_endpoints(f"old-{end - WAVE}")
             world.wait_for(*new, draining=old[end:])
             held.expect(*old[:end], ends_with=ENDED)
 
@@ -99,8 +107,8 @@ def test_backends_beyond_the_thousandth(churn: Churn) -> None:
     world.wait_for(*everybody)
     with churn.pod.open(MANY, VIP, 80) as held:
         late = _late_places(world)
-        assert len(late) == 2000 - 1024
-        spread = Counter(address in late for address in held.addresses)
+        assert len(late) == 2 * (2000 - 1024)
+        spread = Counter(answer.split()[1] in late for answer in held.first)
         assert spread[True] > 100
         assert spread[False] > 100
         assert len(held.addresses) > 600
@@ -108,13 +116,13 @@ def test_backends_beyond_the_thousandth(churn: Churn) -> None:
 
 
 def _late_places(world: ApiNode) -> set[str]:
-    """The backends at places from 1,024 on in the largest set."""
+    """The backends at places from 1,024 on, in both families."""
     addresses = {row["key"]["value"]: row["value"]["address"] for row in world.node.table("sw_backends")}
     sets: dict[int, list[str]] = {}
     for row in sorted(world.node.table("sw_backend_sets"), key=lambda row: int(row["key"]["chunk"])):
         places = sets.setdefault(row["key"]["set"], [])
         places += [addresses[place["backend"]] for place in row["value"]["place"] if place["backend"]]
-    return set(max(sets.values(), key=len)[1024:])
+    return {address for places in sets.values() for address in places[1024:]}
 
 
 def test_lists_that_come_again(churn: Churn) -> None:
@@ -212,10 +220,13 @@ def test_kill_9_while_backends_change(churn: Churn, moment: str) -> None:
     backends = [*churn.near, *FAR]
     churn.publish(*backends)
     world = churn.world
-    with churn.pod.open(MANY, VIP, 80) as held:
+    with (
+        churn.pod.open(MANY, VIP, 80) as held,
+        churn.pod.open(1, VIP, 80, "udp", source=45001) as sender,
+    ):
         world.node.stop(signal.SIGKILL)
         world.node.start({"SAMEWIRE_TEST_FAULT": f"{moment}|kill|2"})
-        gone = [*churn.near[:1], *FAR[:3]]
+        gone = [churn.near[0], FAR[0]]  # no more: so few are removed one by one
         left = [address for address in backends if address not in gone]
         ports = [{**port, "port": 81, "name": f"more-{port['name']}"} for port in PORTS]
         world.service(ports=[*PORTS, *({k: v for k, v in port.items() if k != "nodePort"} for port in ports)])
@@ -227,7 +238,8 @@ def test_kill_9_while_backends_change(churn: Churn, moment: str) -> None:
         world.settle()
         world.wait_for(*left)
         held.expect(*gone, ends_with=ENDED)
-        assert len(world.node.table("sw_backends")) == 4 * len(left), "cluster IP and node port, TCP and UDP"
+        follow(sender, sender.first, *left)
+        assert len(world.node.table("sw_backends")) == 8 * len(left), "cluster IP and node port, TCP and UDP"
 
 
 EDITS: dict[str, Json] = {
@@ -267,12 +279,13 @@ def test_a_renamed_port_moves_nothing(churn: Churn, first: str) -> None:
     backends = [*churn.near, *FAR]
     churn.publish(*backends)
     world = churn.world
-    piece: Json = churn.api.call(lambda: churn.api.server.store.get("endpointslices", ("default", "web-all")))
+    pieces = slices_of("all", map(churn.endpoint, backends))
+    renamed = [{**port, "name": f"new-{port['name']}"} for port in SLICE_PORTS]
     ports = [{**port, "name": f"new-{port['name']}"} for port in PORTS]
     edits = {
         "services": lambda: world.service(ports=ports),
         "endpointslices": lambda: churn.api.put(
-            "endpointslices", {**piece, "ports": [{**p, "name": f"new-{p['name']}"} for p in piece["ports"]]}
+            "endpointslices", *({**piece, "ports": renamed} for piece in pieces)
         ),
     }
     with churn.pod.open(MANY, VIP, 80) as held, churn.pod.open(40, VIP, 80, "udp") as senders:
@@ -299,8 +312,8 @@ def test_endpoints_that_move_between_slices_keep_their_connections(churn: Churn)
     world = churn.world
 
     def put(piece: str, addresses: list[str], *ports: Json) -> None:
-        made = slice_of(piece, map(churn.endpoint, addresses))
-        churn.api.put("endpointslices", {**made, "ports": [*made["ports"], *ports]})
+        made = slices_of(piece, map(churn.endpoint, addresses))
+        churn.api.put("endpointslices", *({**one, "ports": [*SLICE_PORTS, *ports]} for one in made))
 
     world.service()
     put("a", backends[::2])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.api_node import NODE_PORT, VIP, far
-from tests.support.churn import ENDED, FAR, Churn, who
-from tests.support.crowd import Crowd, crowds, endpoint
+from tests.support.api_node import NODE_PORT, TWINS, VIP, far
+from tests.support.churn import ENDED, FAR, Churn
+from tests.support.crowd import Crowd, crowds, endpoint, who
 from tests.support.node import NODE_IP, Json
 
 pytestmark = pytest.mark.root
@@ -23,7 +23,9 @@ def test_nothing_is_lost_while_it_happens(churn: Churn, tmp_path: Path) -> None:
     world, stays, comes = churn.world, churn.near, FAR
     churn.publish(*stays, *comes)
     with ExitStack() as stack:
-        clients = [stack.enter_context(crowds(space)) for space in (churn.client, world.net.router) * 2]
+        clients = [
+            stack.enter_context(crowds(space, twins=TWINS)) for space in (churn.client, world.net.router) * 2
+        ]
         busy = [
             stack.enter_context(client.open(60, host, port, protocol))
             for client, host, port, protocol in zip(

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.api_node import NODE_PORT, PORT, PORTS, VIP, far
+from tests.support.api_node import NODE_PORT, PORT, PORTS, TWINS, VIP, far
 from tests.support.churn import ENDED, FAR, MANY, Churn
 from tests.support.crowd import answering, crowds, endpoint
-from tests.support.node import NODE_IP, poll
+from tests.support.node import NODE_IP, NODE_IP6, poll
 
 pytestmark = pytest.mark.root
 
@@ -41,7 +41,7 @@ class Storm:
         elif what == "gone":
             self.world.api.delete("services", name)
             if self.backends.pop(name):
-                self.world.api.delete("endpointslices", f"{name}-all")
+                self.world.remove_endpoints("all", name)
         else:
             wanted = [
                 far(number) for number in self.chance.sample(range(100, 140), self.chance.randint(1, 4))
@@ -81,7 +81,7 @@ def test_two_thousand_changes_and_a_crash_move_nothing(churn: Churn, tmp_path: P
     with ExitStack() as stack:
         held = stack.enter_context(churn.pod.open(MANY, VIP, 80))
         outside = stack.enter_context(churn.outside.open(100, NODE_IP, NODE_PORT))
-        busy = stack.enter_context(crowds(churn.client)).open(60, VIP, 80, "udp")
+        busy = stack.enter_context(crowds(churn.client, twins=TWINS)).open(60, VIP, 80, "udp")
         stack.enter_context(busy)
         with busy.asking(tmp_path / "flag") as heard:
             for number in range(CHANGES):
@@ -132,7 +132,7 @@ def test_a_node_port_at_which_a_process_of_the_node_listens(churn: Churn) -> Non
         churn.publish(*FAR[:2])
         now = [stack.enter_context(client.open(20, NODE_IP, NODE_PORT)) for client in clients]
         for old, new in zip(before, now, strict=True):
-            assert old.addresses == {NODE_IP}
+            assert old.addresses == {NODE_IP, NODE_IP6}
             assert new.addresses <= set(FAR[:2])
             old.expect()
         world.clear()
@@ -140,7 +140,7 @@ def test_a_node_port_at_which_a_process_of_the_node_listens(churn: Churn) -> Non
             new.expect(*FAR[:2], ends_with=ENDED)
             old.expect()
         for client in clients:
-            assert stack.enter_context(client.open(5, NODE_IP, NODE_PORT)).addresses == {NODE_IP}
+            assert stack.enter_context(client.open(5, NODE_IP, NODE_PORT)).addresses == {NODE_IP, NODE_IP6}
 
 
 def test_a_connection_of_the_nodes_own_from_a_port_that_becomes_a_node_port(churn: Churn) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import threading
@@ -13,8 +14,19 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from tests.apiserver.fake_server import FakeServer
-from tests.support.crowd import answering, endpoint
-from tests.support.node import DaemonProcess, Json, NodeNet, daemon, ip, node_net, overlay, poll
+from tests.support.crowd import FAR6, PODS6, answering, endpoint, ipv4_of, ipv6_of
+from tests.support.node import (
+    NODE_IP,
+    NODE_IP6,
+    DaemonProcess,
+    Json,
+    NodeNet,
+    daemon,
+    ip,
+    node_net,
+    overlay,
+    poll,
+)
 from tests.support.service_cluster import service
 
 T = TypeVar("T")
@@ -27,7 +39,9 @@ PORTS: Final = [
     {"name": "udp", "port": 80, "protocol": "UDP", "nodePort": NODE_PORT},
 ]
 SLICE_PORTS: Final = [{"name": port["name"], "port": PORT, "protocol": port["protocol"]} for port in PORTS]
-SUBNET: Final = "10.244.0.0/24"
+SUBNET, SUBNET6 = "10.244.0.0/24", f"{PODS6}/64"
+TWINS: Final = {VIP: "fd00:96::10", NODE_IP: NODE_IP6, "127.0.0.1": "::1"}
+"""What the services and the node have in IPv6, by what they have in IPv4."""
 
 
 def far(number: int) -> str:
@@ -117,39 +131,49 @@ class ApiNode:
         self.node = node
         self._stack = stack
         self._markers = 0
-        ip("route", "add", "local", "10.99.0.0/16", "dev", "lo", netns_name=net.router)
+        self._pods = itertools.count(2)
+        for prefix in ("10.99.0.0/16", f"{FAR6}/64"):
+            ip("route", "add", "local", prefix, "dev", "lo", netns_name=net.router)
         stack.enter_context(answering(net.router, "far", PORT))
         node.start()
-        node.request("POST", "/v2/networks", overlay("pods", SUBNET))
+        node.request("POST", "/v2/networks", overlay("pods", SUBNET, subnet6=SUBNET6))
 
     def pod(self, name: str, *, server: str = "", address: str = "") -> tuple[str, str]:
         """A pod; namespace and address. ``server``: the name under which it answers."""
         namespace = self.net.pod()
-        found = self.node.add(name, namespace, self._conf(address))["ips"][0]["address"].partition("/")[0]
+        wanted = address or f"10.244.0.{next(self._pods)}"
+        addresses = [f"{wanted}/24", f"{ipv6_of(wanted)}/64"]
+        found = self.node.add(name, namespace, self._conf(addresses))["ips"]
+        assert [item["address"] for item in found] == addresses
         if server:
             self._stack.enter_context(answering(namespace, server, PORT))
-        return namespace, found
+        return namespace, wanted
 
     def remove(self, name: str, namespace: str) -> None:
         """Take a pod off the network."""
-        self.node.delete(name, namespace, self._conf())
+        self.node.delete(name, namespace, self._conf([]))
 
-    def _conf(self, address: str = "") -> Json:
-        wanted = (
-            {"capabilities": {"ips": True}, "runtimeConfig": {"ips": [f"{address}/24"]}} if address else {}
-        )
-        return self.node.conf("pods", SUBNET, **wanted)
+    def _conf(self, addresses: list[str]) -> Json:
+        made = self.node.conf("pods", SUBNET, SUBNET6)
+        nat = {"Type": "OutBoundNAT", "Settings": {"Exceptions": [SUBNET6]}}
+        made["policies"].append({"name": "EndpointPolicy", "value": nat})
+        return {**made, "capabilities": {"ips": True}, "runtimeConfig": {"ips": addresses}}
 
     def service(self, name: str = "web", vip: str = VIP, **spec: Any) -> None:
-        """Put a Service; ``annotations``, or fields of its spec."""
+        """Put a Service, of both families if its address has a twin; ``annotations``, or fields of its spec."""
         annotations = spec.pop("annotations", {})
-        made = service(name, vip, **{"ports": PORTS, "type": "NodePort", **spec})
+        vips = [vip, TWINS[vip]] if vip in TWINS else [vip]
+        made = service(name, *vips, **{"ports": PORTS, "type": "NodePort", **spec})
         made["metadata"]["annotations"] = annotations
         self.api.put("services", made)
 
     def endpoints(self, piece: str, *endpoints: Json, of: str = "web") -> None:
-        """Put one slice of a service."""
-        self.api.put("endpointslices", slice_of(piece, endpoints, of))
+        """Put one slice of a service in each family."""
+        self.api.put("endpointslices", *slices_of(piece, endpoints, of))
+
+    def remove_endpoints(self, piece: str, of: str = "web") -> None:
+        """Delete them."""
+        self.api.delete("endpointslices", *(made["metadata"]["name"] for made in slices_of(piece, (), of)))
 
     def wait_for(self, *backends: str, draining: Iterable[str] = (), of: str = "web") -> None:
         """Wait until a service has just these backends, all of its addresses and protocols."""
@@ -175,7 +199,7 @@ class ApiNode:
         self.endpoints("all", endpoint(far(0)), of=name)  # which comes by another watch than the service
         self.wait_for(far(0), of=name)
         self.api.delete("services", name)
-        self.api.delete("endpointslices", f"{name}-all")
+        self.remove_endpoints("all", name)
         poll("the marker is gone", lambda: not self._has(name))
 
     def _has(self, name: str) -> bool:
@@ -201,25 +225,30 @@ class ApiNode:
 
 def _backends(address: Json) -> set[str]:
     return {
-        f"{one['address']}:{one['port']}{'!' if one.get('draining') else ''}"
+        f"{ipv4_of(one['address'])}:{one['port']}{'!' if one.get('draining') else ''}"
         for one in address.get("backends", ())
     }
 
 
-def slice_of(piece: str, endpoints: Iterable[Json], of: str = "web") -> Json:
-    """An EndpointSlice of a service."""
-    return {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": f"{of}-{piece}",
-            "namespace": "default",
-            "labels": {"kubernetes.io/service-name": of},
-        },
-        "addressType": "IPv4",
-        "ports": SLICE_PORTS,
-        "endpoints": list(endpoints),
-    }
+def slices_of(piece: str, endpoints: Iterable[Json], of: str = "web") -> list[Json]:
+    """An EndpointSlice of a service in each family."""
+    four = list(endpoints)
+    six = [{**one, "addresses": list(map(ipv6_of, one["addresses"]))} for one in four]
+    return [
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": f"{of}-{piece}-{family.lower()}",
+                "namespace": "default",
+                "labels": {"kubernetes.io/service-name": of},
+            },
+            "addressType": family,
+            "ports": SLICE_PORTS,
+            "endpoints": found,
+        }
+        for family, found in (("IPv4", four), ("IPv6", six))
+    ]
 
 
 @contextmanager

@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support.api_node import ApiNode, api_node, far
+from tests.support.api_node import TWINS, ApiNode, api_node, far
 from tests.support.cgroups import own_cgroup
-from tests.support.crowd import Crowd, Crowds, crowds, endpoint
+from tests.support.crowd import Crowd, Crowds, crowds, endpoint, who
 from tests.support.node import PREFIX, Json
 
 MANY: Final = 1000
@@ -20,16 +20,20 @@ ENDED: Final = frozenset({"ECONNRESET", "EPIPE"})
 
 
 class Churn:
-    """The node with a few pods behind its services, and clients: in a pod, on the node, outside."""
+    """The node with a few pods behind its services, and clients: in a pod, on the node, outside.
+
+    All of it has both families: who opens connections to the IPv4 address of a service or of the node gets half of
+    them to the IPv6 one.
+    """
 
     def __init__(self, world: ApiNode, group: Path, stack: ExitStack) -> None:
         self.world = world
         self.api = world.api
         self.near = [world.pod(f"near{number}", server=f"near{number}")[1] for number in range(PODS)]
         self.client = world.pod("client")[0]
-        self.pod: Crowds = stack.enter_context(crowds(self.client))
-        self.host: Crowds = stack.enter_context(crowds(world.net.node, group))
-        self.outside: Crowds = stack.enter_context(crowds(world.net.router))
+        self.pod: Crowds = stack.enter_context(crowds(self.client, twins=TWINS))
+        self.host: Crowds = stack.enter_context(crowds(world.net.node, group, TWINS))
+        self.outside: Crowds = stack.enter_context(crowds(world.net.router, twins=TWINS))
 
     def publish(self, *addresses: str, **spec: Any) -> None:
         """The service with these backends, those that are pods of the node as such."""
@@ -37,18 +41,13 @@ class Churn:
         self.backends(*addresses)
 
     def backends(self, *addresses: str) -> None:
-        """Change its backends, in one event, and wait until that is so."""
+        """Change its backends, in one event each family, and wait until that is so."""
         self.world.endpoints("all", *(self.endpoint(address) for address in addresses))
         self.world.wait_for(*addresses)
 
     def endpoint(self, address: str, *, going: bool = False) -> Json:
         """An endpoint of a slice."""
         return endpoint(address, node="node" if address in self.near else "far", going=going)
-
-
-def who(answer: str) -> str:
-    """The address of who answered."""
-    return answer.split()[1]
 
 
 def follow(senders: Crowd, last: list[str], *alive: str) -> list[str]:

@@ -1,4 +1,7 @@
-"""Many connections at once: one process that holds them, one that answers at any number of addresses."""
+"""Many connections at once: one process that holds them, one that answers at any number of addresses.
+
+A backend of both families is known by its IPv4 address, with which its IPv6 address ends.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,17 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from tests.support.node import Json, path_of
+
+NO_TWINS: Final[Mapping[str, str]] = MappingProxyType({})
+PODS6, FAR6 = "fd44::", "fd99::"
 
 _LIMIT = """
 import resource
@@ -24,23 +33,32 @@ _SERVER = (
 import selectors, socket, sys
 name, port = sys.argv[1], int(sys.argv[2])
 watch = selectors.DefaultSelector()
-tcp = socket.create_server(("0.0.0.0", port), backlog=4096)
-udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-udp.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO
-udp.bind(("0.0.0.0", port))
-for found in (tcp, udp):
+listeners, datagrams = [], {}
+for family, level, ask, at in ((socket.AF_INET, 0, 8, slice(8, 12)), (socket.AF_INET6, 41, 49, slice(0, 16))):
+    listeners.append(socket.create_server(("", port), family=family, backlog=4096))
+    udp = socket.socket(family, socket.SOCK_DGRAM)
+    udp.setsockopt(level, ask, 1)  # IP_PKTINFO, IPV6_RECVPKTINFO
+    if family == socket.AF_INET6:
+        udp.setsockopt(level, socket.IPV6_V6ONLY, 1)
+        udp.setsockopt(level, 78, 1)  # IPV6_FREEBIND: from an address that is a route's
+    udp.bind(("", port))
+    datagrams[udp] = family, at
+for found in (*listeners, *datagrams):
     watch.register(found, selectors.EVENT_READ)
 print("ready", flush=True)
 while True:
     for key, _ in watch.select():
         where = key.fileobj
-        if where is tcp:
-            watch.register(tcp.accept()[0], selectors.EVENT_READ)
-        elif where is udp:
-            data, info, _, peer = udp.recvmsg(2000, 200)
-            here = info[0][2][8:12]
-            source = [(socket.IPPROTO_IP, 8, bytes(4) + here + bytes(4))]
-            udp.sendmsg([f"{name} {socket.inet_ntoa(here)}".encode()], source, 0, peer)
+        if where in listeners:
+            watch.register(where.accept()[0], selectors.EVENT_READ)
+        elif where in datagrams:
+            family, at = datagrams[where]
+            data, info, _, peer = where.recvmsg(2000, 200)
+            (level, kind, found), = info
+            here = found[at]
+            source = bytes(4) + here + bytes(4) if family == socket.AF_INET else here + bytes(4)
+            answer = f"{name} {socket.inet_ntop(family, here)}".encode()
+            where.sendmsg([answer], [(level, kind, source)], 0, peer)
         else:
             try:
                 data = where.recv(2000)
@@ -75,6 +93,8 @@ def opened(order):
     one.settimeout(BOUND_S)
     try:
         if order["source"]:
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # its twin has the port, too
             one.bind(("", order["source"]))
         if order["connected"]:
             one.connect((order["host"], order["port"]))
@@ -95,14 +115,14 @@ def say(order, one):
 
 def hear(order, one):
     data, peer = one.recvfrom(200)
-    if not order["connected"] and peer != target(order):
+    if not order["connected"] and peer[:2] != target(order):
         return f"{data.decode()} from {peer[0]}"
     return data.decode() or "closed"
 
-def ask(order, sockets):
-    answers = [None if isinstance(one, socket.socket) else one for one in sockets]
+def ask(sockets):
+    answers = [None if isinstance(one, socket.socket) else one for _, one in sockets]
     with selectors.DefaultSelector() as watch:
-        for number, one in enumerate(sockets):
+        for number, (order, one) in enumerate(sockets):
             if answers[number] is None:
                 try:
                     say(order, one)
@@ -113,18 +133,18 @@ def ask(order, sockets):
         while watch.get_map() and time.monotonic() < end:
             for key, _ in watch.select(end - time.monotonic()):
                 try:
-                    answers[key.data] = hear(order, key.fileobj)
+                    answers[key.data] = hear(*sockets[key.data])
                 except OSError as error:
                     answers[key.data] = failed(error)
                 watch.unregister(key.fileobj)
     return [answer or "timeout" for answer in answers]
 
-def keep_asking(order, sockets, until):
+def keep_asking(sockets, until):
     # Each socket asks again as soon as it is answered, whatever the others wait for.
     heard = [dict() for _ in sockets]
     due = [0.0] * len(sockets)  # when the answer must be there; 0: to be asked
     with selectors.DefaultSelector() as watch:
-        for number, one in enumerate(sockets):
+        for number, (_, one) in enumerate(sockets):
             watch.register(one, selectors.EVENT_READ, number)
         while not os.path.exists(until):
             now = time.monotonic()
@@ -135,14 +155,14 @@ def keep_asking(order, sockets, until):
                     due[number] = 0.0
                 if not due[number]:
                     try:
-                        say(order, key.fileobj)
+                        say(*sockets[number])
                         due[number] = now + BOUND_S
                     except OSError as error:
                         heard[number][failed(error)] = 1
                         watch.unregister(key.fileobj)
             for key, _ in watch.select(0.01):
                 try:
-                    word = hear(order, key.fileobj)
+                    word = hear(*sockets[key.data])
                     heard[key.data][word] = heard[key.data].get(word, 0) + 1
                     due[key.data] = 0.0
                 except OSError as error:
@@ -163,23 +183,24 @@ for line in sys.stdin:
     order = json.loads(line)
     name = order["crowd"]
     if order["do"] == "open":
-        crowds[name] = (order, [opened(order) for _ in range(order["count"])])
-    held, sockets = crowds[name]
+        each = [{**order, "host": host} for host in order["hosts"] for _ in range(order["count"])]
+        crowds[name] = [(one, opened(one)) for one in each]
+    sockets = crowds[name]
     answer = []
     if order["do"] in ("open", "ask"):
-        answer = ask(held, sockets)
+        answer = ask(sockets)
     elif order["do"] == "keep asking":
-        answer = keep_asking(held, sockets, order["until"])
+        answer = keep_asking(sockets, order["until"])
     elif order["do"] == "again":
-        answer = [again(held, one) for one in sockets]
+        answer = [again(*one) for one in sockets]
     elif order["do"] == "mend":
-        answer = ask(held, sockets)
+        answer = ask(sockets)
         for one, was in zip(sockets, answer):
             if " " not in was:
-                again(held, one)
-        answer = ask(held, sockets)
+                again(*one)
+        answer = ask(sockets)
     else:
-        for one in crowds.pop(name)[1]:
+        for _, one in crowds.pop(name):
             if isinstance(one, socket.socket):
                 one.close()
     print(json.dumps(answer), flush=True)
@@ -192,8 +213,9 @@ class Crowds:
     ("ECONNRESET"), or "timeout"; one for each socket, in order.
     """
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], twins: Mapping[str, str]) -> None:
         self._process = process
+        self._twins = twins
         self._number = 0
 
     def open(
@@ -206,10 +228,12 @@ class Crowds:
         connected: bool = True,
         source: int = 0,
     ) -> Crowd:
-        """Sockets to an address, each of which has asked once."""
+        """Sockets to an address, half of them to its twin if it has one (rounded up), each of which has asked once."""
         self._number += 1
         crowd = Crowd(self, str(self._number))
-        order = {"host": host, "port": port, "protocol": protocol, "connected": connected, "source": source}
+        hosts = [host, self._twins[host]] if host in self._twins else [host]
+        count = -(-count // len(hosts))
+        order = {"hosts": hosts, "port": port, "protocol": protocol, "connected": connected, "source": source}
         crowd.first = self.order(do="open", crowd=crowd.name, count=count, **order)
         return crowd
 
@@ -271,7 +295,7 @@ class Crowd:
     @property
     def addresses(self) -> set[str]:
         """The addresses of those who answered first."""
-        return {answer.split()[1] for answer in self.first}
+        return set(map(who, self.first))
 
     def expect(self, *ended: str, ends_with: frozenset[str] = frozenset({"ECONNRESET"})) -> None:
         """Every socket gets the answer that it got first, but those of backends that have ``ended``: they end."""
@@ -279,16 +303,20 @@ class Crowd:
         wrong = [
             (before, after)
             for before, after in zip(self.first, now, strict=True)
-            if (after not in ends_with if before.split()[1] in ended else after != before)
+            if (after not in ends_with if who(before) in ended else after != before)
         ]
         assert not wrong, f"{len(wrong)} of {len(now)} moved or ended: {wrong[:5]}"
 
 
 @contextmanager
-def crowds(namespace: str, group: Path | None = None) -> Iterator[Crowds]:
-    """A process in a namespace (and a control group) that holds sockets."""
+def crowds(
+    namespace: str, group: Path | None = None, twins: Mapping[str, str] = NO_TWINS
+) -> Iterator[Crowds]:
+    """A process in a namespace (and a control group) that holds sockets. ``twins``: IPv6 addresses by the IPv4
+    addresses that mean the same.
+    """
     with _process(namespace, _CLIENT, str(group / "cgroup.procs") if group else "") as process:
-        yield Crowds(process)
+        yield Crowds(process, twins)
 
 
 @contextmanager
@@ -315,3 +343,20 @@ def endpoint(address: str, *, node: str = "far", uid: str = "", going: bool = Fa
     conditions = {"ready": not going, "serving": True, "terminating": going}
     named = {"targetRef": {"kind": "Pod", "uid": uid}} if uid else {}
     return {"addresses": [address], "nodeName": node, "conditions": conditions, **named}
+
+
+def ipv6_of(address: str) -> str:
+    """The IPv6 address of a backend."""
+    return str(IPv6Address(f"{FAR6 if address.startswith('10.99.') else PODS6}{address}"))
+
+
+def ipv4_of(address: str) -> str:
+    """The address by which a backend is known; that of anybody else as it is."""
+    if not address.startswith((PODS6, FAR6)):
+        return address
+    return str(IPv4Address(int(IPv6Address(address)) & 0xFFFFFFFF))
+
+
+def who(answer: str) -> str:
+    """Who answered, by its address."""
+    return ipv4_of(answer.split()[1])
