@@ -307,3 +307,21 @@ async def test_a_refresh_changes_nothing(service: HnsService, network: Network) 
     settings = EndpointSettings(endpoint_id=held.id)
     assert await modify(service, namespace, RequestType.REFRESH, settings) == namespace
     assert service.view.endpoints_of_namespace(namespace.id) == []
+
+
+@pytest.mark.parametrize("back", [False, True])
+async def test_a_namespace_made_for_an_endpoint_that_left_it_goes_with_the_endpoint(
+    service: HnsService, network: Network, back: bool
+) -> None:
+    """As hcsshim takes an endpoint away: out of its namespace first."""
+    made = await service.create_attached_endpoint(network.id, Endpoint(), SPEC, "eth0")
+    beside = await service.create_attached_endpoint(
+        network.id, Endpoint(), NamespaceSpec("/run/netns/pod2", "c2"), "eth0"
+    )
+    (space, other) = service.view.namespaces()
+    await modify(service, space, RequestType.REMOVE, EndpointSettings(endpoint_id=made.id))
+    assert service.view.namespaces() == [space, other]
+    if back:
+        await modify(service, space, RequestType.ADD, EndpointSettings(endpoint_id=made.id))
+    await service.delete(Kind.ENDPOINT, made.id)
+    assert (service.view.endpoints(), service.view.namespaces()) == ([beside], [other])

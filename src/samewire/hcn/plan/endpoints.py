@@ -172,7 +172,19 @@ def delete_endpoints(
         if namespace and namespace.owner == MADE_FOR_ENDPOINT:
             rest = [other for other in view.endpoints_of_namespace(namespace_id) if other.id not in going]
             changes.extend([] if rest else [deleted(Kind.NAMESPACE, namespace)])
-    return changes
+    return changes + [deleted(Kind.NAMESPACE, namespace) for namespace in _left_empty(view, going.values())]
+
+
+def _left_empty(view: View, going: Iterable[Endpoint]) -> list[Namespace]:
+    """The empty namespaces that were made for endpoints which had left them before they went."""
+    containers = {endpoint.container_id for endpoint in going if endpoint.detached} - {""}
+    return [
+        namespace
+        for namespace in (view.namespaces() if containers else ())
+        if namespace.owner == MADE_FOR_ENDPOINT
+        and any(item.data.resource_id in containers for item in namespace.resources)
+        and not view.endpoints_of_namespace(namespace.id)
+    ]
 
 
 def attached(view: View, endpoint: Endpoint, namespace: Namespace) -> Endpoint:
