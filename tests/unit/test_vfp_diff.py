@@ -108,6 +108,25 @@ def test_shared_entries_go_with_the_last_owner() -> None:
     assert ownership.remove("b") == []
 
 
+def test_what_all_pods_share_costs_the_last_one_no_more() -> None:
+    """All pods of a network have one NAT entry, and come and go while many others have it."""
+    asked: list[str] = []
+
+    def standing(owner: str) -> tuple[int, str]:
+        asked.append(owner)
+        return 0, ""
+
+    shared: Entries = {"sw_nat": {NatKey(NAT_KEY_BITS, 1, 4, ZERO): Nat(NatAction.SNAT, 0, 0, 1, TEN)}}
+    ownership = Ownership(standing)
+    for pod in range(100):
+        ownership.replace(f"pod {pod}", shared)
+    asked.clear()
+    ownership.replace("one more", shared)
+    ownership.remove("one more")
+    ownership.remove("pod 50")
+    assert set(asked) <= {"one more", "pod 50"}
+
+
 def test_removing_a_pod_touches_only_its_entries() -> None:
     ownership = Ownership()
     ownership.replace("pod", pod(1, 1))

@@ -36,6 +36,8 @@ class Ownership:
         self._given: dict[Hashable, Entries] = {}  # what the owner's entries were made of
         # Table -> key -> owner -> value, the owners in the order in which they came.
         self._claims: dict[str, dict[Record, dict[Hashable, Record]]] = {}
+        # The same of entries that several want, the owners by how high they stand: all pods may want one.
+        self._shared: dict[tuple[str, Record], dict[tuple[int, str], dict[Hashable, None]]] = {}
         self._wanted: dict[str, dict[Record, Record]] = {}
 
     def tables(self) -> Entries:
@@ -160,13 +162,32 @@ class Ownership:
         if known is value or (known is not None and same(known, value)):
             return known
         claims[owner] = value
+        if known is None and len(claims) > 1:
+            self._share(table, key, claims if len(claims) == 2 else (owner,))
         self._settle(table, key, claims, operations)
         return value
+
+    def _share(self, table: str, key: Record, owners: Iterable[Hashable]) -> None:
+        """Note who has come to want an entry that several want."""
+        ranks = self._shared.setdefault((table, key), {})
+        for owner in owners:
+            ranks.setdefault(self._standing(owner), {})[owner] = None
+
+    def _unshare(self, table: str, key: Record, owner: Hashable, left: int) -> None:
+        """Note that an owner wants it no more; ``left``: how many still do."""
+        if left == 1:
+            del self._shared[table, key]
+        elif left:
+            ranks, standing = self._shared[table, key], self._standing(owner)
+            del ranks[standing][owner]
+            if not ranks[standing]:
+                del ranks[standing]
 
     def _release(self, owner: Hashable, table: str, key: Record, operations: list[Operation]) -> None:
         keys = self._claims[table]
         claims = keys[key]
         del claims[owner]
+        self._unshare(table, key, owner, len(claims))
         if claims:
             self._settle(table, key, claims, operations)
             return
@@ -181,15 +202,16 @@ class Ownership:
         self, table: str, key: Record, claims: dict[Hashable, Record], operations: list[Operation]
     ) -> None:
         rows = self._wanted.setdefault(table, {})
-        winner = self._winner(table, claims)
+        winner = self._winner(table, key, claims)
         if not same(rows.get(key), winner):
             rows[key] = winner
             operations.append(Put(table, key, winner))
 
-    def _winner(self, table: str, claims: dict[Hashable, Record]) -> Record:
+    def _winner(self, table: str, key: Record, claims: dict[Hashable, Record]) -> Record:
         if len(claims) == 1:
             return next(iter(claims.values()))
-        first = claims[max(reversed(claims), key=self._standing)]  # of several the first that it meets
+        ranks = self._shared[table, key]
+        first = claims[next(reversed(ranks[max(ranks)]))]
         if table == _CONTESTED and not _is_local(first):
             return next((value for value in reversed(claims.values()) if _is_local(value)), first)
         return first
