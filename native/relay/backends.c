@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* backends.c - which backend a client gets: spread at random, or the one it had (ClientIP affinity). */
+/*
+ * backends.c - which backend a client gets: the one it had (ClientIP affinity), or a connection any at random, and datagrams
+ * that of their address and port, so that a client that has been forgotten comes back to it.
+ */
 #include <stdlib.h>
 #include <string.h>
 
@@ -143,9 +146,10 @@ struct backend *backend_choose(struct service *service, const struct address *cl
 
 	if (!service->active)
 		return NULL;
-	if (!service->affinity_ms)
-		return anybody(service, not);
 	client_ip(client, &ip);
+	if (!service->affinity_ms)
+		return service->udp ? rendezvous(service, mix(hash_ip(&ip) ^ client->v4.sin_port), not) :
+				      anybody(service, not); /* the port is at the same place in both kinds */
 	slot = affinity_slot(service, &ip);
 	backend = *slot ? backend_find(service->backends, service->count, &(*slot)->backend) : NULL;
 	if (!backend || backend->draining || backend == not)

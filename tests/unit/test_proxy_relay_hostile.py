@@ -170,6 +170,28 @@ async def test_of_too_many_clients_by_udp_the_longest_silent_is_forgotten(tmp_pa
         await process.wait()
 
 
+async def test_a_client_by_udp_that_was_forgotten_comes_back_to_its_backend(
+    relay: Relay, tmp_path: Path
+) -> None:
+    """After a minute's silence, or when it had to make room; here, as the next relay knows nobody."""
+    loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as stack:
+        backends = [stack.enter_context(udp_backend("127.0.0.1", b"%d" % number)) for number in range(4)]
+        clients = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(16)]
+        heard: list[list[bytes]] = []
+        for _ in range(2):
+            port = await listener(relay, RelayService("dns", "udp", "127.0.0.1", tuple(backends)))
+            heard.append([])
+            for client in clients:
+                client.setblocking(False)
+                client.connect(("127.0.0.1", port))
+                await loop.sock_sendall(client, b"?")
+                heard[-1].append(await asyncio.wait_for(loop.sock_recv(client, 100), WAIT_S))
+            await relay.stop()
+        assert heard[0] == heard[1]
+        assert len(set(heard[0])) > 1
+
+
 async def test_another_backend_is_tried_when_one_is_silent(relay: Relay) -> None:
     with socket.socket() as full, contextlib.ExitStack() as stack:
         full.bind(("127.0.0.1", 0))
