@@ -107,8 +107,11 @@ async def test_clients_from_outside_have_a_listener_of_their_own_under_the_polic
     inside, outside = inner.objects[ID].backends
     assert (inside.flags, inside.port) == (0, listeners[ID].port)
     assert (outside.flags, outside.port) == (LOCAL | LOCAL_ONLY, listeners[f"{ID}/local"].port)
-    await writer.write([replace(local, external_traffic_policy_local=False)], [])
-    assert set(await relay.list()) == {ID}
+    # whose daemon knows the policy from before
+    for one in writer, RelayWriter(inner, relay, lambda: ["127.0.0.1"]):
+        await writer.write([local], [])
+        await one.write([replace(local, external_traffic_policy_local=False)], [])
+        assert set(await relay.list()) == {ID}
 
 
 async def test_another_pod_at_an_address_gets_nothing_of_the_first(relay: Relay) -> None:
@@ -197,9 +200,10 @@ async def test_the_relay_of_an_earlier_life_forgets_what_nobody_wants(relay: Rel
     await again.close()
 
 
-async def test_the_next_daemon_knows_who_drains(relay: Relay, tmp_path: Path) -> None:
-    """A connection to an endpoint that is not ready any more goes on through a restart, until the endpoint is gone."""
-    source, inner = FakeSource(), FakeWriter()
+@pytest.mark.parametrize("how", ["a restart", "the node has another address"])
+async def test_who_drains_is_known_through(relay: Relay, tmp_path: Path, how: str) -> None:
+    """A connection to an endpoint that is not ready any more goes on, until the endpoint is gone."""
+    source, inner, addresses = FakeSource(), FakeWriter(), ["127.0.0.1"]
     source.put(service("web"), quiet=True)
     with socket.create_server(("127.0.0.1", 0)) as pod, contextlib.ExitStack() as stack:
 
@@ -208,35 +212,42 @@ async def test_the_next_daemon_knows_who_drains(relay: Relay, tmp_path: Path) ->
             ports = (EndpointPort(name="http", port=pod.getsockname()[1]),)
             source.put(endpoint_slice(*ends, ports=ports))
 
-        async def live(one: Relay) -> ServiceProxy:
-            writer = RelayWriter(inner, one, lambda: ["127.0.0.1"])
+        async def live(one: Relay) -> tuple[ServiceProxy, RelayWriter]:
+            writer = RelayWriter(inner, one, lambda: addresses)
             await writer.recall()
             proxy = ServiceProxy(source, writer, HERE)
+            writer.on_lost = proxy.write_again
             proxy.start()
             await source.start()
             await until(lambda: _true(proxy.idle))
-            return proxy
+            return proxy, writer
 
         say(True)
-        first = await live(relay)
+        proxy, writer = await live(relay)
         (listening,) = (await relay.list()).values()
         client = stack.enter_context(socket.create_connection(("127.0.0.1", listening.port)))
         far = stack.enter_context(pod.accept()[0])
         say(False)
-        await until(lambda: _true(first.idle))
-        await first.close()
-        await relay.close()
+        await until(lambda: _true(proxy.idle))
         again = Relay(tmp_path / "relay.sock")
-        second = await live(again)
+        if how == "a restart":
+            await proxy.close()
+            await relay.close()
+            proxy, _ = await live(again)
+        else:
+            addresses.append("::1")
+            writer.look_again()
+            assert not proxy.idle
+            await until(lambda: _true(proxy.idle))
         for one in (client, far):
             one.settimeout(20)
         client.sendall(b"still")
         assert far.recv(10) == b"still"
         say(None)
-        await until(lambda: _true(second.idle))
+        await until(lambda: _true(proxy.idle))
         with contextlib.suppress(ConnectionResetError):
             assert far.recv(10) == b"", "it ends with its endpoint"
-        await second.close()
+        await proxy.close()
         await again.close()
 
 

@@ -89,13 +89,14 @@ class RelayWriter:
             for lb in puts
             if lb.id not in failed
         ]
+        were = {lb.id: self._inner.get(lb.id) for lb in puts if not lb.external_traffic_policy_local}
         failed |= await self._inner.write(relayed, deletes)
         unused: list[str] = []
         for lb in puts:
             if lb.id in failed:
                 continue
-            before = wanted.get(lb.id)
-            if before is not None and before.external_traffic_policy_local > lb.external_traffic_policy_local:
+            before = were.get(lb.id)
+            if before is not None and before.external_traffic_policy_local:
                 unused.append(lb.id + _LOCAL_SUFFIX)
             wanted[lb.id] = lb
         for lb_id in deletes:
@@ -108,6 +109,10 @@ class RelayWriter:
     def look_again(self) -> None:
         """The node's addresses may be others now: then all listeners are made anew."""
         if self._listening not in (_NOWHERE, _listen_addresses(self._addresses())):
+            self._carrying = {
+                lb_id: [(one.ip_address, one.port) for one in lb.backends]
+                for lb_id, lb in self._wanted.items()
+            }
             self._wanted = {}
             self.on_lost()
 
