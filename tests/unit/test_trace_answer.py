@@ -348,6 +348,16 @@ def test_not_the_switchs(tables: Entries) -> None:
     ]
 
 
+def test_to_a_process_of_the_node_behind_a_service(tables: Entries) -> None:
+    """It goes on to the node's own stack, with another port: that is the switch's work."""
+    frame, after = probe(OUTSIDE4, SNAT4, 30080), (OUTSIDE4, 40000, SNAT4, 9100)
+    record = output(step(Layer.LB, StepVerdict.REWRITE, after, kind=Choice.HASH, rule=7))
+    arrived = Arrived(arrival=Arrival.UPLINK, ifindex=UPLINK, frame=frame)
+    answer = make_answer(NODE, tables, arrived, TraceRun(record, probe(OUTSIDE4, SNAT4, 9100)))
+    assert answer.fate == "stack"
+    assert text(answer)[-1] == "→ handed to node-1 itself"
+
+
 def test_from_the_node(tables: Entries) -> None:
     """The network is the one that the node means by the address."""
     ends = ("10.244.1.1", 40000, WEB4, 80)

@@ -103,6 +103,8 @@ def _end(hop: TraceAnswer) -> str:
         return f"handed to {hop.node} itself"
     if hop.fate == "ingress":
         return f"comes to {hop.node} again, as if by its uplink"
+    if hop.fate == "stack" and hop.sent != hop.received:
+        return f"handed to {hop.node} itself"
     if hop.fate == "stack":
         return f"left to {hop.node}'s own stack: it is not the switch's"
     if hop.tunnel is not None:
