@@ -276,6 +276,15 @@ def test_a_tuple_is_said_to_go_where_it_goes(node: Node, name: str) -> None:
         assert after[step["rule"]] == before[step["rule"]] + 1
 
 
+def test_a_port_that_a_service_has_not_is_told_from_those_that_it_has(node: Node) -> None:
+    (wrong,) = node.vfp("process-tuples", "--port", "client", f"tcp {CLIENT} 42200 {VIP} 81 out 1")
+    assert wrong["notes"] == [
+        f"{VIP} is a service's address, at other ports: load balancer {node.balancer} 80/tcp"
+    ]
+    (right,) = node.vfp("process-tuples", "--port", "client", f"tcp {CLIENT} 42200 {VIP} 80 out 1")
+    assert not right["notes"]
+
+
 GATEWAY: Final = "10.244.0.1"
 CAME: Final = {
     "other node": ("remote", FAR, WEB, SERVER_PORT, "tunnel"),

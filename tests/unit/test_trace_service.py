@@ -22,10 +22,10 @@ from samewire.trace.context import TraceRun
 from samewire.trace.model import TraceAnswer
 from samewire.trace.probe import view_of
 from samewire.vfp.address import ZERO, parse_address, parse_prefix
-from samewire.vfp.constants import VLAN, Arrival, Fate
+from samewire.vfp.constants import SCOPE_ANY, VLAN, Arrival, Fate
 from samewire.vfp.model import ProxyRule
 from samewire.vfp.simulate.packet import parse
-from samewire.vfp.tables import Id, Port, TraceStep, Vni
+from samewire.vfp.tables import Id, Port, Service, ServiceKey, TraceStep, Vni
 from tests.support.hcn import FakeSwitch
 from tests.support.tools import (
     CLIENT_ID,
@@ -286,6 +286,40 @@ async def test_what_a_pod_sends_to_itself_is_no_drop(node: FakeNode, client: Asy
     with pytest.raises(HcnError, match="own stack answers"):
         await ask(client, **{**TO_WEB, "to": to})
     assert not node.runs
+
+
+@pytest.mark.parametrize("capacity", [1, 2])
+async def test_a_full_flow_table(node: FakeNode, client: AsyncHnsClient, capacity: int) -> None:
+    """A trace inserts nothing, so it does not meet what a new connection meets; one that is there is not concerned."""
+    await ask(client, **TO_WEB, source_port=45000)
+    node.content = dict(flows_of(node.content, node.runs[0][0], Arrival.POD, CLIENT_PORT))
+    assert len(node.content["sw_flows"]) == 1
+    node.flow_capacity = capacity
+    new, known = [await ask(client, **TO_WEB, source_port=port) for port in (45001, 45000)]
+    assert any("flow_table_full" in note for note in new.notes) == (capacity == 1)
+    assert not any("flow_table_full" in note for note in known.notes)
+
+
+async def test_a_services_address_at_a_port_that_it_has_not(node: FakeNode, client: AsyncHnsClient) -> None:
+    """It is routed like any other, mostly into nowhere, and whoever asks has mistaken the port."""
+    vip, other = parse_address("10.96.0.1").packed, parse_address("10.96.0.2").packed
+    (scope,) = {port.scope for port in node.content["sw_ports"].values() if isinstance(port, Port)}
+    found = Service(7, 0, 0, 0, 0, ZERO)
+    node.content["sw_services"] = {
+        ServiceKey(vip, 80, 6, 4, SCOPE_ANY): found,
+        ServiceKey(vip, 79, 17, 4, scope): found,
+        ServiceKey(vip, 90, 6, 4, scope + 1): found,
+        ServiceKey(other, 91, 6, 4, SCOPE_ANY): found,
+        ServiceKey(vip, 92, 6, 6, SCOPE_ANY): found,
+    }
+    asked = {**TO_WEB, "to": "10.96.0.1", "port": 8080}
+    said = "10.96.0.1 is a service's address, at other ports: "
+    assert (await ask(client, **asked)).notes == (f"{said}shop/web:http 80/tcp, shop/web:http 79/udp",)
+    node.content["sw_services"] = {ServiceKey(vip, port, 6, 4, SCOPE_ANY): found for port in range(80, 86)}
+    ports = ", ".join(f"shop/web:http {number}/tcp" for number in range(80, 85))
+    assert (await ask(client, **asked)).notes == (f"{said}{ports}, ...",)
+    assert not (await ask(client, **{**TO_WEB, "to": "10.96.0.3"})).notes
+    assert not (await ask(client, **TO_WEB)).notes
 
 
 async def test_a_node_without_tunnel_or_configuration(node: FakeNode, client: AsyncHnsClient) -> None:

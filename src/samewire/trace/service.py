@@ -21,19 +21,22 @@ from samewire.trace.context import EndpointInfo, TraceContext, TraceRun
 from samewire.trace.model import TraceAnswer, TraceRequest
 from samewire.trace.names import find_endpoint
 from samewire.trace.probe import ACK, PROTOCOLS, SYN, Probe, build
+from samewire.trace.rows import typed_rows
 from samewire.vfp.address import IPV4, ZERO, Address, address_text, parse_address
-from samewire.vfp.constants import TICK_SHIFT, VLAN, Arrival, PortFlag
+from samewire.vfp.constants import SCOPE_ANY, TICK_SHIFT, VLAN, Arrival, PortFlag
 from samewire.vfp.layers_proxy import proxy_note
 from samewire.vfp.model import Entries
+from samewire.vfp.protocols import protocol_text
 from samewire.vfp.simulate import Simulator
 from samewire.vfp.simulate.packet import Tuple
 from samewire.vfp.simulate.state import make_key
-from samewire.vfp.tables import Config, Id, Port
+from samewire.vfp.tables import Config, Id, Port, Service, ServiceKey
 
 _FULL: Final = (
     "the flow table is full: a new connection that needs an entry is dropped (flow_table_full) where none can be "
     "recycled, which a trace does not try"
 )
+_SHOWN: Final = 5
 _FIRST_PORT: Final = 40000
 _PORTS_TRIED: Final = 9000
 _ATTEMPTS: Final = 3
@@ -126,8 +129,32 @@ class _Tracer:
         if not prepared.flow_known and len(tables.get("sw_flows", {})) >= self._context.flow_capacity:
             answer = replace(answer, notes=(*answer.notes, _FULL))
         answer = replace(answer, notes=(*answer.notes, *self._proxies(answer, arrived)))
+        port = tables["sw_ports"].get(Id(arrived.ifindex)) if source else None
+        if isinstance(port, Port):
+            services = await self._services(answer, arrived, port.scope)
+            answer = replace(answer, notes=(*answer.notes, *services))
         said = await asyncio.to_thread(_simulate, tables, arrived, run, not anew)
         return replace(answer, disagreement=said)
+
+    async def _services(self, answer: TraceAnswer, arrived: Arrived, scope: int) -> list[str]:
+        """Where a packet for a service's address met no service: at which ports there is one."""
+        lost = answer.fate in ("uplink", "stack") or (
+            answer.drop is not None and answer.drop.layer == "route"
+        )
+        if not lost or answer.established or any(step.layer == "lb" for step in answer.steps):
+            return []
+        asked = parse_frame(arrived.frame)
+        rows = await asyncio.to_thread(self._context.tables, ("sw_services",))
+        found = dict.fromkeys(
+            f"{self._context.service_name(value.service)} {key.port}/{protocol_text(key.protocol)}"
+            for key, value in typed_rows(rows, "sw_services", ServiceKey, Service)
+            if key.scope in (scope, SCOPE_ANY)
+            and (key.family, key.address) == (asked.family, asked.tuple.destination)
+        )
+        more = ", ..." if len(found) > _SHOWN else ""
+        address = answer.received.destination
+        there = ", ".join(list(found)[:_SHOWN])
+        return [f"{address} is a service's address, at other ports: {there}{more}"] if found else []
 
     def _proxies(self, answer: TraceAnswer, arrived: Arrived) -> Iterator[str]:
         """What the stacks of the pods at both ends do with such a connection."""
