@@ -92,6 +92,7 @@ def test_a_takeover_and_the_removal_of_what_it_replaced(cluster: Cluster, kind: 
     tables = in_namespace(cluster.net.node, "nft", "list", "tables").stdout
     assert not [line for line in tables.splitlines() if "kube-proxy" in line or "flannel" in line]
     assert "old-1" not in in_namespace(cluster.net.node, "nft", "list", "ruleset").stdout
+    assert "samewire-takeover" not in tables
     assert "inet admin" in tables
     assert "ip6 admin" in tables
     assert sorted(path.name for path in cluster.net_d.iterdir()) == [
@@ -166,15 +167,48 @@ def test_the_way_back_after_a_reboot(cluster: Cluster) -> None:
     cluster.takeover("--undo", status=3)
 
 
+def everything(cluster: Cluster) -> object:
+    """The node's rules, devices, addresses, routes, neighbours and networks, and all files."""
+    listings = (
+        *(("nft", "-s", "-a", "list", "ruleset"), ("ip", "address"), ("bridge", "fdb")),
+        *(("ip", family, "route") for family in ("-4", "-6")),
+        ("ip", "-6", "neigh", "show", "proxy"),
+        ("cat", "/proc/net/ip_tables_names"),
+    )
+    places = (
+        cluster.near.directory,
+        cluster.directory / "bin",
+        cluster.directory / "state" / "takeover.json",
+    )
+    files = [path for place in places for path in (place, *place.rglob("*")) if path.is_file()]
+    return (
+        cluster.state(),
+        [in_namespace(cluster.net.node, *words, check=False).stdout for words in listings],
+        sorted(cluster.directory.rglob("*")),
+        {path: path.read_bytes() for path in files},
+        cluster.daemon.request("GET", "/v2/networks"),
+    )
+
+
 def test_a_dry_run_changes_nothing(cluster: Cluster) -> None:
-    before = cluster.state(), sorted(cluster.directory.rglob("*"))
+    before = everything(cluster)
     shown = json.loads(cluster.takeover("--dry-run", "--json"))
     assert [remote["provider"] for remote in shown["found"]["remotes"]] == ["192.168.78.2", "fd78::2"]
     assert {guest["container"] for guest in shown["found"]["bridge"]["guests"]} == {"old-1", "old-2"}
     text = cluster.takeover("--dry-run")
     assert "hand UDP port 8472 over from flannel.1, flannel-v6.1 to swvxlan0" in text
     assert all(step["title"] in text for step in shown["steps"])
-    assert (cluster.state(), sorted(cluster.directory.rglob("*"))) == before
+    assert everything(cluster) == before
+
+    cluster.takeover()
+    cluster.near.delete(cluster.old, "old-1")
+    cluster.near.delete(cluster.second, "old-2")
+    own = "ip", "route", "show", "dev", "cni0"
+    poll("the bridge is down", lambda: "linkdown" in in_namespace(cluster.net.node, *own).stdout)
+    before = everything(cluster)
+    for action in ((), ("--undo",), ("--remove",)):
+        cluster.takeover("--dry-run", *action)
+    assert everything(cluster) == before
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 
 from samewire.node.runlock import lock_file
 from tests.support.flannel import DEVICES, NAME
-from tests.support.node import in_namespace, ip_json
+from tests.support.node import ROUTER_IP, ROUTER_IP6, in_namespace, ip_json
 from tests.support.takeover import Cluster
 
 pytestmark = pytest.mark.root
@@ -23,9 +23,9 @@ ASIDE = "10-flannel.conflist.before-samewire"
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     with ExitStack() as stack:
-        yield Cluster(stack, tmp_path, "nft")
+        yield Cluster(stack, tmp_path, getattr(request, "param", "nft"))
 
 
 def without_places(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -163,3 +163,34 @@ def test_services_of_the_nodes_own_processes_are_not_taken_away(cluster: Cluster
     cluster.near.delete(cluster.second, "old-2")
     assert "host_cgroup" in cluster.takeover("--remove", status=1)
     assert "KUBE-SERVICES" in cluster.near.saved()
+
+
+@pytest.mark.parametrize("cluster", ["nftables"], indirect=True)
+def test_old_pods_reach_the_world_without_flanneld(cluster: Cluster) -> None:
+    """flanneld removes its rules when it ends, and does not come up again while Samewire has its port."""
+    cluster.echo.serve(cluster.outside)
+
+    def reached() -> set[str]:
+        return {
+            cluster.echo.asks(pod, address)
+            for pod in (cluster.old, cluster.second)
+            for address in (ROUTER_IP, ROUTER_IP6)
+        }
+
+    before, tables = cluster.state(), in_namespace(cluster.net.node, "nft", "list", "tables").stdout
+    assert reached() == {cluster.outside}
+    cluster.takeover()
+    for family, name in (("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6")):
+        in_namespace(cluster.net.node, "nft", "delete", "table", family, name)
+    assert reached() == {cluster.outside}
+    assert not cluster.reached(cluster.old, cluster.second, cluster.remote)
+    new = cluster.new_pod("new-1")
+    assert not cluster.reached(cluster.old, new)
+    assert cluster.addresses[new][0] in cluster.takeover("--undo", status=1)
+    conflist = json.loads((cluster.net_d / "00-samewire.conflist").read_text())
+    cluster.daemon.delete("new-1", new, {"cniVersion": "1.1.0", "name": NAME, **conflist["plugins"][0]})
+    cluster.takeover()
+    cluster.takeover("--undo")
+    assert cluster.state() == before
+    left = in_namespace(cluster.net.node, "nft", "list", "tables").stdout
+    assert left.splitlines() == [line for line in tables.splitlines() if "flannel" not in line]

@@ -38,6 +38,11 @@ def read_subnets(text: str) -> tuple[tuple[Subnet, ...], int]:
         raise Invalid("flannel's subnet file", str(error)) from error
 
 
+def masquerades(text: str) -> bool:
+    """Whether flanneld's file says that it masquerades for the pods."""
+    return parse_env(text).get("FLANNEL_IPMASQ") == "true"
+
+
 def read_conf(path: str, text: str) -> OldConf | None:
     """Return flannel's configuration, None for any other. Raises Invalid for what is no JSON object."""
     try:

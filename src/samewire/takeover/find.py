@@ -13,13 +13,14 @@ from msgspec import Struct
 
 from samewire.errors import Invalid, KernelError, Unavailable
 from samewire.takeover import links
-from samewire.takeover.conflists import ASIDE, is_ours, read_conf, read_subnets
+from samewire.takeover.conflists import ASIDE, is_ours, masquerades, read_conf, read_subnets
 from samewire.takeover.iptables import (
     incompatible,
     old_chains,
     old_rules,
     old_sets,
     old_tables,
+    own_tables,
     pod_rules,
     shared_tables,
 )
@@ -51,6 +52,7 @@ def find(places: Places, before: OldConf | None = None) -> Found:
     return Found(
         subnets=subnets,
         mtu=mtu,
+        masquerades=_masquerades(Path(places.subnet_file)),
         bridge=bridge,
         devices=links.devices(listing),
         tunnels=tunnels,
@@ -65,6 +67,7 @@ def find(places: Places, before: OldConf | None = None) -> Found:
         leases=leases,
         rules=tuple(_rules(conf.name if conf else "")),
         tables=tuple(old_tables(tables)),
+        own_tables=tuple(own_tables(tables)),
         pod_rules=_pod_rules(tables, subnets),
         ipvs=ipvs,
         sets=_sets() if ipvs else (),
@@ -112,6 +115,10 @@ def _confs(directory: Path) -> _Confs:
 
 def _subnets(path: Path) -> tuple[tuple[Subnet, ...], int]:
     return read_subnets(_read(path)) if path.exists() else ((), 0)
+
+
+def _masquerades(path: Path) -> bool:
+    return path.exists() and masquerades(_read(path))
 
 
 def _leases(conf: OldConf) -> dict[str, str]:

@@ -34,6 +34,7 @@ _FLANNELD: Final = ("flanneld masq", "flanneld forward")
 _TABLES: Final = frozenset(
     {("ip", "kube-proxy"), ("ip6", "kube-proxy"), ("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6")}
 )
+_OWN: Final = "samewire-takeover"
 _SHARED: Final = frozenset(
     {("ip", "cni_hostport"), ("ip6", "cni_hostport"), ("inet", "cni_plugins_masquerade")}
 )
@@ -110,6 +111,26 @@ def _named_tables(listed: str, names: Set[tuple[str, str]]) -> list[OldTable]:
     tables = [item["table"] for item in items if "table" in item]
     return sorted(
         OldTable(one["family"], one["name"]) for one in tables if (one["family"], one["name"]) in names
+    )
+
+
+def own_tables(listed: str) -> list[OldTable]:
+    """Return the tables that `masquerading` makes in the output of ``nft -j list tables``."""
+    return _named_tables(listed, frozenset({("ip", _OWN), ("ip6", _OWN)}))
+
+
+def masquerading(subnet: Subnet, pods: Iterable[str]) -> str:
+    """Return the text for nft(8) by which these pods leave the cluster by the node's addresses, as by flanneld's rules;
+    whichever there is first decides. flanneld takes its own along when it ends.
+    """
+    family, multicast = ("ip6", "ff00::/8") if subnet.family == 6 else ("ip", "224.0.0.0/4")
+    rule = (
+        f"{family} saddr {{ {', '.join(pods)} }} {family} daddr != {{ {subnet.cluster}, {multicast} }} "
+        "masquerade fully-random"
+    )
+    return (
+        f"table {family} {_OWN}\ndelete table {family} {_OWN}\ntable {family} {_OWN} {{\n"
+        f" chain postrouting {{\n  type nat hook postrouting priority srcnat + 1\n  {rule}\n }}\n}}\n"
     )
 
 

@@ -129,6 +129,8 @@ class Found(Struct, frozen=True, kw_only=True):
 
     subnets: tuple[Subnet, ...] = ()
     mtu: int = 0
+    masquerades: bool = False
+    """Whether pods leave the cluster by the node's addresses, which flanneld's rules see to."""
     bridge: Bridge | None = None
     devices: tuple[str, ...] = ()
     """All bridges, and flannel's tunnels, by name."""
@@ -148,6 +150,8 @@ class Found(Struct, frozen=True, kw_only=True):
     leases: dict[str, str] = {}
     rules: tuple[OldRules, ...] = ()
     tables: tuple[OldTable, ...] = ()
+    own_tables: tuple[OldTable, ...] = ()
+    """Those in which a takeover masquerades for old pods."""
     pod_rules: tuple[PodRules, ...] = ()
     ipvs: bool = False
     """Whether the device of kube-proxy's ipvs mode is there."""

@@ -13,7 +13,7 @@ from samewire.counted import counted
 from samewire.errors import Conflict, NotFound
 from samewire.takeover.checks import check_removal
 from samewire.takeover.conflists import ASIDE, NAME, conflist, ranges
-from samewire.takeover.iptables import removal
+from samewire.takeover.iptables import masquerading, removal
 from samewire.takeover.links import IPVS, PROTOCOL
 from samewire.takeover.model import (
     AwaitServices,
@@ -26,6 +26,7 @@ from samewire.takeover.model import (
     MakeNetwork,
     Node,
     OldRules,
+    OldTable,
     Places,
     Remove,
     Rename,
@@ -75,7 +76,7 @@ def undo(found: Found, journal: Journal | None, node: Node, places: Places) -> l
     steps += network_back(before, found.devices, running=node.running)
     if before.bridge is not None and before.bridge.name in found.devices:
         steps += _bridge_as_it_was(found, before.bridge, before)
-    return steps
+    return steps + _without(found.own_tables)
 
 
 def network_back(before: Found, devices: Iterable[str], *, running: bool = True) -> list[Step]:
@@ -115,13 +116,8 @@ def remove(found: Found, journal: Journal | None, node: Node, places: Places) ->
         )
         for rules in _going(full)
     ]
-    steps += [
-        Command(
-            f"remove table {table.family} {table.name}", ("nft", "delete", "table", table.family, table.name)
-        )
-        for table in found.tables
-        if not (full.is_routed and table.name.startswith("flannel"))
-    ]
+    tables = [one for one in found.tables if not (full.is_routed and one.name.startswith("flannel"))]
+    steps += _without([*tables, *found.own_tables])
     steps += [
         Command(
             f"remove {counted(len(one.rules), 'rule')} of old pods from table {one.family} {one.table}",
@@ -137,6 +133,13 @@ def remove(found: Found, journal: Journal | None, node: Node, places: Places) ->
     if found.subnets and not full.is_routed:
         steps.append(Remove("remove flanneld's file", places.subnet_file))
     return steps
+
+
+def _without(tables: Iterable[OldTable]) -> list[Step]:
+    return [
+        Command(f"remove table {one.family} {one.name}", ("nft", "delete", "table", one.family, one.name))
+        for one in tables
+    ]
 
 
 def _going(found: Found) -> list[OldRules]:
@@ -249,6 +252,11 @@ def _old_pods(found: Found, spared: tuple[str, ...]) -> list[Step]:
     for subnet in found.subnets:
         own = [address for address in spared if (6 if ":" in address else 4) == subnet.family]
         steps.append(_routes(bridge, subnet, own))
+        if own and found.masquerades:
+            title = (
+                f"{counted(len(own), 'old pod')} of {subnet.prefix} can do without flanneld's masquerading"
+            )
+            steps.append(Command(title, ("nft", "-f", "-"), masquerading(subnet, own)))
         if subnet.family == 4:
             steps += _answering(bridge, "ipv4", "proxy_arp")
             continue
