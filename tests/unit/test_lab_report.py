@@ -31,11 +31,23 @@ def test_names_and_addresses_are_whole(width: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "figures"), [(80, "running CPU % memory rx/s tx/s"), (140, "rx/s tx/s rx tx")]
+    ("pod", "width", "figures"),
+    [
+        ("shop/web-mkmpvm6kb-wprw4", 80, "pod node running CPU % memory rx/s tx/s"),
+        ("default/redis-follower-2w5rff5bc-mm7z5", 80, "pod node CPU % memory rx/s tx/s"),
+        ("a-namespace/of-a-long-deployment-2w5rff5bc-mm7z5", 80, "pod CPU % memory rx/s tx/s"),
+        ("shop/web-mkmpvm6kb-wprw4", 140, "memory rx/s tx/s rx tx"),
+        (
+            "a-namespace/of-a-deployment-with-a-name-2w5rff5bc-mm7z5",
+            120,
+            "pod node running CPU % memory rx/s tx/s",
+        ),
+    ],
 )
-def test_usage_fits(width: int, figures: str) -> None:
+def test_usage_fits(pod: str, width: int, figures: str) -> None:
+    """What does not is left out by whole columns, and said by none that are cut."""
     usage = PodUsage(
-        pod="shop/web-mkmpvm6kb-wprw4",
+        pod=pod,
         node="alpha",
         qos="Guaranteed",
         oom_score_adj=-997,

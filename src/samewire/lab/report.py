@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -20,10 +20,16 @@ from samewire.lab.state import LabState, PodState
 from samewire.lab.top import PodUsage
 
 _FAULTS_SHOWN = 40
-_TOP_WIDTH = 112
 _TOP_TEXTS = ("pod", "node", "QoS", "oom adj", "running")
 _TOP = (*_TOP_TEXTS, "CPU %", "CPU s", "memory", "rx/s", "tx/s", "rx", "tx")
-_TOP_NARROW = ("pod", "node", "running", "CPU %", "memory", "rx/s", "tx/s")
+_TOP_FIGURES = ("CPU %", "memory", "rx/s", "tx/s")
+_TOPS = (
+    _TOP,
+    ("pod", "node", "running", *_TOP_FIGURES),
+    ("pod", "node", *_TOP_FIGURES),
+    ("pod", *_TOP_FIGURES),
+)
+_TOP_GAP = 2
 
 
 def check_table(report: Report) -> RenderableType:
@@ -135,12 +141,17 @@ def lab_document(state: LabState) -> Any:
     return msgspec.to_builtins(state)
 
 
-def top_table(pods: Iterable[PodUsage], width: int = _TOP_WIDTH) -> Table:
+def top_table(pods: Iterable[PodUsage], width: int) -> Table:
     """One sample; on a terminal with fewer columns than all takes, what changes most."""
-    headings = _TOP if width >= _TOP_WIDTH else _TOP_NARROW
-    rows = [[row[heading] for heading in headings] for row in map(_usage_row, pods)]
+    usage = list(map(_usage_row, pods))
+    headings = next((headings for headings in _TOPS if _top_width(headings, usage) <= width), _TOPS[-1])
+    rows = [[row[heading] for heading in headings] for row in usage]
     texts = [heading for heading in headings if heading in _TOP_TEXTS]
     return _filled(_table(), texts, rows, headings[len(texts) :])
+
+
+def _top_width(headings: Sequence[str], usage: Sequence[Mapping[str, str]]) -> int:
+    return sum(max(len(heading), *(len(row[heading]) for row in usage), 0) + _TOP_GAP for heading in headings)
 
 
 def _usage_row(pod: PodUsage) -> dict[str, str]:
