@@ -537,6 +537,16 @@ def test_each_entry_of_a_pair_has_seen_one_end(target: int, found: list[str]) ->
     assert [finding.check for finding in examine(snapshot)] == found
 
 
+@pytest.mark.parametrize(("provider", "found"), [("192.168.1.11", 0), ("fd00:1::11", 2)])
+def test_tunnels_need_an_address_of_their_family(provider: str, found: int) -> None:
+    """The node has lost its IPv6 address: pods that go to other nodes by IPv4 do not mind, whatever they speak."""
+    routes = (remote_subnet("10.244.2.0/24", provider), remote_subnet("fd00:244:2::/64", provider))
+    lost = replace(network(*routes), facts=replace(FACTS, addresses=FACTS.addresses[:1]))
+    errors = [finding for finding in examine(lost) if finding.level is ERROR]
+    assert [finding.check for finding in errors] == (["remote-subnet"] if found else [])
+    assert all(f"{found} routes to other nodes by IPv6" in finding.message for finding in errors)
+
+
 def test_isolated_networks_need_no_way_out() -> None:
     lone = replace(facts(addresses=FACTS.addresses[:1]), networks=(ISOLATED,))
     assert not [finding for finding in examine(lone) if finding.check == "families"]

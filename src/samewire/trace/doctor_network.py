@@ -77,7 +77,7 @@ def default_route(snapshot: Snapshot) -> Iterator[Finding]:
 
 
 def families(snapshot: Snapshot) -> Iterator[Finding]:
-    """The node speaks the IP versions that its pods have."""
+    """The node speaks the IP versions that its pods and its tunnels have."""
     facts = snapshot.facts
     if not facts.addresses:
         return
@@ -99,6 +99,20 @@ def families(snapshot: Snapshot) -> Iterator[Finding]:
                 f"IPv{family}",
                 f"endpoints with IPv{family} addresses: {len(pods)}, and the node has none: they cannot get out by it",
                 f"Give the uplink an IPv{family} address, or take the family out of the network's subnets.",
+            )
+        tunnels = sum(
+            parse_address(route.provider_address).family == family
+            for network in snapshot.networks
+            for route in select(network.policies, RemoteSubnetRoute)
+        )
+        if tunnels and facts.address(family) == ZERO:
+            yield Finding(
+                Level.ERROR,
+                "remote-subnet",
+                f"IPv{family}",
+                f"{counted(tunnels, 'route')} to other nodes by IPv{family}, and the node has no such address: their "
+                "pods are out of reach",
+                f"Give the uplink its IPv{family} address back.",
             )
 
 
