@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from samewire.kube.model import EndpointPort, SliceLabels
 from samewire.kube.source import Change
 from samewire.proxy.members import collect, local_ready_addresses
@@ -56,6 +58,21 @@ def test_an_endpoint_in_two_slices_counts_once() -> None:
     joining = endpoint_slice(endpoint("10.244.1.9"), name="b")
     for order in ([leaving, joining], [joining, leaving]):
         assert [m.ready for m in collect(order, HERE)[HTTP]] == [True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["fd44::1", "FD44::1", "fd44:0::1", "fd44:0:0:0:0:0:0:1", "fd44::0:1", "fd44::0001", "fd44::0.0.0.1"],
+)
+def test_an_ipv6_address_is_one_however_it_is_written(text: str) -> None:
+    """Else it would be another backend than the one that is in the switch: gone, and not draining."""
+    slices = [
+        endpoint_slice(endpoint(text), name="one"),
+        endpoint_slice(endpoint("fd44::1"), name="two"),
+        endpoint_slice(endpoint("1:2:3::5:6:7:8"), name="three"),
+    ]
+    found = collect(slices, HERE)["http", "TCP", 6]
+    assert [member.address for member in found] == ["1:2:3:0:5:6:7:8", "fd44::1"]
 
 
 def test_leading_zeros_of_an_address_are_decimal() -> None:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from samewire.kube.addresses import decimal
+from samewire.kube.addresses import decimal, shortest
 from samewire.kube.model import Service, ServicePort
 from samewire.proxy.members import MAX_PORT, PortKey
 
@@ -111,7 +111,7 @@ def frontends(service: Service) -> list[Frontend]:
         if not address or address == "None":
             continue
         family = 6 if ":" in address else 4
-        address = _shortest(address) if family == 6 else decimal(address)
+        address = shortest(address) if family == 6 else decimal(address)
         families[family] = None
         for port in ports:
             found.append(_frontend(CLUSTER_IP, family, address, port.port, port))
@@ -132,14 +132,6 @@ def frontends(service: Service) -> list[Frontend]:
 
 def _frontend(kind: VipKind, family: int, address: str, number: int, port: ServicePort) -> Frontend:
     return Frontend(kind, family, address, number, port, (port.name, port.protocol, family))
-
-
-def _shortest(address: str) -> str:
-    """An API server keeps IPv6 addresses as they were written; what is no address is refused later, by its name."""
-    try:
-        return str(ipaddress.IPv6Address(address))
-    except ValueError:
-        return address
 
 
 def _ingress(service: Service) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from samewire.kube.addresses import decimal
+from samewire.kube.addresses import decimal, shortest
 from samewire.kube.model import Endpoint, EndpointSlice, Hint
 from samewire.proxy.topology import Member
 
@@ -67,8 +67,9 @@ def local_ready_addresses(members: Members, family: int) -> int:
 
 def _member(endpoint: Endpoint, port: int, node: str) -> Member:
     conditions, hints, target = endpoint.conditions, endpoint.hints, endpoint.target_ref
+    address = endpoint.addresses[0]
     return Member(
-        decimal(endpoint.addresses[0]),
+        shortest(address) if ":" in address else decimal(address),
         port,
         conditions.ready is not False,
         conditions.serving is not False,
