@@ -254,6 +254,9 @@ def test_refusals(cluster: Cluster) -> None:
     assert "takeover" in cluster.takeover("--remove", status=3)
     (cluster.net_d / "10-flannel.conflist").unlink()
     assert "CNI configuration" in cluster.takeover(status=3)
+    left = cluster.takeover("--dry-run", status=3)  # what was left behind is named all the same
+    assert "iptables-nft nat: 10 chains, 4 rules" in left
+    assert "flannel.1: VNI 1, UDP 8472, up" in left
 
 
 def test_a_default_route_by_another_nic(cluster: Cluster) -> None:

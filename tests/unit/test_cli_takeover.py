@@ -18,6 +18,7 @@ def test_what_looks_like_an_emoji_or_a_style_is_shown_as_it_is(capsys: pytest.Ca
         Setting("[bold]", "net/x", ":100:"),
     ]
     shown = _Shown(as_json=False)
+    shown.found(found)
     shown.plan(found, steps)
     shown.step(steps[0])
     assert capsys.readouterr().out.splitlines() == [

@@ -76,6 +76,7 @@ def takeover(
     try:
         if dry_run:
             found = run.found()
+            shown.found(found)
             shown.plan(found, run.steps(found, action))
             return
         {"takeover": run.take_over, "undo": run.undo, "remove": run.remove}[action]()
@@ -104,14 +105,19 @@ class _Shown:
         else:
             self._console.print(_DONE[action])
 
+    def found(self, found: Found) -> None:
+        """What is there, whether or not it can be taken over."""
+        if not self._json:
+            self._console.print(Text("Found", style="bold"))
+            for line in _found_lines(found):
+                self._console.print(f"  {line}")
+
     def plan(self, found: Found, steps: list[Step]) -> None:
+        """The steps; as JSON with what is there."""
         if self._json:
             plain = {"found": msgspec.to_builtins(found), "steps": msgspec.to_builtins(steps)}
             click.echo(json.dumps(plain, indent=2))
             return
-        self._console.print(Text("Found", style="bold"))
-        for line in _found_lines(found):
-            self._console.print(f"  {line}")
         self._console.print(Text.assemble(("Steps", "bold"), " (nothing has been changed)"))
         for number, step in enumerate(steps, 1):
             self._console.print(_numbered(number, step))
