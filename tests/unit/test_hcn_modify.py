@@ -25,7 +25,16 @@ from samewire.hcn.policies import (
     policy_type,
     select,
 )
-from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, NetworkType, Object, Subnet
+from samewire.hcn.schema import (
+    Endpoint,
+    IpConfiguration,
+    Kind,
+    Namespace,
+    Network,
+    NetworkType,
+    Object,
+    Subnet,
+)
 from samewire.hcn.service import HnsService
 from tests.support.hcn import FakeSwitch, at, bridge, overlay
 
@@ -203,9 +212,34 @@ async def test_ranges_of_a_subnet(service: HnsService) -> None:
     assert (await refused(service, network, "Add", outside, "IPSubnet")).code is HcnCode.INVALID_IP_SUBNET
     nowhere = {"SubnetId": made.id, "IpSubnets": []}
     assert (await refused(service, network, "Add", nowhere, "IPSubnet")).code is HcnCode.SUBNET_NOT_FOUND
+    without = {"SubnetId": subnet.id, "IpSubnets": [{}]}
+    assert (await refused(service, network, "Add", without, "IPSubnet")).code is HcnCode.INVALID_IP_SUBNET
     network = await modify(service, network, "Remove", ranges, "IPSubnet")
     assert network.subnets[0].ip_subnets == ()
     assert (await refused(service, network, "Remove", ranges, "IPSubnet")).code is HcnCode.INVALID_IP_SUBNET
+
+
+async def test_a_range_that_an_endpoint_has_stays(service: HnsService) -> None:
+    network = await service.create_network(bridge())
+    (subnet,) = network.subnets
+    gateway = [{"DestinationPrefix": "0.0.0.0/0", "NextHop": "10.1.0.1"}]
+    bare = {"IpAddressPrefix": "10.1.0.0/24", "Routes": gateway}
+    ranged = {"Subnets": [{**bare, "IpSubnets": [{"IpAddressPrefix": "10.1.0.16/28"}]}]}
+    network = await modify(service, network, "Update", ranged, "Subnet")
+    (made,) = network.subnets[0].ip_subnets
+    pod = await service.create_endpoint(
+        Endpoint(network_id=network.id, ip_configurations=(IpConfiguration(ip_subnet_id=made.id),))
+    )
+    network = await modify(service, network, "Update", ranged, "Subnet")
+    assert network.subnets[0].ip_subnets == (made,)
+    lost = await refused(service, network, "Update", {"Subnets": [bare]}, "Subnet")
+    assert (lost.code, pod.id in str(lost)) == (HcnCode.ENTITY_HAS_REFERENCES, True)
+    ranges = {"SubnetId": subnet.id, "IpSubnets": [{"ID": made.id}]}
+    lost = await refused(service, network, "Remove", ranges, "IPSubnet")
+    assert lost.code is HcnCode.ENTITY_HAS_REFERENCES
+    await service.delete(Kind.ENDPOINT, pod.id)
+    network = await modify(service, network, "Update", {"Subnets": [bare]}, "Subnet")
+    assert network.subnets[0].ip_subnets == ()
 
 
 async def test_extensions_and_ports(service: HnsService) -> None:

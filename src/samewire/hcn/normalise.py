@@ -126,6 +126,8 @@ def _check_gateway(subnet: Subnet, path: str) -> None:
 
 def check_ip_subnet(item: IpSubnet, within: str, path: str) -> IpSubnet:
     """Return the canonical form of a range within a subnet. Raises HcnError."""
+    if not item.ip_address_prefix:
+        fail(f"{path}.IpAddressPrefix", "is required", HcnCode.INVALID_IP_SUBNET)
     prefix = values.prefix(item.ip_address_prefix, f"{path}.IpAddressPrefix")
     inner, outer = parse_prefix(prefix), parse_prefix(within)
     if inner.version != outer.version or not inner.overlaps(outer) or inner.prefixlen < outer.prefixlen:

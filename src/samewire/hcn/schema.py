@@ -138,7 +138,7 @@ class IpSubnet(Wire, frozen=True, kw_only=True):
     """A range within a subnet that endpoints may ask for by id."""
 
     id: str = ""
-    ip_address_prefix: str
+    ip_address_prefix: str = ""
     flags: U32 = 0
 
 

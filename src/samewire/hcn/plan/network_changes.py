@@ -34,7 +34,7 @@ from samewire.hcn.plan.source_vips import SourceVips
 from samewire.hcn.plan.uplink import check_source_mac, check_translation, check_vlans, tag_of, vlans_of
 from samewire.hcn.policies import VLAN, HostRoute, SetPolicy, first
 from samewire.hcn.policy_lists import GIVEN, OF_OBJECT, identities, placed, set_identity, sets_of
-from samewire.hcn.schema import Dns, Ipam, IpConfiguration, IpSubnet, Kind, Network, Subnet
+from samewire.hcn.schema import Dns, Ipam, IpSubnet, Kind, Network, Subnet
 from samewire.hcn.state import Pending, View
 from samewire.hcn.switch import Change
 from samewire.hcn.values import guid, prefix
@@ -184,15 +184,27 @@ def _with_subnets(network: Network, new: list[Subnet]) -> Network:
 
 
 def _updated(view: View, network: Network, new: list[Subnet]) -> Network:
-    """Return a network with these subnets instead of its own; one of the same prefix keeps its ID."""
-    known = {subnet.ip_address_prefix: subnet.id for subnet in network.subnets}
-    kept = [_replace(subnet, id=known.get(subnet.ip_address_prefix, subnet.id)) for subnet in new]
+    """Return a network with these subnets instead of its own. The IDs of prefixes and ranges that stay do, too."""
+    known = {subnet.ip_address_prefix: subnet for subnet in network.subnets}
+    kept = [_with_ids_of(known.get(subnet.ip_address_prefix), subnet) for subnet in new]
     wanted = {subnet.ip_address_prefix for subnet in new}
+    ranges = {item.id for subnet in kept for item in subnet.ip_subnets}
     for subnet in network.subnets:
         if subnet.ip_address_prefix not in wanted:
             _refuse_used(view, network, subnet, SUBNETS)
+        for item in subnet.ip_subnets:
+            if item.id not in ranges:
+                _refuse_used_range(view, network, item, SUBNETS)
     ipam = network.ipams[0] if network.ipams else Ipam()
     return _replace(network, ipams=(_replace(ipam, subnets=tuple(kept)),))
+
+
+def _with_ids_of(before: Subnet | None, subnet: Subnet) -> Subnet:
+    if before is None:
+        return subnet
+    known = {item.ip_address_prefix: item.id for item in before.ip_subnets}
+    ranges = [_replace(item, id=known.get(item.ip_address_prefix, item.id)) for item in subnet.ip_subnets]
+    return _replace(subnet, id=before.id, ip_subnets=tuple(ranges))
 
 
 def _without_subnet(view: View, network: Network, wanted: Subnet, path: str) -> Network:
@@ -265,13 +277,17 @@ def _unused_range(
     item = next((one for one in ranges if _is_meant(one, wanted, path)), None)
     if item is None:
         raise HcnError(HcnCode.INVALID_IP_SUBNET, f"{path}: the subnet has no such range")
-    if any(entry.ip_subnet_id == item.id for entry in _configurations(view, network)):
-        raise HcnError(HcnCode.ENTITY_HAS_REFERENCES, f"{path}: an endpoint has an address of the range")
+    _refuse_used_range(view, network, item, path)
     return item
 
 
-def _configurations(view: View, network: Network) -> list[IpConfiguration]:
-    return [entry for item in view.endpoints_of_network(network.id) for entry in item.ip_configurations]
+def _refuse_used_range(view: View, network: Network, item: IpSubnet, path: str) -> None:
+    for endpoint in view.endpoints_of_network(network.id):
+        if any(entry.ip_subnet_id == item.id for entry in endpoint.ip_configurations):
+            raise HcnError(
+                HcnCode.ENTITY_HAS_REFERENCES,
+                f"{path}: endpoint {endpoint.id} has an address of the range {item.ip_address_prefix}",
+            )
 
 
 _CHANGES: dict[type, Callable[[Context, Network, RequestType, Any], Network]] = {
