@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import struct
@@ -15,9 +16,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from samewire.errors import KernelError
 from samewire.hcn.policies import ACL, AclAction, AclDirection, OutBoundNAT, PortMapping
 from samewire.hcn.schema import NetworkType
-from samewire.kernel.bpf import BpfMap, SkbContext, mount_bpffs, unmount_bpffs
+from samewire.kernel.bpf import BpfMap, SkbContext, UpdateFlag, mount_bpffs, unmount_bpffs
 from samewire.vfp.address import parse_interface
 from samewire.vfp.compile import compile_node
 from samewire.vfp.constants import Counter, FlowFlag, Layer, Reason, TcpFlag
@@ -503,7 +505,13 @@ def _left(node: Node, ticks: int) -> int:
     def aged() -> bool:
         seen = (now_tick() - ticks) % 2**32
         for key, flow in node.flow_table().items():
-            node.map("sw_flows").update(key.pack(), replace(flow, seen_tick=seen).pack())
+            older = replace(flow, seen_tick=seen)
+            try:
+                node.map("sw_flows").update(key.pack(), older.pack(), UpdateFlag.EXIST)
+            except KernelError as error:
+                # ENOENT: it has made room for another meanwhile
+                if error.errno != errno.ENOENT:
+                    raise
         rounds = node.counter(Counter.AGEING_TICKS)
         poll("rounds", lambda: node.counter(Counter.AGEING_TICKS) >= rounds + 10)
         return all(flow.seen_tick == seen for flow in node.flow_table().values())
