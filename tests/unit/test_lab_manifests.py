@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samewire.lab.manifests import POD_KINDS, Workload, parse_manifests
+from samewire.lab.manifests import POD_KINDS, Workload, daemon_pod_name, parse_manifests
 from samewire.lab.podspec import Port, oom_score_adj, quantity
 
 EXAMPLE = Path(__file__).parents[2] / "examples/manifests/shop.yaml"
@@ -76,6 +76,24 @@ def test_pod_names_are_those_kubernetes_would_make() -> None:
     assert len(workload("Job", ", parallelism: 3, completions: 2").pod_names or ()) == 2
     indexed = workload("Job", ", parallelism: 2, completions: 2, completionMode: Indexed").pod_names or ()
     assert [name.split("-")[1] for name in indexed] == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [
+        ("ReplicaSet", ", replicas: 12"),
+        ("Deployment", ", replicas: 12"),
+        ("Job", ", parallelism: 12"),
+        ("Job", ", parallelism: 12, completions: 12, completionMode: Indexed"),
+    ],
+)
+def test_a_generated_name_fits_a_host_name(kind: str, extra: str) -> None:
+    """Cut off before the generated part, as Kubernetes does; else pods of one workload had one host name."""
+    names = workload(kind, extra, name="x" * 60).pod_names or ()
+    assert {len(name) for name in names} == {63}
+    assert len(set(names)) == 12
+    daemons = workload("DaemonSet", name="x" * 60)
+    assert {len(daemon_pod_name(daemons, node)) for node in "ab"} == {63}
 
 
 def test_names_are_reproducible_and_follow_the_template() -> None:

@@ -15,6 +15,7 @@ from samewire.lab.cluster import Cluster, Dns, Node, Override, Stack
 from samewire.lab.hns import dr_mac, network_object, remote_subnet_routes
 from samewire.lab.loader import parse_cluster
 from samewire.lab.manifests import parse_manifests
+from samewire.lab.names import pod_netns
 from samewire.lab.plan import Plan, make_plan, nat_exceptions
 from samewire.lab.podfiles import parse_resolv_conf, pod_dns, render_hosts, render_resolv_conf
 from samewire.lab.podspec import DnsConfig
@@ -396,6 +397,40 @@ def test_host_network_with_cluster_first() -> None:
 
 def test_empty_resolv_conf_is_empty() -> None:
     assert render_resolv_conf(DnsConfig()) == ""
+
+
+def test_a_pod_of_a_stateful_set_is_called_and_labelled_by_its_number() -> None:
+    """Services select single pods by that label, and pods find one another by those names."""
+    text = pods("StatefulSet", replicas=2).replace("{replicas", "{serviceName: db, replicas")
+    first, second = placed(text).pods
+    assert second.template.labels == {
+        "statefulset.kubernetes.io/pod-name": "x-1",
+        "apps.kubernetes.io/pod-index": "1",
+    }
+    assert (first.template.hostname, second.template.hostname) == ("x-0", "x-1")
+    text = render_hosts(first, "x-0", ("10.244.1.2",), "cluster.local")
+    assert "10.244.1.2\tx-0.db.default.svc.cluster.local\tx-0\n" in text
+
+
+def test_pods_of_jobs_have_the_jobs_name_and_their_number() -> None:
+    text = "{kind: Job, metadata: {name: x}, spec: {parallelism: 2, completions: 2, template: T}}"
+    text = text.replace("T}", "{metadata: {labels: {a: b}}, spec: {containers: [{name: c}]}}}")
+    common = {"a": "b", "job-name": "x", "batch.kubernetes.io/job-name": "x"}
+    assert [pod.template.labels for pod in placed(text).pods] == [common, common]
+    indexed = placed(text.replace("template", "completionMode: Indexed, template")).pods
+    numbers = [{**common, "batch.kubernetes.io/job-completion-index": number} for number in ("0", "1")]
+    assert [pod.template.labels for pod in indexed] == numbers
+    assert [pod.template.hostname for pod in indexed] == ["x-0", "x-1"]
+
+
+def test_a_long_name_fits_a_file_and_stays_its_own() -> None:
+    texts = [
+        f"{{kind: Pod, metadata: {{name: {'a' * 250}{end}, namespace: {'n' * 63}}}, spec: S}}" for end in "bc"
+    ]
+    found = placed("\n---\n".join(texts).replace("S}", "{containers: [{name: c}]}}")).pods
+    assert len({pod.slug for pod in found}) == 2
+    lab = "l" * 24
+    assert all(len(pod_netns(lab, pod.slug)) <= 255 for pod in found)
 
 
 def test_hosts_has_every_address_the_subdomain_and_aliases() -> None:

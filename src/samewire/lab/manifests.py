@@ -25,6 +25,9 @@ _ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 _NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
 _NAMESPACE = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
 
+# Names that Kubernetes generates are host names, too: what stands before the generated part is cut off to fit.
+_GENERATED_LENGTH, _HOST_NAME_LENGTH = 5, 63
+
 _NO_PODS, _NO_REPLICAS = "makes no pods here", "asks for no replicas"
 _HARMLESS = frozenset({_NO_PODS, _NO_REPLICAS})
 
@@ -48,7 +51,7 @@ class Skipped(Struct, frozen=True):
 
 class Workload(Struct, frozen=True):
     """One pod-making object. ``pod_names`` holds a name a replica, or is None: one pod on every eligible
-    node.
+    node. ``indexed``: its pods are told apart by the number behind its name.
     """
 
     kind: str
@@ -56,6 +59,7 @@ class Workload(Struct, frozen=True):
     name: str
     template: PodTemplate
     pod_names: tuple[str, ...] | None
+    indexed: bool = False
 
 
 class Manifests(Struct, frozen=True):
@@ -112,7 +116,29 @@ def generated_suffix(length: int, *parts: object) -> str:
 
 def daemon_pod_name(workload: Workload, node: str) -> str:
     """The name of a DaemonSet's pod on a node."""
-    return f"{workload.name}-{generated_suffix(5, workload.namespace, workload.name, node)}"
+    return _generated(f"{workload.name}-", workload.namespace, workload.name, node)
+
+
+def pod_template(workload: Workload, name: str) -> PodTemplate:
+    """The template of the pod of that name, with what the workload's controller gives each pod of its own."""
+    if not workload.indexed:
+        return workload.template
+    if workload.kind == "StatefulSet":
+        index = name.rpartition("-")[2]
+        labels = {"statefulset.kubernetes.io/pod-name": name, "apps.kubernetes.io/pod-index": index}
+    else:
+        index = name.split("-")[-2]
+        labels = {"batch.kubernetes.io/job-completion-index": index}
+    return msgspec.structs.replace(
+        workload.template,
+        labels={**workload.template.labels, **labels},
+        hostname=f"{workload.name}-{index}",
+    )
+
+
+def _generated(base: str, *parts: object) -> str:
+    """A name with a generated part behind ``base``, which is cut off where the whole would be too long."""
+    return base[: _HOST_NAME_LENGTH - _GENERATED_LENGTH] + generated_suffix(_GENERATED_LENGTH, *parts)
 
 
 def _flatten(loaded: Any) -> list[Any]:
@@ -178,14 +204,26 @@ def _workload(kind: str, item: dict[str, Any], metadata: dict[str, Any], namespa
     namespace = str(metadata.get("namespace") or namespace)
     name = str(metadata.get("name") or "")
     if not name and metadata.get("generateName"):
-        name = str(metadata["generateName"]) + generated_suffix(5, namespace, item)
+        name = _generated(str(metadata["generateName"]), namespace, item)
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a valid name" if name else "has neither name nor generateName")
     if not _NAMESPACE.fullmatch(namespace):
         raise ValueError(f"{namespace!r} is not a valid namespace")
     spec = mapping(item.get("spec"), "spec")
     template = parse_template(item if kind == "Pod" else spec.get("template"))
-    return Workload(kind, namespace, name, template, _pod_names(kind, namespace, name, spec))
+    indexed = kind == "StatefulSet" or (kind == "Job" and spec.get("completionMode") == "Indexed")
+    template = _of_controller(kind, name, spec, template)
+    return Workload(kind, namespace, name, template, _pod_names(kind, namespace, name, spec), indexed)
+
+
+def _of_controller(kind: str, name: str, spec: dict[str, Any], template: PodTemplate) -> PodTemplate:
+    """A template with what its controller gives all pods of a workload."""
+    if kind == "StatefulSet":
+        return msgspec.structs.replace(template, subdomain=str(spec.get("serviceName") or ""))
+    if kind == "Job":
+        labels = {"job-name": name, "batch.kubernetes.io/job-name": name}
+        return msgspec.structs.replace(template, labels={**template.labels, **labels})
+    return template
 
 
 def _pod_names(kind: str, namespace: str, name: str, spec: dict[str, Any]) -> tuple[str, ...] | None:
@@ -202,7 +240,7 @@ def _pod_names(kind: str, namespace: str, name: str, spec: dict[str, Any]) -> tu
     if kind == "Deployment":
         prefix = f"{name}-{generated_suffix(9, namespace, name, spec.get('template'))}"
     count = _count(spec, "replicas", 1)
-    return tuple(f"{prefix}-{generated_suffix(5, namespace, prefix, index)}" for index in range(count))
+    return tuple(_generated(f"{prefix}-", namespace, prefix, index) for index in range(count))
 
 
 def _job_pod_names(namespace: str, name: str, spec: dict[str, Any]) -> tuple[str, ...]:
@@ -211,13 +249,11 @@ def _job_pod_names(namespace: str, name: str, spec: dict[str, Any]) -> tuple[str
     count = min(_count(spec, "parallelism", 1), max(_count(spec, "completions", 1), 1))
     if spec.get("parallelism") is not None and spec.get("completions") is None:
         count = _count(spec, "parallelism", 1)
-    indexed = spec.get("completionMode") == "Indexed"
-    return tuple(
-        f"{name}-{index}-{generated_suffix(5, namespace, name, index)}"
-        if indexed
-        else f"{name}-{generated_suffix(5, namespace, name, index)}"
-        for index in range(count)
-    )
+    if spec.get("completionMode") != "Indexed":
+        return tuple(_generated(f"{name}-", namespace, name, index) for index in range(count))
+    room = _HOST_NAME_LENGTH - _GENERATED_LENGTH
+    bases = [(name[: room - len(f"-{index}-")], index) for index in range(count)]
+    return tuple(_generated(f"{base}-{index}-", namespace, name, index) for base, index in bases)
 
 
 def _count(spec: dict[str, Any], name: str, default: int) -> int:

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from msgspec import Struct
 
 from samewire.lab.cluster import Node, Override
-from samewire.lab.manifests import Workload, daemon_pod_name
+from samewire.lab.manifests import Workload, daemon_pod_name, generated_suffix, pod_template
 from samewire.lab.names import DNS_PORT, KUBELET_PORT
 from samewire.lab.podspec import Container, PodTemplate, Requirement, Toleration
 
@@ -31,6 +31,9 @@ _DAEMON_TOLERATIONS = tuple(
         "network-unavailable",
     )
 )
+
+# A file's name has 255 bytes, of which the name of a pod's network namespace takes up to 31 for the lab's.
+_SLUG_LENGTH, _HASH_LENGTH = 200, 10
 
 Claim = tuple[str, int, str]
 """Protocol, number and address of a host port."""
@@ -63,8 +66,11 @@ class Pod(Struct, frozen=True):
 
     @property
     def slug(self) -> str:
-        """The key as one path component (a dot cannot be part of a namespace's name)."""
-        return f"{self.namespace}.{self.name}"
+        """The key as one path component (a dot cannot be part of a namespace's name), the end of a long one hashed."""
+        whole = f"{self.namespace}.{self.name}"
+        if len(whole) <= _SLUG_LENGTH:
+            return whole
+        return f"{whole[: _SLUG_LENGTH - _HASH_LENGTH]}{generated_suffix(_HASH_LENGTH, whole)}"
 
     def stands_in(self, container: Container) -> bool:
         """Is this container an echo server, as opposed to a command that the cluster file asks for?"""
@@ -114,9 +120,10 @@ class Scheduler:
             self.pending.append(Pending(workload.namespace, name, _listed(refusals)))
             return
         node = min(eligible, key=lambda node: self._load(workload, node))
-        commands = self._commands(key, workload.template)
+        template = pod_template(workload, name)
+        commands = self._commands(key, template)
         owner = f"{workload.kind}/{workload.name}"
-        pod = Pod(workload.namespace, name, owner, network, node.name, workload.template, commands)
+        pod = Pod(workload.namespace, name, owner, network, node.name, template, commands)
         self.pods.append(pod)
         self._names.add(key)
         self._host_ports[node.name].update(_claims(workload.template))
