@@ -117,6 +117,23 @@ def test_required_node_affinity(expression: str, expected: list[str]) -> None:
     assert [pod.node for pod in placed(pods("DaemonSet", spec), *nodes).pods] == expected
 
 
+@pytest.mark.parametrize(
+    ("term", "expected"),
+    [
+        ("{matchFields: [{key: metadata.name, operator: In, values: [b]}]}", ["b"]),
+        ("{matchFields: [{key: metadata.name, operator: NotIn, values: [b]}]}", ["a"]),
+        ("{matchFields: [{key: cores, operator: Exists}]}", []),
+        ("{}", []),
+    ],
+)
+def test_node_affinity_by_the_nodes_name(term: str, expected: list[str]) -> None:
+    """Of a node's fields there is only its name; a label may be called so, too, and a term of nothing fits no node."""
+    required = f"requiredDuringSchedulingIgnoredDuringExecution: {{nodeSelectorTerms: [{term}]}}"
+    nodes = (node("a", labels={"cores": "2", "metadata.name": "b"}), node("b"))
+    found = placed(pods("DaemonSet", f", affinity: {{nodeAffinity: {{{required}}}}}"), *nodes)
+    assert [pod.node for pod in found.pods] == expected
+
+
 def test_host_ports_are_exclusive_and_a_preference_is_only_that() -> None:
     clash = placed(pods("StatefulSet", replicas=3, ports="[{containerPort: 80, hostPort: 8080}]"), node("a"))
     assert len(clash.pods) == 1

@@ -27,6 +27,10 @@ _SUFFIXES = {
     **{suffix: 1024.0**power for power, suffix in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)},
 }
 
+#: Of a node's fields, `matchFields` may ask for its name. No label is called so.
+_FIELD = "field:"
+NODE_NAME = f"{_FIELD}metadata.name"
+
 GUARANTEED, BURSTABLE, BEST_EFFORT = "Guaranteed", "Burstable", "BestEffort"
 
 
@@ -61,7 +65,7 @@ class Toleration(Struct, frozen=True):
 
 
 class Requirement(Struct, frozen=True):
-    """One expression over node labels."""
+    """One expression over node labels, or with the key `NODE_NAME` over the node's name."""
 
     key: str
     operator: str
@@ -77,8 +81,9 @@ class DnsConfig(Struct, frozen=True):
 
 
 class PodTemplate(Struct, frozen=True):
-    """What every pod of a workload has in common. ``affinity`` is an OR of ANDs over node labels. ``setup``: init
-    containers that end before the others begin; nothing runs them here, and they count for the QoS class.
+    """What every pod of a workload has in common. ``affinity`` is an OR of ANDs over nodes; an empty AND fits none.
+    ``setup``: init containers that end before the others begin; nothing runs them here, and they count for the QoS
+    class.
     """
 
     containers: tuple[Container, ...]
@@ -271,14 +276,18 @@ def _affinity(spec: dict[str, Any]) -> tuple[tuple[Requirement, ...], ...]:
     required = mapping(affinity.get("requiredDuringSchedulingIgnoredDuringExecution"), "node affinity")
     terms = []
     for term in sequence(required.get("nodeSelectorTerms"), "nodeSelectorTerms"):
-        expressions = sequence(mapping(term, "term").get("matchExpressions"), "matchExpressions")
-        terms.append(tuple(_requirement(mapping(item, "matchExpression")) for item in expressions))
+        expressions = [
+            _requirement(mapping(item, kind), prefix)
+            for kind, prefix in (("matchExpressions", ""), ("matchFields", _FIELD))
+            for item in sequence(mapping(term, "term").get(kind), kind)
+        ]
+        terms.append(tuple(expressions))
     return tuple(terms)
 
 
-def _requirement(fields: dict[str, Any]) -> Requirement:
+def _requirement(fields: dict[str, Any], prefix: str) -> Requirement:
     values = tuple(str(value) for value in sequence(fields.get("values"), "values"))
-    return Requirement(str(fields.get("key")), str(fields.get("operator")), values)
+    return Requirement(f"{prefix}{fields.get('key')}", str(fields.get("operator")), values)
 
 
 def _dns_config(fields: dict[str, Any]) -> DnsConfig:

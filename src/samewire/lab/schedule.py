@@ -16,7 +16,7 @@ from msgspec import Struct
 from samewire.lab.cluster import Node, Override
 from samewire.lab.manifests import Workload, daemon_pod_name, generated_suffix, pod_template
 from samewire.lab.names import DNS_PORT, KUBELET_PORT
-from samewire.lab.podspec import Container, PodTemplate, Requirement, Toleration
+from samewire.lab.podspec import NODE_NAME, Container, PodTemplate, Requirement, Toleration
 
 # What the DaemonSet controller adds to its pods; taints of these keys never keep a daemon pod away.
 _DAEMON_TOLERATIONS = tuple(
@@ -147,7 +147,9 @@ class Scheduler:
         for key, value in template.node_selector.items():
             if labels.get(key) != value:
                 return f"lacks {key}={value}"
-        if template.affinity and not any(all(_meets(labels, r) for r in term) for term in template.affinity):
+        known = {**labels, NODE_NAME: node.name}
+        terms = [term for term in template.affinity if term]
+        if template.affinity and not any(all(_meets(known, one) for one in term) for term in terms):
             return "node affinity does not match"
         extra = _DAEMON_TOLERATIONS if workload.kind == "DaemonSet" else ()
         for key, value, effect in map(parse_taint, node.taints):
