@@ -136,6 +136,20 @@ def test_a_load_balancer_gets_an_address_of_each_family_unless_it_brings_one() -
     assert list(routed_addresses(service_plans([given], ("10.96.0.0/16",)))) == ["192.0.2.1", "2001:db8::1"]
 
 
+def test_what_a_proxy_in_front_has_is_not_led_to_the_nodes() -> None:
+    """A load balancer that puts its own address in (`ipMode: Proxy`) is the cloud's, and none is here."""
+    ingress = [{"ip": "192.0.2.77", "ipMode": "Proxy"}, {"ip": "192.0.2.78", "ipMode": "VIP"}]
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "a", "namespace": "x"},
+        "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]},
+        "status": {"loadBalancer": {"ingress": ingress}},
+    }
+    (found,) = service_plans([service], ("10.96.0.0/16",))
+    assert (found.external_ips, found.ingress_ips) == (("192.0.2.78",), ("192.0.2.78",))
+
+
 def test_source_ranges_let_in_whom_they_say(guestbook: LabState) -> None:
     """And say nothing of whom a masquerade on the way may hide."""
     behind = next(service for service in guestbook.services if service.ingress_ips)

@@ -212,7 +212,9 @@ def _has_addresses(item: Any) -> bool:
 def _plan(item: Any) -> ServicePlan:
     service, spec = item.service, item.service.spec
     targets = {(port.port, port.protocol): port.target_port or port.port for port in item.spec.ports}
-    ingress = tuple(one.ip for one in service.status.load_balancer.ingress if one.ip)
+    ingress = tuple(
+        one.ip for one in service.status.load_balancer.ingress if one.ip and one.ip_mode != "Proxy"
+    )
     annotated = service.metadata.annotations.load_balancer_source_ranges.split(",")
     ranges = spec.load_balancer_source_ranges or annotated
     return ServicePlan(
