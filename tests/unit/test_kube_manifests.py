@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -268,11 +269,26 @@ def test_lists_and_defaults() -> None:
             "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nstatus: {podIP: nope}\n",
             "'nope' does not appear to be",
         ),
+        (
+            SERVICE.format(name="web", port=1) + "status: {loadBalancer: {ingress: [{ip: nope}]}}\n",
+            "'nope' does not appear to be",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_manifests(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["127.0.0.1", "::1", "0.0.0.0", "::", "169.254.1.1", "fe80::1%a", "224.0.0.1", "ff02::1"]
+)
+def test_an_external_ip_is_one_machines(text: str) -> None:
+    """An API server takes no others; a node would send its own packets to itself elsewhere."""
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}}
+    spec = {"ports": [{"port": 1}], "externalIPs": ["203.0.113.1", text]}
+    with pytest.raises(ValueError, match=r"externalIPs: .* is no single machine's address"):
+        parse_manifests(json.dumps({**service, "spec": spec}))
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from samewire.kube.yamltext import load_yaml, split_documents
 
 log = structlog.get_logger(__name__)
 
+_LINK_LOCAL_MULTICAST = {4: ipaddress.ip_network("224.0.0.0/24"), 6: ipaddress.ip_network("ff02::/16")}
 _KINDS: Final[dict[tuple[str, str], type[Object]]] = {
     (API_VERSIONS[kind], kind.__name__): kind for kind in (EndpointSlice, Namespace, Node, Pod, Service)
 }
@@ -183,10 +184,21 @@ def _clean(value: Any) -> Any:
 
 
 def _check_addresses(found: Object) -> None:
+    """As an API server does: none that is no address, and none of those that mean another place on every machine."""
     texts: tuple[str, ...] = ()
     if isinstance(found, Pod):
         texts = found.addresses
     elif isinstance(found, Service):
-        texts = (*found.cluster_ips, *found.spec.external_ips)
+        ingress = [one.ip for one in found.status.load_balancer.ingress if one.ip]
+        texts = (*found.cluster_ips, *found.spec.external_ips, *ingress)
+        for text in found.spec.external_ips:
+            address = ipaddress.ip_address(text)
+            near = (
+                address.is_loopback
+                or address.is_link_local
+                or address in _LINK_LOCAL_MULTICAST[address.version]
+            )
+            if near or address.is_unspecified or "%" in text:
+                raise ValueError(f"externalIPs: {text!r} is no single machine's address")
     for text in texts:
         ipaddress.ip_address(text)
