@@ -26,6 +26,11 @@ ADDRESSES = "addresses"
 """Where all IPAM plugins keep their files, one an address. An ext4 without a journal looks for each new file at every
 inode that was deleted in the minutes before, so that an ADD would cost what earlier cases have left.
 """
+CONGESTION_CONTROL = "reno"
+"""Of all TCP here, and not the machine's default: BBR paces a stream to a third of what the path can do, and every
+datapath looks alike. Every kernel has Reno, every namespace may choose it, and Cubic does the same where round trips are
+microseconds.
+"""
 NETNS_DIR = Path("/run/netns")
 COMMAND_TIMEOUT_S = 60
 CLONE_NEWNET = 0x40000000
@@ -78,7 +83,7 @@ def path(netns: str) -> str:
     return str(NETNS_DIR / netns)
 
 
-def sysctl(netns: str, key: str, value: int) -> None:
+def sysctl(netns: str, key: str, value: int | str) -> None:
     """Set one ``net.*`` sysctl of a namespace."""
     inside(netns, "sh", "-ec", f"echo {value} > /proc/sys/{key.replace('.', '/')}")
 
@@ -164,6 +169,7 @@ class Sandbox:
         """Make a namespace (loopback up); returns its name."""
         [name] = self.many([label])
         ip(name, "link", "set", "lo", "up")
+        sysctl(name, "net.ipv4.tcp_congestion_control", CONGESTION_CONTROL)
         return name
 
     def many(self, labels: Sequence[str]) -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from benchmarks.errors import BenchError
 from benchmarks.native import Endpoints
-from benchmarks.peers import CLUSTER, outside_wire, underlay
+from benchmarks.peers import CLUSTER, VXLAN_OVERHEAD, outside_wire, underlay
 from benchmarks.samewire_node import VNI, Json, SamewireNode, network, outbound_nat, stateful_acl
 from benchmarks.scenario import Scenario
 
 NAME = "samewire"
 UNDERLAY = "192.168.77.0/24"
+POD_MTU = 1500
 
 
 def pod_policies(inside: str) -> list[Json]:
@@ -60,12 +61,12 @@ class SamewireScenario(Scenario):
 
 
 class SameNode(SamewireScenario):
-    """Two pods of an overlay network on one node."""
+    """Two pods of an overlay network on one node. The wire is so wide that they have the peers' MTU."""
 
     label = "ours-same"
 
     def setup(self) -> Endpoints:
-        node, _ = outside_wire(self.sandbox)
+        node, _ = outside_wire(self.sandbox, POD_MTU + VXLAN_OVERHEAD)
         daemon = self.start_node("a", node)
         daemon.create_network(overlay("bench", "10.244.0.0/24"))
         self.conf = daemon.write_conf("bench", {"subnet": "10.244.0.0/24"}, pod_policies(CLUSTER))

@@ -86,10 +86,10 @@ def underlay(sandbox: Sandbox, mtu: int = 1500) -> tuple[str, str]:
     return a, b
 
 
-def outside_wire(sandbox: Sandbox) -> tuple[str, str]:
+def outside_wire(sandbox: Sandbox, mtu: int = 1500) -> tuple[str, str]:
     """A node (192.168.77.11 on ``eth0``) and, as its default gateway, an outside host (192.168.77.200)."""
     node, outside = sandbox.netns("node"), sandbox.netns("outside")
-    veth((node, "eth0"), (outside, "eth0"))
+    veth((node, "eth0"), (outside, "eth0"), mtu)
     address(node, "eth0", "192.168.77.11/24")
     address(outside, "eth0", "192.168.77.200/24")
     ip(node, "route", "add", "default", "via", "192.168.77.200")
