@@ -28,8 +28,8 @@ inode that was deleted in the minutes before, so that an ADD would cost what ear
 """
 CONGESTION_CONTROL = "reno"
 """Of all TCP here, and not the machine's default: BBR paces a stream to a third of what the path can do, and every
-datapath looks alike. Every kernel has Reno, every namespace may choose it, and Cubic does the same where round trips are
-microseconds.
+datapath looks alike. Every kernel has Reno, every namespace may choose it, and Cubic does the same where round trips
+are microseconds.
 """
 NETNS_DIR = Path("/run/netns")
 COMMAND_TIMEOUT_S = 60
