@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import stat
@@ -17,7 +18,7 @@ from samewire.kube.auth import Credential, CredentialSource, FixedCredential, Pe
 from samewire.kube.client import KubeClient
 from samewire.kube.errors import ApiError
 from samewire.kube.exec_plugin import ExecCredential, ExecSettings
-from samewire.kube.kubeconfig import in_cluster
+from samewire.kube.kubeconfig import in_cluster, load_kubeconfig
 from samewire.kube.model import Service
 from tests.apiserver.certs import SERVER_NAME, Certificates, make_certificates
 from tests.apiserver.conftest import Opener
@@ -120,6 +121,31 @@ async def test_the_server_is_known_by_its_authority(certificates: Certificates, 
             await ask(server, FixedCredential(), stranger)
         with pytest.raises(Invalid, match=r"clusters\[0\].ca: holds no PEM"):
             await ask(server, FixedCredential(), Pem("clusters[0].ca", data=b"rubbish"))
+
+
+@pytest.mark.parametrize("spelling", ["HTTPS:", " https:", "ht\ttps:"])
+async def test_a_server_is_looked_at_however_its_url_is_written(
+    certificates: Certificates, tmp_path: Path, spelling: str
+) -> None:
+    """As Python reads URLs, all of these are https://; who is not known must not get our token."""
+    path = tmp_path / "config"
+    async with FakeServer().serve(certificates.server_context()) as server:
+        cluster: dict[str, object] = {"server": server.url.replace("https:", spelling)}
+        for ca in ({}, {"certificate-authority": str(certificates.ca)}):
+            path.write_text(json.dumps({
+                "current-context": "m",
+                "contexts": [{"name": "m", "context": {"cluster": "c", "user": "u"}}],
+                "clusters": [{"name": "c", "cluster": {**cluster, **ca}}],
+                "users": [{"name": "u", "user": {"token": "secret"}}],
+            }))  # fmt: skip
+            client = KubeClient(load_kubeconfig(path))
+            if ca:
+                await client.request("GET", "/api/v1/services")
+            else:
+                with pytest.raises(Unavailable, match=r"(?i)certificate"):
+                    await client.request("GET", "/api/v1/services")
+                assert not server.seen
+            await client.close()
 
 
 async def test_a_pod_knows_its_server(certificates: Certificates, tmp_path: Path) -> None:

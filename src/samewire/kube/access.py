@@ -47,7 +47,9 @@ def check_proxy(field: str, proxy: str) -> str:
 
 
 def check_server(field: str, server: str) -> str:
-    """The server's URL without the slash at its end. Raises ``Invalid``."""
+    """The server's URL in the form that `TlsContexts` and aiohttp read alike (its scheme in lower case, say), without
+    the slash at its end. Raises ``Invalid``.
+    """
     if "://" not in server:
         server = f"https://{server}" if server else ""
     try:
@@ -57,7 +59,7 @@ def check_server(field: str, server: str) -> str:
         usable = False
     if not usable:
         raise Invalid(field, f"{server!r} is no URL of an API server (https://host:port)")
-    return server.rstrip("/")
+    return parts.geturl().rstrip("/")
 
 
 class TlsContexts:

@@ -135,7 +135,8 @@ class KubeClient:
             credential = await self.access.credentials.get()
             response = await self._send(
                 method, path, params=params, data=data, headers=self._headers(credential, headers or {}),
-                ssl=self._tls.get(credential) or False,
+                # For plain HTTP it says nothing; False would be not to look at certificates.
+                ssl=self._tls.get(credential) or True,
                 timeout=aiohttp.ClientTimeout(
                     total=None, sock_connect=self._connect_timeout_s, sock_read=silence_timeout_s
                 ),
