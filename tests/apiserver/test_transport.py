@@ -131,6 +131,33 @@ async def test_a_proxy_that_is_away(server: FakeServer) -> None:
     assert not server.seen
 
 
+async def test_a_proxy_that_does_not_answer(certificates: Certificates) -> None:
+    """It takes the connection, and says nothing to the CONNECT."""
+    released = asyncio.Event()
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await released.wait()
+        writer.close()
+
+    async with await asyncio.start_server(hold, "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        access = Access("https://127.0.0.1:6443", FixedCredential(), proxy=f"http://127.0.0.1:{port}")
+        client = KubeClient(access, connect_timeout_s=0.05)
+        async with asyncio.timeout(30):
+            with pytest.raises(Unavailable, match="https://127.0.0.1:6443 does not answer"):
+                await client.request("GET", "/api/v1/services")
+        await client.close()
+        released.set()
+
+
+async def test_a_token_that_no_header_may_have(server: FakeServer) -> None:
+    client = KubeClient(Access(server.url, FixedCredential("of two\nlines")))
+    with pytest.raises(Unavailable, match="control character") as caught:
+        await client.request("GET", "/api/v1/services")
+    assert "of two" not in str(caught.value)
+    await client.close()
+
+
 async def test_a_server_that_refuses_connections_is_named_in_words(certificates: Certificates) -> None:
     async with FakeServer().serve() as server:
         url = server.url.replace("http:", "https:")

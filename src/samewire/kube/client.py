@@ -24,6 +24,8 @@ _USER_AGENT: Final = "samewire"
 _READ_BYTES: Final = 1 << 18
 _ERROR_BYTES: Final = 1 << 16
 _ANSWER_BYTES: Final = 256 << 20
+# The server's name, the connection, a proxy's answer, TLS: all together may take so many times what one may.
+_CONNECT_STEPS: Final = 3
 
 # A connection whose other end is gone without a word is given up after about 30 s, however quiet it is.
 _KEEPALIVE: Final = (
@@ -138,7 +140,8 @@ class KubeClient:
                 # For plain HTTP it says nothing; False would be not to look at certificates.
                 ssl=self._tls.get(credential) or True,
                 timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=self._connect_timeout_s, sock_read=silence_timeout_s
+                    total=None, connect=_CONNECT_STEPS * self._connect_timeout_s,
+                    sock_connect=self._connect_timeout_s, sock_read=silence_timeout_s,
                 ),
             )  # fmt: skip
             async with response:
@@ -172,7 +175,8 @@ class KubeClient:
             )
         except TimeoutError:
             raise Stalled(_SERVICE, f"{access.server} does not answer") from None
-        except (aiohttp.ClientError, OSError) as error:
+        # A header with characters that may not be in one is a ValueError.
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             raise Unavailable(_SERVICE, f"{access.server}: {_words(error)}") from error
 
     def _get_session(self) -> aiohttp.ClientSession:
@@ -254,4 +258,4 @@ def _reason(error: OSError) -> str:
     """What the kernel says; TLS and name resolution have numbers and words of their own."""
     if isinstance(error, ConnectionError | TimeoutError) and error.errno:
         return os.strerror(error.errno)
-    return error.strerror or str(error)
+    return error.strerror or str(error) or type(error).__name__
