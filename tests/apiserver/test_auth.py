@@ -160,6 +160,14 @@ async def test_a_pod_knows_its_server(certificates: Certificates, tmp_path: Path
         await client.close()
 
 
+async def test_an_authority_with_a_comment(certificates: Certificates) -> None:
+    """Bundles of authorities have such: their names, in any alphabet."""
+    text = certificates.ca.read_bytes()
+    async with FakeServer().serve(certificates.server_context()) as server:
+        for comment in ("# Főtanúsítvány\n".encode(), b"\xef\xbb\xbf", b"# Autorit\xe9\n"):
+            await ask(server, FixedCredential(), Pem("ca", data=comment + text))
+
+
 async def test_a_client_certificate_is_shown(certificates: Certificates) -> None:
     ca = Pem("ca", file=certificates.ca)
     inline = FixedCredential(

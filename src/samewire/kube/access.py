@@ -100,8 +100,9 @@ class TlsContexts:
 
 
 def _load_ca(context: ssl.SSLContext, ca: Pem, text: bytes) -> None:
+    """What is not ASCII is in no certificate: it is in comments between them."""
     try:
-        context.load_verify_locations(cadata=text.decode("ascii"))
+        context.load_verify_locations(cadata=text.decode("ascii", "ignore"))
     except (ssl.SSLError, ValueError) as error:
         raise Invalid(ca.field, f"holds no PEM certificates: {error}") from error
 
