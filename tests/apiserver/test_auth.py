@@ -219,6 +219,21 @@ async def test_a_plugin_gives_the_token_once(server: FakeServer, tmp_path: Path)
     assert runs(tmp_path) == 1
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{{"apiVersion": "{V1}", "kind": "ExecCredential", "status": {{"token": "t", "clientKeyData": null}}}}',
+        f"apiVersion: {V1}\nkind: ExecCredential\nstatus:\n  expirationTimestamp: 2100-01-01T00:00:00Z\n  token: t\n",
+    ],
+)
+async def test_a_plugin_may_answer_as_kubectl_takes_it(tmp_path: Path, text: str) -> None:
+    """With nulls, and as YAML."""
+    credentials = ExecCredential(plugin(tmp_path, f"cat <<'END'\n{text}\nEND"))
+    assert await credentials.get() == Credential("t")
+    await credentials.get()
+    assert runs(tmp_path) == 1
+
+
 async def test_a_plugin_is_run_again_after_a_refusal(server: FakeServer, tmp_path: Path) -> None:
     server.tokens = {"new"}
     script = f"if [ $(wc -l < {tmp_path}/runs) = 1 ]; then\n{answers('old')}\nelse\n{answers('new')}\nfi"
@@ -288,6 +303,10 @@ async def test_a_plugin_sees_its_environment_and_no_terminal(tmp_path: Path) -> 
     [
         ("echo no such account >&2; exit 3", "failed with status 3: no such account"),
         ("echo TOPSECRET", "printed no ExecCredential"),
+        ('printf \'{"TOPSECRET": "\\377"}\'', "printed no ExecCredential: neither JSON nor YAML"),
+        ("echo '*TOPSECRET'", "printed no ExecCredential: neither JSON nor YAML"),
+        ("cat /dev/zero", "printed more than 1 MiB"),
+        ("cat /dev/zero >&2", "printed more than 1 MiB"),
         ('echo \'{"apiVersion": "v1", "kind": "Secret"}\'', "answered v1 Secret, not"),
         (f'echo \'{{"apiVersion": "{V1}", "kind": "ExecCredential"}}\'', "without a status"),
         (

@@ -20,6 +20,7 @@ from msgspec import Struct, field
 from samewire.children import kill_group, release
 from samewire.errors import Invalid, Unavailable
 from samewire.kube.auth import Credential
+from samewire.kube.yamltext import load_yaml, without_nulls
 
 GROUP: Final = "client.authentication.k8s.io"
 VERSIONS: Final = (f"{GROUP}/v1", f"{GROUP}/v1beta1")
@@ -27,6 +28,8 @@ VERSIONS: Final = (f"{GROUP}/v1", f"{GROUP}/v1beta1")
 _RUN_TIMEOUT_S: Final = 60.0
 _EXPIRY_MARGIN_S: Final = 10.0
 _STDERR_BYTES: Final = 500
+_OUTPUT_BYTES: Final = 1 << 20
+_PIECE_BYTES: Final = 1 << 16
 
 
 class _Status(Struct, frozen=True, rename="camel"):
@@ -101,7 +104,8 @@ class ExecCredential:
             raise self._failure(f"cannot run {settings.command}: {error}{hint}") from error
         try:
             async with asyncio.timeout(_RUN_TIMEOUT_S):
-                output, errors = await process.communicate()
+                output, errors = await asyncio.gather(self._read(process.stdout), self._read(process.stderr))
+                await process.wait()
         except BaseException as error:
             kill_group(process)
             await release(process)
@@ -112,6 +116,16 @@ class ExecCredential:
             text = errors[-_STDERR_BYTES:].decode(errors="replace").strip()
             raise self._failure(f"{settings.command} failed with status {process.returncode}: {text}")
         return output
+
+    async def _read(self, stream: asyncio.StreamReader | None) -> bytes:
+        """What the plugin prints there, to the end. Raises ``Unavailable`` for one that does not stop."""
+        assert stream is not None
+        found = bytearray()
+        while piece := await stream.read(_PIECE_BYTES):
+            found += piece
+            if len(found) > _OUTPUT_BYTES:
+                raise self._failure(f"{self._settings.command} printed more than {_OUTPUT_BYTES >> 20} MiB")
+        return bytes(found)
 
     def _command(self) -> str:
         command, directory = self._settings.command, self._settings.directory
@@ -126,17 +140,22 @@ class ExecCredential:
         return msgspec.json.encode(info).decode()
 
     def _parse(self, output: bytes) -> _Status:
+        """JSON or YAML, as kubectl takes it. No error has what was printed: it may be a secret."""
+        command = self._settings.command
         try:
-            answer = msgspec.json.decode(output, type=_Answer)
-        except msgspec.DecodeError as error:
-            # The message of a decoding error names the place, never the content.
-            raise self._failure(f"{self._settings.command} printed no ExecCredential: {error}") from None
+            values = load_yaml(output.decode())
+        except ValueError:
+            raise self._failure(f"{command} printed no ExecCredential: neither JSON nor YAML") from None
+        try:
+            answer = msgspec.convert(without_nulls(values), _Answer)
+        except msgspec.ValidationError as error:
+            raise self._failure(f"{command} printed no ExecCredential: {error}") from None
         wanted = self._settings.api_version
         if answer.kind != "ExecCredential" or answer.api_version != wanted:
             found = f"{answer.api_version} {answer.kind}"
-            raise self._failure(f"{self._settings.command} answered {found}, not {wanted} ExecCredential")
+            raise self._failure(f"{command} answered {found}, not {wanted} ExecCredential")
         if answer.status is None:
-            raise self._failure(f"{self._settings.command} answered without a status")
+            raise self._failure(f"{command} answered without a status")
         return answer.status
 
     def _credential(self, status: _Status) -> Credential:

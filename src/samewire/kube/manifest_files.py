@@ -7,7 +7,6 @@ next; one that was renamed into place is read at once.
 
 from __future__ import annotations
 
-import datetime
 import ipaddress
 import os
 import re
@@ -23,7 +22,7 @@ from msgspec import Struct
 from samewire.kube.admission import Wanted, WantedSpec
 from samewire.kube.model import EndpointSlice, Namespace, Node, Object, Pod, Service
 from samewire.kube.wire import API_VERSIONS
-from samewire.kube.yamltext import load_yaml, split_documents
+from samewire.kube.yamltext import load_yaml, split_documents, without_nulls
 
 log = structlog.get_logger(__name__)
 
@@ -155,7 +154,7 @@ def _read(raw: dict[str, Any], services: list[Wanted], others: list[Any]) -> Non
     kind = _KINDS.get((str(raw.get("apiVersion")), str(raw.get("kind"))))
     if kind is None:
         return
-    cleaned = _clean(raw)
+    cleaned = without_nulls(raw)
     metadata = cleaned.setdefault("metadata", {})
     if not isinstance(metadata, dict) or not _NAME.fullmatch(str(metadata.get("name", ""))):
         raise ValueError(f"{kind.__name__} without a valid metadata.name")
@@ -170,17 +169,6 @@ def _read(raw: dict[str, Any], services: list[Wanted], others: list[Any]) -> Non
         services.append(Wanted(found, msgspec.convert(cleaned.get("spec", {}), WantedSpec)))
     else:
         others.append(found)
-
-
-def _clean(value: Any) -> Any:
-    """Null is as absent as in the API; dates are text as in JSON."""
-    if isinstance(value, dict):
-        return {str(key): _clean(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_clean(item) for item in value]
-    if isinstance(value, datetime.datetime | datetime.date):
-        return value.isoformat()
-    return value
 
 
 def _check_addresses(found: Object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Iterator
 from typing import Any, Final
@@ -51,6 +52,17 @@ def load_yaml(text: str, first_line: int = 1) -> Any:
 
 
 _TOO_DEEP: Final = "nested too deeply"
+
+
+def without_nulls(value: Any) -> Any:
+    """A value of JSON or YAML in which null is as absent as in the API, and dates are text as in JSON."""
+    if isinstance(value, dict):
+        return {str(key): without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    if isinstance(value, datetime.datetime | datetime.date):
+        return value.isoformat()
+    return value
 
 
 def _may_be_deep(text: str) -> bool:
