@@ -13,6 +13,7 @@ from samewire.kube.access import Access
 from samewire.kube.api_source import ApiSource
 from samewire.kube.auth import FixedCredential, Pem
 from samewire.kube.client import KubeClient
+from samewire.kube.errors import ApiError
 from samewire.kube.model import Service
 from tests.apiserver.certs import Certificates, make_certificates
 from tests.apiserver.conftest import Opener
@@ -144,7 +145,7 @@ async def test_a_proxy_that_does_not_answer(certificates: Certificates) -> None:
         access = Access("https://127.0.0.1:6443", FixedCredential(), proxy=f"http://127.0.0.1:{port}")
         client = KubeClient(access, connect_timeout_s=0.05)
         async with asyncio.timeout(30):
-            with pytest.raises(Unavailable, match="https://127.0.0.1:6443 does not answer"):
+            with pytest.raises(Unavailable, match=r"https://127\.0\.0\.1:6443 does not answer"):
                 await client.request("GET", "/api/v1/services")
         await client.close()
         released.set()
@@ -176,6 +177,24 @@ async def test_somebody_else(server: FakeServer) -> None:
     (seen,) = server.seen
     assert [item for item in seen.headers if item[0].startswith("Impersonate-")] == list(wanted)
     assert seen.token == "t"
+
+
+async def test_a_refusal_that_is_no_utf8() -> None:
+    """Somebody on the way answers, and writes Latin-1."""
+    body = b'{"message": "acc\xe8s refus\xe9"}'
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        client = KubeClient(
+            Access(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", FixedCredential())
+        )
+        with pytest.raises(ApiError, match=r"403 Forbidden: .*acc.s refus."):
+            await client.request("GET", "/api/v1/services")
+        await client.close()
 
 
 async def test_an_answer_that_breaks_off_says_so_in_words(server: FakeServer) -> None:

@@ -85,6 +85,34 @@ def test_empty_lists_of_a_slice_may_be_null() -> None:
     assert (found.endpoints, found.ports, found.service_key) == ((), (), None)
 
 
+def test_null_is_as_absent() -> None:
+    """Kubernetes' own server writes null for empty lists only; what Go programs read is the same with it everywhere."""
+    text = (
+        b'{"metadata":{"name":"a","namespace":"x","resourceVersion":"5","labels":null},"status":null,'
+        b'"spec":{"clusterIP":"10.0.0.1","clusterIPs":null,"sessionAffinity":null,"ports":[{"port":80,"nodePort":null}]}}'
+    )
+    wanted = {
+        "metadata": {"name": "a", "namespace": "x"},
+        "spec": {"clusterIP": "10.0.0.1", "ports": [{"port": 80}]},
+    }
+    decoder = Decoder(Service)
+    event = decoder.event(b'{"type":"ADDED","object":%s}' % text)
+    page = decoder.page(b'{"metadata":{"resourceVersion":"5"},"items":[%s]}' % text)
+    assert page.items == [event.object] == [msgspec.convert(wanted, Service)]
+    assert (event.version, page.unreadable) == ("5", [])
+
+
+def test_what_is_no_utf8_cannot_be_read() -> None:
+    """A list goes on without that object; of an event nobody can say what it is about."""
+    good, bad = (b'{"metadata":{"name":"%s","namespace":"x"}}' % name for name in (b"a", b"\xff"))
+    page = Decoder(Service).page(b'{"metadata":{"resourceVersion":"5"},"items":[%s,%s]}' % (good, bad))
+    assert [item.key for item in page.items] == [("x", "a")]
+    ((key, reason),) = page.unreadable
+    assert (key, "utf-8" in reason) == (("", ""), True)
+    with pytest.raises(BrokenStream):
+        Decoder(Service).event(b'{"type":"ADDED","object":%s}' % bad)
+
+
 def test_an_object_is_its_contents() -> None:
     """Versions and what is not in the model make no difference; repeated words are kept once."""
     texts = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final, Generic, Literal
 
 import msgspec
@@ -11,6 +12,7 @@ from msgspec.structs import force_setattr
 
 from samewire.errors import SamewireError
 from samewire.kube.model import EndpointSlice, Key, Namespace, Node, ObjectT, Pod, Service
+from samewire.kube.yamltext import without_nulls
 
 MAX_LINE_BYTES: Final = 32 << 20
 
@@ -24,6 +26,11 @@ PATHS: Final[dict[type, str]] = {
 API_VERSIONS: Final[dict[type, str]] = {
     kind: path.rpartition("/")[0].removeprefix("/apis/").removeprefix("/api/") for kind, path in PATHS.items()
 }
+
+
+# JSON that is not what was asked for, or has texts that are no UTF-8; and what is no JSON, too.
+_UNFIT: Final = (msgspec.ValidationError, UnicodeDecodeError)
+_BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 class BrokenStream(SamewireError):
@@ -50,6 +57,10 @@ class _RawPage(Struct, frozen=True):
 class _Event(Struct, Generic[ObjectT], frozen=True, gc=False):
     type: str
     object: ObjectT
+
+
+class _RawEvent(Struct, frozen=True):
+    object: Raw
 
 
 class _LooseMeta(Struct, frozen=True, rename="camel"):
@@ -100,6 +111,7 @@ class Decoder(Generic[ObjectT]):
     """Decodes one kind."""
 
     def __init__(self, kind: type[ObjectT]) -> None:
+        self._kind: type[ObjectT] = kind
         self._object: msgspec.json.Decoder[ObjectT] = msgspec.json.Decoder(kind)
         self._page: msgspec.json.Decoder[_Page[ObjectT]] = msgspec.json.Decoder(_Page[kind])  # type: ignore[valid-type]
         self._event: msgspec.json.Decoder[_Event[ObjectT]] = msgspec.json.Decoder(_Event[kind])  # type: ignore[valid-type]
@@ -108,7 +120,7 @@ class Decoder(Generic[ObjectT]):
         """One page. Raises ``BrokenStream`` if it is no list."""
         try:
             page = self._page.decode(body)
-        except msgspec.ValidationError:
+        except _UNFIT:
             return self._loose_page(body)
         except msgspec.DecodeError as error:
             raise BrokenStream(f"a list cannot be read: {error}") from None
@@ -121,7 +133,7 @@ class Decoder(Generic[ObjectT]):
         """One event. Raises ``BrokenStream`` if it is none."""
         try:
             event = self._event.decode(line)
-        except msgspec.ValidationError as error:
+        except _UNFIT as error:
             return self._loose_event(line, str(error))
         except msgspec.DecodeError as error:
             raise BrokenStream(f"an event cannot be read: {error}") from None
@@ -134,25 +146,32 @@ class Decoder(Generic[ObjectT]):
         """A page with objects that do not decode: each on its own."""
         try:
             page = msgspec.json.decode(body, type=_RawPage)
-        except msgspec.DecodeError as error:
+        except _BROKEN as error:
             raise BrokenStream(f"a list cannot be read: {error}") from None
         items: list[ObjectT] = []
         unreadable: list[tuple[Key, str]] = []
         for raw in page.items or ():
             try:
-                item = self._object.decode(raw)
-            except msgspec.ValidationError as error:
+                item = self._object_loosely(raw)
+            except _UNFIT as error:
                 unreadable.append((_loose_key(raw), str(error)))
             else:
                 _take_version(item)
                 items.append(item)
         return Page(page.metadata, items, unreadable)
 
+    def _object_loosely(self, raw: Raw) -> ObjectT:
+        """One object; null is as absent. Raises ``msgspec.ValidationError``, ``UnicodeDecodeError``."""
+        try:
+            return self._object.decode(raw)
+        except msgspec.ValidationError:
+            return msgspec.convert(without_nulls(msgspec.json.decode(raw)), self._kind)
+
     def _loose_event(self, line: bytes, fault: str) -> Event[ObjectT]:
         """Deletions, bookmarks and errors, of which little is read, and events with an object that does not decode."""
         try:
             event = msgspec.json.decode(line, type=_LooseEvent)
-        except msgspec.DecodeError as error:
+        except _BROKEN as error:
             raise BrokenStream(f"an event cannot be read: {error}") from None
         found = event.object
         meta = found.metadata
@@ -165,6 +184,10 @@ class Decoder(Generic[ObjectT]):
             raise BrokenStream(f"an event cannot be read: {fault}")
         if event.type == "DELETED":
             return Event("DELETE", key, meta.resource_version)
+        if event.type in ("ADDED", "MODIFIED"):
+            with suppress(*_UNFIT):
+                item = self._object_loosely(msgspec.json.decode(line, type=_RawEvent).object)
+                return Event("PUT", key, _take_version(item), item)
         return Event("PUT", key, meta.resource_version, message=fault)
 
 
@@ -200,6 +223,6 @@ def _take_version(item: ObjectT) -> str:
 def _loose_key(raw: Raw) -> Key:
     try:
         meta = msgspec.json.decode(raw, type=_LooseObject).metadata
-    except msgspec.ValidationError:
+    except _UNFIT:
         return ("", "")
     return (meta.namespace, meta.name)
