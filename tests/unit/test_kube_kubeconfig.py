@@ -200,6 +200,10 @@ async def test_of_several_files_the_first_that_has_a_name_counts(tmp_path: Path)
     assert access.ca is not None
     assert access.ca.file == second / "ca"
     assert await access.credentials.get() == Credential("of first")
+    empty = tmp_path / "empty"
+    for text in ("", "# nothing yet\n"):
+        empty.write_text(text)
+        assert load_kubeconfig(f"{empty}:{one}:{two}").server == "https://second"
     with pytest.raises(Invalid, match=f"^{two}: current-context: names 'x'"):
         load_kubeconfig(
             f"{write(first, top={'current-context': ''})}:{write(second, top={'current-context': 'x'})}"
@@ -213,7 +217,7 @@ def test_what_is_no_kubeconfig(tmp_path: Path) -> None:
     for text, message in (
         ("a: [", "is not YAML: .* in line"),
         ("- a", "not a mapping"),
-        ("", "not a mapping"),
+        ("", "current-context: is missing"),
     ):
         path.write_text(text)
         with pytest.raises(Invalid, match=message):

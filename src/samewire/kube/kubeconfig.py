@@ -146,6 +146,8 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise Invalid(str(path), f"is not YAML: {error}") from error
+    if values is None:
+        return {}  # a file without anything in it is one without entries
     if not isinstance(values, dict):
         raise Invalid(f"{path}: $", "is no kubeconfig: not a mapping")
     return values
