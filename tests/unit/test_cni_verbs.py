@@ -139,6 +139,18 @@ async def test_an_add_that_died_half_way_converges(
     assert taken(tmp_path) == ["10.1.0.2", "fd00:1::2"]
 
 
+@pytest.mark.parametrize("asked", ["10.1.0.9", "10.1.0.12"])
+async def test_one_that_asked_for_its_address_converges_too(
+    runtime: Runtime, tmp_path: Path, asked: str
+) -> None:
+    """What the dead ADD has left is its own: the address is not taken, and there is no second one."""
+    await runtime.ok("ADD", "other")
+    (tmp_path / "net" / "10.1.0.9").write_bytes(b"pod1\r\neth0")
+    found = await runtime.ok("ADD", runtimeConfig={"ips": [asked]})
+    assert [ip["address"] for ip in found["ips"]] == [f"{asked}/24", "fd00:1::3/64"]
+    assert taken(tmp_path) == sorted(["10.1.0.2", "fd00:1::2", asked, "fd00:1::3"])
+
+
 async def test_del_repeats_and_needs_no_namespace(
     runtime: Runtime, backend: FakeBackend, tmp_path: Path
 ) -> None:

@@ -86,12 +86,14 @@ def _allocate(
     ips: list[IpConfig] = []
     try:
         for number, range_set in enumerate(sets):
+            last = directory.last(number)
+            _refuse_another(directory, range_set, number, key, taken)
             asked = next((ip for ip in wanted if range_set.range_for(ip)), "")
             if asked:
                 wanted.remove(asked)
                 span = _take_asked(directory, range_set, number, key, asked)
             else:
-                asked, span = _take_next(directory, range_set, number, key, taken)
+                asked, span = _take_next(directory, range_set, number, key, last)
             taken.append(asked)
             ips.append(IpConfig(f"{asked}/{span.prefix_length}", span.gateway))
         if wanted:
@@ -100,6 +102,16 @@ def _allocate(
         directory.remove(taken)
         raise
     return tuple(ips)
+
+
+def _refuse_another(directory: DataDir, range_set: RangeSet, number: int, key: Key, taken: list[str]) -> None:
+    """An attachment has one address of a set, also when it asks for the one that it has."""
+    for ip in directory.known_addresses_of(key):
+        if ip not in taken and range_set.range_for(ip):
+            raise DuplicateAllocation(
+                f"failed to allocate for range {number}: {ip} has been allocated to {key[0]}, "
+                "duplicate allocation is not allowed"
+            )
 
 
 def _take_asked(directory: DataDir, range_set: RangeSet, number: int, key: Key, ip: str) -> Range:
@@ -115,15 +127,8 @@ def _take_asked(directory: DataDir, range_set: RangeSet, number: int, key: Key, 
 
 
 def _take_next(
-    directory: DataDir, range_set: RangeSet, number: int, key: Key, taken: list[str]
+    directory: DataDir, range_set: RangeSet, number: int, key: Key, last: str
 ) -> tuple[str, Range]:
-    last = directory.last(number)
-    for ip in directory.known_addresses_of(key):
-        if ip not in taken and range_set.range_for(ip):
-            raise DuplicateAllocation(
-                f"failed to allocate for range {number}: {ip} has been allocated to {key[0]}, "
-                "duplicate allocation is not allowed"
-            )
     for ip, span in range_set.candidates(last):
         if not directory.is_taken(ip) and directory.reserve(ip, key, number):
             return ip, span
