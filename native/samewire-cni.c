@@ -60,12 +60,26 @@ static char where[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
 /* What the alarm prints. Built ahead: its handler may call little more than write(). */
 static const char *volatile late;
 
+/*
+ * Whether a read or write is to be tried again. A runtime may have made its ends of our pipes non-blocking, and so
+ * ours: then we wait.
+ */
+static int again(int fd, short event)
+{
+	struct pollfd ready = { .fd = fd, .events = event };
+	int error = errno;
+
+	if (error == EAGAIN)
+		poll(&ready, 1, -1);
+	return error == EAGAIN || error == EINTR;
+}
+
 static void print(const char *text, size_t length)
 {
 	while (length) {
 		ssize_t n = write(STDOUT_FILENO, text, length);
 
-		if (n < 0 && errno == EINTR)
+		if (n < 0 && again(STDOUT_FILENO, POLLOUT))
 			continue;
 		if (n <= 0)
 			_exit(1);
@@ -129,6 +143,7 @@ static void set_alarm(void)
 	static char text[256];
 	double seconds = wanted ? strtod(wanted, NULL) : DEFAULT_TIMEOUT_S;
 	struct itimerval timer = { 0 };
+	sigset_t blocked; /* by whoever started us, perhaps: a mask is inherited */
 
 	if (!(seconds >= 0.001 && seconds <= MAX_TIMEOUT_S))
 		seconds = DEFAULT_TIMEOUT_S;
@@ -137,6 +152,9 @@ static void set_alarm(void)
 	format_error(text, sizeof(text), versions[VERSIONS - 1], TRY_AGAIN, NO_END, NOT_IN_TIME);
 	late = text;
 	signal(SIGALRM, on_alarm);
+	sigemptyset(&blocked);
+	sigaddset(&blocked, SIGALRM);
+	sigprocmask(SIG_UNBLOCK, &blocked, NULL);
 	setitimer(ITIMER_REAL, &timer, NULL);
 }
 
@@ -152,7 +170,7 @@ static ssize_t read_all(int fd, char *buffer, size_t size, int wait_ms)
 		if (wait_ms >= 0 && poll(&ready, 1, wait_ms) <= 0)
 			return length;
 		n = read(fd, buffer + length, size - length);
-		if (n < 0 && errno == EINTR)
+		if (n < 0 && again(fd, POLLIN))
 			continue;
 		if (n <= 0)
 			return length;

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
+import termios
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,10 +23,12 @@ from samewire.cni.server import CniServer
 from samewire.cni.verbs import CniPlugin
 from samewire.cni.wire import MAX_REQUEST
 from tests.support.cni import FakeBackend, variables
+from tests.support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = "src/samewire/_build/samewire-cni"
 CONF = b'{"cniVersion": "1.0.0", "name": "net"}'
+PIPE = asyncio.subprocess.PIPE
 BOUND_S = 20
 """Far more than anything takes, so that a hang is a failure."""
 
@@ -48,16 +53,17 @@ class Client:
         self.command = command
         self.socket = socket
 
-    async def start(self, env: dict[str, str], **more: str) -> asyncio.subprocess.Process:
-        variables = {"PATH": os.environ["PATH"], "SAMEWIRE_CNI_SOCKET": str(self.socket), **env, **more}
-        pipe = asyncio.subprocess.PIPE
+    async def start(
+        self, env: dict[str, str], stdin: int = PIPE, stdout: int = PIPE
+    ) -> asyncio.subprocess.Process:
+        variables = {"PATH": os.environ["PATH"], "SAMEWIRE_CNI_SOCKET": str(self.socket), **env}
         return await asyncio.create_subprocess_exec(
-            *self.command, stdin=pipe, stdout=pipe, stderr=pipe, env=variables
+            *self.command, stdin=stdin, stdout=stdout, stderr=PIPE, env=variables
         )
 
     async def raw(self, env: dict[str, str], stdin: bytes = CONF, **more: str) -> tuple[int, bytes]:
         """Run to the end; returns exit status and stdout. Nothing may be on stderr."""
-        process = await self.start(env, **more)
+        process = await self.start({**env, **more})
         async with asyncio.timeout(BOUND_S):
             out, err = await process.communicate(stdin)
         assert err == b""
@@ -227,7 +233,7 @@ async def test_a_daemon_that_does_not_answer(client: Client) -> None:
 
 
 async def test_a_runtime_that_never_ends_its_configuration(client: Client) -> None:
-    process = await client.start(variables("ADD"), SAMEWIRE_CNI_TIMEOUT_S="0.2")
+    process = await client.start(variables("ADD", SAMEWIRE_CNI_TIMEOUT_S="0.2"))
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(CONF)
@@ -295,6 +301,68 @@ async def test_the_answer_of_a_daemon_that_does_not_read(client: Client) -> None
 
     async with answering(client.socket, hasty):
         assert await client.run(variables("ADD"), b" " * 900_000) == (1, {"code": 5})
+
+
+async def waits_or_has_ended(process: asyncio.subprocess.Process) -> None:
+    """Return when a client that has had all that there is can go no further."""
+    stat = Path(f"/proc/{process.pid}/stat")
+    await until(lambda: stat.read_text().rpartition(")")[2].split()[0] in "SZ", BOUND_S)
+
+
+async def test_a_configuration_in_pieces_on_a_non_blocking_stdin(client: Client) -> None:
+    """Some runtimes make both ends of the pipe so; what has not come yet is no end."""
+    recorder = Recorder(b"0\n")
+    theirs, ours = os.pipe()
+    os.set_blocking(theirs, False)
+    async with answering(client.socket, recorder):
+        process = await client.start(variables("ADD"), stdin=theirs)
+        os.write(ours, CONF[:9])
+        await until(lambda: not unread(theirs), BOUND_S)
+        await waits_or_has_ended(process)
+        os.write(ours, CONF[9:])
+        os.close(ours)
+        os.close(theirs)
+        async with asyncio.timeout(BOUND_S):
+            assert await process.communicate() == (b"", b"")
+    assert recorder.request.endswith(b"\0\0" + CONF)
+
+
+async def test_an_answer_longer_than_a_non_blocking_stdout_takes(client: Client) -> None:
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    async with answering(client.socket, Recorder(b"0\n" + b"x" * 500_000)):
+        process = await client.start(variables("ADD"), stdin=asyncio.subprocess.DEVNULL, stdout=theirs)
+        os.close(theirs)
+        await until(lambda: unread(ours), BOUND_S)
+        await waits_or_has_ended(process)
+        with os.fdopen(ours, "rb") as pipe:
+            found = await asyncio.to_thread(pipe.read)
+        async with asyncio.timeout(BOUND_S):
+            assert await process.wait() == 0
+    assert found == b"x" * 500_000
+
+
+def unread(fd: int) -> int:
+    """How many bytes wait in a pipe."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+async def test_a_runtime_that_has_blocked_the_alarm(client: Client) -> None:
+    """Its mask of signals is the client's too, which has a time limit nevertheless."""
+    done = asyncio.Event()
+
+    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await done.wait()
+        writer.close()
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    try:
+        async with answering(client.socket, silent):
+            answer = await client.run(variables("ADD"), SAMEWIRE_CNI_TIMEOUT_S="0.2")
+            done.set()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert answer == no_answer("1.0.0", client.socket, "not in time")
 
 
 def test_one_list_of_versions() -> None:

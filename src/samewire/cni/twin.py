@@ -96,8 +96,7 @@ def _pass_on(reply: bytes | None, version: str, where: str) -> int:
     if not newline or not status.isdigit() or int(status) > 255:
         return _fail(version, TRY_AGAIN, NO_ANSWER, f"{where}: answer: {'malformed' if reply else 'none'}")
     signal.setitimer(signal.ITIMER_REAL, 0)
-    sys.stdout.buffer.write(output)
-    sys.stdout.flush()
+    _write(output)
     return int(status)
 
 
@@ -115,6 +114,9 @@ def _read(fd: int, limit: int, wait_s: float | None) -> bytes | None:
     while wait_s is None or select.select([fd], [], [], wait_s)[0]:
         try:
             chunk = os.read(fd, limit - len(data) + 1)
+        except BlockingIOError:  # the runtime has made it so, with its own end
+            select.select([fd], [], [])
+            continue
         except OSError:
             break
         if not chunk:
@@ -128,6 +130,7 @@ def _read(fd: int, limit: int, wait_s: float | None) -> bytes | None:
 def _set_alarm(version: str, message: str, details: str) -> None:
     """What is said when the time is over; its clock runs apart from it."""
     signal.signal(signal.SIGALRM, lambda *_: os._exit(_fail(version, TRY_AGAIN, message, details)))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})  # a mask is inherited
 
 
 def _fail(version: str, code: int, message: str, details: str) -> int:
@@ -136,7 +139,17 @@ def _fail(version: str, code: int, message: str, details: str) -> int:
 
 
 def _print(value: object) -> None:
-    os.write(1, json.dumps(value).encode() + b"\n")
+    _write(json.dumps(value).encode() + b"\n")
+
+
+def _write(data: bytes) -> None:
+    while data:
+        try:
+            data = data[os.write(1, data) :]
+        except BlockingIOError:
+            select.select([], [1], [])
+        except OSError:
+            os._exit(1)
 
 
 if __name__ == "__main__":
