@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
@@ -170,16 +169,24 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> NodeC
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise Invalid(str(path), f"cannot be read: {error}") from error
-    try:
-        values = msgspec.json.decode(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-    except (msgspec.DecodeError, tomllib.TOMLDecodeError) as error:
-        raise Invalid(str(path), f"is neither JSON nor TOML: {error}") from error
+    values = _decoded(path, text)
     if overrides and isinstance(values, dict):
         values = {**values, **overrides}
     try:
         return make_config(values)
     except Invalid as error:
         raise Invalid(f"{path}: {error.path}", error.message) from None
+
+
+def _decoded(path: Path, text: str) -> Any:
+    try:
+        if text.lstrip().startswith("{"):
+            return msgspec.json.decode(text)
+        import tomllib  # a node whose file is JSON starts without it
+
+        return tomllib.loads(text)
+    except ValueError as error:  # of either decoder
+        raise Invalid(str(path), f"is neither JSON nor TOML: {error}") from error
 
 
 def make_config(values: Any) -> NodeConfig:

@@ -163,7 +163,6 @@ def configure_logging() -> None:
     """One JSON object a line on stderr."""
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,

@@ -83,6 +83,7 @@ def _import_server() -> None:
     attrs = find_spec("attr")
     if attrs is not None and "attr" not in sys.modules:  # a third of it is validators, which nobody here uses
         _put_off(PathFinder.find_spec("attr.validators", attrs.submodule_search_locations), _Late)
+    _put_off(find_spec("idna"), _Late)  # of hosts' names that are not ASCII
     _put_off(find_spec("aiohttp"), _LatePackage)
     import_module("aiohttp.web")
 
