@@ -279,6 +279,9 @@ def test_valid_attachments(key: str) -> None:
     found = decode_valid_attachments(conf(**{key: [{"containerID": "a", "ifname": "eth0"}]}))
     assert found == {("a", "eth0")}
     assert decode_valid_attachments(conf(**{key: []})) == frozenset()
+    assert (
+        decode_valid_attachments(conf(**{key: None})) == frozenset()
+    )  # libcni's word for it: of a nil slice
 
 
 def test_no_list_of_valid_attachments_is_not_an_empty_one() -> None:

@@ -282,6 +282,9 @@ async def test_flannel_check_and_gc(node: Node, backend: FakeBackend) -> None:
     assert list(backend.attachments) == [("pod2", "eth0")]
     assert node.taken() == ["10.244.1.4"]
     assert [path.name for path in (node.directory / "flannel").iterdir()] == ["pod2"]
+    gc = {"cni.dev/valid-attachments": None, "cni.dev/attachments": None}  # as libcni says "none"
+    await runtime.ok("GC", **gc)
+    assert (backend.attachments, node.taken()) == ({}, [])
     await runtime.ok("STATUS")
     node.subnet_file.unlink()
     assert (await runtime.error("STATUS"))["code"] == CniCode.NOT_AVAILABLE

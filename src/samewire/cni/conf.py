@@ -181,12 +181,14 @@ def decode_previous(conf: NetConf) -> Result | None:
 def decode_valid_attachments(conf: NetConf) -> frozenset[tuple[str, str]]:
     """Return the (container id, interface name) pairs that GC must leave. Raises CniError(INVALID_CONFIG).
 
-    A configuration without the list is an error: it would remove everything.
+    A configuration without the list is an error: it would remove everything. A null is a list without entries:
+    libcni writes it so where a runtime has no pods left.
     """
     fields = conf.fields
-    key = next((key for key in ATTACHMENT_KEYS if fields.get(key) is not None), None)
-    if key is None:
+    given = [key for key in ATTACHMENT_KEYS if fields.given(key)]
+    if not given:
         fields.fail(ATTACHMENT_KEYS[0], "is required for GC")
+    key = next((key for key in given if fields.get(key) is not None), given[0])
     return frozenset(
         (item.required_text("containerID"), item.required_text("ifname")) for item in fields.objects(key)
     )

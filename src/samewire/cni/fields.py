@@ -91,11 +91,11 @@ class Fields:
 
     def get(self, name: str) -> Any:
         """Return the value of a key, None when it is not given."""
-        if name in self.value:
-            return self.value[name]
-        if self._lowered is None:
-            self._lowered = {key.lower(): item for key, item in self.value.items()}
-        return self._lowered.get(name.lower())
+        return self.value[name] if name in self.value else self._any_case().get(name.lower())
+
+    def given(self, name: str) -> bool:
+        """Return whether a key is there, be it with null: so Go programs write a list without entries."""
+        return name in self.value or name.lower() in self._any_case()
 
     def text(self, name: str) -> str:
         """Return a text, "" when it is not given."""
@@ -171,6 +171,11 @@ class Fields:
         """Return a list of lists of objects, none when it is not given."""
         outer = Fields({f"{name}[{index}]": item for index, item in enumerate(self._list(name))}, self.path)
         return [outer.objects(key) for key in outer.value]
+
+    def _any_case(self) -> dict[str, Any]:
+        if self._lowered is None:
+            self._lowered = {key.lower(): item for key, item in self.value.items()}
+        return self._lowered
 
     def _list(self, name: str) -> list[Any]:
         value = self.get(name)

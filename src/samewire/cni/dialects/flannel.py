@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from samewire.cni.conf import NetConf, decode_value
+from samewire.cni.conf import ATTACHMENT_KEYS, NetConf, decode_value
 from samewire.cni.dialects.names import NETWORK_TYPES, OWN, SDN_BRIDGE, SDN_OVERLAY, WIN_BRIDGE
 from samewire.cni.environment import Environment, Verb
 from samewire.cni.errors import CniCode, CniError
@@ -26,7 +26,7 @@ from samewire.errors import KernelError, Unavailable
 SUBNET_FILE: Final = "/run/flannel/subnet.env"
 DATA_DIR: Final = "/var/lib/cni/flannel"
 DEFAULT_VERSION: Final = "0.2.0"
-CALL_KEYS: Final = ("runtimeConfig", "prevResult", "capabilities", "cni.dev/valid-attachments", "args")
+CALL_KEYS: Final = ("runtimeConfig", "prevResult", "capabilities", *ATTACHMENT_KEYS, "args")
 """Keys of the call, which the delegate gets as they came."""
 
 
@@ -148,8 +148,7 @@ def _delegate_type(fields: Fields) -> str:
 
 
 def _of_call(conf: NetConf) -> dict[str, Any]:
-    found = {key: conf.fields.get(key) for key in CALL_KEYS}
-    return {key: item for key, item in found.items() if item is not None}
+    return {key: conf.fields.get(key) for key in CALL_KEYS if conf.fields.given(key)}
 
 
 def _prefix_of(env: dict[str, str], name: str) -> str:
