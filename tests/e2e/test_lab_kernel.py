@@ -283,6 +283,23 @@ def test_l2bridge_shows_one_mac_a_node_and_notices_another(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("gone")
+def test_a_node_with_nobody_to_talk_to_is_as_expected(tmp_path: Path) -> None:
+    """A switch forgets who has been silent for five minutes; so has a lab of one node once its pods are up."""
+    name = f"{NAME}a"
+    file = tmp_path / f"{name}.yaml"
+    node = "{name: solo, stack: kernel, pod_cidrs: [10.244.1.0/24]}"
+    network = "{name: pods, type: Overlay}"
+    file.write_text(f"underlay: {{type: l2}}\nnodes: [{node}]\nnetworks: [{network}]\n")
+    assert run_lab("up", str(file)).returncode == 0
+    quiet = ("ip", "netns", "exec", f"swlab-{name}-solo", "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
+    subprocess.run(quiet, check=True)
+    eth0 = subprocess.check_output(("ip", "-n", f"swlab-{name}-solo", "-json", "link", "show", "eth0"))
+    entry = ("fdb", "del", json.loads(eth0)[0]["address"], "dev", "node0", "master")
+    subprocess.run(("bridge", "-n", f"swlab-{name}-switch", *entry), check=False, capture_output=True)
+    assert wrong_cells(lab_json("check", name)) == []
+
+
+@pytest.mark.usefixtures("gone")
 def test_l2bridge_with_routed_pod_prefixes(tmp_path: Path) -> None:
     file = variant("l2bridge", f"{NAME}b", tmp_path, samewire="kernel")
     text = file.read_text().replace('172.29.0.0/16, "fd29::/64", ', '10.244.0.0/16, "fd00:244::/48", ')

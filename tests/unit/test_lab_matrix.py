@@ -28,6 +28,7 @@ def categories(probes: list[Probe]) -> set[str]:
 
 def test_every_kind_of_path_is_there_in_both_families(mixed: list[Probe]) -> None:
     assert categories(mixed) == {
+        "node to its router",
         "pod to pod, same node",
         "pod to pod, other node",
         "containers by localhost",

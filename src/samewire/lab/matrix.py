@@ -52,6 +52,7 @@ class Matrix:
     def probes(self) -> list[Probe]:
         """Every cell, in the order of the table."""
         return [
+            *self._node_to_router(),
             *self._pod_to_pod(),
             *self._localhost(),
             *self._pod_to_outside(),
@@ -61,6 +62,14 @@ class Matrix:
             *self._other_tenants(),
             *ServiceMatrix(self._state, self.chosen).probes(),
         ]
+
+    def _node_to_router(self) -> Iterator[Probe]:
+        """That a node reaches the underlay at all; with it the switch knows its MAC address when the check asks."""
+        for node in self._state.nodes:
+            for address in node.plan.uplink.gateways:
+                router = Target("", address, 0, "router")
+                row = self._node_label(node.plan.name)
+                yield from _probes("node to its router", row, node, router, (), ("icmp",))
 
     def _representatives(self, limit: int) -> list[PodState]:
         chosen: list[PodState] = []
