@@ -128,6 +128,23 @@ def test_the_last_try_has_the_rest_of_the_time(monkeypatch: pytest.MonkeyPatch) 
     assert waited == [1, 1, 8, 10, 0.5, 0.5, 0.5]
 
 
+def test_who_waits_for_an_answer_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are; a node that is cut off took the check minutes, or more than it gives itself."""
+    answered = threading.Event()
+
+    def run(probe: dict[str, Any], _pinger: object) -> dict[str, Any]:
+        if probe["id"] < 40:
+            answered.wait()
+        return {"id": probe["id"]}
+
+    monkeypatch.setattr(agent, "run_probe", run)
+    monkeypatch.setattr(agent, "_TRY_S", 0.01)
+    results = agent.run_all([{"id": number} for number in range(41)], NO_PINGER)
+    assert next(results) == {"id": 40}
+    answered.set()
+    assert {result["id"] for result in results} == set(range(40))
+
+
 def test_what_has_come_is_seen_before_anybody_has_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel answers an echo request at once; a busy machine may run who notes it much later."""
     made: list[socket.socket] = []

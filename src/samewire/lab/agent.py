@@ -13,6 +13,7 @@ server's JSON).
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import queue
@@ -22,9 +23,11 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
-_WORKERS = 8
+# Probes at once that have begun within the last second.
+_FRESH = 8
 _TRY_S = 1.0
 _READ_BYTES = 256 * 1024
 _TOKEN_BYTES = 16
@@ -38,7 +41,7 @@ class Wrong(Exception):
 
 
 class Pinger:
-    """ICMP echo over one raw socket a family, shared by all workers; also notes the requests of others."""
+    """ICMP echo over one raw socket a family, shared by all probes; also notes the requests of others."""
 
     def __init__(self) -> None:
         self._seen: dict[str, str] = {}
@@ -88,6 +91,35 @@ class Pinger:
                     self._seen[token.hex()] = sender[0].partition("%")[0]
                 elif kind == _ECHO_REPLY[family] and token in self._waiting:
                     self._waiting[token].set()
+
+
+def run_all(probes: list[dict[str, Any]], pinger: Pinger) -> Iterator[dict[str, Any]]:
+    """Do all probes, and yield each result as it comes.
+
+    A few at once. Those that have had no answer in their first second keep no other from beginning: where a machine is
+    cut off there are hundreds of them, with nothing to do but to wait.
+    """
+    results: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    waiting = collections.deque(probes)
+    began_s: dict[int, float] = {}
+
+    def work(probe: dict[str, Any]) -> None:
+        results.put(run_probe(probe, pinger))
+
+    while waiting or began_s:
+        now_s = time.monotonic()
+        fresh = [at_s for at_s in began_s.values() if now_s - at_s < _TRY_S]
+        for _ in range(min(_FRESH - len(fresh), len(waiting))):
+            probe = waiting.popleft()
+            fresh.append(now_s)
+            began_s[probe["id"]] = now_s
+            threading.Thread(target=work, args=(probe,), daemon=True).start()
+        try:
+            result = results.get(timeout=min(fresh) + _TRY_S - now_s if waiting else None)
+        except queue.Empty:
+            continue
+        del began_s[result["id"]]
+        yield result
 
 
 def run_probe(probe: dict[str, Any], pinger: Pinger) -> dict[str, Any]:
@@ -209,20 +241,8 @@ def main() -> None:
     line = sys.stdin.readline()
     if not line:
         return
-    waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    results: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    probes = json.loads(line)
-    for probe in probes:
-        waiting.put(probe)
-
-    def work() -> None:
-        while True:
-            results.put(run_probe(waiting.get(), pinger))
-
-    for _ in range(min(_WORKERS, len(probes))):
-        threading.Thread(target=work, daemon=True).start()
-    for _ in probes:
-        print(json.dumps(results.get()), flush=True)
+    for result in run_all(json.loads(line), pinger):
+        print(json.dumps(result), flush=True)
     print(json.dumps({"done": True}), flush=True)
     if sys.stdin.readline():
         print(json.dumps(pinger.seen()), flush=True)
