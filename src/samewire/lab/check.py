@@ -10,14 +10,15 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from samewire.errors import NotFound, Unavailable
+from samewire.errors import NotFound, SamewireError, Unavailable
+from samewire.hcn.client import AsyncHnsClient
 from samewire.lab.commands import bounded, clean_environment, netns_path
 from samewire.lab.matrix import Matrix
 from samewire.lab.names import HOST_PROCESS
 from samewire.lab.podfiles import parse_resolv_conf
-from samewire.lab.probes import Cell, Probe, judge, observe
+from samewire.lab.probes import ANSWER_TIMEOUT_S, Cell, Probe, judge, observe
 from samewire.lab.processes import python_script
-from samewire.lab.state import LabState, PodState
+from samewire.lab.state import LabState, NodeState, PodState
 from samewire.lab.underlay import learned_macs
 from samewire.node.runlock import is_held
 
@@ -69,7 +70,7 @@ async def check(state: LabState, progress: Progress | None = None) -> Report:
     began = loop.time()
     probes = Matrix(state).probes()
     cells = await _run(state, probes, progress)
-    facts = [*_daemon_facts(state), *_resolv_conf_facts(state), *await _mac_facts(state)]
+    facts = [*await daemon_facts(state.nodes), *_resolv_conf_facts(state), *await _mac_facts(state)]
     return Report(state.cluster.name, tuple(cells), tuple(facts), loop.time() - began)
 
 
@@ -203,13 +204,22 @@ def _agents(state: LabState, probes: Sequence[Probe]) -> dict[str, _Agent]:
     return {agent.name: agent for agent in places if agent.name in wanted}
 
 
-def _daemon_facts(state: LabState) -> list[Fact]:
-    """Each node's daemon runs. Not by its pid file, which another process may be meant by and another daemon not."""
-    return [
-        Fact("daemons", node.plan.name, _RUNS, _RUNS if is_held(Path(node.socket).parent) else "it has ended")
-        for node in state.nodes
-        if node.socket
-    ]
+async def daemon_facts(nodes: Sequence[NodeState]) -> list[Fact]:
+    """Each node's daemon runs, answers, and knows of no trouble of its own."""
+    with_daemon = [node for node in nodes if node.socket]
+    found = await asyncio.gather(*(_of_daemon(Path(node.socket)) for node in with_daemon))
+    return [Fact("daemons", node.plan.name, _RUNS, how) for node, how in zip(with_daemon, found, strict=True)]
+
+
+async def _of_daemon(socket: Path) -> str:
+    """How a daemon is. Not by its pid file, which another process may be meant by and another daemon not."""
+    if not is_held(socket.parent):
+        return "it has ended"
+    try:
+        health = await AsyncHnsClient(socket, ANSWER_TIMEOUT_S).get_json("/v2/health")
+    except SamewireError as error:
+        return f"it does not answer: {error}"
+    return "; ".join(health["problems"]) or _RUNS
 
 
 def _resolv_conf_facts(state: LabState) -> list[Fact]:
