@@ -7,14 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cgroups import own_cgroup
 from tests.support.churn import Churn, churning
-from tests.support.node import DaemonProcess, NodeNet, daemon, node_net
+from tests.support.node import PREFIX, DaemonProcess, NodeNet, daemon, node_net
 
 
 @pytest.fixture
 def net() -> Iterator[NodeNet]:
     """A node's network namespace with a router next to it."""
     with node_net() as made:
+        yield made
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A cgroup in which the sockets of the node's processes are translated."""
+    with own_cgroup(f"{PREFIX}-node") as made:
         yield made
 
 

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cgroups import own_cgroup
 from tests.support.node import (
     NODE_IP,
     NODE_IP6,
-    PREFIX,
     ROUTER_IP,
     ROUTER_IP6,
     DaemonProcess,
@@ -30,13 +28,6 @@ SUBNETS = (("10.244.0.0/24", "10.244.0.1"), ("fd44::/64", "fd44::1"))
 UNDERLAY = (("192.168.77.0/24", ROUTER_IP), ("fd77::/64", ROUTER_IP6))
 BRIDGED = ("L2Bridge", "L2Tunnel", "Transparent")
 OF_THE_NODE = (NODE_IP, NODE_IP6, "127.0.0.1", "::1")
-
-
-@pytest.fixture
-def group() -> Iterator[Path]:
-    """A cgroup in which the sockets of the node's processes are translated."""
-    with own_cgroup(f"{PREFIX}-hostports") as made:
-        yield made
 
 
 @pytest.fixture

@@ -12,12 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.cgroups import own_cgroup
 from tests.support.crowd import crowds
 from tests.support.node import (
     NODE_IP,
     NODE_IP6,
-    PREFIX,
     ROUTER_IP,
     ROUTER_IP6,
     SHORT_S,
@@ -48,12 +46,6 @@ def net() -> Iterator[NodeNet]:
     with node_net() as made:
         for address, via in ((EXTERNAL[0], NODE_IP), (EXTERNAL[1], NODE_IP6)):
             ip("route", "add", address, "via", via, netns_name=made.router)
-        yield made
-
-
-@pytest.fixture
-def group() -> Iterator[Path]:
-    with own_cgroup(f"{PREFIX}-services") as made:
         yield made
 
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.cgroups import own_cgroup
-from tests.support.node import NODE_IP, PREFIX, ROUTER_IP, SHORT_S, NodeNet, ip, poll
+from tests.support.node import NODE_IP, ROUTER_IP, SHORT_S, NodeNet, ip, poll
 from tests.support.proxy import pid_behind
 from tests.support.service_cluster import Cluster, ask, held, names, service, service_cluster
 
@@ -24,12 +23,6 @@ PORTS = [
     {"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080},
     {"name": "udp", "port": 80, "protocol": "UDP", "nodePort": 30080},
 ]
-
-
-@pytest.fixture
-def group() -> Iterator[Path]:
-    with own_cgroup(f"{PREFIX}-userspace") as made:
-        yield made
 
 
 @pytest.fixture

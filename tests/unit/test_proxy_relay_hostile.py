@@ -17,17 +17,10 @@ import pytest
 
 from samewire.proxy.relay import Relay, RelayBackend, RelayService
 from tests.support.proxy import pid_behind
-from tests.unit.test_proxy_relay import connect, hang_up, listener, tcp_backend, udp_backend, until
+from tests.support.relayed import connect, hang_up, listener, tcp_backend, udp_backend, until
 
 WAIT_S = 20.0
 MAX_PIPES = 512
-
-
-@pytest.fixture
-async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
-    one = Relay(tmp_path / "relay.sock")
-    yield one
-    await one.stop()
 
 
 @contextlib.contextmanager

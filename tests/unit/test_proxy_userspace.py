@@ -28,7 +28,7 @@ from samewire.proxy.relay import Relay
 from samewire.proxy.userspace import RelayWriter
 from tests.support.kube_services import HERE, endpoint, endpoint_slice, service
 from tests.support.proxy import FakeSource, FakeWriter, pid_behind
-from tests.unit.test_proxy_relay import hang_up, until
+from tests.support.relayed import hang_up, until
 
 LOCAL, LOCAL_ONLY, DRAINING = (
     int(BackendFlags.LOCAL),

@@ -14,10 +14,10 @@ from samewire.trace.reasons import explain
 from samewire.trace.rows import typed_rows
 from samewire.trace.snapshot import Finding, Level, Snapshot
 from samewire.vfp.address import ZERO, address_text
-from samewire.vfp.constants import SCOPE_UPLINK, FlowFlag, PortFlag, Reason, RouteKind, TcpFlag
+from samewire.vfp.constants import SCOPE_UPLINK, FlowFlag, PortFlag, Reason, RouteKind
 from samewire.vfp.model import Entries
 from samewire.vfp.protocols import protocol_text
-from samewire.vfp.simulate.entries import has_ended, partner_key, tuple_of
+from samewire.vfp.simulate.entries import has_ended, is_established, partner_key, tuple_of
 from samewire.vfp.simulate.packet import TCP
 from samewire.vfp.simulate.state import State
 from samewire.vfp.tables import (
@@ -249,11 +249,9 @@ def _is_over(tables: Entries, key: FlowKey) -> bool:
 def _is_kept(tables: Entries, key: FlowKey) -> bool:
     """Whether the switch keeps a connection when the table is full (``sw_look_at_flow`` in ``bpf/flow.h``)."""
     flow, other = _pair(tables, key)
-    flags = flow.flags | (other.flags if other else 0)
-    if key.protocol != TCP:
-        return bool(flags & FlowFlag.STREAM)
-    confirmed = (flow.tcp[0] | (other.tcp[0] if other else 0)) & TcpFlag.DATA
-    return bool(flags & FlowFlag.REPLIED and confirmed) and not has_ended(flow, other)
+    if key.protocol == TCP:
+        return is_established(flow, other)
+    return bool((flow.flags | (other.flags if other else 0)) & FlowFlag.STREAM)
 
 
 def _pair(tables: Entries, key: FlowKey) -> tuple[Flow, Flow | None]:

@@ -17,13 +17,13 @@ from samewire.trace.rows import typed_rows
 from samewire.trace.traffic import Traffic
 from samewire.vfp.acl_names import AclNames
 from samewire.vfp.address import IPV4, parse_prefix
-from samewire.vfp.constants import TICK_S, Arrival, Counter, Fate, FlowFlag, Layer, Reason, TcpFlag
+from samewire.vfp.constants import TICK_S, Arrival, Counter, Fate, FlowFlag, Layer, Reason
 from samewire.vfp.counts import layer_count
 from samewire.vfp.layers import GroupView, LayerView, PortView, RuleView, all_ports, port_layers
 from samewire.vfp.layers_proxy import proxy_layer
 from samewire.vfp.model import Entries, ProxyRule
 from samewire.vfp.record import Record
-from samewire.vfp.simulate.entries import has_ended, partner_key, transpose, tuple_of
+from samewire.vfp.simulate.entries import has_ended, is_established, partner_key, transpose, tuple_of
 from samewire.vfp.simulate.packet import TCP, Tuple
 from samewire.vfp.tables import Count, DropEvent, DropKey, Flow, FlowKey, Id, Service, ServiceKey
 
@@ -284,15 +284,13 @@ def _state(key: FlowKey, flow: Flow, other: Flow | None) -> str:
     flags = flow.flags | (other.flags if other else 0)
     if flags & FlowFlag.HOST:
         return "host"
-    replied = bool(flags & FlowFlag.REPLIED)
     if key.protocol != TCP:
-        return "replied" if replied else "single"
+        return "replied" if flags & FlowFlag.REPLIED else "single"
     if flags & FlowFlag.DENIED:
         return "denied"
     if has_ended(flow, other):
         return "closing"
-    confirmed = (flow.tcp[0] | (other.tcp[0] if other else 0)) & TcpFlag.DATA
-    return "established" if replied and confirmed else "half-open"
+    return "established" if is_established(flow, other) else "half-open"
 
 
 def _name(kind: type[Layer] | type[Reason] | type[Arrival], value: int) -> str:

@@ -42,6 +42,13 @@ def has_ended(flow: Flow, other: Flow | None) -> bool:
     return bool((initiator | target) & TcpFlag.RST or initiator & target & TcpFlag.FIN)
 
 
+def is_established(flow: Flow, other: Flow | None) -> bool:
+    """Whether a TCP connection has been answered and confirmed, and is not over."""
+    flags = flow.flags | (other.flags if other else 0)
+    confirmed = (flow.tcp[0] | (other.tcp[0] if other else 0)) & TcpFlag.DATA
+    return bool(flags & FlowFlag.REPLIED and confirmed) and not has_ended(flow, other)
+
+
 def remove(state: State, key: FlowKey) -> None:
     """Remove a flow, both entries of a pair."""
     flow = state.flows.pop(key, None)
