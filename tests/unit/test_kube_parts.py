@@ -113,6 +113,28 @@ def test_what_is_no_utf8_cannot_be_read() -> None:
         Decoder(Service).event(b'{"type":"ADDED","object":%s}' % bad)
 
 
+@pytest.mark.parametrize("depth", [1_000, 10_000, 100_000])
+def test_what_nests_deeper_than_we_read_is_left_out(depth: int) -> None:
+    """Who may write an object may put such a thing into its managedFields; API servers take ten thousand levels."""
+    nested = b'{"f:\\"]}":[' * depth + b"]}" * depth
+    text = (
+        b'{"metadata":{"name":"a","namespace":"x","resourceVersion":"5","managedFields":[{"fieldsV1":%s}]},'
+        b'"spec":{"clusterIP":"10.0.0.1"}}' % nested
+    )
+    decoder = Decoder(Service)
+    wanted = msgspec.convert(
+        {"metadata": {"name": "a", "namespace": "x"}, "spec": {"clusterIP": "10.0.0.1"}}, Service
+    )
+    event = decoder.event(b'{"type":"ADDED","object":%s}' % text)
+    assert (event.type, event.version, event.object) == ("PUT", "5", wanted)
+    assert decoder.page(b'{"metadata":{"resourceVersion":"5"},"items":[%s]}' % text).items == [wanted]
+    gone = decoder.event(b'{"type":"DELETED","object":%s}' % text)
+    assert (gone.type, gone.key) == ("DELETE", ("x", "a"))
+    for broken in (nested, nested[: len(nested) // 2]):
+        with pytest.raises(BrokenStream):
+            decoder.event(broken)
+
+
 def test_an_object_is_its_contents() -> None:
     """Versions and what is not in the model make no difference; repeated words are kept once."""
     texts = [

@@ -70,7 +70,13 @@ def test_both_families_by_their_own_device() -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", [{"backend_data": "{"}, {"backend_data": '{"VNI": 1}'}, {"public_ip": "no address"}]
+    "changed",
+    [
+        {"backend_data": "{"},
+        {"backend_data": '{"VNI": 1}'},
+        {"backend_data": '{"x":' * 100_000},
+        {"public_ip": "no address"},
+    ],
 )
 def test_what_flannel_would_not_write_is_refused(changed: dict[str, Any]) -> None:
     with pytest.raises((Invalid, HcnError)):

@@ -217,7 +217,7 @@ async def _refusal(response: aiohttp.ClientResponse) -> ApiError:
         pass  # the status has to do, with what has come of the text
     try:
         status = msgspec.json.decode(text, type=ApiStatus)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         status = ApiStatus(message=text[:200].decode(errors="replace").strip())
     return ApiError(
         response.status,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final, Generic, Literal
@@ -12,7 +13,7 @@ from msgspec.structs import force_setattr
 
 from samewire.errors import SamewireError
 from samewire.kube.model import EndpointSlice, Key, Namespace, Node, ObjectT, Pod, Service
-from samewire.kube.yamltext import without_nulls
+from samewire.kube.yamltext import MAX_DEPTH, without_nulls
 
 MAX_LINE_BYTES: Final = 32 << 20
 
@@ -31,6 +32,10 @@ API_VERSIONS: Final[dict[type, str]] = {
 # JSON that is not what was asked for, or has texts that are no UTF-8; and what is no JSON, too.
 _UNFIT: Final = (msgspec.ValidationError, UnicodeDecodeError)
 _BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError)
+
+
+# Brackets, and the texts in which there are none.
+_BRACKETS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]', re.DOTALL)
 
 
 class BrokenStream(SamewireError):
@@ -119,6 +124,19 @@ class Decoder(Generic[ObjectT]):
     def page(self, body: bytes) -> Page[ObjectT]:
         """One page. Raises ``BrokenStream`` if it is no list."""
         try:
+            return self._read_page(body)
+        except RecursionError:
+            return self._read_page(_shallow(body))
+
+    def event(self, line: bytes) -> Event[ObjectT]:
+        """One event. Raises ``BrokenStream`` if it is none."""
+        try:
+            return self._read_event(line)
+        except RecursionError:
+            return self._read_event(_shallow(line))
+
+    def _read_page(self, body: bytes) -> Page[ObjectT]:
+        try:
             page = self._page.decode(body)
         except _UNFIT:
             return self._loose_page(body)
@@ -129,8 +147,7 @@ class Decoder(Generic[ObjectT]):
             _take_version(item)
         return Page(page.metadata, items, [])
 
-    def event(self, line: bytes) -> Event[ObjectT]:
-        """One event. Raises ``BrokenStream`` if it is none."""
+    def _read_event(self, line: bytes) -> Event[ObjectT]:
         try:
             event = self._event.decode(line)
         except _UNFIT as error:
@@ -211,6 +228,25 @@ class LineSplitter:
         if self._size > self._max_line_bytes:
             raise BrokenStream(f"an event is longer than {self._max_line_bytes >> 20} MiB")
         return (line for line in complete if line and not line.isspace())
+
+
+def _shallow(text: bytes) -> bytes:
+    """JSON with null for all that nests deeper than `MAX_DEPTH`. Nothing that we read does; but who may write an object
+    may nest ten thousand levels into its managedFields, and the decoder gives up at a thousand, also where it skips.
+    """
+    parts, depth, begin = [], 0, 0
+    for found in _BRACKETS.finditer(text):
+        token = found[0]
+        if token in (b"{", b"["):
+            depth += 1
+            if depth == MAX_DEPTH + 1:
+                parts += [text[begin : found.start()], b"null"]
+                begin = len(text)
+        elif token in (b"}", b"]"):
+            if depth == MAX_DEPTH + 1:
+                begin = found.end()
+            depth -= 1
+    return b"".join((*parts, text[begin:]))
 
 
 def _take_version(item: ObjectT) -> str:

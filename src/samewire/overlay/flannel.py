@@ -75,7 +75,7 @@ def _backend_data(text: str) -> _BackendData | None:
     """None, too, for the ``null`` that flanneld writes of a family which it does not serve."""
     try:
         return msgspec.json.decode(text, type=_BackendData | None) if text else None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise Invalid(_DATA[4], f"{text[:128]!r} is not flannel's: {error}") from error
 
 
