@@ -8,13 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from samewire.kube import client
 from samewire.kube.access import Access
 from samewire.kube.api_source import ApiSource
 from samewire.kube.auth import FixedCredential
 from samewire.kube.backoff import Backoff
 from samewire.kube.client import KubeClient
 from samewire.kube.model import EndpointSlice, Pod, Service
-from samewire.kube.reflector import Selector
+from samewire.kube.reflector import Selector, Timing
 from tests.apiserver.conftest import Opener
 from tests.apiserver.fake_server import KINDS, FakeServer, Fault
 from tests.apiserver.objects import KIND_OF, Recorder, endpoint_slice, plain, service, until
@@ -243,6 +244,35 @@ async def test_a_list_that_fails_half_way_deletes_nothing(server: FakeServer, op
     await until(lambda: server.watching("services"))
     assert not told.changes
     assert len(told.cache) == 8
+
+
+async def test_pages_that_are_too_large_are_asked_for_in_smaller_ones(
+    server: FakeServer, open_api: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few hundred objects as large as a server takes them are more than we read at once."""
+    monkeypatch.setattr(client, "_ANSWER_BYTES", 1 << 20)
+    put_services(server, 3)
+    for number in range(30):
+        large = service("a", f"large{number}")
+        large["metadata"]["annotations"] = {"text": "x" * 200_000}
+        server.store.put("services", large)
+    told, source = await started(server, open_api, timing=Timing(page_size=20, backoff_first_s=0.01))
+    assert len(told.cache) == 33
+    assert source.counts()["Service"].failures == 0
+    assert [seen.query["limit"] for seen in server.requests("list", "services")][:3] == ["20", "2", "2"]
+
+
+async def test_an_object_that_is_too_large_is_said_so(
+    server: FakeServer, open_api: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_ANSWER_BYTES", 1 << 10)
+    large = service("a", "large")
+    large["metadata"]["annotations"] = {"text": "x" * 2000}
+    server.store.put("services", large)
+    source = open_api()
+    source.watch(Service, Recorder())
+    await source.start()
+    await until(lambda: "the answer is larger than" in source.health()[0].error)
 
 
 async def test_a_busy_server_is_asked_for_the_same_page_again(server: FakeServer, open_api: Opener) -> None:

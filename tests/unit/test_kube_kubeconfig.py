@@ -93,6 +93,15 @@ def test_a_plugin(tmp_path: Path) -> None:
     assert isinstance(access.credentials, ExecCredential)
 
 
+def test_null_is_as_absent(tmp_path: Path) -> None:
+    """Programs that write kubeconfigs leave such."""
+    user = exec_user(args=None, env=[{"name": "A", "value": None}], installHint=None, provideClusterInfo=None)
+    access = load_kubeconfig(
+        write(tmp_path, cluster={"server": "https://h", "proxy-url": None}, user={**user, "token": None})
+    )
+    assert isinstance(access.credentials, ExecCredential)
+
+
 def test_an_insecure_server_is_not_looked_at(tmp_path: Path) -> None:
     access = load_kubeconfig(
         write(tmp_path, cluster={"server": "https://h", "insecure-skip-tls-verify": True})

@@ -67,6 +67,10 @@ class Stalled(Unavailable):
     """The server keeps the connection and says nothing."""
 
 
+class TooLarge(Unavailable):
+    """The answer is more than we take at once."""
+
+
 class KubeClient:
     """One API server. Create it and close it in one event loop."""
 
@@ -88,7 +92,8 @@ class KubeClient:
         body: Any = None,
         content_type: str = "application/json",
     ) -> bytes:
-        """One request; the body of its answer. Raises ``ApiError``, ``Unavailable``, ``Invalid`` (credentials).
+        """One request; the body of its answer. Raises ``ApiError``, ``Unavailable`` (``TooLarge``), ``Invalid``
+        (credentials).
 
         ``body`` is encoded as JSON unless it is bytes.
         """
@@ -102,9 +107,7 @@ class KubeClient:
                 parts.append(chunk)
                 size += len(chunk)
                 if size > _ANSWER_BYTES:
-                    raise Unavailable(
-                        _SERVICE, f"{path}: the answer is larger than {_ANSWER_BYTES >> 20} MiB"
-                    )
+                    raise TooLarge(_SERVICE, f"{path}: the answer is larger than {_ANSWER_BYTES >> 20} MiB")
             return b"".join(parts)
 
     @asynccontextmanager

@@ -22,7 +22,7 @@ from samewire.errors import Invalid
 from samewire.kube.access import Access, check_proxy, check_server
 from samewire.kube.auth import CredentialSource, FixedCredential, Pem
 from samewire.kube.exec_plugin import ExecCredential, ExecSettings, check_exec
-from samewire.kube.yamltext import load_yaml
+from samewire.kube.yamltext import load_yaml, without_nulls
 
 SERVICE_ACCOUNT_DIR: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -274,7 +274,7 @@ _T = TypeVar("_T")
 
 def _convert(entry: _Entry, kind: type[_T]) -> _T:
     try:
-        return msgspec.convert({key: value for key, value in entry.raw.items() if value is not None}, kind)
+        return msgspec.convert(without_nulls(entry.raw), kind)
     except msgspec.ValidationError as error:
         found = _FAULT.fullmatch(str(error))
         assert found is not None

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from samewire.errors import SamewireError, Unavailable
 from samewire.kube.backoff import Backoff
-from samewire.kube.client import KubeClient, Stalled
+from samewire.kube.client import KubeClient, Stalled, TooLarge
 from samewire.kube.errors import ApiError
 from samewire.kube.feed import Feed
 from samewire.kube.model import Key, ObjectT
@@ -30,6 +30,7 @@ from samewire.kube.wire import PATHS, BrokenStream, Decoder, Event, LineSplitter
 log = structlog.get_logger(__name__)
 
 _PAGED_ATTEMPTS: Final = 2
+_SMALLER: Final = 10
 _REFUSALS_BEFORE_LIST: Final = 3
 _UNCLEAR: Final = (400, 500)
 _SHORT_WATCH_S: Final = 1.0
@@ -168,7 +169,14 @@ class Reflector(Generic[ObjectT]):
         began_s = self._clock()
         found: dict[Key, ObjectT] = {}
         while True:
-            page = await self._page(page_size, token)
+            try:
+                page = await self._page(page_size, token)
+            except TooLarge:
+                if page_size <= 1:
+                    raise
+                # An object may be a thousand times as large as they are as a rule.
+                page_size = max(1, page_size // _SMALLER)
+                continue
             for item in page.items:
                 found[item.key] = feed.known_twin(item)
             self._keep_unreadable(page, found)
