@@ -390,6 +390,32 @@ def test_a_pod_whose_namespace_died_is_degraded_until_del(
     assert len(node.endpoints()) == 1
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("manager", ["host-local", "other"])
+def test_a_container_that_comes_back_in_another_namespace(
+    net: NodeNet, node: DaemonProcess, tmp_path: Path, manager: str, restarted: bool
+) -> None:
+    """podman starts a container again under its old id, also when its DEL was lost while the daemon was away."""
+    shutil.copy("/usr/lib/cni/host-local", tmp_path / "other")
+    node.plugin_path = str(tmp_path)
+    node.start()
+    node.request("POST", "/v2/networks", overlay())
+    old, new = net.pod(), net.pod()
+    conf = node.conf()
+    conf["ipam"]["type"] = manager
+    node.add("c", old, conf)
+    remove_namespace(old)
+    if restarted:
+        node.stop(signal.SIGKILL)
+        node.start()
+    poll("it is known", lambda: node.request("GET", "/v2/health")["status"] == "degraded")
+    node.add("c", new, conf)
+    assert can_ping(new, "10.244.0.1")
+    assert len(node.endpoints()) == 1
+    assert node.differences() == []
+    assert len(list((node.directory / "ipam" / "pods").glob("10.*"))) == 1
+
+
 def test_leftovers_with_our_mark_are_removed(net: NodeNet, node: DaemonProcess) -> None:
     node.start()  # without a database the start would be refused: the leftovers could be pods that live
     node.stop()

@@ -24,8 +24,8 @@ OVERLAY = NetworkInfo(
 class FakeBackend:
     """Attachments in a dictionary. ``fail`` holds the errors that methods raise once, by name.
 
-    ``gate``, where set, makes attach wait for it, when it has put its key into ``arrivals``; ``most_active``
-    and ``overlaps`` say who ran at once.
+    ``dead`` are attachments that another ADD replaces. ``gate``, where set, makes attach wait for it, when it has
+    put its key into ``arrivals``; ``most_active`` and ``overlaps`` say who ran at once.
     """
 
     def __init__(self) -> None:
@@ -34,6 +34,7 @@ class FakeBackend:
         self.calls: list[str] = []
         self.created: list[dict[str, Any]] = []
         self.checked: list[CheckRequest] = []
+        self.dead: set[tuple[str, str]] = set()
         self.fail: dict[str, Exception] = {}
         self.gate: asyncio.Event | None = None
         self.arrivals: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
@@ -71,9 +72,10 @@ class FakeBackend:
         if key in self.attachments:
             raise Conflict(f"{key[0]} has an interface {key[1]} already")
 
-    async def refuse_attached(self, container_id: str, interface_name: str, netns_path: str) -> None:
+    async def refuse_attached(self, container_id: str, interface_name: str, netns_path: str) -> bool:
         self._step("refuse_attached")
         self._refuse((container_id, interface_name))
+        return (container_id, interface_name) in self.dead
 
     def _made(self, request: AttachRequest) -> Attached:
         return Attached(
@@ -102,6 +104,7 @@ class FakeBackend:
         self.overlaps += (container_id, interface_name) in self.active
         self._step("detach")
         self.attachments.pop((container_id, interface_name), None)
+        self.dead.discard((container_id, interface_name))
 
     async def check(self, request: CheckRequest) -> None:
         self._step("check")

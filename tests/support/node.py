@@ -194,6 +194,7 @@ class DaemonProcess:
         self.state_dir = directory / "state"
         self.log = directory / "daemon.log"
         self.config = directory / "config.json"
+        self.plugin_path = "/usr/lib/cni"
         values = {
             "name": "node",
             "uplink": "eth0",
@@ -318,7 +319,7 @@ class DaemonProcess:
             "CNI_CONTAINERID": container,
             "CNI_NETNS": path_of(pod) if pod else "",
             "CNI_IFNAME": interface,
-            "CNI_PATH": "/usr/lib/cni",
+            "CNI_PATH": self.plugin_path,
         }
         head = b"".join(f"{key}={value}\0".encode() for key, value in variables.items()) + b"\0"
         answer = exchange(self.run_dir / "cni.sock", head + json.dumps(conf).encode(), half_close=True)

@@ -151,6 +151,20 @@ async def test_one_that_asked_for_its_address_converges_too(
     assert taken(tmp_path) == sorted(["10.1.0.2", "fd00:1::2", asked, "fd00:1::3"])
 
 
+async def test_an_add_takes_a_dead_attachment_away_first(
+    runtime: Runtime, backend: FakeBackend, tmp_path: Path
+) -> None:
+    """As DEL would have: the interface before the address."""
+    await runtime.ok("ADD")
+    backend.dead = {("pod1", "eth0")}
+    backend.attachments.clear()
+    backend.calls.clear()
+    found = await runtime.ok("ADD", runtimeConfig={"ips": ["10.1.0.2"]})
+    assert found["ips"][0]["address"] == "10.1.0.2/24"
+    assert backend.calls == ["ensure_network", "refuse_attached", "detach", "attach"]
+    assert taken(tmp_path) == ["10.1.0.2", "fd00:1::3"]
+
+
 async def test_del_repeats_and_needs_no_namespace(
     runtime: Runtime, backend: FakeBackend, tmp_path: Path
 ) -> None:

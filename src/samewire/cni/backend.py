@@ -119,8 +119,11 @@ class CniBackend(Protocol):
         """
         ...
 
-    async def refuse_attached(self, container_id: str, interface_name: str, netns_path: str) -> None:
-        """Raise the Conflict of `attach` for a complete attachment, before addresses are asked for."""
+    async def refuse_attached(self, container_id: str, interface_name: str, netns_path: str) -> bool:
+        """Raise the Conflict of `attach` for a complete attachment, before addresses are asked for.
+
+        Returns whether there is one that `attach` would replace: half-made, or its namespace has died.
+        """
         ...
 
     async def find(

@@ -194,17 +194,17 @@ class CniPlugin:
             raise
 
     async def _allocate(self, request: IpamRequest, ipam: Ipam) -> Result:
-        """Return what IPAM allots; addresses left by an ADD that did not get further are given back first.
+        """Return what IPAM allots; what a dead attachment has left, or an ADD that did not get further, goes first.
 
         An interface that is there keeps its own: what undoes an ADD gives back all that the attachment has.
         """
         call = request.environment
-        await self._backend.refuse_attached(call.container_id, call.interface_name, call.netns_path)
+        if await self._backend.refuse_attached(call.container_id, call.interface_name, call.netns_path):
+            await self._detach(request)
+            await ipam.delete(request)
         try:
             result = await ipam.add(request)
         except DuplicateAllocation:
-            if request.environment.key in await self._backend.list_attachments(request.conf.name):
-                raise
             await ipam.delete(request)
             result = await ipam.add(request)
         if not result.ips:

@@ -87,14 +87,15 @@ class NodeBackend:
             raise NotFound("port of endpoint", made.id)
         return _attached(state.link)
 
-    async def refuse_attached(self, container_id: str, interface_name: str, netns_path: str) -> None:
-        """Raise Conflict when there is a complete attachment that `attach` would not replace."""
+    async def refuse_attached(self, container_id: str, interface_name: str, netns_path: str) -> bool:
+        """Raise Conflict for a complete attachment; return whether there is one that `attach` would replace."""
         found = self._attachments(container_id, interface_name)
         if not found:
-            return
+            return False
         with self._pod_netns(netns_path) as netns:
             stale = self._stale(netns_path, interface_name, netns.identity)
         self._refuse_complete([endpoint for endpoint in found if endpoint not in stale])
+        return True
 
     async def find(
         self, container_id: str, interface_name: str, netns_path: str
