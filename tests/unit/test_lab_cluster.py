@@ -127,6 +127,26 @@ def test_every_field_of_the_schema_is_described() -> None:
         ("[10.244.2.0/24]", "[224.0.1.0/24]", "lab.yaml:9: nodes[1].pod_cidrs[0]: no node can reach another"),
         ("type: Overlay", "type: Overlay\n    vni: !!int x", "lab.yaml:13: networks[0].vni: 'x' is no int"),
         ("name: beta", "name: 2020-99-99", "lab.yaml:7: nodes[1].name: '2020-99-99' is no timestamp"),
+        (
+            "outside:",
+            'manifests: [{path: "a\\0b"}]\noutside:',
+            "13: manifests[0].path: 'a\\x00b' has a zero byte",
+        ),
+        (
+            "outside:",
+            "manifests: [{path: a, namespace: A b}]\noutside:",
+            "lab.yaml:13: manifests[0].namespace: 'A b' is not a valid namespace",
+        ),
+        (
+            "type: Overlay",
+            "type: Overlay\n    dns: {domain: a b}",
+            "13: networks[0].dns.domain: 'a b' is not one",
+        ),
+        (
+            "type: Overlay",
+            'type: Overlay\n    dns: {search: [a, "b\\nnameserver 192.0.2.1"]}',
+            "lab.yaml:13: networks[0].dns.search[1]: 'b\\nnameserver 192.0.2.1' is not one word",
+        ),
         ("type: l3", "type: &a [*a]", "lab.yaml:1: cluster: is nested too deeply"),
         (
             "outside:",

@@ -75,10 +75,13 @@ class _Reader:
 
     def _scalar(self, node: yaml.Node, path: str) -> Any:
         try:
-            return self.loader.construct_object(node)
+            value = self.loader.construct_object(node)
         except MALFORMED as error:
             kind = node.tag.rpartition(":")[2]
             raise ClusterFileError([self.fault(path, f"{str(node.value)[:64]!r} is no {kind}")]) from error
+        if isinstance(value, str) and "\0" in value:  # no file, no word of a command can be called so
+            raise ClusterFileError([self.fault(path, f"{value[:64]!r} has a zero byte")])
+        return value
 
 
 class ClusterFile:

@@ -23,7 +23,7 @@ _SEPARATOR = re.compile(r"^---(?:[ \t].*)?$", re.MULTILINE)
 # Kubernetes' own alphabet for generated names: no vowels, nothing that reads as a word or another digit.
 _ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 _NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
-_NAMESPACE = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+NAMESPACE = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
 
 # Names that Kubernetes generates are host names, too: what stands before the generated part is cut off to fit.
 _GENERATED_LENGTH, _HOST_NAME_LENGTH = 5, 63
@@ -207,7 +207,7 @@ def _workload(kind: str, item: dict[str, Any], metadata: dict[str, Any], namespa
         name = _generated(str(metadata["generateName"]), namespace, item)
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a valid name" if name else "has neither name nor generateName")
-    if not _NAMESPACE.fullmatch(namespace):
+    if not NAMESPACE.fullmatch(namespace):
         raise ValueError(f"{namespace!r} is not a valid namespace")
     spec = mapping(item.get("spec"), "spec")
     template = parse_template(item if kind == "Pod" else spec.get("template"))

@@ -16,7 +16,8 @@ from samewire.lab.addressing import (
     underlay_prefixes,
     within,
 )
-from samewire.lab.cluster import NODE_DNS, Cluster, NetworkType, Services, Stack, UnderlayType
+from samewire.lab.cluster import NODE_DNS, Cluster, Dns, NetworkType, Services, Stack, UnderlayType
+from samewire.lab.manifests import NAMESPACE
 from samewire.lab.names import VXLAN_OVERHEAD_BYTES
 
 Fault = tuple[str, str]
@@ -60,6 +61,7 @@ def _syntax(cluster: Cluster) -> Iterator[Fault]:
         for at, server in enumerate(network.dns.servers):
             if server != NODE_DNS and not _is_address(server):
                 yield f"{where}.dns.servers[{at}]", f"{server!r} is neither an address nor {NODE_DNS!r}"
+        yield from _dns_words(f"{where}.dns", network.dns)
     for path, text in prefixes:
         if fault := _prefix_fault(text, of_hosts="nat_exceptions" not in path):
             yield path, fault
@@ -67,6 +69,16 @@ def _syntax(cluster: Cluster) -> Iterator[Fault]:
         for at, address in enumerate(host.addresses):
             if fault := _address_fault(address):
                 yield f"outside[{index}].addresses[{at}]", fault
+
+
+def _dns_words(where: str, dns: Dns) -> Iterator[Fault]:
+    """What pods find in resolv.conf, where a blank ends a word."""
+    words = [(f"{where}.domain", dns.domain)] if dns.domain else []
+    for name, found in (("search", dns.search), ("options", dns.options)):
+        words += [(f"{where}.{name}[{at}]", word) for at, word in enumerate(found)]
+    for path, word in words:
+        if word.split() != [word]:
+            yield path, f"{word!r} is not one word"
 
 
 def _prefix_fault(text: str, of_hosts: bool) -> str:
@@ -256,6 +268,8 @@ def _manifests(cluster: Cluster) -> Iterator[Fault]:
     for index, manifest in enumerate(cluster.manifests):
         if manifest.network is not None and manifest.network not in names:
             yield f"manifests[{index}].network", f"no network is named {manifest.network!r}"
+        if not NAMESPACE.fullmatch(manifest.namespace):
+            yield f"manifests[{index}].namespace", f"{manifest.namespace!r} is not a valid namespace"
 
 
 def _address_fault(text: str) -> str:
