@@ -54,12 +54,13 @@ from samewire.node.devices import (
 )
 from samewire.node.hooks import UPLINK_PRIORITY, detach_uplink
 from samewire.node.keepsakes import FILE_NAME, load_keepsakes
-from samewire.node.links import activate, create
+from samewire.node.links import activate, create, host_differences, inside_differences
 from samewire.node.nicfilters import NicFilters
 from samewire.node.node import Node
 from samewire.node.portranges import parse_ports, port_range
 from samewire.node.reaper import LinkReaper
 from samewire.node.watch import Watcher
+from samewire.vfp.address import parse_interface
 from samewire.vfp.model import PortLink
 from samewire.vfp.tables import DropKey, Flow, FlowKey, RuleCountKey
 from tests.support.node import (
@@ -380,6 +381,33 @@ async def test_a_host_end_sends_as_soon_as_its_port_is_open(
                 near.send(link.mac + link.host_mac + _EXPERIMENTAL.to_bytes(2) + bytes(50))
                 far.settimeout(STALL_S)
                 assert far.recv(100), "what is lost never comes"
+
+
+async def test_a_port_too_small_for_ipv6_is_opened(
+    net: NodeNet, start: Callable[[], Awaitable[Node]]
+) -> None:
+    """The kernel takes IPv6 from an interface of less than 1280 bytes: behind an uplink of 1300, say, all of an
+    overlay's.
+    """
+    node, pod = await start(), net.pod()
+    link = PortLink(
+        endpoint_id="e",
+        host_name="host0",
+        host_mac=b"\2\0\0\0\1\0",
+        netns_path=path_of(pod),
+        interface_name="eth0",
+        mac=b"\2\0\0\0\2\0",
+        mtu=1279,
+        addresses=(parse_interface("10.244.1.2/24"),),
+        routes=(),
+        neighbours=(),
+    )
+    with NetNamespace(path_of(pod)) as space, Netlink() as netlink:
+        pair = create(netlink, link, space)
+        node.hooks.begin_pod(pair.host).result()
+        activate(netlink, link, pair, space, new=True)
+        assert host_differences(netlink, link, netlink.get(link_get("host0"))) == []
+        assert inside_differences(link, space) == []
 
 
 async def test_a_pod_that_comes_after_the_end_is_refused_and_leaves_nothing(
