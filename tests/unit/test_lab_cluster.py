@@ -119,6 +119,11 @@ def test_every_field_of_the_schema_is_described() -> None:
         ("type: Overlay", "type: Overlay\n    vni: 0", "lab.yaml:13: networks[0].vni: Expected `int` >= 1"),
         # The last VNI is the switch's own; no daemon would take it.
         ("type: Overlay", "type: Overlay\n    vni: 16777215", "networks[0].vni: Expected `int` <= 16777214"),
+        (
+            "type: Overlay",
+            "type: Overlay\n    vxlan_port: 53",
+            "lab.yaml:13: networks[0].vxlan_port: 53 is the lab's",
+        ),
         ("type: Overlay", "type: [", "expected the node content"),
         ("type: l3", "type: l3\n  type: l2", "lab.yaml:3: underlay.type: the key appears twice"),
         ("type: l3", "type: l3\n  ipv4: 10.0.0.0/30", "lab.yaml:3: underlay.ipv4: the prefix is too small"),

@@ -80,6 +80,18 @@ def test_a_host_port_is_asked_for_where_its_host_ip_is(
         assert {probe.family for probe in found if probe.category == category} == families
 
 
+def test_a_node_is_not_asked_for_host_ports_of_a_network_that_it_is_no_part_of() -> None:
+    state = lab_state("mixed-cluster")
+    network = msgspec.structs.replace(state.cluster.networks[0], host_route=False)
+    cut_off = msgspec.structs.replace(state.cluster, networks=(network,))
+    found = categories(Matrix(msgspec.structs.replace(state, cluster=cut_off)).probes())
+    assert {one for one in found if "hostPort" in one} == {
+        "outside to hostPort",
+        "pod to its own hostPort",
+        "pod to hostPort",
+    }
+
+
 def test_every_ordered_pair_of_nodes_is_crossed(mixed: list[Probe]) -> None:
     rows = {probe.row for probe in mixed if probe.category == "pod to pod, other node"}
     names = ("alpha", "beta", "gamma (kernel)")

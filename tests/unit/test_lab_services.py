@@ -253,6 +253,7 @@ def test_services_lead_to_pods_of_the_first_network_only(guestbook: LabState) ->
     found = [probe for probe in probes if probe.category.startswith("service: ")]
     assert {probe.row.partition(" → ")[0] for probe in found} >= {"pod", "outside"}
     assert not any(probe.row.startswith("node →") for probe in found)
+    assert not any(probe.row.startswith("pod of a kernel node") for probe in of(found, "ClusterIP"))
     assert not any(probe.expected.reachable for probe in of(found, "ClusterIP", "frontend:80"))
     assert any(probe.expected.reachable for probe in of(found, "ClusterIP", "redis-leader"))
 

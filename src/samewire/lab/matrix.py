@@ -192,7 +192,7 @@ class Matrix:
             there = msgspec.structs.replace(target, address=address)
             if address != LOOPBACK:
                 yield from self._host_port_at(pod, node, there, column)
-            else:
+            elif self._reaches_host(pod.pod.network):
                 own = self._node_addresses(node, pod.pod.network, address)
                 row, category = self._node_label(node.plan.name), "node to own hostPort by 127.0.0.1"
                 yield from _probes(category, row, node, there, (*own, LOOPBACK), (column,))
@@ -207,7 +207,8 @@ class Matrix:
                     "outside to hostPort", f"{host.plan.name} → {row}", host, target, sources, columns
                 )
         own = self._node_addresses(node, pod.pod.network, target.address)
-        yield from _probes("node to own hostPort", row, node, target, own, columns)
+        if self._reaches_host(pod.pod.network):
+            yield from _probes("node to own hostPort", row, node, target, own, columns)
         # What a pod sees of a connection to itself is NATed, to its gateway or to an address of the node.
         gateways = [gateway(self._state.cluster, node.plan, prefix) for prefix in node.plan.pod_cidrs]
         itself = _of_family((*own, *gateways, *pod.addresses), target.address)

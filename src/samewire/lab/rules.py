@@ -18,7 +18,7 @@ from samewire.lab.addressing import (
 )
 from samewire.lab.cluster import NODE_DNS, Cluster, Dns, NetworkType, Services, Stack, UnderlayType
 from samewire.lab.manifests import NAMESPACE
-from samewire.lab.names import VXLAN_OVERHEAD_BYTES
+from samewire.lab.names import DNS_PORT, KUBELET_PORT, VXLAN_OVERHEAD_BYTES
 
 Fault = tuple[str, str]
 
@@ -222,14 +222,21 @@ def _networks(cluster: Cluster) -> Iterator[Fault]:
                 f"{where}.host_route",
                 "the networks use the same pod CIDRs, so one at most may reach the host",
             )
-        if network.vxlan_port != cluster.networks[0].vxlan_port:
-            yield f"{where}.vxlan_port", "all networks share one port"
+        yield from _vxlan_port(cluster, index)
         if network.nat_exceptions:
             yield from _uncovered(cluster, index)
     if len(cluster.networks) > 1:
         for index, node in enumerate(cluster.nodes):
             if node.stack is Stack.KERNEL:
                 yield f"nodes[{index}].stack", "a kernel node carries one network; this cluster has several"
+
+
+def _vxlan_port(cluster: Cluster, index: int) -> Iterator[Fault]:
+    where, port = f"networks[{index}].vxlan_port", cluster.networks[index].vxlan_port
+    if port != cluster.networks[0].vxlan_port:
+        yield where, "all networks share one port"
+    if port in {KUBELET_PORT, DNS_PORT}:
+        yield where, f"{port} is the lab's own: every node serves it"
 
 
 def _uncovered(cluster: Cluster, index: int) -> Iterator[Fault]:

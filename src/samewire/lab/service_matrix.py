@@ -190,8 +190,12 @@ class ServiceMatrix:
         return tuple(address for address in own if family_of(address) == family)
 
     def _kernel_pod_reaches(self, frontend: Frontend) -> bool:
-        """Pods of a node without a proxy: by the overlay's route to cluster IPs, and as anybody outside."""
-        return frontend.kind != "ClusterIP" or self._state.cluster.networks[0].type is NetworkType.OVERLAY
+        """Pods of a node without a proxy: by the overlay's route to cluster IPs, and as anybody outside. In an overlay
+        that no host is part of nobody has an address there to masquerade one that is led to itself.
+        """
+        if frontend.kind != "ClusterIP":
+            return True
+        return self._state.cluster.networks[0].type is NetworkType.OVERLAY and self._reaches_host
 
     def _is_balancer(self, name: str) -> bool:
         return any(node.plan.name == name for node in self._balancers)

@@ -112,7 +112,9 @@ def activate(netlink: Netlink, link: PortLink, pair: Pair, netns: NetNamespace, 
     # In two: what changes beside the state of an interface that is up is announced once more, to all parts of the
     # kernel, some of which then look at each route of the node.
     marked = link_set(pair.host, alias=link.alias)
-    has_ipv6 = link.mtu >= _LEAST_MTU_OF_IPV6  # the kernel has none on a smaller interface, and nothing to set of it
+    has_ipv6 = (
+        link.mtu >= _LEAST_MTU_OF_IPV6
+    )  # the kernel has none on a smaller interface, and nothing to set of it
     requests += [_quiet(marked) if has_ipv6 else marked, link_set(pair.host, up=True)]
     netlink.batch(requests)
     with Netlink(netns) as inside:
