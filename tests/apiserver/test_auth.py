@@ -60,6 +60,17 @@ def answers(token: str, expires: str = "") -> str:
 END"""
 
 
+def write_kubeconfig(path: Path, cluster: dict[str, object], user: dict[str, object]) -> None:
+    """A kubeconfig with one cluster and one user."""
+    content = {
+        "current-context": "m",
+        "contexts": [{"name": "m", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": cluster}],
+        "users": [{"name": "u", "user": user}],
+    }
+    path.write_text(json.dumps(content))
+
+
 def runs(directory: Path) -> int:
     """How often the plugin was run."""
     path = directory / "runs"
@@ -132,12 +143,7 @@ async def test_a_server_is_looked_at_however_its_url_is_written(
     async with FakeServer().serve(certificates.server_context()) as server:
         cluster: dict[str, object] = {"server": server.url.replace("https:", spelling)}
         for ca in ({}, {"certificate-authority": str(certificates.ca)}):
-            path.write_text(json.dumps({
-                "current-context": "m",
-                "contexts": [{"name": "m", "context": {"cluster": "c", "user": "u"}}],
-                "clusters": [{"name": "c", "cluster": {**cluster, **ca}}],
-                "users": [{"name": "u", "user": {"token": "secret"}}],
-            }))  # fmt: skip
+            write_kubeconfig(path, {**cluster, **ca}, {"token": "secret"})
             client = KubeClient(load_kubeconfig(path))
             if ca:
                 await client.request("GET", "/api/v1/services")
@@ -349,6 +355,19 @@ async def test_a_plugin_that_hangs_is_killed_with_its_children(
         os.kill(child, signal.SIGKILL)
     state = Path(f"/proc/{child}/stat")
     await until(lambda: not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+@pytest.mark.parametrize("command", ["./plugin", "bin/../plugin"])
+async def test_a_plugin_beside_a_kubeconfig_that_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Nothing of the same name is looked for in $PATH."""
+    (tmp_path / "bin").mkdir()
+    plugin(tmp_path, answers("x"))
+    monkeypatch.chdir(tmp_path)
+    user = {"exec": {"apiVersion": V1, "command": command, "interactiveMode": "Never"}}
+    write_kubeconfig(tmp_path / "config", {"server": "https://h"}, user)
+    assert await load_kubeconfig("config").credentials.get() == Credential("x")
 
 
 async def test_a_plugin_that_is_not_there_gives_its_hint(tmp_path: Path) -> None:

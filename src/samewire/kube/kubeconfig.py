@@ -221,7 +221,7 @@ class _Kubeconfig:
                     content = entry.get(singular) or {}
                     if not isinstance(content, dict):
                         raise Invalid(where, "must be a mapping")
-                    return _Entry(where, content, path.parent)
+                    return _Entry(where, content, path.absolute().parent)
         raise Invalid(wanted_by, f"names {name!r}, which is not in {plural}")
 
 
