@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def answers(token: str, expires: str = "") -> str:
 END"""
 
 
-def write_kubeconfig(path: Path, cluster: dict[str, object], user: dict[str, object]) -> None:
+def write_kubeconfig(path: Path, cluster: Mapping[str, object], user: Mapping[str, object]) -> None:
     """A kubeconfig with one cluster and one user."""
     content = {
         "current-context": "m",

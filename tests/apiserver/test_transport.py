@@ -197,6 +197,16 @@ async def test_a_refusal_that_is_no_utf8() -> None:
         await client.close()
 
 
+async def test_a_redirect_is_named_and_not_followed(server: FakeServer) -> None:
+    """Whoever answers there would get our token."""
+    where = "https://elsewhere.test/api/v1/services"
+    server.plan(Fault("list", "services", status=301, headers=(("Location", where),)))
+    client = KubeClient(Access(server.url, FixedCredential("t")))
+    with pytest.raises(ApiError, match=f"301 .*: it redirects to {where}, and redirects are not followed"):
+        await client.request("GET", "/api/v1/services")
+    await client.close()
+
+
 async def test_an_answer_that_breaks_off_says_so_in_words(server: FakeServer) -> None:
     server.plan(Fault("list", "services", truncate=True))
     client = KubeClient(Access(server.url, FixedCredential()))

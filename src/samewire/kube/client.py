@@ -222,10 +222,13 @@ async def _refusal(response: aiohttp.ClientResponse) -> ApiError:
         status = msgspec.json.decode(text, type=ApiStatus)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         status = ApiStatus(message=text[:200].decode(errors="replace").strip())
+    message = status.message or "no reason given"
+    if where := response.headers.get("Location"):
+        message = f"it redirects to {where[:200]}, and redirects are not followed"
     return ApiError(
         response.status,
         status.reason or response.reason or "",
-        status.message or "no reason given",
+        message,
         _retry_after(response.headers),
     )
 
