@@ -13,6 +13,7 @@
 
 #define SW_STALE (-101)
 #define SW_LOST (-107)
+#define SW_UNSERVED (-108) /* stale, too, and of no use for the packet in hand */
 
 /* Removes the flow under p->key, both entries of a pair; the traced build only remembers which those are. */
 SW_INLINE void sw_forget(struct sw_packet *p, const struct sw_flow *flow)
@@ -101,6 +102,46 @@ SW_INLINE void sw_note_denied(struct sw_packet *p, struct sw_flow *flow)
 #endif
 }
 
+/* Of a pair: whether the packet in hand goes the way that the partner serves. Nobody who may would send it here. */
+SW_INLINE int sw_is_unserved(const struct sw_flow *flow, __u8 side)
+{
+	return flow->flags & SW_FLOW_PAIR && side != !!(flow->flags & SW_FLOW_SECOND);
+}
+
+/*
+ * A packet that goes nowhere: of that kind, or there was no way back when the flow was judged. When routes have changed
+ * since, it may have one: the flow must not wait for its initiator, who may wait for this very packet.
+ */
+SW_COLD static __noinline int sw_to_nowhere(struct sw_packet *p, const struct sw_flow *flow, __u8 side)
+{
+	const struct sw_port *own = flow->port[0] ? sw_find_port(flow->port[0]) : 0;
+	const struct sw_port *target = flow->port[1] ? sw_find_port(flow->port[1]) : 0;
+
+	if ((flow->port[0] && (!own || sw_generation_of(own) != flow->generation[0])) ||
+	    (flow->port[1] && (!target || sw_generation_of(target) != flow->generation[1])))
+		return sw_is_unserved(flow, side) ? SW_UNSERVED : SW_STALE;
+	return sw_is_unserved(flow, side) ? sw_drop(p, SW_LAYER_FLOW, SW_REASON_MARTIAN) :
+					 sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
+}
+
+/* p->chosen of a flow that is still true: its action in the direction of the packet in hand, as the walk has found it. */
+SW_COLD static __noinline void sw_choose_action(struct sw_packet *p, const struct sw_action *action,
+						const struct sw_action *found)
+{
+	sw_copy_action(&p->chosen, action);
+	sw_refresh(&p->chosen, found);
+	if (p->unserved)
+		p->chosen.fate = SW_TO_NOWHERE;
+}
+
+/* Whether it is a pod's connection that leaves by the uplink. */
+SW_COLD static __noinline int sw_leaves(const struct sw_flow *first)
+{
+	__u8 fate = first->flags & SW_FLOW_INITIATOR ? first->action[1].fate : first->action[0].fate;
+
+	return fate == SW_TO_UPLINK && sw_find_port(first->port[0]);
+}
+
 /* Whom the initiator's direct packets are for, where none of them is in hand. */
 SW_INLINE void sw_recall_mac(struct sw_packet *p, const struct sw_flow *first)
 {
@@ -159,6 +200,7 @@ SW_COLD __noinline int sw_redecide(struct __sk_buff *skb)
 		return SW_GO_ON;
 	sw_count(SW_COUNTER_FLOW_REDECIDED);
 	side = p->direction != (flow->flags & SW_FLOW_INITIATOR);
+	p->leaves = 0;
 	first = flow;
 	second = flow;
 	sw_copy_key(&p->flow_key, &p->key);
@@ -177,6 +219,7 @@ SW_COLD __noinline int sw_redecide(struct __sk_buff *skb)
 		p->first_arrival = first->arrival;
 		p->first_scope = p->flow_key.scope;
 		p->first_port = first->port[0];
+		p->leaves = sw_leaves(first);
 		p->kept = first->backend;
 		p->kept_direct = !!(first->flags & SW_FLOW_DIRECT);
 		if (p->arrival != SW_FROM_TUNNEL)
@@ -189,15 +232,16 @@ SW_COLD __noinline int sw_redecide(struct __sk_buff *skb)
 			struct sw_action *reverse = back ? &second->action[1] : &second->action[0];
 
 			if (sw_still_true(p, first, forward)) {
-				sw_copy_action(&p->chosen, side ? reverse : forward);
-				sw_refresh(&p->chosen, side ? &p->reverse : &p->forward);
+				sw_choose_action(p, side ? reverse : forward, side ? &p->reverse : &p->forward);
 #ifndef TRACE
 				sw_refresh(forward, &p->forward);
 				sw_refresh(reverse, &p->reverse);
 				sw_refresh_entry(p, first);
 				sw_refresh_entry(p, second);
-				sw_touch(p, flow, side);
-				sw_count_in_flow(skb, p, flow->slot, p->direction);
+				if (p->chosen.fate != SW_TO_NOWHERE) {
+					sw_touch(p, flow, side);
+					sw_count_in_flow(skb, p, flow->slot, p->direction);
+				}
 #endif
 				return sw_finish(skb);
 			}
@@ -210,6 +254,9 @@ SW_COLD __noinline int sw_redecide(struct __sk_buff *skb)
 			sw_note_denied(p, flow);
 		return TC_ACT_SHOT;
 	}
+	/* No route out for the moment. It keeps its port: far ends know it by that, and the node's stack would reset them. */
+	if (verdict == TC_ACT_SHOT && p->leaves)
+		return verdict;
 	sw_forget(p, flow);
 	if (verdict == SW_REFUSED)
 		return side ? sw_drop(p, SW_LAYER_LB, SW_REASON_NO_BACKEND) : sw_refuse(skb, SW_REASON_NO_BACKEND);
@@ -271,9 +318,8 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 	}
 	if (p->tcp_flags == SW_TCP_SYN && sw_is_reopened(p, flow))
 		return SW_GO_ON;
-	/* This entry does not serve that direction: nobody who may would send this here. */
 	if (action->fate == SW_TO_NOWHERE)
-		return sw_drop(p, SW_LAYER_FLOW, SW_REASON_MARTIAN);
+		return sw_to_nowhere(p, flow, side);
 	if (flow->backend && !sw_backend_is_there(p, flow->backend))
 		return SW_LOST;
 	if (!side && !flow->backend && !(flow->flags & SW_FLOW_DIRECT) &&
@@ -338,10 +384,12 @@ SW_INLINE int sw_switch(struct __sk_buff *skb, struct sw_packet *p)
 	flow = bpf_map_lookup_elem(&sw_flows, &p->key);
 	if (flow) {
 		verdict = sw_hit(skb, p, flow);
-		if (verdict == SW_STALE)
+		if (verdict == SW_STALE || verdict == SW_UNSERVED) {
+			p->unserved = verdict == SW_UNSERVED;
 			verdict = sw_redecide(skb);
-		else if (verdict == SW_LOST)
+		} else if (verdict == SW_LOST) {
 			verdict = sw_lost_backend(skb);
+		}
 		if (verdict != SW_GO_ON)
 			return verdict;
 	}

@@ -124,7 +124,8 @@ struct sw_packet {
 	struct sw_drop_key drop;
 	__u8 other_direction;
 	__u8 looked_at; /* flows that sw_recycle() has looked at */
-	__u8 reserved[2];
+	__u8 leaves;	/* of a flow that is judged again: it is a pod's connection that leaves by the uplink */
+	__u8 unserved;	/* and the packet in hand goes the way that the partner of its entry serves */
 	__u32 next_slot; /* where this CPU's last insertion ended; outlives the packet */
 #ifdef TRACE
 	struct sw_flow_key gone[2]; /* of the flow that the untraced programs would have removed by now */

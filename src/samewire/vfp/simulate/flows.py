@@ -1,13 +1,14 @@
-"""Unified flows: insertion, hits and re-decisions (``bpf/create.h``, ``bpf/connect.h``)."""
+"""Unified flows: insertion and hits (``bpf/create.h``, ``bpf/connect.h``)."""
 
 from __future__ import annotations
+
+from functools import partial
 
 from msgspec.structs import replace
 
 from samewire.vfp.address import IPV4, ZERO
 from samewire.vfp.constants import (
     NAT_TRIES,
-    SCOPE_UPLINK,
     Arrival,
     Fate,
     FlowFlag,
@@ -18,8 +19,9 @@ from samewire.vfp.constants import (
 )
 from samewire.vfp.simulate.balance import hash_tuple, hash_word, portmap_of, service_of
 from samewire.vfp.simulate.direct import clamp_mss
-from samewire.vfp.simulate.entries import has_ended, partner_key, remove, transpose, tuple_of
+from samewire.vfp.simulate.entries import has_ended, partner_key, remove
 from samewire.vfp.simulate.packet import TCP, UDP, WITH_PORTS, Tuple
+from samewire.vfp.simulate.redecide import is_unserved, redecide
 from samewire.vfp.simulate.state import Dropped, Passed, Refused, State, Walk, make_key
 from samewire.vfp.simulate.walk import walk_layers
 from samewire.vfp.tables import Action, Flow, FlowKey, Port
@@ -174,107 +176,6 @@ def first_packet(state: State, walk: Walk) -> Action:
     return create(state, walk) if walk.needs_flow else walk.forward
 
 
-def _redecide(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: int) -> Action | None:
-    """Judge a stale flow again; None: it is gone, and the packet in hand may open a new one."""
-    first_key, second_key = key, key
-    if flow.flags & FlowFlag.PAIR:
-        other = partner_key(key, flow)
-        first_key, second_key = (other, key) if flow.flags & FlowFlag.SECOND else (key, other)
-    first, second = state.flows.get(first_key), state.flows.get(second_key)
-    if first is not None and second is not None:
-        initiator = first.flags & FlowFlag.INITIATOR
-        walk.first = tuple_of(first_key, initiator)
-        walk.first_arrival = Arrival(first.arrival)
-        walk.first_scope = first_key.scope
-        walk.first_port = first.port[0]
-        walk.kept = first.backend
-        walk.kept_direct = bool(first.flags & FlowFlag.DIRECT)
-        if walk.arrival != Arrival.TUNNEL:
-            target = state.port(first.port[1]) if walk.kept_direct else None
-            walk.inner_mac = target.mac if target is not None else bytes(6)
-        try:
-            walk_layers(state, walk)
-        except Passed:
-            remove(state, key)
-            if not packet_side:
-                raise
-            raise Dropped(Layer.FLOW, Reason.NO_ENDPOINT) from None
-        except Refused as refused:
-            remove(state, key)
-            raise refused.drop if packet_side else refused from None
-        except Dropped as dropped:
-            if dropped.layer in (Layer.ACL_OUT, Layer.ACL_IN) and _is_kept(walk, packet_side):
-                denied = flow.flags | FlowFlag.DENIED
-                state.flows[key] = replace(flow, seen_tick=state.now_tick, flags=denied)
-            else:
-                remove(state, key)
-            raise
-        if _is_still_true(state, walk, first, first.action[initiator]):
-            return _update(state, walk, first_key, second_key, packet_side)
-    remove(state, key)
-    if packet_side:
-        raise Dropped(Layer.FLOW, Reason.NO_ENDPOINT)
-    return None
-
-
-def _is_kept(walk: Walk, packet_side: int) -> bool:
-    """Of a denied flow: without it, what the target goes on sending would be a connection of its own."""
-    return walk.packet.protocol == TCP and not (packet_side and walk.packet.tcp_flags == TcpFlag.SYN)
-
-
-def _is_still_true(state: State, walk: Walk, first: Flow, forward: Action) -> bool:
-    """Whether a walk came to what the flow was made for: target, scope, and translated if it must be."""
-    scope = first.peer_scope if first.flags & FlowFlag.PAIR else walk.first_scope
-    if scope != walk.out_scope:
-        return False
-    if walk.wants_snat and (not forward.flags & RewriteFlag.SOURCE or _has_lost_source(state, walk, forward)):
-        return False
-    after = transpose(walk.first, forward)
-    return (after.destination, after.destination_port) == (walk.out.destination, walk.out.destination_port)
-
-
-def _has_lost_source(state: State, walk: Walk, forward: Action) -> bool:
-    """Translated to what was the node's address, and there is another one now."""
-    family, before, now = walk.packet.family, forward.source, walk.out.source
-    if before == now or state.is_host_address(SCOPE_UPLINK, family, before):
-        return False
-    return state.is_host_address(SCOPE_UPLINK, family, now)
-
-
-def _update(state: State, walk: Walk, first_key: FlowKey, second_key: FlowKey, packet_side: int) -> Action:
-    first = state.flows[first_key]
-    there = first.flags & FlowFlag.INITIATOR
-    forward = _refreshed_action(first.action[there], walk.forward)
-    state.flows[first_key] = replace(_refreshed(first, walk), action=_set(first.action, there, forward))
-    second = state.flows[second_key]
-    back = 1 - (second.flags & FlowFlag.INITIATOR)
-    reverse = _refreshed_action(second.action[back], walk.reverse)
-    state.flows[second_key] = replace(_refreshed(second, walk), action=_set(second.action, back, reverse))
-    hit = second_key if packet_side else first_key
-    _touch(state, walk, hit, state.flows[hit], packet_side)
-    return reverse if packet_side else forward
-
-
-def _refreshed_action(action: Action, found: Action) -> Action:
-    """Brought to what the walk found; the rewriting part stays."""
-    flags = action.flags & ~RewriteFlag.DECREMENT | found.flags & RewriteFlag.DECREMENT
-    return replace(action, fate=found.fate, target=found.target, flags=flags)
-
-
-def _refreshed(flow: Flow, walk: Walk) -> Flow:
-    return replace(
-        flow,
-        port=(flow.port[0], walk.port[1]),
-        generation=walk.generation,
-        rule=walk.rule,
-        flags=flow.flags & ~FlowFlag.DENIED,
-    )
-
-
-def _set(actions: tuple[Action, Action], index: int, action: Action) -> tuple[Action, Action]:
-    return (actions[0], action) if index else (action, actions[1])
-
-
 def _is_reopened(state: State, walk: Walk, key: FlowKey, flow: Flow) -> bool:
     """A pure SYN on a connection that has ended: its flow is removed."""
     if walk.packet.tcp_flags != TcpFlag.SYN:
@@ -298,6 +199,18 @@ def _lost_backend(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_sid
         return
     refused = Refused(Reason.BACKEND_GONE, flow.service)
     raise refused if packet.protocol == TCP else refused.drop
+
+
+def _check_nowhere(state: State, flow: Flow, packet_side: int) -> None:
+    """Of a packet whose action has no fate: raises, unless routes have changed since and it is to be judged again."""
+    if all(map(partial(_is_current, state), flow.port, flow.generation)):
+        unserved = is_unserved(flow, packet_side)
+        raise Dropped(Layer.FLOW, Reason.MARTIAN) if unserved else Dropped(Layer.ROUTE, Reason.NO_ROUTE)
+
+
+def _is_current(state: State, number: int, generation: int) -> bool:
+    port = state.port(number)
+    return not number or (port is not None and state.generation(port) == generation)
 
 
 def _is_taken_over(state: State, walk: Walk, flow: Flow, action: Action) -> bool:
@@ -378,20 +291,22 @@ def switch(state: State, walk: Walk, own: Port | None) -> Action:
     packet_side = int(direction != flow.flags & FlowFlag.INITIATOR)
     action = flow.action[direction]
     if action.fate == Fate.NOWHERE:
-        raise Dropped(Layer.FLOW, Reason.MARTIAN)
-    if flow.backend and state.backend(flow.backend) is None:
+        _check_nowhere(state, flow, packet_side)
+    elif flow.backend and state.backend(flow.backend) is None:
         _lost_backend(state, walk, key, flow, packet_side)
         return first_packet(state, walk)
-    if not packet_side and _is_taken_over(state, walk, flow, action):
+    elif not packet_side and _is_taken_over(state, walk, flow, action):
         remove(state, key)
         return first_packet(state, walk)
-    if _is_stale(state, walk, flow, action, packet_side, own):
-        refreshed = _redecide(state, walk, key, flow, packet_side)
-        if refreshed is None:
-            return first_packet(state, walk)
+    elif not _is_stale(state, walk, flow, action, packet_side, own):
+        _clamp(state, walk, flow, action, packet_side)
+        _touch(state, walk, key, flow, packet_side)
         state.count(key, direction, packet)
-        return refreshed
-    _clamp(state, walk, flow, action, packet_side)
-    _touch(state, walk, key, flow, packet_side)
-    state.count(key, direction, packet)
-    return action
+        return action
+    refreshed = redecide(state, walk, key, flow, packet_side)
+    if refreshed is None:
+        return first_packet(state, walk)
+    if refreshed.fate != Fate.NOWHERE:
+        _touch(state, walk, key, state.flows[key], packet_side)
+        state.count(key, direction, packet)
+    return refreshed
