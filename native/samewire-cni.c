@@ -5,7 +5,8 @@
  *
  * Of its own it answers only VERSION, which must work without a daemon, and "try again later" (code 11)
  * when the daemon does not answer in time. For DEL too: the runtime has to repeat it, or the pod's address
- * and endpoint would be left for ever.
+ * and endpoint would be left for ever. There are some that do not (podman), so a DEL waits for a daemon that
+ * is not there, as long as a restart of it may take.
  *
  * A runtime starts it for each pod and waits for it, so it is linked with musl: before main() the static
  * glibc asks the CPU what it is, which under a hypervisor is an exit for each question, and makes ready
@@ -35,6 +36,9 @@
 #define MAX_REQUEST (1 << 20)
 #define MAX_REPLY (1 << 20)
 #define VERSION_WAIT_MS 2000 /* only who leaves stdin open waits; who writes to it may be slow */
+#define PAUSE_MS 20
+#define NOT_CONNECTED (-2) /* in place of a length */
+#define TOO_LONG (-1)
 #define IO_FAILURE 5
 #define TRY_AGAIN 11
 #define NO_ANSWER "the samewire daemon does not answer"
@@ -56,6 +60,9 @@ static char reply[MAX_REPLY + 1];
 
 /* The daemon's socket as errors name it: what JSON could not hold is a question mark. */
 static char where[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
+
+/* How long a DEL waits for a daemon to come back: a part of the time for all of it. */
+static int patience_ms;
 
 /* What the alarm prints. Built ahead: its handler may call little more than write(). */
 static const char *volatile late;
@@ -147,6 +154,7 @@ static void set_alarm(void)
 
 	if (!(seconds >= 0.001 && seconds <= MAX_TIMEOUT_S))
 		seconds = DEFAULT_TIMEOUT_S;
+	patience_ms = seconds * 1000 / 3;
 	timer.it_value.tv_sec = seconds;
 	timer.it_value.tv_usec = (seconds - timer.it_value.tv_sec) * 1e6;
 	format_error(text, sizeof(text), versions[VERSIONS - 1], TRY_AGAIN, NO_END, NOT_IN_TIME);
@@ -158,7 +166,7 @@ static void set_alarm(void)
 	setitimer(ITIMER_REAL, &timer, NULL);
 }
 
-/* Reads to the end of file, or until nothing comes for wait_ms (-1 = wait). Returns the length, -1 = too long. */
+/* Reads to the end of file, or until nothing comes for wait_ms (-1 = wait). Returns the length, or TOO_LONG. */
 static ssize_t read_all(int fd, char *buffer, size_t size, int wait_ms)
 {
 	size_t length = 0;
@@ -176,7 +184,7 @@ static ssize_t read_all(int fd, char *buffer, size_t size, int wait_ms)
 			return length;
 		length += n;
 		if (length == size)
-			return -1;
+			return TOO_LONG;
 	}
 }
 
@@ -267,8 +275,13 @@ static int connect_daemon(const char *path)
 	}
 	strcpy(address.sun_path, path);
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)))
+	if (fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof(address))) {
+		int error = errno;
+
+		close(fd);
+		errno = error;
 		return -1;
+	}
 	return fd;
 }
 
@@ -287,14 +300,33 @@ static void send_request(int fd, size_t length)
 	shutdown(fd, SHUT_WR);
 }
 
+/* One try. Returns the length of the answer, 0 = none, TOO_LONG, or NOT_CONNECTED with errno. */
+static ssize_t ask(const char *path, size_t length)
+{
+	int fd = connect_daemon(path);
+	ssize_t answer;
+
+	if (fd < 0)
+		return NOT_CONNECTED;
+	send_request(fd, length);
+	answer = read_all(fd, reply, MAX_REPLY, -1);
+	close(fd);
+	return answer;
+}
+
+/* Whether a try found no daemon, or one that ended over it: the next one may do what was asked. */
+static int none_there(ssize_t answer)
+{
+	return !answer || (answer == NOT_CONNECTED && (errno == ENOENT || errno == ECONNREFUSED));
+}
+
 int main(int argc, char **argv)
 {
-	const char *command = getenv("CNI_COMMAND"), *version;
+	const char *command = getenv("CNI_COMMAND"), *version, *path;
 	ssize_t conf, length;
 	size_t environment;
 	char *end;
 	long status;
-	int fd;
 
 	set_alarm();
 	if (command && !strcmp(command, "VERSION"))
@@ -306,12 +338,16 @@ int main(int argc, char **argv)
 	if (conf < 0)
 		return too_long("network configuration");
 	version = version_of(request + environment);
-	fd = connect_daemon(find_daemon(request + environment, version));
-	if (fd < 0)
+	path = find_daemon(request + environment, version);
+	if (!command || strcmp(command, "DEL"))
+		patience_ms = 0;
+	while (none_there(length = ask(path, environment + conf)) && patience_ms > 0) {
+		poll(NULL, 0, PAUSE_MS);
+		patience_ms -= PAUSE_MS;
+	}
+	if (length == NOT_CONNECTED)
 		return no_answer(version, "connect", strerror(errno));
-	send_request(fd, environment + conf);
-	length = read_all(fd, reply, MAX_REPLY, -1);
-	if (length < 0)
+	if (length == TOO_LONG)
 		return no_answer(version, "answer", "too long");
 	status = strtol(reply, &end, 10);
 	if (end == reply || *end != '\n' || status < 0 || status > 255)

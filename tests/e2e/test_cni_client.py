@@ -187,16 +187,38 @@ async def test_bad_answers(client: Client, answer: bytes, details: str) -> None:
 
 @pytest.mark.parametrize("verb", ["ADD", "DEL", "CHECK", "GC", "STATUS"])
 async def test_no_daemon(client: Client, verb: str) -> None:
-    """DEL fails too: the runtime must come again, or pod and address would stay for ever."""
-    answer = await client.run(variables(verb))
+    """DEL fails too, in the end: the runtime must come again, or pod and address would stay for ever."""
+    answer = await client.run(variables(verb), SAMEWIRE_CNI_TIMEOUT_S="3")
     assert answer == no_answer("1.0.0", client.socket, "connect: No such file or directory")
 
 
 async def test_no_daemon_any_more(client: Client) -> None:
     async with answering(client.socket, Recorder(b"")):
         pass
-    answer = await client.run(variables("DEL"), b"")
+    answer = await client.run(variables("DEL"), b"", SAMEWIRE_CNI_TIMEOUT_S="3")
     assert answer == no_answer("1.1.0", client.socket, "connect: Connection refused")
+
+
+@pytest.mark.parametrize("killed", [True, False])
+async def test_a_del_waits_for_the_next_daemon(client: Client, killed: bool) -> None:
+    """podman forgets a container whose DEL has failed: its address would stay taken."""
+    gone = asyncio.Event()
+
+    async def ends(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        first.close()
+        if not killed:
+            client.socket.unlink()
+        writer.close()
+        gone.set()
+
+    first = await asyncio.start_unix_server(ends, client.socket)
+    call = asyncio.ensure_future(client.run(variables("DEL")))
+    await gone.wait()
+    recorder = Recorder(b"0\n")
+    async with answering(client.socket, recorder):
+        assert await call == (0, None)
+    assert recorder.request.endswith(b"\0\0" + CONF)
 
 
 async def test_a_socket_that_cannot_be(client: Client) -> None:

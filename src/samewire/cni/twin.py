@@ -12,12 +12,14 @@ import select
 import signal
 import socket
 import sys
+import time
 
 DEFAULT_SOCKET = "/run/samewire/cni.sock"
 DEFAULT_TIMEOUT_S = 30.0
 MAX_TIMEOUT_S = 3600.0
 MAX_REQUEST = 1 << 20
 MAX_REPLY = 1 << 20
+PAUSE_S = 0.02
 VERSION_WAIT_S = 2.0  # only who leaves stdin open waits; who writes to it may be slow
 IO_FAILURE = 5
 TRY_AGAIN = 11
@@ -52,10 +54,9 @@ def main() -> int:
     path, version = os.environ.get("SAMEWIRE_CNI_SOCKET") or socket_of(conf), version_of(conf)
     where = _shown(path)
     _set_alarm(version, NO_ANSWER, f"{where}: not in time")
+    patience_s = _timeout_s() / 3 if variables.get(b"CNI_COMMAND") == b"DEL" else 0.0
     try:
-        with socket.socket(socket.AF_UNIX) as daemon:
-            daemon.connect(path)
-            reply = _ask(daemon, environment + conf)
+        reply = _ask_patiently(path, environment + conf, patience_s)
     except OSError as error:
         return _fail(version, TRY_AGAIN, NO_ANSWER, f"{where}: connect: {error.strerror or error}")
     return _pass_on(reply, version, where)
@@ -80,13 +81,30 @@ def _shown(path: str) -> str:
     return "".join("?" if byte < 32 or byte > 126 or byte in b'"\\' else chr(byte) for byte in start)
 
 
-def _ask(daemon: socket.socket, request: bytes) -> bytes | None:
-    try:
-        daemon.sendall(request)
-        daemon.shutdown(socket.SHUT_WR)
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # a daemon that refuses the request may close before it has all of it; its answer is there
-    return _read(daemon.fileno(), MAX_REPLY, None)
+def _ask_patiently(path: str, request: bytes, patience_s: float) -> bytes | None:
+    """Ask until there is a daemon, or one that does not end over it, for a time. Raises OSError."""
+    while True:
+        try:
+            reply = _ask(path, request)
+        except (FileNotFoundError, ConnectionRefusedError):
+            if patience_s <= 0:
+                raise
+            reply = b""
+        if reply != b"" or patience_s <= 0:
+            return reply
+        time.sleep(PAUSE_S)
+        patience_s -= PAUSE_S
+
+
+def _ask(path: str, request: bytes) -> bytes | None:
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.connect(path)
+        try:
+            daemon.sendall(request)
+            daemon.shutdown(socket.SHUT_WR)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # a daemon that refuses the request may close before it has all of it; its answer is there
+        return _read(daemon.fileno(), MAX_REPLY, None)
 
 
 def _pass_on(reply: bytes | None, version: str, where: str) -> int:
