@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -110,6 +112,46 @@ async def test_watches_that_end_at_once_are_not_asked_for_in_a_hurry(
     await follow(source, server)
     assert source.counts()["Service"].failures == 5
     assert len(server.requests("list", "services")) == 3, "a list of three pages, and no other"
+
+
+async def test_a_server_by_its_name(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> list[object]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    client = KubeClient(Access(server.url.replace("127.0.0.1", "localhost"), FixedCredential()))
+    assert b"ServiceList" in await client.request("GET", "/api/v1/services")
+    await client.close()
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    client = KubeClient(Access("http://api.test", FixedCredential()))
+    with pytest.raises(Unavailable, match=r"cannot connect to api\.test:80: Name or service not known"):
+        await client.request("GET", "/api/v1/services")
+    await client.close()
+
+
+def test_nobody_waits_for_a_silent_name_server_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, released = threading.Event(), threading.Event()
+
+    def silent(*_: object, **__: object) -> list[object]:
+        asked.set()
+        released.wait()
+        raise socket.gaierror
+
+    async def ask() -> None:
+        client = KubeClient(Access("http://api.test", FixedCredential()))
+        asking = asyncio.create_task(client.request("GET", "/api/v1/services"))
+        await until(asked.is_set)
+        asking.cancel()
+        await asyncio.wait({asking})
+        await client.close()
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    daemon = threading.Thread(target=lambda: asyncio.run(ask()))
+    daemon.start()
+    daemon.join(20)
+    ended = not daemon.is_alive()
+    released.set()
+    daemon.join()
+    assert ended
 
 
 async def test_a_proxy_on_the_way(certificates: Certificates) -> None:

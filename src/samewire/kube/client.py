@@ -18,6 +18,7 @@ from samewire.errors import Unavailable
 from samewire.kube.access import Access, TlsContexts
 from samewire.kube.auth import Credential
 from samewire.kube.errors import UNAUTHORIZED, ApiError
+from samewire.kube.resolver import Resolver
 
 _SERVICE: Final = "Kubernetes API"
 _USER_AGENT: Final = "samewire"
@@ -185,7 +186,7 @@ class KubeClient:
     def _get_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=aiohttp.TCPConnector(limit=0, resolver=Resolver()),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 read_bufsize=_READ_BYTES,
                 trust_env=False,
