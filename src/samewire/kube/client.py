@@ -224,7 +224,8 @@ async def _refusal(response: aiohttp.ClientResponse) -> ApiError:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         status = ApiStatus(message=text[:200].decode(errors="replace").strip())
     message = status.message or "no reason given"
-    if where := response.headers.get("Location"):
+    where = response.headers.get("Location")
+    if where and response.status < 400:
         message = f"it redirects to {where[:200]}, and redirects are not followed"
     return ApiError(
         response.status,

@@ -52,6 +52,7 @@ _IFLA_AF_SPEC: Final = 26
 _AF_INET6: Final = 10
 _ADDR_GEN_MODE: Final = 8
 _MODE_NONE: Final = 1
+# On a smaller interface the kernel has no IPv6, and nothing to set of it.
 _LEAST_MTU_OF_IPV6: Final = 1280
 _NO_LINK_LOCAL: Final = codec.nested(
     _IFLA_AF_SPEC, codec.nested(_AF_INET6, codec.u8(_ADDR_GEN_MODE, _MODE_NONE))
@@ -112,10 +113,9 @@ def activate(netlink: Netlink, link: PortLink, pair: Pair, netns: NetNamespace, 
     # In two: what changes beside the state of an interface that is up is announced once more, to all parts of the
     # kernel, some of which then look at each route of the node.
     marked = link_set(pair.host, alias=link.alias)
-    has_ipv6 = (
-        link.mtu >= _LEAST_MTU_OF_IPV6
-    )  # the kernel has none on a smaller interface, and nothing to set of it
-    requests += [_quiet(marked) if has_ipv6 else marked, link_set(pair.host, up=True)]
+    if link.mtu >= _LEAST_MTU_OF_IPV6:
+        marked = _quiet(marked)
+    requests += [marked, link_set(pair.host, up=True)]
     netlink.batch(requests)
     with Netlink(netns) as inside:
         inside.request(link_set(pair.peer, up=True))
