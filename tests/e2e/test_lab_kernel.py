@@ -283,6 +283,30 @@ def test_l2bridge_shows_one_mac_a_node_and_notices_another(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("gone")
+def test_what_the_machine_unmounts_is_in_use_by_no_pod(tmp_path: Path) -> None:
+    name, disk = f"{NAME}a", tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(*arguments: str) -> None:
+        subprocess.run(("mount", *arguments), check=True)
+
+    mount("--bind", str(tmp_path), str(tmp_path))
+    try:
+        mount("--make-shared", str(tmp_path))  # as a machine's root is
+        mount("-t", "tmpfs", "none", str(disk))
+        up = run_lab("up", str(variant("mixed-cluster", name, tmp_path, samewire="kernel")))
+        subprocess.run(("umount", str(disk)), check=True)
+        assert up.returncode == 0, up.stderr
+        own = Path("/proc/self/ns/mnt").stat().st_ino
+        pids = [int(text.split()[0]) for text in processes_in(namespaces(name))]
+        apart = [pid for pid in pids if Path(f"/proc/{pid}/ns/mnt").stat().st_ino != own]
+        assert apart
+        assert not any(str(disk) in Path(f"/proc/{pid}/mountinfo").read_text() for pid in apart)
+    finally:
+        subprocess.run(("umount", "--recursive", str(tmp_path)), check=True)
+
+
+@pytest.mark.usefixtures("gone")
 def test_a_node_with_nobody_to_talk_to_is_as_expected(tmp_path: Path) -> None:
     """A switch forgets who has been silent for five minutes; so has a lab of one node once its pods are up."""
     name = f"{NAME}a"

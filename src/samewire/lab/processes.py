@@ -19,6 +19,8 @@ from samewire.lab.commands import clean_environment, netns_path, run
 from samewire.lab.pids import is_running
 
 READY_TIMEOUT_S = 30.0
+# What the machine unmounts goes here, too; else a disk stayed in use as long as the lab is up.
+_PRIVATE_MOUNTS = ("--mount", "--propagation", "slave")
 _POLL_S = 0.01
 
 # $1 cgroups, $2 oom_score_adj, $3 the files of pids.py without their endings, then the command. A refused
@@ -89,7 +91,8 @@ async def start(launch: Launch) -> None:
         "nsenter",
         f"--net={netns_path(launch.netns)}",
         "unshare",
-        *(("--uts", "--mount") if launch.private_mounts else ("--uts",)),
+        *(_PRIVATE_MOUNTS if launch.private_mounts else ()),
+        "--uts",
         *("sh", "-eu", "-c", _INNER, launch.name, launch.hostname),
         "" if launch.own_ready else str(launch.ready_file),
         str(len(launch.binds)),
