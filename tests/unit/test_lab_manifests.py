@@ -114,6 +114,26 @@ def test_generate_name_list_kinds_and_default_namespace() -> None:
     assert parse_manifests(item.replace(", namespace: n", ""), "dflt").workloads[0].namespace == "dflt"
 
 
+FIRST, SECOND = (f"kind: Pod\nmetadata: {{name: {name}}}\nspec: {POD_SPEC}\n" for name in "ab")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{FIRST}---\n{SECOND}",
+        f"# first\n--- # second\n{FIRST}--- \t\n{SECOND}---\n",
+        f"%YAML 1.1\n---\n{FIRST}...\n---\n{SECOND}",
+        f"--- {{kind: Pod, metadata: {{name: a}}, spec: {POD_SPEC}}}\n---\n{SECOND}",
+        f"\ufeff{FIRST}---\n\ufeff{SECOND}",
+        f"\ufeff---\n{FIRST}\ufeff---\n{SECOND}",
+        f'{{"kind": "Pod", "metadata": {{"name": "a"}}, "spec": {POD_SPEC}}}\n---\n{SECOND}',
+    ],
+)
+def test_documents_are_told_apart(text: str) -> None:
+    parsed = parse_manifests(text)
+    assert ([item.name for item in parsed.workloads], parsed.skipped) == (["a", "b"], ())
+
+
 def test_one_broken_document_does_not_hide_the_others() -> None:
     good = f"kind: Pod\nmetadata: {{name: a}}\nspec: {POD_SPEC}\n"
     parsed = parse_manifests(f"{{{{ .Values.broken }}: [\n---\n{good}---\n")

@@ -14,7 +14,9 @@ MALFORMED: Final = (ValueError, LookupError, AttributeError, RecursionError)
 MAX_DEPTH: Final = 200
 """Of lists and mappings within each other; at a hundred times that libyaml's binding runs off its stack."""
 _MANY: Final = 100_000
-_SEPARATOR = re.compile(r"^---(?:[ \t].*)?$", re.MULTILINE)
+_BOM: Final = "\ufeff"
+# Behind it there may be a comment, or the document itself. Files of Windows that were put together have marks within.
+_SEPARATOR = re.compile(rf"^{_BOM}?---(?:[ \t]*\r?$|[ \t]+#.*$|[ \t]+)", re.MULTILINE)
 _INDENT = re.compile(r"^[ ?-]*", re.MULTILINE)
 
 
@@ -100,14 +102,21 @@ def split_documents(text: str) -> Iterator[tuple[int, str]]:
 
     Split before parsing, so that one that is no YAML does not hide the others.
     """
-    if text.lstrip().startswith("{"):
+    if text.lstrip(f"{_BOM} \t\r\n").startswith("{") and "\n---" not in text:
         yield 1, text
         return
     start, line = 0, 1
     for found in (*_SEPARATOR.finditer(text), None):
         document = text[start : found.start() if found else len(text)]
-        if document.strip():
+        if document.lstrip("\r\n").startswith(_BOM):
+            document = document.replace(_BOM, "", 1)
+        if any(map(says_something, document.split("\n"))):
             yield line, document
         if found:
             line += document.count("\n")
             start = found.end()
+
+
+def says_something(line: str) -> bool:
+    """Neither blank nor a comment nor a directive."""
+    return bool(line.strip()) and not line.lstrip().startswith(("#", "%"))

@@ -16,10 +16,9 @@ import msgspec
 from msgspec import Struct
 
 from samewire.kube.manifest_files import parse_manifests as parse_objects
-from samewire.kube.yamltext import load_yaml
+from samewire.kube.yamltext import load_yaml, says_something, split_documents
 from samewire.lab.podspec import PodTemplate, mapping, parse_template
 
-_SEPARATOR = re.compile(r"^---(?:[ \t].*)?$", re.MULTILINE)
 # Kubernetes' own alphabet for generated names: no vowels, nothing that reads as a word or another digit.
 _ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 _NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
@@ -75,14 +74,12 @@ def parse_manifests(text: str, default_namespace: str = "default", file: str = "
     workloads: list[Workload] = []
     services: list[dict[str, Any]] = []
     skipped: list[Skipped] = []
-    before = 0  # lines
-    for document in _SEPARATOR.split(text):
-        start, before = before, before + document.count("\n")
+    for start, document in split_documents(text):
         first, first_line = next(
-            (pair for pair in enumerate(document.split("\n"), start + 1) if _says_something(pair[1])), (0, "")
+            pair for pair in enumerate(document.split("\n"), start) if says_something(pair[1])
         )
         try:
-            items = _flatten(load_yaml(document, start + 1))
+            items = _flatten(load_yaml(document, start))
         except ValueError as error:
             place = f"{file}:{first}"
             skipped.append(Skipped("document", first_line.strip()[:60], f"is not YAML: {error}", place))
@@ -98,10 +95,6 @@ def parse_manifests(text: str, default_namespace: str = "default", file: str = "
                 for one in found
             ]
     return Manifests(tuple(workloads), tuple(services), tuple(skipped))
-
-
-def _says_something(line: str) -> bool:
-    return bool(line.strip()) and not line.lstrip().startswith("#")
 
 
 def generated_suffix(length: int, *parts: object) -> str:
