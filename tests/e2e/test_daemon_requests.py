@@ -16,6 +16,7 @@ from hypothesis import given, settings
 
 from tests.property.test_hcn_requests import ENDPOINT, NETWORK, REFUSALS, SPACE, SUBNET, requests
 from tests.support.node import (
+    STALL_S,
     DaemonProcess,
     Json,
     NodeNet,
@@ -168,3 +169,22 @@ def test_a_thousand_clients_at_once(net: NodeNet, node: DaemonProcess) -> None:
             client.close()
     files = Path(f"/proc/{node.pid}/fd")
     poll("the connections are closed", lambda: len(list(files.iterdir())) < 500)
+
+
+def test_what_is_no_request_is_not_logged(net: NodeNet, tmp_path: Path) -> None:
+    """Whoever reaches a port may say anything, and could fill the disk: each of these was a traceback of ten lines."""
+    with daemon(net, tmp_path, metrics_listen=":9100") as node:
+        node.start()
+        before = node.log.stat().st_size
+        for said in (
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
+            b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
+        ):
+            with net.inside(), socket.create_connection(("127.0.0.1", 9100), STALL_S) as peer:
+                peer.sendall(said)
+                assert b" 400 Bad Request" in peer.recv(1000)
+        node.stop()
+        lines = node.log.read_bytes()[before:].splitlines()
+        assert [json.loads(line)["event"] for line in lines] == ["stopping; the data path stays"]

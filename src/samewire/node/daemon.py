@@ -172,6 +172,18 @@ def configure_logging() -> None:
         logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
         cache_logger_on_first_use=True,
     )
+    logging.getLogger().addHandler(_FromLibraries(logging.WARNING))
+
+
+class _FromLibraries(logging.Handler):
+    """What libraries say, in our form; but nothing of requests that are none: whoever reaches a port, a pod that of a
+    health check for one, could fill the disk with them.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if type(error).__module__ != "aiohttp.http_exceptions":
+            structlog.get_logger().log(record.levelno, record.getMessage(), exc_info=error, of=record.name)
 
 
 def _json_line(event: object, **options: Any) -> bytes:
