@@ -173,6 +173,33 @@ async def test_an_allocation_within_one_tick_of_the_clock_is_seen(manager: Manag
         await manager.add("x")
 
 
+def released_unseen(manager: Manager, address: str) -> None:
+    """What another process does within the tick of the clock in which we have changed something ourselves."""
+    stamp = manager.path.stat()
+    (manager.path / address).unlink()
+    os.utime(manager.path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+
+async def test_the_last_free_address_is_found_though_its_release_was_not_seen(manager: Manager) -> None:
+    for name in "abcde":
+        await manager.add(name)
+    released_unseen(manager, "10.1.0.4")
+    assert await manager.add("f") == ["10.1.0.4/29"]
+
+
+async def test_who_was_released_unseen_may_come_again(manager: Manager) -> None:
+    await manager.add("a")
+    released_unseen(manager, "10.1.0.2")
+    assert await manager.add("a") == ["10.1.0.3/29"]
+    released_unseen(manager, "10.1.0.3")
+    with pytest.raises(CniError, match="no address for container a"):
+        await manager.host_local.check(manager.request("a"))
+    assert await manager.add("b") == ["10.1.0.4/29"]
+    released_unseen(manager, "10.1.0.4")
+    await manager.delete("b")
+    assert await manager.add("b") == ["10.1.0.5/29"]
+
+
 async def test_release_never_takes_what_changed_hands(manager: Manager) -> None:
     await manager.add("a")
     (manager.path / "10.1.0.2").write_bytes(b"other\r\neth0")

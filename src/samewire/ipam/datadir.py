@@ -5,8 +5,9 @@ range set in ``last_reserved_ip.<number>``; all changes under flock(2) on ``lock
 work on the same directory at the same time.
 
 The files are read once. Afterwards a change by another process shows in the directory's modification time,
-and, where that clock ticks too slowly (every 4 ms on older kernels), an allocation shows in the last address.
-A release that shows in neither only makes an address look taken for a moment.
+and, where that clock ticks too slowly (every 4 ms on kernels before 6.13), an allocation shows in the last address.
+A release may show in neither, and an address look taken that is free: so who is about to be refused for that
+has the files read again (`DataDir.scan`).
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class DataDir:
         try:
             await self._lock(handle)
             if os.stat(self._path).st_mtime_ns != self._seen_ns:
-                self._scan()
+                self.scan()
         except BaseException:
             os.close(handle)
             raise
@@ -74,13 +75,11 @@ class DataDir:
 
         Files written by host-local before 0.8.2 hold the container id alone; they count where there are no others.
         """
-        if not self.known_addresses_of(key):
-            self._scan()
-        for content in _contents(key):
-            found = [name for name in sorted(self._names.get(content, ())) if self._read(name) == content]
-            if found:
-                return found
-        return []
+        found = self._found(key)
+        if not found:
+            self.scan()
+            found = self._found(key)
+        return found
 
     def known_addresses_of(self, key: Key) -> list[str]:
         """Return the addresses that an attachment is known to hold, without a look at the disk."""
@@ -90,7 +89,7 @@ class DataDir:
         """Return the address given last from a range set, "" for none."""
         text = self._read(f"{_LAST}{number}")
         if text != self._last.get(number, ""):
-            self._scan()
+            self.scan()
         try:
             return address(text)
         except ValueError:
@@ -123,7 +122,7 @@ class DataDir:
 
     def release_others(self, valid: Iterable[Key]) -> list[str]:
         """Give back all that belongs to none of these attachments, and return it."""
-        self._scan()
+        self.scan()
         kept = {content for key in valid for content in _contents(key)}
         names = [name for name, content in self._owners.items() if content not in kept]
         self.remove(names)
@@ -139,6 +138,13 @@ class DataDir:
             self._disown(name)
         self._seen_ns = os.stat(self._path).st_mtime_ns
 
+    def _found(self, key: Key) -> list[str]:
+        for content in _contents(key):
+            found = [name for name in sorted(self._names.get(content, ())) if self._read(name) == content]
+            if found:
+                return found
+        return []
+
     def _own(self, name: str, content: str) -> None:
         self._owners[name] = content
         self._names.setdefault(content, set()).add(name)
@@ -150,7 +156,7 @@ class DataDir:
         if not names:
             self._names.pop(content, None)
 
-    def _scan(self) -> None:
+    def scan(self) -> None:
         """Read the whole directory."""
         self._owners, self._names, self._last = {}, {}, {}
         seen_ns = os.stat(self._path).st_mtime_ns

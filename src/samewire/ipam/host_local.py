@@ -106,12 +106,18 @@ def _allocate(
 
 def _refuse_another(directory: DataDir, range_set: RangeSet, number: int, key: Key, taken: list[str]) -> None:
     """An attachment has one address of a set, also when it asks for the one that it has."""
-    for ip in directory.known_addresses_of(key):
-        if ip not in taken and range_set.range_for(ip):
-            raise DuplicateAllocation(
-                f"failed to allocate for range {number}: {ip} has been allocated to {key[0]}, "
-                "duplicate allocation is not allowed"
-            )
+
+    def held() -> str:
+        known = directory.known_addresses_of(key)
+        return next((ip for ip in known if ip not in taken and range_set.range_for(ip)), "")
+
+    if held():
+        directory.scan()
+    if ip := held():
+        raise DuplicateAllocation(
+            f"failed to allocate for range {number}: {ip} has been allocated to {key[0]}, "
+            "duplicate allocation is not allowed"
+        )
 
 
 def _take_asked(directory: DataDir, range_set: RangeSet, number: int, key: Key, ip: str) -> Range:
@@ -129,9 +135,11 @@ def _take_asked(directory: DataDir, range_set: RangeSet, number: int, key: Key, 
 def _take_next(
     directory: DataDir, range_set: RangeSet, number: int, key: Key, last: str
 ) -> tuple[str, Range]:
-    for ip, span in range_set.candidates(last):
-        if not directory.is_taken(ip) and directory.reserve(ip, key, number):
-            return ip, span
+    for _ in range(2):
+        for ip, span in range_set.candidates(last):
+            if not directory.is_taken(ip) and directory.reserve(ip, key, number):
+                return ip, span
+        directory.scan()
     raise Exhausted(
         f"failed to allocate for range {number}", f"no IP addresses available in range set: {range_set}"
     )
