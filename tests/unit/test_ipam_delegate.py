@@ -119,6 +119,20 @@ async def test_versions_are_asked_once_for_a_file(tmp_path: Path) -> None:
     assert plugin.stdin()["cniVersion"] == "0.4.0"
 
 
+async def test_versions_are_asked_again_where_there_was_no_answer(tmp_path: Path) -> None:
+    """Go's plugins end so when they get no thread. Taken for one without VERSION it would never work again."""
+    path = tmp_path / "test-ipam"
+    path.write_text(
+        f"#!/bin/sh\n[ -e {tmp_path}/asked ] || {{ touch {tmp_path}/asked; echo no thread >&2; exit 2; }}\n"
+        "exec /usr/lib/cni/static\n"
+    )
+    path.chmod(0o755)
+    ipam = {"type": "test-ipam", "addresses": [{"address": "10.1.0.9/24"}]}
+    with pytest.raises(CniError, match="incompatible CNI versions"):
+        await Delegate("test-ipam").add(request(tmp_path, ipam=ipam))
+    assert (await Delegate("test-ipam").add(request(tmp_path, ipam=ipam))).ips == (IpConfig("10.1.0.9/24"),)
+
+
 async def test_a_plugin_that_does_not_know_version_gets_what_came(tmp_path: Path) -> None:
     plugin = Plugin(tmp_path, f"echo '{RESULT}'", "nonsense")
     await Delegate("test-ipam").add(request(tmp_path))

@@ -97,14 +97,19 @@ class Delegate:
         return as_version(request.conf, older[-1]) if older else request.conf
 
     async def _versions_of(self, path: str, environment: Environment) -> tuple[str, ...]:
-        """Return the versions that a plugin reports; none when it does not know VERSION."""
+        """Return the versions that a plugin reports; none when it does not know VERSION, or ended without an answer."""
         status = os.stat(path)
         identity = (path, status.st_ino, status.st_mtime_ns, status.st_size)
-        if identity not in _versions:
+        known = _versions.get(identity)
+        if known is None:
             stdin = msgspec.json.encode({"cniVersion": LATEST})
             done = await execute(path, stdin, _variables(environment, Verb.VERSION), self._timeout_s)
-            _versions[identity] = _supported(done)
-        return _versions[identity]
+            known = _supported(done)
+            if _decode_or_none(
+                done.output
+            ):  # who has just had no memory, or no thread, may answer the next time
+                _versions[identity] = known
+        return known
 
     async def _run(self, path: str, verb: Verb, environment: Environment, conf: NetConf) -> bytes:
         stdin = msgspec.json.encode(conf.value)
