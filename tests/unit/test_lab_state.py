@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from samewire.errors import Conflict, Invalid, NotFound, Unsupported
-from samewire.lab import cgroups, names, state
+from samewire.lab import cgroups, names, state, top
 from samewire.lab.cni import dns_section, host_local, port_mappings
 from samewire.lab.down import mounts_below
 from samewire.lab.pids import is_running, read_pid, running_pid
@@ -266,6 +266,24 @@ def test_usage_reads_both_hierarchies(tmp_path: Path) -> None:
     assert cgroups.usage((str(v2),)) == cgroups.Usage(2.5, -1)
     (v1 / "memory.usage_in_bytes").write_text("4096\n")
     assert cgroups.usage((str(v2), str(v1))) == cgroups.Usage(2.5, 4096)
+
+
+@pytest.mark.parametrize("of_node", [False, True])
+def test_top_reads_what_goes_over_the_network_in_any_process_of_a_pod(
+    of_node: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first one may have ended. A pod in its node's network has no figures of its own."""
+    (tmp_path / "c.pid").write_text(f"{os.getpid()}\n")
+    (tmp_path / "c.started").write_text(
+        Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19] + "\n"
+    )
+    found = msgspec.structs.replace(pod("x", "Pod/x"), directory=str(tmp_path))
+    template = msgspec.structs.replace(found.pod.template, host_network=of_node)
+    found = msgspec.structs.replace(found, pod=msgspec.structs.replace(found.pod, template=template))
+    monkeypatch.setattr(top, "_network_bytes", lambda pid: (pid, 2 * pid))
+    of_one = msgspec.structs.replace(lab_state("l2bridge"), pods=(found,))
+    (used,) = top.Sampler(of_one).sample()
+    assert (used.rx_bytes, used.tx_bytes) == ((0, 0) if of_node else (os.getpid(), 2 * os.getpid()))
 
 
 def test_mounts_below_are_deepest_first() -> None:

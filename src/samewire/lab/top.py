@@ -57,7 +57,8 @@ class Sampler:
         names = [container.name for container in pod.pod.template.containers]
         pids = [_pid(pod, name) for name in names]
         used = usage(pod.cgroups)
-        received, sent = _network_bytes(_pid(pod, PAUSE))
+        inside = () if pod.pod.template.host_network else (_pid(pod, PAUSE), *pids)
+        received, sent = _network_bytes(next(filter(None, inside), 0))
         before = self._last.get(pod.pod.key)
         return PodUsage(
             pod=pod.pod.key,
