@@ -155,6 +155,23 @@ def test_a_broken_path_is_a_wrong_cell_and_status_1(overlay: str) -> None:
     assert not any(cell["family"] == 6 for cell in wrong)
 
 
+def test_a_check_that_is_stopped_leaves_no_probe_runner(overlay: str) -> None:
+    """By a time limit, say, where a node is cut off and each of its probes waits for its answer."""
+    port = ("ip", "-n", f"swlab-{NAME}-switch", "link", "set", "node1")
+    spaces = namespaces(NAME)
+    before = set(processes_in(spaces))
+    subprocess.run((*port, "down"), check=True)
+    try:
+        with subprocess.Popen((*COMMAND, "check", NAME), stdout=subprocess.DEVNULL) as check:
+            while check.poll() is None and len(processes_in(spaces)) < len(before) + 5:
+                pass
+            check.terminate()
+            assert check.wait(BOUND_S) == 128 + signal.SIGTERM
+        assert set(processes_in(spaces)) <= before
+    finally:
+        subprocess.run((*port, "up"), check=True)
+
+
 def test_a_wrong_source_address_is_a_wrong_cell(overlay: str) -> None:
     """Masquerade towards a destination that is excepted: everything is reachable, and still wrong."""
     netns = f"swlab-{NAME}-beta"

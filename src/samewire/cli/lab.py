@@ -122,9 +122,8 @@ def check(lab_name: str | None, as_document: bool) -> None:
     columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=_console(True), transient=True) as bar:
         task = bar.add_task("check", total=None)
-        report = asyncio.run(
-            run_check(state, lambda done, total: bar.update(task, completed=done, total=total))
-        )
+        checking = run_check(state, lambda done, total: bar.update(task, completed=done, total=total))
+        report = asyncio.run(_until_stopped(checking))
     if as_document:
         _print_json(check_document(report))
     else:
