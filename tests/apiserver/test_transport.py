@@ -193,6 +193,32 @@ async def test_a_proxy_that_does_not_answer(certificates: Certificates) -> None:
         released.set()
 
 
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (
+            b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n",
+            "the proxy answers 407 Proxy",
+        ),
+        (b"no answer\r\n\r\n", "Bad status line"),
+    ],
+)
+async def test_a_proxy_s_password_is_in_no_error(answer: bytes, words: str) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"Proxy-Authorization: Basic bWU6VE9QU0VDUkVU\r\n" in head
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as proxy:
+        url = f"http://me:TOPSECRET@127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+        client = KubeClient(Access("https://127.0.0.1:6443", FixedCredential(), proxy=url))
+        with pytest.raises(Unavailable, match=words) as caught:
+            await client.request("GET", "/api/v1/services")
+        await client.close()
+    assert "TOPSECRET" not in str(caught.value)
+
+
 async def test_a_token_that_no_header_may_have(server: FakeServer) -> None:
     client = KubeClient(Access(server.url, FixedCredential("of two\nlines")))
     with pytest.raises(Unavailable, match="control character") as caught:

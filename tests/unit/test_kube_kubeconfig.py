@@ -128,6 +128,12 @@ def test_plain_http_has_no_tls(tmp_path: Path) -> None:
         ({"cluster": {}}, r"clusters\[0\].cluster.server: '' is no URL"),
         ({"cluster": {"server": "ftp://h"}}, r"clusters\[0\].cluster.server: 'ftp://h' is no URL"),
         ({"cluster": {"server": "https://h:99999"}}, r"clusters\[0\].cluster.server: .* is no URL"),
+        ({"cluster": {"server": "https://me:x@h"}}, r"clusters\[0\].cluster.server: names a user"),
+        ({"cluster": {"server": "ftp://me:x@h"}}, r"clusters\[0\].cluster.server: 'ftp://\*@h' is no URL"),
+        (
+            {"cluster": {"server": "https://h", "proxy-url": "socks5://me:x@p:1080"}},
+            r"clusters\[0\].cluster.proxy-url: 'socks5://\*@p:1080' is no URL",
+        ),
         ({"cluster": {"server": ["h"]}}, r"clusters\[0\].cluster.server: Expected `str`"),
         (
             {"cluster": {"server": "https://h", "proxy-url": "socks5://p:1080"}},

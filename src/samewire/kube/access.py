@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from typing import Final
 from urllib.parse import urlsplit
@@ -11,6 +12,8 @@ from msgspec import Struct
 
 from samewire.errors import Invalid
 from samewire.kube.auth import Credential, CredentialSource, Pem
+
+_USER: Final = re.compile("//.*@")
 
 
 class Access(Struct, frozen=True):
@@ -41,7 +44,7 @@ def check_proxy(field: str, proxy: str) -> str:
         usable = False
     if proxy and not usable:
         raise Invalid(
-            field, f"{proxy!r} is no URL of an HTTP proxy (http:// or https://; SOCKS is not supported)"
+            field, f"{_shown(proxy)} is no URL of an HTTP proxy (http:// or https://; SOCKS is not supported)"
         )
     return proxy
 
@@ -58,8 +61,15 @@ def check_server(field: str, server: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise Invalid(field, f"{server!r} is no URL of an API server (https://host:port)")
+        raise Invalid(field, f"{_shown(server)} is no URL of an API server (https://host:port)")
+    if "@" in parts.netloc:
+        raise Invalid(field, "names a user; basic authentication left Kubernetes with 1.19")
     return parts.geturl().rstrip("/")
+
+
+def _shown(url: str) -> str:
+    """A URL as an error may have it: without a password."""
+    return repr(_USER.sub("//*@", url))
 
 
 class TlsContexts:

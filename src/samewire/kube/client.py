@@ -259,6 +259,10 @@ def _words(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         # Its own words name the TLS context by where it lies in memory.
         return f"cannot connect to {error.host}:{error.port}: {_reason(error.os_error)}"
+    if isinstance(error, aiohttp.ClientResponseError):
+        # Its own words have the URL, and a proxy's may have a password.
+        proxy = isinstance(error, aiohttp.ClientHttpProxyError)
+        return f"the proxy answers {error.status} {error.message}" if proxy else error.message
     return str(error) or type(error).__name__
 
 
