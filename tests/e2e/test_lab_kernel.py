@@ -300,6 +300,26 @@ def test_l2bridge_shows_one_mac_a_node_and_notices_another(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("gone")
+def test_a_pod_whose_namespace_is_gone_is_wrong_by_itself(tmp_path: Path) -> None:
+    """What it was to send, silence included, and what was to reach it; the rest is checked as ever."""
+    name = f"{NAME}a"
+    file = variant("two-tenants", name, tmp_path)
+    assert run_lab("up", str(file)).returncode == 0
+    pod = next(one for one in lab_json("top", name, "--interval", "0.1") if one["pod"].startswith("red/"))[
+        "pod"
+    ]
+    netns = f"swlab-{name}.{pod.replace('/', '.')}"
+    subprocess.run(("ip", "netns", "del", netns), check=True)
+    cells = lab_json("check", name)["cells"]
+    assert {cell["why"] for cell in cells if cell["from"] == pod} == {
+        "the sender's network namespace is gone"
+    }
+    others = [cell for cell in cells if pod not in {cell["from"], cell["to"]}]
+    assert others
+    assert all(cell["ok"] for cell in others)
+
+
+@pytest.mark.usefixtures("gone")
 def test_what_the_machine_unmounts_is_in_use_by_no_pod(tmp_path: Path) -> None:
     name, disk = f"{NAME}a", tmp_path / "disk"
     disk.mkdir()

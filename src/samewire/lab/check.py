@@ -16,7 +16,7 @@ from samewire.lab.commands import bounded, clean_environment, netns_path
 from samewire.lab.matrix import Matrix
 from samewire.lab.names import HOST_PROCESS
 from samewire.lab.podfiles import parse_resolv_conf
-from samewire.lab.probes import ANSWER_TIMEOUT_S, Cell, Probe, judge, observe
+from samewire.lab.probes import ANSWER_TIMEOUT_S, Cell, Observed, Probe, judge, observe
 from samewire.lab.processes import python_script
 from samewire.lab.state import LabState, NodeState, PodState
 from samewire.lab.underlay import learned_macs
@@ -27,6 +27,7 @@ _FAREWELL_S = 2.0
 _PARALLEL_AGENTS = 6
 _LINE_BYTES = 1 << 24
 _RUNS = "it runs"
+_GONE = "the sender's network namespace is gone"
 
 
 class Fact(Struct, frozen=True):
@@ -83,6 +84,10 @@ class _Agent:
         self._cgroup = cgroup
         self._process: asyncio.subprocess.Process | None = None
         self.results: dict[int, dict[str, object]] = {}
+
+    def has_namespace(self) -> bool:
+        """Is the namespace there that it is to run in?"""
+        return Path(netns_path(self._netns)).exists()
 
     async def start(self) -> None:
         """Start it and wait until it listens. A node's runs in the node's cgroup, as hostNetwork pods do."""
@@ -169,7 +174,8 @@ async def _run(state: LabState, probes: Sequence[Probe], progress: Progress | No
 
     work: dict[str, list[tuple[int, Probe]]] = {name: [] for name in agents}
     for number, probe in enumerate(probes):
-        work[probe.source].append((number, probe))
+        if probe.source in agents:
+            work[probe.source].append((number, probe))
     try:
         async with asyncio.timeout(_AGENT_TIMEOUT_S):
             await bounded(len(agents), [agent.start() for agent in agents.values()])
@@ -185,6 +191,8 @@ async def _run(state: LabState, probes: Sequence[Probe], progress: Progress | No
     seen = dict(zip(agents, reports, strict=True))
     return [
         _cell(probe, agents[probe.source].results[n], seen.get(probe.target, {}))
+        if probe.source in agents
+        else Cell(probe, Observed(reachable=False), _GONE)
         for n, probe in enumerate(probes)
     ]
 
@@ -194,14 +202,14 @@ def _cell(probe: Probe, result: dict[str, object], seen: dict[str, str]) -> Cell
 
 
 def _agents(state: LabState, probes: Sequence[Probe]) -> dict[str, _Agent]:
-    """An agent in every namespace that is the source or the target of a probe."""
+    """An agent in every namespace that is the source or the target of a probe, and is there."""
     wanted = {name for probe in probes for name in (probe.source, probe.target)}
     places: list[_Agent] = [
         _Agent(node.plan.name, node.netns, f"{node.cgroup}/{HOST_PROCESS}") for node in state.nodes
     ]
     places += [_Agent(host.plan.name, host.netns) for host in state.outside]
     places += [_Agent(pod.pod.key, pod.netns) for pod in state.pods]
-    return {agent.name: agent for agent in places if agent.name in wanted}
+    return {agent.name: agent for agent in places if agent.name in wanted and agent.has_namespace()}
 
 
 async def daemon_facts(nodes: Sequence[NodeState]) -> list[Fact]:
