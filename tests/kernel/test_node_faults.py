@@ -257,6 +257,15 @@ async def test_network_create_and_delete(node: Node) -> None:
         assert await node.auditor.compare() == [], step
 
 
+async def test_a_pod_of_a_long_name_is_attached(net: NodeNet, node: Node) -> None:
+    """Kubernetes lets a namespace have 63 characters and a pod 253: more than an endpoint's name."""
+    await create_network(node)
+    asked = msgspec.structs.replace(request(net.pod()), pod_namespace="n" * 63, pod_name="p" * 253)
+    await NodeBackend(node).attach(asked)
+    (endpoint,) = node.store.state.endpoints()
+    assert endpoint.name == f"{'n' * 63}/{'p' * 192}"
+
+
 async def test_new_policies(net: NodeNet, node: Node) -> None:
     await create_network(node)
     backend, pod = NodeBackend(node), net.pod()

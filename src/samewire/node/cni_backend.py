@@ -24,6 +24,7 @@ from samewire.hcn.plan.namespaces import NamespaceSpec
 from samewire.hcn.policies import AutomaticDNS, InterfaceParameters, first
 from samewire.hcn.schema import Dns as HcnDns
 from samewire.hcn.schema import Endpoint, IpConfiguration, Kind, Network, RouteEntry
+from samewire.hcn.values import MAX_NAME
 from samewire.kernel.netns import NetNamespace
 from samewire.node.check import check_attachment
 from samewire.node.node import Node
@@ -237,7 +238,7 @@ def _endpoint(request: AttachRequest) -> Endpoint:
         policies = (*policies, InterfaceParameters(mtu=request.mtu))
     pod = f"{request.pod_namespace}/{request.pod_name}" if request.pod_name else ""
     return Endpoint(
-        name=request.endpoint_name or pod.lstrip("/"),
+        name=request.endpoint_name or pod.lstrip("/")[:MAX_NAME],  # of people; a pod's may be longer
         ip_configurations=tuple(
             IpConfiguration(ip_address=item.ip, prefix_length=item.prefix_length)
             for item in request.addresses
