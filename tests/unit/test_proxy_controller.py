@@ -623,3 +623,40 @@ async def test_what_is_compiled_already_is_not_lost_with_a_fault(
     await until(lambda: len(rig.writer.objects) == 5)
     await rig.settle()
     assert not faults
+
+
+@pytest.mark.parametrize("written", ["10.96.0.77", "fd00:96:0::77"])
+async def test_a_cluster_ip_is_nobody_elses_external_ip(rig: Rig, written: str) -> None:
+    """Whoever may write a Service may choose its external IPs: not those at which others are reached."""
+    vip = "10.96.0.77" if written == "10.96.0.77" else "fd00:96::77"
+    own = "fd00:96::10" if ":" in vip else "10.96.0.10"
+    free = "2001:db8::77" if ":" in vip else "198.51.100.77"
+    chosen = service("a", ips=(own,), external_ips=(vip, free), ingress=(vip,), type="LoadBalancer")
+    owner = service("owner", ips=(written,))
+    await rig.source.start()
+    rig.source.put(chosen)
+    await rig.settle()
+    assert owners(rig, own, free, vip) == ["shop/a", "shop/a", "shop/a"]
+    rig.source.put(owner)
+    await rig.settle()
+    assert owners(rig, own, free, vip) == ["shop/a", "shop/a", "shop/owner"]
+    assert rig.proxy.figures.statuses[chosen.key].error == f"{vip} is the cluster IP of Service shop/owner"
+    assert not rig.proxy.figures.statuses[owner.key].error
+    rig.source.put(service("owner", ips=("10.96.0.78",)))
+    await rig.settle()
+    assert owners(rig, own, free, vip) == ["shop/a", "shop/a", "shop/a"]
+    assert not rig.proxy.figures.statuses[chosen.key].error
+    rig.source.put(owner)
+    await rig.settle()
+    rig.source.remove(chosen)
+    await rig.settle()
+    assert owners(rig, own, free, vip) == ["", "", "shop/owner"]
+    rig.source.remove(owner)
+    await rig.settle()
+    assert not rig.proxy.table._cluster_ips
+    assert not rig.proxy.table._outside
+
+
+def owners(rig: Rig, *vips: str) -> list[str]:
+    """The service that each address leads to."""
+    return [lb.service_name.partition(":")[0] if (lb := rig.lb(vip)) else "" for vip in vips]

@@ -99,8 +99,9 @@ def service_plans(objects: Iterable[Json], cluster_cidrs: Iterable[str]) -> tupl
     """The Services that have addresses of their own, by name."""
     admitted, _ = _admit(objects, cluster_cidrs)
     owners: dict[tuple[str, int, str], str] = {}
-    plans = (_plan(item) for item in admitted.values() if _has_addresses(item))
-    return tuple(replace(plan, taken=tuple(_claim(plan, owners))) for plan in plans)
+    plans = [_plan(item) for item in admitted.values() if _has_addresses(item)]
+    cluster = {_shortest(address): plan.key for plan in plans for address in plan.cluster_ips}
+    return tuple(replace(plan, taken=tuple(_claim(plan, cluster, owners))) for plan in plans)
 
 
 def reasons_taken(services: Iterable[ServicePlan]) -> Iterator[tuple[str, str]]:
@@ -187,12 +188,18 @@ def routed_addresses(services: Iterable[ServicePlan]) -> Iterator[str]:
     yield from dict.fromkeys(address for service in services for address in service.external_ips)
 
 
-def _claim(plan: ServicePlan, owners: dict[tuple[str, int, str], str]) -> Iterator[Taken]:
-    """Claim a Service's addresses and ports; those that another one has, which came before, as the daemons have it."""
+def _claim(
+    plan: ServicePlan, cluster: Mapping[str, str], owners: dict[tuple[str, int, str], str]
+) -> Iterator[Taken]:
+    """Claim a Service's addresses and ports; those that another one has, by its cluster IP or because it came before,
+    as the daemons have it.
+    """
     families = {":" in address for address in plan.cluster_ips}
     for address in dict.fromkeys((*plan.cluster_ips, *plan.external_ips)):
+        short = _shortest(address)
         for port in plan.ports if (":" in address) in families else ():
-            owner = owners.setdefault((_shortest(address), port.port, port.protocol), plan.key)
+            first = cluster.get(short) or plan.key
+            owner = owners.setdefault((short, port.port, port.protocol), first)
             if owner != plan.key:
                 yield Taken(address, port.port, port.protocol, owner)
 

@@ -48,6 +48,7 @@ _LOCAL, _DRAINING, _LOCAL_ONLY = map(
 )
 # An enumeration's members cost a look-up of their own.
 _INGRESS, _NODE_PORT = VipKind.INGRESS, VipKind.NODE_PORT
+_CHOSEN: Final = (VipKind.EXTERNAL_IP, VipKind.INGRESS)
 _BY_TUPLE, _BY_CLIENT = DistributionType.NONE, DistributionType.SOURCE_IP
 _DROP, _REJECT = NoEndpointsAction.DROP, NoEndpointsAction.REJECT
 _IPV6: Final = int(LoadBalancerFlags.ENABLE_IPV6)
@@ -84,7 +85,7 @@ class Settings(NamedTuple):
 
 class Compiled(Struct, frozen=True, gc=False):
     """What a service wants. ``lacks_internal``, ``lacks_external``: a Local policy finds no endpoint here, while there
-    are some elsewhere. ``health_check_port`` 0: no health check.
+    are some elsewhere. ``health_check_port`` 0: no health check. ``refused``: what it does not get, and why.
     """
 
     load_balancers: tuple[LoadBalancer, ...] = ()
@@ -92,11 +93,13 @@ class Compiled(Struct, frozen=True, gc=False):
     local_endpoints: int = 0
     lacks_internal: bool = False
     lacks_external: bool = False
+    refused: str = ""
 
 
 NOTHING: Final = Compiled()
 
 Before = Callable[[str], LoadBalancer | None]
+OwnerOf = Callable[[str], Key | None]
 
 
 def compile_service(
@@ -107,11 +110,14 @@ def compile_service(
     before: Before,
     *,
     moving: bool = False,
+    owner_of: OwnerOf = lambda address: None,
 ) -> Compiled:
     """Compile one service; None, or one that is not ours, wants nothing.
 
     ``before`` gives a load balancer as it is now: its members that are still there, and no longer chosen, go on with
     the connections that they have. So do those that are not there, while endpoints are ``moving`` between slices.
+    ``owner_of`` gives the service whose cluster IP an address is: nobody else gets it by an external IP, which whoever
+    may write a Service may choose.
     """
     found = frontends(service) if service is not None else []
     if service is None or not found:
@@ -121,7 +127,11 @@ def compile_service(
     choices = _choices(found, how, members, settings.place)
     builder = _Builder(key, service, how, members, settings, before, moving)
     built = []
+    refused: dict[str, None] = {}
     for frontend in found:
+        if frontend.kind in _CHOSEN and (owner := owner_of(frontend.address)) not in (None, key):
+            refused[f"{frontend.address} is the cluster IP of Service {'/'.join(owner)}"] = None
+            continue
         vips = _vips(frontend, settings)
         if vips is not None:
             built.append(builder.build(frontend, vips, choices[frontend.port_key]))
@@ -131,6 +141,7 @@ def compile_service(
         local_ready_addresses(members, found[0].family) if how.health_check_port and found else 0,
         how.internal_local and any(c.any_usable and not c.local for c in choices.values()),
         how.external_local and any(c.any_usable and not c.local for c in choices.values()),
+        "; ".join(refused),
     )
 
 

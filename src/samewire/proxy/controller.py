@@ -276,7 +276,15 @@ class ServiceProxy:
     def _compile(self, key: Key) -> Compiled:
         service, slices = self.table.services.get(key), self.table.slices(key)
         moving = self._rearranged.lasts(key, slices)
-        return compile_service(key, service, slices, self._settings, self._writer.get, moving=moving)
+        return compile_service(
+            key,
+            service,
+            slices,
+            self._settings,
+            self._writer.get,
+            moving=moving,
+            owner_of=self.table.owner_of,
+        )
 
     def _difference(self, key: Key, wanted: Compiled, puts: list[LoadBalancer], deletes: list[str]) -> None:
         ids = set()
@@ -306,6 +314,8 @@ class ServiceProxy:
             ids = tuple([value.id for value in wanted.load_balancers])
             before = self._written.get(key, ())
             errors = [str(failed[lb_id]) for lb_id in {*ids, *before} if lb_id in failed] if failed else []
+            if wanted.refused:
+                errors.append(wanted.refused)
             touched = not changed.isdisjoint(ids) or not changed.isdisjoint(before)
             checks_changed |= self._check(key, wanted)
             if errors:

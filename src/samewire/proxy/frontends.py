@@ -107,11 +107,7 @@ def frontends(service: Service) -> list[Frontend]:
     families: dict[int, None] = {}
     if spec.type == "ExternalName":
         return found
-    for address in spec.cluster_ips or (spec.cluster_ip,):
-        if not address or address == "None":
-            continue
-        family = 6 if ":" in address else 4
-        address = shortest(address) if family == 6 else decimal(address)
+    for family, address in cluster_addresses(service):
         families[family] = None
         for port in ports:
             found.append(_frontend(CLUSTER_IP, family, address, port.port, port))
@@ -121,13 +117,35 @@ def frontends(service: Service) -> list[Frontend]:
         found += [
             _frontend(VipKind.NODE_PORT, family, "", port.node_port, port) for port in ports if port.node_port
         ]
-    # An address may be named in several ways. It is one frontend: the one that most is asked of.
-    known = {frontend.address for frontend in found}
-    ingress = list(_parsed(_ingress(service), known))
-    external = list(_parsed(spec.external_ips, known))
+    ingress, external = _outside(service, {frontend.address for frontend in found})
     found += _of_addresses(VipKind.EXTERNAL_IP, external, families, ports)
     found += _of_addresses(VipKind.INGRESS, ingress, families, ports)
     return found
+
+
+def cluster_addresses(service: Service) -> list[tuple[int, str]]:
+    """Family and one form of each cluster IP."""
+    spec, found = service.spec, []
+    if spec.type != "ExternalName":
+        for address in spec.cluster_ips or (spec.cluster_ip,):
+            if ":" in address:
+                found.append((6, shortest(address)))
+            elif address and address != "None":
+                found.append((4, decimal(address)))
+    return found
+
+
+def outside_addresses(service: Service) -> list[str]:
+    """The external and ingress IPs of a service, those that are no cluster IP of its own."""
+    if not service.spec.external_ips and not service.status.load_balancer.ingress:
+        return []
+    ingress, external = _outside(service, {address for _, address in cluster_addresses(service)})
+    return [address for _, address in (*ingress, *external)]
+
+
+def _outside(service: Service, known: set[str]) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """Ingress and external IPs. An address may be named in several ways; it counts once, as what most is asked of."""
+    return list(_parsed(_ingress(service), known)), list(_parsed(service.spec.external_ips, known))
 
 
 def _frontend(kind: VipKind, family: int, address: str, number: int, port: ServicePort) -> Frontend:

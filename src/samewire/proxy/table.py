@@ -6,14 +6,17 @@ from collections.abc import Iterable, Mapping
 
 from samewire.kube.model import EndpointSlice, Key, Service
 from samewire.kube.source import Change
+from samewire.proxy.frontends import cluster_addresses, outside_addresses
 
 
 class ServiceTable:
-    """Which slices belong to which service. Holds references only; the objects are the source's."""
+    """Which slices and which addresses belong to which service. The objects are the source's."""
 
     def __init__(self) -> None:
         self._services: dict[Key, Service] = {}
         self._slices: dict[Key, tuple[EndpointSlice, ...]] = {}
+        self._cluster_ips: dict[str, Key] = {}
+        self._outside: dict[str, dict[Key, None]] = {}
 
     @property
     def services(self) -> Mapping[Key, Service]:
@@ -24,16 +27,42 @@ class ServiceTable:
         """The slices of a service, in order of their names."""
         return self._slices.get(key, ())
 
+    def owner_of(self, address: str) -> Key | None:
+        """The service whose cluster IP an address is."""
+        return self._cluster_ips.get(address)
+
     def change_services(self, changes: Iterable[Change[Service]]) -> list[Key]:
         """Take over changes of services; the keys whose load balancers may be others now."""
         touched = []
         for change in changes:
-            if change.new is None:
-                self._services.pop(change.key, None)
-            else:
-                self._services[change.key] = change.new
             touched.append(change.key)
+            before = self._services.pop(change.key, None)
+            if before is not None:
+                self._give_up(change.key, before, touched)
+            if change.new is not None:
+                self._services[change.key] = change.new
+                self._claim(change.key, change.new, touched)
         return touched
+
+    def _claim(self, key: Key, service: Service, touched: list[Key]) -> None:
+        """Note a service's addresses. Touches those that name its cluster IPs as their external ones."""
+        for _, address in cluster_addresses(service):
+            self._cluster_ips[address] = key
+            touched += self._outside.get(address, ())
+        for address in outside_addresses(service):
+            self._outside.setdefault(address, {})[key] = None
+
+    def _give_up(self, key: Key, service: Service, touched: list[Key]) -> None:
+        """The reverse."""
+        for _, address in cluster_addresses(service):
+            if self._cluster_ips.get(address) == key:
+                del self._cluster_ips[address]
+            touched += self._outside.get(address, ())
+        for address in outside_addresses(service):
+            keys = self._outside[address]
+            del keys[key]
+            if not keys:
+                del self._outside[address]
 
     def change_slices(self, changes: Iterable[Change[EndpointSlice]]) -> list[Key]:
         """Take over changes of slices; the keys of the services whose load balancers may be others now.
