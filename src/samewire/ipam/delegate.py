@@ -105,9 +105,8 @@ class Delegate:
             stdin = msgspec.json.encode({"cniVersion": LATEST})
             done = await execute(path, stdin, _variables(environment, Verb.VERSION), self._timeout_s)
             known = _supported(done)
-            if _decode_or_none(
-                done.output
-            ):  # who has just had no memory, or no thread, may answer the next time
+            # Who has just had no memory, or no thread, may answer the next time.
+            if _decode_or_none(done.output):
                 _versions[identity] = known
         return known
 
