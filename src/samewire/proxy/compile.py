@@ -48,7 +48,6 @@ _LOCAL, _DRAINING, _LOCAL_ONLY = map(
 )
 # An enumeration's members cost a look-up of their own.
 _INGRESS, _NODE_PORT = VipKind.INGRESS, VipKind.NODE_PORT
-_CHOSEN: Final = (VipKind.EXTERNAL_IP, VipKind.INGRESS)
 _BY_TUPLE, _BY_CLIENT = DistributionType.NONE, DistributionType.SOURCE_IP
 _DROP, _REJECT = NoEndpointsAction.DROP, NoEndpointsAction.REJECT
 _IPV6: Final = int(LoadBalancerFlags.ENABLE_IPV6)
@@ -129,7 +128,7 @@ def compile_service(
     built = []
     refused: dict[str, None] = {}
     for frontend in found:
-        if frontend.kind in _CHOSEN and (owner := owner_of(frontend.address)) not in (None, key):
+        if frontend.kind is not CLUSTER_IP and (owner := owner_of(frontend.address)) not in (None, key):
             refused[f"{frontend.address} is the cluster IP of Service {'/'.join(owner)}"] = None
             continue
         vips = _vips(frontend, settings)
