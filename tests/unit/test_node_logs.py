@@ -27,3 +27,25 @@ def test_what_libraries_say_is_in_our_form() -> None:
     assert (first["event"], first["level"], first["of"]) == ("of note", "warning", "some.library")
     assert (second["event"], second["level"]) == ("it failed", "error")
     assert second["exception"].endswith("LookupError: what")
+
+
+_GO_ON = """
+import logging
+import structlog
+from samewire.node.daemon import configure_logging
+
+configure_logging()
+for _ in range(100):
+    structlog.get_logger().info("a pod has come", text=100 * "x")
+    logging.getLogger("some.library").warning("of note")
+print("goes on")
+"""
+
+
+def test_who_cannot_write_its_log_goes_on() -> None:
+    """A full disk, or a reader that has gone: what is told of has happened all the same."""
+    with open("/dev/full", "wb") as full:
+        said = subprocess.run(
+            [sys.executable, "-c", _GO_ON], stdout=subprocess.PIPE, stderr=full, check=False
+        )
+    assert said.stdout == b"goes on\n"

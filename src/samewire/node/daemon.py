@@ -12,9 +12,9 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 import msgspec
 import structlog
@@ -169,10 +169,27 @@ def configure_logging() -> None:
             structlog.processors.JSONRenderer(_json_line),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
+        logger_factory=structlog.BytesLoggerFactory(cast(BinaryIO, _Lines(sys.stderr.buffer))),
         cache_logger_on_first_use=True,
     )
     logging.getLogger().addHandler(_FromLibraries(logging.WARNING))
+
+
+class _Lines:
+    """A file for the log. What cannot be written (the disk is full, the reader gone) is lost, and fails nothing of what
+    it tells.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, line: bytes) -> None:
+        with suppress(OSError):
+            self._file.write(line)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._file.flush()
 
 
 class _FromLibraries(logging.Handler):
