@@ -166,7 +166,9 @@ class NodeSwitch:
         """Make the link of an endpoint again whose link is gone; call with the lock held. Raises
         SamewireError.
         """
-        self.ports.remove(endpoint.id)
+        gone = self.ports.remove(endpoint.id)
+        if gone is not None:
+            self.sweeper.add(gone.ifindex)
         steps = Steps(
             owners={endpoint_owner(endpoint.id): True},
             attach={endpoint.id: endpoint},

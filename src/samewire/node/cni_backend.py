@@ -131,10 +131,10 @@ class NodeBackend:
 
     async def check(self, request: CheckRequest) -> None:
         """Compare an attachment with the kernel."""
-        found = self._attachments(request.container_id, request.interface_name)
-        endpoint = found[0] if found else None
-        state: PortState | None = self._node.switch.ports.get(endpoint.id) if endpoint else None
         async with self._node.switch.lock:
+            found = self._attachments(request.container_id, request.interface_name)
+            endpoint = found[0] if found else None
+            state: PortState | None = self._node.switch.ports.get(endpoint.id) if endpoint else None
             check_attachment(request, endpoint, state, self._node.switch)
 
     async def list_attachments(self, network: str) -> list[tuple[str, str]]:

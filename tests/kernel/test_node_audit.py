@@ -1,0 +1,75 @@
+"""The audit on a real kernel: what it costs, and what it leaves of links that it has made again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from samewire.cni.backend import Address, AttachRequest, CheckRequest
+from samewire.hcn.codec import decode_object
+from samewire.hcn.schema import Kind, Network
+from samewire.kernel.rtnetlink import link_del
+from samewire.node import sweep
+from samewire.node.cni_backend import NodeBackend
+from samewire.node.config import NodeConfig
+from samewire.node.node import Node
+from samewire.vfp.tables import DropKey, RuleCountKey
+from tests.support.node import NodeNet, overlay, path_of
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.root
+
+
+@pytest_asyncio.fixture
+async def node(config: NodeConfig) -> AsyncIterator[Node]:
+    node = await Node.start(config, lambda _: None)
+    network = decode_object(Kind.NETWORK, overlay())
+    assert isinstance(network, Network)
+    await node.service.create_network(network)
+    yield node
+    await node.close()
+
+
+def request(pod: str, number: int = 9) -> AttachRequest:
+    address = Address(f"10.244.0.{number}", 24, "10.244.0.1")
+    return AttachRequest("pods", f"c{number}", "eth0", path_of(pod), (address,))
+
+
+def port_of(node: Node) -> int:
+    ((_, state),) = node.switch.ports
+    return state.ifindex
+
+
+async def test_what_is_noted_of_a_link_that_was_made_again_goes(
+    net: NodeNet, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may delete the interface of its pod may do so all the time: the tables are not to fill up."""
+    monkeypatch.setattr(sweep, "_DELAY_S", 0)
+    await NodeBackend(node).attach(request(net.pod()))
+    before = port_of(node)
+    counts, drops = node.board.maps["sw_rule_counts"], node.board.maps["sw_drops"]
+    count, drop = RuleCountKey(before, 1, 0).pack(), DropKey(before, 0, 8, 9, 1).pack()
+    counts.update(count, (5).to_bytes(8, "little"))
+    drops.update(drop, (5).to_bytes(8, "little"))
+    node.netlink.request(link_del(before))
+    await node.auditor.audit()
+    assert port_of(node) != before
+    await until(lambda: counts.lookup(count) is None and drops.lookup(drop) is None)
+
+
+async def test_a_check_looks_at_the_link_that_is_there_when_its_turn_comes(net: NodeNet, node: Node) -> None:
+    """The audit made it again meanwhile."""
+    backend, pod = NodeBackend(node), net.pod()
+    wanted = request(pod)
+    made = await backend.attach(wanted)
+    node.netlink.request(link_del(port_of(node)))
+    asked = CheckRequest("pods", "c9", "eth0", path_of(pod), made.host_interface, made.mac, made.mtu)
+    endpoint = next(iter(node.store.state.endpoints()))
+    async with node.switch.lock:
+        checking = asyncio.ensure_future(backend.check(asked))
+        await asyncio.sleep(0)
+        await node.switch.reattach(endpoint, node.store.state)
+    await checking
