@@ -187,7 +187,7 @@ def test_one_broken_document_does_not_hide_the_others() -> None:
             "'1e999' is not a quantity",
         ),
         ('{kind: Pod, metadata: {name: "x\\n"}, spec: S}', "is not a valid name"),
-        ("{kind: Service, metadata: {name: x, annotations: {2020-01-01: y}}}", "keys must be str"),
+        ("{kind: Service, metadata: {name: x, annotations: {!!binary YQ==: y}}}", "keys must be str"),
         ("{kind: CronJob, metadata: {name: x}}", "makes no pods here"),
     ],
 )
@@ -210,8 +210,6 @@ def test_documents_that_are_no_objects() -> None:
         "&a {kind: List, items: [*a]}",
         "[" * 3000 + "]" * 3000,
         "a: !!bool x",
-        "a: !!timestamp x",
-        "a: 2020-99-99",
     ],
 )
 def test_what_the_library_chokes_on_is_a_document_that_is_no_yaml(text: str) -> None:

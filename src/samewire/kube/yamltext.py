@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Final
 
 import msgspec
@@ -14,6 +14,7 @@ MALFORMED: Final = (ValueError, LookupError, AttributeError, RecursionError)
 MAX_DEPTH: Final = 200
 """Of lists and mappings within each other; at a hundred times that libyaml's binding runs off its stack."""
 _MANY: Final = 100_000
+_TAG: Final = "tag:yaml.org,2002:"
 _BOM: Final = "\ufeff"
 # Behind it there may be a comment, or the document itself. Files of Windows that were put together have marks within.
 _SEPARATOR = re.compile(rf"^{_BOM}?---(?:[ \t]*\r?$|[ \t]+#.*$|[ \t]+)", re.MULTILINE)
@@ -33,7 +34,7 @@ def load_yaml(text: str, first_line: int = 1) -> Any:
             raise ValueError(_TOO_DEEP) from None
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    loader = _loader()
     try:
         if _may_be_deep(text):
             _refuse_deep(yaml.parse(text, Loader=loader))
@@ -56,14 +57,29 @@ def load_yaml(text: str, first_line: int = 1) -> Any:
 _TOO_DEEP: Final = "nested too deeply"
 
 
+@cache
+def _loader() -> Any:
+    """YAML as Kubernetes' tools read it, for whom there is no more than JSON has: a date is text, so is the sign for
+    a default value (custom resources have a `=` among their choices), and so is 8080:80.
+    """
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        def construct_yaml_int(self, node: Any) -> Any:
+            return self.construct_yaml_str(node) if ":" in node.value else super().construct_yaml_int(node)
+
+    Loader.add_constructor(f"{_TAG}int", Loader.construct_yaml_int)
+    for kind in ("timestamp", "value"):
+        Loader.add_constructor(f"{_TAG}{kind}", Loader.construct_yaml_str)
+    return Loader
+
+
 def without_nulls(value: Any) -> Any:
-    """A value of JSON or YAML in which null is as absent as in the API, and dates are text as in JSON."""
+    """A value of JSON or YAML in which null is as absent as in the API."""
     if isinstance(value, dict):
         return {str(key): without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
         return [without_nulls(item) for item in value]
-    if isinstance(value, datetime.datetime | datetime.date):
-        return value.isoformat()
     return value
 
 
