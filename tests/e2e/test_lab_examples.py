@@ -55,6 +55,23 @@ def test_every_cell_of_an_example_and_nothing_left(example: str, tmp_path: Path)
     assert_gone(spaces)
 
 
+@pytest.mark.parametrize("example", ["l2bridge", "guestbook"])
+def test_every_cell_without_ipv4(example: str, tmp_path: Path) -> None:
+    """No IPv4 anywhere: nodes, tunnels, pods, Services. (A kernel node's pods have a smaller MTU than its own
+    address, behind which they are, and what their calls teach a node of that address narrows the tunnel to it.)"""
+    file = variant(example, NAME, tmp_path, kernel="kernel" if example == "l2bridge" else "samewire")
+    text = re.sub(r"\n  ipv4: .*", "\n  ipv4: null", file.read_text())
+    file.write_text(re.sub(r"\d+\.\d+\.\d+\.\d+(/\d+)?,? *", "", text))
+    done = run_lab("up", str(file))
+    assert done.returncode == 0, done.stderr + done.stdout
+    spaces = namespaces(NAME)
+    report = lab_json("check", NAME)
+    assert wrong_cells(report) == []
+    assert {cell["address"] for cell in report["cells"] if cell["family"] == 4} == {"127.0.0.1"}
+    assert run_lab("down", NAME).returncode == 0
+    assert_gone(spaces)
+
+
 @pytest.mark.parametrize("distribution", ["PreferSameZone", "PreferSameNode"])
 def test_services_that_prefer_who_is_near(distribution: str, tmp_path: Path) -> None:
     """Two zones; the pods behind most services are in both, of others in one alone, which then serves all."""

@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
+from samewire.lab.addressing import node_attachments
 from samewire.lab.cluster import Cluster, NetworkType, Stack, UnderlayType, json_schema
 from samewire.lab.loader import ClusterFileError, load_cluster, parse_cluster
 from samewire.lab.rules import ingress_prefixes
@@ -197,6 +198,48 @@ def test_ipv6_pods_need_room_in_the_tunnel() -> None:
     text = text.replace("10.244.1.0/24", "'fd00:1::/64'").replace("10.244.2.0/24", "'fd00:2::/64'")
     assert faults(text) == ["lab.yaml:4: underlay.mtu: IPv6 pods of an Overlay network need 1330 or more"]
     assert load(text.replace("1329", "1330")).underlay.mtu == 1330
+
+
+IPV6_ONLY = (
+    BASE.replace("type: l3", "type: l3\n  ipv4: null\n  ipv6: fd31::/48")
+    .replace("10.244.1.0/24", "'fd00:1::/64'")
+    .replace("10.244.2.0/24", "'fd00:2::/64'")
+    .replace("203.0.113.10", "'2001:db8::1'")
+)
+
+
+def test_an_underlay_of_ipv6_alone() -> None:
+    cluster = load(IPV6_ONLY)
+    jsonschema.validate(yaml.safe_load(IPV6_ONLY), json_schema())
+    assert [uplink.addresses for uplink in node_attachments(cluster)] == [
+        ("fd31::2/64",),
+        ("fd31:0:0:1::2/64",),
+    ]
+    assert faults(IPV6_ONLY.replace("fd31::/48", "10.0.0.0/16")) == [
+        "lab.yaml:4: underlay.ipv6: 10.0.0.0/16 is not an IPv6 prefix"
+    ]
+    assert faults(IPV6_ONLY.replace("'2001:db8::1'", "203.0.113.10")) == [
+        "lab.yaml:17: outside[0].addresses[0]: the underlay has no IPv4"
+    ]
+    assert faults(IPV6_ONLY.replace("\n  ipv6: fd31::/48", "")) == [
+        "lab.yaml:1: underlay: it needs ipv4 or ipv6"
+    ]
+
+
+def test_a_tunnel_over_ipv6_takes_more_room() -> None:
+    text = IPV6_ONLY.replace("ipv4: null", "ipv4: null\n  mtu: 1349")
+    assert faults(text) == ["lab.yaml:4: underlay.mtu: IPv6 pods of an Overlay network need 1350 or more"]
+    assert load(text.replace("1349", "1350")).underlay.mtu == 1350
+
+
+def test_bridged_pods_of_a_family_that_the_underlay_lacks() -> None:
+    text = BASE.replace("type: l3", "type: l2").replace("type: Overlay", "type: L2Bridge")
+    text = text.replace("10.244.1.0/24", "10.244.1.0/24, 'fd00:1::/64'")
+    text = text.replace("10.244.2.0/24", "10.244.2.0/24, 'fd00:2::/64'")
+    assert faults(text) == [
+        "lab.yaml:6: nodes[0].pod_cidrs[1]: L2Bridge pods leave by the underlay, which has no IPv6",
+        "lab.yaml:9: nodes[1].pod_cidrs[1]: L2Bridge pods leave by the underlay, which has no IPv6",
+    ]
 
 
 def test_all_rule_faults_are_reported_at_once() -> None:

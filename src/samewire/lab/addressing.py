@@ -19,6 +19,8 @@ _ROUTER = 1
 _L2_FIRST_NODE, _L2_FIRST_LEG = 11, 201
 _L3_NODE, _L3_FIRST_LEG = 2, 3
 _L3_IPV4_LENGTH, _L3_IPV6_LENGTH = 24, 64
+#: Outer IP, UDP and VXLAN headers and the inner Ethernet header, by the outer family.
+_VXLAN_OVERHEAD_BYTES = {4: 50, 6: 70}
 
 
 class Attachment(Struct, frozen=True):
@@ -41,8 +43,13 @@ def within(inner: IPNetwork, outer: IPNetwork) -> bool:
 
 def underlay_prefixes(cluster: Cluster) -> list[IPNetwork]:
     """The underlay's own prefixes, IPv4 first."""
-    texts = [cluster.underlay.ipv4, *([cluster.underlay.ipv6] if cluster.underlay.ipv6 else [])]
-    return [ipaddress.ip_network(text) for text in texts]
+    texts = (cluster.underlay.ipv4, cluster.underlay.ipv6)
+    return [ipaddress.ip_network(text) for text in texts if text is not None]
+
+
+def vxlan_overhead(cluster: Cluster) -> int:
+    """What an Overlay network takes off each packet: tunnels end at the nodes' first addresses."""
+    return _VXLAN_OVERHEAD_BYTES[underlay_prefixes(cluster)[0].version]
 
 
 def segments(cluster: Cluster) -> list[tuple[IPNetwork, ...]]:

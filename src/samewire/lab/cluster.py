@@ -58,10 +58,11 @@ class Underlay(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ]
     ipv4: Annotated[
-        Cidr,
+        Cidr | None,
         Meta(
             description="IPv4 addresses of the nodes. l2: the router has .1, nodes .11, .12, ... in file "
-            "order. l3: cut into one subnet a node; the router has .1 and the node .2 of each."
+            "order. l3: cut into one subnet a node; the router has .1 and the node .2 of each. null: the "
+            "underlay has IPv6 only."
         ),
     ] = "172.31.0.0/16"
     ipv6: Annotated[

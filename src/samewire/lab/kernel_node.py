@@ -14,11 +14,10 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from samewire.lab.addressing import family_of, first_host, on_underlay
+from samewire.lab.addressing import family_of, first_host, on_underlay, vxlan_overhead
 from samewire.lab.cluster import Network, NetworkType, Stack
 from samewire.lab.cni import DEBIAN_PLUGINS, Runtime, dns_section, host_local, port_mappings
 from samewire.lab.commands import bridge_batch, in_netns, ip_batch, netns_path, run, sysctls
-from samewire.lab.names import VXLAN_OVERHEAD_BYTES
 from samewire.lab.plan import nat_exceptions
 from samewire.lab.podspec import DnsConfig
 from samewire.lab.schedule import Pod
@@ -111,7 +110,7 @@ class KernelNode:
 
     async def _vxlan_device(self) -> str:
         """The VXLAN device with the base address of each pod prefix; returns its MAC address."""
-        mtu = self._cluster.underlay.mtu - VXLAN_OVERHEAD_BYTES
+        mtu = self._cluster.underlay.mtu - vxlan_overhead(self._cluster)
         network, device = self._network, self._device
         lines = [
             f"link add {device} mtu {mtu} type vxlan id {network.vni} dev {UPLINK} "
@@ -165,7 +164,7 @@ class KernelNode:
             "bridge": _BRIDGE,
             "isGateway": True,
             "hairpinMode": True,
-            "mtu": self._cluster.underlay.mtu - (VXLAN_OVERHEAD_BYTES if overlay else 0),
+            "mtu": self._cluster.underlay.mtu - (vxlan_overhead(self._cluster) if overlay else 0),
             "ipam": host_local(
                 [{"subnet": prefix} for prefix in self._node.pod_cidrs], self._context.directory / "ipam"
             ),

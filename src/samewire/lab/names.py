@@ -13,9 +13,6 @@ KUBELET_PORT, DNS_PORT, OUTSIDE_PORT = 10250, 53, 80
 #: The names of those processes: their pid, log and ready files, and a node's sub-cgroup.
 HOST_PROCESS, OUTSIDE_PROCESS = "host", "server"
 
-#: Outer IPv4, UDP and VXLAN headers and the inner Ethernet header.
-VXLAN_OVERHEAD_BYTES = 50
-
 
 def lab_directory(cluster: str) -> Path:
     """The runtime directory of a lab."""

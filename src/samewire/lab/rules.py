@@ -14,11 +14,12 @@ from samewire.lab.addressing import (
     router_addresses,
     segments,
     underlay_prefixes,
+    vxlan_overhead,
     within,
 )
 from samewire.lab.cluster import NODE_DNS, Cluster, Dns, NetworkType, Services, Stack, UnderlayType
 from samewire.lab.manifests import NAMESPACE
-from samewire.lab.names import DNS_PORT, KUBELET_PORT, VXLAN_OVERHEAD_BYTES
+from samewire.lab.names import DNS_PORT, KUBELET_PORT
 
 Fault = tuple[str, str]
 
@@ -47,9 +48,7 @@ def violations(cluster: Cluster) -> list[Fault]:
 
 
 def _syntax(cluster: Cluster) -> Iterator[Fault]:
-    prefixes = [("underlay.ipv4", cluster.underlay.ipv4)]
-    if cluster.underlay.ipv6 is not None:
-        prefixes.append(("underlay.ipv6", cluster.underlay.ipv6))
+    prefixes = [(f"underlay.{family}", text) for family, text in _of_underlay(cluster)]
     for index, node in enumerate(cluster.nodes):
         prefixes += [(f"nodes[{index}].pod_cidrs[{at}]", text) for at, text in enumerate(node.pod_cidrs)]
     for name in ("cluster_cidrs", "load_balancer_cidrs"):
@@ -114,13 +113,16 @@ def _names(cluster: Cluster) -> Iterator[Fault]:
 
 
 def _underlay(cluster: Cluster) -> Iterator[Fault]:
-    needed = _IPV6_MTU + VXLAN_OVERHEAD_BYTES
+    if not underlay_prefixes(cluster):
+        yield "underlay", "it needs ipv4 or ipv6"
+        return
+    needed = _IPV6_MTU + vxlan_overhead(cluster)
     overlay = any(network.type is NetworkType.OVERLAY for network in cluster.networks)
     pods_have_ipv6 = any(ipaddress.ip_network(x).version == 6 for n in cluster.nodes for x in n.pod_cidrs)
     if overlay and pods_have_ipv6 and cluster.underlay.mtu < needed:
         yield "underlay.mtu", f"IPv6 pods of an Overlay network need {needed} or more"
-    for field, prefix in zip(("ipv4", "ipv6"), underlay_prefixes(cluster), strict=False):
-        expected = 4 if field == "ipv4" else 6
+    for field, text in _of_underlay(cluster):
+        expected, prefix = 4 if field == "ipv4" else 6, ipaddress.ip_network(text)
         if prefix.version != expected:
             yield f"underlay.{field}", f"{prefix} is not an IPv{expected} prefix"
         elif prefix.num_addresses < 256:
@@ -132,9 +134,14 @@ def _underlay(cluster: Cluster) -> Iterator[Fault]:
             )
 
 
+def _of_underlay(cluster: Cluster) -> list[tuple[str, str]]:
+    """The underlay's prefixes as written, with the names of their fields."""
+    underlay = cluster.underlay
+    return [(name, text) for name, text in (("ipv4", underlay.ipv4), ("ipv6", underlay.ipv6)) if text]
+
+
 def _pod_cidrs(cluster: Cluster) -> Iterator[Fault]:
     taken: list[tuple[str, IPNetwork]] = []
-    bridged = any(network.type is NetworkType.L2BRIDGE for network in cluster.networks)
     families = {
         tuple(sorted(ipaddress.ip_network(c).version for c in node.pod_cidrs)) for node in cluster.nodes
     }
@@ -153,13 +160,22 @@ def _pod_cidrs(cluster: Cluster) -> Iterator[Fault]:
                 if overlaps(prefix, used):
                     yield path, f"overlaps {used} of node {other}"
             taken.append((node.name, prefix))
-            for under in underlay_prefixes(cluster):
-                if overlaps(prefix, under) and not (bridged and within(prefix, under)):
-                    yield path, f"overlaps the underlay {under}; only ranges of an L2Bridge network may"
+            for fault in _beside_underlay(cluster, prefix):
+                yield path, fault
             for own in _own_addresses(cluster):
                 if overlaps(prefix, ipaddress.ip_network(own)):
                     yield path, f"holds {own}, an address of the router or of a node"
                     break
+
+
+def _beside_underlay(cluster: Cluster, prefix: IPNetwork) -> Iterator[str]:
+    """What a pod CIDR and the underlay's prefixes do not allow each other."""
+    bridged = any(network.type is NetworkType.L2BRIDGE for network in cluster.networks)
+    for under in underlay_prefixes(cluster):
+        if overlaps(prefix, under) and not (bridged and within(prefix, under)):
+            yield f"overlaps the underlay {under}; only ranges of an L2Bridge network may"
+    if bridged and prefix.version not in {under.version for under in underlay_prefixes(cluster)}:
+        yield f"L2Bridge pods leave by the underlay, which has no IPv{prefix.version}"
 
 
 def _own_addresses(cluster: Cluster) -> list[str]:
@@ -261,8 +277,8 @@ def _outside(cluster: Cluster) -> Iterator[Fault]:
             if address.version in versions:
                 yield path, "give at most one address a family"
             versions.add(address.version)
-            if address.version == 6 and cluster.underlay.ipv6 is None:
-                yield path, "the underlay has no IPv6"
+            if address.version not in {under.version for under in underlay_prefixes(cluster)}:
+                yield path, f"the underlay has no IPv{address.version}"
             if any(overlaps(prefix, other) for other in [*pods, *underlay_prefixes(cluster)]):
                 yield path, "lies inside the underlay or a pod CIDR; the host is to be outside"
             if str(address) in taken:
