@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -11,7 +13,7 @@ import pytest_asyncio
 from samewire.cni.backend import Address, AttachRequest, CheckRequest
 from samewire.hcn.codec import decode_object
 from samewire.hcn.schema import Kind, Network
-from samewire.kernel.rtnetlink import link_del
+from samewire.kernel.rtnetlink import Netlink, Query, link_del
 from samewire.node import sweep
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
@@ -73,3 +75,25 @@ async def test_a_check_looks_at_the_link_that_is_there_when_its_turn_comes(net: 
         await asyncio.sleep(0)
         await node.switch.reattach(endpoint, node.store.state)
     await checking
+
+
+async def test_an_audit_lists_no_more_for_many_pods_than_for_one(
+    net: NodeNet, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lists all interfaces is asked for once, not for each of them."""
+    asked: Counter[str] = Counter()
+    dump = Netlink.dump
+
+    def counted(netlink: Netlink, query: Query[Any]) -> list[Any]:
+        if netlink is node.netlink:
+            asked[query.operation] += 1
+        return dump(netlink, query)
+
+    monkeypatch.setattr(Netlink, "dump", counted)
+    backend = NodeBackend(node)
+    await backend.attach(request(net.pod(), 7))
+    for number in (8, 9):
+        asked.clear()
+        await backend.attach(request(net.pod(), number))
+        await node.auditor.audit()
+        assert (asked["list qdiscs"], asked["list interfaces"]) == (1, 1)

@@ -54,7 +54,7 @@ from samewire.node.devices import (
 )
 from samewire.node.hooks import UPLINK_PRIORITY, detach_uplink
 from samewire.node.keepsakes import FILE_NAME, load_keepsakes
-from samewire.node.links import activate, create, host_differences, inside_differences
+from samewire.node.links import activate, create, host_differences, inside_differences, shaped_rates
 from samewire.node.nicfilters import NicFilters
 from samewire.node.node import Node
 from samewire.node.portranges import parse_ports, port_range
@@ -406,7 +406,7 @@ async def test_a_port_too_small_for_ipv6_is_opened(
         pair = create(netlink, link, space)
         node.hooks.begin_pod(pair.host).result()
         activate(netlink, link, pair, space, new=True)
-        assert host_differences(netlink, link, netlink.get(link_get("host0"))) == []
+        assert host_differences(link, netlink.get(link_get("host0")), shaped_rates(netlink)) == []
         assert inside_differences(link, space) == []
 
 

@@ -192,7 +192,7 @@ class _Pass:
         self._pins()
         self._own_devices(present)
         await self._links(present)
-        await self._pods(present)
+        await self._pods(present, links.shaped_rates(self._kernel.netlink))
         self._tables()
         self._host()
         return self.found
@@ -284,19 +284,19 @@ class _Pass:
         except SamewireError as error:
             self._degraded[endpoint.id] = str(error)
 
-    async def _pods(self, present: dict[int, Link]) -> None:
+    async def _pods(self, present: dict[int, Link], rates: dict[int, int]) -> None:
         for number, (endpoint_id, state) in enumerate(self._switch.ports):
             link = present.get(state.ifindex)
             if link is None:
                 continue  # dealt with above
-            self._host_end(state, link)
+            self._host_end(state, link, rates)
             self._inside(endpoint_id, state)
             if number % _TURN == _TURN - 1:
                 await asyncio.sleep(0)
 
-    def _host_end(self, state: PortState, link: Link) -> None:
+    def _host_end(self, state: PortState, link: Link, rates: dict[int, int]) -> None:
         kernel = self._kernel
-        wrong = links.host_differences(kernel.netlink, state.link, link)
+        wrong = links.host_differences(state.link, link, rates)
         for number, text in enumerate(wrong):
             repair = None if number else _repair_host(kernel.netlink, state)
             self._report("link", link.name, text, repair)

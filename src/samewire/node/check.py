@@ -73,7 +73,7 @@ def _check_host(who: str, state: PortState, switch: NodeSwitch) -> None:
     found = find_link(netlink, state.ifindex)
     if found is None:
         raise check_failed(f"{who}: the host's end {state.link.host_name} is gone")
-    wrong = links.host_differences(netlink, state.link, found)
+    wrong = links.host_differences(state.link, found, links.shaped_rates(netlink))
     if wrong:
         raise check_failed(f"{who}: {wrong[0]}")
     if not switch.kernel.hooks.attached(state.ifindex):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -199,7 +200,7 @@ def inside_differences(link: PortLink, netns: NetNamespace) -> list[str]:
             wrong.append(f"MAC is {found.mac.hex(':')}, not {link.mac.hex(':')}")
         if found.mtu != link.mtu:
             wrong.append(f"MTU is {found.mtu}, not {link.mtu}")
-        rate = _shaped_rate(inside, found.ifindex) if link.outgoing_rate_bytes_per_s else 0
+        rate = shaped_rates(inside).get(found.ifindex, 0) if link.outgoing_rate_bytes_per_s else 0
         if rate != link.outgoing_rate_bytes_per_s:
             wrong.append(
                 f"{link.interface_name} is shaped to {rate} bytes/s, not {link.outgoing_rate_bytes_per_s}"
@@ -222,8 +223,8 @@ def inside_differences(link: PortLink, netns: NetNamespace) -> list[str]:
     return wrong + proxies.differences(link, netns)
 
 
-def host_differences(netlink: Netlink, link: PortLink, found: Link) -> list[str]:
-    """What is not right with the host end, in words. Raises KernelError."""
+def host_differences(link: PortLink, found: Link, rates: Mapping[int, int]) -> list[str]:
+    """What is not right with the host end, in words. ``rates``: `shaped_rates` of the node."""
     wrong = []
     if not found.up:
         wrong.append("host end is down")
@@ -231,7 +232,7 @@ def host_differences(netlink: Netlink, link: PortLink, found: Link) -> list[str]
         wrong.append(f"host end's MTU is {found.mtu}, not {link.mtu}")
     if found.group != LINK_GROUP or found.alias != link.alias:
         wrong.append("host end has lost its mark")
-    rate = _shaped_rate(netlink, found.ifindex)
+    rate = rates.get(found.ifindex, 0)
     if rate != link.rate_bytes_per_s:
         wrong.append(f"host end is shaped to {rate} bytes/s, not {link.rate_bytes_per_s}")
     return wrong
@@ -263,9 +264,12 @@ def shaper(ifindex: int, rate_bytes_per_s: int, burst_bytes: int) -> Request:
     return tbf_replace(ifindex, rate_bytes_per_s, burst_bytes, queue_bytes)
 
 
-def _shaped_rate(netlink: Netlink, ifindex: int) -> int:
-    roots = [item for item in netlink.dump(qdisc_dump(ifindex)) if item.root]
-    return next((item.rate_bytes_per_s for item in roots if item.kind == "tbf"), 0)
+def shaped_rates(netlink: Netlink) -> dict[int, int]:
+    """The caps of a namespace's interfaces in bytes/s, by ifindex: the kernel lists all of them, whichever one is asked
+    for. Raises KernelError.
+    """
+    found = netlink.dump(qdisc_dump())
+    return {item.ifindex: item.rate_bytes_per_s for item in found if item.root and item.kind == "tbf"}
 
 
 def _inside(link: PortLink) -> tuple[object, ...]:
