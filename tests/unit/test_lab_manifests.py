@@ -234,10 +234,13 @@ spec:
       ports: [{containerPort: "53", protocol: udp, hostPort: 5353}, {containerPort: 9, protocol: SCTP}]
 """
     containers = one(text).template.containers
-    assert [container.name for container in containers] == ["proxy", "app"]
-    assert containers[1].command == ("/bin/app", "--port", "80")
-    assert containers[1].env == (("A", "1"),)
-    assert containers[1].ports == (Port(53, "UDP", 5353), Port(9, "SCTP"))
+    assert [container.name for container in containers] == [
+        "app",
+        "proxy",
+    ]  # in the order of kubectl exec and named ports
+    assert containers[0].command == ("/bin/app", "--port", "80")
+    assert containers[0].env == (("A", "1"),)
+    assert containers[0].ports == (Port(53, "UDP", 5353), Port(9, "SCTP"))
 
 
 def test_host_network_ports_are_no_mappings() -> None:

@@ -16,6 +16,7 @@ from samewire.lab.probes import Expected, Observed, Probe, judge
 from samewire.lab.services import (
     answerers,
     balanced_pods,
+    cluster_prefixes,
     is_served,
     node_objects,
     pod_objects,
@@ -166,6 +167,23 @@ def test_source_ranges_let_in_whom_they_say(guestbook: LabState) -> None:
     assert {probe.row.partition(" → ")[0] for probe in of4} >= {"pod", "node", "outside"}
     others = [probe for probe in matrix.probes() if probe.category == "service: NodePort"]
     assert all(probe.expected.reachable for probe in others)
+
+
+def test_a_cluster_ip_of_another_cluster_has_a_route_too() -> None:
+    """Published and exported Services have some; pods of a kernel node did not reach them."""
+
+    def service(name: str, address: str) -> dict[str, Any]:
+        metadata = {"name": name, "namespace": "default"}
+        spec = {"clusterIP": address, "ports": [{"port": 53}]}
+        return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+    objects = [service("dns", "10.3.0.10"), service("own", "10.96.0.10"), service("six", "fd00:3::10")]
+    assert cluster_prefixes(objects, ("10.96.0.0/16", "fd00:10:96::/112")) == [
+        "10.96.0.0/16",
+        "fd00:10:96::/112",
+        "10.3.0.10",
+        "fd00:3::10",
+    ]
 
 
 def test_addresses_that_machines_of_the_lab_have_stay_theirs() -> None:

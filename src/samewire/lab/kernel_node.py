@@ -21,6 +21,7 @@ from samewire.lab.commands import bridge_batch, in_netns, ip_batch, netns_path, 
 from samewire.lab.plan import nat_exceptions
 from samewire.lab.podspec import DnsConfig
 from samewire.lab.schedule import Pod
+from samewire.lab.services import cluster_prefixes
 from samewire.lab.stack import Attached, NodeContext, Vtep
 from samewire.lab.underlay import UPLINK
 
@@ -97,14 +98,15 @@ class KernelNode:
 
     def _service_routes(self, vteps: Sequence[Vtep]) -> list[str]:
         """Cluster IPs over the first samewire node: this one has no proxy."""
-        if self._network.type is not NetworkType.OVERLAY or not self._context.plan.services:
+        plan = self._context.plan
+        if self._network.type is not NetworkType.OVERLAY or not plan.services:
             return []
-        balancers = {node.name for node in self._context.plan.nodes if node.stack is Stack.SAMEWIRE}
+        balancers = {node.name for node in plan.nodes if node.stack is Stack.SAMEWIRE}
         vtep = next((vtep for vtep in vteps if vtep.node in balancers), None)
         bases = {family_of(prefix): _base(prefix) for prefix in (vtep.pod_cidrs if vtep else ())}
         return [
             f"route replace {prefix} via {bases[family_of(prefix)]} dev {self._device} onlink"
-            for prefix in self._cluster.services.cluster_cidrs
+            for prefix in cluster_prefixes(plan.services, self._cluster.services.cluster_cidrs)
             if family_of(prefix) in bases
         ]
 

@@ -111,7 +111,8 @@ def parse_template(template: Any) -> PodTemplate:
     spec = mapping(mapping(template, "template").get("spec"), "spec")
     initial = sequence(spec.get("initContainers"), "initContainers")
     sidecars = [item for item in initial if mapping(item, "initContainer").get("restartPolicy") == "Always"]
-    listed = [*sidecars, *sequence(spec.get("containers"), "containers")]
+    # A port's name means the first that has it, and who enters a pod its first container: never a sidecar's.
+    listed = [*sequence(spec.get("containers"), "containers"), *sidecars]
     if not listed:
         raise ValueError("the pod has no containers")
     metadata = mapping(mapping(template, "template").get("metadata"), "metadata")

@@ -115,6 +115,15 @@ def reasons_taken(services: Iterable[ServicePlan]) -> Iterator[tuple[str, str]]:
             yield service.key, f"{what} that of Service {owner}, the rest is served"
 
 
+def cluster_prefixes(objects: Iterable[Json], cluster_cidrs: Sequence[str]) -> list[str]:
+    """Where cluster IPs are: the cluster file's prefixes, and those that Services have brought from another cluster."""
+    networks = [ipaddress.ip_network(text) for text in cluster_cidrs]
+    plans = service_plans(objects, cluster_cidrs)
+    found = [ipaddress.ip_address(address) for plan in plans for address in plan.cluster_ips]
+    others = [str(one) for one in found if not any(one in network for network in networks)]
+    return [*cluster_cidrs, *others]
+
+
 def refused_services(objects: Iterable[Json], cluster_cidrs: Iterable[str]) -> dict[tuple[str, str], str]:
     """The Services, by namespace and name, that an API server would not have taken, with the reason."""
     return dict(_admit(objects, cluster_cidrs)[1])
