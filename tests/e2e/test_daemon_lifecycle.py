@@ -528,6 +528,23 @@ def test_uninstall_goes_on_after_what_it_cannot_remove(net: NodeNet, node: Daemo
     assert not node.run_dir.exists()
 
 
+def test_uninstall_leaves_what_others_have_beside_us(net: NodeNet, node: DaemonProcess) -> None:
+    """A configuration may name a directory that is not ours alone, /run for one."""
+    node.start()
+    node.stop()
+    theirs = [node.run_dir / "theirs" / "file", node.state_dir / "theirs" / "file"]
+    for path in theirs:
+        path.parent.mkdir()
+        path.write_text("")
+    in_namespace(
+        net.node, sys.executable, "-c", "from samewire.cli.node import uninstall; uninstall()",
+        "--config", str(node.config), "--purge",
+    )  # fmt: skip
+    for path in theirs:
+        assert path.exists()
+        assert [found.name for found in path.parents[1].iterdir()] == ["theirs"]
+
+
 def test_uninstall_refuses_while_a_daemon_runs(net: NodeNet, node: DaemonProcess) -> None:
     node.start()
     done = in_namespace(

@@ -17,6 +17,7 @@ from samewire.errors import Conflict
 log = structlog.get_logger(__name__)
 
 LOCK_NAME = "daemon.lock"
+TAKEOVER_LOCK_NAME = "takeover.lock"
 _NETWORK = "/proc/thread-self/ns/net"
 
 

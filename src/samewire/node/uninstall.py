@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import shutil
 from collections.abc import Iterator
 
 import msgspec
@@ -29,9 +28,10 @@ from samewire.node.config import NodeConfig
 from samewire.node.devices import OWN_DEVICES, give_ports_back
 from samewire.node.hooks import detach_uplink, pins
 from samewire.node.keepsakes import FILE_NAME, find_keepsakes, save_keepsakes
+from samewire.node.memory import STARTS
 from samewire.node.nicfilters import NicFilters
 from samewire.node.planning import netns_path
-from samewire.node.runlock import lock_network, lock_run_dir
+from samewire.node.runlock import LOCK_NAME, TAKEOVER_LOCK_NAME, lock_network, lock_run_dir
 from samewire.proxy.relay import Relay
 from samewire.vfp.compile.link import host_name
 from samewire.vfp.model import FAMILIES, LINK_GROUP
@@ -55,7 +55,7 @@ def uninstall(config: NodeConfig, *, purge: bool = False) -> list[str]:
                 failures.append(KernelError(f"remove {error.filename}", error.errno or errno.EIO))
     if failures:
         raise failures[0]
-    shutil.rmtree(config.run_dir, ignore_errors=True)
+    _tidy(config)
     if purge:
         done += list(_purge(config))
     return done
@@ -146,6 +146,16 @@ def _files(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
         if path.exists():
             path.unlink()
             yield str(path)
+
+
+def _tidy(config: NodeConfig) -> None:
+    """What else is ours in the run directory, and that itself, unless others have something in it."""
+    for name in (config.hns_token_file.name, STARTS, "switch.o.new", TAKEOVER_LOCK_NAME, LOCK_NAME):
+        with contextlib.suppress(OSError):
+            (config.run_dir / name).unlink()
+    for directory in (config.bpf_dir, config.run_dir):
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
 
 def _purge(config: NodeConfig) -> Iterator[str]:

@@ -14,7 +14,7 @@ from samewire.errors import SamewireError, Unavailable
 from samewire.hcn.client import HnsClient
 from samewire.kernel.rtnetlink import Netlink, link_dump
 from samewire.node.config import NodeConfig
-from samewire.node.runlock import lock_file
+from samewire.node.runlock import TAKEOVER_LOCK_NAME, lock_file
 from samewire.takeover import plan
 from samewire.takeover.apply import Applier, forget_journal, load_journal, save_journal
 from samewire.takeover.checks import check_takeover
@@ -23,7 +23,6 @@ from samewire.takeover.model import Found, Journal, Node, Places, Step
 from samewire.takeover.plan import TUNNEL
 
 JOURNAL: Final = "takeover.json"
-LOCK: Final = "takeover.lock"
 _ROUNDS: Final = 4
 
 
@@ -134,7 +133,7 @@ class Takeover:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One run at a time: each looks at what is there and writes it down. Raises Conflict, Unavailable."""
-        path = self._config.run_dir / LOCK
+        path = self._config.run_dir / TAKEOVER_LOCK_NAME
         with ExitStack() as stack:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
