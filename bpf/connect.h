@@ -303,11 +303,21 @@ SW_COLD static __noinline int sw_is_taken_over(struct sw_packet *p, __u32 fate)
 	       (sw_service_of(p, 1) || (fate == SW_TO_HOST && sw_portmap_of(p)));
 }
 
+/*
+ * Whether a backend is in another network than the flow leads to: the route to its node has come or gone. What pods send is
+ * judged again by their ports, and goes by the routes of their own network.
+ */
+SW_INLINE int sw_has_moved(const struct sw_flow *flow, const struct sw_near_backend *backend)
+{
+	return flow->arrival != SW_FROM_POD && !(flow->flags & SW_FLOW_DIRECT) && flow->peer_scope != backend->scope;
+}
+
 /* A hit: check that it is still true, then apply it. Returns a verdict, SW_STALE, SW_LOST, or SW_GO_ON: no flow. */
 SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow *flow)
 {
 	const struct sw_action *action = p->direction ? &flow->action[1] : &flow->action[0];
 	__u8 side = p->direction != (flow->flags & SW_FLOW_INITIATOR);
+	const struct sw_near_backend *backend = 0;
 	const struct sw_port *target = 0;
 	const struct sw_nexthop *hop = 0;
 
@@ -320,8 +330,11 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 		return SW_GO_ON;
 	if (action->fate == SW_TO_NOWHERE)
 		return sw_to_nowhere(p, flow, side);
-	if (flow->backend && !sw_backend_is_there(p, flow->backend))
-		return SW_LOST;
+	if (flow->backend) {
+		backend = sw_near_backend(p, flow->backend);
+		if (!backend)
+			return SW_LOST;
+	}
 	if (!side && !flow->backend && !(flow->flags & SW_FLOW_DIRECT) &&
 	    (p->tcp_flags == SW_TCP_SYN || (p->protocol == IPPROTO_UDP && flow->seen_tick != sw_packet_tick(p))) &&
 	    sw_is_taken_over(p, action->fate)) {
@@ -349,7 +362,7 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 	case SW_TO_UPLINK:
 	case SW_TO_TUNNEL:
 		hop = sw_near_nexthop(p, action->target);
-		if (!hop)
+		if (!hop || (backend && !side && sw_has_moved(flow, backend)))
 			return SW_STALE;
 		break;
 	default:

@@ -370,9 +370,9 @@ struct sw_backend_chunk {
 };
 
 /* ---- sw_backends: hash[SW_MAX_BACKENDS], key: id, never reused -------------------------------------------------
- * One for every (service port, endpoint). What it says of an id never changes but for flags and direct: another
- * address is another id. While it is here, connections to it go on; when it is gone, they end. Writer: daemon.
- * Readers: all programs.
+ * One for every (service port, endpoint). What it says of an id never changes but for flags, direct and scope (the route
+ * to its node comes and goes): another address is another id. While it is here, connections to it go on; when it is gone,
+ * they end. Writer: daemon. Readers: all programs.
  */
 struct sw_backend {
 	struct sw_addr address;

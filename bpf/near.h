@@ -31,6 +31,7 @@ struct sw_near_nexthop {
 struct sw_near_backend {
 	__u32 id;
 	__u32 changes;
+	__u32 scope;
 };
 
 SW_MAP(sw_near_ports, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct sw_near_port, SW_NEAR_PORTS, 0);
@@ -119,19 +120,24 @@ SW_COLD __noinline int sw_meet_backend(__u32 id)
 {
 	struct sw_near_backend *near = sw_place_of_backend(id);
 	__u32 *changes = sw_changes_here();
+	const struct sw_backend *backend;
 
 	if (!near || !changes)
 		return 0;
 	near->changes = __sync_fetch_and_add(changes, 0);
-	near->id = bpf_map_lookup_elem(&sw_backends, &id) ? id : 0;
-	return near->id;
+	backend = bpf_map_lookup_elem(&sw_backends, &id);
+	near->id = backend ? id : 0;
+	if (!backend)
+		return 0;
+	near->scope = backend->scope;
+	return 1;
 }
 
-SW_INLINE int sw_backend_is_there(const struct sw_packet *p, __u32 id)
+SW_INLINE const struct sw_near_backend *sw_near_backend(const struct sw_packet *p, __u32 id)
 {
 	struct sw_near_backend *near = sw_place_of_backend(id);
 
-	return near && ((near->id == id && near->changes == p->changes) || sw_meet_backend(id));
+	return near && ((near->id == id && near->changes == p->changes) || sw_meet_backend(id)) ? near : 0;
 }
 
 #endif /* SAMEWIRE_NEAR_H */

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -14,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.crowd import crowds
-from tests.support.node import NODE_IP, NODE_IP6, ROUTER_IP, DaemonProcess, Json, in_namespace, poll
+from tests.support.node import NODE_IP, NODE_IP6, ROUTER_IP, STALL_S, DaemonProcess, Json, in_namespace, poll
 from tests.support.service_cluster import ask, backends_of, held, names, server, service, slice_of
-from tests.support.two_nodes import FAR, FAR6, FAR_IP, FAR_IP6, WEB, WEB6, World, run
+from tests.support.two_nodes import FAR, FAR6, FAR_IP, FAR_IP6, WEB, WEB6, World, in_pod, modify, run
 
 pytestmark = pytest.mark.root
 
@@ -219,3 +220,45 @@ def test_datagrams_from_one_port_while_the_backend_goes_and_comes(cluster: Clust
                 process.start()
             _place(cluster, *backends)
             assert answers() == wanted
+
+
+@pytest.mark.parametrize("six", [False, True])
+def test_services_while_the_backends_node_is_unknown(cluster: Cluster, six: bool) -> None:
+    """What clients outside and pods send meanwhile goes the default route's way. They are not kept there afterwards,
+    and connections are not reset.
+    """
+    world, family = cluster.world, socket.AF_INET6 if six else socket.AF_INET
+    ports = [{**PORTS[0], "targetPort": 8080}, UDP | {"targetPort": 8080}]
+    cluster.write("web", service("web", "10.96.0.10", VIP6, type="NodePort", ports=ports))
+    _place(cluster, (FAR, FAR6))
+    addresses = (
+        (cluster.router, (NODE_IP, NODE_IP6)[six], 30080),
+        (world.client, ("10.96.0.10", VIP6)[six], 80),
+    )
+    with ExitStack() as stack:
+        clients = []
+        for space, host, port in addresses:
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                client = stack.enter_context(in_pod(space, partial(socket.socket, family, kind)))
+                client.settimeout(STALL_S)
+                client.connect((host, port))
+                assert answers(client)
+                client.settimeout(0.1)
+                clients.append(client)
+        network = world.near.request("GET", "/v2/networks")[0]
+        routes = [policy for policy in network["Policies"] if policy["Type"] == "RemoteSubnetRoute"]
+        modify(world.near, "networks", network["ID"], routes, "Remove")
+        heard = [answers(client) for client in clients]  # each of them has asked
+        assert not any(heard)
+        modify(world.near, "networks", network["ID"], routes)
+        for client in clients:
+            poll("it is answered again", partial(answers, client))
+
+
+def answers(client: socket.socket) -> bool:
+    """Whether a question is answered."""
+    try:
+        client.send(b"?")
+        return client.recv(100).startswith(b"remote ")
+    except OSError:
+        return False

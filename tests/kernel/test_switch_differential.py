@@ -16,8 +16,11 @@ from msgspec.structs import replace
 from samewire.vfp.address import ZERO, masked
 from samewire.vfp.compile.direct import DIRECT_VNI
 from samewire.vfp.constants import (
+    CHUNK_BACKENDS,
     OWN_ROUTE_KEY_BITS,
     ROUTE_KEY_BITS,
+    SCOPE_OUTSIDE,
+    SCOPE_UPLINK,
     Arrival,
     Fate,
     FlowFlag,
@@ -27,15 +30,22 @@ from samewire.vfp.constants import (
 from samewire.vfp.record import Record
 from samewire.vfp.simulate import Outcome, Simulator
 from samewire.vfp.tables import (
+    Backend,
+    BackendChunk,
+    BackendChunkKey,
+    BackendPlace,
     Endpoint,
     EndpointKey,
     Flow,
     FlowKey,
     Id,
+    Nexthop,
     OwnRouteKey,
     Port,
     Route,
     RouteKey,
+    Service,
+    ServiceKey,
     TraceOutput,
 )
 from tests.support.frames import (
@@ -51,6 +61,7 @@ from tests.support.replies import error_about, reply_to
 from tests.support.switch_rig import SwitchRig, now_tick
 from tests.support.universe import (
     GATEWAY_MAC,
+    NODE,
     OUTSIDE,
     OWN_ROUTES,
     PEER_MAC,
@@ -241,15 +252,20 @@ class _Play:
         self._renew(key, new)
 
     def _lose(self) -> None:
-        """A backend is removed: one that has a flow, if there is one."""
+        """A backend is removed, or in another network: one that has a flow, if there is one."""
         backends: dict[Record, Record] = self.universe.tables["sw_backends"]
         used: list[Record] = [
             Id(flow.backend) for flow in self.simulator.flows.values() if Id(flow.backend) in backends
         ]
         if used or backends:
             key = self.data.draw(st.sampled_from(used or list(backends)))
-            del backends[key]
-            self.rig.remove("sw_backends", key)
+            backend = backends.pop(key)
+            assert isinstance(backend, Backend)
+            if self.data.draw(st.booleans()):
+                self.rig.remove("sw_backends", key)
+            else:
+                backends[key] = replace(backend, scope=self.data.draw(st.sampled_from([SCOPE_UPLINK, 1, 2])))
+                self.rig.put("sw_backends", key, backends[key])
 
     def _change_sets(self) -> None:
         """Members of the IP sets change: rules that name them judge anew."""
@@ -456,3 +472,42 @@ def test_a_connection_that_an_acl_comes_to_deny(rig: SwitchRig) -> None:
         assert isinstance(flow, Flow)
         assert bool(flow.flags & FlowFlag.DENIED) == (now is denying)
         assert flow.tcp == (seen, 0)
+
+
+def test_a_backend_whose_network_comes_to_be_known(rig: SwitchRig) -> None:
+    """Random sequences hardly come to a flow from the wire, of a service, that leads back there."""
+    node, backend, outside = packed(NODE[4]), packed("10.1.1.10"), packed("203.0.113.5")
+    uplink = rig.devices[-1]
+    known = Backend(backend, 8080, 4, 0, 1, 0, SCOPE_UPLINK)
+    far = packed("192.168.9.3")
+    place = (BackendPlace(1, 1), *[BackendPlace(0, 0)] * (CHUNK_BACKENDS - 1))
+    t: dict[str, dict[Record, Record]] = {
+        "sw_config": {Id(0): config(rig.devices)},
+        "sw_services": {
+            ServiceKey(node, 80, 17, 4, SCOPE_OUTSIDE): Service(1, 1, 1, 0, 0, packed("10.1.0.1"))
+        },
+        "sw_backend_sets": {BackendChunkKey(1, 0): BackendChunk(place)},
+        "sw_backends": {Id(1): known},
+        "sw_nexthops": {
+            Id(1): Nexthop(RouteKind.UPLINK, 4, 1500, uplink, 0, ZERO, ZERO, bytes(6)),
+            Id(2): Nexthop(RouteKind.TUNNEL, 4, 1450, 0, VNI, far, ZERO, PEER_MAC),
+        },
+        "sw_routes": {
+            RouteKey(ROUTE_KEY_BITS, SCOPE_UPLINK, 4, ZERO): Route(RouteKind.UPLINK, 0, 0, 1, 0),
+            RouteKey(ROUTE_KEY_BITS + 24, 1, 4, packed("10.1.1.0")): Route(RouteKind.TUNNEL, 0, 0, 2, 24),
+        },
+    }
+    rig.load_tables(t)
+    simulator = Simulator(t, now_tick())
+    udp = bytes.fromhex("9c40 0050 0009 0000") + b"x"
+    frame = config(rig.devices).uplink_mac + PEER_MAC + b"\x08\x00"
+    frame += ip_packet(4, outside, node, 17, udp, 64, 0, 1)
+    for scope, fate in ((SCOPE_UPLINK, Fate.UPLINK), (1, Fate.TUNNEL), (SCOPE_UPLINK, Fate.UPLINK)):
+        t["sw_backends"][Id(1)] = replace(known, scope=scope)
+        rig.put("sw_backends", Id(1), t["sw_backends"][Id(1)])
+        outcome = simulator.receive(frame, Arrival.UPLINK, uplink, 0)
+        assert rig.run(frame, uplink).frame == outcome.frame
+        assert outcome.fate == fate
+        flows = _comparable(rig.table("sw_flows"))
+        assert flows == _comparable(dict(simulator.flows.items()))
+        assert len(flows) == 2

@@ -40,8 +40,8 @@ pack_range = SourceRangeKey.packer()
 pack_direct = DirectKey.packer()
 pack_portmap = Portmap.packer()
 TARGET_BYTES: Final = 18  # bytes of a backend: address and port
+_SCOPE: Final = struct.Struct("=H")
 _SCOPE_AT: Final = next(field.offset for field in Backend.fields if field.name == "scope")
-_target_and_scope: Final = struct.Struct(f"={TARGET_BYTES}s{_SCOPE_AT - TARGET_BYTES}xH").unpack_from
 _SERVICE_AT: Final = next(field.offset for field in Backend.fields if field.name == "service")
 
 
@@ -94,17 +94,18 @@ class Held(msgspec.Struct, frozen=True, gc=False):
 
 def scope_of(row: bytes) -> int:
     """The scope of a backend."""
-    return int(_target_and_scope(row)[1])
+    return int(_SCOPE.unpack_from(row, _SCOPE_AT)[0])
 
 
-def known_backends(known: HeldPort, rows: Mapping[bytes, bytes]) -> dict[tuple[bytes, int, str], bytes]:
-    """The backends of a port mapping by what must not change of one: target, scope, identity."""
+def known_backends(known: HeldPort, rows: Mapping[bytes, bytes]) -> dict[tuple[bytes, str], bytes]:
+    """The backends of a port mapping by what must not change of one: target, identity. Its network may: the route to
+    its node comes and goes.
+    """
     found = {}
     for key, identity in zip(known.backends, known.identities or repeat(""), strict=False):
         row = rows.get(key)
         if row is not None:
-            target, scope = _target_and_scope(row)
-            found[target, scope, identity] = key
+            found[row[:TARGET_BYTES], identity] = key
     return found
 
 

@@ -234,14 +234,14 @@ class _Job:
         who: list[str] = []
         everybody: dict[bytes, bytes] = {}
         for member in found:
-            target, scope = member.target, member.scope
+            target = member.target
             identity = member.endpoint or member.tenant
             key = None
             if old:
-                key = old.pop((target, scope, identity), None)
+                key = old.pop((target, identity), None)
                 # Of whom nothing was known may be the one that now is.
                 if key is None and not member.endpoint:
-                    key = old.pop((target, scope, ""), None)
+                    key = old.pop((target, ""), None)
             if key is None:
                 key = _pack_id(number())
             rows[key] = backend_row(member, family, service, env)

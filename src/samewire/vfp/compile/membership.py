@@ -207,12 +207,12 @@ class _Job(NamedTuple):
         nothing was known. ``gone``: who those are that go.
         """
         rows = self.env.rows["sw_backends"]
-        known = {(rows[key][:TARGET_BYTES], scope_of(rows[key]), who): key for key, who in gone.items()}
+        known = {(rows[key][:TARGET_BYTES], who): key for key, who in gone.items()}
         keys = []
         for member in come:
-            key = known.pop((member.target, member.scope, member.identity), None)
+            key = known.pop((member.target, member.identity), None)
             if key is None and not member.endpoint:
-                key = known.pop((member.target, member.scope, ""), None)
+                key = known.pop((member.target, ""), None)
             keys.append(key if key is not None else ID.pack(self.env.number()))
         return keys
 

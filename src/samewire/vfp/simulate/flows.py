@@ -249,8 +249,16 @@ def _is_stale(
         direct = flow.flags & FlowFlag.DIRECT and walk.arrival == Arrival.TUNNEL and not packet_side
         return bool(direct) and target.mac != walk.inner_mac  # the first node has chosen another one here
     if action.fate in (Fate.UPLINK, Fate.TUNNEL):
-        return state.nexthop(action.target) is None
+        return state.nexthop(action.target) is None or (not packet_side and _has_moved(state, flow))
     return False
+
+
+def _has_moved(state: State, flow: Flow) -> bool:
+    """Whether the backend is in another network than the flow leads to: the route to its node has come or gone."""
+    if flow.arrival == Arrival.POD or flow.flags & FlowFlag.DIRECT:
+        return False
+    backend = state.backend(flow.backend) if flow.backend else None
+    return backend is not None and backend.scope != flow.peer_scope
 
 
 def _clamp(state: State, walk: Walk, flow: Flow, action: Action, packet_side: int) -> None:
