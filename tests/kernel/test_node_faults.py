@@ -17,11 +17,11 @@ import pytest_asyncio
 
 from samewire.cni.backend import Address, AttachRequest
 from samewire.cni.result import Route
-from samewire.errors import KernelError, NotFound, SamewireError
+from samewire.errors import Conflict, KernelError, NotFound, SamewireError
 from samewire.hcn.codec import decode_modify, decode_object, decode_policy
 from samewire.hcn.plan import attach
 from samewire.hcn.plan.attach import SystemType
-from samewire.hcn.schema import Endpoint, Kind, Network
+from samewire.hcn.schema import Endpoint, Kind, Namespace, Network
 from samewire.kernel import faults
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import Link, Netlink, link_dump, link_set
@@ -522,6 +522,27 @@ async def test_an_attached_endpoint_cannot_be_attached_twice(net: NodeNet, node:
         )
     assert len(node.store.state.endpoints()) == 1
     assert isinstance(node.store.state.endpoints()[0], Endpoint)
+
+
+async def test_endpoints_whose_ids_begin_alike_do_not_take_one_anothers_interface(
+    net: NodeNet, node: Node
+) -> None:
+    """The first digits name it, and callers choose ids: 1, 2, 3 with leading zeros, for one."""
+    network = await create_network(node)
+
+    async def attach_one(number: int) -> None:
+        space = await node.service.create_namespace(Namespace(netns_path=path_of(net.pod())))
+        wanted = Endpoint(id=f"00000000-0000-0000-0000-{number:012}", network_id=network.id)
+        pod = await node.service.create_endpoint(wanted)
+        add = {"ResourceType": "Endpoint", "RequestType": "Add", "Settings": {"EndpointId": pod.id}}
+        await node.service.modify(Kind.NAMESPACE, space.id, decode_modify(Kind.NAMESPACE, add))
+
+    await attach_one(1)
+    before = host_ends(node)
+    with pytest.raises(Conflict, match="begins with the same 11 digits"):
+        await attach_one(2)
+    assert [link.ifindex for link in host_ends(node)] == [link.ifindex for link in before]
+    assert await node.auditor.compare() == []
 
 
 async def test_an_add_behind_the_deletion_of_its_network_finds_none(net: NodeNet, node: Node) -> None:

@@ -262,7 +262,12 @@ class NodeSwitch:
             if netns.identity == self._own_netns:
                 raise Invalid("$.NetnsPath", f"{link.netns_path} is the node's own network namespace")
             before = self.ports.get(endpoint_id)
-            pair = links.create(self.kernel.netlink, link, netns)
+            pair = links.create(
+                self.kernel.netlink,
+                link,
+                netns,
+                lambda ifindex: self.ports.endpoint_of(ifindex) not in ("", endpoint_id),
+            )
             undo.push(f"create {link.host_name}", partial(self._delete_link, pair.host))
             attaching = self.kernel.hooks.begin_pod(pair.host)
         except BaseException:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -71,10 +71,12 @@ class Pair(msgspec.Struct, frozen=True):
     peer: int
 
 
-def create(netlink: Netlink, link: PortLink, netns: NetNamespace) -> Pair:
-    """Make the pair, both ends down.
+def create(
+    netlink: Netlink, link: PortLink, netns: NetNamespace, is_others: Callable[[int], bool] = lambda _: False
+) -> Pair:
+    """Make the pair, both ends down. ``is_others``: whether an interface is another endpoint's.
 
-    Raises Conflict when the pod has an interface of that name, KernelError.
+    Raises Conflict when the pod has an interface of that name, or another endpoint the host end's, KernelError.
     """
     request = veth_add(
         link.host_name,
@@ -91,7 +93,7 @@ def create(netlink: Netlink, link: PortLink, netns: NetNamespace) -> Pair:
     except KernelError as error:
         if error.errno != errno.EEXIST:
             raise
-        if not _remove_leftover(netlink, link.host_name):
+        if not _remove_leftover(netlink, link.host_name, is_others):
             raise Conflict(f"{netns.path} has an interface {link.interface_name} already") from error
         made = netlink.make(request, decode_ends)
     if made is None:
@@ -283,11 +285,15 @@ def _quiet(request: Request) -> Request:
     return msgspec.structs.replace(request, body=request.body + _NO_LINK_LOCAL)
 
 
-def _remove_leftover(netlink: Netlink, host_name: str) -> bool:
-    """Remove a host end of that name if it is ours; whether it was there."""
+def _remove_leftover(netlink: Netlink, host_name: str, is_others: Callable[[int], bool]) -> bool:
+    """Remove a host end of that name if it is ours; whether it was there. Raises Conflict when an endpoint has it."""
     found = find_link(netlink, host_name)
     if found is None or found.group != LINK_GROUP:
         return False
+    if is_others(found.ifindex):
+        raise Conflict(
+            f"{host_name} is the interface of another endpoint, whose ID begins with the same 11 digits"
+        )
     netlink.request(link_del(found.ifindex).tolerating(errno.ENODEV))
     return True
 
