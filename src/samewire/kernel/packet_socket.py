@@ -12,7 +12,7 @@ import select
 import socket
 import struct
 import time
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -34,6 +34,9 @@ _SO_ATTACH_FILTER: Final = 26
 _INSTRUCTION: Final = struct.Struct("=HBBI")  # struct sock_filter: code, jumps if true and if false, operand
 _HEADERS_BYTES: Final = 96
 _TIMESPEC: Final = struct.Struct("@ll")
+
+Program: TypeAlias = tuple[tuple[int, int, int, int], ...]
+"""Of classic BPF: code, jumps if true and if false, operand."""
 
 
 class CapturedPacket(msgspec.Struct, frozen=True):
@@ -131,7 +134,7 @@ def _open(interface: str, udp_port: int) -> socket.socket:
         opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
         opened.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         if udp_port:
-            _attach(opened, _arriving_at(udp_port))
+            attach_filter(opened, _arriving_at(udp_port))
         opened.bind((interface, _ETH_P_ALL))
     except BaseException:
         opened.close()
@@ -139,14 +142,15 @@ def _open(interface: str, udp_port: int) -> socket.socket:
     return opened
 
 
-def _attach(opened: socket.socket, instructions: tuple[tuple[int, int, int, int], ...]) -> None:
+def attach_filter(opened: socket.socket, instructions: Program) -> None:
+    """Have a socket take what a classic BPF program says. Raises OSError."""
     code = b"".join(_INSTRUCTION.pack(*one) for one in instructions)
     kept = ctypes.create_string_buffer(code, len(code))  # the kernel copies it
     program = struct.pack("@HP", len(instructions), ctypes.addressof(kept))
     opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
-def _arriving_at(port: int) -> tuple[tuple[int, int, int, int], ...]:
+def _arriving_at(port: int) -> Program:
     """A classic BPF program (socket-filter in the kernel's documentation) that takes a port's datagrams to this host.
 
     Fragments but the first have no port, and are not taken.

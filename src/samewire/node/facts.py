@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -19,6 +19,7 @@ from samewire.kernel.rtnetlink import (
     Netlink,
     Route,
     address_dump,
+    learned_dump,
     link_dump,
     route_dump,
 )
@@ -69,6 +70,12 @@ def read_uplink(netlink: Netlink, name: str) -> Uplink:
     addresses = netlink.dump(address_dump())
     routes = [route for family in FAMILIES for route in netlink.dump(route_dump(family, TABLE_MAIN))]
     return choose_uplink(name, links.values(), addresses, routes)
+
+
+def read_path_mtus(netlink: Netlink) -> dict[Address, int]:
+    """What the kernel has learned of ways that are narrower than its interfaces, by the far end. Raises KernelError."""
+    learned = [route for family in FAMILIES for route in netlink.dump(learned_dump(family))]
+    return {Address(route.family, _padded(route.destination)): route.mtu for route in learned if route.mtu}
 
 
 def choose_uplink(
@@ -129,7 +136,11 @@ def underlay(uplink: Uplink, last: Iterable[Prefix]) -> tuple[Prefix, ...]:
 
 
 def node_facts(
-    config: NodeConfig, uplink: Uplink, devices: Devices, subnets: tuple[Prefix, ...] = ()
+    config: NodeConfig,
+    uplink: Uplink,
+    devices: Devices,
+    subnets: tuple[Prefix, ...],
+    path_mtus: Mapping[Address, int],
 ) -> NodeFacts:
     """The facts for the compilers. ``subnets``: see `underlay`."""
     return NodeFacts(
@@ -155,6 +166,7 @@ def node_facts(
         uplink_vlan=uplink.vlan,
         vlans=uplink.vlans,
         underlay=subnets,
+        path_mtus=path_mtus,
     )
 
 

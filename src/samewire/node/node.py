@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import errno
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import structlog
@@ -33,7 +34,7 @@ from samewire.node.audit import Auditor, is_leftover
 from samewire.node.bindings import reservations
 from samewire.node.config import NodeConfig
 from samewire.node.devices import Devices, ensure_devices, reserve_ports
-from samewire.node.facts import hcn_facts, node_facts, read_uplink, underlay
+from samewire.node.facts import hcn_facts, node_facts, read_path_mtus, read_uplink, underlay
 from samewire.node.hooks import Hooks
 from samewire.node.hostnet import HostNet
 from samewire.node.memory import count_start, refuse_to_forget
@@ -48,11 +49,13 @@ from samewire.node.ports import PortState
 from samewire.node.reaper import LinkReaper
 from samewire.node.switchboard import Switchboard
 from samewire.node.tables import KernelTables
-from samewire.vfp.address import Prefix, parse_prefix
+from samewire.vfp.address import Address, Prefix, parse_prefix
 from samewire.vfp.compile import compile_link
 from samewire.vfp.compile.link import host_name
+from samewire.vfp.constants import RouteKind
 from samewire.vfp.diff import Put, diff
 from samewire.vfp.model import NodeFacts
+from samewire.vfp.tables import Nexthop
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +77,7 @@ class Node:
         self.netlink = netlink
         self.board = board
         self.uplink = read_uplink(netlink, config.uplink)
+        self.path_mtus = read_path_mtus(netlink)
         self.devices = self._ensure_devices(self.uplink.mtu)
         self.hooks = hooks
         self.reaper = LinkReaper()
@@ -147,14 +151,16 @@ class Node:
             raise Unavailable(str(self.config.state_dir), lost)
         uplink = read_uplink(self.netlink, self.config.uplink)
         devices = self._ensure_devices(uplink.mtu)
-        if (uplink, devices) == (self.uplink, self.devices) and not self._behind:
+        path_mtus = self._to_providers(read_path_mtus(self.netlink))
+        changed = (uplink, devices, path_mtus) != (self.uplink, self.devices, self.path_mtus)
+        if not changed and not self._behind:
             return False
         log.info("the node has changed", uplink=uplink.name, addresses=[str(a) for a in uplink.addresses])
         if uplink.ifindex != self.uplink.ifindex:
             self.hooks.leave_uplink(self.uplink.ifindex)
         self.hooks.attach_own(devices.tunnel_ifindex, devices.host_peer_ifindex)
         self.switch.kernel.hostnet.host = devices.host_ifindex
-        self.uplink, self.devices, self._behind = uplink, devices, True
+        self.uplink, self.devices, self.path_mtus, self._behind = uplink, devices, path_mtus, True
         await self.switch.set_facts(self._facts(), hcn_facts(uplink, devices), self.store.state)
         self.switch.kernel.hostnet.leave_others()
         self.hooks.attach_uplink(uplink.ifindex)
@@ -232,8 +238,14 @@ class Node:
                 self.store.set_setting(_UNDERLAY, [str(prefix) for prefix in found])
         return found
 
+    def _to_providers(self, path_mtus: Mapping[Address, int]) -> dict[Address, int]:
+        """Those of the ways that tunnels go: the node's own connections are none of the switch's business."""
+        hops = cast(Iterable[Nexthop], self.switch.wanted.entries.tables().get("sw_nexthops", {}).values())
+        providers = {Address(hop.family, hop.address) for hop in hops if hop.kind == RouteKind.TUNNEL}
+        return {far: mtu for far, mtu in path_mtus.items() if far in providers}
+
     def _facts(self) -> NodeFacts:
-        facts = node_facts(self.config, self.uplink, self.devices, self._underlay())
+        facts = node_facts(self.config, self.uplink, self.devices, self._underlay(), self.path_mtus)
         return msgspec.structs.replace(facts, events=self._reporting)
 
     async def _bring_up(self) -> None:

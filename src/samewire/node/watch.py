@@ -1,4 +1,4 @@
-"""Watches the kernel: links that vanish, and the node's own addresses, routes and MTU."""
+"""Watches the kernel: links that vanish, the node's own addresses, routes and MTU, and the ways to other nodes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from samewire.kernel.rtnetlink import (
     RouteChanged,
 )
 from samewire.kernel.rtnetlink.routes import TABLE_MAIN
+from samewire.kernel.toobig import TooBigSocket
 from samewire.node.node import Node
 from samewire.vfp.address import ZERO, Prefix
 from samewire.vfp.compile.link import host_name
@@ -31,6 +32,7 @@ QUIET: Final = Names(_POD_ENDS[:2], len(_POD_ENDS))
 
 _SETTLE_S: Final = 0.05  # changes of a node's network come in bursts
 _RETRY_S: Final = 2.0
+_TOO_BIG_PAUSE_S: Final = 1.0  # anybody can send such errors, and many of them
 
 
 class Watcher:
@@ -42,6 +44,8 @@ class Watcher:
         self._tasks: list[asyncio.Task[None]] = []
         self._was_down = False
         self._node: Node | None = None
+        self._too_big: TooBigSocket | None = None
+        self._pause: asyncio.TimerHandle | None = None
 
     def listen(self, node: Node) -> None:
         """Begin to read, early enough for the deletions of links during the start."""
@@ -49,11 +53,19 @@ class Watcher:
         asyncio.get_running_loop().add_reader(self._monitor.fileno(), self._readable)
 
     def run(self) -> None:
-        """Begin to act on what is read, and to audit at intervals."""
+        """Begin to act on what is read, and to audit at intervals. Raises KernelError."""
+        self._too_big = TooBigSocket(self.node.config.vxlan_port)
+        self._hear_of_ways()
         self._tasks = [asyncio.ensure_future(self._refresh()), asyncio.ensure_future(self._audit())]
 
     async def close(self) -> None:
         """Stop watching."""
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._too_big is not None:
+            for opened in self._too_big.sockets:
+                asyncio.get_running_loop().remove_reader(opened)
+            self._too_big.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -148,6 +160,22 @@ class Watcher:
                 self._was_down = False
                 self.node.switch.suspect.set()
 
+    def _hear_of_ways(self) -> None:
+        """What is longer than the way to the other node the kernel's tunnel drops, and tells no pod; nor does it
+        announce that it has learned how long that is.
+        """
+        for opened in self._too_big.sockets if self._too_big else ():
+            asyncio.get_running_loop().add_reader(opened, self._too_long)
+
+    def _too_long(self) -> None:
+        assert self._too_big is not None
+        loop = asyncio.get_running_loop()
+        for opened in self._too_big.sockets:
+            loop.remove_reader(opened)
+        self._too_big.receive()
+        self._changed.set()
+        self._pause = loop.call_later(_TOO_BIG_PAUSE_S, self._hear_of_ways)
+
     def _trouble(self, error: Exception) -> None:
         """Log what is wrong once, as long as it lasts; a bug with its traceback."""
         text = str(error) or type(error).__name__
@@ -164,7 +192,8 @@ class Watcher:
                     await node.switch.suspect.wait()
                 await asyncio.sleep(_SETTLE_S)
             except TimeoutError:
-                pass  # the regular one
+                if node.path_mtus:  # the regular one: nobody announces that what was learned is forgotten
+                    self._changed.set()
             try:
                 await node.auditor.audit()
             except Exception:  # a bug must not end all audits

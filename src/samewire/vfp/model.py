@@ -49,7 +49,8 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     what an endpoint's ACL rules leave open passes; ``netns``: low half of the cookie of the node's network
     namespace, 0 = unknown. ``uplink_vlan``: the VLAN with which the uplink
     tags its frames itself, 0 = none; ``vlans``: those of the node's own devices on it. ``underlay``: the uplink's
-    subnets; of a family of which it has no address at the moment, those that it had last.
+    subnets; of a family of which it has no address at the moment, those that it had last. ``path_mtus``: what has been
+    learned of ways that are narrower than the uplink, by the far end.
     """
 
     name: str
@@ -75,6 +76,7 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     uplink_vlan: int = 0
     vlans: tuple[int, ...] = ()
     underlay: tuple[Prefix, ...] = ()
+    path_mtus: Mapping[Address, int] = msgspec.field(default_factory=dict)
 
     def address(self, family: int) -> bytes:
         """The node's main address of that family, packed; zero when it has none."""
@@ -82,6 +84,10 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
             if prefix.family == family:
                 return prefix.packed
         return ZERO
+
+    def mtu_to(self, address: Address) -> int:
+        """How long a packet may be that the uplink takes to an address, in bytes."""
+        return min(self.uplink_mtu, self.path_mtus.get(address, self.uplink_mtu))
 
     def gateway(self, family: int) -> bytes:
         """The default gateway of that family, packed; zero when there is none."""

@@ -43,6 +43,7 @@ from samewire.kernel.rtnetlink.neighbours import (
 )
 from samewire.kernel.rtnetlink.routes import (
     Route,
+    learned_dump,
     own_address,
     own_address_del,
     route_del,
@@ -101,6 +102,7 @@ __all__ = [
     "fdb_del_self",
     "fdb_dump",
     "filter_dump",
+    "learned_dump",
     "link_del",
     "link_del_group",
     "link_dump",

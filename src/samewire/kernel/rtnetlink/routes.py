@@ -37,6 +37,7 @@ _RTA_EXPIRES = 23
 _RTAX_MTU = 2
 _NO_METRICS = memoryview(b"")
 _STAND_IN_S = 60  # far longer than the kernel takes, however busy the machine
+_RTM_F_CLONED = 0x200
 _RTNH_F_DEAD = 1
 _RTNH_F_ONLINK = 4
 _RTNH_F_LINKDOWN = 16
@@ -148,6 +149,14 @@ def route_dump(family: int, table: int | None = None) -> Query[Route]:
     head = _RTMSG.pack(kernel_family(family), 0, 0, 0, 0, 0, 0, 0, 0)
     body = head if table is None else head + codec.u32(_RTA_TABLE, table)
     return Query(_RTM_GETROUTE, body, f"list IPv{family} routes", decode_route)
+
+
+def learned_dump(family: int) -> Query[Route]:
+    """What the kernel has learned of the ways to single addresses, path MTUs (RFC 1191, RFC 8201) among it. Nothing
+    announces it, and it goes by itself.
+    """
+    head = _RTMSG.pack(kernel_family(family), 0, 0, 0, 0, 0, 0, 0, _RTM_F_CLONED)
+    return Query(_RTM_GETROUTE, head, f"list learned IPv{family} routes", decode_route)
 
 
 def decode_route(body: memoryview) -> Route | None:

@@ -131,4 +131,4 @@ def _node_routes(context: Context, remote: RemoteSubnet) -> Iterator[HostRoute]:
     bound = (subnet for subnet in plan.subnets if plan.bound(subnet))
     first_bound = next((subnet for subnet in bound if subnet.prefix.family == remote.prefix.family), None)
     if first_bound is not None:
-        yield HostRoute(remote.prefix, first_bound.gateway, context.tunnel_mtu(remote.provider.family))
+        yield HostRoute(remote.prefix, first_bound.gateway, context.tunnel_mtu(remote.provider))

@@ -156,16 +156,16 @@ class Context(msgspec.Struct, frozen=True):
         """The nexthop of a RemoteSubnetRoute; its number stays when the provider address changes."""
         return self.nexthop(f"tunnel/{self.plan.id}/{remote.prefix}")
 
-    def tunnel_mtu(self, family: int) -> int:
-        """How long a packet to a provider address of that family may be, in bytes."""
-        return self.facts.uplink_mtu - VXLAN_OVERHEAD[family]
+    def tunnel_mtu(self, provider: Address) -> int:
+        """How long a packet in the tunnel to a provider address may be, in bytes."""
+        return self.facts.mtu_to(provider) - VXLAN_OVERHEAD[provider.family]
 
     def tunnel(self, provider: Address, vni: int, router_mac: bytes) -> Nexthop:
         """A nexthop behind a provider address."""
         return Nexthop(
             kind=RouteKind.TUNNEL,
             family=provider.family,
-            mtu=self.tunnel_mtu(provider.family),
+            mtu=self.tunnel_mtu(provider),
             ifindex=self.facts.tunnel_ifindex,
             vni=vni,
             address=provider.packed,
