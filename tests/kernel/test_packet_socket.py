@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
 from contextlib import ExitStack
 from typing import Final
@@ -17,6 +19,7 @@ PORT: Final = 4789
 NEAR, FAR, OTHER = ("10.0.0.1", "fd00::1"), ("10.0.0.2", "fd00::2"), ("10.0.0.3", "fd00::3")
 FOUR_NOPS: Final = b"\1\1\1\1"
 PATIENCE_S: Final = 10.0
+FD_SETSIZE: Final = 1024
 
 
 def wired(stack: ExitStack) -> tuple[Space, Space]:
@@ -64,3 +67,22 @@ def test_datagrams_that_arrive_for_a_port_and_nothing_else() -> None:
             taken.append(packet.data)
         assert len(taken) == len(expected)
         assert max(map(len, taken)) < 100, "headers alone"
+
+
+def test_a_process_with_very_many_files() -> None:
+    """Clients of the daemon's API may have all low numbers, and select() has no place for others."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 2 * FD_SETSIZE), before[1]))
+        near, far = wired(stack)
+        for _ in range(FD_SETSIZE):
+            stack.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        watching = stack.enter_context(PacketSocket("eth0", far.ns.fd, udp_port=PORT))
+        assert watching.fileno() >= FD_SETSIZE
+        assert watching.receive(0) is None
+        with near.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"arrives", (FAR[0], PORT))
+        frame = watching.receive(PATIENCE_S)
+        assert frame is not None
+        assert frame.data.endswith(b"arrives")

@@ -80,8 +80,9 @@ class PacketSocket(Closing):
 
         Raises NotFound when the interface has been removed or set down, KernelError.
         """
-        ready, _, _ = select.select([self._socket], [], [], timeout_s)
-        if not ready:
+        waiting = select.poll()  # select() has no place for descriptors from 1024 on
+        waiting.register(self._socket, select.POLLIN)
+        if not waiting.poll(None if timeout_s is None else timeout_s * 1000):
             return None
         try:
             data, control, _, address = self._socket.recvmsg(_LARGEST_FRAME, _CONTROL_BYTES)
