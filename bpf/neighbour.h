@@ -341,10 +341,10 @@ SW_COLD static __noinline int sw_neighbour(struct __sk_buff *skb, struct sw_pack
 		return port ? TC_ACT_SHOT : sw_answer_in(skb, p);
 	}
 	__builtin_memcpy(p->out.destination.b, nd->target, 16);
-	/* Its own addresses, or a neighbour's link-local one: there are none on this link, unless it is a VLAN. */
+	/* Its own addresses, or a neighbour's link-local one: there are none on this link, unless it is the wire's. */
 	if (port && (sw_same_address(&p->out.destination, &port->address[1]) ||
 		     (sw_is_link_local(&p->out.destination) &&
-		      (!(port->flags & SW_PORT_TAGGED) || sw_zero_address(&p->tuple.source)))))
+		      (!(port->flags & SW_ASKS_WIRE) || sw_zero_address(&p->tuple.source)))))
 		return TC_ACT_SHOT;
 	if (port ? !sw_mac_for_pod(p, port, mac) : !sw_mac_for_wire(p, mac))
 		return port ? sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ENDPOINT) : SW_PASS;

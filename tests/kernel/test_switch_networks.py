@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from samewire.hcn.policies import OutBoundNAT
+from samewire.hcn.policies import NatFlags, OutBoundNAT, PortMapping
 from samewire.hcn.schema import NetworkType
 from samewire.vfp.address import parse_address
 from samewire.vfp.constants import Counter, Layer, Reason
@@ -14,7 +14,7 @@ from tests.support.frames import fill, ip_packet, pseudo
 from tests.support.netlab import Lab, Space, poll
 from tests.support.node_rig import Node, Pod
 from tests.support.traffic import Sniffer, echo_over, inject, ping, tcp, tcp_pair, udp
-from tests.support.worlds import OUT, ROUTER, Underlay, bridged, node_address, overlay, own
+from tests.support.worlds import FAR, OUT, ROUTER, Underlay, bridged, network, node_address, overlay, own
 
 pytestmark = [pytest.mark.root, pytest.mark.kernelcore]
 
@@ -142,6 +142,23 @@ def test_transparent(world: World, family: int) -> None:
     reaches(a.space, one.space, node_address(one, family), a.address(family))
     reaches(a.space, far, "203.0.113.5" if family == 4 else "2001:db8::5", a.address(family))
     assert a.mac.hex(":") in world.underlay.wire.learned(one.wire_port)
+
+
+@pytest.mark.parametrize("kind", [NetworkType.L2BRIDGE, NetworkType.TRANSPARENT])
+def test_a_gateway_with_a_link_local_address(world: World, kind: NetworkType) -> None:
+    """All that routers announce. Pods leave by it; what is told, or led back, to them is in the node's name."""
+    underlay = world.underlay
+    if "fe80::fe" not in underlay.router.ip("-6", "address", "show", "dev", "eth0"):
+        underlay.router.ip("address", "add", "fe80::fe/64", "dev", "eth0")
+    node = world.two
+    host_port = PortMapping(protocol=6, external_port=8700, internal_port=80, flags=NatFlags.IPV6)
+    lan = network(kind, f"link-local-{kind}", ("fd09::/64", "fe80::fe"))
+    number = 130 if kind == NetworkType.L2BRIDGE else 131
+    pod = node.pod(node.network(lan), f"fd09::{number}", policies=[host_port])
+    reaches(pod.space, underlay.far, FAR[6], pod.address(6))
+    to = node_address(node, 6)
+    seen = tcp(pod.space, pod.space, to, 8700, at=(pod.address(6), 80))
+    assert (seen.client[0], seen.server) == (to, (to, 8700))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -37,6 +37,7 @@ from samewire.vfp.tables import Bucket, EndpointKey, Id, Port, SourceMac
 from samewire.vfp.tables import Endpoint as EndpointEntry
 
 _SLOT = {IPV4: 0, IPV6: 1}
+_LINK_LOCAL = Prefix(IPV6, bytes([0xFE, 0x80]).ljust(16, b"\0"), 10)
 _EVERYTHING, _PROXIES = 0xFFFE, 0xFFFF  # in the place of policies' names
 
 
@@ -105,7 +106,8 @@ def _port(
     gateways = [ZERO, ZERO]
     for prefix in addresses:
         own[_SLOT[prefix.family]] = prefix.packed
-        gateways[_SLOT[prefix.family]] = endpoint_gateway(endpoint, plan, prefix.address)
+        gateway = endpoint_gateway(endpoint, plan, prefix.address)
+        gateways[_SLOT[prefix.family]] = _answerable(gateway, context.facts)
     nat_set, nat_explicit = nat
     flags = (
         (PortFlag.TRANSPARENT if plan.type is NetworkType.TRANSPARENT else 0)
@@ -222,3 +224,12 @@ def _provider_nexthop(builder: Builder, endpoint: Endpoint, mac: bytes, context:
     hop = context.tunnel(provider, plan.vni, router.router_mac if router else mac)
     builder.put("sw_nexthops", Id(number), hop)
     return number
+
+
+def _answerable(gateway: bytes, facts: NodeFacts) -> bytes:
+    """In whose name an endpoint gets errors, and what is led back to it: its gateway's, or the node's where that has a
+    link-local address, to which nobody can answer.
+    """
+    if Prefix(IPV6, gateway, 128) not in _LINK_LOCAL:
+        return gateway
+    return facts.address(IPV6)

@@ -188,9 +188,9 @@ def answer_neighbour(state: State, packet: Packet, scope: int, port: Port | None
 
 
 def _is_of_no_link(packet: Packet, port: Port, target: bytes) -> bool:
-    """There are no link-local neighbours here but those in a VLAN; whether an address is free is not asked there."""
-    in_vlan = port.flags & PortFlag.TAGGED and packet.tuple.source != ZERO
-    return is_link_local(target) and not in_vlan
+    """There are no link-local neighbours here but the wire's; whether an address is free is not asked there."""
+    of_wire = port.flags & _ASKS_WIRE and packet.tuple.source != ZERO
+    return is_link_local(target) and not of_wire
 
 
 def _is_own(packet: Packet, port: Port, target: bytes) -> bool:
