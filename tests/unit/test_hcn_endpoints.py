@@ -75,6 +75,16 @@ async def test_an_endpoint_is_completed(service: HnsService) -> None:
     assert service.view.endpoints() == [made]
 
 
+async def test_an_address_that_the_service_chooses_is_one_of_its_family(service: HnsService) -> None:
+    """Beside one that was given, too: the two could be the same, and such an endpoint could not be deleted."""
+    network = await service.create_network(overlay())
+    chosen = IpConfiguration(ip_subnet_id=network.subnets[0].id)
+    for configurations in ((*at("10.244.1.2"), chosen), (chosen, *at("10.244.1.2")), (chosen, chosen)):
+        error = await refused(service, Endpoint(network_id=network.id, ip_configurations=configurations))
+        assert error.code is HcnCode.INVALID_IP
+        assert "at most one IPv4 address" in str(error)
+
+
 async def test_addresses_are_handed_out_in_rotation(service: HnsService) -> None:
     network = await service.create_network(bridge(prefix="10.1.0.0/29"))
     given = []

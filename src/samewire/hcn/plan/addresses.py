@@ -92,6 +92,7 @@ def fill_addresses(
     if endpoint.is_remote:
         return _replace(endpoint, ip_configurations=_remote(network, endpoint))
     entries = endpoint.ip_configurations or _one_of_each_family(network)
+    versions = {ip_address(entry.ip_address).version for entry in entries if entry.ip_address}
     result = []
     for index, entry in enumerate(entries):
         path = f"$.IpConfigurations[{index}]"
@@ -99,6 +100,12 @@ def fill_addresses(
             subnet = _check_given(network, facts, entry, path)
         else:
             subnet, within = _find_subnet(network, entry.ip_subnet_id, path)
+            version = parse_prefix(within.ip_address_prefix).version
+            if version in versions:
+                raise HcnError(
+                    HcnCode.INVALID_IP, f"{path}: an endpoint has at most one IPv{version} address"
+                )
+            versions.add(version)
             entry = _replace(entry, ip_address=pool.pick(view, network, within, facts))
         result.append(_with_length(entry, subnet, path))
     return _replace(endpoint, ip_configurations=tuple(result))
