@@ -227,7 +227,7 @@ def test_a_service_that_cannot_be_admitted_stops_no_other() -> None:
 
 def test_what_another_service_has_is_refused() -> None:
     """By name, whichever comes first in the files: every node must say the same."""
-    ports = [{"port": 80, "nodePort": 30007, "protocol": protocol} for protocol in ("TCP", "UDP")]
+    ports = [{"name": p, "port": 80, "nodePort": 30007, "protocol": p} for p in ("TCP", "UDP")]
     first = wanted("a", type="NodePort", ports=ports, clusterIP="10.96.0.7")
     port = wanted("b", type="NodePort", ports=ports[:1])
     address = wanted("c", clusterIP="10.96.0.7")
@@ -245,6 +245,24 @@ def test_a_service_needs_ports_unless_it_is_headless() -> None:
     found, refused = admit([wanted("a", ports=[]), wanted("b", ports=[], clusterIP="None")], (V4,))
     assert found.keys() == {("a", "b")}
     assert refused == [(("a", "a"), "ports: is required")]
+
+
+@pytest.mark.parametrize(
+    ("type_", "ports", "reason"),
+    [
+        ("ClusterIP", [{"port": 80}, {"port": 81}], "ports: each of several needs a name of its own"),
+        ("ClusterIP", [{"name": "a", "port": 80}, {"name": "b", "port": 80}], "ports: 80/TCP is there twice"),
+        (
+            "NodePort",
+            [{"name": "a", "port": 80, "nodePort": 30001}, {"name": "b", "port": 81, "nodePort": 30001}],
+            "nodePort: 30001/TCP is there twice",
+        ),
+        ("ClusterIP", [{"port": 80, "nodePort": 30001}], "nodePort: a ClusterIP has none"),
+    ],
+)
+def test_ports_are_told_apart(type_: str, ports: list[dict[str, object]], reason: str) -> None:
+    """The endpoints of two ports of one name were those of both; of two of one number one was lost."""
+    assert admit([wanted("a", type=type_, ports=ports)], (V4,)) == ({}, [(("a", "a"), reason)])
 
 
 def test_headless_and_external_names_get_no_address() -> None:

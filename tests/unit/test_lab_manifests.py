@@ -147,6 +147,7 @@ def test_one_broken_document_does_not_hide_the_others() -> None:
     [
         ("{kind: Deployment, metadata: {name: x}, spec: {replicas: 0, template: T}}", "asks for no replicas"),
         ("{kind: Job, metadata: {name: x}, spec: {suspend: true, template: T}}", "asks for no replicas"),
+        ("{kind: Job, metadata: {name: x}, spec: {completions: 0, template: T}}", "asks for no replicas"),
         ("{kind: Pod, metadata: {name: x}, spec: {}}", "the pod has no containers"),
         ("{kind: Pod, metadata: {}, spec: S}", "has neither name nor generateName"),
         ("{kind: Pod, metadata: {name: ../x}, spec: S}", "'../x' is not a valid name"),

@@ -158,6 +158,13 @@ def test_host_ports_clash_where_their_addresses_do() -> None:
         assert [item.reason for item in at("127.0.0.1", second).pending] == ["a: host port 8080/TCP is taken"]
 
 
+def test_a_workload_that_comes_twice_is_the_later_one() -> None:
+    """As for who applies both: published sets have a file for all beside one for each."""
+    texts = {"a.yaml": pods("Deployment", replicas=2), "b.yaml": pods("Deployment", ports="[]", replicas=3)}
+    found = make_plan(cluster(CLUSTER + "manifests: [{path: a.yaml}, {path: b.yaml}]\n"), texts)
+    assert (len(found.pods), found.pending) == (3, ())
+
+
 def test_services_that_an_api_server_refuses_are_listed() -> None:
     spec = "{clusterIP: 10.96.0.77, ports: [{port: 80}]}"
     service = f"{{apiVersion: v1, kind: Service, metadata: {{name: %s}}, spec: {spec}}}"

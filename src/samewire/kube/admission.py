@@ -113,6 +113,16 @@ def _check_ports(item: Wanted) -> None:
     spec = item.service.spec
     if not spec.ports and spec.type != "ExternalName" and spec.cluster_ip != "None":
         raise Invalid("ports", "is required")
+    if len({port.name for port in spec.ports}) < len(spec.ports):
+        raise Invalid("ports", "each of several needs a name of its own")
+    if spec.type == "ClusterIP" and any(port.node_port for port in spec.ports):
+        raise Invalid("nodePort", "a ClusterIP has none")
+    for name, numbers in (
+        ("ports", [f"{port.port}/{port.protocol}" for port in spec.ports]),
+        ("nodePort", [f"{port.node_port}/{port.protocol}" for port in spec.ports if port.node_port]),
+    ):
+        if twice := [number for number in numbers if numbers.count(number) > 1]:
+            raise Invalid(name, f"{twice[0]} is there twice")
 
 
 def _claim(item: Wanted, owners: dict[str | int, Key]) -> None:

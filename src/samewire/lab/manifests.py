@@ -239,9 +239,8 @@ def _pod_names(kind: str, namespace: str, name: str, spec: dict[str, Any]) -> tu
 def _job_pod_names(namespace: str, name: str, spec: dict[str, Any]) -> tuple[str, ...]:
     if spec.get("suspend"):
         return ()
-    count = min(_count(spec, "parallelism", 1), max(_count(spec, "completions", 1), 1))
-    if spec.get("parallelism") is not None and spec.get("completions") is None:
-        count = _count(spec, "parallelism", 1)
+    parallelism = _count(spec, "parallelism", 1)
+    count = min(parallelism, _count(spec, "completions", parallelism))
     if spec.get("completionMode") != "Indexed":
         return tuple(_generated(f"{name}-", namespace, name, index) for index in range(count))
     room = _HOST_NAME_LENGTH - _GENERATED_LENGTH

@@ -19,7 +19,7 @@ from samewire.lab.addressing import (
     segments,
 )
 from samewire.lab.cluster import Cluster, Network, Stack
-from samewire.lab.manifests import POD_KINDS, Skipped, parse_manifests
+from samewire.lab.manifests import POD_KINDS, Skipped, Workload, parse_manifests
 from samewire.lab.rules import ingress_prefixes
 from samewire.lab.schedule import Pending, Pod, Scheduler, node_labels
 from samewire.lab.services import reasons_taken, refused_services, service_plans, with_ingress
@@ -81,12 +81,16 @@ def make_plan(cluster: Cluster, manifests: Mapping[str, str]) -> Plan:
     scheduler = Scheduler(cluster.nodes, cluster.overrides)
     skipped: list[Skipped] = []
     services: list[dict[str, Any]] = []
+    workloads: dict[tuple[str, ...], Workload] = {}
     for manifest in cluster.manifests:
         parsed = parse_manifests(manifests[manifest.path], manifest.namespace, manifest.path)
         skipped += parsed.skipped
         services += parsed.services
-        for workload in parsed.workloads:
-            scheduler.place(workload, manifest.network or cluster.networks[0].name)
+        network = manifest.network or cluster.networks[0].name
+        # One that comes twice is the later one, as for who applies both.
+        workloads.update({(network, one.kind, one.namespace, one.name): one for one in parsed.workloads})
+    for (network, *_), workload in workloads.items():
+        scheduler.place(workload, network)
     balanced = with_ingress(services, ingress_prefixes(cluster))
     refused = refused_services(balanced, cluster.services.cluster_cidrs)
     skipped += [Skipped("Service", "/".join(key), reason) for key, reason in refused.items()]
