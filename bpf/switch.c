@@ -263,6 +263,20 @@ SW_INLINE int sw_host_reply(struct __sk_buff *skb, struct sw_packet *p, struct s
 }
 
 /*
+ * Whether a packet of the node's own is for a service: SCTP's, whose sockets no hook translates. (Others' are translated
+ * before they are routed.) What the node forwards for somebody else is not its own.
+ */
+SW_COLD static __noinline int sw_asks_service(struct sw_packet *p)
+{
+	if (p->fragment || !sw_is_host_address(SW_SCOPE_UPLINK, p->family, &p->tuple.source))
+		return 0;
+	sw_copy_tuple(&p->first, &p->tuple);
+	p->first_arrival = SW_FROM_HOST;
+	p->first_scope = SW_SCOPE_HOST;
+	return sw_service_of(p, 0) != 0;
+}
+
+/*
  * A host socket that uses a port of the NAT pool (an explicit bind, or an ICMP identifier) is put into the flow table,
  * so that the allocator finds the port taken.
  */
@@ -280,6 +294,8 @@ SW_INLINE int sw_watch_host(struct __sk_buff *skb, struct sw_packet *p)
 	replies = cursors->host_replies != 0;
 	if (p->icmp_error)
 		return replies ? sw_host_error(skb, p) : SW_PASS;
+	if (p->protocol == IPPROTO_SCTP && sw_asks_service(p))
+		return bpf_redirect(config->host_peer_ifindex, BPF_F_INGRESS);
 	if (p->fragment && (!replies || sw_fragment(p) == SW_UNKNOWN) && p->fragment == SW_FRAGMENT_LATER)
 		return SW_PASS;
 	port = bpf_ntohs(p->tuple.source_port);

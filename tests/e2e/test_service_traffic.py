@@ -123,6 +123,8 @@ def test_sctp(cluster: Cluster, family: int) -> None:
             (server, VIPS[six], 80, GATEWAYS[six]),
             (router, node_port, 30080, (ROUTER_IP, ROUTER_IP6)[six]),
             (router, EXTERNAL[six], 80, (ROUTER_IP, ROUTER_IP6)[six]),
+            (cluster.net.node, VIPS[six], 80, node_port),
+            (cluster.net.node, EXTERNAL[six], 80, node_port),
         ):
             with RawSctp(near, family) as here:
                 here.send(40000, to, port, b"question")

@@ -13,13 +13,13 @@ import pytest
 
 from samewire.hcn.policies import NatFlags, PortMapping
 from samewire.vfp.address import parse_address
-from samewire.vfp.constants import SCOPE_ANY, SCOPE_OUTSIDE, Layer, Reason, ServiceFlag
+from samewire.vfp.constants import SCOPE_ANY, SCOPE_HOST, SCOPE_OUTSIDE, Layer, Reason, ServiceFlag
 from samewire.vfp.simulate.packet import SCTP, Packet, parse
 from samewire.vfp.tables import Id, Port
 from tests.support.frames import ip_packet
 from tests.support.netlab import Lab, Space
 from tests.support.node_rig import Pod
-from tests.support.sctp import crc32c, segment
+from tests.support.sctp import RawSctp, crc32c, segment
 from tests.support.services import Balancer, Target
 from tests.support.traffic import Sniffer, inject
 from tests.support.worlds import OUT, Underlay, node_address, overlay
@@ -159,6 +159,28 @@ def test_node_port_from_outside(world: World, server: str, family: int) -> None:
     near = out, out.mac("eth0"), world.node.facts.uplink_mac
     seen = _converse(near, pod, family, OUT[family], node_address(world.node, family), 30080)
     assert seen == (OUT[family] if server == "local" else SOURCE_VIP[family])
+    service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("server", ["local", "remote"])
+def test_from_the_node(world: World, server: str, family: int) -> None:
+    """By the route to everywhere, as no hook translates its sockets; what is for no service goes on that way."""
+    pod: Pod = getattr(world, server)
+    service = world.service(pod, family)
+    service.vip(VIP[family], 80, SCOPE_HOST)
+    space, own = world.node.space.name, node_address(world.node, family)
+    body = bytes(range(1, 78))
+    with RawSctp(space, family) as client, RawSctp(pod.space.name, family) as backend:
+        client.send(CLIENT_PORT, VIP[family], 80, body)
+        seen = backend.receive(INTERNAL)
+        assert (seen.body, seen.source[0]) == (body, own if server == "local" else SOURCE_VIP[family])
+        backend.send(INTERNAL, *seen.source, body[::-1])
+        back = client.receive(CLIENT_PORT)
+        assert (back.source, back.body) == ((VIP[family], 80), body[::-1])
+        with Sniffer(world.underlay.out, "eth0", outgoing=False) as sniffer:
+            client.send(CLIENT_PORT, OUT[family], 81, body)
+            assert _received(sniffer, 81).tuple.source == parse_address(own).packed
     service.close()
 
 
