@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -73,4 +74,29 @@ def test_what_is_wrong_is_said_until_it_is_not(disk: Path) -> None:
     junk.unlink()
     assert store.trouble() == ""
     change(store, "N1", 10000)
+    store.close()
+
+
+def test_a_small_write_is_no_proof_that_there_is_room(disk: Path) -> None:
+    """The room that a failed change has left in the log takes one page."""
+    store = Store(disk / "hns.db", "boot-1")
+    junk = fill(disk)
+    os.truncate(junk, junk.stat().st_size - (64 << 10))
+    for number in range(20):
+        with suppress(StoreError):
+            change(store, f"N{number}", 10000)
+    assert "disk is full" in store.trouble()
+    assert "disk is full" in store.trouble()
+    junk.unlink()
+    assert store.trouble() == ""
+    store.close()
+
+
+def test_no_change_is_no_proof_that_there_is_room(disk: Path) -> None:
+    store = Store(disk / "hns.db", "boot-1")
+    fill(disk)
+    with pytest.raises(StoreError, match="disk is full"):
+        change(store, "N1", 10000)
+    store.commit([])
+    assert "disk is full" in store.trouble()
     store.close()

@@ -122,6 +122,21 @@ def test_the_log_is_written_back_after_a_while(
     opened.close()
 
 
+def test_a_log_that_somebody_removed_is_written_back_at_once(store: Store, tmp_path: Path) -> None:
+    """To make room, say: what is in there would go with the process."""
+    put(store, 0)
+    for path in tmp_path.glob("hns.db-*"):
+        path.unlink()
+    for number in (1, 2):
+        put(store, number)
+        wait_for_end(store)
+    copy = tmp_path / "copy" / "hns.db"
+    copy.parent.mkdir()
+    copy.write_bytes(store.path.read_bytes())
+    with closing(Store(copy, "boot-1")) as opened:
+        assert [network.id for network in opened.state.networks()] == ["N0", "N1", "N2"]
+
+
 def test_a_failure_is_told_and_stops_no_commit(store: Store) -> None:
     with capture_logs() as logs:
         store._checkpoints._db.close()

@@ -45,13 +45,17 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute(
+            "SELECT 1 FROM settings"
+        ).fetchone()  # opens the log: later there might be another one
         self._thread.submit(bool)  # begins now: what cannot begin later must not fail a commit that is made
 
     def begin_if_due(self) -> None:
         """To be called after each commit: starts a checkpoint if it is time and none is on."""
         if self._running is not None and not self._running.done():
             return
-        if time.monotonic() > self._due_at_s or self._size_bytes() > self._due_bytes:
+        # Without a file, what is in the log would go with this process: somebody has removed it.
+        if time.monotonic() > self._due_at_s or not 0 < self._size_bytes() <= self._due_bytes:
             self._running = self._thread.submit(self._run)
 
     def close(self) -> None:

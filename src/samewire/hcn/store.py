@@ -38,6 +38,7 @@ from samewire.hcn.switch import Change
 APPLICATION_ID = 0x53776972  # "Swir": tells our file from any other SQLite file
 SCHEMA_VERSION = 5
 MAX_NUMBER = 2**32 - 1
+_ROOM_BYTES = 256 << 10  # some times what a pod takes
 
 _SCHEMA = f"""
 BEGIN;
@@ -138,6 +139,13 @@ class Store:
             with suppress(StoreError):
                 self._transaction(lambda: self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}"))
         return self.lost() or self._failure
+
+    def _is_full(self) -> bool:
+        """Whether a change found no room, and there still is too little for one: what is written now was smaller."""
+        if "disk is full" not in self._failure:
+            return False
+        found = os.statvfs(self.path.parent)
+        return found.f_bfree * found.f_frsize < _ROOM_BYTES
 
     def close(self) -> None:
         """Close the file, once what is on its way to it is written."""
@@ -330,7 +338,8 @@ class Store:
             except sqlite3.Error as error:
                 self._failure = explain(error)
                 raise StoreError(str(self.path), self._failure) from error
-            self._failure = ""
+            if not self._is_full():
+                self._failure = ""
         self._checkpoints.begin_if_due()
 
     def _refuse_when_lost(self) -> None:
@@ -352,6 +361,8 @@ class Store:
         """In one transaction, from any thread. One statement is a transaction by itself: SQLite is called once, and a
         thread that calls it waits for the interpreter once.
         """
+        if not statements:
+            return  # nothing written proves nothing: `trouble` would be forgotten
         if len(statements) != 1:
             self._transaction(lambda: [self._db.execute(*statement) for statement in statements])
             return
