@@ -112,6 +112,53 @@ async def test_services_come_with_their_endpoints(open_manifests: Opener, tmp_pa
     assert source.objects(Pod)[("default", "web-0")].addresses == ()
 
 
+async def test_endpoints_are_those_of_a_service_without_a_selector(
+    open_manifests: Opener, tmp_path: Path
+) -> None:
+    """Published manifests name machines beyond the cluster so; an API server makes EndpointSlices of it."""
+    endpoints = """
+apiVersion: v1
+kind: Endpoints
+metadata: {name: NAME, labels: LABELS}
+subsets:
+- addresses: [{ip: 192.0.2.7}, {ip: "2001:db8::7", nodeName: node1}]
+  notReadyAddresses: [{ip: 192.0.2.8}]
+  ports: [{name: db, port: 5432}]
+- addresses: [{ip: 192.0.2.9}]
+  ports: [{name: db, port: 5433, protocol: TCP}]
+---
+"""
+    service = "{apiVersion: v1, kind: Service, metadata: {name: db}, spec: {ports: [{name: db, port: 5432}]}}\n---\n"
+    skipped = "{endpointslice.kubernetes.io/skip-mirror: 'true'}"
+    put(
+        tmp_path / "db.yaml",
+        service
+        + endpoints.replace("NAME", "db").replace("LABELS", "{}")
+        + service.replace("name: db}, spec", "name: own}, spec")
+        + endpoints.replace("NAME", "own").replace("LABELS", skipped)
+        + SERVICE.format(name="web", port=80)
+        + endpoints.replace("NAME", "web").replace("LABELS", "{}"),
+    )
+    source = open_manifests()
+    await source.start()
+    await source.wait_synced()
+    found = source.objects(EndpointSlice).values()
+    assert {piece.service_key for piece in found} == {("default", "db")}
+    assert [
+        (
+            piece.address_type,
+            port.port,
+            [(one.addresses[0], one.ready, one.node_name) for one in piece.endpoints],
+        )
+        for piece in found
+        for port in piece.ports
+    ] == [
+        ("IPv4", 5432, [("192.0.2.7", True, None), ("192.0.2.8", False, None)]),
+        ("IPv6", 5432, [("2001:db8::7", True, "node1")]),
+        ("IPv4", 5433, [("192.0.2.9", True, None)]),
+    ]
+
+
 async def test_only_the_pods_of_a_node_are_handed_over(open_manifests: Opener, tmp_path: Path) -> None:
     put(tmp_path / "web.yaml", SERVICE.format(name="web", port=80))
     write_objects(tmp_path / "pods.json", [running("a", "10.244.1.5"), running("b", "10.244.2.5", "node2")])
@@ -267,6 +314,10 @@ def test_lists_and_defaults() -> None:
         (SERVICE.format(name="web", port=99999), r"Expected `int` <= 65535 - at `\$.ports\[0\].port`"),
         (
             "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nstatus: {podIP: nope}\n",
+            "'nope' does not appear to be",
+        ),
+        (
+            "apiVersion: v1\nkind: Endpoints\nmetadata: {name: e}\nsubsets: [{addresses: [{ip: nope}]}]\n",
             "'nope' does not appear to be",
         ),
         (

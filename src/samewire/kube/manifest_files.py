@@ -20,6 +20,7 @@ import structlog
 from msgspec import Struct
 
 from samewire.kube.admission import Wanted, WantedSpec
+from samewire.kube.mirror import Endpoints
 from samewire.kube.model import EndpointSlice, Namespace, Node, Object, Pod, Service
 from samewire.kube.wire import API_VERSIONS
 from samewire.kube.yamltext import load_yaml, split_documents, without_nulls
@@ -27,8 +28,9 @@ from samewire.kube.yamltext import load_yaml, split_documents, without_nulls
 log = structlog.get_logger(__name__)
 
 _LINK_LOCAL_MULTICAST = {4: ipaddress.ip_network("224.0.0.0/24"), 6: ipaddress.ip_network("ff02::/16")}
-_KINDS: Final[dict[tuple[str, str], type[Object]]] = {
-    (API_VERSIONS[kind], kind.__name__): kind for kind in (EndpointSlice, Namespace, Node, Pod, Service)
+_KINDS: Final[dict[tuple[str, str], type[Object | Endpoints]]] = {
+    ("v1", "Endpoints"): Endpoints,
+    **{(API_VERSIONS[kind], kind.__name__): kind for kind in (EndpointSlice, Namespace, Node, Pod, Service)},
 }
 _SUFFIXES: Final = (".yaml", ".yml", ".json")
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9._:]{0,251}[A-Za-z0-9])?")
@@ -40,7 +42,7 @@ class FileContent(Struct, frozen=True):
     """What one file holds of our kinds."""
 
     services: tuple[Wanted, ...] = ()
-    others: tuple[EndpointSlice | Namespace | Node | Pod, ...] = ()
+    others: tuple[EndpointSlice | Endpoints | Namespace | Node | Pod, ...] = ()
 
 
 class _File:
@@ -171,10 +173,10 @@ def _read(raw: dict[str, Any], services: list[Wanted], others: list[Any]) -> Non
         others.append(found)
 
 
-def _check_addresses(found: Object) -> None:
+def _check_addresses(found: Object | Endpoints) -> None:
     """As an API server does: none that is no address, and none of those that mean another place on every machine."""
     texts: tuple[str, ...] = ()
-    if isinstance(found, Pod):
+    if isinstance(found, Pod | Endpoints):
         texts = found.addresses
     elif isinstance(found, Service):
         ingress = [one.ip for one in found.status.load_balancer.ingress if one.ip]

@@ -2,7 +2,8 @@
 
 Services get their cluster IPs, node ports and EndpointSlices here, from what else is in the directory: Pods with
 ``status.podIPs``, a Ready condition and ``spec.nodeName`` (whoever runs the pods writes them there, see
-`write_objects`), and Nodes for their zones. EndpointSlices that are given count as well.
+`write_objects`), and Nodes for their zones. EndpointSlices that are given count as
+well, and so do Endpoints of Services without a selector.
 
 The directory is looked at every so often: a look at a few files costs less than a library that waits for the kernel's
 word about them.
@@ -22,6 +23,7 @@ import structlog
 from samewire.kube.admission import NODE_PORTS, Network, admit
 from samewire.kube.feed import Feed
 from samewire.kube.manifest_files import ManifestDirectory
+from samewire.kube.mirror import Endpoints, mirror
 from samewire.kube.model import EndpointSlice, Key, Namespace, Node, Object, ObjectT, Pod, Service
 from samewire.kube.slices import PodIndex, derive_slices
 from samewire.kube.source import Batch, Counts, KindHealth
@@ -122,9 +124,13 @@ class ManifestSource:
         """All objects by kind, with everything that is derived."""
         contents = self._files.contents()
         tables: dict[type, dict[Key, Any]] = {kind: {} for kind in _ORDER}
+        endpoints: dict[Key, Endpoints] = {}
         for content in contents:
             for item in content.others:
-                _add(tables[type(item)], item)
+                if isinstance(item, Endpoints):
+                    endpoints[item.key] = item
+                else:
+                    _add(tables[type(item)], item)
         services = {item.key: item for content in contents for item in content.services}
         admitted, refused = admit(services.values(), self._networks, self._node_ports)
         for key, reason in refused:
@@ -133,7 +139,8 @@ class ManifestSource:
         pods = PodIndex(tables[Pod].values())
         nodes = {node.metadata.name: node for node in tables[Node].values()}
         for wanted in admitted.values():
-            for item in derive_slices(wanted, pods, nodes):
+            given = endpoints.get(wanted.key) if not wanted.spec.selector else None
+            for item in mirror(given) if given is not None else derive_slices(wanted, pods, nodes):
                 tables[EndpointSlice].setdefault(item.key, item)
         if self._pods_of_node:
             mine = tables[Pod].items()

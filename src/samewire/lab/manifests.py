@@ -34,7 +34,7 @@ POD_KINDS = frozenset(
     {"Pod", "Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job"}
 )
 
-SERVICE_KINDS = frozenset({"Service", "EndpointSlice"})
+SERVICE_KINDS = frozenset({"Service", "EndpointSlice", "Endpoints"})
 
 
 class Skipped(Struct, frozen=True):
@@ -62,7 +62,7 @@ class Workload(Struct, frozen=True):
 
 
 class Manifests(Struct, frozen=True):
-    """What one file holds. ``services``: Services and EndpointSlices as they are, each with its namespace."""
+    """What one file holds. ``services``: what is for the daemons as it is, each with its namespace."""
 
     workloads: tuple[Workload, ...]
     services: tuple[dict[str, Any], ...]
