@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import subprocess
 import threading
@@ -144,6 +145,23 @@ def test_without_a_thread_it_is_to_be_tried_again(
     with pytest.raises(KernelError) as caught:
         namespace.run(os.getpid)
     assert caught.value.errno == errno.EAGAIN
+
+
+def test_without_descriptors_it_is_an_error_of_the_kernels(netns_factory: Factory) -> None:
+    """Not a bug of ours: a pod's ADD then said no more than that."""
+    namespace = netns_factory()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(namespace.fd)
+    os.close(free)
+    for spare in (0, 1):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, before[1]))
+        try:
+            with pytest.raises(KernelError) as caught:
+                _ = namespace.identity
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert caught.value.errno == errno.EMFILE
+    assert namespace.identity
 
 
 def test_closed_namespace_says_so(netns_factory: Factory) -> None:

@@ -45,9 +45,8 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.execute(
-            "SELECT 1 FROM settings"
-        ).fetchone()  # opens the log: later there might be another one
+        # Opens the log: later there might be another one.
+        self._db.execute("SELECT 1 FROM settings").fetchone()
         self._thread.submit(bool)  # begins now: what cannot begin later must not fail a commit that is made
 
     def begin_if_due(self) -> None:

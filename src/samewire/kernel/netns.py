@@ -95,7 +95,8 @@ class NetNamespace(Closing):
     @property
     def identity(self) -> tuple[int, int]:
         """Inode and cookie: equal exactly when two files name, or named, the same namespace since the node's
-        boot. The cookie is needed because a new namespace soon gets the inode of one that has died.
+        boot. The cookie is needed because a new namespace soon gets the inode of one that has died. Raises
+        KernelError.
         """
         if self._identity is None:
             self._spare = briefly_in(self.fd, _route_socket)
@@ -208,7 +209,10 @@ def briefly_in(netns_fd: int, function: Callable[[], T]) -> T:
     thread does this names the other namespace. Saves the hand-over to a thread of :func:`run_in`, which on a
     busy machine is milliseconds. Raises :class:`KernelError` when the namespace cannot be entered.
     """
-    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise KernelError(f"open own {_WHAT}", error.errno or errno.EIO) from error
     try:
         try:
             _call(f"enter {_WHAT}", _libc.setns(netns_fd, _CLONE_NEWNET))
@@ -239,7 +243,10 @@ def _cookie_of(opened: socket.socket) -> int:
 
 
 def _route_socket() -> socket.socket:
-    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    try:
+        return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    except OSError as error:
+        raise KernelError("open netlink socket", error.errno or errno.EIO) from error
 
 
 def _in_thread(function: Callable[[], T]) -> T:

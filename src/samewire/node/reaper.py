@@ -64,8 +64,11 @@ class LinkReaper:
 
     async def _run(self, links: list[int]) -> None:
         try:
-            await asyncio.get_running_loop().run_in_executor(self._executor, _delete, links)
-        except Exception as error:  # where no thread can be begun, too: who hears nothing waits for ever
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._executor, _delete, links)
+            except RuntimeError:  # no thread can be begun; the executor will delete them when one can
+                _delete(links)
+        except Exception as error:  # whatever it is: who hears nothing waits for ever
             failure = error if isinstance(error, KernelError) else _failure(error)
             for ifindex in links:
                 done = self._waiting.pop(ifindex, None)
