@@ -1,8 +1,9 @@
-"""The audit on a real kernel: what it costs, and what it leaves of links that it has made again."""
+"""Pods and others that change what is ours: what the audit makes of it, what it costs, and what it leaves."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,13 +14,14 @@ import pytest_asyncio
 from samewire.cni.backend import Address, AttachRequest, CheckRequest
 from samewire.hcn.codec import decode_object
 from samewire.hcn.schema import Kind, Network
+from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import Netlink, Query, link_del
 from samewire.node import sweep
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
 from samewire.vfp.tables import DropKey, RuleCountKey
-from tests.support.node import NodeNet, overlay, path_of
+from tests.support.node import NodeNet, in_namespace, ip, ip_json, overlay, path_of
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.root
 @pytest_asyncio.fixture
 async def node(config: NodeConfig) -> AsyncIterator[Node]:
     node = await Node.start(config, lambda _: None)
-    network = decode_object(Kind.NETWORK, overlay())
+    network = decode_object(Kind.NETWORK, overlay(subnet6="fd00:244::/64"))
     assert isinstance(network, Network)
     await node.service.create_network(network)
     yield node
@@ -36,8 +38,11 @@ async def node(config: NodeConfig) -> AsyncIterator[Node]:
 
 
 def request(pod: str, number: int = 9) -> AttachRequest:
-    address = Address(f"10.244.0.{number}", 24, "10.244.0.1")
-    return AttachRequest("pods", f"c{number}", "eth0", path_of(pod), (address,))
+    addresses = (
+        Address(f"10.244.0.{number}", 24, "10.244.0.1"),
+        Address(f"fd00:244::{number}", 64, "fd00:244::1"),
+    )
+    return AttachRequest("pods", f"c{number}", "eth0", path_of(pod), addresses)
 
 
 def port_of(node: Node) -> int:
@@ -97,3 +102,42 @@ async def test_an_audit_lists_no_more_for_many_pods_than_for_one(
         await backend.attach(request(net.pod(), number))
         await node.auditor.audit()
         assert (asked["list qdiscs"], asked["list interfaces"]) == (1, 1)
+
+
+def move(net: NodeNet, pod: str, how: str) -> None:
+    """What becomes of a pod's interface behind the node's back."""
+    if how == "renamed":
+        ip("link", "set", "eth0", "down", netns_name=pod)
+        ip("link", "set", "eth0", "name", "mine", netns_name=pod)
+    elif how == "without IPv6":
+        in_namespace(pod, "sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1")
+    else:  # its file names another namespace now, in which somebody has an interface of that name
+        other = net.pod()
+        ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth1", netns_name=other)
+        subprocess.run(["umount", "-l", path_of(pod)], check=True)
+        subprocess.run(["mount", "--bind", path_of(other), path_of(pod)], check=True)
+
+
+@pytest.mark.parametrize("how", ["renamed", "without IPv6", "elsewhere"])
+async def test_a_pod_keeps_no_other_from_what_changes_for_all(net: NodeNet, node: Node, how: str) -> None:
+    """One that has the right to may do with its interface what it likes; others have to follow the node's MTU."""
+    backend, pods = NodeBackend(node), [net.pod(), net.pod()]
+    for number, pod in enumerate(pods, 7):
+        await backend.attach(request(pod, number))
+    before = mtu(pods[1])
+    with NetNamespace(path_of(pods[0])):  # it lives on without its file
+        move(net, pods[0], how)
+        ip("link", "set", "eth0", "mtu", "1400", netns_name=net.node)
+        assert await node.refresh()
+    assert node.switch.node_facts.uplink_mtu == 1400
+    assert mtu(pods[1]) == before - 100
+    if how == "elsewhere":
+        assert mtu(pods[0]) == 1500, "it is somebody else's"
+    elif how == "without IPv6":
+        assert mtu(pods[0]) == before - 100
+        assert await node.auditor.compare() == []
+
+
+def mtu(pod: str) -> int:
+    (found,) = ip_json("link", "show", "eth0", netns_name=pod)
+    return int(found["mtu"])

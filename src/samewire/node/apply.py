@@ -8,6 +8,7 @@ away, links away. Each step knows its way back.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Final
@@ -15,7 +16,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from samewire.errors import Invalid, KernelError, SamewireError, there
+from samewire.errors import Invalid, KernelError, NotFound, SamewireError, there
 from samewire.hcn.errors import StoreError
 from samewire.hcn.schema import Endpoint
 from samewire.hcn.switch import Change, EndpointStats, StoreView
@@ -359,8 +360,16 @@ class NodeSwitch:
         except GONE:
             return ()  # a pod that has died; its DEL is on the way
         with netns:
+            if state.identity not in (None, netns.identity):
+                return ()  # somebody else has taken its place
             undo.push(f"change {after.host_name}", partial(self._change_back, state, after, endpoint.id))
-            links.change(self.kernel.netlink, before, after, state.ifindex, netns)
+            try:
+                links.change(self.kernel.netlink, before, after, state.ifindex, netns)
+            except (NotFound, KernelError) as error:
+                # What a pod does with its interface keeps no other from a change: the audit says what is wrong with it.
+                if isinstance(error, KernelError) and error.errno != errno.ENODEV:
+                    raise
+                self.suspect.set()
         self.ports.set(endpoint.id, msgspec.structs.replace(state, link=after))
         return after.announcements if after.announcements != before.announcements else ()
 

@@ -126,19 +126,23 @@ def activate(netlink: Netlink, link: PortLink, pair: Pair, netns: NetNamespace, 
         # answer to the pod's first ARP request, for one. So before the pod has an address: who runs in it may wait for
         # that to send.
         netlink.get(link_settle(pair.host))
-        try:
-            configure(inside, link, pair.peer)
-        except KernelError as error:
-            if error.errno not in _IPV6_OFF or not any(prefix.family == 6 for prefix in link.addresses):
-                raise
-            # Container runtimes switch IPv6 off in new namespaces; an endpoint with an IPv6 address wants it.
-            setting = ("net", "ipv6", "conf", link.interface_name, "disable_ipv6")
-            netns.run(lambda: sysctl.write(setting, 0))
-            configure(inside, link, pair.peer)
+        configure(inside, link, pair.peer, netns)
 
 
-def configure(inside: Netlink, link: PortLink, peer: int) -> None:
+def configure(inside: Netlink, link: PortLink, peer: int, netns: NetNamespace) -> None:
     """Give the pod's end all that it should have. Raises KernelError."""
+    try:
+        _configure(inside, link, peer)
+    except KernelError as error:
+        if error.errno not in _IPV6_OFF or not any(prefix.family == 6 for prefix in link.addresses):
+            raise
+        # Container runtimes switch IPv6 off in new namespaces; an endpoint with an IPv6 address wants it.
+        setting = ("net", "ipv6", "conf", link.interface_name, "disable_ipv6")
+        netns.run(lambda: sysctl.write(setting, 0))
+        _configure(inside, link, peer)
+
+
+def _configure(inside: Netlink, link: PortLink, peer: int) -> None:
     routes = [unless_taken(_route_request(link, route, peer)) for route in link.routes]
     requests = pod_requests(link, peer)
     codes = inside.batch([*requests, *routes])
@@ -167,7 +171,9 @@ def pod_requests(link: PortLink, peer: int) -> list[Request]:
 
 
 def change(netlink: Netlink, before: PortLink, after: PortLink, ifindex: int, netns: NetNamespace) -> None:
-    """Bring an active pair from one state to another. Raises KernelError, Unsupported."""
+    """Bring an active pair from one state to another. Raises KernelError, NotFound when the pod has renamed its end,
+    Unsupported.
+    """
     if (before.rate_bytes_per_s, before.burst_bytes) != (after.rate_bytes_per_s, after.burst_bytes):
         if after.rate_bytes_per_s:
             netlink.request(shaper(ifindex, after.rate_bytes_per_s, after.burst_bytes))
@@ -179,11 +185,11 @@ def change(netlink: Netlink, before: PortLink, after: PortLink, ifindex: int, ne
         proxies.write(after, netns)
     if _inside(before) == _inside(after):
         return
-    with Netlink(netns.fd) as inside:
+    with Netlink(netns) as inside:
         peer = inside.get(link_get(after.interface_name)).ifindex
         inside.request(link_set(peer, mtu=after.mtu, mac=after.mac))
         inside.batch(_removals(before, after, peer))
-        configure(inside, after, peer)
+        configure(inside, after, peer, netns)
 
 
 def inside_differences(link: PortLink, netns: NetNamespace) -> list[str]:
@@ -255,7 +261,7 @@ def repair_inside(link: PortLink, netns: NetNamespace) -> None:
     with Netlink(netns.fd) as inside:
         peer = inside.get(link_get(link.interface_name)).ifindex
         inside.request(link_set(peer, mtu=link.mtu, mac=link.mac))
-        configure(inside, link, peer)
+        configure(inside, link, peer, netns)
     proxies.write(link, netns)
 
 
