@@ -15,13 +15,14 @@ from samewire.cni.backend import Address, AttachRequest, CheckRequest
 from samewire.hcn.codec import decode_object
 from samewire.hcn.schema import Kind, Network
 from samewire.kernel.netns import NetNamespace
-from samewire.kernel.rtnetlink import Netlink, Query, link_del
+from samewire.kernel.rtnetlink import LinkMonitor, Netlink, Query, link_del
 from samewire.node import sweep
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
+from samewire.node.watch import Watcher
 from samewire.vfp.tables import DropKey, RuleCountKey
-from tests.support.node import NodeNet, in_namespace, ip, ip_json, overlay, path_of
+from tests.support.node import STALL_S, NodeNet, in_namespace, ip, ip_json, overlay, path_of
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -30,19 +31,18 @@ pytestmark = pytest.mark.root
 @pytest_asyncio.fixture
 async def node(config: NodeConfig) -> AsyncIterator[Node]:
     node = await Node.start(config, lambda _: None)
-    network = decode_object(Kind.NETWORK, overlay(subnet6="fd00:244::/64"))
-    assert isinstance(network, Network)
-    await node.service.create_network(network)
+    for wanted in (overlay(), overlay("dual", "10.245.0.0/24", 4097, "fd00:245::/64")):
+        network = decode_object(Kind.NETWORK, wanted)
+        assert isinstance(network, Network)
+        await node.service.create_network(network)
     yield node
     await node.close()
 
 
-def request(pod: str, number: int = 9) -> AttachRequest:
-    addresses = (
-        Address(f"10.244.0.{number}", 24, "10.244.0.1"),
-        Address(f"fd00:244::{number}", 64, "fd00:244::1"),
-    )
-    return AttachRequest("pods", f"c{number}", "eth0", path_of(pod), addresses)
+def request(pod: str, number: int = 9, network: str = "pods") -> AttachRequest:
+    addresses = [Address(f"10.24{4 + (network == 'dual')}.0.{number}", 24)]
+    addresses += [Address(f"fd00:245::{number}", 64)] if network == "dual" else []
+    return AttachRequest(network, f"c{number}", "eth0", path_of(pod), tuple(addresses))
 
 
 def port_of(node: Node) -> int:
@@ -123,7 +123,7 @@ async def test_a_pod_keeps_no_other_from_what_changes_for_all(net: NodeNet, node
     """One that has the right to may do with its interface what it likes; others have to follow the node's MTU."""
     backend, pods = NodeBackend(node), [net.pod(), net.pod()]
     for number, pod in enumerate(pods, 7):
-        await backend.attach(request(pod, number))
+        await backend.attach(request(pod, number, "dual"))
     before = mtu(pods[1])
     with NetNamespace(path_of(pods[0])):  # it lives on without its file
         move(net, pods[0], how)
@@ -141,3 +141,24 @@ async def test_a_pod_keeps_no_other_from_what_changes_for_all(net: NodeNet, node
 def mtu(pod: str) -> int:
     (found,) = ip_json("link", "show", "eth0", netns_name=pod)
     return int(found["mtu"])
+
+
+async def test_routes_come_back_when_a_device_was_down_for_a_moment(net: NodeNet, node: Node) -> None:
+    """Down and up again before it was heard of: the kernel says nothing of the routes that went."""
+    dual = node.store.state.network_by_name("dual")  # of IPv6's routes it does
+    assert dual is not None
+    await node.service.delete(Kind.NETWORK, dual.id)
+    watcher = Watcher(LinkMonitor())
+    watcher.listen(node)
+    watcher.run()
+    try:
+        assert await node.auditor.compare() == []
+        for state in ("down", "up"):
+            ip("link", "set", "samewire0", state, netns_name=net.node)
+        assert await node.auditor.compare() != []
+        async with asyncio.timeout(STALL_S):
+            while await node.auditor.compare():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    finally:
+        await watcher.close()
+        watcher.stop_listening()

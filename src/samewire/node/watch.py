@@ -83,8 +83,11 @@ class Watcher:
 
     def _readable(self) -> None:
         events = self._monitor.receive()
-        # Of a link only the latest state counts: it is announced while it is still being set up, too.
-        latest = {event.link.ifindex: event for event in events if isinstance(event, LinkNew)}
+        links = [event for event in events if isinstance(event, LinkNew)]
+        own = self._own()
+        self._was_down |= any(event.link.ifindex in own and not event.link.up for event in links)
+        # Else only the latest state of a link counts: it is announced while it is still being set up, too.
+        latest = {event.link.ifindex: event for event in links}
         for event in events:
             if not isinstance(event, LinkNew) or latest[event.link.ifindex] is event:
                 self._look(event)
@@ -105,7 +108,6 @@ class Watcher:
                     or of_uplink
                     or not node.uplink.ifindex
                 ):
-                    self._was_down |= link.ifindex in self._own() and not link.up
                     self._changed.set()
                 elif node.switch.ports.endpoint_of(link.ifindex) and not link.up:
                     node.switch.suspect.set()
