@@ -10,13 +10,13 @@ from contextlib import ExitStack
 import pytest
 
 from samewire.kernel.netns import NetNamespace
-from tests.support.node import ip, path_of, poll
+from tests.support.node import ROUTER_IP, in_namespace, ip, path_of, poll
 from tests.support.traffic import TIMEOUT_S, stream
-from tests.support.two_nodes import FAR, FAR6, World
+from tests.support.two_nodes import FAR, FAR6, FAR_IP, World
 
 pytestmark = [pytest.mark.root]
 
-BETWEEN = 1400
+BETWEEN, OUTWARD = 1400, 1300
 WIDE, NARROW = 1450, 1350
 TARGETS = {4: FAR, 6: FAR6}
 
@@ -63,3 +63,16 @@ def test_streams_pass(world: World, who: str, family: int) -> None:
             stream(near, far, os.urandom(200_000))
     assert limits(world) == {NARROW}
     assert not world.near.differences()
+
+
+def test_a_default_route_with_an_mtu(world: World) -> None:
+    """As the kernel forwards, so do we: a NIC for large frames often has a way out for usual ones only."""
+
+    def told() -> bool:
+        ping = ("ping", "-n", "-c", "1", "-W", "1", "-M", "do", "-s", str(OUTWARD - 27), FAR_IP)
+        return f"mtu = {OUTWARD}" in in_namespace(world.client, *ping, check=False).stdout
+
+    node = world.net.node
+    ip("route", "replace", "default", "via", ROUTER_IP, "mtu", str(OUTWARD), netns_name=node)
+    poll("pods are told", told)
+    ip("route", "replace", "default", "via", ROUTER_IP, netns_name=node)

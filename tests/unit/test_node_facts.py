@@ -73,6 +73,11 @@ def test_the_default_route_names_the_uplink() -> None:
     assert found.management == ("192.0.2.10", "2001:db8::10")
 
 
+def test_an_mtu_of_the_way_out() -> None:
+    found = choose_uplink("", LINKS, ADDRESSES, [replace(ROUTES[0], mtu=1400), *ROUTES[1:]])
+    assert found.gateway_mtus == {found.gateways[0]: 1400}
+
+
 def test_the_lowest_metric_wins() -> None:
     routes = [
         route(3, "0.0.0.0/0", "198.51.100.1", metric=50),

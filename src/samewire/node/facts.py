@@ -43,7 +43,7 @@ class Uplink(msgspec.Struct, frozen=True, kw_only=True):
     ``addresses``: the uplink's own with their prefix lengths, main ones first, then those of other interfaces as
     host addresses (their subnets are not behind the uplink). ``local_prefixes``: what is in use on the node, for
     choosing a free subnet. ``vlan``: the tag of its frames (0: none); ``vlans``: those of the node's devices on it.
-    ``subnets``: those that it is in.
+    ``subnets``: those that it is in. ``gateway_mtus``: of default routes that say one, by the gateway.
     """
 
     name: str = ""
@@ -55,6 +55,7 @@ class Uplink(msgspec.Struct, frozen=True, kw_only=True):
     subnets: tuple[Prefix, ...] = ()
     addresses: tuple[Prefix, ...] = ()
     gateways: tuple[Address, ...] = ()
+    gateway_mtus: Mapping[Address, int] = msgspec.field(default_factory=dict)
     local_prefixes: tuple[str, ...] = ()
 
     @property
@@ -101,6 +102,7 @@ def choose_uplink(
             [*map(_prefix, on_nic), *(_prefix(address).address.host_prefix for address in elsewhere)]
         )
     )
+    gateways = _gateways(defaults, nic)
     tags = {link.vlan for link in by_index.values() if link.vlan and link.peer_ifindex == nic.ifindex}
     return Uplink(
         name=nic.name,
@@ -111,18 +113,19 @@ def choose_uplink(
         vlans=tuple(sorted(tags)),
         subnets=tuple(dict.fromkeys(_prefix(address).network for address in on_nic)),
         addresses=own,
-        gateways=_gateways(defaults, nic),
+        gateways=tuple(gateways),
+        gateway_mtus={gateway: mtu for gateway, mtu in gateways.items() if mtu},
         local_prefixes=prefixes,
     )
 
 
-def _gateways(defaults: Iterable[Route], nic: Link) -> tuple[Address, ...]:
-    """Those of its best default routes, IPv4 first."""
-    found: dict[int, Address] = {}
+def _gateways(defaults: Iterable[Route], nic: Link) -> dict[Address, int]:
+    """Those of its best default routes, IPv4 first, with the routes' MTUs."""
+    found: dict[int, tuple[Address, int]] = {}
     for route in defaults:
         if route.oif == nic.ifindex and any(route.gateway) and len(route.gateway) == _bytes(route.family):
-            found.setdefault(route.family, Address(route.family, _padded(route.gateway)))
-    return tuple(found[family] for family in FAMILIES if family in found)
+            found.setdefault(route.family, (Address(route.family, _padded(route.gateway)), route.mtu))
+    return dict(found[family] for family in FAMILIES if family in found)
 
 
 def underlay(uplink: Uplink, last: Iterable[Prefix]) -> tuple[Prefix, ...]:
@@ -166,7 +169,7 @@ def node_facts(
         uplink_vlan=uplink.vlan,
         vlans=uplink.vlans,
         underlay=subnets,
-        path_mtus=path_mtus,
+        path_mtus={**path_mtus, **uplink.gateway_mtus},
     )
 
 

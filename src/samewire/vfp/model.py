@@ -49,8 +49,8 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     what an endpoint's ACL rules leave open passes; ``netns``: low half of the cookie of the node's network
     namespace, 0 = unknown. ``uplink_vlan``: the VLAN with which the uplink
     tags its frames itself, 0 = none; ``vlans``: those of the node's own devices on it. ``underlay``: the uplink's
-    subnets; of a family of which it has no address at the moment, those that it had last. ``path_mtus``: what has been
-    learned of ways that are narrower than the uplink, by the far end.
+    subnets; of a family of which it has no address at the moment, those that it had last. ``path_mtus``: of ways
+    that are narrower than the uplink, by the provider address or the gateway.
     """
 
     name: str

@@ -82,7 +82,7 @@ def uplink_nexthop(facts: NodeFacts, gateway: Address, vlan: int = 0) -> Nexthop
     return Nexthop(
         kind=RouteKind.UPLINK,
         family=gateway.family,
-        mtu=facts.uplink_mtu,
+        mtu=facts.mtu_to(gateway),
         ifindex=facts.uplink_ifindex,
         vni=vlan,
         address=gateway.packed,
