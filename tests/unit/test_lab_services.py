@@ -287,6 +287,33 @@ def test_source_ranges_are_read_as_the_daemons_read_them() -> None:
     assert plan.source_ranges == ("10.0.0.0/8",)
 
 
+def test_a_preserved_destination_is_for_pods_that_have_the_address(guestbook: LabState) -> None:
+    """No stand-in has the ingress IP; node ports lead to the node's own pods alone, as they do on Windows."""
+    target = next(pod for pod in guestbook.pods if pod.pod.owner == "Deployment/frontend")
+    service: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "a", "namespace": "default", "annotations": {"preserve-destination": "true"}},
+        "spec": {
+            "type": "LoadBalancer",
+            "ports": [{"port": 80, "targetPort": 80, "nodePort": 30007}],
+            "selector": target.pod.template.labels,
+            "externalIPs": ["198.51.100.77"],
+        },
+        "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.9"}]}},
+    }
+    services = service_plans([service], ("10.96.0.0/16",))
+    found = list(Matrix(msgspec.structs.replace(guestbook, services=services)).probes())
+    assert {probe.address for probe in of(found, "external IP")} == {"198.51.100.77"}
+    nodes = {address: node.plan.name for node in guestbook.nodes for address in node.plan.addresses}
+    for probe in of(found, "NodePort", "outside"):
+        assert set(probe.expected.hostnames) == {
+            pod.hostname
+            for pod in guestbook.pods
+            if pod.pod.owner == "Deployment/frontend" and pod.pod.node == nodes[probe.address]
+        }
+
+
 def test_any_of_several_may_answer() -> None:
     probe = Probe("c", "r", "tcp", "a", "", "tcp", "10.96.0.1", 80, Expected(hostnames=("one", "two")))
     assert judge(probe, Observed(True, hostname="two")).ok

@@ -60,6 +60,8 @@ class ServiceMatrix:
         balanced = {address for node in self._balancers for address in node.plan.addresses}
         others = {address for node in self._state.nodes for address in node.plan.addresses} - balanced
         others |= {address for host in self._state.outside for address in host.plan.addresses}
+        if service.preserves:  # to the pod as it is, and a stand-in has no such address
+            others |= set(service.ingress_ips)
         for address in service.external_ips:
             if family_of(address) in families and address not in others and service.has(address, port):
                 yield Frontend(service, port, "external IP", address, port.port)
@@ -145,7 +147,8 @@ class ServiceMatrix:
             local = frontend.service.internal_local
         else:
             inside = not isinstance(client, OutsideState) and _node_of(client) == at
-            local = frontend.service.external_local and not inside
+            alone = frontend.service.preserves and frontend.kind == "NodePort"
+            local = (frontend.service.external_local or alone) and not inside
         return _on(behind, at) if local else self._near(frontend.service.distribution, behind, at)
 
     def _near(self, distribution: str, behind: Sequence[Answerer], at: str) -> Sequence[Answerer]:

@@ -46,7 +46,8 @@ class Taken(Struct, frozen=True):
 class ServicePlan(Struct, frozen=True):
     """A Service with its addresses. ``external_ips`` include those of a load balancer in front, ``ingress_ips``, to
     which only clients in ``source_ranges`` get (of a family without any: all). ``distribution``: its
-    ``trafficDistribution``. ``taken``: what leads to another Service.
+    ``trafficDistribution``. ``preserves``: it has the annotation ``preserve-destination``. ``taken``: what leads to
+    another Service.
     """
 
     namespace: str
@@ -60,6 +61,7 @@ class ServicePlan(Struct, frozen=True):
     distribution: str = ""
     ingress_ips: tuple[str, ...] = ()
     source_ranges: tuple[str, ...] = ()
+    preserves: bool = False
     taken: tuple[Taken, ...] = ()
 
     @property
@@ -248,6 +250,7 @@ def _plan(item: Any) -> ServicePlan:
         distribution=spec.traffic_distribution,
         ingress_ips=ingress,
         source_ranges=tuple(_prefixes(ranges)),
+        preserves=service.metadata.annotations.preserve_destination == "true",
     )
 
 
