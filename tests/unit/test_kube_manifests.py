@@ -331,6 +331,13 @@ def test_what_is_wrong_is_said_with_its_place(text: str, message: str) -> None:
         parse_manifests(text)
 
 
+def test_a_pod_that_has_no_name_yet_hides_nothing() -> None:
+    """Nobody runs it: who runs pods gives them names. The Services in its file were not there."""
+    pod = "apiVersion: v1\nkind: Pod\nmetadata: {generateName: job-}\n"
+    found = parse_manifests(f"{pod}---\n{SERVICE.format(name='web', port=80)}")
+    assert (len(found.services), found.others) == (1, ())
+
+
 @pytest.mark.parametrize(
     "text", ["127.0.0.1", "::1", "0.0.0.0", "::", "169.254.1.1", "fe80::1%a", "224.0.0.1", "ff02::1"]
 )

@@ -158,6 +158,13 @@ def _read(raw: dict[str, Any], services: list[Wanted], others: list[Any]) -> Non
         return
     cleaned = without_nulls(raw)
     metadata = cleaned.setdefault("metadata", {})
+    if (
+        kind is Pod
+        and isinstance(metadata, dict)
+        and not metadata.get("name")
+        and metadata.get("generateName")
+    ):
+        return  # one that runs has a name
     if not isinstance(metadata, dict) or not _NAME.fullmatch(str(metadata.get("name", ""))):
         raise ValueError(f"{kind.__name__} without a valid metadata.name")
     if kind in (Node, Namespace):
