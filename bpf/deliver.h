@@ -21,6 +21,7 @@
 extern int LINUX_KERNEL_VERSION __kconfig;
 
 #define SW_GSO_BY_FRAGS 0xffff /* of the kernel's: SCTP's packets are joined as they are, each of its own length */
+#define SW_JUMBO_OPTION 8      /* IPv6's header with the length of what is longer than 64 KB (BIG TCP): goes at the cut */
 
 /*
  * Length of the largest IP packet that this frame becomes on the wire. SCTP fills all of them but the last: what the mean
@@ -28,11 +29,15 @@ extern int LINUX_KERNEL_VERSION __kconfig;
  */
 SW_INLINE __u32 sw_wire_length(struct __sk_buff *skb, const struct sw_packet *p)
 {
-	__u32 gso = skb->gso_size;
+	__u32 gso = skb->gso_size, before = SW_L3 + sizeof(struct ipv6hdr);
 
 	if (gso == SW_GSO_BY_FRAGS)
 		gso = (skb->len - p->payload_offset) / skb->gso_segs; /* BPF: by 0 is 0 */
-	return gso ? gso + p->payload_offset - SW_L3 : skb->len - SW_L3;
+	if (!gso)
+		return skb->len - SW_L3;
+	if (skb->len > before + 0xffff && p->family == 6 && p->l4_offset > before)
+		gso -= SW_JUMBO_OPTION;
+	return gso + p->payload_offset - SW_L3;
 }
 
 SW_INLINE int sw_to_port(struct __sk_buff *skb, struct sw_packet *p, __u32 id, const struct sw_port *port)

@@ -174,6 +174,20 @@ def test_datagrams_that_the_offload_cuts(world: World, path: str, family: int) -
         assert b"".join(opened.recv(2 * size) for _ in range(count)) == data
 
 
+@pytest.mark.parametrize("path", ["tunnel4", "tunnel6", "nat", "bridged"])
+def test_segments_beyond_64_kilobytes(world: World, path: str) -> None:
+    """BIG TCP over IPv6: the header that the kernel puts in front goes when it cuts, and makes nothing too big."""
+    near, far = world.pairs[6] if path == "tunnel6" else world.pairs[4]
+    pod = {"nat": world.nat, "bridged": world.bridged}.get(path, near)
+    server, to = (far.space, far.address(6)) if "tunnel" in path else (world.underlay.out, OUT[6])
+    pod.space.ip("link", "set", "eth0", "gso_max_size", "185000")
+    refused = world.one.dropped(pod.port, Layer.MTU, Reason.TOO_BIG)
+    with tcp_pair(pod.space, server, to, 7380) as (near_end, far_end):
+        stream(near_end, far_end, os.urandom(4 * MEGABYTE))
+    pod.space.ip("link", "set", "eth0", "gso_max_size", "65536")
+    assert world.one.dropped(pod.port, Layer.MTU, Reason.TOO_BIG) == refused
+
+
 def _tcp(headers: Headers) -> bool:
     inner = headers.inner or headers
     return inner.protocol == 6
