@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -12,15 +13,17 @@ import pytest
 import pytest_asyncio
 
 from samewire.cni.backend import Address, AttachRequest, CheckRequest
+from samewire.errors import KernelError
 from samewire.hcn.codec import decode_object
 from samewire.hcn.schema import Kind, Network
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import LinkMonitor, Netlink, Query, link_del
-from samewire.node import sweep
+from samewire.node import links, sweep
 from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
 from samewire.node.watch import Watcher
+from samewire.vfp.model import PortLink
 from samewire.vfp.tables import DropKey, RuleCountKey
 from tests.support.node import STALL_S, NodeNet, in_namespace, ip, ip_json, overlay, path_of
 from tests.support.waiting import until
@@ -141,6 +144,50 @@ async def test_a_pod_keeps_no_other_from_what_changes_for_all(net: NodeNet, node
 def mtu(pod: str) -> int:
     (found,) = ip_json("link", "show", "eth0", netns_name=pod)
     return int(found["mtu"])
+
+
+async def test_a_pod_that_cannot_be_read_keeps_the_audit_from_nothing_else(
+    net: NodeNet, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in it may change faster than it can be read."""
+    pods = [net.pod(), net.pod()]
+    for number, pod in enumerate(pods, 7):
+        await NodeBackend(node).attach(request(pod, number))
+    restless, _ = [endpoint.id for endpoint in node.store.state.endpoints()]
+    dump, where = Netlink.dump, node.switch.ports.get(restless)
+    assert where is not None
+
+    def dumped(netlink: Netlink, query: Query[Any]) -> list[Any]:
+        if (
+            netlink is not node.netlink
+            and query.operation == "list addresses"
+            and entered == [where.identity]
+        ):
+            raise KernelError(
+                query.operation, errno.EAGAIN, "the table changed during every attempt to read it"
+            )
+        return dump(netlink, query)
+
+    entered: list[object] = []
+    differences = links.inside_differences
+
+    def inside(link: PortLink, netns: NetNamespace) -> list[str]:
+        entered[:] = [netns.identity]
+        return differences(link, netns)
+
+    monkeypatch.setattr(links, "inside_differences", inside)
+    monkeypatch.setattr(Netlink, "dump", dumped)
+    for pod in pods:
+        ip("address", "flush", "dev", "eth0", netns_name=pod)
+    ip("address", "flush", "dev", "samewire0", netns_name=net.node)
+    report = await node.auditor.audit()
+    (failed,) = report.failed
+    assert restless in failed
+    assert "changed during every attempt" in failed
+    assert [(item.kind, item.subject) for item in await node.auditor.compare()] == [("pod", restless)]
+    monkeypatch.undo()
+    await node.auditor.audit()
+    assert await node.auditor.compare() == []
 
 
 async def test_routes_come_back_when_a_device_was_down_for_a_moment(net: NodeNet, node: Node) -> None:
