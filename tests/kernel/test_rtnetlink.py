@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from pyroute2 import IPRoute
 
@@ -282,6 +283,34 @@ def test_ipv4_routes(node: NetNamespace, netlink: rt.Netlink, ifindex: int) -> N
     _assert_routes_agree(node, netlink, 4, 1000)
     _assert_routes_agree(node, netlink, 4, 255)
     assert netlink.dump(rt.route_dump(4, 4242)) == []
+
+
+@pytest.mark.parametrize(("family", "prefix"), [(4, "10.{}.0.0"), (6, "fd00:{}::")])
+def test_the_routes_by_one_interface_are_no_others(
+    netlink: rt.Netlink, ifindex: int, family: int, prefix: str
+) -> None:
+    """A pod may have hundreds of thousands by another one: the kernel does not have to list them."""
+    other = netlink.get(rt.link_get("p0")).ifindex
+    netlink.batch([rt.link_set(ifindex, up=True), rt.link_set(other, up=True)])
+    netlink.batch(
+        [
+            rt.route_replace(
+                packed(prefix.format(number)), 48 if family == 6 else 16, family=family, oif=by, table=t
+            )
+            for number, by, t in ((1, ifindex, 254), (2, other, 254), (3, ifindex, 1000), (4, other, 1000))
+        ]
+    )
+    query = rt.route_dump(family, oif=ifindex)
+    answered: list[rt.Route | None] = []
+
+    def decode(body: memoryview) -> rt.Route | None:
+        answered.append(query.decode(body))
+        return answered[-1]
+
+    found = netlink.dump(msgspec.structs.replace(query, decode=decode))
+    assert found == [route for route in netlink.dump(rt.route_dump(family)) if route.oif == ifindex]
+    assert {packed(prefix.format(number)) for number in (1, 3)} <= {route.destination for route in found}
+    assert answered == found, "what others have is not even sent"
 
 
 @pytest.mark.parametrize(

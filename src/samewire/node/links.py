@@ -220,7 +220,9 @@ def inside_differences(link: PortLink, netns: NetNamespace) -> list[str]:
         for family in sorted({route.destination.family for route in link.routes}):
             routes = {  # in whichever table: a later plugin of the chain (sbr) moves them
                 (route.destination, route.bits, route.gateway)
-                for route in inside.dump(route_dump(family))
+                for route in inside.dump(
+                    route_dump(family, oif=found.ifindex)
+                )  # of others there may be very many
                 if route.oif == found.ifindex
             }
             wrong += [

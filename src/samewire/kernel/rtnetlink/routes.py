@@ -144,10 +144,13 @@ def own_address_del(ifindex: int, address: bytes) -> Request:
     return route.tolerating(errno.ESRCH)
 
 
-def route_dump(family: int, table: int | None = None) -> Query[Route]:
-    """The routes of one IP version, of one table or of all. Of a multipath route the first next hop counts."""
-    head = _RTMSG.pack(kernel_family(family), 0, 0, 0, 0, 0, 0, 0, 0)
-    body = head if table is None else head + codec.u32(_RTA_TABLE, table)
+def route_dump(family: int, table: int | None = None, oif: int | None = None) -> Query[Route]:
+    """The routes of one IP version, of one table or of all, by one interface (``ENODEV`` when it is gone) or by any. Of
+    a multipath route the first next hop counts, which of those by one interface may be another one.
+    """
+    body = _RTMSG.pack(kernel_family(family), 0, 0, 0, 0, 0, 0, 0, 0)
+    for kind, wanted in ((_RTA_TABLE, table), (_RTA_OIF, oif)):
+        body += codec.u32(kind, wanted) if wanted is not None else b""
     return Query(_RTM_GETROUTE, body, f"list IPv{family} routes", decode_route)
 
 
