@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -180,6 +181,24 @@ def test_a_port_that_is_taken_is_left_out(tmp_path: Path, capsys: pytest.Capture
             assert b"Address already in use" in server.stderr.readline()
             while not (tmp_path / "ready").exists():
                 assert server.poll() is None
+            server.kill()
+
+
+def test_more_ports_than_the_usual_limit_of_files_allows(tmp_path: Path) -> None:
+    """Four sockets a port: at 1024, 255 ports of published media servers were too many, and the lab did not come up."""
+    with ExitStack() as stack:
+        held = [stack.enter_context(socket.socket(socket.AF_INET6)) for _ in range(20)]
+        for one in held:
+            one.bind(("::", 0))
+        ports = [str(one.getsockname()[1]) for one in held]
+    ready = tmp_path / "ready"
+    script = python_script("echo.py", str(ready), "web", *ports)
+    with subprocess.Popen(("sh", "-c", 'ulimit -Sn 40; exec "$@"', "sh", *script)) as server:
+        try:
+            while not ready.exists():
+                assert server.poll() is None
+            assert not any(probe("connect", "127.0.0.1", int(port))["error"] for port in ports)
+        finally:
             server.kill()
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import selectors
 import socket
 import sys
@@ -227,6 +228,8 @@ def _plain(address: str) -> str:
 def main(arguments: list[str]) -> None:
     """``echo.py READY_FILE CONTAINER [ADDRESS@]PORT...``; a port that is taken is reported and left out."""
     ready_file, container, *ports = arguments
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # four sockets a port
     server = Server(container)
     for item in ports:
         address, _, port = item.rpartition("@")
