@@ -8,7 +8,7 @@ from samewire.vfp.diff import Put, Remove, apply, change, diff, is_early, ordere
 from samewire.vfp.model import Entries
 from samewire.vfp.ownership import Ownership
 from samewire.vfp.record import Record
-from samewire.vfp.render import record_json, record_text
+from samewire.vfp.render import entry_json, record_json, record_text
 from samewire.vfp.tables import (
     AclRule,
     AclRuleKey,
@@ -172,16 +172,12 @@ def test_operations_in_words() -> None:
         == "+ sw_routes scope=3 address=10.244.2.0/24 -> kind=tunnel flags=decrement nexthop=12 bits=24"
     )
     assert Remove("sw_ports", Id(7)).describe() == "- sw_ports 7"
-    assert Put("sw_endpoints", KEY, Endpoint(7, 0, MAC)).to_json() == {
-        "operation": "put",
-        "table": "sw_endpoints",
+
+
+def test_entries_as_json() -> None:
+    assert entry_json(KEY, Endpoint(7, 0, MAC)) == {
         "key": {"address": "10.0.0.1", "scope": 1, "family": 4},
         "value": {"port": 7, "nexthop": 0, "mac": "0E-2A-0A-00-00-01"},
-    }
-    assert Remove("sw_ports", Id(7)).to_json() == {
-        "operation": "remove",
-        "table": "sw_ports",
-        "key": {"value": 7},
     }
 
 

@@ -24,8 +24,7 @@ No I/O and no kernel here: every function maps values to values. The contract fo
       (port_ifindex: of the host end; 0 and any generation for a remote endpoint)
     | ``compile_route(route, network, facts, numbers) -> Compiled`` (an SDNRoute object)
 ``vfp.diff``, ``vfp.ownership``
-    | ``Put(table, key, value)``, ``Remove(table, key)``: one ``Operation``, with ``describe() -> str``,
-      ``to_json()``
+    | ``Put(table, key, value)``, ``Remove(table, key)``: one ``Operation``, with ``describe() -> str``
     | ``diff(wanted: Entries, actual: Entries) -> list[Operation]`` for the audit
     | ``change(before: Entries, after: Entries) -> list[Operation]`` for one object
     | ``apply(operations, tables) -> dict`` (pure, for fakes and tests)

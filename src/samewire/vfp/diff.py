@@ -18,7 +18,7 @@ import msgspec
 from samewire.vfp.constants import VLAN, VLAN_ID
 from samewire.vfp.model import Entries
 from samewire.vfp.record import Record
-from samewire.vfp.render import Json, entry_json, record_text
+from samewire.vfp.render import record_text
 from samewire.vfp.tables import TABLES, AclSpace, Bucket, Id, OwnRouteKey, Port
 
 # Compiled tables, the pointed-at before the pointing.
@@ -70,10 +70,6 @@ class Put(msgspec.Struct, frozen=True):
         family = getattr(self.key, "family", 0)
         return f"+ {self.table} {_key_text(self.table, self.key)} -> {record_text(self.value, family)}"
 
-    def to_json(self) -> dict[str, Json]:
-        """For ``samewire diff -o json``."""
-        return {"operation": "put", "table": self.table, **entry_json(self.key, self.value)}
-
 
 class Remove(msgspec.Struct, frozen=True):
     """Remove an entry; it is no error when it is gone already."""
@@ -84,10 +80,6 @@ class Remove(msgspec.Struct, frozen=True):
     def describe(self) -> str:
         """One line for people."""
         return f"- {self.table} {_key_text(self.table, self.key)}"
-
-    def to_json(self) -> dict[str, Json]:
-        """For ``samewire diff -o json``."""
-        return {"operation": "remove", "table": self.table, **entry_json(self.key, None)}
 
 
 def _key_text(table: str, key: Record) -> str:

@@ -58,12 +58,9 @@ def record_json(record: Record, family: int = 0) -> dict[str, Json]:
     }
 
 
-def entry_json(key: Record, value: Record | None) -> dict[str, Json]:
-    """One entry of a table for JSON: its key and (unless None) its value."""
-    shown: dict[str, Json] = {"key": record_json(key)}
-    if value is not None:
-        shown["value"] = record_json(value, getattr(key, "family", 0))
-    return shown
+def entry_json(key: Record, value: Record) -> dict[str, Json]:
+    """One entry of a table for JSON."""
+    return {"key": record_json(key), "value": record_json(value, getattr(key, "family", 0))}
 
 
 def record_text(record: Record, family: int = 0) -> str:
