@@ -38,6 +38,9 @@ SW_INLINE void sw_touch(struct sw_packet *p, struct sw_flow *flow, __u8 side)
 		flow->seen_tick = now;
 		if ((flow->flags & (SW_FLOW_REPLIED | SW_FLOW_STREAM)) == SW_FLOW_REPLIED)
 			flow->flags |= SW_FLOW_STREAM;
+		/* Whose RST that was goes on: it was out of the window, or somebody else's (RFC 6146, 3.5.2.2). */
+		if (p->tcp_flags == SW_TCP_DATA)
+			*seen &= ~SW_TCP_RST;
 	}
 	if (p->tcp_flags & ~*seen)
 		*seen |= p->tcp_flags;

@@ -23,6 +23,7 @@ from samewire.kernel.bpf import BpfMap, SkbContext, UpdateFlag, mount_bpffs, unm
 from samewire.vfp.address import parse_interface
 from samewire.vfp.compile import compile_node
 from samewire.vfp.constants import Counter, FlowFlag, Layer, Reason, TcpFlag
+from samewire.vfp.simulate import checksum
 from samewire.vfp.simulate.entries import partner_key
 from samewire.vfp.tables import Count, DropKey, Flow, FlowKey, Id
 from tests.support.frames import fill, ip_packet, pseudo
@@ -282,6 +283,24 @@ def test_a_closed_tuple_is_used_again(world: World, reset: bool) -> None:
                 far.close()  # the server closes first: its TIME_WAIT is not in the client's way
                 assert near.recv(1) == b""
     assert {address for address, _ in seen} == {node_address(world.node, 4)}
+
+
+def test_a_reset_that_nobody_obeys(world: World) -> None:
+    """One that is out of the window, or forged, ends no connection: it is known to be alive when it goes on."""
+
+    def is_reset() -> bool:
+        echo_over(near, far)
+        return any(flow.tcp[1] & TcpFlag.RST for key, flow in node.flow_table().items() if 88 in key.port)
+
+    pod, node, out = world.pods[0], world.node, world.underlay.out
+    with tcp_pair(pod.space, out, OUT[4], 88) as (near, far):
+        addresses = socket.inet_aton(OUT[4]), socket.inet_aton(node_address(node, 4))
+        reset = struct.pack("!HHIIBBHHH", 88, far.getpeername()[1], 1, 0, 0x50, 4, 0, 0, 0)
+        total = checksum.whole(b"".join(addresses) + struct.pack("!HH", 6, len(reset)) + reset)
+        with out.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as forged:
+            forged.sendto(reset[:16] + total + reset[18:], (node_address(node, 4), 0))
+        poll("it is seen", is_reset)
+        poll("it is nothing", lambda: not is_reset())
 
 
 def test_the_nodes_answered_connections_keep_their_port(world: World) -> None:

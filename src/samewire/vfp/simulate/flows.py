@@ -272,7 +272,10 @@ def _clamp(state: State, walk: Walk, flow: Flow, action: Action, packet_side: in
 
 
 def _touch(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: int) -> None:
-    seen = flow.tcp[packet_side] | walk.packet.tcp_flags
+    seen = flow.tcp[packet_side]
+    if flow.seen_tick != state.now_tick and walk.packet.tcp_flags == TcpFlag.DATA:
+        seen &= ~TcpFlag.RST  # whose that was goes on: nobody has obeyed it
+    seen |= walk.packet.tcp_flags
     state.flows[key] = replace(
         flow,
         seen_tick=state.now_tick,
