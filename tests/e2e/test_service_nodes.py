@@ -147,7 +147,7 @@ def test_what_the_tools_say(cluster: Cluster) -> None:
     traced = run(near, "trace", "--from", "shop/client", "--to", "10.96.0.10:80")
     assert f"default/web:http: backend {FAR}:8080, chosen by the connection's hash" in traced.output
     assert "BUG" not in traced.output, "the simulator and the switch agree"
-    cluster.write("web", service("web", "10.96.0.10", ports=PORTS))
+    cluster.write("web", service("web", "10.96.0.10", type="NodePort", ports=PORTS))
     poll("no backends", lambda: "reject" in _trace(near) or "no_backend" in _trace(near))
     assert "default/web:http: " in _trace(near)
 
