@@ -32,7 +32,7 @@ from samewire.hcn.policy_rows import POLICIES, Statement
 from samewire.hcn.reboot import casualties
 from samewire.hcn.schema import STRUCTS, Kind
 from samewire.hcn.state import State
-from samewire.hcn.storefile import create_if_absent, explain, hold_directory, identity
+from samewire.hcn.storefile import create_if_absent, damaged, explain, hold_directory, identity
 from samewire.hcn.switch import Change
 
 APPLICATION_ID = 0x53776972  # "Swir": tells our file from any other SQLite file
@@ -270,14 +270,14 @@ class Store:
         db.execute("PRAGMA cache_size = -16384")  # KiB, at most
         verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":
-            raise StoreError(str(self.path), f"the database is damaged: {verdict}")
+            raise StoreError(str(self.path), damaged(verdict))
         if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise StoreError(str(self.path), "this is no database of Samewire")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise StoreError(
                 str(self.path),
-                f"written by a newer Samewire (version {version}, this one knows {SCHEMA_VERSION})",
+                f"written by a newer Samewire (version {version}, this one knows {SCHEMA_VERSION}): install that again",
             )
         db.execute("BEGIN EXCLUSIVE")
         for step in range(version, SCHEMA_VERSION):

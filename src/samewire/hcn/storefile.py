@@ -60,4 +60,14 @@ def explain(error: sqlite3.Error) -> str:
     """What is wrong, in words."""
     if "locked" in str(error):
         return "another process has the database open"
+    if "unable to open" in str(error):
+        return f"the database cannot be used: {error}; is its disk read-only?"
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return damaged(str(error))
     return f"the database cannot be used: {error}"
+
+
+def damaged(how: str) -> str:
+    """The same of a file that is not whole, and what to do: the daemon never makes a new one in its place."""
+    what = " ".join(how.split())
+    return f"the database is damaged ({what}): put its directory back as it was; or `samewire uninstall`, and remove it"
