@@ -195,6 +195,7 @@ class DaemonProcess:
         self.log = directory / "daemon.log"
         self.config = directory / "config.json"
         self.plugin_path = "/usr/lib/cni"
+        self.under: list[str] = []  # a command that runs it
         values = {
             "name": "node",
             "uplink": "eth0",
@@ -215,7 +216,8 @@ class DaemonProcess:
 
     def spawn(self, env: Mapping[str, str] | None = None) -> None:
         """Start it."""
-        command = ["nsenter", f"--net={path_of(self.net.node)}", sys.executable, "-m", "samewire.cli.daemon"]
+        command = ["nsenter", f"--net={path_of(self.net.node)}", *self.under]
+        command += [sys.executable, "-m", "samewire.cli.daemon"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--config", str(self.config)],
