@@ -12,7 +12,7 @@
 #include "tables.h"
 
 /* Of a packet, with its headers; of TCP the whole of them also where it is small. */
-#define SW_QUOTE4_LONG 64
+#define SW_QUOTE4_LONG 72 /* the longest header, and its ports */
 #define SW_QUOTE4_TCP 40
 #define SW_QUOTE4_SHORT 28 /* header + 8 bytes, the least RFC 792 asks for */
 #define SW_QUOTE6_LONG 96

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -216,6 +217,18 @@ def test_traceroute_by_udp_and_tcp(world: World, protocol: str, kind: str, famil
             assert error.source == packed(hop)[: len(error.source)]
             assert inner.source == packed(pod.address(family))[: len(inner.source)]
             assert inner.ports == (opened.getsockname()[1], 33434 + ttl)
+
+
+def test_an_error_about_a_packet_with_all_options(world: World) -> None:
+    """The quote has room for the longest header and the ports behind it: the sender's kernel finds the socket."""
+    with probe(world.pods["nat"].space, "udp", 4, 1) as opened:
+        opened.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, b"\x07\x27\x04" + bytes(37))  # record route
+        opened.setsockopt(socket.IPPROTO_IP, 11, 1)  # IP_RECVERR
+        opened.connect((FAR[4], 33434))
+        opened.send(b"probe")
+        poll(
+            "it is told", lambda: opened.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EHOSTUNREACH
+        )
 
 
 def probe(space: Space, protocol: str, family: int, ttl: int) -> socket.socket:
