@@ -187,6 +187,10 @@ def test_one_broken_document_does_not_hide_the_others() -> None:
             "{kind: Pod, metadata: {name: x}, spec: {containers: [{name: c, resources: {limits: {cpu: 1e999}}}]}}",
             "'1e999' is not a quantity",
         ),
+        (
+            "{kind: Pod, metadata: {name: x}, spec: {containers: [{name: c}], dnsConfig: {nameservers: [DNS_IP]}}}",
+            "'DNS_IP' does not appear to be",
+        ),
         ('{kind: Pod, metadata: {name: "x\\n"}, spec: S}', "is not a valid name"),
         ("{kind: Service, metadata: {name: x, annotations: {!!binary YQ==: y}}}", "keys must be str"),
         ("{kind: CronJob, metadata: {name: x}}", "makes no pods here"),

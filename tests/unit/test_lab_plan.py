@@ -145,6 +145,17 @@ def test_host_ports_are_exclusive_and_a_preference_is_only_that() -> None:
     assert [pod.node for pod in placed(pods("StatefulSet"), shy[0]).pods] == ["a"]
 
 
+def test_the_tunnels_port_is_taken_on_every_node() -> None:
+    """A pod that has it ended the whole lab up."""
+    ports = "[{containerPort: 1, hostPort: 4789, protocol: UDP}]"
+    plan = make_plan(
+        cluster(CLUSTER + "manifests: [{path: m.yaml}]\n"), {"m.yaml": pods("DaemonSet", ports=ports)}
+    )
+    assert [item.reason for item in plan.pending] == [
+        "alpha: host port 4789/UDP is taken, beta: host port 4789/UDP is taken"
+    ]
+
+
 def test_host_ports_clash_where_their_addresses_do() -> None:
     def at(*addresses: str) -> Scheduler:
         ports = [f"[{{containerPort: 80, hostPort: 8080, hostIP: '{address}'}}]" for address in addresses]

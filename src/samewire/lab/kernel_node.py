@@ -9,9 +9,11 @@ what an L2Bridge node looks like from the wire.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from samewire.lab.addressing import family_of, first_host, on_underlay, vxlan_overhead
@@ -40,6 +42,7 @@ class KernelNode:
         self._cluster = context.plan.cluster
         self._network: Network = self._cluster.networks[0]
         self._device = f"vxlan{self._network.vni}"
+        self._mapping = asyncio.Lock()
         self._runtime = Runtime(context.netns, (DEBIAN_PLUGINS,))
 
     async def prepare(self) -> list[Vtep]:
@@ -79,7 +82,9 @@ class KernelNode:
     async def add_pod(self, pod: Pod, netns: str, dns: DnsConfig) -> Attached:
         """ADD of ``bridge`` and ``portmap``; on the underlay, IPv6 needs a proxy entry an address."""
         arguments = {"portMappings": port_mappings(pod)}
-        attached = await self._runtime.add(self._conflist(dns), pod, netns_path(netns), arguments)
+        # The plugin makes its chains unless they are there: of two at once, one fails.
+        async with self._mapping if arguments["portMappings"] else nullcontext():
+            attached = await self._runtime.add(self._conflist(dns), pod, netns_path(netns), arguments)
         if self._on_underlay():
             entries = [f"neigh add proxy {a} dev {UPLINK}" for a in attached.addresses if family_of(a) == 6]
             await ip_batch(self._context.netns, entries)

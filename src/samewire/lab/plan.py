@@ -21,7 +21,7 @@ from samewire.lab.addressing import (
 from samewire.lab.cluster import Cluster, Network, Stack
 from samewire.lab.manifests import POD_KINDS, Skipped, Workload, parse_manifests
 from samewire.lab.rules import ingress_prefixes
-from samewire.lab.schedule import Pending, Pod, Scheduler, node_labels
+from samewire.lab.schedule import EVERY, Pending, Pod, Scheduler, node_labels
 from samewire.lab.services import reasons_taken, refused_services, service_plans, with_ingress
 
 
@@ -78,7 +78,8 @@ class Plan(Struct, frozen=True):
 
 def make_plan(cluster: Cluster, manifests: Mapping[str, str]) -> Plan:
     """Plan a lab; ``manifests`` maps every ``manifests[].path`` of the cluster file to its text."""
-    scheduler = Scheduler(cluster.nodes, cluster.overrides)
+    tunnels = ("UDP", cluster.networks[0].vxlan_port, EVERY)
+    scheduler = Scheduler(cluster.nodes, cluster.overrides, [tunnels])
     skipped: list[Skipped] = []
     services: list[dict[str, Any]] = []
     workloads: dict[tuple[str, ...], Workload] = {}

@@ -297,8 +297,11 @@ def _dns_config(fields: dict[str, Any]) -> DnsConfig:
         option = mapping(item, "dns option")
         value = option.get("value")
         options.append(str(option.get("name")) if value is None else f"{option.get('name')}:{value}")
+    servers = tuple(str(server) for server in sequence(fields.get("nameservers"), "nameservers"))
+    for server in servers:
+        ipaddress.ip_address(server)
     return DnsConfig(
-        tuple(str(server) for server in sequence(fields.get("nameservers"), "nameservers")),
+        servers,
         tuple(str(suffix) for suffix in sequence(fields.get("searches"), "searches")),
         tuple(options),
     )

@@ -86,14 +86,16 @@ class Pending(Struct, frozen=True):
 
 
 class Scheduler:
-    """Places workloads one after another; remembers what is where."""
+    """Places workloads one after another; remembers what is where. ``taken``: host ports that no node has to give."""
 
-    def __init__(self, nodes: Sequence[Node], overrides: Sequence[Override] = ()) -> None:
+    def __init__(
+        self, nodes: Sequence[Node], overrides: Sequence[Override] = (), taken: Iterable[Claim] = ()
+    ) -> None:
         self.nodes = nodes
         self.overrides = overrides
         self.pods: list[Pod] = []
         self.pending: list[Pending] = []
-        self._host_ports = {node.name: set(_LAB_PORTS) for node in nodes}
+        self._host_ports = {node.name: {*_LAB_PORTS, *taken} for node in nodes}
         self._names: set[str] = set()
 
     def place(self, workload: Workload, network: str) -> None:
