@@ -292,9 +292,8 @@ class _Pass:
             self._host_end(state, link, rates)
             try:
                 self._inside(endpoint_id, state)
-            except (
-                KernelError
-            ) as error:  # it may change faster than it can be read: nobody else suffers for that
+            # A pod may change faster than it can be read; nobody else suffers for that.
+            except KernelError as error:
                 self.found.append(Difference("pod", endpoint_id, f"cannot be read: {error}"))
                 self.failed.append(f"pod {endpoint_id} cannot be read: {error}")
             if number % _TURN == _TURN - 1:

@@ -218,11 +218,10 @@ def inside_differences(link: PortLink, netns: NetNamespace) -> list[str]:
             if (prefix.family, short(prefix.packed, prefix.family), prefix.bits) not in present:
                 wrong.append(f"address {prefix} is missing")
         for family in sorted({route.destination.family for route in link.routes}):
-            routes = {  # in whichever table: a later plugin of the chain (sbr) moves them
+            # In whichever table: a later plugin of the chain (sbr) moves them. Others may have very many of them.
+            routes = {
                 (route.destination, route.bits, route.gateway)
-                for route in inside.dump(
-                    route_dump(family, oif=found.ifindex)
-                )  # of others there may be very many
+                for route in inside.dump(route_dump(family, oif=found.ifindex))
                 if route.oif == found.ifindex
             }
             wrong += [
