@@ -53,6 +53,15 @@ class Door:
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
 
+    def move(self, listener: socket.socket) -> None:
+        """Accept from another socket, which listens already. What has been taken stays."""
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        self._listener = listener
+        listener.setblocking(False)
+        if self._waiting is None:
+            self._loop.add_reader(listener.fileno(), self._accept)
+
     def _accept(self) -> None:
         for _ in range(_TURN):
             if not self._room():

@@ -155,6 +155,19 @@ def test_lost_pins_are_given_back(net: NodeNet, node: DaemonProcess, pod: str, h
     assert len(node.table("sw_flows")) >= flows > 0
 
 
+def test_lost_sockets_are_given_back(net: NodeNet, node: DaemonProcess, pod: str) -> None:
+    """Until then no pod can be made, or removed."""
+    sockets = [node.run_dir / "samewire.sock", node.run_dir / "cni.sock"]
+    for path in sockets:
+        path.unlink()
+    poll("they are back", lambda: all(path.exists() for path in sockets))
+    assert [path.stat().st_mode & 0o777 for path in sockets] == [0o600, 0o600]
+    node.add("second", net.pod(), node.conf())
+    whole(net, node, pod)
+    for path in sockets:
+        assert node.log.read_text().count(f'"subject":"{path.name}"') == 1
+
+
 def test_the_socket_programs_run_again(net: NodeNet, tmp_path: Path) -> None:
     """After somebody detached one, and after the control group was removed and made anew."""
     with (

@@ -17,12 +17,11 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from samewire.accept import BACKLOG, Door
+from samewire.accept import Door
 from samewire.cni.errors import CniCode, CniError
 from samewire.cni.result import LATEST, encode_error
 from samewire.cni.verbs import CniPlugin, Reply
 from samewire.cni.wire import MAX_REQUEST, decode_request, encode_reply
-from samewire.errors import Unavailable
 from samewire.hcn.eager import begin
 from samewire.hcn.http import listen
 
@@ -59,12 +58,12 @@ class CniServer:
 
     async def start(self) -> None:
         """Listen. Raises Conflict when another process does already, Unavailable when the socket cannot be made."""
-        try:
-            listener = listen(self._path)
-        except OSError as error:
-            raise Unavailable(str(self._path), str(error)) from error
-        listener.listen(BACKLOG)
-        self._door = Door(listener, self._take)
+        self._door = Door(listen(self._path), self._take)
+
+    def listen_again(self) -> None:
+        """Make the socket anew, whose file is gone. Raises Conflict, Unavailable."""
+        if self._door is not None:
+            self._door.move(listen(self._path))
 
     async def close(self) -> None:
         """Stop listening and let the calls under way end, for `CLOSE_TIMEOUT_S`; remove the socket."""

@@ -86,12 +86,8 @@ class HttpServer:
         """Listen. Raises Conflict when another process does already, Unavailable when the socket cannot be
         made.
         """
-        try:
-            listener = listen(self._path)
-        except OSError as error:
-            raise Unavailable(str(self._path), str(error)) from error
+        listener = listen(self._path)
         await self._runner.setup()
-        listener.listen(BACKLOG)
         protocol = protocol_factory(self._runner)
         self._doors = [Connections(protocol).door(listener)]
         if self._tcp is None:
@@ -103,6 +99,10 @@ class HttpServer:
             await self.close()
             raise Unavailable(f"{host}:{port}", f"the HNS listener cannot be had: {error}") from error
 
+    def listen_again(self) -> None:
+        """Make the socket anew, whose file is gone. Raises Conflict, Unavailable."""
+        self._doors[0].move(listen(self._path))
+
     async def close(self) -> None:
         """Stop listening, finish the requests under way (for `CLOSE_TIMEOUT_S`), remove the socket."""
         for door in self._doors:
@@ -112,21 +112,27 @@ class HttpServer:
 
 
 def listen(path: Path) -> socket.socket:
-    """Return a unix socket bound to a path, of mode 0600 from the first moment. Raises Conflict, OSError."""
-    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
-        with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(str(path)) == 0:
-                raise Conflict(f"another process listens on {path}")
-        path.unlink()
-    listener = socket.socket(socket.AF_UNIX)
-    mask = os.umask(0o177)
+    """Return a unix socket that listens at a path, of mode 0600 from the first moment. Raises Conflict when another
+    process does already, Unavailable when it cannot be made.
+    """
     try:
-        listener.bind(str(path))
-    except OSError:
-        listener.close()
-        raise
-    finally:
-        os.umask(mask)
+        if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(str(path)) == 0:
+                    raise Conflict(f"another process listens on {path}")
+            path.unlink()
+        listener = socket.socket(socket.AF_UNIX)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+        finally:
+            os.umask(mask)
+    except OSError as error:
+        raise Unavailable(str(path), str(error)) from error
     return listener
 
 

@@ -67,10 +67,10 @@ class AuditReport(msgspec.Struct, frozen=True):
 
 
 class Holder(Protocol):
-    """The node's part in repairs: what is its own and no object's. All may raise KernelError."""
+    """The node's part in repairs: what is its own and no object's. All may raise SamewireError."""
 
     def unpinned(self) -> list[str]:
-        """Names of maps and programs that would end with this process."""
+        """Names of maps and programs that would end with this process, and of sockets that nobody finds."""
 
     def pin_again(self) -> None:
         """Give them their pins back."""

@@ -99,6 +99,8 @@ class Node:
         self.auditor = Auditor(self.switch, store.state, self)
         self.on_new_facts: Callable[[], None] = lambda: None
         """Called when the node's own addresses or devices have changed."""
+        self.sockets: dict[Path, Callable[[], None]] = {}
+        """Those that are served, and what makes them anew."""
 
     @classmethod
     async def start(
@@ -171,12 +173,15 @@ class Node:
         return True
 
     def unpinned(self) -> list[str]:
-        """Names of maps and programs that would end with this process."""
-        return self.board.unpinned()
+        """Names of maps and programs that would end with this process, and of sockets that nobody finds."""
+        return [*self.board.unpinned(), *(path.name for path in self.sockets if not path.exists())]
 
     def pin_again(self) -> None:
-        """Give them their pins back. Raises KernelError."""
+        """Give them their pins back, and make the sockets anew. Raises KernelError, Unavailable."""
         self.board.pin_again()
+        for path, listen_again in self.sockets.items():
+            if not path.exists():
+                listen_again()
 
     def troubles(self) -> dict[str, str]:
         """Why networks cannot work, by id: what they need of the node is not there."""

@@ -64,6 +64,7 @@ async def serve(
     cni = CniServer(CniPlugin(NodeBackend(node)), config.cni_socket, allowed_uids=config.allowed_uids)
     await cni.start()
     closers.append(("cni", cni.close))
+    node.sockets = {config.http_socket: http.listen_again, config.cni_socket: cni.listen_again}
     if config.metrics_address is not None:
         closers.append(("metrics", await _serve_metrics(config.metrics_address, render)))
 
