@@ -145,6 +145,17 @@ def test_host_ports_are_exclusive_and_a_preference_is_only_that() -> None:
     assert [pod.node for pod in placed(pods("StatefulSet"), shy[0]).pods] == ["a"]
 
 
+def test_a_node_takes_as_many_pods_as_it_has_addresses() -> None:
+    """One more ended the whole lab up. Network, gateway and broadcast are nobody's."""
+    tight = [node(name, pod_cidrs=[f"10.0.{at}.0/29", "fd00::/64"]) for at, name in enumerate("ab")]
+    scheduler = placed(pods("ReplicaSet", replicas=12), *tight)
+    assert [pod.node for pod in scheduler.pods] == ["a", "b"] * 5
+    full = "a: no address of 10.0.0.0/29 is left, b: no address of 10.0.1.0/29 is left"
+    assert [item.reason for item in scheduler.pending] == [full] * 2
+    own = placed(pods("ReplicaSet", ", hostNetwork: true", replicas=12), *tight)
+    assert (len(own.pods), own.pending) == (12, [])
+
+
 def test_the_tunnels_port_is_taken_on_every_node() -> None:
     """A pod that has it ended the whole lab up."""
     ports = "[{containerPort: 1, hostPort: 4789, protocol: UDP}]"

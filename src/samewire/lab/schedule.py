@@ -7,6 +7,7 @@ then the first in the file.
 
 from __future__ import annotations
 
+import ipaddress
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -101,7 +102,7 @@ class Scheduler:
     def place(self, workload: Workload, network: str) -> None:
         """Place all pods of a workload; what cannot be placed lands in ``pending``."""
         if workload.pod_names is None:
-            refusals = {node.name: self._refusal(workload, node) for node in self.nodes}
+            refusals = {node.name: self._refusal(workload, network, node) for node in self.nodes}
             for node in self.nodes:
                 if refusals[node.name] is None:
                     self._add(workload, daemon_pod_name(workload, node.name), network, [node])
@@ -113,7 +114,7 @@ class Scheduler:
 
     def _add(self, workload: Workload, name: str, network: str, nodes: Sequence[Node]) -> None:
         key = f"{workload.namespace}/{name}"
-        refusals = {node.name: self._refusal(workload, node) for node in nodes}
+        refusals = {node.name: self._refusal(workload, network, node) for node in nodes}
         eligible = [node for node in nodes if refusals[node.name] is None]
         if key in self._names:
             self.pending.append(Pending(workload.namespace, name, "a pod of this name is there already"))
@@ -140,7 +141,7 @@ class Scheduler:
         same = sum(pod.owner == owner and pod.namespace == workload.namespace for pod in here)
         return avoided, same, len(here), self.nodes.index(node)
 
-    def _refusal(self, workload: Workload, node: Node) -> str | None:
+    def _refusal(self, workload: Workload, network: str, node: Node) -> str | None:
         """Why this node cannot take a pod of the workload, or None."""
         template = workload.template
         if template.node_name:
@@ -161,6 +162,15 @@ class Scheduler:
                 return f"taint {key}"
         if taken := _clash(_claims(template), self._host_ports[node.name]):
             return f"host port {taken[1]}/{taken[0]} is taken"
+        return None if template.host_network else self._full(network, node)
+
+    def _full(self, network: str, node: Node) -> str | None:
+        """Whether a node's pods of a network have all addresses of a prefix but its own three."""
+        mine = [pod for pod in self.pods if (pod.node, pod.network) == (node.name, network)]
+        count = sum(not pod.template.host_network for pod in mine)
+        for prefix in node.pod_cidrs:
+            if count >= ipaddress.ip_network(prefix).num_addresses - 3:
+                return f"no address of {prefix} is left"
         return None
 
     def _commands(self, key: str, template: PodTemplate) -> dict[str, tuple[str, ...]]:
