@@ -86,6 +86,7 @@ some_bindings = st.builds(
     nic_filters=st.lists(
         st.integers(0, 3).map(lambda number: bytes([2, 0, 0, 0, 0, number])), max_size=3
     ).map(tuple),
+    listens=st.lists(packed, max_size=3).map(tuple),
     mapped_ports=st.frozensets(st.integers(1, 4)),
     forwards=st.booleans(),
 )

@@ -246,6 +246,7 @@ def test_bridged_endpoint_on_the_underlay() -> None:
             HostRoute(six.host_prefix, parse_address("fd00:1::10")),
         ),
         nic_filters=(b"\x33\x33\xff\xcd\xef\x01",),
+        listens=(six.packed,),
     )
 
 

@@ -25,7 +25,7 @@ from samewire.kernel.rtnetlink import Link, Netlink, link_dump
 from samewire.node import links
 from samewire.node.apply import NodeSwitch
 from samewire.node.audit_balancers import BalancerAudit
-from samewire.node.bindings import WantedAddress, WantedFilter, WantedForwarding, WantedReservation, Wish
+from samewire.node.bindings import words
 from samewire.node.devices import OWN_DEVICES, reserved_ports, wrong_settings
 from samewire.node.hostsockets import end_orphans
 from samewire.node.places import kept_identity
@@ -353,7 +353,7 @@ class _Pass:
         for number, step in enumerate(steps):
             verb = "is missing" if step.add else "should not be there"
             repair = None if number else lambda: hostnet.apply(steps)
-            self._report("host", "stack", f"{_words(step.wish)} {verb}", repair)
+            self._report("host", "stack", f"{words(step.wish)} {verb}", repair)
         facts = self._switch.node_facts
         if port_range(facts.nat_port_low, facts.nat_port_high) & ~parse_ports(reserved_ports()):
             text = "lacks ports of the NAT pool"
@@ -385,16 +385,3 @@ def _repair_host(netlink: Netlink, state: PortState) -> Callable[[], object]:
 
 def _repair_inside(link: PortLink, netns: NetNamespace) -> Callable[[], object]:
     return lambda: links.repair_inside(link, netns)
-
-
-def _words(wish: Wish) -> str:
-    match wish:
-        case WantedAddress(prefix):
-            return f"address {prefix}"
-        case WantedFilter(mac):
-            return f"link address {mac.hex(':')}"
-        case WantedForwarding():
-            return "forwarding"
-        case WantedReservation(port):
-            return f"reservation of port {port}"
-    return f"route {wish.destination} from {wish.source or 'any'}"

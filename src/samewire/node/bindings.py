@@ -7,7 +7,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from samewire.vfp.address import Address, Prefix
+from samewire.vfp.address import IPV6, Address, Prefix, address_text
 from samewire.vfp.model import HostBinding, HostRoute
 
 
@@ -23,6 +23,12 @@ class WantedFilter(msgspec.Struct, frozen=True, order=True):
     mac: bytes
 
 
+class WantedListener(msgspec.Struct, frozen=True, order=True):
+    """An IPv6 address for whose neighbour solicitations the uplink listens."""
+
+    address: bytes
+
+
 class WantedForwarding(msgspec.Struct, frozen=True, order=True):
     """The node passes on what arrives on samewire0 (IPv4)."""
 
@@ -33,9 +39,18 @@ class WantedReservation(msgspec.Struct, frozen=True, order=True):
     port: int
 
 
-Wish: TypeAlias = WantedAddress | HostRoute | WantedFilter | WantedForwarding | WantedReservation
+Wish: TypeAlias = (
+    WantedAddress | HostRoute | WantedFilter | WantedListener | WantedForwarding | WantedReservation
+)
 _NOTHING: Final = HostBinding()
-_KINDS: Final = (WantedAddress, HostRoute, WantedFilter, WantedForwarding, WantedReservation)
+_KINDS: Final = (
+    WantedAddress,
+    HostRoute,
+    WantedFilter,
+    WantedListener,
+    WantedForwarding,
+    WantedReservation,
+)
 
 
 class BindingChange(msgspec.Struct, frozen=True):
@@ -146,9 +161,26 @@ def wishes(binding: HostBinding, but: frozenset[int] = frozenset()) -> Iterator[
     yield from (WantedAddress(prefix) for prefix in binding.addresses)
     yield from binding.routes
     yield from (WantedFilter(mac) for mac in binding.nic_filters)
+    yield from map(WantedListener, binding.listens)
     yield from map(WantedReservation, binding.mapped_ports - but)
     if binding.forwards:
         yield WantedForwarding()
+
+
+def words(wish: Wish) -> str:
+    """How a wish is called in logs and differences."""
+    match wish:
+        case WantedAddress(prefix):
+            return f"address {prefix}"
+        case WantedListener(listened):
+            return f"proxy for {address_text(IPV6, listened)}"
+        case WantedFilter(mac):
+            return f"link address {mac.hex(':')}"
+        case WantedForwarding():
+            return "forwarding"
+        case WantedReservation(port):
+            return f"reservation of port {port}"
+    return f"route {wish.destination} from {wish.source or 'any'}"
 
 
 def reservations(wanted: Iterable[Wish]) -> int:

@@ -28,11 +28,13 @@ from samewire.node.bindings import (
     WantedAddress,
     WantedFilter,
     WantedForwarding,
+    WantedListener,
     WantedReservation,
     Wish,
 )
 from samewire.node.devices import HOST, reserved_ports
 from samewire.node.facts import short
+from samewire.node.listeners import Listeners
 from samewire.node.nicfilters import NicFilters
 from samewire.node.portranges import parse_ports, ranges_of
 from samewire.vfp.address import ZERO, Address, Prefix
@@ -58,6 +60,7 @@ class HostNet:
         """``reserve`` is given what is reserved beside what always is: a set of `samewire.node.portranges`."""
         self._netlink = netlink
         self._filters = filters
+        self._listeners = Listeners(netlink)
         self._reserve = reserve
         self.host = host_ifindex
         self.uplink = 0
@@ -88,6 +91,7 @@ class HostNet:
                 if isinstance(step.wish, WantedForwarding):
                     sysctl.write(_FORWARDING, int(step.add))
             self._filter(steps)
+            self._listen(steps)
             self._reserve_ports(steps)
         finally:
             self._put_back()
@@ -100,7 +104,7 @@ class HostNet:
 
     def adopt(self, wanted: Iterable[Wish]) -> None:
         """At the start: filters that an earlier daemon has made are ours. Raises KernelError, StoreError."""
-        self._filters.leave_all_but(self.uplink)
+        self.leave_others()
         wished = {wish.mac for wish in wanted if isinstance(wish, WantedFilter)}
         if wished and self.uplink:
             self._filters.adopt(self.uplink, wished & self._let_in())
@@ -108,6 +112,7 @@ class HostNet:
     def leave_others(self) -> None:
         """Take our filters away from what was the uplink. Raises KernelError, StoreError."""
         self._filters.leave_all_but(self.uplink)
+        self._listeners.leave_all_but(self.uplink)
 
     def _filter(self, steps: list[BindingChange]) -> None:
         if not self.uplink:
@@ -118,6 +123,14 @@ class HostNet:
             ]
             if macs:
                 change(self.uplink, macs)
+
+    def _listen(self, steps: list[BindingChange]) -> None:
+        if not self.uplink:
+            return
+        for add, change in ((True, self._listeners.add), (False, self._listeners.remove)):
+            found = [s.wish.address for s in steps if isinstance(s.wish, WantedListener) and s.add == add]
+            if found:
+                change(self.uplink, found)
 
     def _let_in(self) -> set[bytes]:
         return {entry.mac for entry in self._netlink.dump(fdb_dump(self.uplink))}
@@ -140,17 +153,24 @@ class HostNet:
         present = self._present()
         wished = set(wanted)
         steps = [BindingChange(True, wish) for wish in wished - present if not self._has_filter(wish)]
-        ours = self._filters.of(self.uplink)
-        surplus = {w for w in present - wished if not isinstance(w, WantedFilter) or w.mac in ours}
+        surplus = (present - wished) - self._of_others()
         replaced = {step.wish.destination for step in steps if isinstance(step.wish, HostRoute)}
         steps.sort(key=lambda step: not isinstance(step.wish, WantedAddress))
         gone = [w for w in surplus if not (isinstance(w, HostRoute) and w.destination in replaced)]
         gone.sort(key=lambda wish: isinstance(wish, WantedAddress))
         return [*steps, *(BindingChange(False, wish) for wish in gone)]
 
+    def _of_others(self) -> set[Wish]:
+        if not self.uplink:
+            return set()
+        ours = self._filters.of(self.uplink)
+        found: set[Wish] = {WantedFilter(mac) for mac in self._let_in() - ours}
+        heard = self._listeners.on(self.uplink)
+        return found | {WantedListener(address) for address, is_ours in heard.items() if not is_ours}
+
     def _has_filter(self, wish: Wish) -> bool:
         """Without an uplink there is nothing to filter."""
-        return isinstance(wish, WantedFilter) and not self.uplink
+        return isinstance(wish, WantedFilter | WantedListener) and not self.uplink
 
     def _present(self) -> set[Wish]:
         found: set[Wish] = set()
@@ -165,6 +185,7 @@ class HostNet:
             found.update(map(WantedReservation, range(first, last + 1)))
         if self.uplink:
             found.update(map(WantedFilter, self._let_in()))
+            found.update(map(WantedListener, self._listeners.on(self.uplink)))
         return found
 
     def _routes(self) -> set[HostRoute]:

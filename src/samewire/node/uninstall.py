@@ -28,11 +28,13 @@ from samewire.node.config import NodeConfig
 from samewire.node.devices import OWN_DEVICES, give_ports_back
 from samewire.node.hooks import detach_uplink, pins
 from samewire.node.keepsakes import FILE_NAME, find_keepsakes, save_keepsakes
+from samewire.node.listeners import Listeners
 from samewire.node.memory import STARTS
 from samewire.node.nicfilters import NicFilters
 from samewire.node.planning import netns_path
 from samewire.node.runlock import LOCK_NAME, TAKEOVER_LOCK_NAME, lock_network, lock_run_dir
 from samewire.proxy.relay import Relay
+from samewire.vfp.address import IPV6, address_text
 from samewire.vfp.compile.link import host_name
 from samewire.vfp.model import FAMILIES, LINK_GROUP
 
@@ -46,7 +48,7 @@ def uninstall(config: NodeConfig, *, purge: bool = False) -> list[str]:
     failures: list[SamewireError] = []
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with lock_run_dir(config.run_dir), lock_network(), Netlink() as netlink:
-        for step in (_relay, _filters, _proxies, _uplink, _links, _routes, _ports, _pins, _files):
+        for step in (_relay, _filters, _listeners, _proxies, _uplink, _links, _routes, _ports, _pins, _files):
             try:
                 done += step(config, netlink)
             except SamewireError as error:
@@ -79,6 +81,11 @@ def _filters(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
             yield f"link address {mac.hex(':')}"
     finally:
         store.close()
+
+
+def _listeners(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
+    for address in Listeners(netlink).leave_all_but(0):
+        yield f"neighbour proxy {address_text(IPV6, address)}"
 
 
 def _proxies(config: NodeConfig, netlink: Netlink) -> Iterator[str]:

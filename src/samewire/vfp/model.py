@@ -180,6 +180,7 @@ class HostBinding(msgspec.Struct, frozen=True, kw_only=True):
 
     ``addresses`` (as /32 or /128) and ``routes`` on samewire0; ``reserved_ports`` as ip_local_reserved_ports
     writes it (``49152-65535``); ``nic_filters`` MACs, unicast and multicast, that the uplink must let in;
+    ``listens``: IPv6 addresses for whose neighbour solicitations it listens;
     ``mapped_ports``: ports of the node that are an endpoint's, which the kernel must not hand to sockets;
     ``forwards``: what the switch hands over is not all for the node itself, which has to pass it on (IPv4; for IPv6
     the kernel has one switch for all interfaces).
@@ -189,6 +190,7 @@ class HostBinding(msgspec.Struct, frozen=True, kw_only=True):
     routes: tuple[HostRoute, ...] = ()
     reserved_ports: str = ""
     nic_filters: tuple[bytes, ...] = ()
+    listens: tuple[bytes, ...] = ()
     mapped_ports: frozenset[int] = frozenset()
     forwards: bool = False
 

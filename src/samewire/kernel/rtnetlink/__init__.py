@@ -40,6 +40,9 @@ from samewire.kernel.rtnetlink.neighbours import (
     fdb_del_self,
     fdb_dump,
     neighbour_replace,
+    proxy_add,
+    proxy_del,
+    proxy_dump,
 )
 from samewire.kernel.rtnetlink.routes import (
     Route,
@@ -112,6 +115,9 @@ __all__ = [
     "neighbour_replace",
     "own_address",
     "own_address_del",
+    "proxy_add",
+    "proxy_del",
+    "proxy_dump",
     "qdisc_del_root",
     "qdisc_dump",
     "route_del",

@@ -1,4 +1,4 @@
-"""Neighbours and the interface's own unicast filter (``linux/neighbour.h``)."""
+"""Neighbours, proxies for them, and the interface's own unicast filter (``linux/neighbour.h``)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from samewire.errors import Invalid
 from samewire.kernel.rtnetlink import codec
 from samewire.kernel.rtnetlink.codec import Query, Request
 from samewire.kernel.rtnetlink.families import check_address, kernel_family, show
+from samewire.kernel.rtnetlink.routes import PROTOCOL
 
 _RTM_NEWNEIGH = 28
 _RTM_DELNEIGH = 29
@@ -17,8 +18,10 @@ _RTM_GETNEIGH = 30
 
 _NDA_DST = 1
 _NDA_LLADDR = 2
+_NDA_PROTOCOL = 12
 _NUD_PERMANENT = 0x80
 _NTF_SELF = 0x02
+_NTF_PROXY = 0x08
 _AF_BRIDGE = 7
 
 _NDMSG = struct.Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
@@ -32,6 +35,14 @@ class FdbEntry(msgspec.Struct, frozen=True):
     mac: bytes
     state: int
     flags: int
+
+
+class Proxy(msgspec.Struct, frozen=True):
+    """An address for which an interface listens to solicitations. ``protocol``: who has made it, 0 = not said."""
+
+    ifindex: int
+    address: bytes
+    protocol: int
 
 
 def neighbour_replace(ifindex: int, address: bytes, mac: bytes, *, family: int) -> Request:
@@ -67,9 +78,37 @@ def fdb_dump(ifindex: int | None = None) -> Query[FdbEntry]:
     return Query(_RTM_GETNEIGH, body, "list link addresses", decode)
 
 
-def _neighbour(ifindex: int, address: bytes, family: int, state: int) -> bytes:
+def proxy_add(ifindex: int, address: bytes, *, family: int) -> Request:
+    """Have an interface listen to the solicitations for an address; one that is there becomes ours."""
+    body = _neighbour(ifindex, address, family, _NUD_PERMANENT, _NTF_PROXY)
+    body += codec.attribute(_NDA_PROTOCOL, bytes([PROTOCOL]))
+    words = f"add proxy for {show(address)} on interface {ifindex}"
+    return Request(_RTM_NEWNEIGH, codec.NLM_F_CREATE, body, words)
+
+
+def proxy_del(ifindex: int, address: bytes, *, family: int) -> Request:
+    """Undo :func:`proxy_add`; ``ENOENT`` when it is not there."""
+    body = _neighbour(ifindex, address, family, 0, _NTF_PROXY)
+    return Request(_RTM_DELNEIGH, 0, body, f"delete proxy for {show(address)} on interface {ifindex}")
+
+
+def proxy_dump(family: int) -> Query[Proxy]:
+    """The proxies on all interfaces."""
+
+    def decode(body: memoryview) -> Proxy | None:
+        (_family, index, _state, flags, _type), found = codec.fixed(_NDMSG, body)
+        if not flags & _NTF_PROXY:
+            return None
+        protocol = codec.get_bytes(found, _NDA_PROTOCOL) or b"\0"
+        return Proxy(index, codec.get_bytes(found, _NDA_DST), protocol[0])
+
+    body = _NDMSG.pack(kernel_family(family), 0, 0, _NTF_PROXY, 0)
+    return Query(_RTM_GETNEIGH, body, "list neighbour proxies", decode)
+
+
+def _neighbour(ifindex: int, address: bytes, family: int, state: int, flags: int = 0) -> bytes:
     check_address(address, family)
-    head = _NDMSG.pack(kernel_family(family), ifindex, state, 0, 0)
+    head = _NDMSG.pack(kernel_family(family), ifindex, state, flags, 0)
     return head + codec.attribute(_NDA_DST, address)
 
 

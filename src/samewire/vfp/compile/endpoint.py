@@ -153,7 +153,8 @@ def _nat_policies(
 def _bridged(builder: Builder, context: Context, addresses: tuple[Prefix, ...], mac: bytes) -> HostBinding:
     """An endpoint on the underlay's own subnet: a host route of its own, both here and in the node's stack.
 
-    The NIC must let in its multicast groups (neighbour solicitations), and a MAC that is not the NIC's.
+    The NIC must let in its multicast groups (neighbour solicitations), and a MAC that is not the NIC's. That it listens
+    to these groups switches are told, but not those of a VLAN: the kernel would tell them without a tag.
     """
     plan, facts = context.plan, context.facts
     routes: list[HostRoute] = []
@@ -168,7 +169,8 @@ def _bridged(builder: Builder, context: Context, addresses: tuple[Prefix, ...], 
             routes.append(HostRoute(prefix, Address(own.family, source) if source != ZERO else None))
         if own.family == IPV6:
             filters.append(solicited_node_mac(own.packed))
-    return HostBinding(routes=tuple(routes), nic_filters=tuple(filters))
+    listens = tuple(own.packed for own in addresses if own.family == IPV6 and not plan.vlan)
+    return HostBinding(routes=tuple(routes), nic_filters=tuple(filters), listens=listens)
 
 
 def solicited_node_mac(address: bytes) -> bytes:
