@@ -188,6 +188,11 @@ def test_one_broken_document_does_not_hide_the_others() -> None:
             "'1e999' is not a quantity",
         ),
         (
+            "{kind: Pod, metadata: {name: x}, spec: {containers: [{name: c, ports: [{containerPort: 1, hostPort: 80},"
+            " {containerPort: 2, hostPort: 80, hostIP: 127.0.0.1}]}]}}",
+            "host port 80/TCP is there twice",
+        ),
+        (
             "{kind: Pod, metadata: {name: x}, spec: {containers: [{name: c}], dnsConfig: {nameservers: [DNS_IP]}}}",
             "'DNS_IP' does not appear to be",
         ),

@@ -31,6 +31,9 @@ _SUFFIXES = {
 _FIELD = "field:"
 NODE_NAME = f"{_FIELD}metadata.name"
 
+# A hostIP that is none in particular.
+_EVERY = frozenset({"", "0.0.0.0", "::"})
+
 GUARANTEED, BURSTABLE, BEST_EFFORT = "Guaranteed", "Burstable", "BestEffort"
 
 
@@ -121,6 +124,7 @@ def parse_template(template: Any) -> PodTemplate:
     setup = tuple(_container(item, host_network) for item in initial if item not in sidecars)
     if len({container.name for container in (*containers, *setup)}) < len(containers) + len(setup):
         raise ValueError("two containers have the same name")
+    _check_host_ports(containers)
     return PodTemplate(
         containers=containers,
         setup=setup,
@@ -240,6 +244,16 @@ def _port(item: Any, host_network: bool) -> Port:
     if host_ip:
         ipaddress.ip_address(host_ip)
     return Port(number, protocol, 0 if host_network else host, host_ip, name)
+
+
+def _check_host_ports(containers: tuple[Container, ...]) -> None:
+    addresses: dict[str, set[str]] = {}
+    for port in (port for container in containers for port in container.ports if port.host_port):
+        number = f"{port.host_port}/{port.protocol}"
+        there = addresses.setdefault(number, set())
+        if port.host_ip in there or (there and _EVERY & {port.host_ip, *there}):
+            raise ValueError(f"host port {number} is there twice")
+        there.add(port.host_ip)
 
 
 def _port_number(name: str, value: Any) -> int:
