@@ -453,6 +453,8 @@ async def test_check(node: Node, backend: FakeBackend) -> None:
     )
     other = {**result, "interfaces": [{"name": "other_cbr0"}]}
     assert (await runtime.error("CHECK", prevResult=other))["code"] == CniCode.CHECK_FAILED
+    no_mac = {**result, "interfaces": [{**result["interfaces"][0], "mac": "none"}]}
+    assert (await runtime.error("CHECK", prevResult=no_mac))["code"] == CniCode.CHECK_FAILED
 
 
 @pytest.mark.parametrize(

@@ -272,15 +272,22 @@ def test_what_check_compares() -> None:
     )
 
 
+def test_check_takes_a_mac_as_others_write_it() -> None:
+    inside = Interface("eth0", mac="0E-2A-0A-01-00-05", sandbox="/run/netns/pod1")
+    assert check(Result((inside,))).mac == "0e:2a:0a:01:00:05"
+
+
 def test_check_of_a_result_without_the_interface() -> None:
     previous = add_result(plan(), MADE, Result())
     host_only = replace(
         previous, interfaces=(Interface("eth0"), Interface("net0", sandbox="/run/netns/pod1"))
     )
     elsewhere = replace(previous, interfaces=(Interface("eth0", sandbox="/run/netns/other"),))
+    no_mac = replace(previous, interfaces=(Interface("eth0", mac="eth0", sandbox="/run/netns/pod1"),))
     for wrong, message in (
         (Result(), "prevResult has no interface eth0 in a sandbox"),
         (replace(host_only, ips=()), "prevResult has no interface eth0 in a sandbox"),
+        (replace(no_mac, ips=()), "prevResult: 'eth0' is not the MAC address of one station"),
         (replace(elsewhere, ips=()), "prevResult has sandbox /run/netns/other, CNI_NETNS is /run/netns/pod1"),
     ):
         with pytest.raises(CniError) as caught:

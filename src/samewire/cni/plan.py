@@ -10,7 +10,7 @@ from samewire.cni.backend import Address, Attached, AttachRequest, CheckRequest,
 from samewire.cni.conf import Attachment, NetConf
 from samewire.cni.environment import Environment
 from samewire.cni.errors import CniCode, CniError
-from samewire.cni.fields import family
+from samewire.cni.fields import family, mac
 from samewire.cni.policies import checked, masqueraded, port_mappings
 from samewire.cni.result import Dns, Interface, IpConfig, Result, Route
 from samewire.hcn.policies import QOS, Policy, parse_prefix
@@ -108,11 +108,21 @@ def plan_check(environment: Environment, conf: NetConf, previous: Result) -> Che
         interface_name=environment.interface_name,
         netns_path=environment.netns_path,
         host_interface=before.name if before and not before.sandbox else "",
-        mac=inside.mac,
+        mac=previous_mac(inside),
         mtu=inside.mtu,
         addresses=tuple(_address(ip) for ip in previous.ips if ip.interface == index),
         routes=previous.routes,
     )
+
+
+def previous_mac(interface: Interface) -> str:
+    """Return the MAC address that a result says an interface has, "" where it does not. Raises
+    CniError(CHECK_FAILED) when it can be no pod's.
+    """
+    try:
+        return mac(interface.mac) if interface.mac else ""
+    except ValueError as error:
+        raise check_failed(f"prevResult: {error}") from None
 
 
 def _address(ip: IpConfig) -> Address:

@@ -13,8 +13,8 @@ from samewire.cni.conf import Attachment, NetConf
 from samewire.cni.dialects.names import AZURE, WIN_OVERLAY, Dialect
 from samewire.cni.environment import Environment
 from samewire.cni.errors import CniCode, CniError
-from samewire.cni.fields import family, mac
-from samewire.cni.plan import DEFAULTS, plan_attach
+from samewire.cni.fields import family
+from samewire.cni.plan import DEFAULTS, plan_attach, previous_mac
 from samewire.cni.policies import checked
 from samewire.cni.result import Dns, Interface, IpConfig, Result
 from samewire.hcn.policies import OutBoundNAT, Policy, ProviderAddress
@@ -130,7 +130,7 @@ def plan_dialect_check(
         container_id=environment.container_id,
         interface_name=environment.interface_name,
         netns_path=environment.netns_path,
-        mac=mac(interface.mac) if interface.mac else "",
+        mac=previous_mac(interface),
         addresses=tuple(_address(ip) for ip in previous.ips if ip.interface is None),
         routes=previous.routes,
     )
