@@ -75,4 +75,5 @@ def test_a_default_route_with_an_mtu(world: World) -> None:
     node = world.net.node
     ip("route", "replace", "default", "via", ROUTER_IP, "mtu", str(OUTWARD), netns_name=node)
     poll("pods are told", told)
+    assert limits(world) == {OUTWARD - 50}, "what is in the tunnel goes there, too"
     ip("route", "replace", "default", "via", ROUTER_IP, netns_name=node)

@@ -172,6 +172,12 @@ class Node:
         self.switch.suspect.set()
         return True
 
+    def ways_differ(self) -> bool:
+        """Whether the kernel knows something else of the ways to other nodes: it announces neither that it has learned
+        something nor that it has forgotten it. Raises KernelError.
+        """
+        return self._to_providers(read_path_mtus(self.netlink)) != self.path_mtus
+
     def unpinned(self) -> list[str]:
         """Names of maps and programs that would end with this process, and of sockets that nobody finds."""
         return [*self.board.unpinned(), *(path.name for path in self.sockets if not path.exists())]
@@ -283,6 +289,7 @@ class Node:
             self.board.commit()
             tables.changed()  # what the old programs remember may be from their own maps
             log.info("switch loaded", copied=dict(copied))
+        self.path_mtus = self._to_providers(self.path_mtus)
         await self._start_ageing()
         report = await self.auditor.audit()
         self.switch.numbers.sweep()

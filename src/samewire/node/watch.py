@@ -178,6 +178,14 @@ class Watcher:
         self._changed.set()
         self._pause = loop.call_later(_TOO_BIG_PAUSE_S, self._hear_of_ways)
 
+    def _look_at_ways(self) -> None:
+        try:
+            differ = self.node.ways_differ()
+        except SamewireError:
+            differ = True  # reading all of it anew says what is wrong
+        if differ:
+            self._changed.set()
+
     def _trouble(self, error: Exception) -> None:
         """Log what is wrong once, as long as it lasts; a bug with its traceback."""
         text = str(error) or type(error).__name__
@@ -194,8 +202,7 @@ class Watcher:
                     await node.switch.suspect.wait()
                 await asyncio.sleep(_SETTLE_S)
             except TimeoutError:
-                if node.path_mtus:  # the regular one: nobody announces that what was learned is forgotten
-                    self._changed.set()
+                self._look_at_ways()  # the regular one
             try:
                 await node.auditor.audit()
             except Exception:  # a bug must not end all audits

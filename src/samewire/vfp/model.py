@@ -87,7 +87,12 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     def mtu_to(self, address: Address) -> int:
         """How long a packet may be that the uplink takes to an address, in bytes."""
-        return min(self.uplink_mtu, self.path_mtus.get(address, self.uplink_mtu))
+        if not self.path_mtus:
+            return self.uplink_mtu
+        way = [address]
+        if not any(address in subnet for subnet in self.underlay):
+            way.append(Address(address.family, self.gateway(address.family)))
+        return min(self.uplink_mtu, *(self.path_mtus.get(hop, self.uplink_mtu) for hop in way))
 
     def gateway(self, family: int) -> bytes:
         """The default gateway of that family, packed; zero when there is none."""
