@@ -257,6 +257,8 @@ SW_COLD __noinline int sw_redecide(struct __sk_buff *skb)
 			sw_note_denied(p, flow);
 		return TC_ACT_SHOT;
 	}
+	if (verdict == SW_UNROUTED)
+		verdict = TC_ACT_SHOT;
 	/* No route out for the moment. It keeps its port: far ends know it by that, and the node's stack would reset them. */
 	if (verdict == TC_ACT_SHOT && p->leaves)
 		return verdict;

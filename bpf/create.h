@@ -308,6 +308,10 @@ __noinline int sw_first_packet(struct __sk_buff *skb)
 	verdict = sw_walk(skb);
 	if (verdict == SW_REFUSED)
 		return sw_refuse(skb, SW_REASON_NO_BACKEND);
+	if (verdict == SW_UNROUTED) /* as any router: who has another address to try does so at once */
+		return sw_answer_error(skb, p,
+				       p->family == 4 ? ICMP_DEST_UNREACH << 8 | ICMP_NET_UNREACH :
+							ICMPV6_DEST_UNREACH << 8 | ICMPV6_NOROUTE);
 	if (verdict == SW_DENIED)
 		return TC_ACT_SHOT;
 	if (verdict != SW_GO_ON)

@@ -11,6 +11,7 @@
 #include "tables.h"
 
 #define SW_TO_NODE (-106) /* an address of the node itself */
+#define SW_UNROUTED (-109) /* dropped: a pod's packet, and there is no route; whoever has begun with it is to be told */
 
 /* An on-link address of a network: its owner, here or behind another node. */
 SW_INLINE int sw_local_target(struct sw_packet *p, __u16 scope)
@@ -34,8 +35,10 @@ SW_INLINE int sw_route_from_pod(struct sw_packet *p)
 {
 	struct sw_route *route = sw_find_way(p->route_set, p->first_scope, p->family, &p->out.destination);
 
-	if (!route)
-		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
+	if (!route) {
+		sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
+		return SW_UNROUTED;
+	}
 #ifndef TRACE
 	if (sw_counted_slots && p->first_port)
 		sw_count_rule(p->first_port, route->nexthop, SW_COUNTED_ROUTE + route->kind);

@@ -28,7 +28,8 @@ struct arphdr {
 #define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETERPROB 12
 
-#define ICMP_PORT_UNREACH 3 /* codes of ICMP_DEST_UNREACH */
+#define ICMP_NET_UNREACH 0 /* codes of ICMP_DEST_UNREACH */
+#define ICMP_PORT_UNREACH 3
 #define ICMP_FRAG_NEEDED 4
 
 struct icmphdr {

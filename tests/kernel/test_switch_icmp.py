@@ -25,6 +25,7 @@ CLOSED = 7999
 GATEWAY = {"nat": {4: "10.8.0.1", 6: "fd08::1"}, "overlay": {4: "10.1.0.1", 6: "fd01::1"}}
 EXCEEDED = {4: 11, 6: 3}
 UNREACHABLE = {4: (3, 3), 6: (1, 4)}
+UNROUTED = {4: (3, 0), 6: (1, 0)}
 TOO_BIG = {4: (3, 4), 6: (2, 0)}
 ALLOW = [
     ACL(action=AclAction.ALLOW, direction=direction, priority=1)
@@ -217,6 +218,24 @@ def test_traceroute_by_udp_and_tcp(world: World, protocol: str, kind: str, famil
             assert error.source == packed(hop)[: len(error.source)]
             assert inner.source == packed(pod.address(family))[: len(inner.source)]
             assert inner.ports == (opened.getsockname()[1], 33434 + ttl)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_route_is_said_at_once(world: World, family: int) -> None:
+    """As by any router: a client that has another address to try does not wait for minutes."""
+    pod = world.one.pod(
+        world.one.network(own(NetworkType.INTERNAL, 7)), f"10.7.0.{family}", f"fd07::{family}"
+    )
+    with pod.space.socket(datagram(family)[0], socket.SOCK_STREAM) as opened:
+        opened.settimeout(TIMEOUT_S)
+        with pytest.raises(OSError, match="unreachable") as refused:
+            opened.connect((OUT[family], 80))
+    assert refused.value.errno == errno.ENETUNREACH
+    with IcmpSocket(pod.space, family) as opened:
+        opened.request(OUT[family], 5000 + family)
+        error = opened.receive(lambda m: (m.type, m.code) == UNROUTED[family])
+    assert error.source == {4: "10.7.0.1", 6: "fd07::1"}[family]
+    assert world.one.dropped(pod.port, Layer.ROUTE, Reason.NO_ROUTE) >= 2
 
 
 def test_an_error_about_a_packet_with_all_options(world: World) -> None:

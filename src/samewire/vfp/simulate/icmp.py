@@ -33,6 +33,7 @@ from samewire.vfp.tables import Action
 _QUOTE: Final = {4: (72, 40, 28), 6: (96, 60, 48)}  # the second for TCP only
 _CHECKSUM_PLACE: Final = {TCP: 16, UDP: 6, ICMP: 2, ICMPV6: 2}
 TOO_BIG: Final = {4: (3, 4), 6: (2, 0)}
+NO_ROUTE: Final = {4: (3, 0), 6: (1, 0)}
 TIME_EXCEEDED: Final = {4: (11, 0), 6: (3, 0)}
 
 

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from samewire.vfp.constants import SCOPE_UPLINK, Arrival, Fate, FlowFlag, Layer, Reason, RewriteFlag, TcpFlag
 from samewire.vfp.simulate.entries import partner_key, remove, transpose, tuple_of
 from samewire.vfp.simulate.packet import TCP
-from samewire.vfp.simulate.state import Dropped, Passed, Refused, State, Walk
+from samewire.vfp.simulate.state import Dropped, Passed, Refused, State, Unrouted, Walk
 from samewire.vfp.simulate.walk import walk_layers
 from samewire.vfp.tables import Action, Flow, FlowKey
 
@@ -70,6 +70,8 @@ def _walk_again(
             state.flows[key] = replace(flow, seen_tick=state.now_tick, flags=denied)
         elif dropped.layer in _ACL or not _leaves(state, first):
             remove(state, key)
+        if isinstance(dropped, Unrouted):
+            raise Dropped(dropped.layer, dropped.reason) from None
         raise
 
 

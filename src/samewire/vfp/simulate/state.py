@@ -70,6 +70,13 @@ class Dropped(Exception):
         self.rule = rule
 
 
+class Unrouted(Dropped):
+    """A pod's packet to which no route leads. Its sender is told where it opens a connection."""
+
+    def __init__(self) -> None:
+        super().__init__(Layer.ROUTE, Reason.NO_ROUTE)
+
+
 class Refused(Exception):
     """The packet ends at the LB layer, and its sender is told. ``rule``: the service."""
 

@@ -42,7 +42,7 @@ from samewire.vfp.simulate.packet import (
     set_macs,
 )
 from samewire.vfp.simulate.refuse import PORT_UNREACHABLE, reset_frame
-from samewire.vfp.simulate.state import Dropped, Outcome, Passed, Refused, State, Walk, make_key
+from samewire.vfp.simulate.state import Dropped, Outcome, Passed, Refused, State, Unrouted, Walk, make_key
 from samewire.vfp.tables import Action, Flow, FlowKey, Fragment, FragmentKey, Nexthop, Port
 
 _FRAGMENT_TICKS: Final = 30
@@ -111,6 +111,8 @@ class Simulator:
             action = action or switch(self.state, walk, own)
         except Refused as refused:
             self._refuse(walk, refused)
+        except Unrouted as unrouted:
+            self._answer_error(walk, icmp.NO_ROUTE[walk.packet.family], unrouted)
         return self._apply(walk, action)
 
     def _refuse(self, walk: Walk, refused: Refused) -> NoReturn:
@@ -251,7 +253,7 @@ class Simulator:
             raise Dropped(Layer.FRAGMENT, Reason.FRAGMENT_UNKNOWN)
         packet.tuple = _with_ports(ends, seen)
 
-    def _answer_error(self, walk: Walk, kind: tuple[int, int], drop: Dropped, mtu: int = 0) -> None:
+    def _answer_error(self, walk: Walk, kind: tuple[int, int], drop: Dropped, mtu: int = 0) -> NoReturn:
         frame = icmp.error_frame(self.state, walk, kind, mtu)
         if frame is None:
             raise drop

@@ -33,7 +33,7 @@ from samewire.vfp.simulate.balance import (
 from samewire.vfp.simulate.direct import answers_elsewhere, receive_direct
 from samewire.vfp.simulate.direct import send as _send
 from samewire.vfp.simulate.packet import UDP
-from samewire.vfp.simulate.state import Dropped, Passed, State, Walk, make_key
+from samewire.vfp.simulate.state import Dropped, Passed, State, Unrouted, Walk, make_key
 from samewire.vfp.tables import Action, Port, Route
 
 _NOTHING = Action(0, 0, 0, 0, 0, ZERO, ZERO)
@@ -149,7 +149,7 @@ def _local_target(state: State, walk: Walk) -> None:
 def _from_pod(state: State, walk: Walk) -> None:
     route = state.way(walk.route_set, walk.first_scope, walk.packet.family, walk.out.destination)
     if route is None:
-        raise Dropped(Layer.ROUTE, Reason.NO_ROUTE)
+        raise Unrouted
     walk.route_flags = route.flags
     if route.kind == RouteKind.HOST:
         raise _ToNode
