@@ -199,6 +199,25 @@ def test_services_that_an_api_server_refuses_are_listed() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("externalIPs: [239.1.1.1]", "239.1.1.1 cannot be the address of a host"),
+        ("clusterIP: 0.0.0.0", "0.0.0.0 cannot be the address of a host"),
+        ("externalIPs: [10.244.2.2]", "10.244.2.2 is in 10.244.2.0/24, which is in use"),
+        ("clusterIP: 172.31.1.2", "172.31.1.2 is in 172.31.0.0/16, which is in use"),
+        ("clusterIP: 198.51.100.10", "198.51.100.10 is in 198.51.100.10/32, which is in use"),
+    ],
+)
+def test_services_whose_address_is_none_here_are_listed(spec: str, reason: str) -> None:
+    """No daemon served them, and the lab did not come up; or it came up, and their address was another's no more."""
+    service = "{apiVersion: v1, kind: Service, metadata: {name: %s}, spec: {ports: [{port: 80}], %s}}"
+    texts = (service % ("bad", spec), service % ("good", "externalIPs: [172.31.0.2, 198.51.100.10]"))
+    plan = make_plan(cluster(CLUSTER + "manifests: [{path: m.yaml}]\n"), {"m.yaml": "\n---\n".join(texts)})
+    assert [(item.name, item.reason) for item in plan.skipped] == [("default/bad", reason)]
+    assert [item["metadata"]["name"] for item in plan.services] == ["good"]
+
+
 def test_services_that_lack_an_address_are_listed() -> None:
     """The first by name has it; the rest of the other's is served."""
     service = "{apiVersion: v1, kind: Service, metadata: {name: %s}, spec: {externalIPs: [%s], ports: [%s]}}"

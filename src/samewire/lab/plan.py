@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,7 +20,7 @@ from samewire.lab.addressing import (
 )
 from samewire.lab.cluster import Cluster, Network, Stack
 from samewire.lab.manifests import POD_KINDS, Skipped, Workload, parse_manifests
-from samewire.lab.rules import ingress_prefixes
+from samewire.lab.rules import ingress_prefixes, unfit_address
 from samewire.lab.schedule import EVERY, Pending, Pod, Scheduler, node_labels
 from samewire.lab.services import reasons_taken, refused_services, service_plans, with_ingress
 
@@ -95,6 +95,9 @@ def make_plan(cluster: Cluster, manifests: Mapping[str, str]) -> Plan:
     balanced = with_ingress(services, ingress_prefixes(cluster))
     refused = refused_services(balanced, cluster.services.cluster_cidrs)
     skipped += [Skipped("Service", "/".join(key), reason) for key, reason in refused.items()]
+    unfit = _unfit(cluster, balanced)
+    skipped += [Skipped("Service", "/".join(key), reason) for key, reason in unfit.items()]
+    balanced = tuple(item for item in balanced if item["kind"] != "Service" or _key(item) not in unfit)
     lacking = reasons_taken(service_plans(balanced, cluster.services.cluster_cidrs))
     skipped += [Skipped("Service", key, reason) for key, reason in lacking]
     return Plan(
@@ -106,6 +109,21 @@ def make_plan(cluster: Cluster, manifests: Mapping[str, str]) -> Plan:
         tuple(skipped),
         balanced,
     )
+
+
+def _unfit(cluster: Cluster, objects: Iterable[dict[str, Any]]) -> dict[tuple[str, str], str]:
+    """The Services that name an address which none can have here, with the reason."""
+    found = {}
+    for service in service_plans(objects, cluster.services.cluster_cidrs):
+        for address in (*service.cluster_ips, *service.external_ips):
+            own = address in service.cluster_ips
+            if reason := unfit_address(cluster, address, is_cluster_ip=own):
+                found[service.namespace, service.name] = reason
+    return found
+
+
+def _key(item: dict[str, Any]) -> tuple[str, str]:
+    return item["metadata"]["namespace"], item["metadata"]["name"]
 
 
 def idle_overrides(plan: Plan) -> list[tuple[str, str]]:

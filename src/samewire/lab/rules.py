@@ -214,6 +214,19 @@ def ingress_prefixes(cluster: Cluster) -> tuple[str, ...]:
     return tuple(x for x in found if not any(overlaps(ipaddress.ip_network(x), other) for other in used))
 
 
+def unfit_address(cluster: Cluster, text: str, *, is_cluster_ip: bool) -> str:
+    """Why a Service cannot have an address in this lab, "" if it can: an external IP may also be a machine's."""
+    address = ipaddress.ip_address(text)
+    if address.is_multicast or address.is_unspecified or text == "255.255.255.255":
+        return f"{text} cannot be the address of a host"
+    pods = [ipaddress.ip_network(prefix) for node in cluster.nodes for prefix in node.pod_cidrs]
+    outside = [ipaddress.ip_network(one) for host in cluster.outside for one in host.addresses]
+    for used in (*_of_machines(cluster), *outside) if is_cluster_ip else pods:
+        if address in used:
+            return f"{text} is in {used}, which is in use"
+    return ""
+
+
 def _of_machines(cluster: Cluster) -> list[IPNetwork]:
     found = [ipaddress.ip_network(text) for node in cluster.nodes for text in node.pod_cidrs]
     return found + underlay_prefixes(cluster)
