@@ -190,6 +190,32 @@ async def test_a_pod_that_cannot_be_read_keeps_the_audit_from_nothing_else(
     assert await node.auditor.compare() == []
 
 
+async def test_audits_leave_time_for_others(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod that may delete its interface has one made again by the next audit, and may delete it again."""
+    sleep, slept = asyncio.sleep, list[float]()
+
+    async def noted(delay_s: float) -> None:
+        slept.append(delay_s)
+        await sleep(0)
+
+    watcher = Watcher(LinkMonitor())
+    watcher.listen(node)
+    before = node.auditor.last
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    watcher.run()
+    try:
+        node.switch.suspect.set()
+        async with asyncio.timeout(STALL_S):
+            while node.auditor.last is before:
+                await sleep(0)
+        await sleep(0)
+        assert slept[-1] == min(4 * node.auditor.last.duration_s, 1)
+    finally:
+        monkeypatch.undo()
+        await watcher.close()
+        watcher.stop_listening()
+
+
 async def test_routes_come_back_when_a_device_was_down_for_a_moment(net: NodeNet, node: Node) -> None:
     """Down and up again before it was heard of: the kernel says nothing of the routes that went."""
     dual = node.store.state.network_by_name("dual")  # of IPv6's routes it does

@@ -32,6 +32,8 @@ QUIET: Final = Names(_POD_ENDS[:2], len(_POD_ENDS))
 
 _SETTLE_S: Final = 0.05  # changes of a node's network come in bursts
 _RETRY_S: Final = 2.0
+_REST: Final = 4  # times as long as an audit took there is none: who makes work for them leaves others theirs
+_LONGEST_REST_S: Final = 1.0
 _TOO_BIG_PAUSE_S: Final = 1.0  # anybody can send such errors, and many of them
 
 
@@ -211,3 +213,4 @@ class Watcher:
             if node.auditor.devices_wrong.is_set():
                 node.auditor.devices_wrong.clear()
                 self._changed.set()
+            await asyncio.sleep(min(_REST * node.auditor.last.duration_s, _LONGEST_REST_S))
