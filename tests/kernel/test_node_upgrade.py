@@ -27,6 +27,7 @@ from samewire.node.cni_backend import NodeBackend
 from samewire.node.config import NodeConfig
 from samewire.node.hooks import Hooks
 from samewire.node.liverows import LiveRows
+from samewire.node.migrate import Migration
 from samewire.node.node import Node
 from samewire.node.opening import Opening, switch_object
 from samewire.node.switchboard import Switchboard
@@ -445,6 +446,35 @@ async def test_a_connection_made_between_the_copies_is_copied(
     assert known
     assert flows(node) >= known
     assert slots_agree(node)
+    assert echo(late[0], "still") == "still"
+
+
+async def test_a_connection_made_during_the_first_copy_goes_on_through_the_swap(
+    net: NodeNet, start: Start, talk: Talk, larger_object: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new programs took its answers for nobody's, and the node reset it."""
+    node = await start()
+    name = await pod(node, net)
+    late: list[subprocess.Popen[str]] = []
+    echoes: list[str] = []
+    copy, attach = Migration.copy, Hooks.attach_uplink
+
+    def during(self: Migration) -> dict[str, int]:
+        copied = copy(self)
+        if not late:
+            late.append(talk.connect(name))
+        return copied
+
+    def attach_uplink(self: Hooks, ifindex: int) -> None:
+        attach(self, ifindex)
+        # The question by the old programs, the answer by the new ones.
+        echoes.append(echo(late[0], "through"))
+
+    monkeypatch.setattr(Migration, "copy", during)
+    monkeypatch.setattr(Hooks, "attach_uplink", attach_uplink)
+    await start(larger_object)
+    assert "through" in echoes
+    assert "" not in echoes
     assert echo(late[0], "still") == "still"
 
 

@@ -278,7 +278,7 @@ class Node:
         self.switch.balancers.restore(
             self.store.state, self.switch.node_facts, migration.old_rows, _cannot_balance
         )
-        copied = Counter(migration.copy())
+        copied = Counter(migration.copy_all())
         self.hooks.attach_own(self.devices.tunnel_ifindex, self.devices.host_peer_ifindex)
         self.hooks.attach_uplink(self.uplink.ifindex)
         for _, state in self.switch.ports:
