@@ -274,7 +274,7 @@ def test_a_failed_up_undoes_itself_and_says_why(tmp_path: Path) -> None:
     name = f"{NAME}c"
     file = variant("mixed-cluster", name, tmp_path, samewire="kernel")
     file.write_text(file.read_text().replace("10.244.3.0/24", "10.244.3.0/29"))
-    template = "template: {spec: {containers: [{name: c}]}}"
+    template = "template: {spec: {nodeName: gamma, containers: [{name: c}]}}"  # past the scheduler
     crowd = f"{{kind: StatefulSet, metadata: {{name: crowd}}, spec: {{replicas: 30, {template}}}}}"
     (tmp_path / "crowd.yaml").write_text(crowd)
     file.write_text(file.read_text() + "  - path: crowd.yaml\n")
