@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 
-from samewire.kernel.rtnetlink import Netlink, proxy_add, proxy_del, proxy_dump
+from samewire.errors import NotFound
+from samewire.kernel.rtnetlink import Netlink, proxy_add, proxy_del, proxy_dump, proxy_get
 from samewire.kernel.rtnetlink.routes import PROTOCOL
 from samewire.vfp.address import IPV6
 
@@ -27,18 +28,16 @@ class Listeners:
 
     def add(self, ifindex: int, addresses: Iterable[bytes]) -> None:
         """Listen for these, unless it does."""
-        there = self.on(ifindex)
         for address in addresses:
-            if address not in there:
+            if self._protocol(ifindex, address) is None:
                 # EINVAL, ENOBUFS: the interface has no IPv6 at all.
                 request = proxy_add(ifindex, address, family=IPV6)
                 self._netlink.request(request.tolerating(errno.EINVAL, errno.ENOBUFS))
 
     def remove(self, ifindex: int, addresses: Iterable[bytes]) -> None:
         """Listen no more for those among these that are ours."""
-        there = self.on(ifindex)
         for address in addresses:
-            if there.get(address):
+            if self._protocol(ifindex, address) == PROTOCOL:
                 self._remove(ifindex, address)
 
     def leave_all_but(self, ifindex: int) -> list[bytes]:
@@ -48,6 +47,13 @@ class Listeners:
         for one in others:
             self._remove(one.ifindex, one.address)
         return [one.address for one in others]
+
+    def _protocol(self, ifindex: int, address: bytes) -> int | None:
+        """Who has made one, None if nobody; of one alone, as there may be hundreds."""
+        try:
+            return self._netlink.get(proxy_get(ifindex, address, family=IPV6)).protocol
+        except NotFound:
+            return None
 
     def _remove(self, ifindex: int, address: bytes) -> None:
         gone = proxy_del(ifindex, address, family=IPV6).tolerating(errno.ENOENT, errno.ENODEV)

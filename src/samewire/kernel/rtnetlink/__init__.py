@@ -43,6 +43,7 @@ from samewire.kernel.rtnetlink.neighbours import (
     proxy_add,
     proxy_del,
     proxy_dump,
+    proxy_get,
 )
 from samewire.kernel.rtnetlink.routes import (
     Route,
@@ -118,6 +119,7 @@ __all__ = [
     "proxy_add",
     "proxy_del",
     "proxy_dump",
+    "proxy_get",
     "qdisc_del_root",
     "qdisc_dump",
     "route_del",

@@ -94,16 +94,23 @@ def proxy_del(ifindex: int, address: bytes, *, family: int) -> Request:
 
 def proxy_dump(family: int) -> Query[Proxy]:
     """The proxies on all interfaces."""
-
-    def decode(body: memoryview) -> Proxy | None:
-        (_family, index, _state, flags, _type), found = codec.fixed(_NDMSG, body)
-        if not flags & _NTF_PROXY:
-            return None
-        protocol = codec.get_bytes(found, _NDA_PROTOCOL) or b"\0"
-        return Proxy(index, codec.get_bytes(found, _NDA_DST), protocol[0])
-
     body = _NDMSG.pack(kernel_family(family), 0, 0, _NTF_PROXY, 0)
-    return Query(_RTM_GETNEIGH, body, "list neighbour proxies", decode)
+    return Query(_RTM_GETNEIGH, body, "list neighbour proxies", _decode_proxy)
+
+
+def proxy_get(ifindex: int, address: bytes, *, family: int) -> Query[Proxy]:
+    """One proxy, for :meth:`Netlink.get`."""
+    words = f"read proxy for {show(address)} on interface {ifindex}"
+    body = _neighbour(ifindex, address, family, 0, _NTF_PROXY)
+    return Query(_RTM_GETNEIGH, body, words, _decode_proxy, show(address))
+
+
+def _decode_proxy(body: memoryview) -> Proxy | None:
+    (_family, index, _state, flags, _type), found = codec.fixed(_NDMSG, body)
+    if not flags & _NTF_PROXY:
+        return None
+    protocol = codec.get_bytes(found, _NDA_PROTOCOL) or b"\0"
+    return Proxy(index, codec.get_bytes(found, _NDA_DST), protocol[0])
 
 
 def _neighbour(ifindex: int, address: bytes, family: int, state: int, flags: int = 0) -> bytes:
