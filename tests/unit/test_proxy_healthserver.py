@@ -37,7 +37,8 @@ class Rig:
         self.session = session
         self.health = ProxyHealth()
         self.healthz = free_port()
-        self.server = HealthServer(self.health, ("127.0.0.1", self.healthz))
+        self.addresses: tuple[str, ...] | None = None
+        self.server = HealthServer(self.health, ("127.0.0.1", self.healthz), lambda: self.addresses)
 
     async def get(self, port: int, path: str = "/") -> tuple[int, str, dict[str, str]]:
         async with self.session.get(f"http://127.0.0.1:{port}{path}") as answer:
@@ -52,6 +53,17 @@ async def rig() -> AsyncIterator[Rig]:
         await until(lambda: made.healthz in made.server.open_ports)
         yield made
         await made.server.close()
+
+
+async def test_health_checks_are_where_node_ports_are(rig: Rig) -> None:
+    port = free_port()
+    rig.server.update({WEB: Check(port, 1)})
+    await until(lambda: port in rig.server.open_ports)
+    found = []
+    for rig.addresses in (None, ("192.0.2.1", "2001:db8::1"), ("192.0.2.1", "127.0.0.1"), ()):
+        found.append((await rig.get(port))[0])
+    assert found == [200, 404, 200, 404]
+    assert (await rig.get(rig.healthz, "/livez"))[0] == 200
 
 
 async def test_a_service_with_and_without_endpoints(rig: Rig) -> None:

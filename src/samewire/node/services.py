@@ -42,7 +42,8 @@ class Services:
         relayed.on_lost = self.proxy.write_again
         self._relayed: Final = None if self._in_switch else relayed
         node.on_new_facts = self._on_new_facts
-        self.health: Final = HealthServer(self.proxy.health, config.healthz_address)
+        at = direct.node_port_addresses
+        self.health: Final = HealthServer(self.proxy.health, config.healthz_address, at)
         self.proxy.on_checks = lambda: self.health.update(self.proxy.checks)
         self.proxy.on_complete = self._on_complete
         self._stopping: asyncio.Task[None] | None = None

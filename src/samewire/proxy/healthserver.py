@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -35,11 +35,20 @@ class Check(NamedTuple):
 
 
 class HealthServer:
-    """All of them in one. `update` says which health checks there are; a failed `bind` is tried again by itself."""
+    """All of them in one. `update` says which health checks there are; a failed `bind` is tried again by itself.
 
-    def __init__(self, health: ProxyHealth, healthz: tuple[str, int] | None) -> None:
+    ``addresses``: those of the node at which health checks are answered, as node ports are; None = all.
+    """
+
+    def __init__(
+        self,
+        health: ProxyHealth,
+        healthz: tuple[str, int] | None,
+        addresses: Callable[[], tuple[str, ...] | None] = lambda: None,
+    ) -> None:
         self._health = health
         self._healthz = healthz
+        self._addresses = addresses
         self._checks: Mapping[Key, Check] = {}
         self._services: dict[int, Key] = {}
         self._doors: dict[int, Door] = {}
@@ -114,12 +123,14 @@ class HealthServer:
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         transport = request.transport
-        port = transport.get_extra_info("sockname")[1] if transport is not None else 0
+        address, port = transport.get_extra_info("sockname")[:2] if transport is not None else ("", 0)
         if self._healthz is not None and port == self._healthz[1]:
             return self._proxy_health(request.path)
         key = self._services.get(port)
         check = self._checks.get(key) if key is not None else None
-        if key is None or check is None:
+        offered = self._addresses()  # the listener has all: they come and go
+        elsewhere = offered is not None and address.removeprefix("::ffff:") not in offered
+        if key is None or check is None or elsewhere:
             return web.Response(status=404)
         return self._service_health(key, check)
 
