@@ -174,6 +174,15 @@ def test_node_flags_and_single_stack() -> None:
     assert (hop.mtu, hop.ifindex, hop.local) == (9000, 2, facts.address(4))
 
 
+def test_the_mtu_of_a_way_out_is_not_that_of_the_link() -> None:
+    facts = replace(FACTS, uplink_mtu=9000, path_mtus=dict.fromkeys(FACTS.gateways, 1500))
+    hops = compile_node(facts, MemoryNumbers()).entries["sw_nexthops"].values()
+    assert {(hop.address != ZERO, hop.mtu) for hop in hops if isinstance(hop, Nexthop)} == {
+        (True, 1500),
+        (False, 9000),
+    }
+
+
 def test_overlay() -> None:
     numbers = MemoryNumbers()
     compiled = whole_network(OVERLAY, FACTS, numbers)

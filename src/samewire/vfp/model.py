@@ -86,11 +86,11 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
         return ZERO
 
     def mtu_to(self, address: Address) -> int:
-        """How long a packet may be that the uplink takes to an address, in bytes."""
+        """How long a packet may be that the uplink takes to an address, in bytes. Zero: to anybody on its link."""
         if not self.path_mtus:
             return self.uplink_mtu
         way = [address]
-        if not any(address in subnet for subnet in self.underlay):
+        if address.packed != ZERO and not any(address in subnet for subnet in self.underlay):
             way.append(Address(address.family, self.gateway(address.family)))
         return min(self.uplink_mtu, *(self.path_mtus.get(hop, self.uplink_mtu) for hop in way))
 
