@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +29,7 @@ PORTS = [
 def cluster(net: NodeNet, tmp_path: Path, group: Path) -> Iterator[Cluster]:
     with service_cluster(net, tmp_path, host_cgroup=str(group), proxy_mode="userspace") as made:
         made.start()
-        with relay_goes(made):
-            yield made
-
-
-@contextmanager
-def relay_goes(cluster: Cluster) -> Iterator[None]:
-    """No relay is left afterwards."""
-    try:
-        yield
-    finally:
-        cluster.node.stop()  # first: it would start another one
-        with suppress(OSError):
-            os.kill(relay_pid(cluster), signal.SIGKILL)
+        yield made
 
 
 def relay_pid(cluster: Cluster) -> int:
@@ -172,7 +160,7 @@ def test_the_node_gets_another_address(cluster: Cluster) -> None:
 
 def test_a_node_that_changes_its_mode(net: NodeNet, tmp_path: Path, group: Path) -> None:
     """Connections from before go on in user mode. In kernel mode nobody is without answers before all is known."""
-    with service_cluster(net, tmp_path, host_cgroup=str(group)) as cluster, relay_goes(cluster):
+    with service_cluster(net, tmp_path, host_cgroup=str(group)) as cluster:
         cluster.start()
         for name in ("one", "two"):
             cluster.pod(name, port=8080)

@@ -13,13 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from samewire.kernel import netns
 from samewire.kernel.bpf import unmount_bpffs
 from samewire.kernel.netns import NetNamespace
+from tests.support.proxy import pid_behind
 
 Json = dict[str, Any]
 
@@ -260,9 +261,11 @@ class DaemonProcess:
         return status
 
     def remove(self) -> None:
-        """End it and remove its mount."""
+        """End it, with its relay, which goes on without it, and remove its mount."""
         if self.running:
             self.stop(signal.SIGKILL)
+        with suppress(OSError):
+            os.kill(pid_behind(self.run_dir / "relay.sock"), signal.SIGKILL)
         if (self.run_dir / "bpf").exists():
             unmount_bpffs(self.run_dir / "bpf")
         shutil.rmtree(self.run_dir, ignore_errors=True)
