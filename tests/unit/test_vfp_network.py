@@ -18,6 +18,7 @@ from samewire.hcn.policies import (
 from samewire.hcn.schema import Ipam, Network, NetworkFlags, NetworkType, Route, RouteEntry, SdnRoute, Subnet
 from samewire.vfp.address import (
     ZERO,
+    Address,
     Prefix,
     address_text,
     parse_address,
@@ -37,7 +38,7 @@ from samewire.vfp.constants import (
     RouteFlag,
     RouteKind,
 )
-from samewire.vfp.model import Compiled, Entries, HostBinding, NodeFacts
+from samewire.vfp.model import LEAST_PATH_MTU, Compiled, Entries, HostBinding, NodeFacts
 from samewire.vfp.model import HostRoute as KernelRoute
 from samewire.vfp.numbers import MemoryNumbers
 from samewire.vfp.tables import Config, Id, Nexthop, RouteKey, Vni
@@ -181,6 +182,21 @@ def test_the_mtu_of_a_way_out_is_not_that_of_the_link() -> None:
         (True, 1500),
         (False, 9000),
     }
+
+
+def test_the_mtu_of_a_way_to_a_provider() -> None:
+    """Beyond the gateway its route's counts, too; what a route says may be absurd."""
+    near, far = parse_address("192.168.1.77"), parse_address("203.0.113.7")
+    (gateway, *_) = FACTS.gateways
+
+    def mtus(known: dict[Address, int]) -> tuple[int, int]:
+        facts = replace(FACTS, uplink_mtu=1500, path_mtus=known, underlay=(parse_prefix("192.168.1.0/24"),))
+        return facts.mtu_to(near), facts.mtu_to(far)
+
+    assert mtus({gateway: 1400}) == (1500, 1400)
+    assert mtus({gateway: 1400, far: 1300, near: 1350}) == (1350, 1300)
+    assert mtus({gateway: 9000}) == (1500, 1500)
+    assert mtus({gateway: 60}) == (1500, LEAST_PATH_MTU)
 
 
 def test_overlay() -> None:

@@ -169,7 +169,10 @@ def node_facts(
         uplink_vlan=uplink.vlan,
         vlans=uplink.vlans,
         underlay=subnets,
-        path_mtus={**path_mtus, **uplink.gateway_mtus},
+        path_mtus={
+            **path_mtus,
+            **{hop: min(mtu, path_mtus.get(hop, mtu)) for hop, mtu in uplink.gateway_mtus.items()},
+        },
     )
 
 

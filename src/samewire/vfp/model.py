@@ -40,6 +40,10 @@ class Numbers(Protocol):
         ...
 
 
+LEAST_PATH_MTU: Final = 552
+"""The kernel learns of no narrower way (``net.ipv4.route.min_pmtu``); a route may say anything."""
+
+
 class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the node is: read from the kernel at start and whenever it changes.
 
@@ -92,7 +96,8 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
         way = [address]
         if address.packed != ZERO and not any(address in subnet for subnet in self.underlay):
             way.append(Address(address.family, self.gateway(address.family)))
-        return min(self.uplink_mtu, *(self.path_mtus.get(hop, self.uplink_mtu) for hop in way))
+        narrowest = min(self.path_mtus.get(hop, self.uplink_mtu) for hop in way)
+        return min(self.uplink_mtu, max(narrowest, LEAST_PATH_MTU))
 
     def gateway(self, family: int) -> bytes:
         """The default gateway of that family, packed; zero when there is none."""
