@@ -38,6 +38,7 @@ def test_every_command_is_there_and_has_help(name: str) -> None:
     status, out, _ = run(name, "--help")
     assert status == 0
     assert out.startswith(f"Usage: cli {name}")
+    assert [line for line in out.splitlines() if len(line) > 80] == []
 
 
 @pytest.mark.parametrize("name", ["hns", "lab", "vfp"])

@@ -314,15 +314,19 @@ def test_lists_and_defaults() -> None:
         (SERVICE.format(name="web", port=99999), r"Expected `int` <= 65535 - at `\$.ports\[0\].port`"),
         (
             "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nstatus: {podIP: nope}\n",
-            "'nope' does not appear to be",
+            "addresses: 'nope' does not appear to be",
         ),
         (
             "apiVersion: v1\nkind: Endpoints\nmetadata: {name: e}\nsubsets: [{addresses: [{ip: nope}]}]\n",
-            "'nope' does not appear to be",
+            "addresses: 'nope' does not appear to be",
         ),
         (
             SERVICE.format(name="web", port=1) + "status: {loadBalancer: {ingress: [{ip: nope}]}}\n",
-            "'nope' does not appear to be",
+            "ingress: 'nope' does not appear to be",
+        ),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {clusterIP: 10.96.7}\n",
+            "clusterIPs: '10.96.7' does not appear to be",
         ),
     ],
 )

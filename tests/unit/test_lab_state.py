@@ -18,7 +18,7 @@ from samewire.lab.pids import is_running, read_pid, running_pid
 from samewire.lab.podspec import Container, DnsConfig, PodTemplate, Port
 from samewire.lab.schedule import Pod
 from samewire.lab.state import CGROUP, NETNS, Lab, PodState, load_state, the_lab
-from samewire.lab.targets import Entry, execute, resolve, trace_target
+from samewire.lab.targets import Entry, execute, resolve, trace_origin, trace_target
 from tests.support.lab import lab_state
 
 
@@ -142,6 +142,8 @@ def test_nodes_and_outside_hosts_by_their_names_alone() -> None:
         assert entry.argv[1].endswith(f"-{name}")
         assert trace_target(lab, f"{name}:80", "db-0") == trace_target(lab, f"{kind}/{name}:80", "db-0")
     assert trace_target(lab, "internet", "db-0") == "203.0.113.10"
+    with pytest.raises(Unsupported, match="internet, which is a machine"):
+        trace_origin(lab, "internet")
     with pytest.raises(NotFound, match="outside host 'gamma'"):
         resolve(lab, "outside/gamma")
 

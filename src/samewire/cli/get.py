@@ -41,12 +41,13 @@ def get(socket: str, kind: str, name: str, form: str, endpoint: str, watch: bool
     """Show KIND, all of them or the one called NAME.
 
     \b
-    networks, endpoints, namespaces, routes   HCN objects, as they are wanted
-    loadbalancers                             the same, made by services or through the API
-    services                                  of Kubernetes: addresses, backends, connections, last change
-    ports, layers                             the switch: a port's layers, groups and rules
-    flows                                     connections that are open now
-    drops                                     what was dropped, where, by which rule, why
+    networks, endpoints       HCN objects, as they are wanted
+    namespaces, routes        the same
+    loadbalancers             the same, made by services or through the API
+    services                  of Kubernetes: addresses, backends, last change
+    ports, layers             the switch: a port's layers, groups and rules
+    flows                     connections that are open now
+    drops                     what was dropped, where, by which rule, why
 
     NAME is an ID or a name; of a service, namespace/name or name. For endpoints, ports, layers, flows and drops it is
     anything that names an endpoint: its ID, namespace/pod, pod, an IP address, the container id, the host interface.

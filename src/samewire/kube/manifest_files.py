@@ -11,7 +11,7 @@ import ipaddress
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -182,14 +182,12 @@ def _read(raw: dict[str, Any], services: list[Wanted], others: list[Any]) -> Non
 
 def _check_addresses(found: Object | Endpoints) -> None:
     """As an API server does: none that is no address, and none of those that mean another place on every machine."""
-    texts: tuple[str, ...] = ()
     if isinstance(found, Pod | Endpoints):
-        texts = found.addresses
+        _parsed("addresses", found.addresses)
     elif isinstance(found, Service):
-        ingress = [one.ip for one in found.status.load_balancer.ingress if one.ip]
-        texts = (*found.cluster_ips, *found.spec.external_ips, *ingress)
-        for text in found.spec.external_ips:
-            address = ipaddress.ip_address(text)
+        _parsed("clusterIPs", found.cluster_ips)
+        _parsed("ingress", [one.ip for one in found.status.load_balancer.ingress if one.ip])
+        for text, address in _parsed("externalIPs", found.spec.external_ips):
             near = (
                 address.is_loopback
                 or address.is_link_local
@@ -197,5 +195,12 @@ def _check_addresses(found: Object | Endpoints) -> None:
             )
             if near or address.is_unspecified or "%" in text:
                 raise ValueError(f"externalIPs: {text!r} is no single machine's address")
-    for text in texts:
-        ipaddress.ip_address(text)
+
+
+def _parsed(
+    field: str, texts: Iterable[str]
+) -> list[tuple[str, ipaddress.IPv4Address | ipaddress.IPv6Address]]:
+    try:
+        return [(text, ipaddress.ip_address(text)) for text in texts]
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None

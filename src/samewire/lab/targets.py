@@ -58,9 +58,11 @@ def find(state: LabState, query: str, sender: PodState | None = None) -> PodStat
 def trace_origin(state: LabState, query: str) -> tuple[str, str]:
     """The socket of the daemon that a pod's traffic goes through, and the pod's name there.
 
-    Raises Unsupported for pods that no switch carries: those of kernel nodes, and hostNetwork pods.
+    Raises Unsupported for whom no switch carries: machines, pods of kernel nodes, and hostNetwork pods.
     """
-    pod = state.find_pod(query)
+    pod = find(state, query)
+    if not isinstance(pod, PodState):
+        raise Unsupported(f"tracing from {query}, which is a machine", "a pod to begin at")
     node = state.node(pod.pod.node)
     if not node.socket:
         raise Unsupported(f"tracing {pod.pod.key} on kernel node {pod.pod.node}", "a Samewire node")
