@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -395,14 +395,21 @@ def test_check_compares_the_kernel(net: NodeNet, node: DaemonProcess) -> None:
         status, answer = node.cni("CHECK", "pod", pod, checked)
         return str(answer["msg"]) if status else ""
 
+    def is_seen(breaks: Callable[[], object], words: str) -> bool:
+        """Whether CHECK tells of it, unless an audit has mended it before CHECK's turn came: then it breaks again."""
+        for _ in range(5):
+            breaks()
+            if words in complaint():
+                return True
+        return False
+
     assert complaint() == ""
     (port,) = (entry["key"]["value"] for entry in node.table("sw_ports"))
     with BpfMap.open_pinned(node.run_dir / "bpf" / "maps" / "sw_ports") as ports:
         key = int(port).to_bytes(4, "little")
         value = ports.lookup(key)
         assert value is not None
-        ports.delete(key)
-        assert "sw_ports" in complaint()
+        assert is_seen(lambda: ports.delete(key), "sw_ports")
         ports.update(key, value)
     assert complaint() == ""
     # What an earlier plugin of the chain made is on another interface, or in another table.
@@ -421,27 +428,26 @@ def test_check_compares_the_kernel(net: NodeNet, node: DaemonProcess) -> None:
     ip("route", "delete", "10.99.0.0/16", netns_name=pod)
     assert "route to 10.99.0.0/16" in complaint()
     checked["prevResult"] = result
+    route = ("route", "replace", "default", "via", "10.244.0.1")
+    address = ("address", "replace", "10.244.0.2/24", "dev", "eth0")
     broken = [
-        (net.node, ("link", "set", host, "mtu", "1200"), ("link", "set", host, "mtu", "1450"), "MTU"),
-        (pod, ("link", "set", "eth0", "mtu", "1200"), ("link", "set", "eth0", "mtu", "1450"), "MTU"),
-        (
-            pod,
-            ("route", "delete", "default"),
-            ("route", "add", "default", "via", "10.244.0.1"),
-            "route",
-        ),
-        (pod, ("address", "add", "10.244.0.77/24", "dev", "eth0"), (), ""),
-        (pod, ("address", "delete", "10.244.0.2/24", "dev", "eth0"), (), "10.244.0.2"),
+        (net.node, ("link", "set", host, "mtu", "1200"), [("link", "set", host, "mtu", "1450")], "MTU"),
+        (pod, ("link", "set", "eth0", "mtu", "1200"), [("link", "set", "eth0", "mtu", "1450")], "MTU"),
+        (pod, ("route", "delete", "default"), [route], "route"),
+        (pod, ("address", "delete", "10.244.0.2/24", "dev", "eth0"), [address, route], "10.244.0.2"),
     ]
     for where, breaks, mends, words in broken:
-        ip(*breaks, netns_name=where)
-        assert words in complaint(), breaks
-        assert bool(complaint()) is bool(words), breaks
-        if mends:
-            ip(*mends, netns_name=where)
-            assert complaint() == ""
-    ip("link", "delete", "eth0", netns_name=pod)
-    assert complaint() != ""
+        assert is_seen(partial(_ip, where, breaks), words), breaks
+        for mend in mends:
+            _ip(where, mend)
+        assert complaint() == ""
+    _ip(pod, ("address", "add", "10.244.0.77/24", "dev", "eth0"))
+    assert complaint() == ""
+    assert is_seen(partial(_ip, pod, ("link", "delete", "eth0")), "eth0")
+
+
+def _ip(where: str, words: tuple[str, ...]) -> None:
+    ip(*words, netns_name=where)
 
 
 _FROM_PORT = (
