@@ -76,7 +76,7 @@ REASONS: Final[Mapping[Reason, Explanation]] = {
         "direction that the layer names.",
     ),
     Reason.NO_ROUTE: Explanation(
-        "No route of this network leads to the destination.",
+        'No route of this network leads to the destination; a pod that begins there is told "network unreachable".',
         "Is the destination's subnet missing? Compare `samewire get layers POD` (ROUTE) with the RemoteSubnetRoute "
         "policies of `samewire get networks -o json`; Internal and Private networks have no way out at all. From "
         "the node itself: overlay networks need the HostRoute policy.",
