@@ -1,4 +1,4 @@
-"""Stale flows, judged again from the initiator's tuple (``sw_redecide`` in ``bpf/connect.h``)."""
+"""Stale flows, judged again from the initiator's tuple (``bpf/redecide.h``)."""
 
 from __future__ import annotations
 
