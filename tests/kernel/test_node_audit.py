@@ -229,9 +229,8 @@ async def test_routes_come_back_when_a_device_was_down_for_a_moment(net: NodeNet
         for state in ("down", "up"):
             ip("link", "set", "samewire0", state, netns_name=net.node)
         assert await node.auditor.compare() != []
-        async with asyncio.timeout(STALL_S):
-            while await node.auditor.compare():  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        await until(lambda: node.auditor.last.differences)
+        assert await node.auditor.compare() == []
     finally:
         await watcher.close()
         watcher.stop_listening()
