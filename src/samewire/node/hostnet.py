@@ -153,20 +153,23 @@ class HostNet:
         present = self._present()
         wished = set(wanted)
         steps = [BindingChange(True, wish) for wish in wished - present if not self._has_filter(wish)]
-        surplus = (present - wished) - self._of_others()
+        surplus = (present - wished) - self._of_others(present)
         replaced = {step.wish.destination for step in steps if isinstance(step.wish, HostRoute)}
         steps.sort(key=lambda step: not isinstance(step.wish, WantedAddress))
         gone = [w for w in surplus if not (isinstance(w, HostRoute) and w.destination in replaced)]
         gone.sort(key=lambda wish: isinstance(wish, WantedAddress))
         return [*steps, *(BindingChange(False, wish) for wish in gone)]
 
-    def _of_others(self) -> set[Wish]:
+    def _of_others(self, present: set[Wish]) -> set[Wish]:
         if not self.uplink:
             return set()
-        ours = self._filters.of(self.uplink)
-        found: set[Wish] = {WantedFilter(mac) for mac in self._let_in() - ours}
-        heard = self._listeners.on(self.uplink)
-        return found | {WantedListener(address) for address, is_ours in heard.items() if not is_ours}
+        ours, heard = self._filters.of(self.uplink), self._listeners.on(self.uplink)
+        return {
+            wish
+            for wish in present
+            if (isinstance(wish, WantedFilter) and wish.mac not in ours)
+            or (isinstance(wish, WantedListener) and not heard.get(wish.address))
+        }
 
     def _has_filter(self, wish: Wish) -> bool:
         """Without an uplink there is nothing to filter."""
