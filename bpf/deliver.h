@@ -170,11 +170,11 @@ static __noinline int sw_to_tunnel(struct __sk_buff *skb, struct sw_packet *p, c
 }
 #endif
 
-static __noinline int sw_to_host(struct __sk_buff *skb, struct sw_packet *p)
+static __noinline int sw_to_host(struct __sk_buff *skb, struct sw_packet *p, __u32 device)
 {
 	struct sw_config *config = sw_config_here();
 
-	if (p->arrival == SW_FROM_UPLINK) { /* of a service: the node's answer must be told from its other packets */
+	if (p->arrival == SW_FROM_UPLINK && device != SW_BY_SAMEWIRE0) { /* of a service: the node's answer must be told from its other packets */
 		struct sw_cursors *cursors = sw_cursors_here();
 
 		if (cursors && !cursors->host_replies)
@@ -245,7 +245,7 @@ SW_INLINE int sw_apply(struct __sk_buff *skb, struct sw_packet *p, const struct 
 	if (action->fate == SW_TO_TUNNEL && hop)
 		return sw_to_tunnel(skb, p, hop);
 	if (action->fate == SW_TO_HOST)
-		return sw_to_host(skb, p);
+		return sw_to_host(skb, p, action->target);
 	if (action->fate == SW_TO_INGRESS)
 		return sw_to_ingress(skb, p);
 	return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);

@@ -98,13 +98,16 @@ SW_INLINE int sw_target_layers(struct sw_packet *p)
 		p->needs_flow = 1; /* its replies must not take the NAT layer for a new connection */
 
 	/* Node to local pod is always allowed: probes. */
-	from_node = p->first_arrival == SW_FROM_HOST && sw_is_host_address(p->out_scope, p->family, &p->first.source);
+	from_node = p->first_arrival == SW_FROM_HOST && (sw_is_loopback(p->family, &p->first.source) ||
+							 sw_is_host_address(p->out_scope, p->family, &p->first.source));
 	if (!from_node && sw_judge(p, target, p->forward.target, SW_ACL_IN) != SW_GO_ON)
 		return SW_DENIED;
 
-	/* A pod to itself through a host port, or into a network where its address means somebody else. */
-	if (p->first_arrival == SW_FROM_POD &&
-	    (p->forward.target == p->first_port || p->out_scope != p->first_scope) && !p->wants_snat) {
+	/* A pod to itself through a host port, or into a network where its address means somebody else. Loopback, too. */
+	if ((p->first_arrival == SW_FROM_POD ?
+		     p->forward.target == p->first_port || p->out_scope != p->first_scope :
+		     p->first_arrival == SW_FROM_HOST && sw_is_loopback(p->family, &p->first.source)) &&
+	    !p->wants_snat) {
 		sw_copy_address(&p->out.source, sw_gateway_of(p, target));
 		p->wants_snat = 1;
 		p->needs_flow = 1;
@@ -120,6 +123,16 @@ SW_INLINE int sw_poses_as_tunnel(const struct sw_packet *p, const struct sw_port
 
 	return config && p->protocol == IPPROTO_UDP && p->out.destination_port == config->vxlan_port &&
 	       (p->forward.fate == SW_TO_HOST || p->forward.fate == SW_TO_UPLINK) && !(own->flags & SW_PORT_NO_GUARD);
+}
+
+/*
+ * GUARD: what goes to the node as if it came from there. samewire0 takes that, for what lo has handed over is answered so;
+ * who is not guarded, or behind a tunnel, must not say it.
+ */
+SW_INLINE int sw_poses_as_node(const struct sw_packet *p, const struct sw_port *own)
+{
+	return p->forward.fate == SW_TO_HOST && (own ? own->flags & SW_PORT_NO_GUARD : p->first_arrival == SW_FROM_TUNNEL) &&
+	       sw_is_node(p->family, &p->first.source);
 }
 
 /* The initiator's own layers. */
@@ -219,6 +232,8 @@ __noinline int sw_walk(struct __sk_buff *skb)
 	verdict = sw_routing(skb, p);
 	if (verdict != SW_GO_ON)
 		return verdict;
+	if (sw_poses_as_node(p, own))
+		return sw_drop_at(p, p->first_port, SW_LAYER_GUARD, SW_REASON_SPOOFED_IP, 0);
 	verdict = own ? sw_initiator_layers(p, own) : SW_GO_ON;
 	if (verdict != SW_GO_ON)
 		return verdict;

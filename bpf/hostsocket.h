@@ -3,8 +3,8 @@
  * hostsocket.h - the node's own processes reach services and host ports at the socket.
  *
  * connect() and sendmsg() to a VIP, or to a NodePort or host port on any address of the node or on loopback, go straight
- * to the backend's or endpoint's address; getpeername() and recvmsg() show what the application asked for. Rewriting on
- * lo would not do: replies to 127.0.0.1 are dropped as martians.
+ * to the backend's or endpoint's address; getpeername() and recvmsg() show what the application asked for. SCTP has no such
+ * hooks: uplink_out.h.
  */
 #ifndef SAMEWIRE_HOSTSOCKET_H
 #define SAMEWIRE_HOSTSOCKET_H
@@ -85,35 +85,6 @@ SW_INLINE int sw_is_node_socket(struct bpf_sock_addr *context)
 	struct sw_config *config = sw_config_here();
 
 	return !config || !config->netns || (__u32)bpf_get_netns_cookie(context) == config->netns;
-}
-
-SW_INLINE int sw_is_loopback(const struct sw_target *target)
-{
-	const __u32 *word = (const __u32 *)target->address.b;
-
-	if (target->family == 4)
-		return target->address.b[0] == 127;
-	return !word[0] && !word[1] && !word[2] && word[3] == bpf_htonl(1);
-}
-
-/* Whether a target is the node itself: loopback, or one of its addresses on the underlay or in a pod network. */
-static __noinline int sw_is_own(const struct sw_target *target)
-{
-	struct sw_route *route;
-
-	if (sw_is_loopback(target) || sw_is_host_address(SW_SCOPE_UPLINK, target->family, &target->address))
-		return 1;
-	route = sw_find_route(SW_SCOPE_HOST, target->family, &target->address);
-	return route && route->kind == SW_ROUTE_SCOPE &&
-	       sw_is_host_address(route->scope, target->family, &target->address);
-}
-
-/* Whether the node's own packets to a mapping's endpoint get there: not into a network that it has no part in. */
-static __noinline int sw_is_mapped_for_node(const struct sw_portmap *map, __u8 family)
-{
-	struct sw_route *route = sw_find_route(SW_SCOPE_HOST, family, &map->address);
-
-	return route && route->kind == SW_ROUTE_SCOPE && route->scope == map->scope;
 }
 
 SW_INLINE void sw_socket_name(struct sw_socket_key *key, __u64 cookie, const struct sw_target *target,
@@ -231,7 +202,7 @@ SW_INLINE int sw_socket_forward(struct bpf_sock_addr *context, int socket_family
 	sw_read_target(context, &target, socket_family);
 	if ((target.protocol != IPPROTO_TCP && target.protocol != IPPROTO_UDP) || !sw_is_node_socket(context))
 		return SW_SOCKET_OK;
-	here = sw_is_own(&target);
+	here = sw_is_node(target.family, &target.address);
 	service = sw_socket_service(&target, here);
 	cookie = bpf_get_socket_cookie(context);
 	if (service) {

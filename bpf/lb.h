@@ -228,10 +228,8 @@ SW_INLINE int sw_route_across(struct sw_packet *p)
 		p->forward.fate = SW_TO_UPLINK;
 		break;
 	case SW_ROUTE_HOST: /* a process of the node; what it answers comes from where the client is */
-		if (p->first_arrival == SW_FROM_HOST)
-			return sw_drop_at(p, 0, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE, p->service);
 		p->forward.fate = SW_TO_HOST;
-		p->forward.target = 0;
+		p->forward.target = p->first_arrival == SW_FROM_HOST ? SW_BY_SAMEWIRE0 : 0;
 		p->out_scope = p->first_scope;
 		return SW_GO_ON;
 	default:

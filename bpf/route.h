@@ -114,11 +114,13 @@ SW_INLINE int sw_route_from_tunnel(struct sw_packet *p)
 	return SW_GO_ON;
 }
 
-/* What the node itself sends, or forwards: pods here, or pods behind other nodes. */
+/* What the node itself sends, or forwards: pods here, or pods behind other nodes. To itself: what lo has handed over. */
 SW_INLINE int sw_route_from_host(struct sw_packet *p)
 {
 	struct sw_route *route = sw_find_route(p->first_scope, p->family, &p->out.destination);
 
+	if ((!route || route->kind == SW_ROUTE_HOST) && sw_is_node(p->family, &p->out.destination))
+		return SW_TO_NODE;
 	if (!route)
 		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
 	if (route->kind == SW_ROUTE_LOCAL)
@@ -192,6 +194,13 @@ SW_INLINE void sw_route_own_back(struct sw_packet *p, const struct sw_route *own
 	p->reverse.flags |= own->flags & SW_ROUTE_DECREMENT ? SW_DECREMENT : 0;
 }
 
+/* Whether the node has sent the first packet to itself, by lo: its answer is from the node to the node, too. */
+SW_INLINE int sw_is_from_lo(const struct sw_packet *p)
+{
+	return p->first_arrival == SW_FROM_HOST && p->protocol == IPPROTO_SCTP &&
+	       sw_is_node(p->family, &p->first.destination);
+}
+
 /* Where the target's packets go: back to wherever the initiator is. */
 SW_INLINE void sw_route_back(struct sw_packet *p)
 {
@@ -208,6 +217,8 @@ SW_INLINE void sw_route_back(struct sw_packet *p)
 		return;
 	case SW_FROM_HOST:
 		p->reverse.fate = SW_TO_HOST;
+		if (sw_is_from_lo(p))
+			p->reverse.target = SW_BY_SAMEWIRE0;
 		return;
 	default:
 		break;

@@ -7,6 +7,7 @@
  *                   tc ingress of swvxlan0               decapsulated frames
  *                   tc ingress of samewire1              what the node sends to pods
  *   sw_uplink_out   tcx/tc egress of the uplink          watches for host sockets that use a port of the NAT pool
+ *                   and of lo                            SCTP from the node to itself, while that is somebody's
  *   sw_start_ageing run once, by PROG_TEST_RUN           starts the ageing timer, which then needs no process
  *   sw_connect4...  cgroup                               host sockets to host ports (hostsocket.h)
  *   sw_trace        PROG_TEST_RUN, TRACE=1 build         all of the above on the live tables, read-only
@@ -250,19 +251,26 @@ int sw_ingress(struct __sk_buff *skb)
 SEC("tc")
 int sw_uplink_out(struct __sk_buff *skb)
 {
+	int of_pod = skb->mark == (SW_MARK | SW_PORT_SOURCE_MAC);
+	int on_lo = skb->ifindex == SW_LOOPBACK;
 	struct sw_packet *p;
 
 	if (skb->mark == SW_MARK) {
 		skb->mark = 0;
 		return SW_PASS;
 	}
-	p = sw_packet_here();
-	if (p && skb->mark == (SW_MARK | SW_PORT_SOURCE_MAC)) {
-		sw_put_source_mac(skb, p);
+	if (of_pod)
 		skb->mark = 0;
+	else if (skb->vlan_present || (on_lo && !sw_is_sctp(skb)))
+		return SW_PASS;
+	p = sw_packet_here();
+	if (!p || sw_parse(skb, p))
+		return SW_PASS;
+	if (of_pod) {
+		sw_put_source_mac(skb, p);
 		return SW_PASS;
 	}
-	return p ? sw_watch_host(skb, p) : SW_PASS;
+	return on_lo ? sw_watch_loopback(skb, p) : sw_watch_host(skb, p);
 }
 
 #include "ageing.h"

@@ -94,6 +94,28 @@ SW_INLINE int sw_is_host_address(__u16 scope, __u8 family, const struct sw_addr 
 	return route && route->kind == SW_ROUTE_HOST;
 }
 
+SW_INLINE int sw_is_loopback(__u8 family, const struct sw_addr *address)
+{
+	const __be32 *word = (const __be32 *)address->b;
+
+	if (family == 4)
+		return address->b[0] == 127;
+	return !word[0] && !word[1] && !word[2] && word[3] == bpf_htonl(1);
+}
+
+/* Whether an address is the node itself: loopback, or one of its own on the underlay or in a pod network. Global: verified once. */
+__noinline int sw_is_node(__u32 family, const struct sw_addr *address)
+{
+	struct sw_route *route;
+
+	if (!address)
+		return 0;
+	if (sw_is_loopback(family, address) || sw_is_host_address(SW_SCOPE_UPLINK, family, address))
+		return 1;
+	route = sw_find_route(SW_SCOPE_HOST, family, address);
+	return route && route->kind == SW_ROUTE_SCOPE && sw_is_host_address(route->scope, family, address);
+}
+
 /* Whether an address of the scope is an endpoint's, here or behind another node. */
 SW_INLINE int sw_is_local_address(__u16 scope, __u8 family, const struct sw_addr *address)
 {
@@ -115,6 +137,14 @@ SW_INLINE struct sw_portmap *sw_find_portmap(__u8 family, __u8 protocol, const s
 		return map;
 	__builtin_memset(&key.address, 0, sizeof(key.address));
 	return bpf_map_lookup_elem(&sw_portmaps, &key);
+}
+
+/* Whether the node's own packets to a mapping's endpoint get there: not into a network that it has no part in. */
+SW_INLINE int sw_is_mapped_for_node(const struct sw_portmap *map, __u8 family)
+{
+	struct sw_route *route = sw_find_route(SW_SCOPE_HOST, family, &map->address);
+
+	return route && route->kind == SW_ROUTE_SCOPE && route->scope == map->scope;
 }
 
 SW_INLINE struct sw_nat *sw_find_nat(__u32 set, __u8 family, const struct sw_addr *address)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /*
  * uplink_out.h - what the node's own processes send by the uplink: answers in a service's name, questions to one by SCTP,
- * ports of the NAT pool; and the MAC of a pod's packets under its own address.
+ * ports of the NAT pool; and the MAC of a pod's packets under its own address. By lo, to itself: SCTP alone.
  */
 #ifndef SAMEWIRE_UPLINK_OUT_H
 #define SAMEWIRE_UPLINK_OUT_H
@@ -28,6 +28,15 @@ SW_INLINE int sw_host_reply(struct __sk_buff *skb, struct sw_packet *p, struct s
 	return sw_rewrite(skb, p, action) ? sw_drop(p, SW_LAYER_NAT, SW_REASON_INTERNAL) : SW_PASS;
 }
 
+/* Without reading more of what lo carries than this tells. */
+SW_INLINE int sw_is_sctp(struct __sk_buff *skb)
+{
+	const __u8 *l3 = (void *)(long)skb->data + ETH_HLEN;
+	__u32 at = skb->protocol == bpf_htons(ETH_P_IPV6) ? 6 : 9; /* the next header, the protocol */
+
+	return (void *)(l3 + 10) <= (void *)(long)skb->data_end && l3[at] == IPPROTO_SCTP;
+}
+
 /*
  * Whether a packet of the node's own is for a service: SCTP's, whose sockets no hook translates. (Others' are translated
  * before they are routed.) What the node forwards for somebody else is not its own.
@@ -43,6 +52,34 @@ SW_COLD static __noinline int sw_asks_service(struct sw_packet *p)
 }
 
 /*
+ * What the node sends to itself: by SCTP to one of its ports that is a service's or an endpoint's, and what either side
+ * says then. No route leads that to the uplink, so the program is on lo, too, while there is such a port.
+ */
+SW_COLD static __noinline int sw_watch_loopback(struct __sk_buff *skb, struct sw_packet *p)
+{
+	struct sw_config *config = sw_config_here();
+	struct sw_portmap *map;
+	struct sw_route *route;
+	__u16 scope;
+
+	sw_arrive(p, SW_FROM_HOST, SW_SCOPE_HOST, skb->ifindex, 0);
+	if (!config || p->protocol != IPPROTO_SCTP || p->fragment)
+		return SW_PASS;
+	route = sw_find_route(SW_SCOPE_HOST, p->family, &p->tuple.destination);
+	scope = route && route->kind == SW_ROUTE_SCOPE ? route->scope : SW_SCOPE_HOST;
+	sw_copy_tuple(&p->first, &p->tuple);
+	p->first_arrival = SW_FROM_HOST;
+	p->first_scope = scope;
+	sw_make_key(&p->key, &p->tuple, scope, p->family, p->protocol);
+	if (!bpf_map_lookup_elem(&sw_flows, &p->key) && !sw_service_of(p, 0) && !sw_service_of(p, 1)) {
+		map = sw_portmap_of(p);
+		if (!map || !sw_is_mapped_for_node(map, p->family))
+			return SW_PASS;
+	}
+	return bpf_redirect(config->host_peer_ifindex, BPF_F_INGRESS);
+}
+
+/*
  * A host socket that uses a port of the NAT pool (an explicit bind, or an ICMP identifier) is put into the flow table,
  * so that the allocator finds the port taken.
  */
@@ -55,7 +92,7 @@ SW_INLINE int sw_watch_host(struct __sk_buff *skb, struct sw_packet *p)
 	__u16 port;
 
 	sw_arrive(p, SW_FROM_HOST, SW_SCOPE_UPLINK, skb->ifindex, 0);
-	if (!config || !cursors || skb->vlan_present || sw_parse(skb, p) || p->neighbour)
+	if (!config || !cursors || p->neighbour)
 		return SW_PASS;
 	replies = cursors->host_replies != 0;
 	if (p->icmp_error)
@@ -100,8 +137,6 @@ static __noinline int sw_put_source_mac(struct __sk_buff *skb, struct sw_packet 
 	struct sw_endpoint *endpoint;
 	struct sw_source_mac *own;
 
-	if (sw_parse(skb, p))
-		return 0;
 	endpoint = sw_find_endpoint(SW_SCOPE_UPLINK, p->family, &p->tuple.source);
 	own = endpoint ? bpf_map_lookup_elem(&sw_source_macs, &endpoint->port) : 0;
 	return own ? bpf_skb_store_bytes(skb, ETH_ALEN, own->mac, ETH_ALEN, 0) : 0;

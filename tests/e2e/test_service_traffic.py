@@ -104,7 +104,7 @@ def test_from_everywhere_to_every_address(cluster: Cluster, group: Path) -> None
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_sctp(cluster: Cluster, family: int) -> None:
-    """Not for the node's own processes: sockets of SCTP have no hook."""
+    """For the node's own processes, too, whose sockets no hook translates: by the uplink, and to itself by lo."""
     server, client = cluster.pod("one"), cluster.pod("client")
     ports = [{"name": "sctp", "port": 80, "protocol": "SCTP", "nodePort": 30080}]
     pieces = cluster.slices("web", "one")
@@ -125,6 +125,9 @@ def test_sctp(cluster: Cluster, family: int) -> None:
             (router, EXTERNAL[six], 80, (ROUTER_IP, ROUTER_IP6)[six]),
             (cluster.net.node, VIPS[six], 80, node_port),
             (cluster.net.node, EXTERNAL[six], 80, node_port),
+            (cluster.net.node, node_port, 30080, node_port),
+            (cluster.net.node, GATEWAYS[six], 30080, GATEWAYS[six]),
+            *([] if six else [(cluster.net.node, "127.0.0.1", 30080, GATEWAYS[0])]),
         ):
             with RawSctp(near, family) as here:
                 here.send(40000, to, port, b"question")

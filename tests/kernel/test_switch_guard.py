@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -20,7 +21,7 @@ from tests.support.netlab import Lab, poll
 from tests.support.node_rig import Node, Pod
 from tests.support.traffic import Sniffer, bound, inject, ping
 from tests.support.universe import packed
-from tests.support.worlds import OUT, Underlay, bridged, node_address, own
+from tests.support.worlds import OUT, Underlay, bridged, node_address, overlay, own
 
 pytestmark = [pytest.mark.root]
 
@@ -191,19 +192,58 @@ def test_errors_about_what_others_talk(world: World, family: int) -> None:
     forge(world.node, pod, (Layer.ICMP, Reason.ICMP_UNRELATED), frame)
 
 
-def test_guard_off(world: World) -> None:
-    """NO_GUARD lets a pod that routes for others speak for them."""
-    node, pod = world.node, world.pods[0]
+@contextmanager
+def unguarded(node: Node, pod: Pod) -> Iterator[None]:
+    """A pod whose addresses nobody checks."""
     key = Id(pod.port)
     port = node.table("sw_ports")[key]
     assert isinstance(port, Port)
     node.apply([Put("sw_ports", key, replace(port, flags=port.flags | PortFlag.NO_GUARD))])
     try:
-        with Sniffer(world.underlay.out, "eth0", outgoing=False) as sniffer:
-            inject(pod.space, "eth0", udp_frame(pod, 4, source=FORGED[4], mac=FORGED_MAC))
-            sniffer.wait(lambda frame: frame[12:14] == ETH[4] and frame[-4:] == b"data")
+        yield
     finally:
         node.apply([Put("sw_ports", key, port)])
+
+
+def test_guard_off(world: World) -> None:
+    """NO_GUARD lets a pod that routes for others speak for them."""
+    pod = world.pods[0]
+    with unguarded(world.node, pod), Sniffer(world.underlay.out, "eth0", outgoing=False) as sniffer:
+        inject(pod.space, "eth0", udp_frame(pod, 4, source=FORGED[4], mac=FORGED_MAC))
+        sniffer.wait(lambda frame: frame[12:14] == ETH[4] and frame[-4:] == b"data")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nobody_is_the_node_to_the_node(world: World, family: int) -> None:
+    """samewire0 lets in what is from the node itself: nobody else may say so, without a guard or behind a tunnel."""
+    node, pod = world.node, world.pods[0]
+    own_address, loopback = node_address(node, family), {4: "127.0.0.1", 6: "::1"}[family]
+    gateway = {4: "10.8.0.1", 6: "fd08::1"}[family]
+    kind = Layer.GUARD, Reason.SPOOFED_IP
+    with unguarded(node, pod):
+        for forged, to in ((own_address, gateway), (gateway, own_address), (loopback, own_address)):
+            forge(node, pod, kind, udp_frame(pod, family, source=forged, to=to))
+        polite = udp_frame(pod, family, source=FORGED[family], to=own_address)
+        with Sniffer(node.space, "samewire0", outgoing=False) as sniffer:
+            inject(pod.space, "eth0", polite)
+            sniffer.wait(lambda frame: frame[14:] == polite[14:])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nobody_behind_a_tunnel_is_the_node(family: int) -> None:
+    with Lab() as lab:
+        underlay = Underlay(lab)
+        node, other = underlay.node(11), underlay.node(12)
+        node.network(overlay(node, 1, (other, 2, 4)))
+        pod = other.pod(other.network(overlay(other, 2, (node, 1, 4))), "10.2.0.12", "fd02::12")
+        gateway = {4: "10.1.0.1", 6: "fd01::1"}[family]
+        where = node.facts.tunnel_ifindex
+        with unguarded(other, pod):
+            for forged in (node_address(node, family), {4: "127.0.0.1", 6: "::1"}[family]):
+                frame = udp_frame(pod, family, source=forged, to=gateway)
+                drops_once(
+                    node, where, (Layer.GUARD, Reason.SPOOFED_IP), partial(inject, pod.space, "eth0", frame)
+                )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,7 +13,16 @@ import pytest
 
 from samewire.hcn.policies import NatFlags, PortMapping
 from samewire.vfp.address import parse_address
-from samewire.vfp.constants import SCOPE_ANY, SCOPE_HOST, SCOPE_OUTSIDE, Layer, Reason, ServiceFlag
+from samewire.vfp.constants import (
+    SCOPE_ANY,
+    SCOPE_HOST,
+    SCOPE_OUTSIDE,
+    SCOPE_UPLINK,
+    Counter,
+    Layer,
+    Reason,
+    ServiceFlag,
+)
 from samewire.vfp.simulate.packet import SCTP, Packet, parse
 from samewire.vfp.tables import Id, Port
 from tests.support.frames import ip_packet
@@ -62,6 +71,7 @@ class World:
         port = self.node.table("sw_ports")[Id(self.client.port)]
         assert isinstance(port, Port)
         self.port = port
+        self.node.attach_loopback()
 
     def service(self, pod: Pod, family: int, **fields: int | str) -> Balancer:
         """A service with this pod as its backend."""
@@ -181,6 +191,101 @@ def test_from_the_node(world: World, server: str, family: int) -> None:
         with Sniffer(world.underlay.out, "eth0", outgoing=False) as sniffer:
             client.send(CLIENT_PORT, OUT[family], 81, body)
             assert _received(sniffer, 81).tuple.source == parse_address(own).packed
+    service.close()
+
+
+def _exchange(client: RawSctp, backend: RawSctp, to: tuple[str, int], port: int = INTERNAL) -> str:
+    """One packet there and one back; who the backend saw."""
+    body = bytes(range(1, 78))
+    client.send(CLIENT_PORT, *to, body)
+    seen = backend.receive(port)
+    assert seen.body == body
+    backend.send(port, *seen.source, body[::-1])
+    back = client.receive(CLIENT_PORT)
+    assert (back.source, back.body) == (to, body[::-1])
+    return seen.source[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("server", ["local", "remote"])
+def test_node_port_from_the_node(world: World, server: str, family: int) -> None:
+    """What it sends to itself leaves by no uplink: the program on lo hands it over, and answers come from the node."""
+    pod: Pod = getattr(world, server)
+    service = world.service(pod, family)
+    service.vip("", 30080, SCOPE_ANY, family=family)
+    space, own = world.node.space.name, node_address(world.node, family)
+    with RawSctp(space, family) as client, RawSctp(pod.space.name, family) as backend:
+        seen = _exchange(client, backend, (own, 30080))
+        assert seen == (own if server == "local" else SOURCE_VIP[family])
+        gateway = "10.1.0.1" if family == 4 else "fd01::1"
+        seen = _exchange(client, backend, (gateway, 30080))
+        assert seen == (gateway if server == "local" else SOURCE_VIP[family])
+    service.close()
+
+
+@pytest.mark.parametrize("server", ["local", "remote"])
+def test_node_port_from_the_node_by_loopback(world: World, server: str) -> None:
+    """A pod cannot answer 127.0.0.1: it sees an address of the node's in its network."""
+    pod: Pod = getattr(world, server)
+    service = world.service(pod, 4)
+    service.vip("", 30080, SCOPE_ANY, family=4)
+    with RawSctp(world.node.space.name, 4) as client, RawSctp(pod.space.name, 4) as backend:
+        seen = _exchange(client, backend, ("127.0.0.1", 30080))
+        assert seen == ("10.1.0.1" if server == "local" else SOURCE_VIP[4])
+    service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mapped_port_from_the_node(world: World, family: int) -> None:
+    own = node_address(world.node, family)
+    with RawSctp(world.node.space.name, family) as client, RawSctp(world.mapped.space.name, family) as pod:
+        assert _exchange(client, pod, (own, HOST_PORT)) == own
+        if family == 4:
+            assert _exchange(client, pod, ("127.0.0.1", HOST_PORT)) == "10.1.0.1"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("way", ["node port", "cluster IP"])
+def test_the_node_to_a_process_of_its_own(world: World, way: str, family: int) -> None:
+    """A backend with the node's network: asked by its Service's name, it answers in that name."""
+    own = node_address(world.node, family)
+    service = Balancer(world.node, Target(own, INTERNAL, SCOPE_UPLINK), protocol=SCTP)
+    service.vip("", 30080, SCOPE_ANY, family=family)
+    service.vip(VIP[family], 30080, SCOPE_ANY)
+    node = world.node.space.name
+    with RawSctp(node, family) as client, RawSctp(node, family, own) as backend:
+        to = own if way == "node port" else VIP[family]
+        assert _exchange(client, backend, (to, 30080)) == own
+        if (way, family) == ("node port", 4):
+            assert _exchange(client, backend, ("127.0.0.1", 30080)) == "127.0.0.1"
+    service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lo_keeps_what_is_for_nobody_else(world: World, family: int) -> None:
+    """Other ports, and other protocols, are the node's own."""
+    own, node = node_address(world.node, family), world.node
+    first = node.counter(Counter.FIRST_PACKETS)
+    with RawSctp(node.space.name, family) as client:
+        client.send(CLIENT_PORT, own, 30081, b"to the node")
+        assert client.receive(30081).body == b"to the node"
+    node.space.command("ping", "-c", "1", "-W", "20", own)
+    assert node.counter(Counter.FIRST_PACKETS) == first
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_endpoints_from_the_node(world: World, family: int) -> None:
+    """The node is told, from its own address."""
+    service = Balancer(world.node, protocol=SCTP, flags=int(ServiceFlag.REJECT))
+    service.vip("", 30082, SCOPE_ANY, family=family)
+    own = node_address(world.node, family)
+    before = world.node.counter(Counter.LB_REFUSED)
+    with Sniffer(world.node.space, "samewire0", outgoing=False) as sniffer:
+        with RawSctp(world.node.space.name, family) as client:
+            client.send(CLIENT_PORT, own, 30082, bytes(20))
+        at, kind = (34, b"\3\3") if family == 4 else (54, b"\1\4")
+        sniffer.wait(lambda got: got[at : at + 2] == kind)
+    assert world.node.counter(Counter.LB_REFUSED) == before + 1
     service.close()
 
 

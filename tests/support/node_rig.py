@@ -37,7 +37,7 @@ from samewire.node.links import shaper
 from samewire.node.tables import KernelTables
 from samewire.vfp.address import Prefix, parse_address, parse_interface
 from samewire.vfp.compile import compile_endpoint, compile_link, compile_node
-from samewire.vfp.constants import Counter, Layer, Reason
+from samewire.vfp.constants import LOOPBACK, Counter, Layer, Reason
 from samewire.vfp.diff import Operation, Put
 from samewire.vfp.model import HostBinding, NodeFacts, PortLink
 from samewire.vfp.numbers import MemoryNumbers
@@ -128,6 +128,8 @@ class Node:
         netlink.request(link_set("samewire0", arp=False))
         for family, where, key, value in (
             ("ipv4", "samewire0", "rp_filter", 2),
+            ("ipv4", "samewire0", "accept_local", 1),
+            ("ipv4", "samewire0", "route_localnet", 1),
             ("ipv6", "samewire0", "addr_gen_mode", 1),
             ("ipv6", "samewire1", "disable_ipv6", 1),
             ("ipv6", "swvxlan0", "disable_ipv6", 1),
@@ -195,6 +197,16 @@ class Node:
             clsact_add(ifindex),
             bpf_filter_replace(ifindex, "ingress", self.program("sw_ingress").fd, "sw_ingress"),
         ]
+
+    def attach_loopback(self) -> None:
+        """Attach to lo what looks at packets from the node to itself."""
+        out = self.program("sw_uplink_out")
+        if has_tcx():
+            link = self.space.run(partial(BpfLink.attach, out, LOOPBACK, AttachType.TCX_EGRESS))
+            self.lab.stack.callback(link.close)
+        else:
+            egress = bpf_filter_replace(LOOPBACK, "egress", out.fd, "sw_uplink_out")
+            self.space.netlink.batch([clsact_add(LOOPBACK), egress])
 
     def attach_sockets(self, cgroup: Path) -> None:
         """Attach the socket programs to a cgroup."""

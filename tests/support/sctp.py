@@ -39,18 +39,29 @@ class Arrived(msgspec.Struct, frozen=True):
 
 
 class RawSctp:
-    """A raw socket in a namespace that sends SCTP packets and sees all that arrive; also those for others there."""
+    """A raw socket in a namespace that sends SCTP packets and sees all that arrive, also those for others there.
 
-    def __init__(self, namespace: str, family: int) -> None:
+    One with an address sends from it, and sees only what is for it.
+    """
+
+    def __init__(self, namespace: str, family: int, address: str = "") -> None:
         self.family = socket.AF_INET6 if family == 6 else socket.AF_INET
-        self._socket = in_pod(namespace, lambda: socket.socket(self.family, socket.SOCK_RAW, SCTP))
+        self._socket: socket.socket = in_pod(
+            namespace, lambda: socket.socket(self.family, socket.SOCK_RAW, SCTP)
+        )
         self._socket.settimeout(WAIT_S)
+        if address:
+            self._socket.bind((address, 0))
 
     def __enter__(self) -> RawSctp:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._socket.close()
+
+    def fileno(self) -> int:
+        """For select()."""
+        return self._socket.fileno()
 
     def send(self, source_port: int, to: str, port: int, body: bytes) -> None:
         """Send a packet with a right checksum."""

@@ -30,6 +30,7 @@ from samewire.node.bindings import in_order
 from samewire.node.freeports import usable_ports
 from samewire.node.hooks import Attaching, Hooks
 from samewire.node.hostnet import HostNet
+from samewire.node.loopback import Loopback
 from samewire.node.numbers import Key, StoreNumbers
 from samewire.node.owners import Owners
 from samewire.node.places import identity_text
@@ -99,6 +100,7 @@ class NodeSwitch:
         """Grows with every change; a reader that saw two values has not seen one state."""
         self.suspect = asyncio.Event()
         """Set when the kernel may differ from what is wanted: the audit should look."""
+        self.loopback = Loopback(kernel.hooks, self.wanted, self.balancers, self.suspect)
         self.netns_identity = identity_text
         self.usable_ports = usable_ports
         self._hcn_facts = hcn_facts
@@ -199,6 +201,7 @@ class NodeSwitch:
             for keys in asked.values():
                 self.numbers.forget_unused(keys)
             raise
+        self.loopback.follow()
         try:
             self.numbers.hold_all(asked)
         except StoreError as error:

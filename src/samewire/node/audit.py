@@ -242,6 +242,10 @@ class _Pass:
                 "the uplink's programs do not run",
                 lambda: hooks.attach_uplink(facts.uplink_ifindex),
             )
+        loopback = self._switch.loopback
+        if loopback.is_wrong():
+            text = "the uplink's second program " + ("does not run" if loopback.wanted else "runs for nobody")
+            self._report("hook", "lo", text, loopback.attach)
 
     async def _links(self, present: dict[int, Link]) -> None:
         """Links that are missing, and those that belong to nobody."""

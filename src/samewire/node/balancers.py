@@ -45,6 +45,7 @@ log = structlog.get_logger(__name__)
 
 COUNTS: Final = "sw_service_counts"
 _UDP: Final = 17
+_SCTP: Final = 132
 
 
 class BalancerView(Protocol):
@@ -80,6 +81,8 @@ class Balancers:
         self, tables: KernelTables, numbers: StoreNumbers, port: Callable[[str], LocalPort | None]
     ) -> None:
         self.rows: dict[str, Rows] = {table: {} for table in TABLES}
+        self.sctp_ports = 0
+        """How many of the ports that load balancers have are SCTP's."""
         self._held: dict[str, Held] = {}
         self._doubted: set[str] = set()
         self._tables = tables
@@ -208,6 +211,7 @@ class Balancers:
             rows.update(change.puts[table])
         self._doubted.difference_update(change.held)
         for load_balancer_id, held in change.held.items():
+            self.sctp_ports += _sctp_ports(held) - _sctp_ports(self._held.get(load_balancer_id))
             if held is None:
                 self._held.pop(load_balancer_id, None)
             else:
@@ -262,6 +266,7 @@ class Balancers:
                     self._changed(table, rows)
                     lacks[table].update(self._take_over(self.rows[table], rows, known[table], kernel[table]))
                 self._held[value.id] = compiled.held
+                self.sctp_ports += _sctp_ports(compiled.held)
             except SamewireError as error:  # one bad object must not keep the node down
                 failed(value.id, error)
         for table in TABLES:
@@ -356,3 +361,7 @@ def _enter(puts: Mapping[str, Rows], compiled: Iterable[Rows]) -> None:
 
 def _ports(held: Held | None) -> tuple[HeldPort, ...]:
     return held.ports if held is not None else ()
+
+
+def _sctp_ports(held: Held | None) -> int:
+    return sum(port.protocol == _SCTP for port in _ports(held))

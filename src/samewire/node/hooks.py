@@ -28,14 +28,17 @@ from samewire.kernel.rtnetlink import (
     filter_dump,
 )
 from samewire.kernel.rtnetlink.tc import Direction
+from samewire.vfp.constants import LOOPBACK
 
 UPLINK_PRIORITY: Final = 0x5377
 _INGRESS: Final = "sw_ingress"
+_OUT: Final = "sw_uplink_out"
 # The name of the link's pin, the program, where.
 _UPLINK: Final[tuple[tuple[str, str, Direction, AttachType], ...]] = (
     ("sw_uplink_in", _INGRESS, "ingress", AttachType.TCX_INGRESS),
-    ("sw_uplink_out", "sw_uplink_out", "egress", AttachType.TCX_EGRESS),
+    ("sw_uplink_out", _OUT, "egress", AttachType.TCX_EGRESS),
 )
+_LO: Final = "sw_lo_out"
 SOCKETS: Final[dict[str, AttachType]] = {
     "sw_connect4": AttachType.CGROUP_INET4_CONNECT,
     "sw_connect6": AttachType.CGROUP_INET6_CONNECT,
@@ -86,6 +89,7 @@ class Hooks:
     def __init__(self, netlink: Netlink, bpf_dir: Path, programs: Mapping[str, BpfProgram]) -> None:
         self._netlink = netlink
         self._links = bpf_dir / "links"
+        self._lo_pin = self._links / _LO
         self._programs = programs
         self._cgroup: Path | None = None
         self._closed = False
@@ -166,12 +170,25 @@ class Hooks:
                 for link, name, _, _ in _UPLINK
             )
         return all(
-            any(
-                item.priority == UPLINK_PRIORITY and item.program_id == self._programs[name].id
-                for item in self._netlink.dump(filter_dump(ifindex, direction))
-            )
-            for _, name, direction, _ in _UPLINK
+            self._filtered(ifindex, direction, self._programs[name]) for _, name, direction, _ in _UPLINK
         )
+
+    def attach_loopback(self, wanted: bool) -> None:
+        """Attach to lo what looks at packets from the node to itself, or take it off. Raises KernelError."""
+        if wanted and has_tcx():
+            self._attach_link(self._lo_pin, self._programs[_OUT], LOOPBACK, AttachType.TCX_EGRESS)
+        elif wanted:
+            self._attach_filter(LOOPBACK, "egress", _OUT)
+        elif has_tcx():
+            self._lo_pin.unlink(missing_ok=True)
+        else:
+            detach_uplink(self._netlink, LOOPBACK)
+
+    def on_loopback(self) -> bool:
+        """Whether the program is on lo. Raises KernelError."""
+        if has_tcx():
+            return self._linked(_LO, self._programs[_OUT], LOOPBACK)
+        return self._filtered(LOOPBACK, "egress", self._programs[_OUT])
 
     def on_sockets(self) -> bool:
         """Whether every socket program is attached where it was asked for, and that is there. Raises KernelError."""
@@ -208,13 +225,16 @@ class Hooks:
     def _attach_filter(self, ifindex: int, direction: Direction, name: str) -> None:
         """On a device that is not ours: our own priority, whatever others have there."""
         program = self._programs[name]
-        found = self._netlink.dump(filter_dump(ifindex, direction))
-        if any(item.priority == UPLINK_PRIORITY and item.program_id == program.id for item in found):
+        if self._filtered(ifindex, direction, program):
             return
         request = bpf_filter_replace(
             ifindex, direction, program.fd, name, priority=UPLINK_PRIORITY, handle=UPLINK_PRIORITY
         )
         self._netlink.batch([clsact_add(ifindex), request])
+
+    def _filtered(self, ifindex: int, direction: Direction, program: BpfProgram) -> bool:
+        found = self._netlink.dump(filter_dump(ifindex, direction))
+        return any(item.priority == UPLINK_PRIORITY and item.program_id == program.id for item in found)
 
     def _attach_link(self, pin: Path, program: BpfProgram, target: int, kind: AttachType) -> None:
         """Put the program into the place of the pinned link, or make the link."""

@@ -15,8 +15,9 @@ from samewire.vfp.diff import JUDGED_BY, Operation, Put, Remove, is_early, is_la
 from samewire.vfp.model import Compiled, Entries, Shared
 from samewire.vfp.ownership import Ownership
 from samewire.vfp.record import Record
-from samewire.vfp.tables import AclSpace, Port, RouteKey
+from samewire.vfp.tables import AclSpace, Port, PortmapKey, RouteKey
 
+_SCTP: Final = 132
 _VECTORS: Final = "sw_acl_vectors"
 _JUDGED: Final = ("sw_ports", "sw_acl_spaces")  # flows keep their generations
 _JUDGED_BY: Final = ("sw_acl_", "sw_set_", "sw_ports", "sw_routes", *JUDGED_BY)
@@ -65,6 +66,8 @@ class Wanted:
         """``present``: the ports that the kernel has, with those whose tables were edited by an earlier process."""
         self.entries = Ownership(standing)
         self.bindings = HostBindings()
+        self.sctp_ports = 0
+        """How many of the ports that endpoints have of the node's are SCTP's."""
         self._shared: dict[int, Shared] = {}
         self._users: dict[int, dict[Owner, None]] = {}
         self._several: set[int] = set()
@@ -96,6 +99,7 @@ class Wanted:
                     changes.enter(operations)
         if compiled.shared:
             self._needs[owner] = compiled.shared
+        self.sctp_ports += _sctp_ports(compiled.entries) - _sctp_ports(self.entries.entries(owner))
         operations = self.entries.replace(owner, compiled.entries, compiled.edit)
         if owner[0] in _LEADING:
             changes.scopes.update(step.key.scope for step in operations if isinstance(step.key, RouteKey))
@@ -159,6 +163,11 @@ class Wanted:
         del self._users[name], self._shared[name]
         self._several.discard(name)
         return self.entries.remove(shared_owner(name))
+
+
+def _sctp_ports(entries: Entries) -> int:
+    mapped = entries.get("sw_portmaps", ())
+    return sum(isinstance(key, PortmapKey) and key.protocol == _SCTP for key in mapped)
 
 
 def judged_again(compiled: Compiled, generation: int) -> Compiled:

@@ -21,11 +21,17 @@ IPV6: Final = 6
 ADDRESS_BYTES: Final = 16
 ZERO: Final = bytes(ADDRESS_BYTES)
 NO_MAC: Final = bytes(6)
+_LOOPBACK6: Final = bytes(15) + b"\x01"
 
 _PAD: Final = bytes(12)
 _OCTET: Final = "(0|[1-9][0-9]{0,2})"
 _PLAIN_IPV4: Final = re.compile(rf"{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}(?:/{_OCTET})?")
 _ALL_ONES: Final = (1 << 128) - 1
+
+
+def is_loopback(family: int, packed: bytes) -> bool:
+    """Whether an address is 127.0.0.0/8's or ::1."""
+    return packed[0] == 127 if family == IPV4 else packed == _LOOPBACK6
 
 
 def address_bits(family: int) -> int:

@@ -7,11 +7,13 @@ from typing import cast
 
 import msgspec
 
-from samewire.vfp.address import ZERO, address_bits, masked
+from samewire.vfp.address import ZERO, address_bits, is_loopback, masked
 from samewire.vfp.constants import (
     NAT_KEY_BITS,
     OWN_ROUTE_KEY_BITS,
     ROUTE_KEY_BITS,
+    SCOPE_HOST,
+    SCOPE_UPLINK,
     SOURCE_RANGE_KEY_BITS,
     SPACE_FACTOR,
     Arrival,
@@ -286,6 +288,15 @@ class State:
         """Whether it is an address of the node itself, as seen from a scope."""
         route = self.route(scope, family, address)
         return route is not None and route.kind == RouteKind.HOST
+
+    def is_node(self, family: int, address: bytes) -> bool:
+        """Whether it is the node itself: loopback, or one of its own on the underlay or in a pod network."""
+        if is_loopback(family, address) or self.is_host_address(SCOPE_UPLINK, family, address):
+            return True
+        route = self.route(SCOPE_HOST, family, address)
+        if route is None or route.kind != RouteKind.SCOPE:
+            return False
+        return self.is_host_address(route.scope, family, address)
 
     def portmap(self, family: int, protocol: int, address: bytes, port: int) -> Portmap | None:
         """A host port for this very address, else for every address of the node."""

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from samewire.vfp.address import ZERO
 from samewire.vfp.constants import (
+    BY_SAMEWIRE0,
     SCOPE_HOST,
     SCOPE_UPLINK,
     VLAN_ID,
@@ -315,7 +316,7 @@ class Simulator:
             packet.data[0:6] = config.uplink_mac
             target = config.uplink_ifindex
         elif config is not None:
-            if walk.arrival == Arrival.UPLINK:
+            if walk.arrival == Arrival.UPLINK and action.target != BY_SAMEWIRE0:
                 raise Passed
             set_macs(packet, config.host_mac, config.host_peer_mac)
             target = config.host_ifindex

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from samewire.vfp.address import ZERO
+from samewire.vfp.address import ZERO, is_loopback
 from samewire.vfp.constants import (
     ACL_IN,
     ACL_OUT,
+    BY_SAMEWIRE0,
     SCOPE_DIRECT,
     SCOPE_UPLINK,
     Arrival,
@@ -32,7 +33,7 @@ from samewire.vfp.simulate.balance import (
 )
 from samewire.vfp.simulate.direct import answers_elsewhere, receive_direct
 from samewire.vfp.simulate.direct import send as _send
-from samewire.vfp.simulate.packet import UDP
+from samewire.vfp.simulate.packet import SCTP, UDP
 from samewire.vfp.simulate.state import Dropped, Passed, State, Unrouted, Walk, make_key
 from samewire.vfp.tables import Action, Port, Route
 
@@ -59,6 +60,8 @@ def walk_layers(state: State, walk: Walk) -> None:
     walk.route_set = 0
     own = _initiator(state, walk) if walk.first_arrival == Arrival.POD else None
     _routing(state, walk)
+    if _poses_as_node(state, walk, own):
+        raise Dropped(Layer.GUARD, Reason.SPOOFED_IP, walk.first_port)
     if own is not None:
         _initiator_layers(state, walk, own)
     if walk.forward.fate == Fate.PORT:
@@ -192,6 +195,9 @@ def _from_tunnel(state: State, walk: Walk) -> None:
 
 def _from_host(state: State, walk: Walk) -> None:
     route = state.route(walk.first_scope, walk.packet.family, walk.out.destination)
+    nowhere_else = route is None or route.kind == RouteKind.HOST
+    if nowhere_else and state.is_node(walk.packet.family, walk.out.destination):
+        raise _ToNode
     if route is not None and route.kind == RouteKind.LOCAL:
         _local_target(state, walk)
         return
@@ -216,6 +222,16 @@ def _poses_as_tunnel(state: State, walk: Walk, own: Port) -> bool:
         and (walk.packet.protocol, walk.out.destination_port) == (UDP, config.vxlan_port)
         and walk.forward.fate in (Fate.HOST, Fate.UPLINK)
         and not own.flags & PortFlag.NO_GUARD
+    )
+
+
+def _poses_as_node(state: State, walk: Walk, own: Port | None) -> bool:
+    """What goes to the node as if it came from there, and nobody has looked."""
+    unseen = own.flags & PortFlag.NO_GUARD if own is not None else walk.first_arrival == Arrival.TUNNEL
+    return (
+        bool(unseen)
+        and walk.forward.fate == Fate.HOST
+        and state.is_node(walk.packet.family, walk.first.source)
     )
 
 
@@ -247,13 +263,13 @@ def _target_layers(state: State, walk: Walk) -> None:
         walk.needs_flow = True
     if target.nat_set and (walk.first_arrival == Arrival.UPLINK or target.flags & PortFlag.NAT_EXPLICIT):
         walk.needs_flow = True
-    from_node = walk.first_arrival == Arrival.HOST and state.is_host_address(
-        walk.out_scope, walk.packet.family, walk.first.source
-    )
-    if not from_node:
+    family, source = walk.packet.family, walk.first.source
+    from_host = walk.first_arrival == Arrival.HOST
+    loopback = from_host and is_loopback(family, source)
+    if not loopback and not (from_host and state.is_host_address(walk.out_scope, family, source)):
         judge(state, walk, target, ifindex, ACL_IN)
     elsewhere = ifindex == walk.first_port or walk.out_scope != walk.first_scope
-    if walk.first_arrival == Arrival.POD and elsewhere and not walk.wants_snat:
+    if (loopback or (walk.first_arrival == Arrival.POD and elsewhere)) and not walk.wants_snat:
         lend_source(walk, target.gateway[side(walk)])
 
 
@@ -264,12 +280,17 @@ def _route_back(state: State, walk: Walk) -> None:
         walk.reverse = replace(walk.reverse, fate=fate, target=target, flags=flags)
 
 
+def _is_from_lo(state: State, walk: Walk) -> bool:
+    """Whether the node has sent the first packet to itself."""
+    return walk.packet.protocol == SCTP and state.is_node(walk.packet.family, walk.first.destination)
+
+
 def _way_back(state: State, walk: Walk) -> tuple[Fate, int, int] | None:
     if walk.first_arrival == Arrival.POD:
         routed = walk.forward.fate == Fate.UPLINK and walk.route_flags & RouteFlag.DECREMENT
         return Fate.PORT, walk.first_port, RewriteFlag.DECREMENT if routed else 0
     if walk.first_arrival == Arrival.HOST:
-        return Fate.HOST, 0, 0
+        return Fate.HOST, BY_SAMEWIRE0 if _is_from_lo(state, walk) else 0, 0
     scope = SCOPE_UPLINK if walk.first_scope == SCOPE_DIRECT else walk.first_scope
     family, source = walk.packet.family, walk.first.source
     route = state.route(scope, family, source)

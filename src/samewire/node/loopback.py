@@ -1,0 +1,57 @@
+"""lo: what the node sends to itself by SCTP, which no hook translates, comes into the switch from there.
+
+The program is on lo while an SCTP port is a service's or an endpoint's, and nobody's packets pay for it otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from samewire.errors import KernelError
+from samewire.node.balancers import Balancers
+from samewire.node.hooks import Hooks
+from samewire.node.wanted import Wanted
+
+log = structlog.get_logger(__name__)
+
+
+class Loopback:
+    """Keeps the program where it is wanted, and nowhere else."""
+
+    def __init__(self, hooks: Hooks, wanted: Wanted, balancers: Balancers, suspect: asyncio.Event) -> None:
+        """``suspect`` is set when it could not be done: the audit tries again."""
+        self._hooks = hooks
+        self._wanted = wanted
+        self._balancers = balancers
+        self._suspect = suspect
+        self._is_on: bool | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody has a port that is reached by it."""
+        return bool(self._wanted.sctp_ports or self._balancers.sctp_ports)
+
+    def follow(self) -> None:
+        """Attach or take off if what is wanted has changed. A failure is logged: what has been changed is true."""
+        if self.wanted == self._is_on:
+            return
+        try:
+            self.attach()
+        except KernelError as error:
+            log.warning(
+                "packets from the node to itself are not looked at as they should be", error=str(error)
+            )
+            self._suspect.set()
+
+    def attach(self) -> None:
+        """Attach or take off. Raises KernelError."""
+        self._is_on = None
+        wanted = self.wanted
+        self._hooks.attach_loopback(wanted)
+        self._is_on = wanted
+
+    def is_wrong(self) -> bool:
+        """Whether the kernel has it otherwise. Raises KernelError."""
+        return self._hooks.on_loopback() != self.wanted
