@@ -251,26 +251,26 @@ int sw_ingress(struct __sk_buff *skb)
 SEC("tc")
 int sw_uplink_out(struct __sk_buff *skb)
 {
-	int of_pod = skb->mark == (SW_MARK | SW_PORT_SOURCE_MAC);
-	int on_lo = skb->ifindex == SW_LOOPBACK;
 	struct sw_packet *p;
+	int reason;
 
 	if (skb->mark == SW_MARK) {
 		skb->mark = 0;
 		return SW_PASS;
 	}
-	if (of_pod)
-		skb->mark = 0;
-	else if (skb->vlan_present || (on_lo && !sw_is_sctp(skb)))
+	if (skb->ifindex == SW_LOOPBACK && !sw_is_sctp(skb))
 		return SW_PASS;
 	p = sw_packet_here();
-	if (!p || sw_parse(skb, p))
+	if (!p)
 		return SW_PASS;
-	if (of_pod) {
-		sw_put_source_mac(skb, p);
-		return SW_PASS;
+	reason = sw_parse(skb, p); /* once for all, before anything is known: the verifier walks it once, too */
+	if (skb->mark == (SW_MARK | SW_PORT_SOURCE_MAC)) {
+		skb->mark = 0;
+		return reason ? SW_PASS : sw_put_source_mac(skb, p);
 	}
-	return on_lo ? sw_watch_loopback(skb, p) : sw_watch_host(skb, p);
+	if (reason || skb->vlan_present)
+		return SW_PASS;
+	return skb->ifindex == SW_LOOPBACK ? sw_watch_loopback(skb, p) : sw_watch_host(skb, p);
 }
 
 #include "ageing.h"

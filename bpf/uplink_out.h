@@ -139,7 +139,9 @@ static __noinline int sw_put_source_mac(struct __sk_buff *skb, struct sw_packet 
 
 	endpoint = sw_find_endpoint(SW_SCOPE_UPLINK, p->family, &p->tuple.source);
 	own = endpoint ? bpf_map_lookup_elem(&sw_source_macs, &endpoint->port) : 0;
-	return own ? bpf_skb_store_bytes(skb, ETH_ALEN, own->mac, ETH_ALEN, 0) : 0;
+	if (own)
+		bpf_skb_store_bytes(skb, ETH_ALEN, own->mac, ETH_ALEN, 0);
+	return SW_PASS;
 }
 
 #endif /* SAMEWIRE_UPLINK_OUT_H */
