@@ -129,6 +129,11 @@ def test_every_field_of_the_schema_is_described() -> None:
         ("type: l3", "type: l3\n  type: l2", "lab.yaml:3: underlay.type: the key appears twice"),
         ("type: l3", "type: l3\n  ipv4: 10.0.0.0/30", "lab.yaml:3: underlay.ipv4: the prefix is too small"),
         ("203.0.113.10", "172.31.0.9", "lab.yaml:15: outside[0].addresses[0]: lies inside the underlay"),
+        (
+            "outside:",
+            "outside:\n  - {name: twin, addresses: [203.0.113.10]}",
+            "lab.yaml:16: outside[1].addresses[0]: '203.0.113.10' is already taken",
+        ),
         ("203.0.113.10", "'2001:db8::1'", "lab.yaml:15: outside[0].addresses[0]: the underlay has no IPv6"),
         ("[10.244.2.0/24]", "[224.0.1.0/24]", "lab.yaml:9: nodes[1].pod_cidrs[0]: no node can reach another"),
         ("type: Overlay", "type: Overlay\n    vni: !!int x", "lab.yaml:13: networks[0].vni: 'x' is no int"),

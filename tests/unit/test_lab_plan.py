@@ -352,6 +352,37 @@ def test_an_override_that_concerns_no_container(tmp_path: Path, pod: str, contai
         assert len(read_plan(file).pending) == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "path", "known"),
+    [
+        ("[no-such-program, -x]", "", False),
+        ("[/no/such/program]", "", False),
+        ("[sh, -c, 'exit 0']", "", True),
+        ("[./relative]", "", True),
+        ("[]", "", True),
+        ("[own]", "HERE", True),
+    ],
+)
+def test_an_override_whose_program_is_not_there(tmp_path: Path, command: str, path: str, known: bool) -> None:
+    """Its container would end at once, and `lab up` say nothing. The container's own PATH counts."""
+    (tmp_path / "own").write_text("#!/bin/sh\n")
+    (tmp_path / "own").chmod(0o755)
+    env = f", env: [{{name: PATH, value: {json.dumps(str(tmp_path))}}}]" if path else ""
+    (tmp_path / "web.yaml").write_text(
+        f"{{kind: Pod, metadata: {{name: web}}, spec: {{containers: [{{name: c{env}}}]}}}}"
+    )
+    file = tmp_path / "lab.yaml"
+    text = OVERRIDE.replace("POD", "'*/web'").replace("CONTAINER", "c").replace("[/bin/true]", command)
+    file.write_text(CLUSTER + "manifests: [{path: web.yaml}]" + text)
+    if known:
+        assert read_plan(file).pods
+    else:
+        with pytest.raises(
+            Invalid, match=r"lab.yaml:13: overrides\[0\].command: '.*' is no program of this machine"
+        ):
+            read_plan(file)
+
+
 def test_the_mixed_example_has_the_asked_for_shape() -> None:
     plan = example("mixed-cluster")
     assert [found.stack for found in plan.nodes] == [Stack.SAMEWIRE, Stack.SAMEWIRE, Stack.KERNEL]

@@ -295,7 +295,7 @@ def _outside(cluster: Cluster) -> Iterator[Fault]:
             if any(overlaps(prefix, other) for other in [*pods, *underlay_prefixes(cluster)]):
                 yield path, "lies inside the underlay or a pod CIDR; the host is to be outside"
             if str(address) in taken:
-                yield path, "is already taken"
+                yield path, f"{text!r} is already taken"
             taken.add(str(address))
 
 

@@ -62,12 +62,12 @@ def trace_origin(state: LabState, query: str) -> tuple[str, str]:
     """
     pod = find(state, query)
     if not isinstance(pod, PodState):
-        raise Unsupported(f"tracing from {query}, which is a machine", "a pod to begin at")
+        raise Unsupported(f"a trace from {query} (a machine)", "a pod to begin at")
     node = state.node(pod.pod.node)
     if not node.socket:
-        raise Unsupported(f"tracing {pod.pod.key} on kernel node {pod.pod.node}", "a Samewire node")
+        raise Unsupported(f"a trace from {pod.pod.key} on kernel node {pod.pod.node}", "a Samewire node")
     if pod.pod.template.host_network:
-        raise Unsupported(f"tracing {pod.pod.key}, which uses its node's network", "a pod of its own network")
+        raise Unsupported(f"a trace from {pod.pod.key} (hostNetwork)", "a pod with a network of its own")
     return node.socket, container_id(pod.pod)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from samewire.counted import counted
 from samewire.lab.cgroups import Cgroups, Mounts, enter, find_mounts, own_cgroup
 from samewire.lab.cluster import Stack
-from samewire.lab.commands import bounded
+from samewire.lab.commands import bounded, clean_environment
 from samewire.lab.down import remove
 from samewire.lab.kernel_node import KernelNode
 from samewire.lab.loader import load_cluster
@@ -56,9 +57,24 @@ def read_plan(file: Path) -> Plan:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise source.error([(f"manifests[{index}].path", f"{manifest.path}: {reason}")]) from error
     plan = make_plan(source.cluster, texts)
-    if faults := idle_overrides(plan):
+    if faults := [*idle_overrides(plan), *_unknown_commands(plan)]:
         raise source.error(faults)
     return plan
+
+
+def _unknown_commands(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Overrides whose program is nowhere on this machine, as path and what is wrong: their containers would end at
+    once. Not those with a relative path, which depend on where they are started.
+    """
+    containers = (container for pod in plan.pods for container in pod.template.containers)
+    own = (dict(container.env).get("PATH") for container in containers)
+    search = ":".join(filter(None, (clean_environment()["PATH"], *own)))
+    for index, override in enumerate(plan.cluster.overrides):
+        program = next(iter(override.command), "")
+        if "/" in program and not program.startswith("/"):
+            continue
+        if program and shutil.which(program, path=search) is None:
+            yield f"overrides[{index}].command", f"{program!r} is no program of this machine"
 
 
 async def up(file: Path, plan: Plan, progress: Progress, keep: bool = False) -> LabState:
