@@ -151,6 +151,12 @@ def test_endpoints(daemon: StubDaemon) -> None:
     assert WEB_ID in get(daemon, "endpoints", "-o", "wide").stdout
 
 
+def test_an_endpoint_without_a_name_goes_by_its_id(daemon: StubDaemon) -> None:
+    """As drops, flows and doctor name it: a runtime that is not Kubernetes' says no pod's name."""
+    daemon.answers["GET /v2/endpoints"] = (200, [{**ENDPOINTS[0], "Name": ""}])
+    assert lines(get(daemon, "endpoints"))[1][0] == WEB_ID
+
+
 def test_one_endpoint_by_any_name(daemon: StubDaemon) -> None:
     assert len(lines(get(daemon, "endpoints", "web-0"))) == 2
     assert json.loads(get(daemon, "endpoints", "web-0", "-o", "json").stdout) == ENDPOINTS[0]

@@ -252,10 +252,17 @@ def test_a_rule_of_one_layer(daemon: StubDaemon) -> None:
     assert json.loads(result.stdout) == steps[1:]
     nowhere = vfp(
         daemon,
-        *("match-tuple", "--port", str(CLIENT_PORT), "--layer", "nothing"),
+        *("match-tuple", "--port", str(CLIENT_PORT), "--layer", "nat"),
         "tcp 10.244.1.6 1 10.244.1.5 80",
     )
     assert nowhere.exit_code == 1
+    mistyped = vfp(
+        daemon,
+        *("match-tuple", "--port", str(CLIENT_PORT), "--layer", "nothing"),
+        "tcp 10.244.1.6 1 10.244.1.5 80",
+    )
+    assert mistyped.exit_code == 2
+    assert "'nothing' is none of PARSE, GUARD, " in mistyped.stderr
 
 
 @pytest.mark.parametrize(

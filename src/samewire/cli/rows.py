@@ -55,7 +55,7 @@ def endpoints_view(infos: Mapping[str, Json]) -> View:
 
     return View(
         (
-            Column("NAME", _field("Name")),
+            Column("NAME", lambda value: value.get("Name") or value["ID"]),
             Column("ADDRESSES", lambda value: _join(_addresses(value))),
             Column("NETWORK", info("network")),
             Column("STATE", _endpoint_state),

@@ -23,6 +23,7 @@ from samewire.cli.vfp_text import (
 )
 from samewire.cli.vfp_tuple import parse, process
 from samewire.errors import Invalid, NotFound
+from samewire.vfp.constants import Layer
 
 Json = dict[str, Any]
 
@@ -130,6 +131,9 @@ def process_tuples(socket: str, port: str, tuples: tuple[str, ...], as_document:
 @click.pass_obj
 def match_tuple(socket: str, port: str, layer: str, tuple_: str, as_document: bool) -> None:
     """Which rule of a layer, or which flow, a packet meets. Status 1 when there is none."""
+    if layer and not any(_is_layer(each.name, layer) for each in Layer):
+        there = ", ".join(each.name for each in Layer)
+        raise click.BadParameter(f"{layer!r} is none of {there}", param_hint="--layer")
     answer = _process(socket, port, tuple_)
     found = [step for step in answer["steps"] if not layer or _is_layer(step["layer"], layer)]
     _print(found, as_document, (blocks(step_fields(step)) for step in found))
