@@ -78,8 +78,9 @@ REASONS: Final[Mapping[Reason, Explanation]] = {
     Reason.NO_ROUTE: Explanation(
         'No route of this network leads to the destination; a pod that begins there is told "network unreachable".',
         "Is the destination's subnet missing? Compare `samewire get layers POD` (ROUTE) with the RemoteSubnetRoute "
-        "policies of `samewire get networks -o json`; Internal and Private networks have no way out at all. From "
-        "the node itself: overlay networks need the HostRoute policy.",
+        "policies of `samewire get networks -o json`; Internal and Private networks have no way out at all, "
+        "and the others none to the world while the node has no default route (`samewire doctor`). From the node "
+        "itself: overlay networks need the HostRoute policy.",
     ),
     Reason.NO_ENDPOINT: Explanation(
         "The destination is an address of this network that no endpoint has. At `flow`: a pod answers on a "
