@@ -247,6 +247,7 @@ def test_a_name_that_is_no_nodes(cluster: Cluster) -> None:
     assert not said(), "of a cluster without Nodes nothing is known"
     cluster.write("other", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "other"}})
     poll("it is said", said)
+    assert "the cluster has no Node node" in run(node, "doctor").output
     cluster.write("own", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node"}})
     poll("there is one", lambda: not said())
 

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from samewire.hcn.loadbalancers import LoadBalancer, LoadBalancerPortMapping
+from samewire.node.config import make_config
 from samewire.node.node import Node
-from samewire.node.serviceview import describe_balancers
+from samewire.node.serviceview import describe_balancers, why_none
 
 ONE, OTHER = (
     LoadBalancer(
@@ -30,3 +31,9 @@ async def test_what_is_deleted_meanwhile_is_no_ailment() -> None:
     await asyncio.sleep(0)
     del stored[OTHER.id]
     assert [(found.label, found.present) for found in await described] == [("1", False)]
+
+
+def test_why_there_is_no_list_of_services() -> None:
+    """Not a missing source where there is one that this node only does not balance."""
+    assert "names no source" in why_none(make_config({"name": "a"}))
+    assert "proxy_mode is off" in why_none(make_config({"name": "a", "manifests": "/m", "proxy_mode": "off"}))

@@ -201,6 +201,13 @@ AILMENTS: list[tuple[str, Snapshot, Level, str, str]] = [
         "changes do not arrive; what was known stays: refused",
     ),
     (
+        "a name that no Node has",
+        replace(HEALTHY, unknown_name="node-9"),
+        ERROR,
+        "kubernetes",
+        "the cluster has no Node node-9: no endpoint of a Service counts as this node's",
+    ),
+    (
         "a service that cannot be",
         replace(HEALTHY, failed_services={"shop/web": "port 80 is taken"}),
         ERROR,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import samewire
 from samewire.node.node import Node
+from samewire.trace.doctor_source import NOTHING_LOCAL
 
 if TYPE_CHECKING:
     from samewire.kube.source import KindHealth, Source
@@ -26,7 +27,8 @@ def health(node: Node, source: Source | None) -> dict[str, Any]:
     problems += [f"endpoint {endpoint_id}: {reason}" for endpoint_id, reason in node.auditor.degraded.items()]
     kinds = source.health() if source is not None else ()
     problems += [f"{kind.kind}s cannot be followed: {kind.error}" for kind in kinds if kind.lost]
-    problems += _nameless(node, source) if source is not None and node.config.balances else []
+    if unknown := unknown_name(node, source):
+        problems.append(f"the cluster has no Node {unknown} (node_name): {NOTHING_LOCAL}")
     return {
         "status": "degraded" if problems else "ok",
         "name": node.config.name,
@@ -49,14 +51,14 @@ def health(node: Node, source: Source | None) -> dict[str, Any]:
     }
 
 
-def _nameless(node: Node, source: Source) -> list[str]:
-    """Under a name that is nobody's no endpoint is local, and nothing else would tell."""
+def unknown_name(node: Node, source: Source | None) -> str:
+    """This node's name in Kubernetes if it is nobody's: no endpoint is local then, and nothing else would tell."""
     from samewire.kube.model import Node as KubeNode
 
+    if source is None or not node.config.balances:
+        return ""
     name, nodes = node.config.kubernetes_name, source.objects(KubeNode)
-    if not nodes or ("", name) in nodes:
-        return []
-    return [f"the cluster has no Node {name} (node_name): no endpoint of a Service counts as this node's"]
+    return "" if not nodes or ("", name) in nodes else name
 
 
 def _known(kind: KindHealth) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from samewire.node.tools import LateMetrics, Render, metrics_handler, node_route
 from samewire.node.toolview import ToolView
 
 if TYPE_CHECKING:
-    from samewire.kube.source import KindHealth, Source
+    from samewire.kube.source import Source
     from samewire.node.services import Services
 
 Closer = Callable[[], Awaitable[None]]
@@ -42,10 +42,7 @@ async def serve(
     config = node.config
     render = LateMetrics(node, services, package).render
 
-    def lost() -> list[KindHealth]:
-        return [kind for kind in source.health() if kind.lost] if source is not None else []
-
-    tools = ToolView(node, package, lost, services)
+    tools = ToolView(node, package, source, services)
 
     async def close_tools() -> None:
         tools.close()

@@ -13,6 +13,7 @@ from aiohttp import web
 from samewire.errors import NotFound, Unavailable
 from samewire.hcn.http_answers import list_response
 from samewire.hcn.loadbalancers import BackendFlags, LoadBalancer, LoadBalancerBackend, PortMappingFlags
+from samewire.node.config import NodeConfig
 from samewire.node.node import Node
 from samewire.trace.snapshot import BalancerInfo
 from samewire.vfp.compile.places import pack
@@ -95,10 +96,7 @@ def service_routes(node: Node, services: Services | None) -> list[web.RouteDef]:
 
     async def get_services(request: web.Request) -> web.Response:
         if services is None:
-            raise Unavailable(
-                "the list of services",
-                "the daemon's configuration names no source (kubeconfig, in_cluster, manifests)",
-            )
+            raise Unavailable("the list of services", why_none(node.config))
         wanted = _select(services, request.query.get("name", ""))
         counts = await asyncio.to_thread(read_counts, node) if request.query.get("counts") else None
 
@@ -108,6 +106,13 @@ def service_routes(node: Node, services: Services | None) -> list[web.RouteDef]:
         return await list_response(wanted, text_of)
 
     return [web.get("/v2/services", get_services)]
+
+
+def why_none(config: NodeConfig) -> str:
+    """Why a daemon without a proxy has none."""
+    if config.has_source:
+        return "proxy_mode is off: this node balances none, and their load balancers stay as they were"
+    return "the daemon's configuration names no source (kubeconfig, in_cluster, manifests)"
 
 
 def read_counts(node: Node) -> Counts:

@@ -20,6 +20,7 @@ from samewire.kernel.bpf import BpfObject, SkbContext
 from samewire.kernel.netns import GONE, NetNamespace
 from samewire.kernel.rtnetlink import Netlink, link_dump
 from samewire.node.events import DropEvents
+from samewire.node.health import unknown_name
 from samewire.node.liverows import LiveRows
 from samewire.node.node import Node
 from samewire.node.opening import switch_object
@@ -37,7 +38,7 @@ from samewire.vfp.record import Record
 from samewire.vfp.tables import TABLES, DropEvent, Id, Table, TraceInput, TraceOutput
 
 if TYPE_CHECKING:
-    from samewire.kube.source import KindHealth
+    from samewire.kube.source import Source
     from samewire.node.services import Services
 
 log = structlog.get_logger(__name__)
@@ -53,18 +54,18 @@ _SYSCTLS: Final = ("rp_filter", "forwarding", "accept_local")
 
 
 class ToolView:
-    """One node for the tools. ``lost_sources``: the kinds that cannot be followed at this moment. `close` it."""
+    """One node for the tools. `close` it."""
 
     def __init__(
         self,
         node: Node,
         package: Package,
-        lost_sources: Callable[[], Sequence[KindHealth]],
+        source: Source | None,
         services: Services | None,
     ) -> None:
         self._node = node
         self._package = package
-        self._lost_sources = lost_sources
+        self._source = source
         self._services = services
         self._trace: BpfObject | None = None
         self._trace_lock = threading.Lock()
@@ -208,8 +209,11 @@ class ToolView:
             unkept=node.store.trouble(),
             trouble=node.trouble,
             lost_sources=tuple(
-                SourceInfo(found.kind, found.synced, found.error) for found in self._lost_sources()
+                SourceInfo(found.kind, found.synced, found.error)
+                for found in (self._source.health() if self._source is not None else ())
+                if found.lost
             ),
+            unknown_name=unknown_name(node, self._source),
             failed_services=failed(self._services),
             balancers=await describe_balancers(node),
             name_servers=Tally(self._name_servers()),

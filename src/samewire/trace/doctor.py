@@ -71,6 +71,7 @@ _CHECKS: Final[tuple[Check, ...]] = (
     doctor_acl.sets,
     doctor_direct.direct_return,
     doctor_source.sources,
+    doctor_source.own_name,
     doctor_balanced.services,
     doctor_balanced.balancers,
     doctor_balanced.name_servers,

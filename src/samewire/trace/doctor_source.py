@@ -7,6 +7,8 @@ from typing import Final
 
 from samewire.trace.snapshot import Finding, Level, Snapshot
 
+NOTHING_LOCAL: Final = "no endpoint of a Service counts as this node's"
+
 _REMEDY: Final = (
     "Look at the API server's address and the credentials in the kubeconfig, and at what they may do: list and "
     "watch Services, EndpointSlices and Nodes (deploy/kubernetes/rbac.yaml). With manifests: at the directory."
@@ -27,4 +29,16 @@ def sources(snapshot: Snapshot) -> Iterator[Finding]:
             f"{lost.kind}s",
             f"{what}: {lost.error}",
             _REMEDY,
+        )
+
+
+def own_name(snapshot: Snapshot) -> Iterator[Finding]:
+    """The cluster knows this node by the name that it has here."""
+    if snapshot.unknown_name:
+        yield Finding(
+            Level.ERROR,
+            "kubernetes",
+            "node_name",
+            f"the cluster has no Node {snapshot.unknown_name}: {NOTHING_LOCAL}",
+            "Set `node_name` in the daemon's configuration to what `kubectl get nodes` calls this one.",
         )

@@ -84,11 +84,11 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     (``net/ipv4/conf/eth0/rp_filter``), those that exist.
     ``kernel_stats``: counters of /proc/net/snmp and netstat (``Udp.NoPorts``, ``TcpExt.IPReversePathFilter``).
     ``flow_capacity``: entries that fit into sw_flows. ``ageing_ticks``: AGEING_TICKS, read twice at least 0.2 s
-    apart. ``now_tick``: the clock that flows are aged by. ``unkept``: why no change can be kept, and ``trouble``: why
-    the node's own state could not be taken over, "" when all is well. ``lost_sources``: the kinds of Kubernetes
-    objects whose changes do not arrive. ``failed_services``: "namespace/name" -> why its present state is not in the
-    switch. ``name_servers``: how many of the node's endpoints were given each. ``tunnel``: None where there is no
-    tunnel, or it could not be watched.
+    apart. ``now_tick``: the clock that flows are aged by. ``unkept``: why no change can be kept, and ``trouble``:
+    why the node's own state could not be taken over, "" when all is well. ``lost_sources``: the kinds of Kubernetes
+    objects whose changes do not arrive. ``unknown_name``: this node's name, if no Node has it. ``failed_services``:
+    "namespace/name" -> why its present state is not in the switch. ``name_servers``: how many of the node's
+    endpoints were given each. ``tunnel``: None where there is no tunnel, or it could not be watched.
     """
 
     facts: NodeFacts
@@ -107,6 +107,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     unkept: str = ""
     trouble: str = ""
     lost_sources: tuple[SourceInfo, ...] = ()
+    unknown_name: str = ""
     failed_services: Mapping[str, str] = {}
     balancers: tuple[BalancerInfo, ...] = ()
     name_servers: Mapping[str, int] = {}
