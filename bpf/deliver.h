@@ -170,6 +170,16 @@ static __noinline int sw_to_tunnel(struct __sk_buff *skb, struct sw_packet *p, c
 }
 #endif
 
+/*
+ * GUARD: what goes to the node as if it came from there. samewire0 takes that, for what lo has handed over is answered so;
+ * who is not guarded, behind a tunnel, or on the wire, must not say it: not by a flow of the node's, nor in an error, either.
+ */
+SW_INLINE int sw_poses_as_node(const struct sw_packet *p)
+{
+	return p->arrival != SW_FROM_HOST && (p->arrival != SW_FROM_POD || p->port_flags & SW_PORT_NO_GUARD) &&
+	       sw_is_node(p->family, &p->tuple.source);
+}
+
 static __noinline int sw_to_host(struct __sk_buff *skb, struct sw_packet *p, __u32 device)
 {
 	struct sw_config *config = sw_config_here();
@@ -181,6 +191,8 @@ static __noinline int sw_to_host(struct __sk_buff *skb, struct sw_packet *p, __u
 			cursors->host_replies = 1;
 		return SW_PASS;
 	}
+	if (sw_poses_as_node(p))
+		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_IP);
 	if (!config || sw_set_macs(skb, config->host_mac, config->host_peer_mac))
 		return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
 #ifdef TRACE

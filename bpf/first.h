@@ -20,6 +20,14 @@ SW_INLINE const struct sw_addr *sw_gateway_of(const struct sw_packet *p, const s
 	return sw_side6(p) ? &port->gateway[1] : &port->gateway[0];
 }
 
+/* The node's own address in a port's network: on the underlay, the gateway is another machine. */
+SW_INLINE const struct sw_addr *sw_node_of(const struct sw_packet *p, const struct sw_port *port)
+{
+	struct sw_config *config = p->out_scope == SW_SCOPE_UPLINK ? sw_config_here() : 0;
+
+	return config ? &config->address[sw_side6(p)] : sw_gateway_of(p, port);
+}
+
 SW_INLINE void sw_start_walk(struct sw_packet *p)
 {
 	sw_copy_tuple(&p->out, &p->first);
@@ -81,9 +89,12 @@ SW_INLINE void sw_nat_layer(struct sw_packet *p, struct sw_port *own)
 /* The target's side: hairpin, its ACL, its generation. */
 SW_INLINE int sw_target_layers(struct sw_packet *p)
 {
+	int from_node, loopback = p->first_arrival == SW_FROM_HOST && sw_is_loopback(p->family, &p->first.source);
 	struct sw_port *target;
-	int from_node;
 
+	/* samewire0 lets a socket that is bound to 127.0.0.1 speak to pods; nobody behind a tunnel could answer that. */
+	if (loopback && p->forward.fate == SW_TO_TUNNEL && !p->wants_snat)
+		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_MARTIAN);
 	if (p->forward.fate != SW_TO_PORT)
 		return SW_GO_ON;
 	target = sw_find_port(p->forward.target);
@@ -98,17 +109,17 @@ SW_INLINE int sw_target_layers(struct sw_packet *p)
 		p->needs_flow = 1; /* its replies must not take the NAT layer for a new connection */
 
 	/* Node to local pod is always allowed: probes. */
-	from_node = p->first_arrival == SW_FROM_HOST && (sw_is_loopback(p->family, &p->first.source) ||
-							 sw_is_host_address(p->out_scope, p->family, &p->first.source));
+	from_node = loopback || (p->first_arrival == SW_FROM_HOST &&
+				 sw_is_host_address(p->out_scope, p->family, &p->first.source));
 	if (!from_node && sw_judge(p, target, p->forward.target, SW_ACL_IN) != SW_GO_ON)
 		return SW_DENIED;
 
 	/* A pod to itself through a host port, or into a network where its address means somebody else. Loopback, too. */
 	if ((p->first_arrival == SW_FROM_POD ?
 		     p->forward.target == p->first_port || p->out_scope != p->first_scope :
-		     p->first_arrival == SW_FROM_HOST && sw_is_loopback(p->family, &p->first.source)) &&
+		     loopback) &&
 	    !p->wants_snat) {
-		sw_copy_address(&p->out.source, sw_gateway_of(p, target));
+		sw_copy_address(&p->out.source, loopback ? sw_node_of(p, target) : sw_gateway_of(p, target));
 		p->wants_snat = 1;
 		p->needs_flow = 1;
 		sw_step(p, SW_LAYER_NAT, SW_STEP_REWRITE, SW_NAT_SNAT, 0, p->forward.target);
@@ -123,16 +134,6 @@ SW_INLINE int sw_poses_as_tunnel(const struct sw_packet *p, const struct sw_port
 
 	return config && p->protocol == IPPROTO_UDP && p->out.destination_port == config->vxlan_port &&
 	       (p->forward.fate == SW_TO_HOST || p->forward.fate == SW_TO_UPLINK) && !(own->flags & SW_PORT_NO_GUARD);
-}
-
-/*
- * GUARD: what goes to the node as if it came from there. samewire0 takes that, for what lo has handed over is answered so;
- * who is not guarded, or behind a tunnel, must not say it.
- */
-SW_INLINE int sw_poses_as_node(const struct sw_packet *p, const struct sw_port *own)
-{
-	return p->forward.fate == SW_TO_HOST && (own ? own->flags & SW_PORT_NO_GUARD : p->first_arrival == SW_FROM_TUNNEL) &&
-	       sw_is_node(p->family, &p->first.source);
 }
 
 /* The initiator's own layers. */
@@ -232,8 +233,6 @@ __noinline int sw_walk(struct __sk_buff *skb)
 	verdict = sw_routing(skb, p);
 	if (verdict != SW_GO_ON)
 		return verdict;
-	if (sw_poses_as_node(p, own))
-		return sw_drop_at(p, p->first_port, SW_LAYER_GUARD, SW_REASON_SPOOFED_IP, 0);
 	verdict = own ? sw_initiator_layers(p, own) : SW_GO_ON;
 	if (verdict != SW_GO_ON)
 		return verdict;

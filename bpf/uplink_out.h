@@ -51,6 +51,12 @@ SW_COLD static __noinline int sw_asks_service(struct sw_packet *p)
 	return sw_service_of(p, 0) != 0;
 }
 
+/* ::1, which the kernel takes from lo and from nowhere else: there is no way back by samewire0. */
+SW_INLINE int sw_stays_on_lo(const struct sw_packet *p)
+{
+	return p->family == 6 && (sw_is_loopback(6, &p->tuple.source) || sw_is_loopback(6, &p->tuple.destination));
+}
+
 /*
  * What the node sends to itself: by SCTP to one of its ports that is a service's or an endpoint's, and what either side
  * says then. No route leads that to the uplink, so the program is on lo, too, while there is such a port.
@@ -61,9 +67,10 @@ SW_COLD static __noinline int sw_watch_loopback(struct __sk_buff *skb, struct sw
 	struct sw_portmap *map;
 	struct sw_route *route;
 	__u16 scope;
+	int known;
 
 	sw_arrive(p, SW_FROM_HOST, SW_SCOPE_HOST, skb->ifindex, 0);
-	if (!config || p->protocol != IPPROTO_SCTP || p->fragment)
+	if (!config || p->protocol != IPPROTO_SCTP || p->fragment || sw_stays_on_lo(p))
 		return SW_PASS;
 	route = sw_find_route(SW_SCOPE_HOST, p->family, &p->tuple.destination);
 	scope = route && route->kind == SW_ROUTE_SCOPE ? route->scope : SW_SCOPE_HOST;
@@ -71,7 +78,10 @@ SW_COLD static __noinline int sw_watch_loopback(struct __sk_buff *skb, struct sw
 	p->first_arrival = SW_FROM_HOST;
 	p->first_scope = scope;
 	sw_make_key(&p->key, &p->tuple, scope, p->family, p->protocol);
-	if (!bpf_map_lookup_elem(&sw_flows, &p->key) && !sw_service_of(p, 0) && !sw_service_of(p, 1)) {
+	known = bpf_map_lookup_elem(&sw_flows, &p->key) || sw_service_of(p, 0);
+	if (!known && !sw_is_node(p->family, &p->tuple.destination)) /* link-local, or only in a local route */
+		return SW_PASS;
+	if (!known && !sw_service_of(p, 1)) {
 		map = sw_portmap_of(p);
 		if (!map || !sw_is_mapped_for_node(map, p->family))
 			return SW_PASS;

@@ -12,13 +12,16 @@ from msgspec.structs import replace
 
 from samewire.hcn.policies import ACL, AclAction, AclDirection, OutBoundNAT
 from samewire.hcn.schema import NetworkType
-from samewire.vfp.constants import Counter, Layer, PortFlag, Reason, RouteKind
+from samewire.vfp.constants import SCOPE_ANY, SCOPE_UPLINK, Counter, Layer, PortFlag, Reason, RouteKind
 from samewire.vfp.diff import Put, Remove
 from samewire.vfp.simulate import checksum
-from samewire.vfp.tables import Id, Nexthop, Port
+from samewire.vfp.simulate.packet import SCTP
+from samewire.vfp.tables import Id, Nexthop, Port, Vni
 from tests.support.frames import fill, ip_packet, pseudo
 from tests.support.netlab import Lab, poll
 from tests.support.node_rig import Node, Pod
+from tests.support.sctp import RawSctp, segment
+from tests.support.services import Balancer, Target
 from tests.support.traffic import Sniffer, bound, inject, ping
 from tests.support.universe import packed
 from tests.support.worlds import OUT, Underlay, bridged, node_address, overlay, own
@@ -244,6 +247,84 @@ def test_nobody_behind_a_tunnel_is_the_node(family: int) -> None:
                 drops_once(
                     node, where, (Layer.GUARD, Reason.SPOOFED_IP), partial(inject, pod.space, "eth0", frame)
                 )
+
+
+class Spoofed:
+    """A node that has sent SCTP to itself, and a pod of another node that says what it likes."""
+
+    def __init__(self, lab: Lab) -> None:
+        underlay = Underlay(lab)
+        self.node, self.other = underlay.node(11), underlay.node(12)
+        self.node.network(overlay(self.node, 1, (self.other, 2, 4)))
+        network = self.other.network(overlay(self.other, 2, (self.node, 1, 4)))
+        self.pod = self.other.pod(network, "10.2.0.12", "fd02::12")
+        self.node.attach_loopback()
+
+    def drops(self, family: int, to: str, protocol: int, body: bytes) -> None:
+        """A packet of this body, from the pod under the node's address, is dropped by the node's GUARD."""
+        packet = ip_packet(
+            family, packed(node_address(self.node, family)), packed(to), protocol, body, 64, 0, 1
+        )
+        frame = self.pod.link.host_mac + self.pod.mac + ETH[family] + packet
+        where, kind = self.node.facts.tunnel_ifindex, (Layer.GUARD, Reason.SPOOFED_IP)
+        with unguarded(self.other, self.pod):
+            drops_once(self.node, where, kind, partial(inject, self.pod.space, "eth0", frame))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nobody_is_the_node_by_a_flow_of_the_nodes(family: int) -> None:
+    """There is no walk then."""
+    with Lab() as lab:
+        world = Spoofed(lab)
+        node = world.node
+        own_address, gateway = node_address(node, family), {4: "10.1.0.1", 6: "fd01::1"}[family]
+        service = Balancer(node, Target(own_address, 8080, SCOPE_UPLINK), protocol=SCTP)
+        service.vip("", 30080, SCOPE_ANY, family=family)
+        with RawSctp(node.space.name, family, own_address) as backend:
+            backend.send(41000, gateway, 30080, b"question")
+            assert backend.receive(8080).source == (own_address, 41000)
+        world.drops(family, gateway, SCTP, segment(41000, 30080, b"question"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nobody_is_the_node_in_an_error(family: int) -> None:
+    """What it quotes is a flow of the node's."""
+    with Lab() as lab:
+        world = Spoofed(lab)
+        node, pod = world.node, world.pod
+        vni = node.table("sw_vnis")[Id(4096)]
+        assert isinstance(vni, Vni)
+        source = {4: "10.1.0.2", 6: "fd01::2"}[family]
+        service = Balancer(node, Target(pod.address(family), 8080, vni.scope), protocol=SCTP, source=source)
+        service.vip("", 30080, SCOPE_ANY, family=family)
+        with RawSctp(node.space.name, family) as client, RawSctp(pod.space.name, family) as backend:
+            client.send(41000, node_address(node, family), 30080, b"question")
+            seen = backend.receive(8080).source
+        assert seen[0] == source
+        quoted = segment(seen[1], 8080, b"question")
+        quoted = ip_packet(family, packed(source), packed(pod.address(family)), SCTP, quoted, 64, 0, 1)
+        message = bytes((3, 1) if family == 4 else (1, 3)) + bytes(6) + quoted
+        protocol = 1 if family == 4 else 58
+        ends = packed(node_address(node, family)), packed(source)
+        covered = message if family == 4 else pseudo(6, *ends, protocol, len(message)) + message
+        world.drops(family, source, protocol, fill(message, 2, covered))
+
+
+def test_loopback_stays_out_of_the_tunnel() -> None:
+    """The kernel lets it out by samewire0, as it takes it there; a pod here sees an address that it can answer."""
+    with Lab() as lab:
+        world = Spoofed(lab)
+        node = world.node
+        near = node.pod(node.network(overlay(node, 1, (world.other, 2, 4))), "10.1.0.10", "fd01::10")
+        kind = Layer.ROUTE, Reason.MARTIAN
+        with node.space.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.bind(("127.0.0.1", 0))
+            drops_once(
+                node, node.facts.host_peer_ifindex, kind, lambda: client.sendto(b"data", (world.pod.ip, 9))
+            )
+            with bound(near.space, socket.SOCK_DGRAM, near.ip) as server:
+                client.sendto(b"data", (near.ip, server.getsockname()[1]))
+                assert server.recvfrom(100)[1][0] == "10.1.0.1"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -31,7 +31,7 @@ from tests.support.node_rig import Pod
 from tests.support.sctp import RawSctp, crc32c, segment
 from tests.support.services import Balancer, Target
 from tests.support.traffic import Sniffer, inject
-from tests.support.worlds import OUT, Underlay, node_address, overlay
+from tests.support.worlds import OUT, Underlay, bridged, node_address, overlay
 
 pytestmark = [pytest.mark.root]
 
@@ -271,6 +271,44 @@ def test_lo_keeps_what_is_for_nobody_else(world: World, family: int) -> None:
         assert client.receive(30081).body == b"to the node"
     node.space.command("ping", "-c", "1", "-W", "20", own)
     assert node.counter(Counter.FIRST_PACKETS) == first
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lo_keeps_what_is_in_no_table_or_could_not_come_back(world: World, family: int) -> None:
+    """Ports of services and endpoints at addresses that only the kernel knows, and at ::1: a process there has them."""
+    node = world.node.space
+    service = world.service(world.local, family)
+    service.vip("", 30080, SCOPE_ANY, family=family)
+    shown = node.ip("-6", "-brief", "address", "show", "dev", "eth0", "scope", "link")
+    link_local = shown.split()[2].partition("/")[0]
+    node.ip("route", "replace", "local", "198.51.100.0/24", "dev", "lo")
+    for to in ("198.51.100.7",) if family == 4 else ("::1", f"{link_local}%eth0"):
+        for port in (30080, HOST_PORT):
+            with RawSctp(node.name, family) as client:
+                client.send(CLIENT_PORT, to, port, b"to the node")
+                assert client.receive(port).body == b"to the node"
+    service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("server", ["pod", "process"])
+def test_the_node_to_itself_where_pods_are_on_the_underlay(server: str, family: int) -> None:
+    """samewire0 has no address of a network's there, and the gateway is another machine."""
+    with Lab() as lab:
+        node = Underlay(lab).node(11)
+        pod = node.pod(node.network(bridged()), "192.168.9.130", "fd09::130")
+        node.attach_loopback()
+        own = node_address(node, family)
+        where, space, bound = (
+            (own, node.space, own) if server == "process" else (pod.address(family), pod.space, "")
+        )
+        service = Balancer(node, Target(where, INTERNAL, SCOPE_UPLINK), protocol=SCTP)
+        service.vip("", 30080, SCOPE_ANY, family=family)
+        with RawSctp(node.space.name, family) as client, RawSctp(space.name, family, bound) as backend:
+            assert _exchange(client, backend, (own, 30080)) == own
+            if family == 4:
+                seen = _exchange(client, backend, ("127.0.0.1", 30080))
+                assert seen == ("127.0.0.1" if server == "process" else own)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

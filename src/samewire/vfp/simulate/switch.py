@@ -318,9 +318,19 @@ class Simulator:
         elif config is not None:
             if walk.arrival == Arrival.UPLINK and action.target != BY_SAMEWIRE0:
                 raise Passed
+            if self._poses_as_node(walk):
+                raise Dropped(Layer.GUARD, Reason.SPOOFED_IP)
             set_macs(packet, config.host_mac, config.host_peer_mac)
             target = config.host_ifindex
         return Outcome(bytes(packet.data), Fate(action.fate), target)
+
+    def _poses_as_node(self, walk: Walk) -> bool:
+        """What goes to the node as if it came from there, and nobody has looked."""
+        own = self.state.port(walk.port_id) if walk.arrival == Arrival.POD else None
+        seen = own is not None and not own.flags & PortFlag.NO_GUARD
+        if walk.arrival == Arrival.HOST or seen:
+            return False
+        return self.state.is_node(walk.packet.family, walk.packet.tuple.source)
 
     def _to_vlan(self, walk: Walk) -> None:
         """By the MAC that the pod has found; nobody else has asked for one."""

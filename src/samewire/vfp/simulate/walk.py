@@ -60,10 +60,10 @@ def walk_layers(state: State, walk: Walk) -> None:
     walk.route_set = 0
     own = _initiator(state, walk) if walk.first_arrival == Arrival.POD else None
     _routing(state, walk)
-    if _poses_as_node(state, walk, own):
-        raise Dropped(Layer.GUARD, Reason.SPOOFED_IP, walk.first_port)
     if own is not None:
         _initiator_layers(state, walk, own)
+    if walk.forward.fate == Fate.TUNNEL and not walk.wants_snat and _is_from_loopback(walk):
+        raise Dropped(Layer.ROUTE, Reason.MARTIAN)
     if walk.forward.fate == Fate.PORT:
         _target_layers(state, walk)
     _route_back(state, walk)
@@ -225,16 +225,6 @@ def _poses_as_tunnel(state: State, walk: Walk, own: Port) -> bool:
     )
 
 
-def _poses_as_node(state: State, walk: Walk, own: Port | None) -> bool:
-    """What goes to the node as if it came from there, and nobody has looked."""
-    unseen = own.flags & PortFlag.NO_GUARD if own is not None else walk.first_arrival == Arrival.TUNNEL
-    return (
-        bool(unseen)
-        and walk.forward.fate == Fate.HOST
-        and state.is_node(walk.packet.family, walk.first.source)
-    )
-
-
 def _initiator_layers(state: State, walk: Walk, own: Port) -> None:
     if _poses_as_tunnel(state, walk, own):
         raise Dropped(Layer.GUARD, Reason.BLOCKED, walk.first_port)
@@ -251,6 +241,10 @@ def _initiator_layers(state: State, walk: Walk, own: Port) -> None:
         walk.nat_ports = nat.ports
 
 
+def _is_from_loopback(walk: Walk) -> bool:
+    return walk.first_arrival == Arrival.HOST and is_loopback(walk.packet.family, walk.first.source)
+
+
 def _target_layers(state: State, walk: Walk) -> None:
     ifindex = walk.forward.target
     target = state.port(ifindex)
@@ -265,12 +259,13 @@ def _target_layers(state: State, walk: Walk) -> None:
         walk.needs_flow = True
     family, source = walk.packet.family, walk.first.source
     from_host = walk.first_arrival == Arrival.HOST
-    loopback = from_host and is_loopback(family, source)
+    loopback = _is_from_loopback(walk)
     if not loopback and not (from_host and state.is_host_address(walk.out_scope, family, source)):
         judge(state, walk, target, ifindex, ACL_IN)
     elsewhere = ifindex == walk.first_port or walk.out_scope != walk.first_scope
     if (loopback or (walk.first_arrival == Arrival.POD and elsewhere)) and not walk.wants_snat:
-        lend_source(walk, target.gateway[side(walk)])
+        here = state.config if loopback and walk.out_scope == SCOPE_UPLINK else None
+        lend_source(walk, (here.address if here is not None else target.gateway)[side(walk)])
 
 
 def _route_back(state: State, walk: Walk) -> None:
