@@ -187,6 +187,13 @@ API = BalancerInfo("default/kubernetes:https", ("10.96.0.1", "fd00:96::1"), ((6,
 AILMENTS: list[tuple[str, Snapshot, Level, str, str]] = [
     ("no uplink", facts(uplink_ifindex=0), ERROR, "uplink", "no uplink"),
     (
+        "an uplink that is not there",
+        replace(facts(uplink_ifindex=0), configured_uplink="eth7"),
+        ERROR,
+        "uplink",
+        "the NIC eth7 of the configuration is not here",
+    ),
+    (
         "services unknown",
         replace(HEALTHY, lost_sources=(SourceInfo("EndpointSlice", False, "403 Forbidden"),)),
         ERROR,

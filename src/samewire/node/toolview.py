@@ -206,19 +206,20 @@ class ToolView:
             flow_capacity=self.flow_capacity,
             ageing_ticks=ticks,
             now_tick=time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> TICK_SHIFT,
+            configured_uplink=node.config.uplink,
             unkept=node.store.trouble(),
             trouble=node.trouble,
-            lost_sources=tuple(
-                SourceInfo(found.kind, found.synced, found.error)
-                for found in (self._source.health() if self._source is not None else ())
-                if found.lost
-            ),
+            lost_sources=self._lost_sources(),
             unknown_name=unknown_name(node, self._source),
             failed_services=failed(self._services),
             balancers=await describe_balancers(node),
             name_servers=Tally(self._name_servers()),
             tunnel=tunnel,
         )
+
+    def _lost_sources(self) -> tuple[SourceInfo, ...]:
+        kinds = self._source.health() if self._source is not None else ()
+        return tuple(SourceInfo(found.kind, found.synced, found.error) for found in kinds if found.lost)
 
     async def _tunnel_traffic(self) -> TunnelTraffic | None:
         facts, uplink = self._node.switch.node_facts, self._node.uplink.name

@@ -24,7 +24,17 @@ def uplink(snapshot: Snapshot) -> Iterator[Finding]:
     """The node has a NIC, and it is up."""
     facts = snapshot.facts
     link = _link(snapshot, facts.uplink_ifindex)
-    if not facts.uplink_ifindex:
+    if not facts.uplink_ifindex and snapshot.configured_uplink:
+        yield Finding(
+            Level.ERROR,
+            "uplink",
+            facts.name,
+            f"the NIC {snapshot.configured_uplink} of the configuration is not here: pods reach only each other on "
+            "this node",
+            "The daemon waits for it. Correct `uplink` in its configuration if the NIC is called otherwise, or "
+            "leave it empty for the interface of the default route.",
+        )
+    elif not facts.uplink_ifindex:
         yield Finding(
             Level.ERROR,
             "uplink",

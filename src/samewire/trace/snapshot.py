@@ -84,9 +84,10 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     (``net/ipv4/conf/eth0/rp_filter``), those that exist.
     ``kernel_stats``: counters of /proc/net/snmp and netstat (``Udp.NoPorts``, ``TcpExt.IPReversePathFilter``).
     ``flow_capacity``: entries that fit into sw_flows. ``ageing_ticks``: AGEING_TICKS, read twice at least 0.2 s
-    apart. ``now_tick``: the clock that flows are aged by. ``unkept``: why no change can be kept, and ``trouble``:
-    why the node's own state could not be taken over, "" when all is well. ``lost_sources``: the kinds of Kubernetes
-    objects whose changes do not arrive. ``unknown_name``: this node's name, if no Node has it. ``failed_services``:
+    apart. ``now_tick``: the clock that flows are aged by. ``configured_uplink``: the NIC that the configuration
+    names, "" = that of the default route. ``unkept``: why no change can be kept, and ``trouble``: why the node's
+    own state could not be taken over, "" when all is well. ``lost_sources``: the kinds of Kubernetes objects whose
+    changes do not arrive. ``unknown_name``: this node's name, if no Node has it. ``failed_services``:
     "namespace/name" -> why its present state is not in the switch. ``name_servers``: how many of the node's
     endpoints were given each. ``tunnel``: None where there is no tunnel, or it could not be watched.
     """
@@ -104,6 +105,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     flow_capacity: int
     ageing_ticks: tuple[int, int] | None
     now_tick: int = 0
+    configured_uplink: str = ""
     unkept: str = ""
     trouble: str = ""
     lost_sources: tuple[SourceInfo, ...] = ()
