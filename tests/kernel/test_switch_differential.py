@@ -19,6 +19,7 @@ from samewire.vfp.constants import (
     CHUNK_BACKENDS,
     OWN_ROUTE_KEY_BITS,
     ROUTE_KEY_BITS,
+    SCOPE_ANY,
     SCOPE_OUTSIDE,
     SCOPE_UPLINK,
     Arrival,
@@ -29,6 +30,7 @@ from samewire.vfp.constants import (
 )
 from samewire.vfp.record import Record
 from samewire.vfp.simulate import Outcome, Simulator
+from samewire.vfp.simulate.packet import SCTP
 from samewire.vfp.tables import (
     Backend,
     BackendChunk,
@@ -53,6 +55,7 @@ from tests.support.frames import (
     direct_frames,
     frames,
     ip_packet,
+    own_frames,
     service_frames,
     tunnel_frames,
     wire_frames,
@@ -107,6 +110,7 @@ _STEPS = (
     + ("service",) * 16
 )
 _ASKED = ("wire",) * 5 + ("direct",) * 9 + ("reply", "again", "bump", "change")
+_OWN = ("own",) * 8 + ("reply",) * 8 + ("error", "again", "bump", "change", "lose", "tunnel")
 _CHANGED = (
     "sw_routes",
     "sw_own_routes",
@@ -157,6 +161,8 @@ class _Play:
             self._ask(self.data.draw(wire_frames(self.universe)))
         elif kind == "direct":
             self._ask((Arrival.TUNNEL, 1, self.data.draw(direct_frames(self.universe))))
+        elif kind == "own":
+            self.receive(self.data.draw(own_frames(self.universe)))
         elif kind == "service" and self.universe.tables["sw_services"]:
             self.receive(self.data.draw(service_frames(self.universe)))
         else:
@@ -382,6 +388,20 @@ def test_they_agree_on_the_ways_back(rig: SwitchRig, data: st.DataObject) -> Non
     play = _Play(rig, data.draw(tables(rig.devices)), data)
     for _ in range(data.draw(st.integers(4, 16))):
         play.step(_ASKED)
+
+
+@_random
+@given(data=st.data())
+def test_they_agree_on_what_the_node_sends_to_itself(rig: SwitchRig, data: st.DataObject) -> None:
+    """By SCTP, to node ports that there are; and on those who say that they are the node."""
+    universe = data.draw(tables(rig.devices))
+    services = universe.tables["sw_services"]
+    for key, service in sorted(services.items(), key=lambda item: item[0].pack()):
+        assert isinstance(key, ServiceKey)
+        services[ServiceKey(ZERO, 80, SCTP, key.family, SCOPE_ANY)] = service
+    play = _Play(rig, universe, data)
+    for _ in range(data.draw(st.integers(4, 16))):
+        play.step(_OWN)
 
 
 @pytest.mark.parametrize(

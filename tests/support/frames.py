@@ -11,7 +11,9 @@ from samewire.vfp.constants import SCOPE_HOST, SCOPE_OUTSIDE, SCOPE_UPLINK, Arri
 from samewire.vfp.simulate import checksum
 from samewire.vfp.tables import DirectKey, Id, Port, ServiceKey
 from tests.support.universe import (
+    GATEWAY,
     GATEWAY_MAC,
+    LOOPBACK,
     NODE,
     OUTSIDE,
     PEER_MAC,
@@ -31,6 +33,7 @@ Played = tuple[Arrival, int, bytes]
 OTHER_MAC: Final = bytes.fromhex("02cccccccc01")
 _TCP_FLAGS: Final = (0x02, 0x02, 0x02, 0x12, 0x10, 0x11, 0x04, 0x18)
 _MOSTLY: Final = st.sampled_from([True] * 9 + [False])
+_OF_NODE: Final = {f: (NODE[f], NODE[f], GATEWAY[f], LOOPBACK[f]) for f in (4, 6)}
 _LENGTHS: Final = (0, 1, 8, 40, 120)
 
 
@@ -220,15 +223,36 @@ def service_frames(draw: st.DrawFn, universe: Universe) -> Played:
         source = packed(OUTSIDE[family][0])
     elif key.scope == SCOPE_HOST or not draw(st.integers(0, 7)):
         arrival, ifindex, mac = Arrival.HOST, universe.host_peer, OTHER_MAC
-        source = packed(NODE[family])
+        source = packed(draw(st.sampled_from(_OF_NODE[family])))
     elif not draw(st.integers(0, 7)):
         arrival, ifindex, mac, to, source = Arrival.TUNNEL, 1, PEER_MAC, TUNNEL_MAC, packed(REMOTE[family])
     destination = packed(NODE[family]) if key.address == ZERO else key.address
+    if arrival == Arrival.HOST and key.address == ZERO:  # as lo hands it over
+        destination = packed(draw(st.sampled_from(_OF_NODE[family])))
     payload = draw(_l4(family, key.protocol, source, destination, key.port))
     offset = draw(st.sampled_from([0] * 9 + [0x2000, 0x0002]))
     options = not draw(st.integers(0, 19))
     body = ip_packet(family, source, destination, key.protocol, payload, 64, offset, 3, options)
     return arrival, ifindex, to + mac + (b"\x08\0" if family == 4 else b"\x86\xdd") + body
+
+
+@st.composite
+def own_frames(draw: st.DrawFn, universe: Universe) -> Played:
+    """SCTP from the node to itself as lo hands it over, or the same from somebody who has made it up."""
+    family = draw(st.sampled_from([4, 4, 6]))
+    source, destination = (packed(draw(st.sampled_from(_OF_NODE[family]))) for _ in range(2))
+    payload = draw(_l4(family, 132, source, destination, draw(st.sampled_from([80, 80, 8080]))))
+    body = (b"\x08\0" if family == 4 else b"\x86\xdd") + ip_packet(
+        family, source, destination, 132, payload, 64, 0, 3
+    )
+    if draw(_MOSTLY):
+        return Arrival.HOST, universe.host_peer, UPLINK_MAC + OTHER_MAC + body
+    if draw(st.booleans()):
+        return Arrival.TUNNEL, 1, TUNNEL_MAC + PEER_MAC + body
+    if draw(st.booleans()):
+        return Arrival.UPLINK, universe.uplink, UPLINK_MAC + OTHER_MAC + body
+    ifindex, mac, _ = draw(st.sampled_from(universe.pods))
+    return Arrival.POD, ifindex, GATEWAY_MAC + mac + body
 
 
 @st.composite
