@@ -9,7 +9,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
+from samewire.cli.main import cli
 from samewire.errors import Conflict, Invalid, NotFound, Unsupported
 from samewire.lab import cgroups, names, state, top
 from samewire.lab.cni import dns_section, host_local, port_mappings
@@ -338,3 +340,21 @@ def test_exec_is_in_the_cgroups_of_the_place(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "execvp", run)
     execute(Entry(("nsenter", "--"), tuple(map(str, groups))), ["true"])
     assert ran == [["nsenter", "--", "true"]]
+
+
+def test_all_labs_or_one_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`lab down mine --all` would have taken everybody else's along."""
+    removed: list[str] = []
+
+    async def remove(name: str) -> None:
+        removed.append(name)
+
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("samewire.lab.state.labs", lambda: ["mine", "theirs"])
+    monkeypatch.setattr("samewire.lab.down.down", remove)
+    both = CliRunner().invoke(cli, ["lab", "down", "mine", "--all"])
+    assert (both.exit_code, removed) == (2, [])
+    assert "--all and LAB exclude each other" in both.output
+    assert CliRunner().invoke(cli, ["lab", "down", "mine"]).exit_code == 0
+    assert CliRunner().invoke(cli, ["lab", "down", "--all"]).exit_code == 0
+    assert removed == ["mine", "mine", "theirs"]

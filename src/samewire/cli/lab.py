@@ -265,6 +265,8 @@ def down(lab_name: str | None, every: bool) -> None:
     from samewire.lab.down import down as remove
     from samewire.lab.state import labs, the_lab
 
+    if every and lab_name is not None:
+        raise click.UsageError("--all and LAB exclude each other")
     found = labs()
     if lab_name is not None and lab_name not in found:
         click.echo(f"lab {lab_name} is not up")
