@@ -126,6 +126,26 @@ def test_the_last_endpoint_is_not_ready_for_a_while(cluster: Cluster, protocol: 
         assert all(one.ask().startswith("one ") for one in stay)
 
 
+def test_the_clients_of_a_service_that_goes_are_told(cluster: Cluster) -> None:
+    """Its connections are reset, whether a daemon was there when it went or finds out at its start."""
+    cluster.pod("one", port=8080)
+    client, outside = cluster.pod("client"), cluster.net.router
+    clients = ((client, VIPS[0], 80), (client, VIPS[1], 80), (outside, NODE_IP, 30080))
+    for crash in (False, True):
+        put(cluster, "one")
+        cluster.wait_for_pods("web", "one")
+        with ExitStack() as stack:
+            connections = [stack.enter_context(held(*where)) for where in clients]
+            assert all(one.ask().startswith("one ") for one in connections)
+            if crash:
+                cluster.node.stop(signal.SIGKILL)
+            cluster.write("web")
+            if crash:
+                cluster.node.start()
+            poll("it is gone", lambda: cluster.node.request("GET", "/v2/loadbalancers") == [])
+            assert [one.ask() for one in connections] == ["Connection reset by peer"] * len(clients)
+
+
 def test_the_daemon_and_the_relay_end(cluster: Cluster) -> None:
     """Without the daemon all goes on; without the relay its connections end, and new ones work at once."""
     cluster.pod("one", port=8080)

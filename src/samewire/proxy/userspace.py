@@ -82,6 +82,7 @@ class RelayWriter:
         failed: dict[str, SamewireError] = {}
         wanted = self._wanted  # when the relay ends meanwhile, what is noted here is void
         await self._sweep()
+        await self._end(deletes)
         await self._listen([less for lb in puts if (less := _survivors(wanted.get(lb.id), lb))], failed)
         ports = await self._listen(puts, failed)
         relayed = [
@@ -101,7 +102,6 @@ class RelayWriter:
             wanted[lb.id] = lb
         for lb_id in deletes:
             if lb_id not in failed:
-                wanted.pop(lb_id, None)
                 unused += [lb_id, lb_id + _LOCAL_SUFFIX]
         await self._relay.delete(unused)
         return failed
@@ -135,6 +135,15 @@ class RelayWriter:
         found = await self._relay.list()
         await self._relay.delete([one for one in found if one.removesuffix(_LOCAL_SUFFIX) not in known])
         self._swept = True
+
+    async def _end(self, ids: Sequence[str]) -> None:
+        """End the connections of load balancers that are about to go, while the switch still brings their clients the
+        relay's resets. Their listeners stay until the switch sends nothing there.
+        """
+        going = [found for lb_id in ids if (found := self.get(lb_id)) is not None]
+        for lb_id in ids:
+            self._wanted.pop(lb_id, None)  # should one not go, it is told to the relay anew
+        await self._listen([replace(lb, backends=()) for lb in going], {})
 
     async def _listen(
         self, puts: Sequence[LoadBalancer], failed: dict[str, SamewireError]
