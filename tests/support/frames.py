@@ -241,18 +241,18 @@ def own_frames(draw: st.DrawFn, universe: Universe) -> Played:
     """SCTP from the node to itself as lo hands it over, or the same from somebody who has made it up."""
     family = draw(st.sampled_from([4, 4, 6]))
     source, destination = (packed(draw(st.sampled_from(_OF_NODE[family]))) for _ in range(2))
-    payload = draw(_l4(family, 132, source, destination, draw(st.sampled_from([80, 80, 8080]))))
+    payload = draw(_l4(family, 132, source, destination, draw(st.sampled_from([80, 80, 8080, 53, 53]))))
     body = (b"\x08\0" if family == 4 else b"\x86\xdd") + ip_packet(
         family, source, destination, 132, payload, 64, 0, 3
     )
-    if draw(_MOSTLY):
-        return Arrival.HOST, universe.host_peer, UPLINK_MAC + OTHER_MAC + body
-    if draw(st.booleans()):
-        return Arrival.TUNNEL, 1, TUNNEL_MAC + PEER_MAC + body
-    if draw(st.booleans()):
-        return Arrival.UPLINK, universe.uplink, UPLINK_MAC + OTHER_MAC + body
+    arrival = draw(st.sampled_from([Arrival.HOST] * 4 + [Arrival.TUNNEL] * 2 + [Arrival.POD, Arrival.UPLINK]))
     ifindex, mac, _ = draw(st.sampled_from(universe.pods))
-    return Arrival.POD, ifindex, GATEWAY_MAC + mac + body
+    return {
+        Arrival.HOST: (arrival, universe.host_peer, UPLINK_MAC + OTHER_MAC + body),
+        Arrival.TUNNEL: (arrival, 1, TUNNEL_MAC + PEER_MAC + body),
+        Arrival.UPLINK: (arrival, universe.uplink, UPLINK_MAC + OTHER_MAC + body),
+        Arrival.POD: (arrival, ifindex, GATEWAY_MAC + mac + body),
+    }[arrival]
 
 
 @st.composite
