@@ -126,6 +126,30 @@ def test_the_last_endpoint_is_not_ready_for_a_while(cluster: Cluster, protocol: 
         assert all(one.ask().startswith("one ") for one in stay)
 
 
+def test_an_endpoint_for_the_policy_local_alone_keeps_what_it_has(cluster: Cluster) -> None:
+    """It ends, and only clients outside still come to it, for there is one elsewhere: who was there inside stays."""
+    for name in ("one", "two"):
+        cluster.pod(name, port=8080)
+    client, outside = cluster.pod("client"), cluster.net.router
+    made = service("web", *VIPS, type="NodePort", ports=PORTS, externalTrafficPolicy="Local")
+    cluster.write("web", made, *cluster.slices("web", "one"))
+    cluster.wait_for_pods("web", "one")
+    leaving = cluster.slices("web", "one", ready=False, serving=True, terminating=True)
+    for piece, other in zip(leaving, cluster.slices("web", "two"), strict=True):
+        piece["endpoints"] += [{**end, "nodeName": "far"} for end in other["endpoints"]]
+    with ExitStack() as stack:
+        stay = [
+            stack.enter_context(held(client, address, port, protocol))
+            for protocol in ("tcp", "udp")
+            for address, port in ((VIPS[0], 80), (VIPS[1], 80), (NODE_IP, 30080))
+        ]
+        assert all(one.ask().startswith("one ") for one in stay)
+        cluster.write("web", made, *leaving)
+        poll("who comes now", lambda: names(ask(client, NODE_IP, 30080, times=4, wait_s=SHORT_S)) == {"two"})
+        assert names(ask(outside, NODE_IP, 30080, times=4)) == {"one"}
+        assert [one.ask().split()[0] for one in stay] == ["one"] * len(stay)
+
+
 def test_the_clients_of_a_service_that_goes_are_told(cluster: Cluster) -> None:
     """Its connections are reset, whether a daemon was there when it went or finds out at its start."""
     cluster.pod("one", port=8080)

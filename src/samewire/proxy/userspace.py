@@ -196,8 +196,12 @@ def _listen_addresses(addresses: Sequence[str]) -> tuple[str | None, str | None]
 
 
 def _services_of(lb: LoadBalancer, listen: str) -> list[RelayService]:
-    """The listener for clients inside, and the one for those outside where that is another."""
-    everybody = [one for one in lb.backends if not one.flags & _LOCAL_ONLY]
+    """The listener for clients inside, and the one for those outside where that is another. Those inside go on with
+    what only the others are led to by now: it drains.
+    """
+    everybody = [
+        replace(one, flags=one.flags | _DRAINING) if one.flags & _LOCAL_ONLY else one for one in lb.backends
+    ]
     found = [_service(lb, lb.id, listen, everybody)]
     if lb.external_traffic_policy_local:
         here = [one for one in lb.backends if one.flags & _LOCAL]
