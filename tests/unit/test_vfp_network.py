@@ -147,8 +147,7 @@ def test_node() -> None:
         "192.168.1.10/32": "HOST",
         "fd00:1::10/128": "HOST",
     }
-    anchor = parse_prefix("127.83.87.1/32")
-    assert compiled.binding == HostBinding(addresses=(anchor,), reserved_ports="49152-65535")
+    assert compiled.binding == HostBinding(reserved_ports="49152-65535")
     config = compiled.entries["sw_config"][Id(0)]
     assert isinstance(config, Config)
     assert (config.uplink_ifindex, config.tunnel_mac, config.vxlan_port) == (2, b"\x02tunnl", 4789)

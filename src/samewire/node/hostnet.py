@@ -41,7 +41,7 @@ from samewire.vfp.address import ZERO, Address, Prefix
 from samewire.vfp.model import FAMILIES, HostRoute
 
 _PROTOCOL_KERNEL = 2
-_SCOPE_GLOBAL, _SCOPE_HOST = 0, 254
+_SCOPE_GLOBAL = 0
 # Not 0, which the node's own routes have: a route of ours must never take the place of one of them. Theirs wins.
 _METRIC = 21367
 _FORWARDING = ("net", "ipv4", "conf", HOST, "forwarding")
@@ -72,8 +72,8 @@ class HostNet:
     def apply(self, changes: Iterable[BindingChange]) -> None:
         """Make the steps in order; what is there (or gone) already is fine. Raises KernelError, StoreError.
 
-        With the last IPv4 address of samewire0 (the node's own is always there, unless somebody takes it) the kernel
-        removes all its routes, also those that have another source or none and stay wanted: they are put back.
+        With the last IPv4 address of samewire0 the kernel removes all its routes, also those that have another source
+        or none and stay wanted: they are put back.
         """
         steps = list(changes)
         if not steps:
@@ -178,7 +178,7 @@ class HostNet:
     def _present(self) -> set[Wish]:
         found: set[Wish] = set()
         for address in self._netlink.dump(address_dump(self.host)):
-            if address.scope in (_SCOPE_GLOBAL, _SCOPE_HOST):
+            if address.scope == _SCOPE_GLOBAL:
                 found.add(WantedAddress(_prefix(address.family, address.address, address.bits)))
         found.update(self._routes())
         with contextlib.suppress(NotFound):  # samewire0 is gone or renamed: that is the devices' matter

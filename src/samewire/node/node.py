@@ -31,7 +31,7 @@ from samewire.kernel.packet_socket import FrameSender
 from samewire.kernel.rtnetlink import Link, Netlink, link_dump
 from samewire.node.apply import Kernel, NodeSwitch
 from samewire.node.audit import Auditor, is_leftover
-from samewire.node.bindings import BindingChange, reservations, wishes
+from samewire.node.bindings import reservations
 from samewire.node.config import NodeConfig
 from samewire.node.devices import Devices, ensure_devices, reserve_ports
 from samewire.node.facts import hcn_facts, node_facts, read_path_mtus, read_uplink, underlay
@@ -43,7 +43,7 @@ from samewire.node.nicfilters import NicFilters
 from samewire.node.numbers import StoreNumbers
 from samewire.node.opening import Opening
 from samewire.node.places import kept_identity
-from samewire.node.planning import NODE, netns_path
+from samewire.node.planning import netns_path
 from samewire.node.portranges import port_range
 from samewire.node.ports import PortState
 from samewire.node.reaper import LinkReaper
@@ -266,10 +266,6 @@ class Node:
         hostnet = self.switch.kernel.hostnet
         hostnet.adopt(self.switch.wanted.bindings.wanted())
         hostnet.mapped = reservations(self.switch.wanted.bindings.wanted())
-        own = self.switch.wanted.bindings.held(
-            NODE
-        )  # what the node always has: nothing to tell of when it is new
-        hostnet.apply(BindingChange(True, wish) for wish in wishes(own))
         self.reserve_ports()
         tables = self.switch.kernel.tables
         last_uplink = self.board.last_uplink
@@ -299,8 +295,8 @@ class Node:
         report = await self.auditor.audit()
         self.switch.numbers.sweep()
         devices = self.devices
-        known = {self.uplink.ifindex, devices.host_ifindex, devices.host_peer_ifindex, devices.tunnel_ifindex}
-        self.switch.sweeper.add_left_over(known | {state.ifindex for _, state in self.switch.ports})
+        own = {self.uplink.ifindex, devices.host_ifindex, devices.host_peer_ifindex, devices.tunnel_ifindex}
+        self.switch.sweeper.add_left_over(own | {state.ifindex for _, state in self.switch.ports})
         log.info("node is up", ports=len(self.switch.ports), repaired=report.repaired)
 
     def _adopt(self) -> list[tuple[str, PortState]]:

@@ -19,8 +19,6 @@ _IFA_LOCAL = 2
 _IFA_FLAGS = 8
 _IFA_F_NODAD = 0x02
 _IFA_F_NOPREFIXROUTE = 0x200
-_RT_SCOPE_HOST = 254
-_LOOPBACK_NET = 127
 
 _IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, ifindex
 
@@ -47,7 +45,7 @@ def address_add(
     """Give an interface an address; an existing one is brought to these flags.
 
     ``noprefixroute``: the kernel makes no route to the subnet. An IPv6 address is usable at once, without duplicate
-    address detection; one of 127.0.0.0/8 has the scope of the host, so that the kernel chooses it for no packet.
+    address detection.
     """
     flags = _IFA_F_NOPREFIXROUTE if noprefixroute else 0
     if family == 6:
@@ -88,6 +86,5 @@ def decode_address(body: memoryview) -> Address | None:
 
 def _body(ifindex: int, address: bytes, bits: int, family: int) -> bytes:
     check_address(address, family, bits)
-    scope = _RT_SCOPE_HOST if family == 4 and address[0] == _LOOPBACK_NET else 0
-    head = _IFADDR.pack(kernel_family(family), bits, 0, scope, ifindex)
+    head = _IFADDR.pack(kernel_family(family), bits, 0, 0, ifindex)
     return head + codec.attribute(_IFA_LOCAL, address) + codec.attribute(_IFA_ADDRESS, address)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from samewire.vfp.address import ZERO, Address, Prefix, parse_prefix
+from samewire.vfp.address import ZERO, Address, Prefix
 from samewire.vfp.compile.builder import Builder, gateway_nexthop, onlink_nexthop, uplink_nexthop
 from samewire.vfp.compile.direct import DIRECT_VNI
 from samewire.vfp.constants import (
@@ -30,11 +30,6 @@ IDLE_S: Final = {
     "idle_other": 600,
 }
 
-FILTERED_FROM: Final = parse_prefix("127.83.87.1/32")
-"""Always on samewire0: where a device has no IPv4 address at all, even a loose rp_filter takes nothing from a source
-that is not routed there, and the node's own is not.
-"""
-
 
 def compile_node(facts: NodeFacts, numbers: Numbers) -> Compiled:
     """The node's own entries: facts for the programs, its gateways and addresses, the underlay's subnets."""
@@ -53,9 +48,7 @@ def compile_node(facts: NodeFacts, numbers: Numbers) -> Compiled:
     builder.put("sw_vnis", Id(DIRECT_VNI), Vni(SCOPE_DIRECT))
     for vlan in facts.vlans:
         builder.put("sw_vnis", Id(VLAN_NODE | vlan), Vni(SCOPE_UPLINK))
-    binding = HostBinding(
-        addresses=(FILTERED_FROM,), reserved_ports=f"{facts.nat_port_low}-{facts.nat_port_high}"
-    )
+    binding = HostBinding(reserved_ports=f"{facts.nat_port_low}-{facts.nat_port_high}")
     return Compiled(builder.entries, binding)
 
 
