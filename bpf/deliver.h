@@ -171,28 +171,37 @@ static __noinline int sw_to_tunnel(struct __sk_buff *skb, struct sw_packet *p, c
 #endif
 
 /*
- * GUARD: what goes to the node as if it came from there. samewire0 takes that, for what lo has handed over is answered so;
- * who is not guarded, behind a tunnel, or on the wire, must not say it: not by a flow of the node's, nor in an error, either.
+ * By lo, which alone takes what is from the node itself: what it has said to itself, and what it is answered to that. Nobody
+ * else may say that it is the node: not by a flow of the node's, nor in an error, either.
  */
-SW_INLINE int sw_poses_as_node(const struct sw_packet *p)
+SW_COLD static __noinline int sw_to_lo(struct __sk_buff *skb, struct sw_packet *p)
 {
-	return p->arrival != SW_FROM_HOST && (p->arrival != SW_FROM_POD || p->port_flags & SW_PORT_NO_GUARD) &&
-	       sw_is_node(p->family, &p->tuple.source);
+	struct sw_addr none = {};
+
+	if (p->arrival != SW_FROM_HOST && sw_is_node(p->family, &p->tuple.source))
+		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_IP);
+	if (sw_set_macs(skb, none.b, none.b))
+		return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
+#ifdef TRACE
+	return sw_final(p, SW_LAYER_L2, SW_TO_HOST, SW_LOOPBACK);
+#else
+	return bpf_redirect(SW_LOOPBACK, BPF_F_INGRESS);
+#endif
 }
 
 static __noinline int sw_to_host(struct __sk_buff *skb, struct sw_packet *p, __u32 device)
 {
 	struct sw_config *config = sw_config_here();
 
-	if (p->arrival == SW_FROM_UPLINK && device != SW_BY_SAMEWIRE0) { /* of a service: the node's answer must be told from its other packets */
+	if (device == SW_LOOPBACK)
+		return sw_to_lo(skb, p);
+	if (p->arrival == SW_FROM_UPLINK) { /* of a service: the node's answer must be told from its other packets */
 		struct sw_cursors *cursors = sw_cursors_here();
 
 		if (cursors && !cursors->host_replies)
 			cursors->host_replies = 1;
 		return SW_PASS;
 	}
-	if (sw_poses_as_node(p))
-		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_IP);
 	if (!config || sw_set_macs(skb, config->host_mac, config->host_peer_mac))
 		return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
 #ifdef TRACE

@@ -92,9 +92,6 @@ SW_INLINE int sw_target_layers(struct sw_packet *p)
 	int from_node, loopback = p->first_arrival == SW_FROM_HOST && sw_is_loopback(p->family, &p->first.source);
 	struct sw_port *target;
 
-	/* samewire0 lets a socket that is bound to 127.0.0.1 speak to pods; nobody behind a tunnel could answer that. */
-	if (loopback && p->forward.fate == SW_TO_TUNNEL && !p->wants_snat)
-		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_MARTIAN);
 	if (p->forward.fate != SW_TO_PORT)
 		return SW_GO_ON;
 	target = sw_find_port(p->forward.target);

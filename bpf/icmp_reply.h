@@ -181,8 +181,11 @@ SW_INLINE int sw_send_back(struct __sk_buff *skb, struct sw_packet *p)
 {
 	struct sw_config *config = sw_config_here();
 
-	if (p->arrival == SW_FROM_HOST)
+	if (p->arrival == SW_FROM_HOST) {
+		if (p->protocol == IPPROTO_SCTP && sw_is_node(p->family, &p->tuple.destination))
+			return bpf_redirect(SW_LOOPBACK, BPF_F_INGRESS);
 		return config ? bpf_redirect(config->host_ifindex, BPF_F_INGRESS) : TC_ACT_SHOT;
+	}
 	if (p->arrival == SW_FROM_UPLINK)
 		skb->mark = SW_MARK;
 	return bpf_redirect(skb->ifindex, 0);

@@ -653,7 +653,7 @@ enum sw_fate {
 	SW_TO_PORT = 1,	   /* target: key of sw_ports */
 	SW_TO_UPLINK = 2,  /* target: key of sw_nexthops */
 	SW_TO_TUNNEL = 3,  /* target: key of sw_nexthops */
-	SW_TO_HOST = 4,	   /* the node's own stack; target: 0, or SW_BY_SAMEWIRE0 */
+	SW_TO_HOST = 4,	   /* the node's own stack; target: 0, or SW_LOOPBACK: by lo */
 	SW_TO_INGRESS = 5, /* the uplink, as if it had come by it: direct answers to clients that are here */
 };
 
@@ -670,7 +670,6 @@ struct sw_action {
 };
 
 #define SW_LOOPBACK 1 /* lo, in every network namespace */
-#define SW_BY_SAMEWIRE0 1 /* even what came by the uplink, which lets nothing in under the node's own address */
 
 #define SW_REWRITE_SOURCE 1	 /* address and port */
 #define SW_REWRITE_DESTINATION 2 /* address and port */

@@ -229,7 +229,7 @@ SW_INLINE int sw_route_across(struct sw_packet *p)
 		break;
 	case SW_ROUTE_HOST: /* a process of the node; what it answers comes from where the client is */
 		p->forward.fate = SW_TO_HOST;
-		p->forward.target = p->first_arrival == SW_FROM_HOST ? SW_BY_SAMEWIRE0 : 0;
+		p->forward.target = p->first_arrival == SW_FROM_HOST ? SW_LOOPBACK : 0;
 		p->out_scope = p->first_scope;
 		return SW_GO_ON;
 	default:

@@ -194,11 +194,13 @@ SW_INLINE void sw_route_own_back(struct sw_packet *p, const struct sw_route *own
 	p->reverse.flags |= own->flags & SW_ROUTE_DECREMENT ? SW_DECREMENT : 0;
 }
 
-/* Whether the node has sent the first packet to itself, by lo: its answer is from the node to the node, too. */
-SW_INLINE int sw_is_from_lo(const struct sw_packet *p)
+/*
+ * Whether answers to what the node has sent come by lo: they are from the node itself, or from a VIP, of which the kernel knows no
+ * way by samewire0.
+ */
+SW_INLINE int sw_is_answered_by_lo(const struct sw_packet *p)
 {
-	return p->first_arrival == SW_FROM_HOST && p->protocol == IPPROTO_SCTP &&
-	       sw_is_node(p->family, &p->first.destination);
+	return p->protocol == IPPROTO_SCTP && (p->backend || sw_is_node(p->family, &p->first.destination));
 }
 
 /* Where the target's packets go: back to wherever the initiator is. */
@@ -217,8 +219,8 @@ SW_INLINE void sw_route_back(struct sw_packet *p)
 		return;
 	case SW_FROM_HOST:
 		p->reverse.fate = SW_TO_HOST;
-		if (sw_is_from_lo(p))
-			p->reverse.target = SW_BY_SAMEWIRE0;
+		if (sw_is_answered_by_lo(p))
+			p->reverse.target = SW_LOOPBACK;
 		return;
 	default:
 		break;

@@ -51,12 +51,6 @@ SW_COLD static __noinline int sw_asks_service(struct sw_packet *p)
 	return sw_service_of(p, 0) != 0;
 }
 
-/* ::1, which the kernel takes from lo and from nowhere else: there is no way back by samewire0. */
-SW_INLINE int sw_stays_on_lo(const struct sw_packet *p)
-{
-	return p->family == 6 && (sw_is_loopback(6, &p->tuple.source) || sw_is_loopback(6, &p->tuple.destination));
-}
-
 /*
  * What the node sends to itself: by SCTP to one of its ports that is a service's or an endpoint's, and what either side
  * says then. No route leads that to the uplink, so the program is on lo, too, while there is such a port.
@@ -70,7 +64,7 @@ SW_COLD static __noinline int sw_watch_loopback(struct __sk_buff *skb, struct sw
 	int known;
 
 	sw_arrive(p, SW_FROM_HOST, SW_SCOPE_HOST, skb->ifindex, 0);
-	if (!config || p->protocol != IPPROTO_SCTP || p->fragment || sw_stays_on_lo(p))
+	if (!config || p->protocol != IPPROTO_SCTP || p->fragment)
 		return SW_PASS;
 	route = sw_find_route(SW_SCOPE_HOST, p->family, &p->tuple.destination);
 	scope = route && route->kind == SW_ROUTE_SCOPE ? route->scope : SW_SCOPE_HOST;

@@ -65,14 +65,25 @@ def take_off(net: NodeNet, node: DaemonProcess) -> None:
     in_pod(net.node, remove)
 
 
+def settings(net: NodeNet) -> list[str]:
+    """Of lo: accept_local, route_localnet, rp_filter."""
+    names = [f"net.ipv4.conf.lo.{name}" for name in ("accept_local", "route_localnet", "rp_filter")]
+    return in_namespace(net.node, "sysctl", "-n", *names).stdout.split()
+
+
 def test_as_long_as_a_port_is_an_endpoints(net: NodeNet, node: DaemonProcess) -> None:
+    """The settings of lo are then what they were, whatever that is."""
     pod, conf = net.pod(), conf_of(node)
+    in_namespace(net.node, "sysctl", "-w", "net.ipv4.conf.lo.accept_local=1")
+    before = settings(net)
     node.add("other", net.pod(), node.conf())
     assert heard(net, pod) == "node"
     node.add("pod", pod, conf)
     assert heard(net, pod) == "pod"
+    assert settings(net) == ["1", "1", "2"]
     node.delete("pod", pod, conf)
     assert heard(net, pod) == "node"
+    assert settings(net) == before
     assert node.differences() == []
 
 
@@ -83,11 +94,15 @@ def test_it_comes_back(net: NodeNet, node: DaemonProcess) -> None:
     poll("it is back", lambda: heard(net, pod) == "pod")
     poll("nothing differs", lambda: node.differences() == [])
     assert "the uplink's second program does not run" in node.log.read_text()
+    in_namespace(net.node, "sysctl", "-w", "net.ipv4.conf.lo.accept_local=0")
+    poll("it is set again", lambda: settings(net) == ["1", "1", "2"])
+    assert "does not take what the node is to be answered" in node.log.read_text()
 
 
 def test_without_and_after_the_daemon(net: NodeNet, node: DaemonProcess) -> None:
     """Killed, it goes on; the next one takes it over, and off when nobody has such a port any more."""
     pod, conf = net.pod(), conf_of(node)
+    before = settings(net)
     node.add("pod", pod, conf)
     node.stop(signal.SIGKILL)
     assert heard(net, pod) == "pod"
@@ -96,12 +111,15 @@ def test_without_and_after_the_daemon(net: NodeNet, node: DaemonProcess) -> None
     assert node.differences() == []
     node.delete("pod", pod, conf)
     assert heard(net, pod) == "node"
+    assert settings(net) == before
 
 
 def test_uninstalled(net: NodeNet, node: DaemonProcess) -> None:
-    pod = net.pod()
+    pod, before = net.pod(), settings(net)
     node.add("pod", pod, conf_of(node))
     node.stop()
     code = "from samewire.cli.node import uninstall; uninstall()"
     in_namespace(net.node, sys.executable, "-c", code, "--config", str(node.config), "--purge")
     assert heard(net, pod) == "node"
+    assert settings(net) == before
+    assert not node.run_dir.exists()

@@ -216,39 +216,6 @@ def test_guard_off(world: World) -> None:
         sniffer.wait(lambda frame: frame[12:14] == ETH[4] and frame[-4:] == b"data")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_nobody_is_the_node_to_the_node(world: World, family: int) -> None:
-    """samewire0 lets in what is from the node itself: nobody else may say so, without a guard or behind a tunnel."""
-    node, pod = world.node, world.pods[0]
-    own_address, loopback = node_address(node, family), {4: "127.0.0.1", 6: "::1"}[family]
-    gateway = {4: "10.8.0.1", 6: "fd08::1"}[family]
-    kind = Layer.GUARD, Reason.SPOOFED_IP
-    with unguarded(node, pod):
-        for forged, to in ((own_address, gateway), (gateway, own_address), (loopback, own_address)):
-            forge(node, pod, kind, udp_frame(pod, family, source=forged, to=to))
-        polite = udp_frame(pod, family, source=FORGED[family], to=own_address)
-        with Sniffer(node.space, "samewire0", outgoing=False) as sniffer:
-            inject(pod.space, "eth0", polite)
-            sniffer.wait(lambda frame: frame[14:] == polite[14:])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_nobody_behind_a_tunnel_is_the_node(family: int) -> None:
-    with Lab() as lab:
-        underlay = Underlay(lab)
-        node, other = underlay.node(11), underlay.node(12)
-        node.network(overlay(node, 1, (other, 2, 4)))
-        pod = other.pod(other.network(overlay(other, 2, (node, 1, 4))), "10.2.0.12", "fd02::12")
-        gateway = {4: "10.1.0.1", 6: "fd01::1"}[family]
-        where = node.facts.tunnel_ifindex
-        with unguarded(other, pod):
-            for forged in (node_address(node, family), {4: "127.0.0.1", 6: "::1"}[family]):
-                frame = udp_frame(pod, family, source=forged, to=gateway)
-                drops_once(
-                    node, where, (Layer.GUARD, Reason.SPOOFED_IP), partial(inject, pod.space, "eth0", frame)
-                )
-
-
 class Spoofed:
     """A node that has sent SCTP to itself, and a pod of another node that says what it likes."""
 
@@ -308,23 +275,6 @@ def test_nobody_is_the_node_in_an_error(family: int) -> None:
         ends = packed(node_address(node, family)), packed(source)
         covered = message if family == 4 else pseudo(6, *ends, protocol, len(message)) + message
         world.drops(family, source, protocol, fill(message, 2, covered))
-
-
-def test_loopback_stays_out_of_the_tunnel() -> None:
-    """The kernel lets it out by samewire0, as it takes it there; a pod here sees an address that it can answer."""
-    with Lab() as lab:
-        world = Spoofed(lab)
-        node = world.node
-        near = node.pod(node.network(overlay(node, 1, (world.other, 2, 4))), "10.1.0.10", "fd01::10")
-        kind = Layer.ROUTE, Reason.MARTIAN
-        with node.space.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.bind(("127.0.0.1", 0))
-            drops_once(
-                node, node.facts.host_peer_ifindex, kind, lambda: client.sendto(b"data", (world.pod.ip, 9))
-            )
-            with bound(near.space, socket.SOCK_DGRAM, near.ip) as server:
-                client.sendto(b"data", (near.ip, server.getsockname()[1]))
-                assert server.recvfrom(100)[1][0] == "10.1.0.1"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -37,6 +37,8 @@ pytestmark = [pytest.mark.root]
 
 FAMILIES = (4, 6)
 VIP: Final = {4: "10.96.0.10", 6: "fd96::10"}
+GATEWAY: Final = {4: "10.1.0.1", 6: "fd01::1"}
+LOOPBACK: Final = {4: "127.0.0.1", 6: "::1"}
 SOURCE_VIP: Final = {4: "10.1.0.2", 6: "fd01::2"}
 INTERNAL, CLIENT_PORT, HOST_PORT = 8080, 41000, 13868
 
@@ -217,21 +219,21 @@ def test_node_port_from_the_node(world: World, server: str, family: int) -> None
     with RawSctp(space, family) as client, RawSctp(pod.space.name, family) as backend:
         seen = _exchange(client, backend, (own, 30080))
         assert seen == (own if server == "local" else SOURCE_VIP[family])
-        gateway = "10.1.0.1" if family == 4 else "fd01::1"
-        seen = _exchange(client, backend, (gateway, 30080))
-        assert seen == (gateway if server == "local" else SOURCE_VIP[family])
+        seen = _exchange(client, backend, (GATEWAY[family], 30080))
+        assert seen == (GATEWAY[family] if server == "local" else SOURCE_VIP[family])
     service.close()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("server", ["local", "remote"])
-def test_node_port_from_the_node_by_loopback(world: World, server: str) -> None:
+def test_node_port_from_the_node_by_loopback(world: World, server: str, family: int) -> None:
     """A pod cannot answer 127.0.0.1: it sees an address of the node's in its network."""
     pod: Pod = getattr(world, server)
-    service = world.service(pod, 4)
-    service.vip("", 30080, SCOPE_ANY, family=4)
-    with RawSctp(world.node.space.name, 4) as client, RawSctp(pod.space.name, 4) as backend:
-        seen = _exchange(client, backend, ("127.0.0.1", 30080))
-        assert seen == ("10.1.0.1" if server == "local" else SOURCE_VIP[4])
+    service = world.service(pod, family)
+    service.vip("", 30080, SCOPE_ANY, family=family)
+    with RawSctp(world.node.space.name, family) as client, RawSctp(pod.space.name, family) as backend:
+        seen = _exchange(client, backend, (LOOPBACK[family], 30080))
+        assert seen == (GATEWAY[family] if server == "local" else SOURCE_VIP[family])
     service.close()
 
 
@@ -240,8 +242,7 @@ def test_mapped_port_from_the_node(world: World, family: int) -> None:
     own = node_address(world.node, family)
     with RawSctp(world.node.space.name, family) as client, RawSctp(world.mapped.space.name, family) as pod:
         assert _exchange(client, pod, (own, HOST_PORT)) == own
-        if family == 4:
-            assert _exchange(client, pod, ("127.0.0.1", HOST_PORT)) == "10.1.0.1"
+        assert _exchange(client, pod, (LOOPBACK[family], HOST_PORT)) == GATEWAY[family]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -256,8 +257,8 @@ def test_the_node_to_a_process_of_its_own(world: World, way: str, family: int) -
     with RawSctp(node, family) as client, RawSctp(node, family, own) as backend:
         to = own if way == "node port" else VIP[family]
         assert _exchange(client, backend, (to, 30080)) == own
-        if (way, family) == ("node port", 4):
-            assert _exchange(client, backend, ("127.0.0.1", 30080)) == "127.0.0.1"
+        if way == "node port":
+            assert _exchange(client, backend, (LOOPBACK[family], 30080)) == LOOPBACK[family]
     service.close()
 
 
@@ -274,15 +275,15 @@ def test_lo_keeps_what_is_for_nobody_else(world: World, family: int) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_lo_keeps_what_is_in_no_table_or_could_not_come_back(world: World, family: int) -> None:
-    """Ports of services and endpoints at addresses that only the kernel knows, and at ::1: a process there has them."""
+def test_lo_keeps_what_is_in_no_table(world: World, family: int) -> None:
+    """Ports of services and endpoints at addresses that only the kernel knows: a process there has them."""
     node = world.node.space
     service = world.service(world.local, family)
     service.vip("", 30080, SCOPE_ANY, family=family)
     shown = node.ip("-6", "-brief", "address", "show", "dev", "eth0", "scope", "link")
     link_local = shown.split()[2].partition("/")[0]
     node.ip("route", "replace", "local", "198.51.100.0/24", "dev", "lo")
-    for to in ("198.51.100.7",) if family == 4 else ("::1", f"{link_local}%eth0"):
+    for to in ("198.51.100.7",) if family == 4 else (f"{link_local}%eth0",):
         for port in (30080, HOST_PORT):
             with RawSctp(node.name, family) as client:
                 client.send(CLIENT_PORT, to, port, b"to the node")
@@ -292,10 +293,11 @@ def test_lo_keeps_what_is_in_no_table_or_could_not_come_back(world: World, famil
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("server", ["pod", "process"])
-def test_the_node_to_itself_where_pods_are_on_the_underlay(server: str, family: int) -> None:
-    """samewire0 has no address of a network's there, and the gateway is another machine."""
+def test_from_the_node_where_pods_are_on_the_underlay(server: str, family: int) -> None:
+    """samewire0 has no address there, and the gateway is another machine. All strict about ways back."""
     with Lab() as lab:
         node = Underlay(lab).node(11)
+        node.space.set("ipv4", "conf", "all", "rp_filter", value=1)
         pod = node.pod(node.network(bridged()), "192.168.9.130", "fd09::130")
         node.attach_loopback()
         own = node_address(node, family)
@@ -304,11 +306,12 @@ def test_the_node_to_itself_where_pods_are_on_the_underlay(server: str, family: 
         )
         service = Balancer(node, Target(where, INTERNAL, SCOPE_UPLINK), protocol=SCTP)
         service.vip("", 30080, SCOPE_ANY, family=family)
+        service.vip(VIP[family], 80, SCOPE_ANY)
         with RawSctp(node.space.name, family) as client, RawSctp(space.name, family, bound) as backend:
             assert _exchange(client, backend, (own, 30080)) == own
-            if family == 4:
-                seen = _exchange(client, backend, ("127.0.0.1", 30080))
-                assert seen == ("127.0.0.1" if server == "process" else own)
+            assert _exchange(client, backend, (VIP[family], 80)) == own
+            seen = _exchange(client, backend, (LOOPBACK[family], 30080))
+            assert seen == (LOOPBACK[family] if server == "process" else own)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -318,7 +321,7 @@ def test_no_endpoints_from_the_node(world: World, family: int) -> None:
     service.vip("", 30082, SCOPE_ANY, family=family)
     own = node_address(world.node, family)
     before = world.node.counter(Counter.LB_REFUSED)
-    with Sniffer(world.node.space, "samewire0", outgoing=False) as sniffer:
+    with Sniffer(world.node.space, "lo", outgoing=False) as sniffer:
         with RawSctp(world.node.space.name, family) as client:
             client.send(CLIENT_PORT, own, 30082, bytes(20))
         at, kind = (34, b"\3\3") if family == 4 else (54, b"\1\4")

@@ -128,8 +128,6 @@ class Node:
         netlink.request(link_set("samewire0", arp=False))
         for family, where, key, value in (
             ("ipv4", "samewire0", "rp_filter", 2),
-            ("ipv4", "samewire0", "accept_local", 1),
-            ("ipv4", "samewire0", "route_localnet", 1),
             ("ipv6", "samewire0", "addr_gen_mode", 1),
             ("ipv6", "samewire1", "disable_ipv6", 1),
             ("ipv6", "swvxlan0", "disable_ipv6", 1),
@@ -199,7 +197,9 @@ class Node:
         ]
 
     def attach_loopback(self) -> None:
-        """Attach to lo what looks at packets from the node to itself."""
+        """Attach to lo what looks at packets from the node to itself, and have it take what comes back."""
+        for key, value in (("accept_local", 1), ("route_localnet", 1), ("rp_filter", 2)):
+            self.space.set("ipv4", "conf", "lo", key, value=value)
         out = self.program("sw_uplink_out")
         if has_tcx():
             link = self.space.run(partial(BpfLink.attach, out, LOOPBACK, AttachType.TCX_EGRESS))

@@ -243,8 +243,7 @@ class _Pass:
                 lambda: hooks.attach_uplink(facts.uplink_ifindex),
             )
         loopback = self._switch.loopback
-        if loopback.is_wrong():
-            text = "the uplink's second program " + ("does not run" if loopback.wanted else "runs for nobody")
+        if text := loopback.trouble():
             self._report("hook", "lo", text, loopback.attach)
 
     async def _links(self, present: dict[int, Link]) -> None:

@@ -43,15 +43,12 @@ _LOOSE: Final = 2
 _IFF_NOARP: Final = 0x80
 
 # What only these devices need. samewire0: the source of what the switch hands over may be routed elsewhere (an
-# overlay that the host is no part of), so loose rp_filter, or be the node itself, loopback too (answers to what lo has
-# handed over; the switch sees to it that nobody else says so); nothing is to be forwarded from or to our devices (of
+# overlay that the host is no part of), so loose rp_filter; nothing is to be forwarded from or to our devices (of
 # samewire0 `HostNet` sees to it, for networks may want it); no link-local address and no announcements of IPv6 on any
 # of them.
 _SETTINGS: Final[dict[str, tuple[tuple[str, str, int], ...]]] = {
     HOST: (
         ("ipv4", "rp_filter", _LOOSE),
-        ("ipv4", "accept_local", 1),
-        ("ipv4", "route_localnet", 1),
         ("ipv6", "addr_gen_mode", 1),
         ("ipv6", "accept_ra", 0),
         ("ipv6", "forwarding", 0),

@@ -28,6 +28,7 @@ from samewire.kernel.rtnetlink import (
     filter_dump,
 )
 from samewire.kernel.rtnetlink.tc import Direction
+from samewire.node.losettings import LoSettings
 from samewire.vfp.constants import LOOPBACK
 
 UPLINK_PRIORITY: Final = 0x5377
@@ -90,6 +91,7 @@ class Hooks:
         self._netlink = netlink
         self._links = bpf_dir / "links"
         self._lo_pin = self._links / _LO
+        self._lo_settings = LoSettings(bpf_dir.parent)
         self._programs = programs
         self._cgroup: Path | None = None
         self._closed = False
@@ -173,22 +175,34 @@ class Hooks:
             self._filtered(ifindex, direction, self._programs[name]) for _, name, direction, _ in _UPLINK
         )
 
-    def attach_loopback(self, wanted: bool) -> None:
-        """Attach to lo what looks at packets from the node to itself, or take it off. Raises KernelError."""
-        if wanted and has_tcx():
+    def attach_loopback(self) -> None:
+        """Attach to lo what looks at packets from the node to itself. Raises KernelError."""
+        self._lo_settings.set()
+        if has_tcx():
             self._attach_link(self._lo_pin, self._programs[_OUT], LOOPBACK, AttachType.TCX_EGRESS)
-        elif wanted:
+        else:
             self._attach_filter(LOOPBACK, "egress", _OUT)
-        elif has_tcx():
-            self._lo_pin.unlink(missing_ok=True)
+
+    def leave_loopback(self) -> None:
+        """Take it off. Raises KernelError."""
+        if has_tcx():
+            try:
+                self._lo_pin.unlink(missing_ok=True)
+            except OSError as error:
+                raise KernelError(f"remove {self._lo_pin}", error.errno or errno.EIO) from error
         else:
             detach_uplink(self._netlink, LOOPBACK)
+        self._lo_settings.give_back()
 
     def on_loopback(self) -> bool:
         """Whether the program is on lo. Raises KernelError."""
         if has_tcx():
             return self._linked(_LO, self._programs[_OUT], LOOPBACK)
         return self._filtered(LOOPBACK, "egress", self._programs[_OUT])
+
+    def loopback_takes(self) -> bool:
+        """Whether lo takes what comes back. Raises KernelError."""
+        return self._lo_settings.are_set()
 
     def on_sockets(self) -> bool:
         """Whether every socket program is attached where it was asked for, and that is there. Raises KernelError."""

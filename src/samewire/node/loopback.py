@@ -49,9 +49,16 @@ class Loopback:
         """Attach or take off. Raises KernelError."""
         self._is_on = None
         wanted = self.wanted
-        self._hooks.attach_loopback(wanted)
+        if wanted:
+            self._hooks.attach_loopback()
+        else:
+            self._hooks.leave_loopback()
         self._is_on = wanted
 
-    def is_wrong(self) -> bool:
-        """Whether the kernel has it otherwise. Raises KernelError."""
-        return self._hooks.on_loopback() != self.wanted
+    def trouble(self) -> str:
+        """What the kernel has otherwise, in words; empty when nothing. Raises KernelError."""
+        if self._hooks.on_loopback() != self.wanted:
+            return "the uplink's second program " + ("does not run" if self.wanted else "runs for nobody")
+        if self.wanted and not self._hooks.loopback_takes():
+            return "does not take what the node is to be answered"
+        return ""

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 from collections.abc import Iterator
+from typing import Final
 
 import msgspec
 
@@ -29,6 +30,7 @@ from samewire.node.devices import OWN_DEVICES, give_ports_back
 from samewire.node.hooks import detach_uplink, pins
 from samewire.node.keepsakes import FILE_NAME, find_keepsakes, save_keepsakes
 from samewire.node.listeners import Listeners
+from samewire.node.losettings import LoSettings
 from samewire.node.memory import STARTS
 from samewire.node.nicfilters import NicFilters
 from samewire.node.planning import netns_path
@@ -48,7 +50,7 @@ def uninstall(config: NodeConfig, *, purge: bool = False) -> list[str]:
     failures: list[SamewireError] = []
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with lock_run_dir(config.run_dir), lock_network(), Netlink() as netlink:
-        for step in (_relay, _filters, _listeners, _proxies, _uplink, _links, _routes, _ports, _pins, _files):
+        for step in _STEPS:
             try:
                 done += step(config, netlink)
             except SamewireError as error:
@@ -114,6 +116,11 @@ def _uplink(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
             yield f"filters on {link.name}"
 
 
+def _loopback(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
+    if LoSettings(config.run_dir).give_back():
+        yield "settings of lo"
+
+
 def _links(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
     names = [link.name for link in netlink.dump(link_dump()) if link.group == LINK_GROUP]
     # The end of the own pair that carries no mark, if it was made by a daemon that died right then, goes along.
@@ -153,6 +160,21 @@ def _files(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
         if path.exists():
             path.unlink()
             yield str(path)
+
+
+_STEPS: Final = (
+    _relay,
+    _filters,
+    _listeners,
+    _proxies,
+    _uplink,
+    _loopback,
+    _links,
+    _routes,
+    _ports,
+    _pins,
+    _files,
+)
 
 
 def _tidy(config: NodeConfig) -> None:

@@ -148,8 +148,8 @@ REASONS: Final[Mapping[Reason, Explanation]] = {
         "The connection has ended or aged out; nothing to do unless it is many (somebody forges errors).",
     ),
     Reason.MARTIAN: Explanation(
-        "Source and destination are the same, the destination is a loopback or unspecified address, the node has "
-        "sent it from 127.0.0.1 to behind a tunnel, or it comes from the wrong side of a translated connection.",
+        "Source and destination are the same, the destination is a loopback or unspecified address, or the packet "
+        "comes from the wrong side of a translated connection.",
         "The program uses an address that means nothing outside of its own namespace (127.0.0.1, 0.0.0.0, "
         "its own).",
     ),

@@ -56,7 +56,6 @@ VLAN: Final = 0x1000000
 VLAN_NODE: Final = 0x2000000
 VLAN_ID: Final = 0xFFF
 LOOPBACK: Final = 1
-BY_SAMEWIRE0: Final = 1
 TICK_SHIFT: Final = 30
 TICK_S: Final = (1 << TICK_SHIFT) / 1e9
 

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from samewire.vfp.address import IPV6, ZERO
 from samewire.vfp.constants import (
-    BY_SAMEWIRE0,
+    LOOPBACK,
     SCOPE_ANY,
     SCOPE_OUTSIDE,
     SCOPE_UPLINK,
@@ -191,7 +191,7 @@ def route_across(state: State, walk: Walk) -> None:
     if route is None:
         raise Dropped(Layer.ROUTE, Reason.NO_ROUTE, rule=walk.service)
     if route.kind == RouteKind.HOST:
-        send(walk, Fate.HOST, BY_SAMEWIRE0 if walk.first_arrival == Arrival.HOST else 0)
+        send(walk, Fate.HOST, LOOPBACK if walk.first_arrival == Arrival.HOST else 0)
         return
     fate, target = _across(state, walk, route)
     walk.out_scope = walk.backend_scope

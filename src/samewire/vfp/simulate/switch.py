@@ -7,9 +7,9 @@ from typing import Final, NoReturn
 
 from msgspec.structs import replace
 
-from samewire.vfp.address import ZERO
+from samewire.vfp.address import NO_MAC, ZERO
 from samewire.vfp.constants import (
-    BY_SAMEWIRE0,
+    LOOPBACK,
     SCOPE_HOST,
     SCOPE_UPLINK,
     VLAN_ID,
@@ -44,7 +44,7 @@ from samewire.vfp.simulate.packet import (
 )
 from samewire.vfp.simulate.refuse import PORT_UNREACHABLE, reset_frame
 from samewire.vfp.simulate.state import Dropped, Outcome, Passed, Refused, State, Unrouted, Walk, make_key
-from samewire.vfp.tables import Action, Flow, FlowKey, Fragment, FragmentKey, Nexthop, Port
+from samewire.vfp.tables import Action, Config, Flow, FlowKey, Fragment, FragmentKey, Nexthop, Port
 
 _FRAGMENT_TICKS: Final = 30
 _LOOPBACK: Final = bytes(15) + b"\x01"  # ::1
@@ -316,21 +316,21 @@ class Simulator:
             packet.data[0:6] = config.uplink_mac
             target = config.uplink_ifindex
         elif config is not None:
-            if walk.arrival == Arrival.UPLINK and action.target != BY_SAMEWIRE0:
-                raise Passed
-            if self._poses_as_node(walk):
-                raise Dropped(Layer.GUARD, Reason.SPOOFED_IP)
-            set_macs(packet, config.host_mac, config.host_peer_mac)
-            target = config.host_ifindex
+            target = self._to_host(walk, config, action.target)
         return Outcome(bytes(packet.data), Fate(action.fate), target)
 
-    def _poses_as_node(self, walk: Walk) -> bool:
-        """What goes to the node as if it came from there, and nobody has looked."""
-        own = self.state.port(walk.port_id) if walk.arrival == Arrival.POD else None
-        seen = own is not None and not own.flags & PortFlag.NO_GUARD
-        if walk.arrival == Arrival.HOST or seen:
-            return False
-        return self.state.is_node(walk.packet.family, walk.packet.tuple.source)
+    def _to_host(self, walk: Walk, config: Config, device: int) -> int:
+        """By lo what the node has said to itself, and what it is answered to that: nobody else is the node there."""
+        packet = walk.packet
+        if device == LOOPBACK:
+            if walk.arrival != Arrival.HOST and self.state.is_node(packet.family, packet.tuple.source):
+                raise Dropped(Layer.GUARD, Reason.SPOOFED_IP)
+            set_macs(packet, NO_MAC, NO_MAC)
+            return LOOPBACK
+        if walk.arrival == Arrival.UPLINK:
+            raise Passed
+        set_macs(packet, config.host_mac, config.host_peer_mac)
+        return config.host_ifindex
 
     def _to_vlan(self, walk: Walk) -> None:
         """By the MAC that the pod has found; nobody else has asked for one."""

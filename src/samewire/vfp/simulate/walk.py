@@ -8,7 +8,7 @@ from samewire.vfp.address import ZERO, is_loopback
 from samewire.vfp.constants import (
     ACL_IN,
     ACL_OUT,
-    BY_SAMEWIRE0,
+    LOOPBACK,
     SCOPE_DIRECT,
     SCOPE_UPLINK,
     Arrival,
@@ -62,8 +62,6 @@ def walk_layers(state: State, walk: Walk) -> None:
     _routing(state, walk)
     if own is not None:
         _initiator_layers(state, walk, own)
-    if walk.forward.fate == Fate.TUNNEL and not walk.wants_snat and _is_from_loopback(walk):
-        raise Dropped(Layer.ROUTE, Reason.MARTIAN)
     if walk.forward.fate == Fate.PORT:
         _target_layers(state, walk)
     _route_back(state, walk)
@@ -275,9 +273,11 @@ def _route_back(state: State, walk: Walk) -> None:
         walk.reverse = replace(walk.reverse, fate=fate, target=target, flags=flags)
 
 
-def _is_from_lo(state: State, walk: Walk) -> bool:
-    """Whether the node has sent the first packet to itself."""
-    return walk.packet.protocol == SCTP and state.is_node(walk.packet.family, walk.first.destination)
+def _is_answered_by_lo(state: State, walk: Walk) -> bool:
+    """Whether answers to what the node has sent are from the node itself, or from a VIP."""
+    if walk.packet.protocol != SCTP:
+        return False
+    return bool(walk.backend) or state.is_node(walk.packet.family, walk.first.destination)
 
 
 def _way_back(state: State, walk: Walk) -> tuple[Fate, int, int] | None:
@@ -285,7 +285,7 @@ def _way_back(state: State, walk: Walk) -> tuple[Fate, int, int] | None:
         routed = walk.forward.fate == Fate.UPLINK and walk.route_flags & RouteFlag.DECREMENT
         return Fate.PORT, walk.first_port, RewriteFlag.DECREMENT if routed else 0
     if walk.first_arrival == Arrival.HOST:
-        return Fate.HOST, BY_SAMEWIRE0 if _is_from_lo(state, walk) else 0, 0
+        return Fate.HOST, LOOPBACK if _is_answered_by_lo(state, walk) else 0, 0
     scope = SCOPE_UPLINK if walk.first_scope == SCOPE_DIRECT else walk.first_scope
     family, source = walk.packet.family, walk.first.source
     route = state.route(scope, family, source)
