@@ -195,8 +195,8 @@ SW_INLINE void sw_route_own_back(struct sw_packet *p, const struct sw_route *own
 }
 
 /*
- * Whether answers to what the node has sent come by lo: they are from the node itself, or from a VIP, of which the kernel knows no
- * way by samewire0.
+ * Whether answers to what the node has sent come by lo: they are from the node itself, or from a VIP, to which no route
+ * leads by samewire0.
  */
 SW_INLINE int sw_is_answered_by_lo(const struct sw_packet *p)
 {

@@ -103,7 +103,10 @@ SW_INLINE int sw_is_loopback(__u8 family, const struct sw_addr *address)
 	return !word[0] && !word[1] && !word[2] && word[3] == bpf_htonl(1);
 }
 
-/* Whether an address is the node itself: loopback, or one of its own on the underlay or in a pod network. Global: verified once. */
+/*
+ * Whether an address is the node itself: loopback, or one of its own on the underlay or in a pod network. Global: verified
+ * once.
+ */
 __noinline int sw_is_node(__u32 family, const struct sw_addr *address)
 {
 	struct sw_route *route;
