@@ -756,7 +756,15 @@ def test_nothing_leaks_in_a_churn(world: World) -> None:
         frames = [
             [udp_frame(pod, 1000 + i // 2 + 5000 * (i % 2) * who, 53) for i in range(3000)] for who in (0, 1)
         ]
-        together(lambda who, i: int(run(node, pod, frames[who][i]) == _REDIRECT), 3000)
+        # By the pod's interface: a test run of 6.1 lets the timer in between, which never comes to a packet.
+        with (
+            pod.space.socket(socket.AF_PACKET, socket.SOCK_RAW) as one,
+            pod.space.socket(socket.AF_PACKET, socket.SOCK_RAW) as other,
+        ):
+            wires = (one, other)
+            for wire in wires:
+                wire.bind(("eth0", 0))
+            together(lambda who, i: wires[who].send(frames[who][i]), 3000)
         poll("consistency", lambda: consistent(node))
         poll("an empty table", lambda: not node.flow_table())
         assert not node.occupied_slots()
