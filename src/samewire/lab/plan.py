@@ -19,9 +19,10 @@ from samewire.lab.addressing import (
     segments,
 )
 from samewire.lab.cluster import Cluster, Network, Stack
+from samewire.lab.hostports import EVERY
 from samewire.lab.manifests import POD_KINDS, Skipped, Workload, parse_manifests
 from samewire.lab.rules import ingress_prefixes, unfit_address
-from samewire.lab.schedule import EVERY, Pending, Pod, Scheduler, node_labels
+from samewire.lab.schedule import Pending, Pod, Scheduler, node_labels
 from samewire.lab.services import reasons_taken, refused_services, service_plans, with_ingress
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from samewire.lab.hostports import EVERY, Claim, HostPorts
+
 _LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
 _ENV_NAME = re.compile(r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")
 _NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
@@ -31,9 +33,6 @@ _SUFFIXES = {
 _FIELD = "field:"
 NODE_NAME = f"{_FIELD}metadata.name"
 
-# A hostIP that is none in particular.
-_EVERY = frozenset({"", "0.0.0.0", "::"})
-
 GUARANTEED, BURSTABLE, BEST_EFFORT = "Guaranteed", "Burstable", "BestEffort"
 
 
@@ -45,6 +44,11 @@ class Port(Struct, frozen=True):
     host_port: int = 0
     host_ip: str = ""
     name: str = ""
+
+    @property
+    def claim(self) -> Claim:
+        """The host port that it takes, if any."""
+        return self.protocol, self.host_port, self.host_ip or EVERY
 
 
 class Container(Struct, frozen=True):
@@ -247,13 +251,11 @@ def _port(item: Any, host_network: bool) -> Port:
 
 
 def _check_host_ports(containers: tuple[Container, ...]) -> None:
-    addresses: dict[str, set[str]] = {}
+    taken = HostPorts()
     for port in (port for container in containers for port in container.ports if port.host_port):
-        number = f"{port.host_port}/{port.protocol}"
-        there = addresses.setdefault(number, set())
-        if port.host_ip in there or (there and _EVERY & {port.host_ip, *there}):
-            raise ValueError(f"host port {number} is there twice")
-        there.add(port.host_ip)
+        if port.claim in taken:
+            raise ValueError(f"host port {port.host_port}/{port.protocol} is there twice")
+        taken.update([port.claim])
 
 
 def _port_number(name: str, value: Any) -> int:

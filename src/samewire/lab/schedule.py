@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from msgspec import Struct
 
 from samewire.lab.cluster import Node, Override
+from samewire.lab.hostports import EVERY, Claim, HostPorts
 from samewire.lab.manifests import Workload, daemon_pod_name, generated_suffix, pod_template
 from samewire.lab.names import DNS_PORT, KUBELET_PORT
 from samewire.lab.podspec import NODE_NAME, Container, PodTemplate, Requirement, Toleration
@@ -35,12 +36,6 @@ _DAEMON_TOLERATIONS = tuple(
 
 # A file's name has 255 bytes, of which the name of a pod's network namespace takes up to 31 for the lab's.
 _SLUG_LENGTH, _HASH_LENGTH = 200, 10
-
-Claim = tuple[str, int, str]
-"""Protocol, number and address of a host port."""
-
-EVERY = "0.0.0.0"
-_WILDCARDS = frozenset({EVERY, "::"})
 
 # What every node serves itself (see names.py).
 _LAB_PORTS = frozenset(
@@ -96,7 +91,7 @@ class Scheduler:
         self.overrides = overrides
         self.pods: list[Pod] = []
         self.pending: list[Pending] = []
-        self._host_ports = {node.name: {*_LAB_PORTS, *taken} for node in nodes}
+        self._host_ports = {node.name: HostPorts({*_LAB_PORTS, *taken}) for node in nodes}
         self._names: set[str] = set()
 
     def place(self, workload: Workload, network: str) -> None:
@@ -160,7 +155,8 @@ class Scheduler:
                 key, value, effect, (*template.tolerations, *extra)
             ):
                 return f"taint {key}"
-        if taken := _clash(_claims(template), self._host_ports[node.name]):
+        here = self._host_ports[node.name]
+        if taken := next((claim for claim in sorted(_claims(template)) if claim in here), None):
             return f"host port {taken[1]}/{taken[0]} is taken"
         return None if template.host_network else self._full(network, node)
 
@@ -208,19 +204,10 @@ def _listed(refusals: Mapping[str, str | None]) -> str:
 
 def _claims(template: PodTemplate) -> set[Claim]:
     ports = [port for container in template.containers for port in container.ports]
-    claims = {(port.protocol, port.host_port, port.host_ip or EVERY) for port in ports if port.host_port}
+    claims = {port.claim for port in ports if port.host_port}
     if template.host_network:
         claims |= {(port.protocol, port.container_port, EVERY) for port in ports}
     return claims
-
-
-def _clash(wanted: Iterable[Claim], taken: Iterable[Claim]) -> Claim | None:
-    """The first of the wanted that is taken: at the same address, or where either is for every one."""
-    for one in sorted(wanted):
-        for other in taken:
-            if one[:2] == other[:2] and (one[2] == other[2] or {one[2], other[2]} & _WILDCARDS):
-                return one
-    return None
 
 
 def _meets(labels: dict[str, str], requirement: Requirement) -> bool:
