@@ -9,7 +9,7 @@ import asyncio
 
 import structlog
 
-from samewire.errors import KernelError
+from samewire.errors import SamewireError
 from samewire.node.balancers import Balancers
 from samewire.node.hooks import Hooks
 from samewire.node.wanted import Wanted
@@ -39,14 +39,14 @@ class Loopback:
             return
         try:
             self.attach()
-        except KernelError as error:
+        except SamewireError as error:
             log.warning(
                 "packets from the node to itself are not looked at as they should be", error=str(error)
             )
             self._suspect.set()
 
     def attach(self) -> None:
-        """Attach or take off. Raises KernelError."""
+        """Attach or take off. Raises SamewireError."""
         self._is_on = None
         wanted = self.wanted
         if wanted:
@@ -56,7 +56,9 @@ class Loopback:
         self._is_on = wanted
 
     def trouble(self) -> str:
-        """What the kernel has otherwise, in words; empty when nothing. Raises KernelError."""
+        """What the kernel has otherwise, in words; empty when nothing. Raises SamewireError."""
+        if self._is_on is None:
+            return "could not be left as it should be"
         if self._hooks.on_loopback() != self.wanted:
             return "the uplink's second program " + ("does not run" if self.wanted else "runs for nobody")
         if self.wanted and not self._hooks.loopback_takes():

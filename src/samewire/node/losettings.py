@@ -21,7 +21,7 @@ _SETTINGS: Final = {"accept_local": "1", "route_localnet": "1", "rp_filter": "2"
 
 
 class LoSettings:
-    """Sets them and gives them back. All methods raise KernelError."""
+    """Sets them and gives them back. All methods raise SamewireError."""
 
     def __init__(self, run_dir: Path) -> None:
         self._file = run_dir / FILE_NAME
@@ -31,14 +31,16 @@ class LoSettings:
         return all(sysctl.read(_path(name)) == value for name, value in _SETTINGS.items())
 
     def set(self) -> None:
-        """Have lo take it. What was there before is noted first: a crash in between loses nothing."""
+        """Have lo take it. What was there before is noted first: a crash in between loses nothing. Somebody who has
+        changed it since wants that back, and not what was there still earlier.
+        """
         present = {name: sysctl.read(_path(name)) for name in _SETTINGS}
         wrong = {name: was for name, was in present.items() if was != _SETTINGS[name]}
         if not wrong:
             return
         kept = self._kept()
-        if wrong.keys() - kept.keys():
-            self._keep({**wrong, **kept})
+        if (noted := {**kept, **wrong}) != kept:
+            self._keep(noted)
         for name in wrong:
             sysctl.write(_path(name), _SETTINGS[name])
 

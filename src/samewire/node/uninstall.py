@@ -30,6 +30,7 @@ from samewire.node.devices import OWN_DEVICES, give_ports_back
 from samewire.node.hooks import detach_uplink, pins
 from samewire.node.keepsakes import FILE_NAME, find_keepsakes, save_keepsakes
 from samewire.node.listeners import Listeners
+from samewire.node.losettings import FILE_NAME as LO_FILE_NAME
 from samewire.node.losettings import LoSettings
 from samewire.node.memory import STARTS
 from samewire.node.nicfilters import NicFilters
@@ -179,7 +180,8 @@ _STEPS: Final = (
 
 def _tidy(config: NodeConfig) -> None:
     """What else is ours in the run directory, and that itself, unless others have something in it."""
-    for name in (config.hns_token_file.name, STARTS, "switch.o.new", TAKEOVER_LOCK_NAME, LOCK_NAME):
+    new = ("switch.o.new", f"{LO_FILE_NAME}.new")
+    for name in (config.hns_token_file.name, STARTS, *new, TAKEOVER_LOCK_NAME, LOCK_NAME):
         with contextlib.suppress(OSError):
             (config.run_dir / name).unlink()
     for directory in (config.bpf_dir, config.run_dir):
