@@ -63,7 +63,11 @@ class KernelTables:
 
     def write_rows(self, name: str, rows: Mapping[bytes, bytes]) -> None:
         """Write entries that are bytes already. Raises KernelError; what was written by then stays."""
-        self._put(rows, self.maps[name])
+        try:
+            self._put(rows, self.maps[name])
+        finally:
+            if rows and name in _REMEMBERED:  # a backend may be in another network than it was
+                self.changed()
 
     def remove_rows(self, name: str, keys: Sequence[bytes]) -> None:
         """Remove entries; those that are gone already are fine. Raises KernelError."""
