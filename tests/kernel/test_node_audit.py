@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -26,6 +27,7 @@ from samewire.node.watch import Watcher
 from samewire.vfp.model import PortLink
 from samewire.vfp.tables import DropKey, RuleCountKey
 from tests.support.node import STALL_S, NodeNet, in_namespace, ip, ip_json, overlay, path_of
+from tests.support.two_nodes import in_pod
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -139,6 +141,25 @@ async def test_a_pod_keeps_no_other_from_what_changes_for_all(net: NodeNet, node
     elif how == "without IPv6":
         assert mtu(pods[0]) == before - 100
         assert await node.auditor.compare() == []
+
+
+async def test_whose_file_is_anothers_has_nothing_of_what_that_one_sends(net: NodeNet, node: Node) -> None:
+    pod, count = net.pod(), 1000
+    await NodeBackend(node).attach(request(pod))
+    (endpoint,) = node.service.view.endpoints()
+
+    def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as opened:
+            opened.bind(("eth0", 0))
+            for _ in range(count):
+                opened.send(bytes(60))
+
+    with NetNamespace(path_of(pod)):  # it lives on without its file
+        move(net, pod, "elsewhere")
+        for name in ("eth0", "eth1"):
+            ip("link", "set", name, "up", netns_name=pod)
+        in_pod(pod, send)
+        assert (await node.service.endpoint_stats(endpoint.id)).packets_sent < count
 
 
 def mtu(pod: str) -> int:

@@ -283,7 +283,9 @@ class HnsService:
             raise
 
     async def _take_back(self, changes: Sequence[Change]) -> None:
-        """Undo in the switch what could not be written. If that fails too, the audit finds the difference."""
+        """Undo in the switch what could not be written. If that fails too, the switch keeps it until these objects'
+        next change, or the next start.
+        """
         try:
             await self._switch.apply([change.inverse() for change in reversed(changes)], self.view)
         except SamewireError as error:

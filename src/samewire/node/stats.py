@@ -16,7 +16,7 @@ def read_stats(state: PortState, netlink: Netlink, drops: BpfMap) -> EndpointSta
     """Read an endpoint's counters. Raises KernelError.
 
     Packets handed to a pod by redirect_peer pass the host end by, so the pod's own end counts; while its namespace
-    is gone the host end has to do.
+    is gone, or its file is another one's, the host end has to do.
     """
     incoming, outgoing = read_drops(state.ifindex, drops)
     inside = _pod_end(state)
@@ -76,7 +76,10 @@ def all_counters(counters: BpfMap) -> list[int]:
 
 def _pod_end(state: PortState) -> Link | None:
     try:
-        with NetNamespace(state.link.netns_path) as netns, Netlink(netns.fd) as inside:
-            return find_link(inside, state.link.interface_name)
+        with NetNamespace(state.link.netns_path) as netns:
+            if state.identity not in (None, netns.identity):
+                return None
+            with Netlink(netns.fd) as inside:
+                return find_link(inside, state.link.interface_name)
     except GONE:
         return None
