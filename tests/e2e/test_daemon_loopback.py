@@ -118,9 +118,12 @@ def test_uninstalled(net: NodeNet, node: DaemonProcess) -> None:
     pod, before = net.pod(), settings(net)
     node.add("pod", pod, conf_of(node))
     node.stop()
-    (node.run_dir / "lo.json.new").touch()  # of one that was killed right then
+    state_dir = node.state_dir
+    for left in (node.run_dir / "lo.json.new", state_dir / "node.json.new", state_dir / "samewire.db.new"):
+        left.touch()  # of one that was killed right then
     code = "from samewire.cli.node import uninstall; uninstall()"
     in_namespace(net.node, sys.executable, "-c", code, "--config", str(node.config), "--purge")
     assert heard(net, pod) == "node"
     assert settings(net) == before
     assert not node.run_dir.exists()
+    assert not state_dir.exists()
