@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from samewire.hcn.query import find, parse_query
 from samewire.hcn.schema import Endpoint, EndpointFlags, Kind, Network, NetworkFlags
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
+from samewire.hcn.switch import Change, StoreView
 from tests.support.hcn import FakeSwitch, at, bridge, overlay
 from tests.support.waiting import until
 
@@ -637,6 +638,28 @@ async def test_a_network_without_the_node_gets_a_source_vip(service: HnsService,
         Kind.LOADBALANCER, encode(balancer(network_id=network.id, port_mappings=(mapping(82),)))
     )
     await service.modify(Kind.LOADBALANCER, outside[1].id, whole)
+    assert service.view.endpoints() == []
+
+
+async def test_a_source_vip_stays_with_a_load_balancer_that_cannot_go(
+    service: HnsService, switch: FakeSwitch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = await service.create_network(overlay())
+    value = balancer(id=guid(1), network_id=network.id, port_mappings=(mapping(81, flags=16),))
+    assert await service.change_load_balancers(OWNER, [value]) == {}
+    (endpoint,) = service.view.endpoints()
+    apply = switch.apply
+
+    async def refuse(changes: Sequence[Change], view: StoreView) -> None:
+        if any(change.id == value.id for change in changes):
+            raise KernelError("remove an entry of sw_services", 12)
+        await apply(changes, view)
+
+    monkeypatch.setattr(switch, "apply", refuse)
+    assert set(await service.change_load_balancers(OWNER, [], [value.id])) == {value.id}
+    assert service.view.endpoints() == [endpoint]
+    monkeypatch.undo()
+    assert await service.change_load_balancers(OWNER, [], [value.id]) == {}
     assert service.view.endpoints() == []
 
 

@@ -261,8 +261,13 @@ class HnsService:
         return batch.failures, batch.clashing
 
     async def _one_by_one(self, batch: loadbalancers.Batch) -> None:
-        """A slice has failed: find out which object it was."""
+        """A slice has failed: find out which object it was. A source VIP stays with a load balancer that stays."""
         for change in batch.changes:
+            if isinstance(change.before, Endpoint) and any(
+                self.view.is_source_vip(change.before.network_id, address)
+                for address in change.before.addresses
+            ):
+                continue
             try:
                 await self._make_true([change])
             except SamewireError as error:
