@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from samewire.errors import KernelError
@@ -51,6 +52,17 @@ def test_what_somebody_has_set_since_comes_back(tmp_path: Path, lo: dict[str, st
     assert lo == SET
     settings.give_back()
     assert lo == {**BEFORE, "rp_filter": "1"}
+
+
+@pytest.mark.parametrize("other", ["later", "../all/accept_local"])
+def test_a_note_of_what_is_not_ours_stops_nobody(tmp_path: Path, lo: dict[str, str], other: str) -> None:
+    """Of a later build, or damaged: the rest is given back, and the node starts."""
+    settings = LoSettings(tmp_path)
+    settings.set()
+    (tmp_path / "lo.json").write_bytes(msgspec.json.encode({**BEFORE, other: "0"}))
+    assert settings.give_back()
+    assert lo == BEFORE
+    assert not list(tmp_path.iterdir())
 
 
 class Hooks:

@@ -57,13 +57,14 @@ class LoSettings:
         return bool(kept)
 
     def _kept(self) -> dict[str, str]:
-        """What was noted; nothing where nobody can tell any more."""
+        """What was noted; nothing where nobody can tell any more. What another build has noted besides is its own."""
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=dict[str, str])
+            noted = msgspec.json.decode(self._file.read_bytes(), type=dict[str, str])
         except (FileNotFoundError, msgspec.MsgspecError):
             return {}
         except OSError as error:
             raise KernelError(f"read {self._file}", error.errno or errno.EIO) from error
+        return {name: was for name, was in noted.items() if name in _SETTINGS}
 
     def _keep(self, values: dict[str, str]) -> None:
         new = self._file.with_name(f"{FILE_NAME}.new")
