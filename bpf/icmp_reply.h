@@ -9,6 +9,7 @@
 #define SAMEWIRE_ICMP_REPLY_H
 
 #include "account.h"
+#include "rewrite.h"
 #include "tables.h"
 
 /* Of a packet, with its headers; of TCP the whole of them also where it is small. */
@@ -184,7 +185,10 @@ SW_INLINE int sw_send_back(struct __sk_buff *skb, struct sw_packet *p)
 	if (p->arrival == SW_FROM_HOST) {
 		if (p->protocol == IPPROTO_SCTP && sw_is_node(p->family, &p->tuple.destination))
 			return bpf_redirect(SW_LOOPBACK, BPF_F_INGRESS);
-		return config ? bpf_redirect(config->host_ifindex, BPF_F_INGRESS) : TC_ACT_SHOT;
+		/* What was on its way to the uplink has MACs of there. */
+		if (!config || sw_set_macs(skb, config->host_mac, config->host_peer_mac))
+			return TC_ACT_SHOT;
+		return bpf_redirect(config->host_ifindex, BPF_F_INGRESS);
 	}
 	if (p->arrival == SW_FROM_UPLINK)
 		skb->mark = SW_MARK;

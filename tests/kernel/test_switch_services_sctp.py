@@ -5,6 +5,7 @@ The kernel that tests run on may have no SCTP: the packets are made and checked 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Final
@@ -28,7 +29,7 @@ from samewire.vfp.tables import Id, Port
 from tests.support.frames import ip_packet
 from tests.support.netlab import Lab, Space
 from tests.support.node_rig import Pod
-from tests.support.sctp import RawSctp, crc32c, segment
+from tests.support.sctp import WAIT_S, RawSctp, crc32c, segment
 from tests.support.services import Balancer, Target
 from tests.support.traffic import Sniffer, inject
 from tests.support.worlds import OUT, Underlay, bridged, node_address, overlay
@@ -328,6 +329,34 @@ def test_no_endpoints_from_the_node(world: World, family: int) -> None:
         sniffer.wait(lambda got: got[at : at + 2] == kind)
     assert world.node.counter(Counter.LB_REFUSED) == before + 1
     service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_node_hears_errors_about_a_vip(world: World, family: int) -> None:
+    """That nobody is there, and that a packet is too long for the tunnel: its stack takes them."""
+    refused, at = (b"\3\3", 20) if family == 4 else (b"\1\4", 0)
+    too_big = b"\3\4" if family == 4 else b"\2\0"
+    nobody = Balancer(world.node, protocol=SCTP, flags=int(ServiceFlag.REJECT))
+    nobody.vip(VIP[family], 83, SCOPE_ANY)
+    somebody = world.service(world.remote, family)
+    somebody.vip(VIP[family], 84, SCOPE_ANY)
+    kind, protocol = (socket.AF_INET, 1) if family == 4 else (socket.AF_INET6, 58)
+    with (
+        world.node.space.socket(kind, socket.SOCK_RAW, protocol) as errors,
+        RawSctp(world.node.space.name, family) as client,
+    ):
+        errors.settimeout(WAIT_S)
+
+        def hears(error: bytes) -> None:
+            while errors.recv(2000)[at : at + 2] != error:
+                pass
+
+        client.send(CLIENT_PORT, VIP[family], 83, bytes(20))
+        hears(refused)
+        client.send(CLIENT_PORT, VIP[family], 84, bytes(1440))
+        hears(too_big)
+    nobody.close()
+    somebody.close()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
