@@ -7,7 +7,7 @@ from typing import Final, NoReturn
 
 from msgspec.structs import replace
 
-from samewire.vfp.address import NO_MAC, ZERO
+from samewire.vfp.address import NO_MAC, ZERO, is_loopback
 from samewire.vfp.constants import (
     LOOPBACK,
     SCOPE_HOST,
@@ -30,6 +30,7 @@ from samewire.vfp.simulate.packet import (
     ETH_ARP,
     FRAGMENT_FIRST,
     FRAGMENT_LATER,
+    SCTP,
     TCP,
     UDP,
     Malformed,
@@ -47,7 +48,6 @@ from samewire.vfp.simulate.state import Dropped, Outcome, Passed, Refused, State
 from samewire.vfp.tables import Action, Config, Flow, FlowKey, Fragment, FragmentKey, Nexthop, Port
 
 _FRAGMENT_TICKS: Final = 30
-_LOOPBACK: Final = bytes(15) + b"\x01"  # ::1
 
 
 class Answered(Exception):
@@ -122,9 +122,7 @@ class Simulator:
             frame = reset_frame(walk)
         else:
             frame = icmp.error_frame(self.state, walk, PORT_UNREACHABLE[packet.family], 0)
-        if frame is None:
-            raise refused.drop
-        raise Answered(frame, refused.drop)
+        self._send_back(walk, frame, refused.drop)
 
     def _parse(self, walk: Walk) -> None:
         try:
@@ -255,9 +253,16 @@ class Simulator:
         packet.tuple = _with_ports(ends, seen)
 
     def _answer_error(self, walk: Walk, kind: tuple[int, int], drop: Dropped, mtu: int = 0) -> NoReturn:
-        frame = icmp.error_frame(self.state, walk, kind, mtu)
-        if frame is None:
+        self._send_back(walk, icmp.error_frame(self.state, walk, kind, mtu), drop)
+
+    def _send_back(self, walk: Walk, frame: bytes | None, drop: Dropped) -> NoReturn:
+        """An answer to whom the frame in hand is from: the node gets it with its own MACs, but for what lo has had."""
+        packet, config = walk.packet, self.state.config
+        if frame is None or config is None:
             raise drop
+        by_lo = packet.protocol == SCTP and self.state.is_node(packet.family, packet.tuple.destination)
+        if walk.arrival == Arrival.HOST and not by_lo:
+            frame = config.host_mac + config.host_peer_mac + frame[12:]
         raise Answered(frame, drop)
 
     def _apply(self, walk: Walk, action: Action) -> Outcome:
@@ -375,6 +380,8 @@ def _is_martian(packet: Packet) -> bool:
     destination = packet.tuple.destination
     if destination == packet.tuple.source:
         return True
+    if is_loopback(packet.family, destination):
+        return True
     if packet.family == 6:
-        return neighbour.is_link_local(destination) or destination in (ZERO, _LOOPBACK)
-    return destination[0] in (0, 127)
+        return neighbour.is_link_local(destination) or destination == ZERO
+    return destination[0] == 0
