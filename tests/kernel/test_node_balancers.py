@@ -170,6 +170,24 @@ async def test_new_maps_are_filled_under_the_old_numbers(node: Node) -> None:
     assert actual(node) == fresh.rows == before
 
 
+async def test_one_that_cannot_be_restored_leaves_nothing(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its VIP is another's, by whatever way it came into the store: its backends are nobody's."""
+    (one,) = numbered(1, "192.168.1.5", "192.168.1.6")
+    await change(node, one)
+    before = actual(node)
+    other = replace(one, id=guid(2), backends=(backend("192.168.1.7"),))
+    monkeypatch.setattr(type(node.service.view), "load_balancers", lambda _: [one, other])
+    fresh = Balancers(node.switch.kernel.tables, node.switch.numbers, lambda _: None)
+    failed: list[str] = []
+    fresh.restore(
+        node.service.view, node.switch.node_facts, lambda _: None, lambda which, _: failed.append(which)
+    )
+    assert failed == [other.id]
+    assert fresh.rows == actual(node) == before
+
+
 async def test_counts_go_with_their_service(node: Node) -> None:
     await change(node, *numbered(2, "192.168.1.5"))
     counts = node.board.maps["sw_service_counts"]

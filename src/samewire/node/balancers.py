@@ -264,6 +264,7 @@ class Balancers:
                 compiled = compile_load_balancer(value, env, adopt(value, env, by_service))
                 for table, rows in zip(TABLES, compiled.rows, strict=True):
                     self._changed(table, rows)
+                for table, rows in zip(TABLES, compiled.rows, strict=True):
                     lacks[table].update(self._take_over(self.rows[table], rows, known[table], kernel[table]))
                 self._held[value.id] = compiled.held
                 self.sctp_ports += _sctp_ports(compiled.held)
