@@ -21,6 +21,7 @@ from samewire.hcn.policies import (
     OutBoundNAT,
     Policy,
     PortMapping,
+    PortName,
     ProviderAddress,
     RemoteSubnetRoute,
     SDNRoute,
@@ -328,6 +329,17 @@ def test_mtu(policies: tuple[Policy, ...], expected: int) -> None:
     endpoint = pod("10.244.1.5", policies=policies)
     assert compiled(endpoint)[1].mtu == expected
     assert compile_link(endpoint, OVERLAY, FACTS, "").mtu == expected
+
+
+@pytest.mark.parametrize("overhead", [1433, 1500, 65535])
+def test_an_overhead_that_leaves_no_mtu(overhead: int) -> None:
+    """Less than the kernel gives to any interface, or less than nothing."""
+    endpoint = pod("10.244.1.5", policies=(PortName(name="x"), EncapOverhead(overhead=overhead)))
+    for refused in (lambda: compiled(endpoint), lambda: compile_link(endpoint, OVERLAY, FACTS, "")):
+        with pytest.raises(Invalid, match=r"\$\.Policies\[1\]\.Settings\.Overhead: leaves"):
+            refused()
+    most = pod("10.244.1.5", policies=(EncapOverhead(overhead=1432),))
+    assert compile_link(most, OVERLAY, FACTS, "").mtu == compiled(most)[1].mtu == 68
 
 
 def test_link() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from samewire.errors import Invalid
 from samewire.hcn.policies import QOS, EncapOverhead, InterfaceParameters, first
+from samewire.hcn.policy_lists import placed
 from samewire.hcn.schema import Endpoint, EndpointFlags, Network, NetworkType
 from samewire.vfp.address import (
     NO_MAC,
@@ -24,6 +25,7 @@ from samewire.vfp.compile.proxy import compile_proxies
 from samewire.vfp.model import LinkNeighbour, LinkRoute, NodeFacts, PortLink
 
 DEFAULT_INTERFACE = "eth0"
+LEAST_MTU = 68  # of any interface, as the kernel has it
 FURTHER_METRIC = 2048  # above 1024, what the kernel makes of "no metric" for IPv6
 # Bursts of the two shapers. A full bucket passes beside the rate: 10 ms of it are 0.5 % over two seconds. A
 # segmentation-offloaded packet larger than the bucket is cut by the shaper, so the least holds single packets only.
@@ -101,9 +103,15 @@ def endpoint_addresses(endpoint: Endpoint, plan: NetworkPlan) -> tuple[Prefix, .
 
 
 def endpoint_mtu(endpoint: Endpoint, plan: NetworkPlan, facts: NodeFacts) -> int:
-    """The endpoint's MTU in bytes: what the network leaves, or less when InterfaceParameters says so."""
-    overhead = first(endpoint.policies, EncapOverhead)
-    mtu = facts.uplink_mtu - overhead.overhead if overhead else plan.mtu
+    """The endpoint's MTU in bytes: what the network leaves, or less when InterfaceParameters says so. Raises
+    ``Invalid`` for an EncapOverhead that leaves too little.
+    """
+    mtu = plan.mtu
+    for path, policy in placed(endpoint.policies, EncapOverhead):
+        mtu = facts.uplink_mtu - policy.overhead
+        if mtu < LEAST_MTU:
+            left = f"leaves {mtu} of the uplink's {facts.uplink_mtu} bytes; an interface needs {LEAST_MTU}"
+            raise Invalid(f"{path}.Overhead", left)
     wanted = first(endpoint.policies, InterfaceParameters)
     return min(mtu, wanted.mtu) if wanted and wanted.mtu else mtu
 
