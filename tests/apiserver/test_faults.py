@@ -427,6 +427,10 @@ async def test_an_unreadable_object_keeps_nobody_from_the_snapshot(
     told, source = await started(server, open_api)
     assert len(told.cache) == 4
     assert source.counts()["Service"].malformed == 1
+    assert source.health()[0].unread
+    server.store.put("services", service("a", "broken"))
+    await until(lambda: len(told.cache) == 5)
+    assert not source.health()[0].unread
 
 
 async def test_an_unreachable_server_changes_nothing(server: FakeServer) -> None:

@@ -21,7 +21,7 @@ from tests.support.node import (
     overlay,
     poll,
 )
-from tests.support.service_cluster import Cluster, service, service_cluster, slice_of
+from tests.support.service_cluster import Cluster, ask, names, service, service_cluster, slice_of
 from tests.support.two_nodes import run
 
 pytestmark = pytest.mark.root
@@ -79,6 +79,26 @@ def test_a_crash_and_a_restart_change_nothing(cluster: Cluster) -> None:
     node.start()
     poll("what nobody wants is gone", lambda: len(node.table("sw_services")) == 1)
     assert node.table("sw_backends") == [row for row in before[1] if row in node.table("sw_backends")]
+
+
+def test_a_restart_while_a_manifest_cannot_be_read(cluster: Cluster) -> None:
+    """What it said before stays in the switch; the other services change as ever."""
+    cluster.start()
+    client, _ = cluster.pod("client"), cluster.pod("web", port=8080)
+    address = cluster.address("web")
+    for name, vip in (("web", "10.96.0.10"), ("other", "10.96.0.11")):
+        cluster.write(name, service(name, vip), slice_of(name, (address, "node")))
+    cluster.wait_for("both", web=[f"{address}:8080"], other=[f"{address}:8080"])
+    node = cluster.node
+    node.stop(signal.SIGKILL)
+    (cluster.directory / "web.json").write_text("{")
+    cluster.write("other", service("other", "10.96.0.11"), slice_of("other", (address, "node"), port=8081))
+    node.start()
+    cluster.wait_for("the change", other=[f"{address}:8081"])
+    assert names(ask(client, "10.96.0.10", 80)) == {"web"}
+    (cluster.directory / "web.json").unlink()
+    poll("the service is gone", lambda: len(node.table("sw_services")) == 1)
+    assert node.differences() == []
 
 
 def test_a_service_with_an_error_stops_no_other(cluster: Cluster) -> None:

@@ -30,6 +30,7 @@ class FakeSource:
     def __init__(self) -> None:
         self._handlers: dict[type, list[Callable[[Any], None]]] = {}
         self._objects: dict[type, dict[Key, Any]] = {Service: {}, EndpointSlice: {}, Node: {}}
+        self.unread = False
 
     def watch(self, kind: type, handler: Callable[[Any], None]) -> None:
         self._handlers.setdefault(kind, []).append(handler)
@@ -38,7 +39,7 @@ class FakeSource:
         return self._objects[kind]
 
     def health(self) -> tuple[KindHealth, ...]:
-        return ()
+        return (KindHealth("Service", True, True, None, "", len(self._objects[Service]), unread=self.unread),)
 
     def counts(self) -> Mapping[str, Counts]:
         return {}

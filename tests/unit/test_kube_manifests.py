@@ -192,6 +192,35 @@ async def test_a_broken_file_counts_as_it_was(
     assert len(warnings) == 2, "once a version of the file"
 
 
+@pytest.mark.parametrize("how", ["no YAML", "a link in a circle"])
+async def test_a_file_that_was_never_read_is_told_of(
+    open_manifests: Opener, tmp_path: Path, how: str
+) -> None:
+    put(tmp_path / "web.yaml", SERVICE.format(name="web", port=80))
+    bad = tmp_path / "bad.yaml"
+    if how == "no YAML":
+        put(bad, "kind: [")
+    else:
+        bad.symlink_to(bad)
+    source = open_manifests()
+    told: Recorder[Service] = Recorder()
+    source.watch(Service, told)
+    await source.start()
+    await source.wait_synced()
+    assert len(told.cache) == 1
+    assert source.health()[0].unread
+    bad.unlink()
+    await until(lambda: not source.health()[0].unread)
+    put(bad, "kind: [")
+    await until(lambda: source.health()[0].unread)
+    put(bad, SERVICE.format(name="other", port=80))
+    await until(lambda: len(told.cache) == 2)
+    put(bad, "kind: [")
+    put(tmp_path / "third.yaml", SERVICE.format(name="third", port=80))
+    await until(lambda: len(told.cache) == 3)
+    assert not source.health()[0].unread, "it counts as it was"
+
+
 async def test_a_directory_that_cannot_be_read_changes_nothing(
     open_manifests: Opener, tmp_path: Path
 ) -> None:

@@ -124,6 +124,31 @@ async def test_a_restart_finds_its_own_and_changes_nothing(rig: Rig) -> None:
     assert len(rig.writer.objects) == 1
 
 
+@pytest.mark.parametrize("lacks", ["service", "endpoints"])
+async def test_what_has_not_been_read_since_the_start_is_not_gone(rig: Rig, lacks: str) -> None:
+    web, pods = service(), endpoint_slice(endpoint("10.244.2.1"))
+    await rig.source.start()
+    rig.source.put(web, pods)
+    await rig.settle()
+    before = rig.lb()
+    await rig.proxy.close()
+    rig.source.remove(web if lacks == "service" else pods)
+    rig.source.unread = True
+    again = ServiceProxy(rig.source, rig.writer, HERE)
+    again.start()
+    rig.source.sync()
+    other = service("other", ips=("10.96.0.11",))
+    rig.source.put(other)
+    await until(lambda: rig.lb("10.96.0.11") is not None)
+    assert rig.lb() == before
+    assert "has been read" in again.figures.status(web.key).error
+    rig.source.unread = False
+    await until(lambda: rig.lb() != before)
+    made = rig.lb()
+    assert (made is not None, made.backends if made is not None else ()) == (lacks == "endpoints", ())
+    await again.close()
+
+
 async def test_what_others_made_is_left_alone(rig: Rig) -> None:
     rig.writer.objects["THEIRS"] = LoadBalancer(id="THEIRS", owner="somebody", service_name="shop/old")
     rig.writer.objects["NAMELESS"] = LoadBalancer(id="NAMELESS", owner=OWNER)

@@ -26,6 +26,8 @@ class Feed(Generic[ObjectT]):
         self.kind: type[ObjectT] = kind
         self.counts = Counts()
         self.synced = asyncio.Event()
+        self.unread: set[Key] = set()
+        """What is there and has never been read; without a name, where nobody knows which."""
         self._clock = clock
         self._objects: dict[Key, ObjectT] = {}
         self._handlers: list[Handler[ObjectT]] = []
@@ -52,6 +54,7 @@ class Feed(Generic[ObjectT]):
             error=self._error,
             objects=len(self._objects),
             lost=self._lost,
+            unread=bool(self.unread),
         )
 
     def add_handler(self, handler: Handler[ObjectT]) -> None:
@@ -116,6 +119,7 @@ class Feed(Generic[ObjectT]):
         """Puts (object) and deletions (None), in order; what changes nothing is left out."""
         changes: list[Change[ObjectT]] = []
         for key, new in events:
+            self.unread.discard(key)
             if new is not None:
                 changes += self._puts(((key, new),))
             elif (old := self._objects.pop(key, None)) is not None:

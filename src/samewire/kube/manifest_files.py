@@ -52,6 +52,7 @@ class _File:
         self.read_stamp: Stamp | None = None
         self.seen_stamp: Stamp | None = None
         self.content = FileContent()
+        self.was_read = False
 
 
 class ManifestDirectory:
@@ -63,6 +64,13 @@ class ManifestDirectory:
         self._unseen: set[str] = set()
         self._changed = False
         self.faults = 0
+
+    @property
+    def unread(self) -> bool:
+        """Whether there is a file that has not been read yet in any version: nobody knows what it holds."""
+        return not self._unseen <= self._files.keys() or not all(
+            file.was_read for file in self._files.values()
+        )
 
     def scan(self) -> bool:
         """Look for changes; returns whether there were any. Raises OSError if the directory cannot be read."""
@@ -82,6 +90,7 @@ class ManifestDirectory:
 
     def _stamps(self) -> Iterator[tuple[str, Stamp]]:
         with os.scandir(self._directory) as entries:
+            unseen, self._unseen = self._unseen, set()
             for entry in entries:
                 if entry.name.startswith(".") or not entry.name.endswith(_SUFFIXES):
                     continue
@@ -90,17 +99,16 @@ class ManifestDirectory:
                 except FileNotFoundError:
                     continue  # renamed or removed since
                 except OSError as error:
-                    yield from self._as_before(entry.name, error)
+                    self._unseen.add(entry.name)
+                    yield from self._as_before(entry.name, error, said=entry.name in unseen)
                     continue
-                self._unseen.discard(entry.name)
                 if not stat.S_ISREG(found.st_mode):
                     continue  # a FIFO would be waited for
                 yield entry.name, (found.st_ino, found.st_ctime_ns, found.st_size)
 
-    def _as_before(self, name: str, error: OSError) -> Iterator[tuple[str, Stamp]]:
+    def _as_before(self, name: str, error: OSError, *, said: bool) -> Iterator[tuple[str, Stamp]]:
         """A file of which nothing can be found out, such as a link in a circle. It keeps none of the others."""
-        if name not in self._unseen:
-            self._unseen.add(name)
+        if not said:
             log.warning("manifest not read; what it said before stays", file=name, reason=str(error))
         known = self._files.get(name)
         if known is not None and known.read_stamp is not None:
@@ -122,6 +130,7 @@ class ManifestDirectory:
             self.faults += 1
             log.warning("manifest not read; what it said before stays", file=name, reason=str(error))
             return False
+        file.was_read = True
         return True
 
 

@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 LOOK_INTERVAL_S: Final = 0.5
 
+_ANY: Final = ("", "")
+
 # What others refer to goes first: a Service is complete when its handlers hear of it.
 _ORDER: Final = (Namespace, Node, Pod, EndpointSlice, Service)
 
@@ -109,6 +111,7 @@ class ManifestSource:
         changed = self._files.scan()
         for feed in self._feeds.values():
             feed.contact(connected=True)
+            feed.unread = {_ANY} if self._files.unread else set()
         if changed or not self._feeds[Service].synced.is_set():
             self._publish()
 

@@ -168,6 +168,7 @@ class Reflector(Generic[ObjectT]):
         feed, token = self._feed, ""
         began_s = self._clock()
         found: dict[Key, ObjectT] = {}
+        unread: set[Key] = set()
         while True:
             try:
                 page = await self._page(page_size, token)
@@ -179,7 +180,7 @@ class Reflector(Generic[ObjectT]):
                 continue
             for item in page.items:
                 found[item.key] = feed.known_twin(item)
-            self._keep_unreadable(page, found)
+            unread |= self._keep_unreadable(page, found)
             feed.contact(connected=False)
             token = page.meta.continue_token
             if not token:
@@ -187,6 +188,7 @@ class Reflector(Generic[ObjectT]):
         if not page.meta.resource_version:
             raise BrokenStream("a list came without a resourceVersion")
         feed.counts.lists += 1
+        feed.unread = unread
         feed.replace(found, began_s)
         self._version = page.meta.resource_version
 
@@ -207,14 +209,18 @@ class Reflector(Generic[ObjectT]):
                 self._feed.lost(str(error))
                 await asyncio.sleep(self._backoff.next_s(error.retry_after_s))
 
-    def _keep_unreadable(self, page: Page[ObjectT], found: dict[Key, ObjectT]) -> None:
-        """What cannot be read is not what is gone."""
+    def _keep_unreadable(self, page: Page[ObjectT], found: dict[Key, ObjectT]) -> set[Key]:
+        """What cannot be read is not what is gone. Returns the keys of what has never been read."""
+        unread = set()
         for key, reason in page.unreadable:
             self._feed.unreadable(key, reason)
             known = self._feed.objects
             kept = known if not key[1] else {key: known[key]} if key in known else {}
             for kept_key, item in kept.items():
                 found.setdefault(kept_key, item)
+            if not kept:
+                unread.add(key)
+        return unread
 
     # --- watch ------------------------------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ MAX_TRIGGERS: Final = 100
 """Trigger times kept of one service that waits."""
 VERIFY_S: Final = 30.0
 """How often it is checked that nobody has deleted a load balancer of ours."""
+_UNREAD: Final = "stays as it was: not all that is there has been read since the start"
 
 
 class ServiceProxy:
@@ -63,6 +64,7 @@ class ServiceProxy:
         self._retries: dict[Key, float] = {}
         self._triggers: dict[Key, list[float]] = {}
         self._written: dict[Key, tuple[str, ...]] = {}
+        self._left: set[Key] = set()
         self._rearranged = Rearranged(lambda key: self._mark([key], _now()))
         self._unsynced = {Service, EndpointSlice, Node}
         self._adopted = False
@@ -220,6 +222,7 @@ class ServiceProxy:
         for value in self._writer.owned():
             left.setdefault(service_key(value.service_name) or ("", value.id), []).append(value.id)
         self._written = {key: tuple(ids) for key, ids in left.items()}
+        self._left = set(left)
         self._mark(left, _now())
         # Of two that claim an address, every node takes the same one.
         self._dirty = dict(sorted(self._dirty.items()))
@@ -264,6 +267,9 @@ class ServiceProxy:
             if key in self._triggers:
                 batch.triggers[key] = self._triggers.pop(key)
         for key in keys:
+            if self._may_be_unread(key):
+                self._failed(key, _UNREAD)
+                continue
             try:
                 compiled = batch.compiled[key] = self._compile(key)
             except Exception as error:  # one service that we cannot make sense of must not stop the others
@@ -272,6 +278,15 @@ class ServiceProxy:
                 continue
             self._difference(key, compiled, batch.puts, batch.deletes)
         return batch
+
+    def _may_be_unread(self, key: Key) -> bool:
+        """Whether what an earlier life has written of a service stays: what is missing may be what cannot be read."""
+        if key not in self._left:
+            return False
+        known = key in self.table.services and any(piece.endpoints for piece in self.table.slices(key))
+        if known or not any(kind.unread for kind in self._source.health()):
+            self._left.discard(key)
+        return key in self._left
 
     def _compile(self, key: Key) -> Compiled:
         service, slices = self.table.services.get(key), self.table.slices(key)
