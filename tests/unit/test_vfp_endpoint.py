@@ -323,6 +323,7 @@ def test_cap_with_its_own_burst() -> None:
         ((InterfaceParameters(mtu=9000),), 1450),
         ((EncapOverhead(overhead=100),), 1400),
         ((EncapOverhead(overhead=100), InterfaceParameters(mtu=1300)), 1300),
+        ((EncapOverhead(overhead=100), EncapOverhead(overhead=200)), 1400),
     ],
 )
 def test_mtu(policies: tuple[Policy, ...], expected: int) -> None:

@@ -106,12 +106,12 @@ def endpoint_mtu(endpoint: Endpoint, plan: NetworkPlan, facts: NodeFacts) -> int
     """The endpoint's MTU in bytes: what the network leaves, or less when InterfaceParameters says so. Raises
     ``Invalid`` for an EncapOverhead that leaves too little.
     """
-    mtu = plan.mtu
-    for path, policy in placed(endpoint.policies, EncapOverhead):
-        mtu = facts.uplink_mtu - policy.overhead
-        if mtu < LEAST_MTU:
-            left = f"leaves {mtu} of the uplink's {facts.uplink_mtu} bytes; an interface needs {LEAST_MTU}"
-            raise Invalid(f"{path}.Overhead", left)
+    overhead = first(endpoint.policies, EncapOverhead)
+    mtu = facts.uplink_mtu - overhead.overhead if overhead else plan.mtu
+    if overhead and mtu < LEAST_MTU:
+        path, _ = next(placed(endpoint.policies, EncapOverhead))
+        left = f"leaves {mtu} of the uplink's {facts.uplink_mtu} bytes; an interface needs {LEAST_MTU}"
+        raise Invalid(f"{path}.Overhead", left)
     wanted = first(endpoint.policies, InterfaceParameters)
     return min(mtu, wanted.mtu) if wanted and wanted.mtu else mtu
 
