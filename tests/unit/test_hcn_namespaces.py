@@ -148,8 +148,10 @@ async def test_attaching_has_its_limits(service: HnsService, network: Network) -
 async def test_a_namespace_can_start_with_its_endpoints(
     service: HnsService, network: Network, switch: FakeSwitch
 ) -> None:
+    """Their ids are taken in any spelling, as everywhere."""
     ids = [(await endpoint(service, network)).id for _ in range(2)]
-    resources = (member(ResourceType.CONTAINER, "c1"), *(member(ResourceType.ENDPOINT, i) for i in ids))
+    spelled = ids[0].lower(), f"{{{ids[1]}}}"
+    resources = (member(ResourceType.CONTAINER, "c1"), *(member(ResourceType.ENDPOINT, i) for i in spelled))
     namespace = await service.create_namespace(Namespace(resources=resources))
     assert namespace.resources == resources[:1]
     members = service.view.endpoints_of_namespace(namespace.id)

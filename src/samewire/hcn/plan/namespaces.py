@@ -39,7 +39,11 @@ class NamespaceSpec(msgspec.Struct, frozen=True):
 
 def create_namespace(context: Context, namespace: Namespace) -> list[Change]:
     """Plan the creation of a namespace; endpoints among its resources are attached. Raises HcnError."""
-    asked = [item.data.resource_id for item in namespace.resources if item.type is ResourceType.ENDPOINT]
+    asked = [
+        guid(item.data.resource_id, f"$.Resources[{index}].Data.Id")
+        for index, item in enumerate(namespace.resources)
+        if item.type is ResourceType.ENDPOINT
+    ]
     containers = tuple(item for item in namespace.resources if item.type is ResourceType.CONTAINER)
     namespace = _new_namespace(context, _replace(namespace, resources=containers))
     changes = [created(Kind.NAMESPACE, namespace)]
