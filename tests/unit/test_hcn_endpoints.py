@@ -120,6 +120,26 @@ async def test_small_subnets(service: HnsService, prefix: str, count: int) -> No
         await endpoint(service, network)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "inner", "given"),
+    [
+        ("10.1.0.0/24", "10.1.0.254/31", "10.1.0.254"),
+        ("10.1.0.0/24", "10.1.0.0/31", "10.1.0.1"),
+        ("fd00::/64", "fd00::/127", "fd00::1"),
+    ],
+)
+async def test_a_range_has_none_of_its_subnets_own_addresses(
+    service: HnsService, prefix: str, inner: str, given: str
+) -> None:
+    subnet = Subnet(ip_address_prefix=prefix, ip_subnets=(IpSubnet(ip_address_prefix=inner),))
+    network = await service.create_network(dual(subnet))
+    (item,) = network.subnets[0].ip_subnets
+    wanted = Endpoint(network_id=network.id, ip_configurations=(IpConfiguration(ip_subnet_id=item.id),))
+    assert (await service.create_endpoint(wanted)).addresses == (given,)
+    with pytest.raises(Exhausted):
+        await service.create_endpoint(wanted)
+
+
 async def test_an_address_from_a_range_that_has_an_id(service: HnsService) -> None:
     inner = IpSubnet(ip_address_prefix="10.1.0.64/28")
     network = await service.create_network(dual(Subnet(ip_address_prefix="10.1.0.0/24", ip_subnets=(inner,))))

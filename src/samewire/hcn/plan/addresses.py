@@ -59,14 +59,16 @@ class Pool:
         self._compartment += 1
         return self._compartment
 
-    def pick(self, view: View, network: Network, within: Subnet | IpSubnet, facts: NodeFacts) -> str:
-        """Return a free address of a (sub)range of a network's subnet. Raises Exhausted."""
+    def pick(
+        self, view: View, network: Network, subnet: Subnet, within: Subnet | IpSubnet, facts: NodeFacts
+    ) -> str:
+        """Return a free address of a subnet of a network, or of a range in it. Raises Exhausted."""
         prefix = parse_prefix(within.ip_address_prefix)
         low, high = int(prefix.network_address), int(prefix.broadcast_address)
         if high - low > 1:
             low += 1
             high -= prefix.version == 4
-        taken = reserved(network, facts)
+        taken = reserved(network, facts).union(_edges(subnet.ip_address_prefix))
         start = self._last.get(within.id, low - 1) + 1
         start = start if low <= start <= high else low
         make = IPv4Address if prefix.version == 4 else IPv6Address
@@ -106,7 +108,7 @@ def fill_addresses(
                     HcnCode.INVALID_IP, f"{path}: an endpoint has at most one IPv{version} address"
                 )
             versions.add(version)
-            entry = _replace(entry, ip_address=pool.pick(view, network, within, facts))
+            entry = _replace(entry, ip_address=pool.pick(view, network, subnet, within, facts))
         result.append(_with_length(entry, subnet, path))
     return _replace(endpoint, ip_configurations=tuple(result))
 
