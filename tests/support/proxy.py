@@ -39,7 +39,10 @@ class FakeSource:
         return self._objects[kind]
 
     def health(self) -> tuple[KindHealth, ...]:
-        return (KindHealth("Service", True, True, None, "", len(self._objects[Service]), unread=self.unread),)
+        return tuple(
+            KindHealth(kind.__name__, True, True, None, "", len(known), unread=self.unread)
+            for kind, known in self._objects.items()
+        )
 
     def counts(self) -> Mapping[str, Counts]:
         return {}

@@ -200,6 +200,22 @@ async def test_a_node_that_left_while_nobody_looked(rig: Rig) -> None:
     await rig.prefixes(*NEXT)
 
 
+async def test_a_node_that_has_not_been_read_since_the_start_is_not_gone(rig: Rig) -> None:
+    await rig.service.create_network(overlay("cbr0"))
+    rig.source.put(node("far", 7), quiet=True)
+    await rig.source.start()
+    await rig.prefixes(*FAR)
+    await rig.nodes.close()
+    rig.source.remove(node("far", 7))
+    rig.source.unread = True
+    rig.begin()
+    await rig.source.start()
+    rig.source.put(node("next", 8))
+    await rig.prefixes(*FAR, *NEXT)
+    rig.source.unread = False
+    await rig.prefixes(*NEXT)
+
+
 async def test_what_cannot_be_read_or_written_changes_nothing_and_stops_nobody(rig: Rig) -> None:
     await rig.service.create_network(overlay("cbr0"))
     rig.source.put(node("far", 7), quiet=True)

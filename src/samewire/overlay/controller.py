@@ -126,7 +126,9 @@ class FlannelNodes:
             policy.destination_prefix: policy for policy in select(network.policies, kind)
         }
         named = frozenset(self._service.setting(SETTING) or ())
-        spared = {prefix for prefixes in self._unreadable.values() for prefix in prefixes}
+        unread = any(one.unread for one in self._source.health() if one.kind == Node.__name__)
+        # Then who is missing need not be gone.
+        spared = named if unread else {prefix for some in self._unreadable.values() for prefix in some}
         put = [policy for prefix, policy in wanted.items() if present.get(prefix) != policy]
         going = (named - wanted.keys() - spared) | {policy.destination_prefix for policy in put}
         gone = [present[prefix] for prefix in sorted(going) if prefix in present]
@@ -141,7 +143,7 @@ class FlannelNodes:
                 gone=[policy.destination_prefix for policy in gone],
             )
         self._remember(named | wanted.keys(), frozenset(wanted) | (named & spared))
-        self._done = self._service.view.network_by_name(self._name) if not requests else None
+        self._done = self._service.view.network_by_name(self._name) if not (requests or unread) else None
 
     def _wanted(self, network: Network, kind: type[Way]) -> Iterator[Way]:
         """Those of its kind and VNI, but for what would lead its own pods' addresses away: another node with a
