@@ -30,7 +30,7 @@ class FakeSource:
     def __init__(self) -> None:
         self._handlers: dict[type, list[Callable[[Any], None]]] = {}
         self._objects: dict[type, dict[Key, Any]] = {Service: {}, EndpointSlice: {}, Node: {}}
-        self.unread = False
+        self.unread: dict[str, tuple[Key, ...]] = {}
 
     def watch(self, kind: type, handler: Callable[[Any], None]) -> None:
         self._handlers.setdefault(kind, []).append(handler)
@@ -40,7 +40,9 @@ class FakeSource:
 
     def health(self) -> tuple[KindHealth, ...]:
         return tuple(
-            KindHealth(kind.__name__, True, True, None, "", len(known), unread=self.unread)
+            KindHealth(
+                kind.__name__, True, True, None, "", len(known), unread=self.unread.get(kind.__name__, ())
+            )
             for kind, known in self._objects.items()
         )
 

@@ -207,12 +207,12 @@ async def test_a_node_that_has_not_been_read_since_the_start_is_not_gone(rig: Ri
     await rig.prefixes(*FAR)
     await rig.nodes.close()
     rig.source.remove(node("far", 7))
-    rig.source.unread = True
+    rig.source.unread = {"Node": (("", "far"),)}
     rig.begin()
     await rig.source.start()
     rig.source.put(node("next", 8))
     await rig.prefixes(*FAR, *NEXT)
-    rig.source.unread = False
+    rig.source.unread = {}
     await rig.prefixes(*NEXT)
 
 

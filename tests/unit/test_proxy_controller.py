@@ -17,6 +17,7 @@ from samewire.kube.model import (
     Endpoint,
     EndpointPort,
     EndpointSlice,
+    Key,
     Node,
     NodeMetadata,
     NodeSpec,
@@ -125,7 +126,18 @@ async def test_a_restart_finds_its_own_and_changes_nothing(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("lacks", ["service", "endpoints"])
-async def test_what_has_not_been_read_since_the_start_is_not_gone(rig: Rig, lacks: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "unread"),
+    [
+        ("Service", ("", "")),
+        ("Service", ("shop", "web")),
+        ("EndpointSlice", ("", "")),
+        ("EndpointSlice", ("shop", "any")),
+    ],
+)
+async def test_what_has_not_been_read_since_the_start_is_not_gone(
+    rig: Rig, lacks: str, kind: str, unread: Key
+) -> None:
     web, pods = service(), endpoint_slice(endpoint("10.244.2.1"))
     await rig.source.start()
     rig.source.put(web, pods)
@@ -133,7 +145,7 @@ async def test_what_has_not_been_read_since_the_start_is_not_gone(rig: Rig, lack
     before = rig.lb()
     await rig.proxy.close()
     rig.source.remove(web if lacks == "service" else pods)
-    rig.source.unread = True
+    rig.source.unread = {kind: (unread,)}
     again = ServiceProxy(rig.source, rig.writer, HERE)
     again.start()
     rig.source.sync()
@@ -142,10 +154,29 @@ async def test_what_has_not_been_read_since_the_start_is_not_gone(rig: Rig, lack
     await until(lambda: rig.lb("10.96.0.11") is not None)
     assert rig.lb() == before
     assert "has been read" in again.figures.status(web.key).error
-    rig.source.unread = False
+    rig.source.unread = {}
     await until(lambda: rig.lb() != before)
     made = rig.lb()
     assert (made is not None, made.backends if made is not None else ()) == (lacks == "endpoints", ())
+    await again.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "unread"),
+    [("Service", ("shop", "other")), ("EndpointSlice", ("elsewhere", "web")), ("Node", ("", "one"))],
+)
+async def test_what_has_not_been_read_of_others_keeps_nobody(rig: Rig, kind: str, unread: Key) -> None:
+    """Whoever can make one object that nobody can read cannot have other services stay for ever."""
+    await rig.source.start()
+    rig.source.put(web := service(), endpoint_slice(endpoint("10.244.2.1")))
+    await rig.settle()
+    await rig.proxy.close()
+    rig.source.remove(web)
+    rig.source.unread = {kind: (unread,)}
+    again = ServiceProxy(rig.source, rig.writer, HERE)
+    again.start()
+    rig.source.sync()
+    await until(lambda: rig.lb() is None)
     await again.close()
 
 

@@ -27,7 +27,7 @@ class Feed(Generic[ObjectT]):
         self.counts = Counts()
         self.synced = asyncio.Event()
         self.unread: set[Key] = set()
-        """What is there and has never been read; without a name, where nobody knows which."""
+        """As ``KindHealth`` has it."""
         self._clock = clock
         self._objects: dict[Key, ObjectT] = {}
         self._handlers: list[Handler[ObjectT]] = []
@@ -54,7 +54,7 @@ class Feed(Generic[ObjectT]):
             error=self._error,
             objects=len(self._objects),
             lost=self._lost,
-            unread=bool(self.unread),
+            unread=tuple(self.unread),
         )
 
     def add_handler(self, handler: Handler[ObjectT]) -> None:

@@ -50,8 +50,8 @@ class KindHealth(Struct, frozen=True):
     ``synced``: the snapshot has been handed over; never unset again. ``connected``: events flow at this moment.
     ``last_contact_s``: the event loop's time of the last good word from the origin (an event, a bookmark, a complete
     list), None before the first. ``error``: why it is not connected, "" if it is. ``lost``: something is in the way,
-    and has been since the last good word; not set while a list is being read. ``unread``: there is something that has
-    never been read, so what is not known need not be gone.
+    and has been since the last good word; not set while a list is being read. ``unread``: what is there and has
+    never been read; a part of a key that nobody knows is empty.
     """
 
     kind: str
@@ -61,7 +61,7 @@ class KindHealth(Struct, frozen=True):
     error: str
     objects: int
     lost: bool = False
-    unread: bool = False
+    unread: tuple[Key, ...] = ()
 
 
 class Counts(Struct):

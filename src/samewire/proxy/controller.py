@@ -29,6 +29,7 @@ from samewire.proxy.ids import service_key
 from samewire.proxy.rearranged import Rearranged
 from samewire.proxy.table import ServiceTable
 from samewire.proxy.topology import Place
+from samewire.proxy.unread import may_be_unread
 
 log = structlog.get_logger(__name__)
 
@@ -267,7 +268,7 @@ class ServiceProxy:
             if key in self._triggers:
                 batch.triggers[key] = self._triggers.pop(key)
         for key in keys:
-            if self._may_be_unread(key):
+            if self._stays(key):
                 self._failed(key, _UNREAD)
                 continue
             try:
@@ -279,12 +280,9 @@ class ServiceProxy:
             self._difference(key, compiled, batch.puts, batch.deletes)
         return batch
 
-    def _may_be_unread(self, key: Key) -> bool:
-        """Whether what an earlier life has written of a service stays: what is missing may be what cannot be read."""
-        if key not in self._left:
-            return False
-        known = key in self.table.services and any(piece.endpoints for piece in self.table.slices(key))
-        if known or not any(kind.unread for kind in self._source.health()):
+    def _stays(self, key: Key) -> bool:
+        """Whether what an earlier life has written of a service is not touched yet."""
+        if key in self._left and not may_be_unread(key, self.table, self._source.health()):
             self._left.discard(key)
         return key in self._left
 
