@@ -304,4 +304,4 @@ def test_kinds_are_part_of_ids(kind: VipKind) -> None:
 
 
 def test_rules_of_a_plain_service() -> None:
-    assert rules(service()) == (False, False, 0, {}, False, 0)
+    assert rules(service()) == (False, False, 0, ({}, ()), False, 0)

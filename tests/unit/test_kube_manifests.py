@@ -382,6 +382,23 @@ def test_an_external_ip_is_one_machines(text: str) -> None:
         parse_manifests(json.dumps({**service, "spec": spec}))
 
 
+@pytest.mark.parametrize("text", ["127.0.0.1", "::1", "0.0.0.0", "::", "169.254.1.1", "fe80::1", "nonsense"])
+def test_an_endpoint_is_one_machines(text: str) -> None:
+    """Those of an EndpointSlice were not looked at."""
+    piece = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "addressType": "IPv6" if ":" in text else "IPv4",
+        "endpoints": [{"addresses": ["10.0.0.1"]}, {"addresses": [text]}],
+    }
+    given = {"apiVersion": "v1", "kind": "Endpoints", "subsets": [{"addresses": [{"ip": text}]}]}
+    for item in piece, given:
+        with pytest.raises(ValueError, match=r"addresses: .*(no single machine's address|does not appear)"):
+            parse_manifests(json.dumps({**item, "metadata": {"name": "s"}}))
+    names = {**piece, "metadata": {"name": "s"}, "addressType": "FQDN"}
+    parse_manifests(json.dumps({**names, "endpoints": [{"addresses": ["example.org"]}]}))
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -20,6 +20,7 @@ from samewire.lab.services import (
     is_served,
     node_objects,
     pod_objects,
+    reasons_lacking,
     routed_addresses,
     service_plans,
     with_ingress,
@@ -284,7 +285,9 @@ def test_source_ranges_are_read_as_the_daemons_read_them() -> None:
     }
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": spec}
     (plan,) = service_plans([service], ("10.96.0.0/16",))
-    assert plan.source_ranges == ("10.0.0.0/8",)
+    assert plan.source_ranges == ("10.0.0.0/8", "::/128")
+    assert plan.is_lacking, "the daemons say so, and that is waited for by nobody"
+    assert list(reasons_lacking([plan])) == [("default/a", "loadBalancerSourceRanges: no prefixes: x")]
 
 
 def test_a_preserved_destination_is_for_pods_that_have_the_address(guestbook: LabState) -> None:

@@ -200,6 +200,20 @@ def test_source_ranges_are_for_ingress_addresses() -> None:
     assert found["203.0.113.9"].source_ranges == ("192.0.2.0/24",)
 
 
+def test_what_cannot_be_read_is_said() -> None:
+    """In few words, however much there is of it, and once for all its ports and addresses."""
+    value = everything(load_balancer_source_ranges=("192.0.2.0/24", "x"))
+    bad = [endpoint(f"127.0.0.{number}") for number in range(1, 6)]
+    found = compiled(value, endpoint_slice(HERE_READY, *bad))
+    assert found.refused == (
+        "loadBalancerSourceRanges: 'x' is no prefix; endpoints: '127.0.0.1', '127.0.0.2', '127.0.0.3' and 2 more "
+        "are no addresses of machines"
+    )
+    assert {backends(lb)[0][0] for lb in found.load_balancers} == {HERE_READY.addresses[0]}
+    long = compiled(everything(load_balancer_source_ranges=("x" * 9999,)))
+    assert len(long.refused) < 200
+
+
 def test_preserve_destination() -> None:
     found = built(
         everything(annotations=ServiceAnnotations(preserve_destination="true")), HERE_READY, AWAY_READY

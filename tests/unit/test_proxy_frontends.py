@@ -65,7 +65,7 @@ def test_leading_zeros_are_decimal() -> None:
         load_balancer_source_ranges=("010.00.0.0/8", "10.0.0.0/8"),
     )
     assert [address for _, address, _ in shown(value)] == ["10.96.0.10", "198.51.100.7"]
-    assert rules(value).source_ranges == {4: ("10.0.0.0/8", "10.0.0.0/8")}
+    assert rules(value).source_ranges == ({4: ("10.0.0.0/8", "10.0.0.0/8")}, ())
 
 
 def test_node_ports_in_each_family_of_the_service() -> None:
@@ -150,12 +150,27 @@ def test_source_ranges() -> None:
     ranges = (" 10.0.0.7/8 ", "fd00::/8", "nonsense")  # as in Kubernetes, a range may have host bits
     spec: dict[str, Any] = {"type": "LoadBalancer", "load_balancer_source_ranges": ranges}
     annotation = ServiceAnnotations(load_balancer_source_ranges="192.0.2.0/24, 2001:db8::/32")
-    assert rules(service(**spec)).source_ranges == {4: ("10.0.0.0/8",), 6: ("fd00::/8",)}
+    expected = ({4: ("10.0.0.0/8",), 6: ("fd00::/8",)}, ("nonsense",))
+    assert rules(service(**spec)).source_ranges == expected
     both = service(**spec, annotations=annotation)
-    assert rules(both).source_ranges == {4: ("10.0.0.0/8",), 6: ("fd00::/8",)}
+    assert rules(both).source_ranges == expected
     only = service(type="LoadBalancer", annotations=annotation)
-    assert rules(only).source_ranges == {4: ("192.0.2.0/24",), 6: ("2001:db8::/32",)}
-    assert rules(service(annotations=annotation)).source_ranges == {}
+    assert rules(only).source_ranges == ({4: ("192.0.2.0/24",), 6: ("2001:db8::/32",)}, ())
+    assert rules(service(annotations=annotation)).source_ranges == ({}, ())
+
+
+@pytest.mark.parametrize(
+    "text", ["10.0.0.0/33", "10.0.0.7", "10.0.0.0/255.0.0.0", "fe80::%eth0/64", "10.0.0/8", "/8", "x" * 9999]
+)
+def test_where_no_range_can_be_read_nobody_is_let_in(text: str) -> None:
+    """Not all, as with kube-proxy: who writes ranges wants to keep some out."""
+
+    def ranges(*texts: str) -> tuple[dict[int, tuple[str, ...]], tuple[str, ...]]:
+        return rules(service(type="LoadBalancer", load_balancer_source_ranges=texts)).source_ranges
+
+    assert ranges(text) == ({4: ("0.0.0.0/32",), 6: ("::/128",)}, (text,))
+    assert ranges("192.0.2.0/24", text, text) == ({4: ("192.0.2.0/24",), 6: ("::/128",)}, (text,))
+    assert ranges("", " ") == ({}, ())
 
 
 def test_preserve_destination() -> None:

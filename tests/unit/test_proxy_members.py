@@ -53,6 +53,39 @@ def test_what_cannot_be_behind_a_vip_is_left_out() -> None:
     assert not any(collect([every_port, nameless, names, wrong_family, *no_port], HERE).values())
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("0.0.0.0", "127.0.0.1", "127.8.9.10", "169.254.1.1", "224.0.0.1", "239.255.0.1", "255.255.255.255"),
+        *("10.0.0.256", "10.0.0", "nonsense", "", "10.0.0.1%eth0"),
+        *("::", "::1", "fe80::1", "febf::1", "fe80::1%eth0", "ff02::1", "::ffff:a00:1", "fd00::x"),
+    ],
+)
+def test_an_address_of_no_machine_is_left_out_alone(address: str) -> None:
+    """As no API server takes it, the switch takes no load balancer with it: the others must not go with it."""
+    six = ":" in address
+    good = "fd00::9" if six else "10.244.1.9"
+    piece = endpoint_slice(endpoint(address), endpoint(good), family="IPv6" if six else "IPv4")
+    unfit: dict[str, None] = {}
+    found = collect([piece], HERE, unfit)
+    assert [m.address for m in found["http", "TCP", 6 if six else 4]] == [good]
+    assert list(unfit) == [address]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("0.1.2.3", "1.1.1.1", "126.0.0.1", "128.0.0.1", "169.253.0.1", "223.1.1.1", "240.0.0.1"),
+        *("::2", "::1.2.3.4", "64:ff9b::1", "fec0::1", "fe00::1", "fd00::9", "2001:db8::7"),
+    ],
+)
+def test_an_address_of_a_machine_counts(address: str) -> None:
+    unfit: dict[str, None] = {}
+    piece = endpoint_slice(endpoint(address), family="IPv6" if ":" in address else "IPv4")
+    assert any(collect([piece], HERE, unfit).values())
+    assert not unfit
+
+
 def test_an_endpoint_in_two_slices_counts_once() -> None:
     leaving = endpoint_slice(endpoint("10.244.1.9", ready=False), name="a")
     joining = endpoint_slice(endpoint("10.244.1.9"), name="b")

@@ -6,9 +6,15 @@ import ipaddress
 import re
 from typing import Final
 
+from samewire.inet import packed_ipv4, packed_ipv6
+
 # May be shorter, or in lower case: others of fewer than eight groups are as they should be.
 _ODD: Final = re.compile(r"[^0-9a-f:]|(?:^|:)0")
 _LEADING_ZEROS: Final = re.compile(r"(^|\.)0+(?=[0-9])")
+
+_LINK_LOCAL_IPV4: Final = bytes((169, 254))
+_NOBODYS_IPV4: Final = frozenset((bytes(4), bytes((255,) * 4)))
+_NOBODYS_IPV6: Final = frozenset((bytes(6), bytes((0, 0, 0, 0, 0, 1))))
 
 
 def decimal(text: str) -> str:
@@ -28,3 +34,19 @@ def shortest(text: str) -> str:
         return str(ipaddress.IPv6Address(text))
     except ValueError:
         return text
+
+
+def is_of_one_machine(text: str) -> bool:
+    """Whether others reach one machine at an address, the same from everywhere: it is one, and not unspecified,
+    loopback, link-local, multicast or broadcast. Who may write an EndpointSlice would else choose a node's own.
+    """
+    if ":" not in text:
+        four = packed_ipv4(text)
+        if four is None or four[0] == 127 or 224 <= four[0] < 240 or four[:2] == _LINK_LOCAL_IPV4:
+            return False
+        return four not in _NOBODYS_IPV4
+    six = packed_ipv6(text)
+    if six is None or six[0] == 0xFF or (six[0] == 0xFE and six[1] & 0xC0 == 0x80):
+        return False
+    # Of an IPv4 address in IPv6's clothes, and of :: and ::1.
+    return any(six[:10]) or not (six[10:12] == b"\xff\xff" or six[10:] in _NOBODYS_IPV6)

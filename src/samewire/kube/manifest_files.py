@@ -191,19 +191,25 @@ def _read(raw: dict[str, Any], services: list[Wanted], others: list[Any]) -> Non
 
 def _check_addresses(found: Object | Endpoints) -> None:
     """As an API server does: none that is no address, and none of those that mean another place on every machine."""
-    if isinstance(found, Pod | Endpoints):
+    if isinstance(found, Pod):
         _parsed("addresses", found.addresses)
+    elif isinstance(found, Endpoints):
+        _of_one_machine("addresses", found.addresses)
+    elif isinstance(found, EndpointSlice) and found.address_type != "FQDN":
+        _of_one_machine("addresses", [text for one in found.endpoints for text in one.addresses])
     elif isinstance(found, Service):
         _parsed("clusterIPs", found.cluster_ips)
         _parsed("ingress", [one.ip for one in found.status.load_balancer.ingress if one.ip])
-        for text, address in _parsed("externalIPs", found.spec.external_ips):
-            near = (
-                address.is_loopback
-                or address.is_link_local
-                or address in _LINK_LOCAL_MULTICAST[address.version]
-            )
-            if near or address.is_unspecified or "%" in text:
-                raise ValueError(f"externalIPs: {text!r} is no single machine's address")
+        _of_one_machine("externalIPs", found.spec.external_ips)
+
+
+def _of_one_machine(field: str, texts: Iterable[str]) -> None:
+    for text, address in _parsed(field, texts):
+        near = (
+            address.is_loopback or address.is_link_local or address in _LINK_LOCAL_MULTICAST[address.version]
+        )
+        if near or address.is_unspecified or "%" in text:
+            raise ValueError(f"{field}: {text!r} is no single machine's address")
 
 
 def _parsed(

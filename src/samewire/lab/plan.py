@@ -23,7 +23,7 @@ from samewire.lab.hostports import EVERY
 from samewire.lab.manifests import POD_KINDS, Skipped, Workload, parse_manifests
 from samewire.lab.rules import ingress_prefixes, unfit_address
 from samewire.lab.schedule import Pending, Pod, Scheduler, node_labels
-from samewire.lab.services import reasons_taken, refused_services, service_plans, with_ingress
+from samewire.lab.services import reasons_lacking, refused_services, service_plans, with_ingress
 
 
 class NodePlan(Struct, frozen=True):
@@ -99,7 +99,7 @@ def make_plan(cluster: Cluster, manifests: Mapping[str, str]) -> Plan:
     unfit = _unfit(cluster, balanced)
     skipped += [Skipped("Service", "/".join(key), reason) for key, reason in unfit.items()]
     balanced = tuple(item for item in balanced if item["kind"] != "Service" or _key(item) not in unfit)
-    lacking = reasons_taken(service_plans(balanced, cluster.services.cluster_cidrs))
+    lacking = reasons_lacking(service_plans(balanced, cluster.services.cluster_cidrs))
     skipped += [Skipped("Service", key, reason) for key, reason in lacking]
     return Plan(
         cluster,

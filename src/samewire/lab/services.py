@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -17,6 +18,7 @@ from msgspec.structs import replace
 
 from samewire.kube.admission import Wanted, admit
 from samewire.kube.manifest_files import parse_manifests
+from samewire.kube.source_ranges import source_ranges
 
 if TYPE_CHECKING:
     from samewire.lab.plan import NodePlan
@@ -47,7 +49,7 @@ class ServicePlan(Struct, frozen=True):
     """A Service with its addresses. ``external_ips`` include those of a load balancer in front, ``ingress_ips``, to
     which only clients in ``source_ranges`` get (of a family without any: all). ``distribution``: its
     ``trafficDistribution``. ``preserves``: it has the annotation ``preserve-destination``. ``taken``: what leads to
-    another Service.
+    another Service. ``unread_ranges``: source ranges that are no prefixes.
     """
 
     namespace: str
@@ -63,6 +65,12 @@ class ServicePlan(Struct, frozen=True):
     source_ranges: tuple[str, ...] = ()
     preserves: bool = False
     taken: tuple[Taken, ...] = ()
+    unread_ranges: tuple[str, ...] = ()
+
+    @property
+    def is_lacking(self) -> bool:
+        """Whether the daemons have not all of it in the switch, and say so."""
+        return bool(self.taken or self.unread_ranges)
 
     @property
     def key(self) -> str:
@@ -106,9 +114,13 @@ def service_plans(objects: Iterable[Json], cluster_cidrs: Iterable[str]) -> tupl
     return tuple(replace(plan, taken=tuple(_claim(plan, cluster, owners))) for plan in plans)
 
 
-def reasons_taken(services: Iterable[ServicePlan]) -> Iterator[tuple[str, str]]:
-    """The Services that lack an address, by ``namespace/name``, with the reason, one for each that has it."""
+def reasons_lacking(services: Iterable[ServicePlan]) -> Iterator[tuple[str, str]]:
+    """The Services that lack an address, by ``namespace/name``, with the reason, one for each that has it; and those
+    with source ranges that nobody can read.
+    """
     for service in services:
+        if service.unread_ranges:
+            yield service.key, f"loadBalancerSourceRanges: no prefixes: {', '.join(service.unread_ranges)}"
         by_owner: dict[str, list[str]] = {}
         for one in service.taken:
             by_owner.setdefault(one.owner, []).append(f"{one.address} port {one.port}/{one.protocol}")
@@ -233,8 +245,7 @@ def _plan(item: Any) -> ServicePlan:
     ingress = tuple(
         one.ip for one in service.status.load_balancer.ingress if one.ip and one.ip_mode != "Proxy"
     )
-    annotated = service.metadata.annotations.load_balancer_source_ranges.split(",")
-    ranges = spec.load_balancer_source_ranges or annotated
+    ranges = source_ranges(service)
     return ServicePlan(
         namespace=service.metadata.namespace,
         name=service.metadata.name,
@@ -249,17 +260,10 @@ def _plan(item: Any) -> ServicePlan:
         external_local=spec.external_traffic_policy == "Local",
         distribution=spec.traffic_distribution,
         ingress_ips=ingress,
-        source_ranges=tuple(_prefixes(ranges)),
+        source_ranges=tuple(chain.from_iterable(ranges.by_family.values())),
+        unread_ranges=ranges.unread,
         preserves=service.metadata.annotations.preserve_destination == "true",
     )
-
-
-def _prefixes(texts: Iterable[str]) -> Iterator[str]:
-    for text in texts:
-        try:
-            yield str(ipaddress.ip_network(text.strip(), strict=False))
-        except ValueError:
-            continue  # as the daemons do
 
 
 def _target(state: PodState, port: ServicePortPlan) -> int:

@@ -67,8 +67,8 @@ class NodeStack(Protocol):
     async def settle(self, services: Mapping[str, bool], lacking: Collection[str]) -> None:
         """Wait until these Services (by ``namespace/name``; true: with backends) work on the node.
 
-        Those that are ``lacking`` an address, which another Service has, work with the rest. Raises Unavailable when
-        they do not in time.
+        Those that are ``lacking`` something (an address that another Service has, a source range that nobody can read)
+        work with the rest. Raises Unavailable when they do not in time.
         """
 
     def host_addresses_in_pod_network(self, network: str) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ class _Builder:
         if services:
             self.progress(counted(len(services), "service"))
             wanted = {service.key: is_served(service, balanced) for service in services}
-            lacking = {service.key for service in services if service.taken}
+            lacking = {service.key for service in services if service.is_lacking}
             await bounded(
                 _PARALLEL, [self.stacks[node.name].settle(wanted, lacking) for node in self.plan.nodes]
             )

@@ -5,9 +5,10 @@ Each service compiles by itself: what it costs depends on nothing but that servi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
+from itertools import islice
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -34,6 +35,8 @@ from samewire.proxy.topology import Choice, Member, Place, choose
 PROTOCOLS: Final = {"TCP": 6, "UDP": 17, "SCTP": 132}
 DSR_ANNOTATION: Final = "samewire.io/dsr-provider-address"
 MAX_AFFINITY_S: Final = 2**32 - 1
+_SHOWN: Final = 3
+_SHOWN_CHARACTERS: Final = 64
 
 _EXTERNAL: Final = int(PortMappingFlags.VIP_EXTERNAL_IP)
 _FLAGS: Final[Mapping[VipKind, int]] = {
@@ -121,12 +124,13 @@ def compile_service(
     found = frontends(service) if service is not None else []
     if service is None or not found:
         return NOTHING
-    members = collect(slices, settings.place.node)
+    unfit: dict[str, None] = {}
+    members = collect(slices, settings.place.node, unfit)
     how = rules(service)
     choices = _choices(found, how, members, settings.place)
     builder = _Builder(key, service, how, members, settings, before, moving)
     built = []
-    refused: dict[str, None] = {}
+    refused = dict.fromkeys(_unread(how, unfit))
     for frontend in found:
         if frontend.kind is not CLUSTER_IP and (owner := owner_of(frontend.address)) not in (None, key):
             refused[f"{frontend.address} is the cluster IP of Service {'/'.join(owner)}"] = None
@@ -142,6 +146,21 @@ def compile_service(
         how.external_local and any(c.any_usable and not c.local for c in choices.values()),
         "; ".join(refused),
     )
+
+
+def _unread(how: Rules, unfit: Collection[str]) -> Iterator[str]:
+    """What of the objects does not count, as nothing can be made of it."""
+    if how.source_ranges.unread:
+        yield f"loadBalancerSourceRanges: {_some(how.source_ranges.unread, 'is no prefix', 'are no prefixes')}"
+    if unfit:
+        yield f"endpoints: {_some(unfit, 'is no address of a machine', 'are no addresses of machines')}"
+
+
+def _some(texts: Collection[str], one: str, many: str) -> str:
+    """The first few of what may be thousands, chosen by whoever may write the object."""
+    shown = ", ".join(f"{text[:_SHOWN_CHARACTERS]!r}" for text in islice(texts, _SHOWN))
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return f"{shown}{more} {one if len(texts) == 1 else many}"
 
 
 def _choices(found: Iterable[Frontend], how: Rules, members: Members, place: Place) -> dict[PortKey, Choice]:
@@ -225,7 +244,9 @@ class _Builder(Struct, frozen=True, gc=False):
             flags=flags,
             backends=backends,
             affinity_timeout=min(how.affinity_s, MAX_AFFINITY_S),
-            source_ranges=how.source_ranges.get(frontend.family, ()) if frontend.kind is _INGRESS else (),
+            source_ranges=how.source_ranges.by_family.get(frontend.family, ())
+            if frontend.kind is _INGRESS
+            else (),
             no_endpoints_action=_DROP if choice.any_usable else _REJECT,
             internal_traffic_policy_local=internal_local,
             external_traffic_policy_local=external_local,

@@ -14,12 +14,13 @@ import msgspec
 
 from samewire.kube.addresses import decimal, shortest
 from samewire.kube.model import Service, ServicePort
+from samewire.kube.source_ranges import SourceRanges, source_ranges
 from samewire.proxy.members import MAX_PORT, PortKey
 
 DEFAULT_AFFINITY_S: Final = 10800
 PRESERVE_DESTINATION: Final = "true"
 
-_NO_RANGES: Final[dict[int, tuple[str, ...]]] = {}
+_NO_RANGES: Final = SourceRanges({}, ())
 
 
 class VipKind(enum.StrEnum):
@@ -48,12 +49,12 @@ class Frontend(msgspec.Struct, frozen=True, gc=False):
 
 
 class Rules(NamedTuple):
-    """What holds for all virtual addresses of a service. ``affinity_s`` 0: none. ``source_ranges`` by family."""
+    """What holds for all virtual addresses of a service. ``affinity_s`` 0: none."""
 
     internal_local: bool
     external_local: bool
     affinity_s: int
-    source_ranges: dict[int, tuple[str, ...]]
+    source_ranges: SourceRanges
     preserve_destination: bool
     health_check_port: int
 
@@ -88,7 +89,7 @@ def rules(service: Service) -> Rules:
         internal_local=spec.internal_traffic_policy == "Local",
         external_local=external_local,
         affinity_s=_affinity_s(service),
-        source_ranges=_by_family(_source_ranges(service)) if spec.type == "LoadBalancer" else _NO_RANGES,
+        source_ranges=source_ranges(service) if spec.type == "LoadBalancer" else _NO_RANGES,
         preserve_destination=annotations.preserve_destination == PRESERVE_DESTINATION,
         health_check_port=port if wants_check and 0 < port <= MAX_PORT else 0,
     )
@@ -200,24 +201,3 @@ def _affinity_s(service: Service) -> int:
     config = service.spec.session_affinity_config
     seconds = config.client_ip.timeout_seconds if config and config.client_ip else None
     return DEFAULT_AFFINITY_S if seconds is None else seconds
-
-
-def _source_ranges(service: Service) -> Iterable[str]:
-    """The field; the annotation that it replaced counts only without it."""
-    given: Iterable[str] = service.spec.load_balancer_source_ranges
-    return given or service.metadata.annotations.load_balancer_source_ranges.split(",")
-
-
-def _by_family(ranges: Iterable[str]) -> dict[int, tuple[str, ...]]:
-    """Spaces around a range are allowed; what is no range is left out."""
-    found: dict[int, tuple[str, ...]] = {}
-    for text in ranges:
-        text = text.strip()
-        if not text:
-            continue
-        try:
-            network = ipaddress.ip_network(decimal(text), strict=False)
-        except ValueError:
-            continue
-        found[network.version] = (*found.get(network.version, ()), str(network))
-    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from samewire.kube.addresses import decimal, shortest
+from samewire.kube.addresses import decimal, is_of_one_machine, shortest
 from samewire.kube.model import Endpoint, EndpointSlice, Hint
 from samewire.proxy.topology import Member
 
@@ -20,8 +20,9 @@ PortKey = tuple[str, str, int]
 Members = Mapping[PortKey, tuple[Member, ...]]
 
 
-def collect(slices: Iterable[EndpointSlice], node: str) -> Members:
-    """All members, those of a port in order of address and port.
+def collect(slices: Iterable[EndpointSlice], node: str, unfit: dict[str, None] | None = None) -> Members:
+    """All members, those of a port in order of address and port. ``unfit`` gets the addresses that are no machine's,
+    which are left out: API servers take none of them, and one of them would keep the others from being written.
 
     An endpoint that two slices show counts once: the local one, else the one that is ready (it is moving from one slice
     to the other). A port without a number means every port and cannot be behind a VIP; it is left out, as are slices of
@@ -42,6 +43,10 @@ def collect(slices: Iterable[EndpointSlice], node: str) -> Members:
                 if not endpoint.addresses or (":" in endpoint.addresses[0]) is not six:
                     continue
                 member = _member(endpoint, number, node)
+                if not is_of_one_machine(member.address):
+                    if unfit is not None:
+                        unfit[member.address] = None
+                    continue
                 key = (member.address, number)
                 before = of_port.setdefault(key, member)
                 if before is not member and (member.local, member.ready) > (before.local, before.ready):
