@@ -559,7 +559,7 @@ def test_what_a_removal_leaves_of_host_gw() -> None:
         bridge=replace(FOUND.bridge, guests=()),
         rules=(rules, replace(rules, table="filter", chains=("FLANNEL-FWD",), rules=())),
         tables=(OldTable("ip", "flannel-ipv4"), OldTable("ip", "kube-proxy")),
-        processes=("flanneld",),
+        processes=("flanneld (process 7)",),
     )
     titles = [step.title for step in plan.remove(found, Journal(found=found), NODE, PLACES)]
     assert titles == [
@@ -569,8 +569,9 @@ def test_what_a_removal_leaves_of_host_gw() -> None:
         "remove 1 chain and 1 rule from iptables-nft nat",
         "remove table ip kube-proxy",
     ]
-    with pytest.raises(Conflict, match="kube-proxy would write"):
-        plan.remove(replace(found, processes=("flanneld", "kube-proxy")), Journal(found=found), NODE, PLACES)
+    both = replace(found, processes=("flanneld (process 7)", "kube-proxy (process 8)"))
+    with pytest.raises(Conflict, match=r"^kube-proxy \(process 8\) would write"):
+        plan.remove(both, Journal(found=found), NODE, PLACES)
 
 
 def test_the_journal_of_host_gw_keeps_whose_the_leases_were() -> None:

@@ -119,7 +119,7 @@ def check_removal(found: Found, node: Node) -> None:
             f"{counted(len(guests), 'pod')} still on {found.bridge.name if found.bridge else ''}: "
             f"{', '.join(map(str, guests))}; re-create them first (drain the node)"
         )
-    writers = [name for name in found.processes if not (found.is_routed and name == FLANNELD)]
+    writers = [one for one in found.processes if not (found.is_routed and one.partition(" ")[0] == FLANNELD)]
     if writers:
         raise Conflict(f"{' and '.join(writers)} would write it again: stop them on this node first")
     blockers = [f"{rules.tool} -t {rules.table} {text}" for rules in found.rules for text in rules.blockers]

@@ -124,7 +124,7 @@ class PodRules(Struct, frozen=True, order=True):
 
 class Found(Struct, frozen=True, kw_only=True):
     """What is there. ``leases``: containers by address, in the old network's directory. ``aside``: configurations that
-    were put aside. ``processes`` that would write it all again.
+    were put aside. ``processes`` that would write it all again: "NAME (process N)".
     """
 
     subnets: tuple[Subnet, ...] = ()
