@@ -163,8 +163,8 @@ class FlannelNode(msgspec.Struct):
     def files(self) -> None:
         """flanneld's file and CNI configuration, with the admin's own beside it."""
         (self.directory / "net.d").mkdir()
-        delegate = {"hairpinMode": True, "isDefaultGateway": True, "ipam": {"dataDir": str(self.leases)}}
-        conf = {"type": "flannel", "delegate": delegate}
+        delegate = {"hairpinMode": True, "isDefaultGateway": True}
+        conf = {"type": "flannel", "ipam": {"dataDir": str(self.leases)}, "delegate": delegate}
         portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
         conflist = {"name": NAME, "cniVersion": "0.3.1", "plugins": [conf, portmap]}
         (self.directory / "net.d" / "10-flannel.conflist").write_text(json.dumps(conflist))

@@ -321,12 +321,8 @@ FLANNEL = {
     "plugins": [
         {
             "type": "flannel",
-            "delegate": {
-                "bridge": "br7",
-                "mtu": 1400,
-                "ipam": {"dataDir": "/leases"},
-                "dns": {"search": ["x"]},
-            },
+            "ipam": {"dataDir": "/leases"},
+            "delegate": {"bridge": "br7", "mtu": 1400, "dns": {"search": ["x"]}},
         },
         {"type": "portmap", "capabilities": {"portMappings": True}},
         {"type": "tuning", "sysctl": {"net.core.somaxconn": "512"}},
@@ -346,6 +342,9 @@ def test_flannels_files() -> None:
     assert conf is not None
     assert (conf.bridge, conf.data_dir, conf.name) == ("br7", "/leases", "cbr0")
     assert (conf.delegate, conf.mtu) == ("bridge", 1400)
+    within = read_conf("x", '{"name": "n", "type": "flannel", "delegate": {"ipam": {"dataDir": "/within"}}}')
+    assert within is not None
+    assert within.data_dir == "/within"
     ptp = read_conf("x", '{"name": "cbr0", "type": "flannel", "delegate": {"type": "ptp"}}')
     assert ptp is not None
     assert ptp.delegate == "ptp"

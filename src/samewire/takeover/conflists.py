@@ -57,8 +57,10 @@ def read_conf(path: str, text: str) -> OldConf | None:
 def _flannels(
     path: str, text: str, value: dict[str, Any], plugins: list[dict[str, Any]], kinds: list[str]
 ) -> OldConf:
-    delegate = plugins[kinds.index(FLANNEL)].get("delegate") or {}
-    ipam = delegate.get("ipam") or {}
+    plugin = plugins[kinds.index(FLANNEL)]
+    delegate = plugin.get("delegate") or {}
+    # flannel's own plugin takes it beside the delegate alone; on Windows, and in old ones, it is in there.
+    ipam = plugin.get("ipam") or delegate.get("ipam") or {}
     others = [plugin for plugin in plugins if plugin["type"] not in (FLANNEL, *_COVERED)]
     return OldConf(
         path=path,
