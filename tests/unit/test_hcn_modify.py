@@ -17,6 +17,7 @@ from samewire.hcn.policies import (
     AclDirection,
     HostRoute,
     OtherPolicy,
+    ProviderAddress,
     RemoteSubnetRoute,
     SetPolicy,
     SetType,
@@ -145,6 +146,13 @@ async def test_update_of_a_network_replaces_all_of_a_type_that_may_be_repeated(s
     assert [item.remote_addresses for item in network.policies if hasattr(item, "remote_addresses")] == [
         "10.0.0.3"
     ]
+
+
+async def test_the_nodes_address_is_known_in_any_spelling(service: HnsService) -> None:
+    network = await service.create_network(bridge())
+    mine = {"Type": "ProviderAddress", "Settings": {"ProviderAddress": "FD00:1:0::0010"}}
+    network = await modify(service, network, "Update", policies(mine))
+    assert network.policies == (ProviderAddress(provider_address="fd00:1::10"),)
 
 
 async def test_update_leaves_policies_of_other_unknown_types_alone(service: HnsService) -> None:

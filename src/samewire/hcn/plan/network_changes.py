@@ -18,7 +18,7 @@ from samewire.hcn.modify import (
     SubnetSettings,
 )
 from samewire.hcn.normalise import check_dns, check_ip_subnet, check_subnet, check_subnets
-from samewire.hcn.normalise_policies import Scope
+from samewire.hcn.normalise_policies import Scope, check_policies
 from samewire.hcn.numbered import numbered
 from samewire.hcn.plan.addresses import reserved
 from samewire.hcn.plan.context import Context, get_network, modified
@@ -119,6 +119,7 @@ def _policies(context: Context, network: Network, how: RequestType, settings: Po
     elif how is RequestType.REMOVE:
         policies = remove_policies(network.policies, given, Scope.NETWORK)
     else:
+        given = check_policies(given, Scope.NETWORK, GIVEN)
         check_adapter(given, context.facts, GIVEN)
         change = add_policies if how is RequestType.ADD else put_policies
         policies = change(network.policies, given, Scope.NETWORK)
