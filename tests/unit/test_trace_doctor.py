@@ -123,11 +123,13 @@ def flows(
     low: int = 49152,
     protocol: int = 17,
     tcp: tuple[int, int] = (0, 0),
+    sources: tuple[str, ...] = ("192.168.1.10",),
 ) -> Snapshot:
-    """So many ports of the pool in use towards one service; the pool has 100."""
+    """So many ports of the pool in use towards one service, by turns of these addresses; the pool has 100."""
     rows = {}
     for number in range(count):
-        source, remote = parse_address("192.168.1.10").packed, parse_address("8.8.8.8").packed
+        source = parse_address(sources[number % len(sources)]).packed
+        remote = parse_address("8.8.8.8").packed
         key, direction = make_key(Tuple(source, remote, low + number, 53), SCOPE_UPLINK, 4, protocol)
         initiator = FlowFlag.INITIATOR if direction else 0
         rows[key] = Flow((NOTHING, NOTHING), (0, 0), (0, 0), (0, 0), 1, 0, 0, flags | initiator, tcp, 1)
@@ -514,6 +516,7 @@ def test_ailments(snapshot: Snapshot, level: Level, check: str, text: str) -> No
         drops(Reason.MULTICAST),
         flows(79),
         flows(96, FlowFlag.PAIR),
+        flows(96, sources=("192.168.1.10", "192.168.1.77")),
         flows(96, low=10000),
         replace(HEALTHY, tunnel=TunnelTraffic(arrived=3, received=1, failed=0)),
         replace(HEALTHY, tunnel=TunnelTraffic(arrived=0, received=0, failed=0)),

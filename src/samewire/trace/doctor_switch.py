@@ -195,11 +195,11 @@ def mtu(snapshot: Snapshot) -> Iterator[Finding]:
 
 
 def nat_pool(snapshot: Snapshot) -> Iterator[Finding]:
-    """The NAT pool has room towards every remote address and port."""
+    """The NAT pool has room towards every remote address and port; each address that is translated to has its own."""
     if snapshot.tables is None:
         return
     size = snapshot.facts.nat_port_high - snapshot.facts.nat_port_low + 1
-    for (protocol, remote, port), ends in _nat_use(snapshot.tables, snapshot).items():
+    for (source, protocol, remote, port), ends in _nat_use(snapshot.tables, snapshot).items():
         if len(ends) < _NEARLY_FULL * size:
             continue
         used = sum(not _is_over(snapshot.tables, key) for key in ends)
@@ -209,7 +209,7 @@ def nat_pool(snapshot: Snapshot) -> Iterator[Finding]:
             Level.ERROR if used >= _FULL * size else Level.WARNING,
             "nat-pool",
             f"{protocol} {remote} port {port}",
-            f"{used} of {size} ports of the NAT pool are in use towards it",
+            f"{used} of {size} ports of the NAT pool of {source} are in use towards it",
             explain(Reason.NAT_EXHAUSTED).remedy,
         )
 
@@ -290,17 +290,18 @@ def drops(snapshot: Snapshot) -> Iterator[Finding]:
             yield Finding(level, "drops", name, message, why.remedy)
 
 
-def _nat_use(tables: Entries, snapshot: Snapshot) -> dict[tuple[str, str, int], list[FlowKey]]:
-    """The entries that hold ports of the pool, by protocol, remote address and port."""
+def _nat_use(tables: Entries, snapshot: Snapshot) -> dict[tuple[str, str, str, int], list[FlowKey]]:
+    """The entries that hold ports of the pool, by whose ports they are, protocol, remote address and port."""
     low, high = snapshot.facts.nat_port_low, snapshot.facts.nat_port_high
-    use: dict[tuple[str, str, int], list[FlowKey]] = {}
+    use: dict[tuple[str, str, str, int], list[FlowKey]] = {}
     for key, flow in typed_rows(tables, "sw_flows", FlowKey, Flow):
         if key.scope != SCOPE_UPLINK or not flow.flags & (FlowFlag.SECOND | FlowFlag.HOST):
             continue
         ends = tuple_of(key, flow.flags & FlowFlag.INITIATOR)
         if low <= ends.source_port <= high:
-            remote = address_text(key.family, ends.destination)
-            use.setdefault((protocol_text(key.protocol), remote, ends.destination_port), []).append(key)
+            source, remote = (address_text(key.family, end) for end in (ends.source, ends.destination))
+            whose = source, protocol_text(key.protocol), remote, ends.destination_port
+            use.setdefault(whose, []).append(key)
     return use
 
 
