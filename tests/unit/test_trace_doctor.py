@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections import UserDict
+from collections.abc import AsyncIterator, Callable, ItemsView
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from samewire.hcn.store import Store
 from samewire.node import toolview
 from samewire.trace import doctor_service
 from samewire.trace.doctor import examine
+from samewire.trace.doctor_acl import sets
 from samewire.trace.snapshot import (
     BalancerInfo,
     Finding,
@@ -34,6 +36,7 @@ from samewire.vfp.compile.acl import compile_acl
 from samewire.vfp.compile.builder import Builder
 from samewire.vfp.constants import SCOPE_UPLINK, FlowFlag, PortFlag, Reason, TcpFlag
 from samewire.vfp.model import HostBinding
+from samewire.vfp.record import Record
 from samewire.vfp.simulate.entries import tuple_of
 from samewire.vfp.simulate.packet import Tuple
 from samewire.vfp.simulate.state import make_key
@@ -630,6 +633,28 @@ def test_a_rule_whose_sets_are_in_the_wrong_field(direction: AclDirection, own: 
     (finding,) = examine(with_rules(*right, rule(direction, **{own: "clients"})))
     assert (finding.level, finding.check, finding.object) == (WARNING, "acl", "shop/web-0")
     assert finding.message.startswith(f"rule 3 ({direction.value}) asks in ")
+
+
+class Read(UserDict[Record, Record]):
+    """A table that counts how often all of it is asked for."""
+
+    times = 0
+
+    def items(self) -> ItemsView[Record, Record]:
+        self.times += 1
+        return super().items()
+
+
+def test_rules_are_gone_through_once_and_not_for_each_pod() -> None:
+    one = with_rules(rule(AclDirection.IN, remote_addresses="clients"))
+    assert one.tables is not None
+    counting = {name: Read(one.tables[name]) for name in ("sw_acl_rules", "sw_acl_sets")}
+    ports = {Id(9000 + number): one.tables["sw_ports"][Id(WEB_PORT)] for number in range(50)}
+    (web,) = (info for info in one.endpoints if info.port == WEB_PORT)
+    pods = tuple(replace(web, port=port.value) for port in ports)
+    found = list(sets(replace(one, endpoints=pods, tables={**one.tables, **counting, "sw_ports": ports})))
+    assert len(found) == len(pods)
+    assert [table.times for table in counting.values()] == [1, 1]
 
 
 def test_errors_come_first() -> None:

@@ -28,35 +28,49 @@ def sets(snapshot: Snapshot) -> Iterator[Finding]:
     tables = snapshot.tables or {}
     ports = dict(typed_rows(tables, "sw_ports", Id, Port))
     state = State({table: dict(rows) for table, rows in tables.items() if table.startswith(_ASKED)}, 0)
+    rules = _Rules(state, tables)
     for info in snapshot.endpoints:
         port = ports.get(Id(info.port)) if info.port else None
         for direction, side, name, field in _OWN_SIDES if port is not None else ():
             assert port is not None
-            rules = list(_never(state, tables, port, direction, side)) if port.acl_words[direction] else []
-            if rules:
-                more = f" and {len(rules) - _SHOWN} more" if len(rules) > _SHOWN else ""
+            found = list(_never(state, rules, port, direction, side)) if port.acl_words[direction] else []
+            if found:
+                more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
                 yield Finding(
                     Level.WARNING,
                     "acl",
                     info.label,
-                    f"rule {', '.join(map(rule_text, rules[:_SHOWN]))}{more} ({name}) asks in {field} for IP sets that "
+                    f"rule {', '.join(map(rule_text, found[:_SHOWN]))}{more} ({name}) asks in {field} for IP sets that "
                     "the endpoint is not in: it never matches",
                     "A rule that names sets has its sources in LocalAddresses and its destinations in RemoteAddresses, "
                     "in both directions; or the endpoint's address is missing in the set.",
                 )
 
 
-def _never(state: State, tables: Entries, port: Port, direction: int, side: int) -> Iterator[int]:
+class _Rules:
+    """The rules of all ACL tables, gone through once: there are as many tables as pods, and all rules in one map."""
+
+    def __init__(self, state: State, tables: Entries) -> None:
+        self.asking: dict[tuple[int, int], int] = {}
+        """Those that ask for sets, as bits, by table and side."""
+        self.names: dict[int, dict[int, int]] = {}
+        """The names by table and place."""
+        for key, name in typed_rows(tables, "sw_acl_sets", AclSetKey, Hash):
+            place = key.table, key.side
+            self.asking[place] = self.asking.get(place, 0) | bits_of(state, name)
+        for rule_key, rule in typed_rows(tables, "sw_acl_rules", AclRuleKey, AclRule) if self.asking else ():
+            self.names.setdefault(rule_key.table, {})[rule_key.index] = rule.rule
+
+
+def _never(state: State, rules: _Rules, port: Port, direction: int, side: int) -> Iterator[int]:
     """The names of the rules that ask for sets on a side where none of the port's addresses is in any of them."""
-    table, asked, content = port.acl_table[direction], 0, 0
-    for key, name in typed_rows(tables, "sw_acl_sets", AclSetKey, Hash):
-        if (key.table, key.side) == (table, side):
-            asked |= bits_of(state, name)
+    table, content = port.acl_table[direction], 0
+    asked = rules.asking.get((table, side), 0)
     if not asked:
         return
     for family, address in zip(FAMILIES, port.address, strict=True):
         if address != ZERO:
             content |= content_with(state, family, address, table, side, port.acl_space)
-    for rule_key, rule in typed_rows(tables, "sw_acl_rules", AclRuleKey, AclRule):
-        if rule_key.table == table and (asked & ~content) >> rule_key.index & 1:
-            yield rule.rule
+    for place, name in rules.names.get(table, {}).items():
+        if (asked & ~content) >> place & 1:
+            yield name
