@@ -208,6 +208,17 @@ async def test_other_arrivals(
     assert answer.origin is None
 
 
+async def test_a_connection_of_the_nodes_own_is_known(node: FakeNode, client: AsyncHnsClient) -> None:
+    """Its flow is in the network that the node means by the address."""
+    frame = probe("10.244.1.1", "10.244.1.5")
+    node.content = dict(flows_of(node.content, frame, Arrival.HOST, HOST_PEER))
+    assert len(node.content["sw_flows"]) == 1
+    node.flow_capacity = 1
+    answer = await ask(client, arrival="host", frame=frame.hex())
+    assert any("judged anew" in note for note in answer.notes)  # the fake records no flow hit
+    assert not any("flow_table_full" in note for note in answer.notes)
+
+
 async def test_an_arrival_with_a_tag(node: FakeNode, client: AsyncHnsClient) -> None:
     """Beside the frame, as the kernel has it."""
     node.content = {**node.content, "sw_vnis": {Id(VLAN | 7): Vni(1)}}

@@ -18,6 +18,7 @@ from samewire.hcn.http import json_response
 from samewire.trace.answer import Arrived, Node, make_answer, parse_frame
 from samewire.trace.compare import difference
 from samewire.trace.context import EndpointInfo, TraceContext, TraceRun
+from samewire.trace.matching import scope_from_host
 from samewire.trace.model import TraceAnswer, TraceRequest
 from samewire.trace.names import find_endpoint
 from samewire.trace.probe import ACK, PROTOCOLS, SYN, Probe, build
@@ -254,7 +255,11 @@ def _prepare_frame(wanted: TraceRequest, tables: Entries) -> _Prepared:
     arrival, ifindex, scope = {
         "uplink": (Arrival.UPLINK, config.uplink_ifindex, _scope_of_vni(tables, tag)),
         "tunnel": (Arrival.TUNNEL, config.tunnel_ifindex, _scope_of_vni(tables, wanted.vni)),
-        "host": (Arrival.HOST, config.host_peer_ifindex, 0),
+        "host": (
+            Arrival.HOST,
+            config.host_peer_ifindex,
+            scope_from_host(tables, packet.family, packet.tuple.destination),
+        ),
     }[wanted.arrival]
     if not ifindex:
         raise Conflict(f"this node has no device for the {wanted.arrival}")
