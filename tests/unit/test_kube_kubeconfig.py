@@ -102,6 +102,13 @@ def test_null_is_as_absent(tmp_path: Path) -> None:
     assert isinstance(access.credentials, ExecCredential)
 
 
+def test_what_a_plugin_is_told_of_the_cluster_has_to_be_there(tmp_path: Path) -> None:
+    cluster = {"server": "https://h", "extensions": 5}
+    path = write(tmp_path, cluster=cluster, user=exec_user(provideClusterInfo=True))
+    with pytest.raises(Invalid, match=r"clusters\[0\].cluster.extensions: must be a list"):
+        load_kubeconfig(path)
+
+
 def test_an_insecure_server_is_not_looked_at(tmp_path: Path) -> None:
     access = load_kubeconfig(
         write(tmp_path, cluster={"server": "https://h", "insecure-skip-tls-verify": True})

@@ -145,6 +145,11 @@ def test_every_field_of_the_schema_is_described() -> None:
         ),
         (
             "outside:",
+            'manifests: [{path: "a\\uD800b"}]\noutside:',
+            "13: manifests[0].path: 'a\\ud800b' has half of a surrogate pair",
+        ),
+        (
+            "outside:",
             "manifests: [{path: a, namespace: A b}]\noutside:",
             "lab.yaml:13: manifests[0].namespace: 'A b' is not a valid namespace",
         ),

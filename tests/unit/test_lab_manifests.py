@@ -394,7 +394,7 @@ def test_lists_of_one_kind_say_what_their_items_are() -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["1.5.2Gi", ".", "1..e3", "e3"])
+@pytest.mark.parametrize("text", ["1.5.2Gi", ".", "1..e3", "e3", "9" * 400, "9" * 300 + "Ei"])
 def test_what_is_no_quantity(text: str) -> None:
     with pytest.raises(ValueError, match="is not a quantity"):
         quantity(text)

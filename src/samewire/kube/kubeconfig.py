@@ -257,7 +257,10 @@ def _cluster_info(cluster: _Entry) -> dict[str, Any]:
     """What a plugin is told of the cluster, by the names of its own API."""
     ca = cluster.pem("certificate-authority")
     info: dict[str, Any] = {"server": cluster.raw.get("server", ""), "config": None}
-    for extension in cluster.raw.get("extensions") or ():
+    extensions = cluster.raw.get("extensions") or []
+    if not isinstance(extensions, list):
+        raise Invalid(f"{cluster.where}.extensions", "must be a list")
+    for extension in extensions:
         if isinstance(extension, dict) and extension.get("name") == f"{_EXEC_GROUP}/exec":
             info["config"] = extension.get("extension")
     if ca is not None:

@@ -79,9 +79,20 @@ class _Reader:
         except MALFORMED as error:
             kind = node.tag.rpartition(":")[2]
             raise ClusterFileError([self.fault(path, f"{str(node.value)[:64]!r} is no {kind}")]) from error
-        if isinstance(value, str) and "\0" in value:  # no file, no word of a command can be called so
-            raise ClusterFileError([self.fault(path, f"{value[:64]!r} has a zero byte")])
+        if isinstance(value, str) and (fault := _text_fault(value)):
+            raise ClusterFileError([self.fault(path, f"{value[:64]!r} {fault}")])
         return value
+
+
+def _text_fault(value: str) -> str:
+    """Why no file and no word of a command can be called so."""
+    if "\0" in value:
+        return "has a zero byte"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "has half of a surrogate pair"
+    return ""
 
 
 class ClusterFile:

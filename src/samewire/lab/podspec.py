@@ -176,17 +176,17 @@ def quantity(text: Any) -> float:
     """A Kubernetes quantity (``100m``, ``1.5Gi``, ``1e3``) as a number. Raises ValueError."""
     word = str(text).strip()
     if _EXPONENT.match(word):
-        return _finite(word)
+        return _finite(word, word)
     matched = _QUANTITY.match(word)
     if matched is None or matched[2] not in _SUFFIXES:
         raise ValueError(f"{word!r} is not a quantity")
-    return float(matched[1]) * _SUFFIXES[matched[2]]
+    return _finite(word, matched[1], _SUFFIXES[matched[2]])
 
 
-def _finite(word: str) -> float:
-    number = float(word)
+def _finite(word: str, digits: str, factor: float = 1.0) -> float:
+    number = float(digits) * factor
     if not math.isfinite(number):
-        raise ValueError(f"{word!r} is not a quantity")
+        raise ValueError(f"{word!r:.64} is not a quantity")
     return number
 
 
