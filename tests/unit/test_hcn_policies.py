@@ -223,6 +223,7 @@ def test_canonical_forms(policy: Policy, scope: Scope, canonical: Policy) -> Non
         (PortName(name="a\nb"), Scope.ENDPOINT, HcnCode.INVALID_POLICY, "Settings.Name"),
         (HostRoute(), Scope.ENDPOINT, HcnCode.INVALID_POLICY_TYPE, "Type"),
         (QOS(), Scope.NETWORK, HcnCode.INVALID_POLICY_TYPE, "Type"),
+        (EncapOverhead(overhead=50), Scope.NETWORK, HcnCode.INVALID_POLICY_TYPE, "Type"),
         (VSID(isolation_id=4096), Scope.NETWORK, HcnCode.INVALID_POLICY_TYPE, "Type"),
     ],
 )

@@ -9,7 +9,6 @@ from msgspec.structs import replace
 from samewire.errors import Exhausted, Invalid
 from samewire.hcn.policies import (
     VSID,
-    EncapOverhead,
     HostRoute,
     Policy,
     RemoteSubnetRoute,
@@ -354,8 +353,6 @@ def test_mtu() -> None:
     assert mtu(OVERLAY) == 1450
     assert mtu(OVERLAY, only6) == 1430
     assert mtu(network(NetworkType.L2BRIDGE, ("192.168.1.0/24", "192.168.1.1"))) == 1500
-    slim = network(NetworkType.OVERLAY, policies=(EncapOverhead(overhead=100),), vni=4096)
-    assert mtu(slim) == 1400
 
 
 def test_gateway_mac_is_stable_and_local() -> None:

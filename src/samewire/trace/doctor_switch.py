@@ -182,7 +182,8 @@ def mtu(snapshot: Snapshot) -> Iterator[Finding]:
                 name,
                 f"its interface has MTU {port.mtu}, the way to other nodes carries {limit}: every large first packet "
                 "costs a round of path MTU discovery",
-                "Make the pod anew after the uplink's MTU has changed, or set the network's EncapOverhead or `mtu`.",
+                "Make the pod anew after the uplink's MTU has changed, or give its endpoint an EncapOverhead or a "
+                "smaller `Mtu` (InterfaceParameters; `mtu` of a CNI configuration).",
             )
         if port.address[1] != ZERO and min(port.mtu, limit) < 1280:
             yield Finding(

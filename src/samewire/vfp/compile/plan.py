@@ -13,7 +13,6 @@ from samewire.errors import Exhausted, Invalid
 from samewire.hcn.frontends import has_host_port
 from samewire.hcn.numbered import numbered
 from samewire.hcn.policies import (
-    EncapOverhead,
     Policy,
     ProviderAddress,
     RemoteSubnetRoute,
@@ -254,9 +253,6 @@ def _own_destinations(network: Network, subnets: tuple[SubnetPlan, ...], facts: 
 
 
 def _overhead(network: Network, provider: Address | None, facts: NodeFacts) -> int:
-    policy = first(network.policies, EncapOverhead)
-    if policy is not None:
-        return policy.overhead
     if network.type is not NetworkType.OVERLAY:
         return 0
     if provider is not None:
