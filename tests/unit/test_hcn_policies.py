@@ -92,6 +92,15 @@ def test_acl_lists() -> None:
     assert acl_protocols("") == acl_protocols("256") == acl_protocols("6,256") == ()
     assert acl_protocols("6, 17") == (6, 17)
     assert acl_ports("80, 8000-8080,") == ((80, 80), (8000, 8080))
+    assert acl_ports("8000 - 8080") == ((8000, 8080),)
+
+
+@pytest.mark.parametrize("text", ["1_0", "+6", "\N{FULLWIDTH DIGIT SIX}", "-1", "6-", "x"])
+def test_what_is_no_number_in_an_acls_list(text: str) -> None:
+    """Python reads more than what anybody means by a number."""
+    for parse in (acl_ports, acl_protocols):
+        with pytest.raises(ValueError, match="is no number"):
+            parse(text)
 
 
 @pytest.mark.parametrize(

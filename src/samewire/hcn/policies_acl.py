@@ -127,8 +127,8 @@ class AclAddresses(msgspec.Struct, frozen=True):
 
 def acl_protocols(text: str) -> tuple[int, ...]:
     """Return the IP protocol numbers of an ACL list; () = any. Raises ValueError."""
-    numbers = [int(item, 10) for item in text_items(text)]
-    if any(not 0 <= number <= ANY_PROTOCOL for number in numbers):
+    numbers = [_number(item) for item in text_items(text)]
+    if any(number > ANY_PROTOCOL for number in numbers):
         raise ValueError(
             f"{text[:64]!r} holds a number that is no IP protocol (0 to 255, or {ANY_PROTOCOL} for any)"
         )
@@ -161,11 +161,19 @@ def acl_ports(text: str) -> tuple[tuple[int, int], ...]:
     ranges = []
     for item in text_items(text):
         low, dash, high = item.partition("-")
-        pair = (int(low, 10), int(high if dash else low, 10))
-        if not 0 <= pair[0] <= pair[1] <= 2**16 - 1:
+        pair = (_number(low), _number(high if dash else low))
+        if not pair[0] <= pair[1] <= 2**16 - 1:
             raise ValueError(f"{item[:64]!r} is no port or range of ports")
         ranges.append(pair)
     return tuple(ranges)
+
+
+def _number(text: str) -> int:
+    """Decimal digits, and none of the other forms that Python reads (1_0, +1). Raises ValueError."""
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdigit()):
+        raise ValueError(f"{digits[:64]!r} is no number")
+    return int(digits)
 
 
 def set_members(policy: SetPolicy) -> tuple[str, ...]:
