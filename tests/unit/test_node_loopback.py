@@ -65,6 +65,27 @@ def test_a_note_of_what_is_not_ours_stops_nobody(tmp_path: Path, lo: dict[str, s
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("was", ["", "none", "99999999999", "0\n1", "\u0660"])
+def test_a_note_of_what_no_setting_can_be_stops_nobody(tmp_path: Path, lo: dict[str, str], was: str) -> None:
+    """The kernel would refuse it at each start; the rest is given back."""
+    settings = LoSettings(tmp_path)
+    settings.set()
+    (tmp_path / "lo.json").write_bytes(msgspec.json.encode({**BEFORE, "rp_filter": was}))
+    assert settings.give_back()
+    assert lo == {**BEFORE, "rp_filter": SET["rp_filter"]}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("note", [b"", b"[]", b'{"rp_filter":1}', b'{"rp_filter":"\xff"}'])
+def test_a_note_that_nobody_can_read_stops_nobody(tmp_path: Path, lo: dict[str, str], note: bytes) -> None:
+    settings = LoSettings(tmp_path)
+    settings.set()
+    (tmp_path / "lo.json").write_bytes(note)
+    assert not settings.give_back()
+    assert lo == SET
+    assert not list(tmp_path.iterdir())
+
+
 class Hooks:
     """Of which one does not give the settings back."""
 

@@ -7,6 +7,7 @@ before is noted in the run directory, which goes with a reboot as they do, and i
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,8 @@ from samewire.kernel import sysctl
 FILE_NAME: Final = "lo.json"
 # rp_filter: all's may be strict, and the greater one counts. A VIP is not routed to lo, the node's own address is.
 _SETTINGS: Final = {"accept_local": "1", "route_localnet": "1", "rp_filter": "2"}
+# What the kernel says of them, and takes.
+_NUMBER: Final = re.compile(r"-?[0-9]{1,9}")
 
 
 class LoSettings:
@@ -57,14 +60,16 @@ class LoSettings:
         return bool(kept)
 
     def _kept(self) -> dict[str, str]:
-        """What was noted; nothing where nobody can tell any more. What another build has noted besides is its own."""
+        """What was noted; nothing where nobody can tell any more, be it of one alone. What another build has noted
+        besides is its own.
+        """
         try:
             noted = msgspec.json.decode(self._file.read_bytes(), type=dict[str, str])
-        except (FileNotFoundError, msgspec.MsgspecError):
+        except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
             return {}
         except OSError as error:
             raise KernelError(f"read {self._file}", error.errno or errno.EIO) from error
-        return {name: was for name, was in noted.items() if name in _SETTINGS}
+        return {name: was for name, was in noted.items() if name in _SETTINGS and _NUMBER.fullmatch(was)}
 
     def _keep(self, values: dict[str, str]) -> None:
         new = self._file.with_name(f"{FILE_NAME}.new")
