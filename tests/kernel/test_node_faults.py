@@ -389,6 +389,27 @@ async def test_a_start_that_fails_leaves_all_to_the_next(net: NodeNet, config: N
     assert can_ping(pod, NODE_IP)
 
 
+async def test_lo_that_cannot_be_set_keeps_no_node_down(net: NodeNet, config: NodeConfig) -> None:
+    """Not by the start, as it undoes no change: the audit tries again."""
+    mapping = {"Type": "PortMapping", "Settings": {"Protocol": 132, "InternalPort": 80, "ExternalPort": 8080}}
+    asked = msgspec.structs.replace(request(net.pod()), policies=(decode_policy(mapping, "$"),))
+    async with running(config) as node:
+        await create_network(node)
+        await NodeBackend(node).attach(asked)
+    in_namespace(net.node, "sysctl", "-q", "-w", "net.ipv4.conf.lo.accept_local=0")
+
+    def refuse(operation: str) -> None:
+        if operation.startswith("write /proc/sys/net/ipv4/conf/lo/"):
+            raise KernelError(operation, 30, "injected")
+
+    faults.inject = refuse
+    async with running(config) as node:
+        assert [found.subject for found in await node.auditor.compare()] == ["lo"]
+        faults.inject = None
+        assert (await node.auditor.audit()).failed == ()
+        assert await node.auditor.compare() == []
+
+
 async def test_a_store_that_cannot_be_written_leaves_no_pod(
     net: NodeNet, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:

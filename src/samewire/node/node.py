@@ -281,7 +281,7 @@ class Node:
         copied = Counter(migration.copy_all())
         self.hooks.attach_own(self.devices.tunnel_ifindex, self.devices.host_peer_ifindex)
         self.hooks.attach_uplink(self.uplink.ifindex)
-        self.switch.loopback.attach()
+        self.switch.loopback.follow()
         for _, state in self.switch.ports:
             self.hooks.attach_pod(state.ifindex)
         self.attach_sockets()
