@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import pytest
 
@@ -127,6 +128,15 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 def client(daemon: Daemon, request: pytest.FixtureRequest) -> HcnClient:
     transport: Transport = LibraryClient(Library(daemon.path))
     return HcnClient(daemon.path if request.param == "socket" else transport)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_what_goes_while_all_are_listed_is_passed_over(daemon: Daemon, kind: Kind) -> None:
+    class Behind(Library):
+        def enumerate(self, many: str, query: str = "") -> list[str]:
+            return [*super().enumerate(many, query), str(uuid4())]
+
+    assert LibraryClient(Behind(daemon.path)).list(kind) == []
 
 
 def test_all_calls(client: HcnClient) -> None:

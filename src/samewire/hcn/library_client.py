@@ -23,6 +23,8 @@ _NAMES: Final = {
     Kind.ROUTE: "SdnRoute",
     Kind.LOADBALANCER: "LoadBalancer",
 }
+_GONE: Final = frozenset({HcnCode.ERROR_NOT_FOUND, HcnCode.NETWORK_NOT_FOUND, HcnCode.ENDPOINT_NOT_FOUND})
+"""Of an object: before it is opened, and before it is asked."""
 _VERSION: Final = {"Major": 2, "Minor": 0}
 _KNOWN: Final = {int(code) for code in HcnCode}
 
@@ -48,7 +50,7 @@ class LibraryClient:
             try:
                 found.append(self.get(kind, object_id))
             except HcnError as error:
-                if error.code is not HcnCode.ERROR_NOT_FOUND:  # gone in between
+                if error.code not in _GONE:  # in between
                     raise
         return found
 
