@@ -265,6 +265,43 @@ def test_ports_are_told_apart(type_: str, ports: list[dict[str, object]], reason
     assert admit([wanted("a", type=type_, ports=ports)], (V4,)) == ({}, [(("a", "a"), reason)])
 
 
+@pytest.mark.parametrize(
+    ("port", "spec"),
+    [
+        ({"nodePort": 22}, {}),
+        ({"nodePort": 70000}, {}),
+        ({"nodePort": -1}, {}),
+        ({}, {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 22}),
+    ],
+)
+def test_a_node_port_is_one_of_the_range(port: dict[str, Any], spec: dict[str, Any]) -> None:
+    """Others are the node's own (its SSH server's), or those of outbound NAT."""
+    wish = wanted("a", **{"type": "NodePort", "ports": [{"port": 80, **port}], **spec})
+    found, ((key, reason),) = admit([wish], (V4,))
+    assert (found, key) == ({}, ("a", "a"))
+    assert reason.endswith("is not within 30000 to 32767")
+    if 22 in (*port.values(), *spec.values()):
+        assert admit([wish], (V4,), range(20, 40))[0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"clusterIPs": ["10.96.0.4", "10.96.0.5"]}, "clusterIPs: one of each family at most"),
+        ({"ipFamilies": ["IPv4", "IPv4"]}, "ipFamilies: names one twice"),
+        (
+            {"ipFamilies": ["IPv4"], "clusterIP": "fd00::1"},
+            "clusterIPs: there is one of IPv6, which is not in ipFamilies",
+        ),
+        ({"clusterIP": "127.0.0.1"}, "clusterIPs: 127.0.0.1 cannot be the address of a host"),
+        ({"clusterIP": "fe80::1"}, "clusterIPs: fe80::1 cannot be the address of a host"),
+    ],
+)
+def test_addresses_that_an_api_server_does_not_take(spec: dict[str, Any], reason: str) -> None:
+    """One of two was lost without a word; and localhost was a Service's."""
+    assert admit([wanted("a", **spec)], (V4, V6)) == ({}, [(("a", "a"), reason)])
+
+
 def test_headless_and_external_names_get_no_address() -> None:
     headless = admitted(wanted(clusterIP="None")).service
     assert (headless.headless, headless.cluster_ips, headless.spec.ip_families) == (True, (), ("IPv4",))

@@ -191,11 +191,12 @@ def test_services_that_an_api_server_refuses_are_listed() -> None:
     spec = "{clusterIP: 10.96.0.77, ports: [{port: 80}]}"
     service = f"{{apiVersion: v1, kind: Service, metadata: {{name: %s}}, spec: {spec}}}"
     text = CLUSTER + "manifests: [{path: m.yaml}]\n"
-    plan = make_plan(
-        cluster(text), {"m.yaml": "\n---\n".join(service % name for name in ("one", "two", "one"))}
-    )
+    nowhere = service.replace("10.96.0.77", "0.0.0.0") % "three"
+    services = [*(service % name for name in ("one", "two", "one")), nowhere]
+    plan = make_plan(cluster(text), {"m.yaml": "\n---\n".join(services)})
     assert [(item.name, item.reason) for item in plan.skipped] == [
-        ("default/two", "clusterIP: 10.96.0.77 is that of Service default/one")
+        ("default/three", "clusterIPs: 0.0.0.0 cannot be the address of a host"),
+        ("default/two", "clusterIP: 10.96.0.77 is that of Service default/one"),
     ]
 
 
@@ -203,7 +204,6 @@ def test_services_that_an_api_server_refuses_are_listed() -> None:
     ("spec", "reason"),
     [
         ("externalIPs: [239.1.1.1]", "239.1.1.1 cannot be the address of a host"),
-        ("clusterIP: 0.0.0.0", "0.0.0.0 cannot be the address of a host"),
         ("externalIPs: [10.244.2.2]", "10.244.2.2 is in 10.244.2.0/24, which is in use"),
         ("clusterIP: 172.31.1.2", "172.31.1.2 is in 172.31.0.0/16, which is in use"),
         ("clusterIP: 198.51.100.10", "198.51.100.10 is in 198.51.100.10/32, which is in use"),

@@ -16,6 +16,7 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from samewire.errors import Exhausted, Invalid
+from samewire.kube.addresses import is_of_one_machine
 from samewire.kube.model import Family, Key, Protocol, Service, ServicePort, ServiceSpec
 
 NODE_PORTS: Final = range(30000, 32768)
@@ -71,7 +72,8 @@ def admit(
     refused: list[tuple[Key, str]] = []
     for item in ordered:
         try:
-            _check_ports(item)
+            _check_ports(item, node_ports)
+            _check_addresses(item.service.spec)
             _claim(item, owners)
             spec = _node_ports(item, _addresses(item, networks, taken), ports)
         except (Invalid, Exhausted) as error:
@@ -109,7 +111,21 @@ def _given_node_ports(services: Iterable[Wanted]) -> set[int]:
     }
 
 
-def _check_ports(item: Wanted) -> None:
+def _check_addresses(spec: ServiceSpec) -> None:
+    """One of each family: of two addresses one would be lost."""
+    addresses = _given(spec)
+    if none := [text for text in addresses if not is_of_one_machine(text)]:
+        raise Invalid("clusterIPs", f"{none[0]} cannot be the address of a host")
+    given = [_FAMILY[ipaddress.ip_address(text).version] for text in addresses]
+    if len(set(given)) < len(given):
+        raise Invalid("clusterIPs", "one of each family at most")
+    if len(set(spec.ip_families)) < len(spec.ip_families):
+        raise Invalid("ipFamilies", "names one twice")
+    if other := [family for family in given if spec.ip_families and family not in spec.ip_families]:
+        raise Invalid("clusterIPs", f"there is one of {other[0]}, which is not in ipFamilies")
+
+
+def _check_ports(item: Wanted, node_ports: range) -> None:
     spec = item.service.spec
     if not spec.ports and spec.type != "ExternalName" and spec.cluster_ip != "None":
         raise Invalid("ports", "is required")
@@ -117,6 +133,9 @@ def _check_ports(item: Wanted) -> None:
         raise Invalid("ports", "each of several needs a name of its own")
     if spec.type == "ClusterIP" and any(port.node_port for port in spec.ports):
         raise Invalid("nodePort", "a ClusterIP has none")
+    for number in sorted(_given_node_ports([item])):
+        if number not in node_ports:
+            raise Invalid("nodePort", f"{number} is not within {node_ports[0]} to {node_ports[-1]}")
     for name, numbers in (
         ("ports", [f"{port.port}/{port.protocol}" for port in spec.ports]),
         ("nodePort", [f"{port.node_port}/{port.protocol}" for port in spec.ports if port.node_port]),
