@@ -95,8 +95,10 @@ def test_batch_into_a_full_map_tells_how_far_it_came(compiled: Compiled, name: s
         opened.set_max_entries({name: 5000})
         opened.load()
         table = opened.maps[name]
-        with pytest.raises(KernelError, match=r"after 5000 elements"):
+        with pytest.raises(KernelError, match=r"after 5000 elements, there is room for 5000 entries$"):
             table.update_batch({key_for(table, number): u64(2) for number in range(6000)})
+        with pytest.raises(KernelError, match=r"\): there is room for 5000 entries$"):
+            table.update(key_for(table, 6000), u64(2))
         assert len(list(table.items())) == 5000
 
 

@@ -18,6 +18,7 @@ _BATCH: Final = 4096
 _READ_BATCH: Final = 1024  # more than any bucket of a hash table holds; the buffers are cleared for each read
 _PERCPU_TYPES: Final = frozenset({5, 6, 10})  # BPF_MAP_TYPE_PERCPU_HASH, _ARRAY, LRU_PERCPU_HASH
 _LPM_TYPE: Final = 11
+_FULL: Final = (errno.E2BIG, errno.ENOSPC)  # of a hash, of a trie
 # BPF_MAP_TYPE_HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LRU_PERCPU_HASH, LPM_TRIE
 _BATCH_TYPES: Final = frozenset({1, 2, 5, 6, 9, 10, 11})
 
@@ -79,7 +80,9 @@ class BpfMap(Handle):
         operation = f"update {self.name}"
         b.begin(operation)
         value = self._checked(key, value)
-        b.check(b.lib.bpf_map_update_elem(self.fd, key, value, int(flag)), operation)
+        result = b.lib.bpf_map_update_elem(self.fd, key, value, int(flag))
+        if result < 0:
+            raise self._refused(operation, -result)
 
     def lookup(self, key: bytes) -> bytes | None:
         """The value, or None. Per-CPU maps: all CPUs' values one after the other; see ``per_cpu_values``."""
@@ -142,7 +145,7 @@ class BpfMap(Handle):
             count = ct.c_uint32(len(part))
             result = b.lib.bpf_map_update_batch(self.fd, keys, values, ct.byref(count), ct.byref(options))
             if result < 0:
-                raise KernelError(operation, -result, f"after {start + count.value} elements")
+                raise self._refused(operation, -result, f"after {start + count.value} elements")
 
     def delete_batch(self, keys: Iterable[bytes]) -> int:
         """Remove many elements with few system calls; returns how many were there. Raises KernelError."""
@@ -185,6 +188,11 @@ class BpfMap(Handle):
             errno.EINVAL,
             f"key of {len(key)} and value of {len(value)} bytes, not {self.key_size} and {self.value_size}",
         )
+
+    def _refused(self, operation: str, number: int, detail: str = "") -> KernelError:
+        """What a refused update is to the caller: the words of a full table's error number are about other things."""
+        full = f"there is room for {self.max_entries} entries" if number in _FULL else ""
+        return KernelError(operation, number, ", ".join(filter(None, (detail, full))))
 
     def _check_key(self, key: bytes) -> None:
         if len(key) != self.key_size:
