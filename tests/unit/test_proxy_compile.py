@@ -214,6 +214,21 @@ def test_what_cannot_be_read_is_said() -> None:
     assert len(long.refused) < 200
 
 
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "0.0.0.0", "169.254.169.254", "224.0.0.1", "::1", "fe80::1"]
+)
+def test_an_ingress_ip_is_one_machines(address: str) -> None:
+    """API servers take any in a Service's status; a node's own localhost is no Service's."""
+    value = service(ips=("10.96.0.10", "fd00:96::10"), type="LoadBalancer", ingress=(address, "203.0.113.9"))
+    found = compiled(value, endpoint_slice(HERE_READY))
+    assert {vip for lb in found.load_balancers for vip in lb.frontend_vips} == {
+        "10.96.0.10",
+        "fd00:96::10",
+        "203.0.113.9",
+    }
+    assert found.refused == f"{address} is no address of a machine"
+
+
 def test_preserve_destination() -> None:
     found = built(
         everything(annotations=ServiceAnnotations(preserve_destination="true")), HERE_READY, AWAY_READY

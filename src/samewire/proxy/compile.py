@@ -26,6 +26,7 @@ from samewire.hcn.loadbalancers import (
     PortMappingFlags,
     direct_mac,
 )
+from samewire.kube.addresses import is_of_one_machine
 from samewire.kube.model import EndpointSlice, Key, Node, Service
 from samewire.proxy.frontends import CLUSTER_IP, Frontend, Rules, VipKind, frontends, rules
 from samewire.proxy.ids import OWNER, load_balancer_id, service_name
@@ -132,8 +133,8 @@ def compile_service(
     built = []
     refused = dict.fromkeys(_unread(how, unfit))
     for frontend in found:
-        if frontend.kind is not CLUSTER_IP and (owner := owner_of(frontend.address)) not in (None, key):
-            refused[f"{frontend.address} is the cluster IP of Service {'/'.join(owner)}"] = None
+        if frontend.kind is not CLUSTER_IP and (reason := _refusal(key, frontend.address, owner_of)):
+            refused[reason] = None
             continue
         vips = _vips(frontend, settings)
         if vips is not None:
@@ -146,6 +147,16 @@ def compile_service(
         how.external_local and any(c.any_usable and not c.local for c in choices.values()),
         "; ".join(refused),
     )
+
+
+def _refusal(key: Key, address: str, owner_of: OwnerOf) -> str:
+    """Why an external or ingress IP is not this service's, "" where it is."""
+    if (owner := owner_of(address)) not in (None, key):
+        return f"{address} is the cluster IP of Service {'/'.join(owner)}"
+    # API servers look at external IPs, but not at what is in a Service's status.
+    if address and not is_of_one_machine(address):
+        return f"{address} is no address of a machine"
+    return ""
 
 
 def _unread(how: Rules, unfit: Collection[str]) -> Iterator[str]:
