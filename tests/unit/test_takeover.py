@@ -356,6 +356,16 @@ def test_flannels_files() -> None:
             read_conf("/net.d/x", text)
 
 
+def test_leases_are_addresses(tmp_path: Path) -> None:
+    """A copy of one was sorted among them where a pod's own address is not known, and is none."""
+    conf = read_conf("x", json.dumps({"name": "n", "type": "flannel", "ipam": {"dataDir": str(tmp_path)}}))
+    assert conf is not None
+    (tmp_path / "n").mkdir()
+    for name in ("10.244.1.5", "fd00:244::5", "10.244.1.5.bak", "last_reserved_ip.0", "lock", "fade.txt"):
+        (tmp_path / "n" / name).write_text("pod\r\neth0")
+    assert find.leases(conf) == {"10.244.1.5": "pod", "fd00:244::5": "pod"}
+
+
 CONF = OldConf(
     path="/net.d/10-flannel.conflist", name="cbr0", bridge="cni0", data_dir="/leases", version="0.3.1"
 )

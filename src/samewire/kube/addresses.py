@@ -12,6 +12,8 @@ from samewire.inet import packed_ipv4, packed_ipv6
 _ODD: Final = re.compile(r"[^0-9a-f:]|(?:^|:)0")
 _LEADING_ZEROS: Final = re.compile(r"(^|\.)0+(?=[0-9])")
 
+# Nearly all: a start asks for each endpoint.
+_PLAIN_IPV4: Final = frozenset(range(1, 224)) - {127, 169}
 _LINK_LOCAL_IPV4: Final = bytes((169, 254))
 _NOBODYS_IPV4: Final = frozenset((bytes(4), bytes((255,) * 4)))
 _NOBODYS_IPV6: Final = frozenset((bytes(6), bytes((0, 0, 0, 0, 0, 1))))
@@ -42,9 +44,13 @@ def is_of_one_machine(text: str) -> bool:
     """
     if ":" not in text:
         four = packed_ipv4(text)
-        if four is None or four[0] == 127 or 224 <= four[0] < 240 or four[:2] == _LINK_LOCAL_IPV4:
+        if four is None:
             return False
-        return four not in _NOBODYS_IPV4
+        if four[0] in _PLAIN_IPV4:
+            return True
+        return not (
+            four[0] == 127 or 224 <= four[0] < 240 or four[:2] == _LINK_LOCAL_IPV4 or four in _NOBODYS_IPV4
+        )
     six = packed_ipv6(text)
     if six is None or six[0] == 0xFF or (six[0] == 0xFE and six[1] & 0xC0 == 0x80):
         return False

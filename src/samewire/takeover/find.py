@@ -4,6 +4,7 @@ are listed.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -44,8 +45,8 @@ def find(places: Places, before: OldConf | None = None) -> Found:
     conf = confs.conf or before
     listing = _listing()
     subnets, mtu = _subnets(Path(places.subnet_file))
-    leases = _leases(conf) if conf else {}
-    bridge = links.bridge_of(listing, conf.bridge, subnets, leases) if conf else None
+    held = leases(conf) if conf else {}
+    bridge = links.bridge_of(listing, conf.bridge, subnets, held) if conf else None
     tunnels = links.tunnels(listing)
     tables = run(["nft", "-j", "list", "tables"])
     ipvs = any(link["ifname"] == links.IPVS for link in listing.links)
@@ -64,7 +65,7 @@ def find(places: Places, before: OldConf | None = None) -> Found:
         in_force=confs.in_force,
         ahead=confs.ahead,
         backend=links.backend(listing, subnets),
-        leases=leases,
+        leases=held,
         rules=tuple(_rules(conf.name if conf else "")),
         tables=tuple(old_tables(tables)),
         own_tables=tuple(own_tables(tables)),
@@ -121,11 +122,12 @@ def _masquerades(path: Path) -> bool:
     return path.exists() and masquerades(_read(path))
 
 
-def _leases(conf: OldConf) -> dict[str, str]:
+def leases(conf: OldConf) -> dict[str, str]:
+    """Containers by address, in the directory of host-local. Raises Unavailable."""
     directory = Path(conf.data_dir) / conf.name
     found = {}
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
-        if path.name[0] in "0123456789abcdef" and ("." in path.name or ":" in path.name):
+        if _is_address(path.name):
             try:
                 found[path.name] = _read(path).split("\n")[0].strip()
             except Unavailable:
@@ -133,6 +135,15 @@ def _leases(conf: OldConf) -> dict[str, str]:
                 if path.exists():
                     raise
     return found
+
+
+def _is_address(name: str) -> bool:
+    """Not the counter's, the lock's, or a copy that somebody has made of one."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _listing() -> links.Listing:
