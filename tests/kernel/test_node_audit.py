@@ -8,14 +8,17 @@ import socket
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from samewire.cni.backend import Address, AttachRequest, CheckRequest
-from samewire.errors import KernelError
+from samewire.errors import Invalid, KernelError
 from samewire.hcn.codec import decode_object
+from samewire.hcn.policies import EncapOverhead
 from samewire.hcn.schema import Kind, Network
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import LinkMonitor, Netlink, Query, link_del
@@ -33,15 +36,27 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.root
 
 
+@asynccontextmanager
+async def running(config: NodeConfig) -> AsyncIterator[Node]:
+    node = await Node.start(config, lambda _: None)
+    try:
+        yield node
+    finally:
+        await node.close()
+
+
 @pytest_asyncio.fixture
 async def node(config: NodeConfig) -> AsyncIterator[Node]:
-    node = await Node.start(config, lambda _: None)
+    async with running(config) as node:
+        await make_networks(node)
+        yield node
+
+
+async def make_networks(node: Node) -> None:
     for wanted in (overlay(), overlay("dual", "10.245.0.0/24", 4097, "fd00:245::/64")):
         network = decode_object(Kind.NETWORK, wanted)
         assert isinstance(network, Network)
         await node.service.create_network(network)
-    yield node
-    await node.close()
 
 
 def request(pod: str, number: int = 9, network: str = "pods") -> AttachRequest:
@@ -107,6 +122,27 @@ async def test_an_audit_lists_no_more_for_many_pods_than_for_one(
         await backend.attach(request(net.pod(), number))
         await node.auditor.audit()
         assert (asked["list qdiscs"], asked["list interfaces"]) == (1, 1)
+
+
+async def test_an_uplink_that_is_too_narrow_for_a_pod(net: NodeNet, config: NodeConfig) -> None:
+    """It keeps the least that its interface can have, and the node from nothing; who comes then is refused."""
+    overhead = EncapOverhead(overhead=1300)
+    async with running(config) as node:
+        await make_networks(node)
+        backend = NodeBackend(node)
+        await backend.attach(request(net.pod(), 6))
+        await backend.attach(request(net.pod(), 7, "dual"))
+        await backend.attach(replace(request(net.pod(), 8), policies=(overhead,)))
+        ip("link", "set", "eth0", "mtu", "1320", netns_name=net.node)
+        assert await node.refresh()
+        assert node.uplink.mtu == 1320
+        with pytest.raises(Invalid, match="leaves 20 of the uplink's 1320 bytes"):
+            await backend.attach(replace(request(net.pod(), 9), policies=(overhead,)))
+        before = {endpoint_id: state.link.mtu for endpoint_id, state in node.switch.ports}
+        assert sorted(before.values()) == [68, 1270, 1280]
+    async with running(config) as node:
+        assert {endpoint_id: state.link.mtu for endpoint_id, state in node.switch.ports} == before
+        assert await node.auditor.compare() == []
 
 
 def move(net: NodeNet, pod: str, how: str) -> None:

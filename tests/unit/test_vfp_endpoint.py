@@ -40,6 +40,7 @@ from samewire.hcn.schema import (
 from samewire.hcn.schema import Route as RouteObject
 from samewire.vfp.address import ZERO, address_text, parse_address, parse_interface, parse_mac, parse_prefix
 from samewire.vfp.compile import compile_endpoint, compile_link
+from samewire.vfp.compile.link import check_overhead
 from samewire.vfp.compile.plan import gateway_mac
 from samewire.vfp.constants import (
     NAT_KEY_BITS,
@@ -336,11 +337,18 @@ def test_mtu(policies: tuple[Policy, ...], expected: int) -> None:
 def test_an_overhead_that_leaves_no_mtu(overhead: int) -> None:
     """Less than the kernel gives to any interface, or less than nothing."""
     endpoint = pod("10.244.1.5", policies=(PortName(name="x"), EncapOverhead(overhead=overhead)))
-    for refused in (lambda: compiled(endpoint), lambda: compile_link(endpoint, OVERLAY, FACTS, "")):
-        with pytest.raises(Invalid, match=r"\$\.Policies\[1\]\.Settings\.Overhead: leaves"):
-            refused()
+    with pytest.raises(Invalid, match=r"\$\.Policies\[1\]\.Settings\.Overhead: leaves"):
+        check_overhead(endpoint, FACTS)
+    assert compile_link(endpoint, OVERLAY, FACTS, "").mtu == compiled(endpoint)[1].mtu == 68
     most = pod("10.244.1.5", policies=(EncapOverhead(overhead=1432),))
-    assert compile_link(most, OVERLAY, FACTS, "").mtu == compiled(most)[1].mtu == 68
+    check_overhead(most, FACTS)
+    assert compile_link(most, OVERLAY, FACTS, "").mtu == 68
+
+
+@pytest.mark.parametrize(("uplink", "expected"), [(1400, 1350), (1300, 1280), (60, 1280)])
+def test_an_interface_keeps_what_ipv6_needs(uplink: int, expected: int) -> None:
+    facts = msgspec.structs.replace(FACTS, uplink_mtu=uplink)
+    assert compile_link(pod("10.244.1.5", "fd00:244:1::5"), OVERLAY, facts, "").mtu == expected
 
 
 def test_link() -> None:

@@ -47,14 +47,13 @@ from samewire.node import proxies
 from samewire.node.devices import find_link
 from samewire.node.facts import short
 from samewire.vfp.address import Prefix
+from samewire.vfp.compile.link import LEAST_MTU_OF_IPV6
 from samewire.vfp.model import LINK_GROUP, LinkRoute, PortLink
 
 _IFLA_AF_SPEC: Final = 26
 _AF_INET6: Final = 10
 _ADDR_GEN_MODE: Final = 8
 _MODE_NONE: Final = 1
-# On a smaller interface the kernel has no IPv6, and nothing to set of it.
-_LEAST_MTU_OF_IPV6: Final = 1280
 _NO_LINK_LOCAL: Final = codec.nested(
     _IFLA_AF_SPEC, codec.nested(_AF_INET6, codec.u8(_ADDR_GEN_MODE, _MODE_NONE))
 )
@@ -116,7 +115,9 @@ def activate(netlink: Netlink, link: PortLink, pair: Pair, netns: NetNamespace, 
     # In two: what changes beside the state of an interface that is up is announced once more, to all parts of the
     # kernel, some of which then look at each route of the node.
     marked = link_set(pair.host, alias=link.alias)
-    if link.mtu >= _LEAST_MTU_OF_IPV6:
+    if (
+        link.mtu >= LEAST_MTU_OF_IPV6
+    ):  # on a smaller interface the kernel has no IPv6, and nothing to set of it
         marked = _quiet(marked)
     requests += [marked, link_set(pair.host, up=True)]
     netlink.batch(requests)

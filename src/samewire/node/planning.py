@@ -27,6 +27,7 @@ from samewire.node.plan_acl import (
 )
 from samewire.node.plan_balancers import Prefixes, has_direct, touched_by_endpoint, touched_by_network
 from samewire.vfp.address import parse_address, parse_prefix
+from samewire.vfp.compile.link import check_overhead
 from samewire.vfp.compile.plan import NetworkPlan, RemoteSubnets, plan_network
 from samewire.vfp.compile.sets import has_sets
 from samewire.vfp.model import NodeFacts
@@ -200,6 +201,8 @@ def _endpoint(steps: Steps, change: Change, view: StoreView, facts: NodeFacts, h
         return
     if before is None or before.policies != after.policies:
         _check_ports(after, facts)
+    if place and (not has_port or before is None or before.policies != after.policies):
+        check_overhead(after, facts)
     steps.owners[owner] = True
     if place and (not has_port or moved):
         steps.attach[change.id] = after

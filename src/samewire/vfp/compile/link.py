@@ -26,6 +26,7 @@ from samewire.vfp.model import LinkNeighbour, LinkRoute, NodeFacts, PortLink
 
 DEFAULT_INTERFACE = "eth0"
 LEAST_MTU = 68  # of any interface, as the kernel has it
+LEAST_MTU_OF_IPV6 = 1280  # of one that is to keep its IPv6 addresses (RFC 8200, section 5)
 FURTHER_METRIC = 2048  # above 1024, what the kernel makes of "no metric" for IPv6
 # Bursts of the two shapers. A full bucket passes beside the rate: 10 ms of it are 0.5 % over two seconds. A
 # segmentation-offloaded packet larger than the bucket is cut by the shaper, so the least holds single packets only.
@@ -103,17 +104,25 @@ def endpoint_addresses(endpoint: Endpoint, plan: NetworkPlan) -> tuple[Prefix, .
 
 
 def endpoint_mtu(endpoint: Endpoint, plan: NetworkPlan, facts: NodeFacts) -> int:
-    """The endpoint's MTU in bytes: what the network leaves, or less when InterfaceParameters says so. Raises
-    ``Invalid`` for an EncapOverhead that leaves too little.
+    """The endpoint's MTU in bytes: what the network leaves, or less when InterfaceParameters says so.
+
+    The uplink's may become less than the kernel takes of an interface: that is no reason to be without the endpoint.
     """
     overhead = first(endpoint.policies, EncapOverhead)
-    mtu = facts.uplink_mtu - overhead.overhead if overhead else plan.mtu
-    if overhead and mtu < LEAST_MTU:
-        path, _ = next(placed(endpoint.policies, EncapOverhead))
-        left = f"leaves {mtu} of the uplink's {facts.uplink_mtu} bytes; an interface needs {LEAST_MTU}"
-        raise Invalid(f"{path}.Overhead", left)
+    left = facts.uplink_mtu - overhead.overhead if overhead else plan.mtu
+    has_ipv6 = any(":" in entry.ip_address for entry in endpoint.ip_configurations)
+    mtu = max(left, LEAST_MTU_OF_IPV6 if has_ipv6 else LEAST_MTU)
     wanted = first(endpoint.policies, InterfaceParameters)
     return min(mtu, wanted.mtu) if wanted and wanted.mtu else mtu
+
+
+def check_overhead(endpoint: Endpoint, facts: NodeFacts) -> None:
+    """Raises ``Invalid`` for an EncapOverhead that leaves too little of what the uplink has now."""
+    overhead = first(endpoint.policies, EncapOverhead)
+    if overhead and facts.uplink_mtu - overhead.overhead < LEAST_MTU:
+        path, _ = next(placed(endpoint.policies, EncapOverhead))
+        left = f"leaves {facts.uplink_mtu - overhead.overhead} of the uplink's {facts.uplink_mtu} bytes"
+        raise Invalid(f"{path}.Overhead", f"{left}; an interface needs {LEAST_MTU}")
 
 
 def endpoint_gateway(endpoint: Endpoint, plan: NetworkPlan, address: Address) -> bytes:
