@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from samewire.cli import capture
+from samewire.errors import Invalid
 from samewire.kernel import packet_socket
 from samewire.kernel.packet_socket import CapturedPacket
 
@@ -104,3 +105,14 @@ def test_a_signal_that_comes_with_the_socket(monkeypatch: pytest.MonkeyPatch, tm
         signal.signal(signal.SIGTERM, before)
     assert (result.exit_code, result.output) == (0, "0 packets of web (eth0)\n")
     assert file.read_bytes()[:4] == b"\x0a\x0d\x0d\x0a"
+
+
+def test_a_disk_that_is_full_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = SimpleNamespace(
+        interface="eth0", netns_path="/proc/self/ns/net", label="web", network="pods", vlan=0, id="x"
+    )
+    monkeypatch.setattr(capture, "_find", lambda socket, pod: info)
+    monkeypatch.setattr(packet_socket, "PacketSocket", _Opened)
+    result = CliRunner().invoke(capture.capture, ["web", "-w", "/dev/full"], obj="")
+    assert isinstance(result.exception, Invalid)
+    assert str(result.exception) == "/dev/full: No space left on device"

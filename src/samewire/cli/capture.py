@@ -80,21 +80,19 @@ def _find(socket: str, pod: str) -> EndpointInfo:
 def _destination(
     file: str | None, interface: str, info: EndpointInfo, source: PacketSocket
 ) -> Iterator[Sink]:
-    """Where packets go. Raises Invalid when the file cannot be written."""
+    """Where packets go. Raises Invalid when the file cannot be written, or not to its end."""
     if file is None:
         yield _print
         return
     try:
-        target = sys.stdout.buffer if file == "-" else Path(file).open("wb")  # noqa: SIM115 - closed below
+        with contextlib.nullcontext(sys.stdout.buffer) if file == "-" else Path(file).open("wb") as target:
+            yield _writer(target, interface, info)
+            target.write(pcapng.statistics(time.time_ns(), *source.statistics()))
+            target.flush()
+    except BrokenPipeError:
+        raise  # who reads it has seen enough
     except OSError as error:
         raise Invalid(file, error.strerror or str(error)) from error
-    try:
-        yield _writer(target, interface, info)
-        target.write(pcapng.statistics(time.time_ns(), *source.statistics()))
-        target.flush()
-    finally:
-        if file != "-":
-            target.close()
 
 
 def _writer(target: IO[bytes], interface: str, info: EndpointInfo) -> Sink:
