@@ -149,3 +149,16 @@ def test_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(cli), "get_command", lambda self, ctx, name: fail)
     result = CliRunner().invoke(cli, ["fail"])
     assert isinstance(result.exception, RuntimeError)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["lab", "schema"]])
+def test_a_disk_that_is_full_is_said(arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "samewire.cli.main", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "Error: cannot be written: No space left on device\n")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -11,7 +13,9 @@ from typing import Any, Final, NamedTuple
 import click
 
 import samewire
-from samewire.cli.errors import reported
+from samewire.cli.errors import FAILED, reported
+
+_FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 class _Command(NamedTuple):
@@ -93,7 +97,15 @@ def main() -> None:
     """Entry point of the ``samewire`` executable."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what the locale's encoding lacks ends no command
-    cli(prog_name="samewire")
+    try:
+        cli(prog_name="samewire")
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        # What is left of the output is tried once more at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        click.echo(f"Error: cannot be written: {error.strerror}", err=True)
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":
