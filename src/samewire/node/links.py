@@ -115,9 +115,8 @@ def activate(netlink: Netlink, link: PortLink, pair: Pair, netns: NetNamespace, 
     # In two: what changes beside the state of an interface that is up is announced once more, to all parts of the
     # kernel, some of which then look at each route of the node.
     marked = link_set(pair.host, alias=link.alias)
-    if (
-        link.mtu >= LEAST_MTU_OF_IPV6
-    ):  # on a smaller interface the kernel has no IPv6, and nothing to set of it
+    # On a smaller interface the kernel has no IPv6, and nothing to set of it.
+    if link.mtu >= LEAST_MTU_OF_IPV6:
         marked = _quiet(marked)
     requests += [marked, link_set(pair.host, up=True)]
     netlink.batch(requests)
