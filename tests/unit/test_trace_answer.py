@@ -16,7 +16,17 @@ from samewire.trace.model import TraceAnswer
 from samewire.trace.render import render
 from samewire.vfp.acl_names import AclNames
 from samewire.vfp.address import ZERO, parse_address
-from samewire.vfp.constants import Arrival, Choice, Fate, Layer, PortFlag, Reason, RouteKind, StepVerdict
+from samewire.vfp.constants import (
+    LOOPBACK,
+    Arrival,
+    Choice,
+    Fate,
+    Layer,
+    PortFlag,
+    Reason,
+    RouteKind,
+    StepVerdict,
+)
 from samewire.vfp.model import Entries
 from samewire.vfp.tables import Id, Nexthop, Port, TraceOutput, TraceStep
 from tests.support.tools import (
@@ -374,6 +384,25 @@ def test_from_the_node(tables: Entries) -> None:
         "10.244.1.0/24 is this network's own",
     )
     assert text(answer)[0].startswith("node-1  from the node itself  tcp 10.244.1.1")
+
+
+@pytest.mark.parametrize("own", [SNAT4, "127.0.0.1"])
+def test_from_the_node_to_itself(tables: Entries, own: str) -> None:
+    """That lo has handed over, and no table has a route for it."""
+    ends = (own, 40000, own, 13868)
+    record = output(
+        step(Layer.ROUTE, StepVerdict.PASS, ends, kind=Fate.HOST, target=LOOPBACK),
+        step(Layer.L2, StepVerdict.FINAL, ends, kind=Fate.HOST, target=LOOPBACK),
+        fate=Fate.HOST,
+    )
+    frame = probe(own, own, 13868)
+    arrived = Arrived(arrival=Arrival.HOST, ifindex=7, frame=frame)
+    answer = make_answer(NODE, tables, arrived, TraceRun(record, frame))
+    assert (answer.steps[0].verdict, answer.steps[0].matched) == ("to host", f"{own} is the node's own")
+    dropped = step(Layer.ROUTE, StepVerdict.DROP, (own, 40000, "8.8.8.8", 1), reason=Reason.NO_ROUTE)
+    frame = probe(own, "8.8.8.8", 1)
+    answer = make_answer(NODE, tables, replace(arrived, frame=frame), TraceRun(output(dropped), frame))
+    assert [one.matched for one in answer.steps] == ["no route"]
 
 
 def test_ipv6(tables: Entries) -> None:

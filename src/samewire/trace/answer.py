@@ -34,6 +34,7 @@ from samewire.vfp.acl_names import AclNames
 from samewire.vfp.address import address_text, mac_text
 from samewire.vfp.constants import (
     SCOPE_DIRECT,
+    SCOPE_HOST,
     SCOPE_UPLINK,
     VLAN_ID,
     Arrival,
@@ -308,6 +309,10 @@ def _way_to_backend(node: Node, tables: Entries, packet: Packet, step: TraceStep
 def _route(tables: Entries, packet: Packet, step: TraceStep, port: int) -> str:
     if step.verdict == StepVerdict.DROP and step.reason not in (Reason.NO_ROUTE, Reason.NO_ENDPOINT):
         return _reason_name(step.reason)
+    if (
+        step.verdict != StepVerdict.DROP and packet.scope == SCOPE_HOST
+    ):  # by lo: no table has a route for that
+        return f"{address_text(packet.family, packet.ends.destination)} is the node's own"
     return route_text(tables, packet, port)
 
 
