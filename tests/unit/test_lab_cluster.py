@@ -128,6 +128,7 @@ def test_every_field_of_the_schema_is_described() -> None:
         ("type: Overlay", "type: [", "expected the node content"),
         ("type: l3", "type: l3\n  type: l2", "lab.yaml:3: underlay.type: the key appears twice"),
         ("type: l3", "type: l3\n  ipv4: 10.0.0.0/30", "lab.yaml:3: underlay.ipv4: the prefix is too small"),
+        ("type: l3", "type: l3\n  ipv6: ''", "lab.yaml:3: underlay.ipv6: '' does not appear to be"),
         ("203.0.113.10", "172.31.0.9", "lab.yaml:15: outside[0].addresses[0]: lies inside the underlay"),
         (
             "outside:",

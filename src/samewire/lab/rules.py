@@ -137,7 +137,9 @@ def _underlay(cluster: Cluster) -> Iterator[Fault]:
 def _of_underlay(cluster: Cluster) -> list[tuple[str, str]]:
     """The underlay's prefixes as written, with the names of their fields."""
     underlay = cluster.underlay
-    return [(name, text) for name, text in (("ipv4", underlay.ipv4), ("ipv6", underlay.ipv6)) if text]
+    return [
+        (name, text) for name, text in (("ipv4", underlay.ipv4), ("ipv6", underlay.ipv6)) if text is not None
+    ]
 
 
 def _pod_cidrs(cluster: Cluster) -> Iterator[Fault]:
