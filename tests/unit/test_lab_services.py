@@ -135,6 +135,9 @@ def test_a_load_balancer_gets_an_address_of_each_family_unless_it_brings_one() -
     given, kept = with_ingress([service, own], ("192.0.2.0/30", "2001:db8::/126"))
     assert given["status"]["loadBalancer"]["ingress"] == [{"ip": "192.0.2.1"}, {"ip": "2001:db8::1"}]
     assert kept == own
+    first, second = with_ingress([service, service], ("192.0.2.7/32", "2001:db8::7/128"))
+    assert first["status"]["loadBalancer"]["ingress"] == [{"ip": "192.0.2.7"}, {"ip": "2001:db8::7"}]
+    assert not second["status"]["loadBalancer"]["ingress"], "there is one address"
     assert list(routed_addresses(service_plans([given], ("10.96.0.0/16",)))) == ["192.0.2.1", "2001:db8::1"]
 
 

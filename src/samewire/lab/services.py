@@ -93,7 +93,8 @@ class Answerer(Struct, frozen=True):
 
 def with_ingress(objects: Iterable[Json], prefixes: Sequence[str]) -> tuple[Json, ...]:
     """The objects; load balancers without an address get one a family, in order."""
-    hosts = [ipaddress.ip_network(prefix).hosts() for prefix in prefixes]
+    # Of a prefix that is one address they are a list.
+    hosts = [iter(ipaddress.ip_network(prefix).hosts()) for prefix in prefixes]
     made = []
     for item in objects:
         spec = item.get("spec") or {}
