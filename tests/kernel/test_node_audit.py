@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from samewire.cni.backend import Address, AttachRequest, CheckRequest
 from samewire.errors import Invalid, KernelError
 from samewire.hcn.codec import decode_object
-from samewire.hcn.policies import EncapOverhead
+from samewire.hcn.policies import EncapOverhead, ProviderAddress, first
 from samewire.hcn.schema import Kind, Network
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import LinkMonitor, Netlink, Query, link_del
@@ -29,7 +29,16 @@ from samewire.node.node import Node
 from samewire.node.watch import Watcher
 from samewire.vfp.model import PortLink
 from samewire.vfp.tables import DropKey, RuleCountKey
-from tests.support.node import STALL_S, NodeNet, in_namespace, ip, ip_json, overlay, path_of
+from tests.support.node import (
+    NODE_IP,
+    STALL_S,
+    NodeNet,
+    in_namespace,
+    ip,
+    ip_json,
+    overlay,
+    path_of,
+)
 from tests.support.two_nodes import in_pod
 from tests.support.waiting import until
 
@@ -63,6 +72,10 @@ def request(pod: str, number: int = 9, network: str = "pods") -> AttachRequest:
     addresses = [Address(f"10.24{4 + (network == 'dual')}.0.{number}", 24)]
     addresses += [Address(f"fd00:245::{number}", 64)] if network == "dual" else []
     return AttachRequest(network, f"c{number}", "eth0", path_of(pod), tuple(addresses))
+
+
+def keys(node: Node, table: str) -> set[bytes]:
+    return {key for key, _ in node.board.maps[table].items()}
 
 
 def port_of(node: Node) -> int:
@@ -143,6 +156,33 @@ async def test_an_uplink_that_is_too_narrow_for_a_pod(net: NodeNet, config: Node
     async with running(config) as node:
         assert {endpoint_id: state.link.mtu for endpoint_id, state in node.switch.ports} == before
         assert await node.auditor.compare() == []
+
+
+async def test_what_does_not_go_with_a_new_address_keeps_no_other_from_it(
+    net: NodeNet, config: NodeConfig
+) -> None:
+    """A network stays as it was with its route by way of the node's last address, and services work as ever."""
+    route = {"Type": "SDNRoute", "Settings": {"DestinationPrefix": "10.9.0.0/16", "NextHop": NODE_IP}}
+    subnet = {"Subnets": [{"IpAddressPrefix": "10.88.0.0/24"}]}
+    port = {"Protocol": 6, "InternalPort": 80, "ExternalPort": 80}
+    service = {"FrontendVIPs": ["10.96.0.10"], "PortMappings": [port]}
+    own = {"Name": "own", "Type": "Internal", "Ipams": [subnet], "Policies": [route]}
+    async with running(config) as node:
+        await make_networks(node)
+        await node.service.create(Kind.NETWORK, decode_object(Kind.NETWORK, own))
+        await node.service.create(Kind.LOADBALANCER, decode_object(Kind.LOADBALANCER, service))
+        services = keys(node, "sw_services")
+        assert services
+        ip("address", "delete", f"{NODE_IP}/24", "dev", "eth0", netns_name=net.node)
+        ip("address", "add", "192.168.77.50/24", "dev", "eth0", netns_name=net.node)
+        assert await node.refresh()
+        pods = node.store.state.network_by_name("pods")
+        assert pods is not None
+        assert first(pods.policies, ProviderAddress) == ProviderAddress(provider_address="192.168.77.50")
+        assert keys(node, "sw_services") == services
+        assert any(b"\x0a\x09\0\0" in key for key in keys(node, "sw_routes"))
+    async with running(config) as node:
+        assert keys(node, "sw_services") == services
 
 
 def move(net: NodeNet, pod: str, how: str) -> None:

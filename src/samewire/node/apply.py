@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from samewire.errors import Invalid, KernelError, NotFound, SamewireError, there
+from samewire.errors import Invalid, KernelError, NotFound, there
 from samewire.hcn.errors import StoreError
 from samewire.hcn.schema import Endpoint
 from samewire.hcn.switch import Change, EndpointStats, StoreView
@@ -125,7 +125,7 @@ class NodeSwitch:
             await self._carry_out(steps, view)
 
     async def set_facts(self, facts: NodeFacts, hcn_facts: HcnFacts, view: StoreView) -> None:
-        """Take over new facts about the node: everything is compiled anew. Raises SamewireError."""
+        """Take over new facts about the node: all is compiled anew that goes with them. Raises SamewireError."""
         async with self.lock:
             before = self.node_facts, self._hcn_facts, self.kernel.hostnet.uplink
             self.node_facts, self._hcn_facts = facts, hcn_facts
@@ -157,13 +157,10 @@ class NodeSwitch:
             self.ports.set(endpoint_id, state)
         for owner in plan_everything(view, self.ports.__contains__).owners:
             self.numbers.begin()
-            try:
-                compiled = self.owners.compile(owner, view, self.node_facts)
-            except SamewireError as error:
-                log.error("an object cannot be compiled", kind=owner[0], id=owner[1], error=str(error))
-                continue
-            self.wanted.replace(owner, compiled, Changes())
-            self.numbers.hold(owner, self.numbers.asked())
+            compiled = self.owners.compile_if_possible(owner, view, self.node_facts)
+            if compiled is not None:
+                self.wanted.replace(owner, compiled, Changes())
+                self.numbers.hold(owner, self.numbers.asked())
 
     async def reattach(self, endpoint: Endpoint, view: StoreView) -> None:
         """Make the link of an endpoint again whose link is gone; call with the lock held. Raises
@@ -305,10 +302,15 @@ class NodeSwitch:
         for endpoint_id in steps.detach:
             if endpoint_id not in steps.attach:
                 undo.push("port", partial(self._put_port_back, endpoint_id, self.ports.remove(endpoint_id)))
+        if_possible = partial(self.owners.compile_if_possible, spared=Invalid)
+        compile_one = if_possible if steps.everything else self.owners.compile
         for owner, compile_it in steps.owners.items():
             self.numbers.begin()
             asked[owner] = self.numbers.asked()
-            compiled = self.owners.compile(owner, view, self.node_facts) if compile_it else _NOTHING
+            compiled = compile_one(owner, view, self.node_facts) if compile_it else _NOTHING
+            if compiled is None:
+                del asked[owner]  # it stays as it was
+                continue
             before.append((owner, self.wanted.held(owner)))
             self.wanted.replace(owner, compiled, changes)
         return changes

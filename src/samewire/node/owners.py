@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from samewire.errors import there
+import structlog
+
+from samewire.errors import SamewireError, there
 from samewire.hcn.switch import StoreView
 from samewire.node.balancers import Balancers
 from samewire.node.numbers import StoreNumbers
@@ -12,6 +14,8 @@ from samewire.node.wanted import Wanted
 from samewire.vfp import compile as compilers
 from samewire.vfp.address import parse_prefix
 from samewire.vfp.model import Compiled, NodeFacts
+
+log = structlog.get_logger(__name__)
 
 
 class Owners:
@@ -68,6 +72,19 @@ class Owners:
             self._wanted.acl_tables(owner),
             [route for route in view.routes_of_endpoint(object_id) if route.is_of_endpoints],
         )
+
+    def compile_if_possible(
+        self, owner: Owner, view: StoreView, facts: NodeFacts, spared: type[SamewireError] = SamewireError
+    ) -> Compiled | None:
+        """The same where all are compiled: one that does not go with the node as it is now is logged, and is None.
+
+        Raises SamewireError but for ``spared``.
+        """
+        try:
+            return self.compile(owner, view, facts)
+        except spared as error:
+            log.error("an object cannot be compiled", kind=owner[0], id=owner[1], error=str(error))
+            return None
 
     def _network(self, kind: str, name: str, view: StoreView, facts: NodeFacts) -> Compiled:
         network_id, _, prefix = name.partition("/")

@@ -47,6 +47,7 @@ class Steps(msgspec.Struct):
     ``relink``: those whose link may have to be changed.
     ``balancers``: load balancers, as ``owners`` (they have a path of their own: `samewire.node.balancers`); of those
     that nothing but their own change touches, ``were`` says what they were.
+    ``everything``: of all objects, none of which keeps the others from it.
     """
 
     owners: dict[Owner, bool] = msgspec.field(default_factory=dict)
@@ -56,6 +57,7 @@ class Steps(msgspec.Struct):
     relink: dict[str, Endpoint] = msgspec.field(default_factory=dict)
     balancers: dict[str, bool] = msgspec.field(default_factory=dict)
     were: dict[str, LoadBalancer] = msgspec.field(default_factory=dict)
+    everything: bool = False
 
     def recompile(self, endpoint: Endpoint, has_port: bool, view: StoreView) -> None:
         """Compile an endpoint again, if there is anything to compile."""
@@ -172,7 +174,7 @@ def _balancers(steps: Steps, changes: Sequence[Change], view: StoreView, facts: 
 
 def plan_everything(view: StoreView, has_port: Callable[[str], bool]) -> Steps:
     """Compile every object again: at start, and when the node's own addresses have changed."""
-    steps = Steps(owners={NODE: True})
+    steps = Steps(owners={NODE: True}, everything=True)
     for network in view.networks():
         steps.owners[network_owner(network.id)] = True
         steps.owners.update((remote_owner(network.id, prefix), True) for prefix in remote_subnets(network))

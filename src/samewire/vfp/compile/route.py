@@ -19,6 +19,7 @@ policies, an endpoint's or a network's, what is compiled is the difference from 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Final, NamedTuple, cast
 
@@ -245,13 +246,14 @@ _LAST: Final[Latest[_Last]] = Latest(256)
 
 def host_prefixes(network: Network, context: Context) -> list[Prefix]:
     """The prefixes that SDNRoute policies of a network send through the node's own stack: not its endpoints, even
-    where they are in its subnets. Raises ``Invalid``.
+    where they are in its subnets. One that leads nowhere, as the node is now, is no matter of who asks for these.
     """
     found = []
     for path, policy in placed(network.policies, SDNRoute):
-        destination = parse_prefix(policy.destination_prefix, f"{path}.DestinationPrefix")
-        if _target(Builder(), policy.next_hop, destination, path, context) is _HOST:
-            found.append(destination)
+        with suppress(Invalid):
+            destination = parse_prefix(policy.destination_prefix, f"{path}.DestinationPrefix")
+            if _target(Builder(), policy.next_hop, destination, path, context) is _HOST:
+                found.append(destination)
     return found
 
 
