@@ -20,6 +20,7 @@ from samewire.errors import Invalid, KernelError
 from samewire.hcn.codec import decode_object
 from samewire.hcn.policies import EncapOverhead, ProviderAddress, first
 from samewire.hcn.schema import Kind, Network
+from samewire.kernel import faults
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import LinkMonitor, Netlink, Query, link_del
 from samewire.node import links, sweep
@@ -98,6 +99,32 @@ async def test_what_is_noted_of_a_link_that_was_made_again_goes(
     await node.auditor.audit()
     assert port_of(node) != before
     await until(lambda: counts.lookup(count) is None and drops.lookup(drop) is None)
+
+
+async def test_what_could_not_be_swept_goes_with_the_next(
+    net: NodeNet, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "_DELAY_S", 0)
+    failed = asyncio.Event()
+
+    def inject(operation: str) -> None:
+        if operation == "read sw_rule_counts" and not failed.is_set():
+            failed.set()
+            raise KernelError(operation, errno.EIO, "injected")
+
+    await NodeBackend(node).attach(request(net.pod()))
+    before = port_of(node)
+    counts = node.board.maps["sw_rule_counts"]
+    count = RuleCountKey(before, 1, 0).pack()
+    counts.update(count, (5).to_bytes(8, "little"))
+    monkeypatch.setattr(faults, "inject", inject)
+    node.netlink.request(link_del(before))
+    await node.auditor.audit()
+    await until(failed.is_set)
+    assert counts.lookup(count) is not None
+    node.netlink.request(link_del(port_of(node)))
+    await node.auditor.audit()
+    await until(lambda: counts.lookup(count) is None)
 
 
 async def test_a_check_looks_at_the_link_that_is_there_when_its_turn_comes(net: NodeNet, node: Node) -> None:

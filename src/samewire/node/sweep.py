@@ -110,7 +110,11 @@ class PortSweeper:
             while self._ports:
                 await asyncio.sleep(_DELAY_S)
                 ports, self._ports = self._ports, set()
-                removed = await self.sweep(ports)
+                try:
+                    removed = await self.sweep(ports)
+                except KernelError:
+                    self._ports |= ports  # with the next one that goes
+                    raise
                 if removed:
                     log.info("flows of removed ports swept", ports=len(ports), flows=removed)
         except KernelError as error:
