@@ -309,9 +309,8 @@ def _way_to_backend(node: Node, tables: Entries, packet: Packet, step: TraceStep
 def _route(tables: Entries, packet: Packet, step: TraceStep, port: int) -> str:
     if step.verdict == StepVerdict.DROP and step.reason not in (Reason.NO_ROUTE, Reason.NO_ENDPOINT):
         return _reason_name(step.reason)
-    if (
-        step.verdict != StepVerdict.DROP and packet.scope == SCOPE_HOST
-    ):  # by lo: no table has a route for that
+    # By lo: no table has a route for that.
+    if step.verdict != StepVerdict.DROP and packet.scope == SCOPE_HOST:
         return f"{address_text(packet.family, packet.ends.destination)} is the node's own"
     return route_text(tables, packet, port)
 
