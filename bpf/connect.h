@@ -139,10 +139,13 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 		sw_forget(p, flow);
 		return SW_GO_ON;
 	}
-	/* As sw_tunnel_guard() has it: what a pod here has sent does not come back to go its way again. */
-	if (p->arrival == SW_FROM_TUNNEL && !side && flow->arrival == SW_FROM_POD) {
-		target = sw_near_port(p, flow->port[0]);
-		if (!target || target->generation != flow->generation[0])
+	/*
+	 * As sw_tunnel_guard() has it: what a pod here has sent does not come back to go its way again, and nobody behind
+	 * the tunnel answers for one.
+	 */
+	if (p->arrival == SW_FROM_TUNNEL && (side ? flow->port[1] != 0 : flow->arrival == SW_FROM_POD)) {
+		target = sw_near_port(p, side ? flow->port[1] : flow->port[0]);
+		if (!target || target->generation != (side ? flow->generation[1] : flow->generation[0]))
 			return SW_STALE;
 		return sw_drop(p, SW_LAYER_DECAP, SW_REASON_SPOOFED_IP);
 	}

@@ -170,15 +170,25 @@ static __noinline int sw_to_tunnel(struct __sk_buff *skb, struct sw_packet *p, c
 }
 #endif
 
+/* Whether who speaks, or what an error is about, is the node or an endpoint here, while it comes from elsewhere. */
+SW_COLD static __noinline int sw_is_spoken_for(struct sw_packet *p, const struct sw_addr *address)
+{
+	struct sw_endpoint *owner = sw_find_endpoint(p->scope, p->family, address);
+
+	return (owner && owner->port && owner->port != p->port_id) || sw_is_node(p->family, address);
+}
+
 /*
  * By lo, which alone takes what is from the node itself: what it has said to itself, and what it is answered to that. Nobody
- * else may say that it is the node: not by a flow of the node's, nor in an error, either.
+ * else may say that it is the node or an endpoint here: not by a flow of the node's, nor in an error about what has gone
+ * to them, either.
  */
 SW_COLD static __noinline int sw_to_lo(struct __sk_buff *skb, struct sw_packet *p)
 {
 	struct sw_addr none = {};
 
-	if (p->arrival != SW_FROM_HOST && sw_is_node(p->family, &p->tuple.source))
+	if (p->arrival != SW_FROM_HOST && (sw_is_spoken_for(p, &p->tuple.source) ||
+					   (p->icmp_error && sw_is_spoken_for(p, &p->first.destination))))
 		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_IP);
 	if (sw_set_macs(skb, none.b, none.b))
 		return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);

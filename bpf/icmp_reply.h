@@ -178,17 +178,23 @@ static __noinline int sw_build_error6(struct __sk_buff *skb, struct sw_packet *p
 	return 0;
 }
 
+/*
+ * To the node: by samewire0 what that has sent. Anything else a hook has brought, for a VIP or for the node itself, and what
+ * is said to that comes by lo, as answers do: samewire0 has no address where all pods are on the underlay, and the stack
+ * takes nothing there from whom it has another route to.
+ */
 SW_INLINE int sw_send_back(struct __sk_buff *skb, struct sw_packet *p)
 {
 	struct sw_config *config = sw_config_here();
+	const __u8 *mac = (void *)(long)skb->data;
+	struct sw_addr none = {};
 
 	if (p->arrival == SW_FROM_HOST) {
-		if (p->protocol == IPPROTO_SCTP && sw_is_node(p->family, &p->tuple.destination))
-			return bpf_redirect(SW_LOOPBACK, BPF_F_INGRESS);
-		/* What was on its way to the uplink has MACs of there. */
-		if (!config || sw_set_macs(skb, config->host_mac, config->host_peer_mac))
+		if (!config || (void *)(mac + ETH_HLEN) > (void *)(long)skb->data_end)
 			return TC_ACT_SHOT;
-		return bpf_redirect(config->host_ifindex, BPF_F_INGRESS);
+		if (sw_same_mac(mac, config->host_mac))
+			return bpf_redirect(config->host_ifindex, BPF_F_INGRESS);
+		return sw_set_macs(skb, none.b, none.b) ? TC_ACT_SHOT : bpf_redirect(SW_LOOPBACK, BPF_F_INGRESS);
 	}
 	if (p->arrival == SW_FROM_UPLINK)
 		skb->mark = SW_MARK;

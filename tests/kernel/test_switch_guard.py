@@ -278,6 +278,74 @@ def test_nobody_is_the_node_in_an_error(family: int) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_nobody_behind_the_tunnel_answers_for_a_pod_here(family: int) -> None:
+    """Where there is a flow, which needs no walk; that of a pod with rules, for one."""
+    with Lab() as lab:
+        underlay = Underlay(lab)
+        node, other = underlay.node(11), underlay.node(12)
+        network = node.network(overlay(node, 1, (other, 2, 4)))
+        rules = [ACL(action=AclAction.ALLOW, direction=way, priority=1) for way in AclDirection]
+        server = node.pod(network, "10.1.0.11", "fd01::11", policies=rules)
+        client = node.pod(network, "10.1.0.12", "fd01::12", policies=rules)
+        forger = other.pod(other.network(overlay(other, 2, (node, 1, 4))), "10.2.0.12", "fd02::12")
+        address = server.address(family)
+        with RawSctp(client.space.name, family) as here, RawSctp(server.space.name, family) as there:
+            here.send(41000, address, 8080, b"question")
+            assert there.receive(8080).source[0] == client.address(family)
+        answer = segment(8080, 41000, b"answer")
+        packet = ip_packet(family, packed(address), packed(client.address(family)), SCTP, answer, 64, 0, 1)
+        frame = forger.link.host_mac + forger.mac + ETH[family] + packet
+        where, kind = node.facts.tunnel_ifindex, (Layer.DECAP, Reason.SPOOFED_IP)
+        with unguarded(other, forger):
+            drops_once(node, where, kind, partial(inject, forger.space, "eth0", frame))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("way", ["wire", "tunnel"])
+def test_nobody_elsewhere_is_an_endpoint_here_to_lo(way: str, family: int) -> None:
+    """By a flow of the node's to the endpoint, or in an error about that: it would come from a VIP, or 127.0.0.1."""
+    with Lab() as lab:
+        underlay = Underlay(lab)
+        node, other = underlay.node(11), underlay.node(12)
+        own_address = node_address(node, family)
+        if way == "wire":
+            pod, scope = node.pod(node.network(bridged()), "192.168.9.130", "fd09::130"), SCOPE_UPLINK
+            client, gate = own_address, node.facts.uplink_ifindex
+            forger, head = underlay.out, node.facts.uplink_mac + underlay.out.mac("eth0")
+            router = OUT[family]
+        else:
+            pod = node.pod(node.network(overlay(node, 1, (other, 2, 4))), "10.1.0.11", "fd01::11")
+            vni = node.table("sw_vnis")[Id(4096)]
+            assert isinstance(vni, Vni)
+            scope, gate = vni.scope, node.facts.tunnel_ifindex
+            client = {4: "10.1.0.1", 6: "fd01::1"}[family]
+            far = other.pod(other.network(overlay(other, 2, (node, 1, 4))), "10.2.0.12", "fd02::12")
+            lab.stack.enter_context(unguarded(other, far))
+            forger, head = far.space, far.link.host_mac + far.mac
+            router = far.address(family)
+        node.attach_loopback()
+        service = Balancer(node, Target(pod.address(family), 8080, scope), protocol=SCTP)
+        service.vip("", 30080, SCOPE_ANY, family=family)
+        with RawSctp(node.space.name, family) as here, RawSctp(pod.space.name, family) as backend:
+            here.send(41000, client, 30080, b"question")
+            assert backend.receive(8080).source == (client, 41000)
+        server, asker = packed(pod.address(family)), packed(client)
+        quoted = ip_packet(family, asker, server, SCTP, segment(41000, 8080, b"question"), 64, 0, 1)
+        message = bytes((3, 1) if family == 4 else (1, 3)) + bytes(6) + quoted
+        protocol = 1 if family == 4 else 58
+        covered = (
+            message if family == 4 else pseudo(6, packed(router), asker, protocol, len(message)) + message
+        )
+        error = fill(message, 2, covered)
+        answer = ip_packet(family, server, asker, SCTP, segment(8080, 41000, b"answer"), 64, 0, 1)
+        about = ip_packet(family, packed(router), asker, protocol, error, 64, 0, 1)
+        answering = Layer.DECAP if way == "tunnel" else Layer.GUARD
+        for layer, packet in (answering, answer), (Layer.GUARD, about):
+            frame = head + ETH[family] + packet
+            drops_once(node, gate, (layer, Reason.SPOOFED_IP), partial(inject, forger, "eth0", frame))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_other_reason(world: World, family: int) -> None:
     """One drop each, with its own name, at the port that is to blame."""
     node, (pod, other) = world.node, world.pods

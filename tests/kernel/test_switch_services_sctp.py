@@ -360,6 +360,24 @@ def test_the_node_hears_errors_about_a_vip(world: World, family: int) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_the_node_hears_errors_where_pods_are_on_the_underlay(family: int) -> None:
+    """samewire0 has no address there, and takes nothing from whom another route leads to."""
+    kind = socket.AF_INET if family == 4 else socket.AF_INET6
+    with Lab() as lab:
+        node = Underlay(lab).node(11)
+        node.network(bridged())
+        node.attach_loopback()
+        nobody = Balancer(node, protocol=SCTP, flags=int(ServiceFlag.REJECT))
+        nobody.vip(VIP[family], 83, SCOPE_ANY)
+        with node.space.socket(kind, socket.SOCK_RAW, SCTP) as client:
+            client.settimeout(WAIT_S)
+            client.connect((VIP[family], 0))
+            client.send(segment(CLIENT_PORT, 83, bytes(20)))
+            with pytest.raises(ConnectionRefusedError):
+                client.recv(2000)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_an_association_stays_with_its_backend_while_that_is_there(world: World, family: int) -> None:
     """Whoever comes; and it is with another one when that goes, who knows nothing of it and says so."""
     first, second = (

@@ -13,6 +13,7 @@ from samewire.vfp.tables import DirectKey, Id, Port, ServiceKey
 from tests.support.universe import (
     GATEWAY,
     GATEWAY_MAC,
+    HOST_MAC,
     LOOPBACK,
     NODE,
     OUTSIDE,
@@ -189,7 +190,9 @@ def frames(draw: st.DrawFn, universe: Universe) -> Played:
     ifindex, mac, own = draw(st.sampled_from(universe.pods))
     if arrival != Arrival.POD:
         ifindex = universe.uplink if arrival == Arrival.UPLINK else universe.host_peer
-        mac, own = OTHER_MAC, {f: draw(st.sampled_from(addresses(f))) for f in (4, 6)}
+        # What samewire0 has sent, and what a hook has brought.
+        mac = draw(st.sampled_from([HOST_MAC, OTHER_MAC])) if arrival == Arrival.HOST else OTHER_MAC
+        own = {f: draw(st.sampled_from(addresses(f))) for f in (4, 6)}
     kind = draw(st.sampled_from(["packet"] * 8 + ["error", "error", "arp", "neighbour", "junk"]))
     if kind == "arp":
         return arrival, ifindex, draw(_arp(mac, own[4]))
@@ -222,7 +225,8 @@ def service_frames(draw: st.DrawFn, universe: Universe) -> Played:
         to = UPLINK_MAC if draw(_MOSTLY) else PEER_MAC
         source = packed(OUTSIDE[family][0])
     elif key.scope == SCOPE_HOST or not draw(st.integers(0, 7)):
-        arrival, ifindex, mac = Arrival.HOST, universe.host_peer, OTHER_MAC
+        arrival, ifindex = Arrival.HOST, universe.host_peer
+        mac = draw(st.sampled_from([HOST_MAC, OTHER_MAC]))
         source = packed(draw(st.sampled_from(_OF_NODE[family])))
     elif not draw(st.integers(0, 7)):
         arrival, ifindex, mac, to, source = Arrival.TUNNEL, 1, PEER_MAC, TUNNEL_MAC, packed(REMOTE[family])

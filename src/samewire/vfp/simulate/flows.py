@@ -235,11 +235,13 @@ def _is_taken_over(state: State, walk: Walk, flow: Flow, action: Action) -> bool
 def _is_stale(
     state: State, walk: Walk, flow: Flow, action: Action, packet_side: int, own: Port | None
 ) -> bool:
-    if walk.arrival == Arrival.TUNNEL and not packet_side and flow.arrival == Arrival.POD:
-        sender = state.port(flow.port[0])
-        if sender is None or state.generation(sender) != flow.generation[0]:
+    is_from_here = flow.port[1] != 0 if packet_side else flow.arrival == Arrival.POD
+    if walk.arrival == Arrival.TUNNEL and is_from_here:
+        sender = state.port(flow.port[packet_side])
+        if sender is None or state.generation(sender) != flow.generation[packet_side]:
             return True
-        raise Dropped(Layer.DECAP, Reason.SPOOFED_IP)  # a pod here has sent it, and it has come round
+        # A pod's here: it has come round, or somebody answers for it.
+        raise Dropped(Layer.DECAP, Reason.SPOOFED_IP)
     if own is not None and state.generation(own) != flow.generation[packet_side]:
         return True
     if action.fate == Fate.PORT:

@@ -208,7 +208,7 @@ def translate_error(state: State, walk: Walk) -> Action | None:
         if from_uplink:  # perhaps the node's own
             return None
         raise Dropped(Layer.ICMP, Reason.MALFORMED)
-    ends = quote.ends
+    walk.first = ends = quote.ends
     # A pod is no router: it has something to say only about what came to it.
     own = state.port(walk.port_id) if walk.arrival == Arrival.POD else None
     if own is not None and not own.flags & PortFlag.NO_GUARD and packet.tuple.source != ends.destination:

@@ -30,7 +30,6 @@ from samewire.vfp.simulate.packet import (
     ETH_ARP,
     FRAGMENT_FIRST,
     FRAGMENT_LATER,
-    SCTP,
     TCP,
     UDP,
     Malformed,
@@ -256,13 +255,12 @@ class Simulator:
         self._send_back(walk, icmp.error_frame(self.state, walk, kind, mtu), drop)
 
     def _send_back(self, walk: Walk, frame: bytes | None, drop: Dropped) -> NoReturn:
-        """An answer to whom the frame in hand is from: the node gets it with its own MACs, but for what lo has had."""
-        packet, config = walk.packet, self.state.config
+        """An answer to whom the frame in hand is from: the node gets by lo what samewire0 has not sent."""
+        config = self.state.config
         if frame is None or config is None:
             raise drop
-        by_lo = packet.protocol == SCTP and self.state.is_node(packet.family, packet.tuple.destination)
-        if walk.arrival == Arrival.HOST and not by_lo:
-            frame = config.host_mac + config.host_peer_mac + frame[12:]
+        if walk.arrival == Arrival.HOST and frame[:6] != config.host_mac:
+            frame = NO_MAC + NO_MAC + frame[12:]
         raise Answered(frame, drop)
 
     def _apply(self, walk: Walk, action: Action) -> Outcome:
@@ -328,7 +326,7 @@ class Simulator:
         """By lo what the node has said to itself, and what it is answered to that: nobody else is the node there."""
         packet = walk.packet
         if device == LOOPBACK:
-            if walk.arrival != Arrival.HOST and self.state.is_node(packet.family, packet.tuple.source):
+            if walk.arrival != Arrival.HOST and self._is_forged(walk):
                 raise Dropped(Layer.GUARD, Reason.SPOOFED_IP)
             set_macs(packet, NO_MAC, NO_MAC)
             return LOOPBACK
@@ -336,6 +334,18 @@ class Simulator:
             raise Passed
         set_macs(packet, config.host_mac, config.host_peer_mac)
         return config.host_ifindex
+
+    def _is_forged(self, walk: Walk) -> bool:
+        """Who speaks, or what an error is about, is the node or an endpoint here, and it comes from elsewhere."""
+        packet = walk.packet
+        speakers = [packet.tuple.source, *([walk.first.destination] if packet.icmp_error else [])]
+        for address in speakers:
+            owner = self.state.endpoint(walk.scope, packet.family, address)
+            if self.state.is_node(packet.family, address):
+                return True
+            if owner is not None and owner.port not in (0, walk.port_id):
+                return True
+        return False
 
     def _to_vlan(self, walk: Walk) -> None:
         """By the MAC that the pod has found; nobody else has asked for one."""
