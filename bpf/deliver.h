@@ -170,12 +170,12 @@ static __noinline int sw_to_tunnel(struct __sk_buff *skb, struct sw_packet *p, c
 }
 #endif
 
-/* Whether who speaks, or what an error is about, is the node or an endpoint here, while it comes from elsewhere. */
-SW_COLD static __noinline int sw_is_spoken_for(struct sw_packet *p, const struct sw_addr *address)
+/* Whether an address is that of an endpoint here which is not the sender. */
+SW_COLD static __noinline int sw_is_another_endpoint(struct sw_packet *p, const struct sw_addr *address)
 {
 	struct sw_endpoint *owner = sw_find_endpoint(p->scope, p->family, address);
 
-	return (owner && owner->port && owner->port != p->port_id) || sw_is_node(p->family, address);
+	return owner && owner->port && owner->port != p->port_id;
 }
 
 /*
@@ -187,9 +187,14 @@ SW_COLD static __noinline int sw_to_lo(struct __sk_buff *skb, struct sw_packet *
 {
 	struct sw_addr none = {};
 
-	if (p->arrival != SW_FROM_HOST && (sw_is_spoken_for(p, &p->tuple.source) ||
-					   (p->icmp_error && sw_is_spoken_for(p, &p->first.destination))))
-		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_IP);
+	/* Not in functions of functions: the longest chain of calls has no stack left. */
+	if (p->arrival != SW_FROM_HOST) {
+		if (sw_is_node(p->family, &p->tuple.source) || sw_is_another_endpoint(p, &p->tuple.source))
+			return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_IP);
+		if (p->icmp_error && (sw_is_node(p->family, &p->first.destination) ||
+				      sw_is_another_endpoint(p, &p->first.destination)))
+			return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_IP);
+	}
 	if (sw_set_macs(skb, none.b, none.b))
 		return sw_drop(p, SW_LAYER_L2, SW_REASON_INTERNAL);
 #ifdef TRACE
