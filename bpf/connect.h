@@ -110,6 +110,19 @@ SW_INLINE int sw_has_moved(const struct sw_flow *flow, const struct sw_near_back
 	return flow->arrival != SW_FROM_POD && !(flow->flags & SW_FLOW_DIRECT) && flow->peer_scope != backend->scope;
 }
 
+/*
+ * As sw_tunnel_guard() has it: what a pod here has sent does not come back to go its way again, and nobody behind the tunnel
+ * answers for one.
+ */
+SW_COLD static __noinline int sw_comes_round(struct sw_packet *p, const struct sw_flow *flow, __u8 side)
+{
+	const struct sw_port *sender = sw_near_port(p, side ? flow->port[1] : flow->port[0]);
+
+	if (!sender || sender->generation != (side ? flow->generation[1] : flow->generation[0]))
+		return SW_STALE;
+	return sw_drop(p, SW_LAYER_DECAP, SW_REASON_SPOOFED_IP);
+}
+
 /* A hit: check that it is still true, then apply it. Returns a verdict, SW_STALE, SW_LOST, or SW_GO_ON: no flow. */
 SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow *flow)
 {
@@ -139,16 +152,8 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 		sw_forget(p, flow);
 		return SW_GO_ON;
 	}
-	/*
-	 * As sw_tunnel_guard() has it: what a pod here has sent does not come back to go its way again, and nobody behind
-	 * the tunnel answers for one.
-	 */
-	if (p->arrival == SW_FROM_TUNNEL && (side ? flow->port[1] != 0 : flow->arrival == SW_FROM_POD)) {
-		target = sw_near_port(p, side ? flow->port[1] : flow->port[0]);
-		if (!target || target->generation != (side ? flow->generation[1] : flow->generation[0]))
-			return SW_STALE;
-		return sw_drop(p, SW_LAYER_DECAP, SW_REASON_SPOOFED_IP);
-	}
+	if (p->arrival == SW_FROM_TUNNEL && (side ? flow->port[1] != 0 : flow->arrival == SW_FROM_POD))
+		return sw_comes_round(p, flow, side);
 	if (p->port_id && p->port_generation != (side ? flow->generation[1] : flow->generation[0]))
 		return SW_STALE;
 	switch (action->fate) {

@@ -187,7 +187,6 @@ SW_COLD static __noinline int sw_to_lo(struct __sk_buff *skb, struct sw_packet *
 {
 	struct sw_addr none = {};
 
-	/* Not in functions of functions: the longest chain of calls has no stack left. */
 	if (p->arrival != SW_FROM_HOST) {
 		if (sw_is_node(p->family, &p->tuple.source) || sw_is_another_endpoint(p, &p->tuple.source))
 			return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_IP);
