@@ -20,6 +20,7 @@ from samewire.kernel.netns import NetNamespace
 from samewire.node.config import NodeConfig
 from samewire.node.node import Node
 from tests.support.node import NodeNet, node_net
+from tests.support.running import running
 from tests.support.switch_rig import SwitchRig, require_root
 
 _COUNTER = itertools.count(1)
@@ -97,9 +98,8 @@ def config(net: NodeNet, tmp_path: Path) -> Iterator[NodeConfig]:
 @pytest_asyncio.fixture
 async def node(config: NodeConfig) -> AsyncIterator[Node]:
     """A node without a daemon around it."""
-    made = await Node.start(config, lambda _: None)
-    yield made
-    await made.close()
+    async with running(config) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import socket
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -40,19 +39,11 @@ from tests.support.node import (
     overlay,
     path_of,
 )
+from tests.support.running import running
 from tests.support.two_nodes import in_pod
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
-
-
-@asynccontextmanager
-async def running(config: NodeConfig) -> AsyncIterator[Node]:
-    node = await Node.start(config, lambda _: None)
-    try:
-        yield node
-    finally:
-        await node.close()
 
 
 @pytest_asyncio.fixture

@@ -6,14 +6,12 @@ import asyncio
 import os
 import re
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
-import pytest_asyncio
 
 from samewire.cni.backend import Address, AttachRequest
 from samewire.cni.result import Route
@@ -31,26 +29,11 @@ from samewire.node.config import NodeConfig
 from samewire.node.node import Node
 from samewire.vfp.tables import Port
 from tests.support.node import NODE_IP, ROUTER_IP, NodeNet, can_ping, in_namespace, ip, overlay, path_of
+from tests.support.running import running
 
 pytestmark = pytest.mark.root
 
 Action = Callable[[], Awaitable[object]]
-
-
-@asynccontextmanager
-async def running(config: NodeConfig) -> AsyncIterator[Node]:
-    node = await Node.start(config, lambda _: None)
-    try:
-        yield node
-    finally:
-        faults.inject = None
-        await node.close()
-
-
-@pytest_asyncio.fixture
-async def node(config: NodeConfig) -> AsyncIterator[Node]:
-    async with running(config) as made:
-        yield made
 
 
 def request(pod: str, *, container: str = "c", shaped: bool = False, routed: bool = False) -> AttachRequest:
