@@ -104,7 +104,7 @@ def test_errors_carry_no_older_words(compiled: Compiled, basics: BpfObject) -> N
         rejected.load()
     with pytest.raises(KernelError) as caught:
         basics.maps["t_array"].update(b"\xff\0\0\0", bytes(8))
-    assert caught.value.detail == ""
+    assert caught.value.detail == "there is room for 8 entries"
 
 
 def test_files_that_are_no_objects(tmp_path: Path) -> None:
