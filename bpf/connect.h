@@ -111,14 +111,15 @@ SW_INLINE int sw_has_moved(const struct sw_flow *flow, const struct sw_near_back
 }
 
 /*
- * As sw_tunnel_guard() has it: what a pod here has sent does not come back to go its way again, and nobody behind the tunnel
- * answers for one.
+ * As sw_tunnel_guard() has it: what a pod here or the node has sent does not come back to go its way again, and nobody behind
+ * the tunnel answers for a pod here.
  */
 SW_COLD static __noinline int sw_comes_round(struct sw_packet *p, const struct sw_flow *flow, __u8 side)
 {
-	const struct sw_port *sender = sw_near_port(p, side ? flow->port[1] : flow->port[0]);
+	__u32 number = side ? flow->port[1] : flow->port[0];
+	const struct sw_port *sender = sw_near_port(p, number);
 
-	if (!sender || sender->generation != (side ? flow->generation[1] : flow->generation[0]))
+	if (number && (!sender || sender->generation != (side ? flow->generation[1] : flow->generation[0])))
 		return SW_STALE;
 	return sw_drop(p, SW_LAYER_DECAP, SW_REASON_SPOOFED_IP);
 }
@@ -152,7 +153,8 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 		sw_forget(p, flow);
 		return SW_GO_ON;
 	}
-	if (p->arrival == SW_FROM_TUNNEL && (side ? flow->port[1] != 0 : flow->arrival == SW_FROM_POD))
+	if (p->arrival == SW_FROM_TUNNEL &&
+	    (side ? flow->port[1] != 0 : flow->arrival == SW_FROM_POD || flow->arrival == SW_FROM_HOST))
 		return sw_comes_round(p, flow, side);
 	if (p->port_id && p->port_generation != (side ? flow->generation[1] : flow->generation[0]))
 		return SW_STALE;

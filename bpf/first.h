@@ -195,6 +195,8 @@ SW_INLINE int sw_routing(struct __sk_buff *skb, struct sw_packet *p)
 
 	if (verdict == SW_GO_ON && sw_receive_direct(p))
 		return SW_GO_ON;
+	if (verdict == SW_GO_ON && sw_poses_as_node(p))
+		return sw_drop(p, SW_LAYER_DECAP, SW_REASON_SPOOFED_IP);
 	if (verdict == SW_GO_ON)
 		verdict = sw_balance(skb, 0);
 	if (verdict == SW_GO_ON && !p->backend) {

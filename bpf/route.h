@@ -96,6 +96,20 @@ SW_INLINE int sw_tunnel_guard(struct sw_packet *p)
 	return owner && owner->port ? sw_drop(p, SW_LAYER_DECAP, SW_REASON_SPOOFED_IP) : SW_GO_ON;
 }
 
+/*
+ * DECAP: nor is it the node itself. (Direct packets are not asked: what a process here sends to another node's VIP may come
+ * back as one.) A wider route to the node's stack is a user's, and says nothing of who is the node.
+ */
+SW_INLINE int sw_poses_as_node(struct sw_packet *p)
+{
+	struct sw_route *route;
+
+	if (p->first_arrival != SW_FROM_TUNNEL)
+		return 0;
+	route = sw_find_route(p->first_scope, p->family, &p->first.source);
+	return route && route->kind == SW_ROUTE_HOST && route->bits == (p->family == 4 ? 32 : 128);
+}
+
 /* ROUTE for what comes through the tunnel, in the scope that DECAP has found. */
 SW_INLINE int sw_route_from_tunnel(struct sw_packet *p)
 {

@@ -227,13 +227,13 @@ class Spoofed:
         self.pod = self.other.pod(network, "10.2.0.12", "fd02::12")
         self.node.attach_loopback()
 
-    def drops(self, family: int, to: str, protocol: int, body: bytes) -> None:
-        """A packet of this body, from the pod under the node's address, is dropped by the node's GUARD."""
+    def drops(self, family: int, to: str, protocol: int, body: bytes, layer: Layer = Layer.GUARD) -> None:
+        """A packet of this body, from the pod under the node's address, is dropped by this layer of the node's."""
         packet = ip_packet(
             family, packed(node_address(self.node, family)), packed(to), protocol, body, 64, 0, 1
         )
         frame = self.pod.link.host_mac + self.pod.mac + ETH[family] + packet
-        where, kind = self.node.facts.tunnel_ifindex, (Layer.GUARD, Reason.SPOOFED_IP)
+        where, kind = self.node.facts.tunnel_ifindex, (layer, Reason.SPOOFED_IP)
         with unguarded(self.other, self.pod):
             drops_once(self.node, where, kind, partial(inject, self.pod.space, "eth0", frame))
 
@@ -250,7 +250,7 @@ def test_nobody_is_the_node_by_a_flow_of_the_nodes(family: int) -> None:
         with RawSctp(node.space.name, family, own_address) as backend:
             backend.send(41000, gateway, 30080, b"question")
             assert backend.receive(8080).source == (own_address, 41000)
-        world.drops(family, gateway, SCTP, segment(41000, 30080, b"question"))
+        world.drops(family, gateway, SCTP, segment(41000, 30080, b"question"), Layer.DECAP)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -275,6 +275,35 @@ def test_nobody_is_the_node_in_an_error(family: int) -> None:
         ends = packed(node_address(node, family)), packed(source)
         covered = message if family == 4 else pseudo(6, *ends, protocol, len(message)) + message
         world.drops(family, source, protocol, fill(message, 2, covered))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nobody_behind_the_tunnel_is_the_node(family: int) -> None:
+    """Neither to a pod or the node itself, nor by a flow of the node's, whatever the pod's rules are."""
+    with Lab() as lab:
+        underlay = Underlay(lab)
+        node, other = underlay.node(11), underlay.node(12)
+        network = node.network(overlay(node, 1, (other, 2, 4)))
+        rules = [ACL(action=AclAction.ALLOW, direction=way, priority=1) for way in AclDirection]
+        address = {4: "10.1.0.11", 6: "fd01::11"}[family]
+        node.pod(network, "10.1.0.10", "fd01::10")
+        pod = node.pod(network, "10.1.0.11", "fd01::11", policies=rules)
+        forger = other.pod(other.network(overlay(other, 2, (node, 1, 4))), "10.2.0.12", "fd02::12")
+        gateway, plain = {4: ("10.1.0.1", "10.1.0.10"), 6: ("fd01::1", "fd01::10")}[family]
+        of_node = node_address(node, family)
+        datagram = socket.SOCK_DGRAM
+        with (
+            bound(node.space, datagram, gateway, 5000) as client,
+            bound(pod.space, datagram, address, 9) as server,
+        ):
+            client.sendto(b"question", (address, 9))
+            assert server.recvfrom(2000)[1][0] == gateway
+        where, kind = node.facts.tunnel_ifindex, (Layer.DECAP, Reason.SPOOFED_IP)
+        forged = [(gateway, address), (gateway, plain), (of_node, plain), (of_node, gateway)]
+        with unguarded(other, forger):
+            for source, to in forged:
+                frame = udp_frame(forger, family, source=source, to=to)
+                drops_once(node, where, kind, partial(inject, forger.space, "eth0", frame))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -266,7 +266,7 @@ def wire_frames(draw: st.DrawFn, universe: Universe) -> Played:
     routed = [pod for pod in universe.pods if cast(Port, ports[Id(pod[0])]).route_set]
     ifindex, _, own = draw(st.sampled_from(routed or universe.pods))
     family = draw(st.sampled_from([4, 4, 6]))
-    source = packed(draw(st.sampled_from([*OUTSIDE[family], REMOTE[family]])))
+    source = packed(draw(st.sampled_from([*OUTSIDE[family], REMOTE[family], *_OF_NODE[family]])))
     body = (b"\x08\0" if family == 4 else b"\x86\xdd") + draw(_packet(family, source, own[family]))
     if cast(Port, ports[Id(ifindex)]).scope in (SCOPE_UPLINK, TAGGED_SCOPE):
         return Arrival.UPLINK, universe.uplink, UPLINK_MAC + OTHER_MAC + body

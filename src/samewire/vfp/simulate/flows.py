@@ -235,12 +235,13 @@ def _is_taken_over(state: State, walk: Walk, flow: Flow, action: Action) -> bool
 def _is_stale(
     state: State, walk: Walk, flow: Flow, action: Action, packet_side: int, own: Port | None
 ) -> bool:
-    is_from_here = flow.port[1] != 0 if packet_side else flow.arrival == Arrival.POD
+    is_from_here = flow.port[1] != 0 if packet_side else flow.arrival in (Arrival.POD, Arrival.HOST)
     if walk.arrival == Arrival.TUNNEL and is_from_here:
-        sender = state.port(flow.port[packet_side])
-        if sender is None or state.generation(sender) != flow.generation[packet_side]:
+        number = flow.port[packet_side]
+        sender = state.port(number)
+        if number and (sender is None or state.generation(sender) != flow.generation[packet_side]):
             return True
-        # A pod's here: it has come round, or somebody answers for it.
+        # A pod's here, or the node's: it has come round, or somebody speaks for it.
         raise Dropped(Layer.DECAP, Reason.SPOOFED_IP)
     if own is not None and state.generation(own) != flow.generation[packet_side]:
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from samewire.vfp.address import ZERO, is_loopback
+from samewire.vfp.address import ZERO, address_bits, is_loopback
 from samewire.vfp.constants import (
     ACL_IN,
     ACL_OUT,
@@ -90,6 +90,8 @@ def _routing(state: State, walk: Walk) -> None:
             raise Dropped(Layer.DECAP, Reason.SPOOFED_IP)
     if receive_direct(state, walk):
         return
+    if walk.first_arrival == Arrival.TUNNEL and _poses_as_node(state, walk):
+        raise Dropped(Layer.DECAP, Reason.SPOOFED_IP)
     balance(state, walk, False)
     if not walk.backend:
         try:
@@ -102,6 +104,12 @@ def _routing(state: State, walk: Walk) -> None:
         _to_backend(state, walk)
     elif walk.backend and answers_elsewhere(state, walk):
         lend_node_source(state, walk)
+
+
+def _poses_as_node(state: State, walk: Walk) -> bool:
+    family = walk.packet.family
+    route = state.route(walk.first_scope, family, walk.first.source)
+    return route is not None and route.kind == RouteKind.HOST and route.bits == address_bits(family)
 
 
 def _to_node(state: State, walk: Walk) -> None:
