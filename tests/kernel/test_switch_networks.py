@@ -173,6 +173,15 @@ def test_nat_network(world: World, family: int) -> None:
     reaches(a.space, one.space, node_address(one, family), a.address(family))
 
 
+@pytest.mark.parametrize("kind", [NetworkType.NAT, NetworkType.OVERLAY])
+def test_nobody_behind_the_node_speaks_to_all_of_its_link(world: World, kind: NetworkType) -> None:
+    """All machines of the LAN would get it, from the node's address where it is translated."""
+    one = world.one
+    made = own(kind, 14) if kind is NetworkType.NAT else overlay(one, 14, vni=4114)
+    pod = one.pod(one.network(made), "10.14.0.10")
+    cut_off(pod, "192.168.9.255", one, (Layer.ROUTE, Reason.NO_ROUTE))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_internal_network(world: World, family: int) -> None:
     """The node and its pods, nobody else."""

@@ -187,6 +187,7 @@ def test_routes_longest_first(tables: Entries) -> None:
     assert [(text, action) for _, text, action in rules(port_layers(tables, 42), "ROUTE_OUT")] == [
         ("destination 10.244.1.1/32", "host"),
         ("destination 192.168.1.10/32", "host"),
+        ("destination 192.168.1.255/32", "drop: blackhole"),
         ("destination 10.244.1.0/24", "local endpoint"),
         (
             "destination 10.244.2.0/24",

@@ -74,6 +74,12 @@ class Prefix(msgspec.Struct, frozen=True, order=True, gc=False):
         """The same prefix with its host bits cleared."""
         return Prefix(self.family, masked(self.packed, self.bits), self.bits)
 
+    @property
+    def broadcast(self) -> Prefix:
+        """The address of all machines of an IPv4 prefix: its host bits set."""
+        number = int.from_bytes(self.packed[:4], "big") | (1 << (32 - self.bits)) - 1
+        return Prefix(IPV4, _padded(number.to_bytes(4, "big")), 32)
+
     def __contains__(self, other: Address | Prefix) -> bool:
         if self.family != other.family or (isinstance(other, Prefix) and other.bits < self.bits):
             return False

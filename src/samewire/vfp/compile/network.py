@@ -11,7 +11,7 @@ from samewire.hcn.policies import VSID, NeighborDiscovery, first, select
 from samewire.hcn.schema import Network, NetworkType
 from samewire.vfp.address import NO_MAC, Prefix, address_bits, parse_address, parse_mac, parse_prefix
 from samewire.vfp.compile.builder import Builder
-from samewire.vfp.compile.node import host_routes, underlay_routes
+from samewire.vfp.compile.node import closed_broadcasts, host_routes, underlay_routes
 from samewire.vfp.compile.plan import Context, NetworkPlan, RemoteSubnet, network_context
 from samewire.vfp.compile.route import sdn_routes, subnet_routes
 from samewire.vfp.compile.vlan import compile_vlan
@@ -36,6 +36,7 @@ def compile_network(network: Network, facts: NodeFacts, numbers: Numbers) -> Com
     if not plan.bridged:
         if plan.uplink:
             underlay_routes(builder, scope, facts, numbers, flags=context.routed_flags)
+            closed_broadcasts(builder, scope, facts)
         if plan.type is not NetworkType.PRIVATE:
             host_routes(builder, scope, facts)
     for subnet in plan.subnets:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from samewire.vfp.address import ZERO, Address, Prefix
+from samewire.vfp.address import IPV4, ZERO, Address, Prefix
 from samewire.vfp.compile.builder import Builder, gateway_nexthop, onlink_nexthop, uplink_nexthop
 from samewire.vfp.compile.direct import DIRECT_VNI
 from samewire.vfp.constants import (
@@ -29,6 +29,8 @@ IDLE_S: Final = {
     "idle_icmp": 30,
     "idle_other": 600,
 }
+
+_LONGEST_WITH_BROADCAST: Final = 30
 
 
 def compile_node(facts: NodeFacts, numbers: Numbers) -> Compiled:
@@ -61,6 +63,13 @@ def underlay_routes(builder: Builder, scope: int, facts: NodeFacts, numbers: Num
     for own in facts.addresses:
         number = onlink_nexthop(own.family, numbers)
         builder.route(scope, own.network, RouteKind.UPLINK, nexthop=number, flags=flags)
+
+
+def closed_broadcasts(builder: Builder, scope: int, facts: NodeFacts) -> None:
+    """Nobody behind the node speaks to all machines of its link: a router forwards no such packet (RFC 2644)."""
+    for own in facts.addresses:
+        if own.family == IPV4 and own.bits <= _LONGEST_WITH_BROADCAST:
+            builder.route(scope, own.broadcast, RouteKind.BLACKHOLE)
 
 
 def host_routes(builder: Builder, scope: int, facts: NodeFacts) -> None:
