@@ -342,9 +342,6 @@ class NodeSwitch:
         network = there(view.network(endpoint.network_id), "network", endpoint.network_id)
         return compilers.compile_link(endpoint, network, self.node_facts, netns_path(endpoint, view))
 
-    def _state(self, endpoint_id: str) -> PortState:
-        return there(self.ports.get(endpoint_id), "port of endpoint", endpoint_id)
-
     def _announce(self, frames: Iterable[bytes]) -> None:
         """Tell the wire whose addresses are here now. Who does not hear it finds out in the end."""
         uplink = self.kernel.hostnet.uplink
@@ -356,8 +353,8 @@ class NodeSwitch:
 
     def _change_link(self, endpoint: Endpoint, view: StoreView, undo: UndoStack) -> tuple[bytes, ...]:
         """Returns what is to be announced of it."""
-        state, after = self._state(endpoint.id), self._link(endpoint, view)
-        before = state.link
+        state = there(self.ports.get(endpoint.id), "port of endpoint", endpoint.id)
+        before, after = state.link, self._link(endpoint, view)
         if before == after:
             return ()
         try:
