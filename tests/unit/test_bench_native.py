@@ -25,8 +25,9 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> None:
 def _free_port(address: str) -> int:
     """A port that nobody uses."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    # Below those that the kernel hands out, and not where another run of these tests begins.
-    for port in range(20000 + os.getpid() % 100 * 100, 32000):
+    # Below those that the kernel hands out and those that the client calls from, and not where another run of these
+    # tests begins.
+    for port in range(10000 + os.getpid() % 100 * 90, 20000):
         try:
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
                 with socket.socket(family, kind) as probe:
