@@ -258,9 +258,13 @@ def test_a_service_needs_ports_unless_it_is_headless() -> None:
             "nodePort: 30001/TCP is there twice",
         ),
         ("ClusterIP", [{"port": 80, "nodePort": 30001}], "nodePort: a ClusterIP has none"),
+        ("ClusterIP", [{"port": 80, "targetPort": "99999"}], "targetPort: 99999 is not within 1 to 65535"),
+        ("ClusterIP", [{"port": 80, "targetPort": "0"}], "targetPort: 0 is not within 1 to 65535"),
     ],
 )
-def test_ports_are_told_apart(type_: str, ports: list[dict[str, object]], reason: str) -> None:
+def test_ports_that_an_api_server_does_not_take(
+    type_: str, ports: list[dict[str, object]], reason: str
+) -> None:
     """The endpoints of two ports of one name were those of both; of two of one number one was lost."""
     assert admit([wanted("a", type=type_, ports=ports)], (V4,)) == ({}, [(("a", "a"), reason)])
 

@@ -136,6 +136,9 @@ def _check_ports(item: Wanted, node_ports: range) -> None:
     for number in sorted(_given_node_ports([item])):
         if number not in node_ports:
             raise Invalid("nodePort", f"{number} is not within {node_ports[0]} to {node_ports[-1]}")
+    for target in (port.target_port for port in item.spec.ports):
+        if isinstance(target, str) and target.isdecimal() and not 1 <= int(target) <= 65535:
+            raise Invalid("targetPort", f"{target} is not within 1 to 65535")
     for name, numbers in (
         ("ports", [f"{port.port}/{port.protocol}" for port in spec.ports]),
         ("nodePort", [f"{port.node_port}/{port.protocol}" for port in spec.ports if port.node_port]),

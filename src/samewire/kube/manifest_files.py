@@ -204,6 +204,9 @@ def _check_addresses(found: Object | Endpoints) -> None:
 
 
 def _of_one_machine(field: str, texts: Iterable[str]) -> None:
+    """By the rule of API servers: for what they refuse a whole file counts as it was. Multicast that is routed they
+    take; then only the Service is refused (`samewire.kube.addresses`).
+    """
     for text, address in _parsed(field, texts):
         near = (
             address.is_loopback or address.is_link_local or address in _LINK_LOCAL_MULTICAST[address.version]
