@@ -76,7 +76,8 @@ REASONS: Final[Mapping[Reason, Explanation]] = {
         "direction that the layer names.",
     ),
     Reason.NO_ROUTE: Explanation(
-        'No route of this network leads to the destination; a pod that begins there is told "network unreachable".',
+        'No route of this network leads to the destination; a pod that begins there is told "network unreachable". '
+        "Or it is the broadcast address of the node's link (`blackhole`), to which no NAT or Overlay network leads.",
         "Is the destination's subnet missing? Compare `samewire get layers POD` (ROUTE) with the RemoteSubnetRoute "
         "policies of `samewire get networks -o json`; Internal and Private networks have no way out at all, "
         "and the others none to the world while the node has no default route (`samewire doctor`). From the node "
