@@ -107,6 +107,9 @@ def test_a_takeover_and_the_removal_of_what_it_replaced(cluster: Cluster, kind: 
     assert cluster.daemon.differences() == []
     cluster.takeover("--remove")
     assert "has been removed" in cluster.takeover("--undo", status=1)
+    cluster.daemon.stop()
+    assert "--undo" not in cluster.uninstall()
+    assert not cluster.daemon.state_dir.exists()
 
 
 def test_the_way_back(cluster: Cluster) -> None:
@@ -139,12 +142,8 @@ def test_the_way_back_without_the_daemon(cluster: Cluster) -> None:
     cluster.takeover()
     cluster.daemon.stop(signal.SIGKILL)
     cluster.takeover("--undo", status=4)  # its devices are there, and nobody to say what is on them
-    uninstall = cluster.command()[: cluster.command().index("takeover")]
-    subprocess.run(
-        [*uninstall, "uninstall", "--config", str(cluster.daemon.config), "--purge"],
-        check=True,
-        capture_output=True,
-    )
+    assert "samewire takeover --undo" in cluster.uninstall()
+    assert not cluster.reached(cluster.net.node, cluster.old, cluster.second)
     cluster.takeover("--undo")
     assert cluster.state() == before
     assert not cluster.reached(cluster.old, cluster.second, cluster.remote)

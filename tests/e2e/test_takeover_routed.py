@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -86,6 +87,24 @@ def test_the_way_back(cluster: Cluster) -> None:
     assert not cluster.reached(cluster.remote, cluster.old)
     assert not broken(held)
     cluster.old_pod("old-3")
+
+
+def test_the_way_back_without_the_daemon(cluster: Cluster) -> None:
+    """Nothing of the old pods' is Samewire's here: they go on while there is no Samewire any more."""
+    before = cluster.state()
+    held = [
+        cluster.echo.connect(client, address)[0]
+        for client in (cluster.net.node, cluster.remote)
+        for address in cluster.addresses[cluster.old]
+    ]
+    cluster.takeover()
+    cluster.daemon.stop(signal.SIGKILL)
+    cluster.uninstall()
+    assert not broken(held)
+    for client in (cluster.net.node, cluster.remote):
+        assert not cluster.reached(client, cluster.old, cluster.second)
+    cluster.takeover("--undo")
+    assert cluster.state() == before
 
 
 def test_a_dry_run_lists_what_is_there(cluster: Cluster) -> None:

@@ -93,6 +93,17 @@ class Cluster:
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
 
+    def uninstall(self) -> str:
+        """``samewire uninstall --purge``; what it says."""
+        command = [
+            *self.command_without_places()[:-3],
+            "uninstall",
+            "--config",
+            str(self.daemon.config),
+            "--purge",
+        ]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
     def command(self, *arguments: str) -> list[str]:
         places = (
             *("--cni-conf-dir", str(self.net_d)),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -76,7 +78,9 @@ def uninstall(config_file: Path, purge: bool) -> None:
     if os.geteuid() != 0:
         raise click.ClickException("uninstall needs root")
     try:
-        removed = remove_everything(load_config(config_file), purge=purge)
+        config = load_config(config_file)
+        removed = remove_everything(config, purge=purge)
+        removed += _takeover(config.state_dir, purge)
     except Conflict as error:
         raise click.ClickException(f"{error}: stop the daemon first (systemctl stop samewire)") from error
     except SamewireError as error:
@@ -85,3 +89,23 @@ def uninstall(config_file: Path, purge: bool) -> None:
         click.echo(f"removed {line}")
     if not removed:
         click.echo("there was nothing to remove")
+
+
+def _takeover(state_dir: Path, purge: bool) -> Iterator[str]:
+    """What is left of one: say what to do while there is a way back; its notes of one that has none are of no use."""
+    from samewire.takeover.apply import forget_journal, load_journal
+    from samewire.takeover.runner import JOURNAL
+
+    path = state_dir / JOURNAL
+    journal = load_journal(path)
+    if journal is None:
+        return
+    if not journal.removed:
+        click.echo(
+            "what was taken over stays: `samewire takeover --undo` gives it back to flannel and kube-proxy"
+        )
+    elif purge:
+        forget_journal(path)
+        yield str(path)
+        with contextlib.suppress(OSError):  # there is something of others in it
+            state_dir.rmdir()

@@ -20,10 +20,7 @@ from samewire.kernel.rtnetlink import (
     Netlink,
     link_del_group,
     link_dump,
-    route_del,
-    route_dump,
 )
-from samewire.kernel.rtnetlink.routes import PROTOCOL, TABLE_MAIN
 from samewire.node import proxies
 from samewire.node.config import NodeConfig
 from samewire.node.devices import OWN_DEVICES, give_ports_back
@@ -39,7 +36,7 @@ from samewire.node.runlock import LOCK_NAME, TAKEOVER_LOCK_NAME, lock_network, l
 from samewire.proxy.relay import Relay
 from samewire.vfp.address import IPV6, address_text
 from samewire.vfp.compile.link import host_name
-from samewire.vfp.model import FAMILIES, LINK_GROUP
+from samewire.vfp.model import LINK_GROUP
 
 
 def uninstall(config: NodeConfig, *, purge: bool = False) -> list[str]:
@@ -123,23 +120,11 @@ def _loopback(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
 
 
 def _links(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
+    """With their routes. Those that a takeover has made lead to old pods by flannel's bridge: its way back has them."""
     names = [link.name for link in netlink.dump(link_dump()) if link.group == LINK_GROUP]
     # The end of the own pair that carries no mark, if it was made by a daemon that died right then, goes along.
     if not netlink.request(link_del_group(LINK_GROUP).tolerating(errno.ENODEV)):
         yield from (f"interface {name}" for name in sorted(names, key=lambda name: name not in OWN_DEVICES))
-
-
-def _routes(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
-    for family in FAMILIES:
-        for route in netlink.dump(route_dump(family, TABLE_MAIN)):
-            if route.protocol == PROTOCOL:
-                destination = route.destination if route.bits else None
-                netlink.request(
-                    route_del(
-                        destination, route.bits, family=family, oif=route.oif or None, metric=route.metric
-                    ).tolerating(errno.ESRCH)
-                )
-                yield f"a route of {route.bits} bits"
 
 
 def _ports(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
@@ -171,7 +156,6 @@ _STEPS: Final = (
     _uplink,
     _loopback,
     _links,
-    _routes,
     _ports,
     _pins,
     _files,
