@@ -44,8 +44,10 @@ SW_INLINE int sw_guard(struct __sk_buff *skb, struct sw_packet *p, const struct 
 		return sw_drop(p, SW_LAYER_PARSE, SW_REASON_MALFORMED);
 	if (!sw_same_mac((__u8 *)data + 6, port->mac))
 		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_MAC);
+	/* Of a version that the endpoint has no address of, nobody's would be its own. */
 	if (!p->neighbour &&
-	    !sw_same_address(&p->tuple.source, sw_side6(p) ? &port->address[1] : &port->address[0]) &&
+	    (!sw_same_address(&p->tuple.source, sw_side6(p) ? &port->address[1] : &port->address[0]) ||
+	     sw_zero_address(&p->tuple.source)) &&
 	    !sw_speaks_for_vip(skb, p))
 		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_IP);
 	return SW_GO_ON;

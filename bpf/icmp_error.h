@@ -181,12 +181,29 @@ SW_INLINE int sw_translate_error(struct __sk_buff *skb, struct sw_packet *p, __u
 	return 0;
 }
 
+/*
+ * Whether a flow is as it was decided to the pod in hand, and to the one that it leads to. If not, the next packet has it
+ * judged again: until then an error would pass rules that have come since.
+ */
+SW_INLINE int sw_is_as_decided(const struct sw_packet *p, const struct sw_flow *flow, __u8 side)
+{
+	const struct sw_port *target;
+
+	if (p->port_generation != (side ? flow->generation[1] : flow->generation[0]))
+		return 0;
+	if (p->chosen.fate != SW_TO_PORT)
+		return 1;
+	target = sw_find_port(p->chosen.target);
+	return target && sw_generation_of(target) == (side ? flow->generation[0] : flow->generation[1]);
+}
+
 /* Returns a verdict, or SW_GO_ON: to be routed like any packet. */
 SW_COLD __noinline int sw_icmp_error(struct __sk_buff *skb)
 {
 	struct sw_packet *p = sw_packet_here();
 	struct sw_flow *flow;
 	__u8 protocol = 0, direction;
+	int is_to_sender;
 	__u32 l4;
 
 	if (!p)
@@ -194,10 +211,13 @@ SW_COLD __noinline int sw_icmp_error(struct __sk_buff *skb)
 	l4 = sw_parse_quoted(skb, p, &protocol);
 	if (!l4) /* what comes from the wire is perhaps the node's own */
 		return p->arrival == SW_FROM_UPLINK ? SW_GO_ON : sw_drop(p, SW_LAYER_ICMP, SW_REASON_MALFORMED);
-	/* A pod is no router: it has something to say only about what came to it. */
+	is_to_sender = sw_same_address(&p->tuple.destination, &p->first.source);
+	/* A pod is no router: it has something to say only about what came to it, and to whom that came from. */
 	if (p->arrival == SW_FROM_POD && !(p->port_flags & SW_PORT_NO_GUARD) &&
-	    !sw_same_address(&p->tuple.source, &p->first.destination))
+	    (!is_to_sender || !sw_same_address(&p->tuple.source, &p->first.destination)))
 		return sw_drop(p, SW_LAYER_ICMP, SW_REASON_ICMP_UNRELATED);
+	if (!is_to_sender)
+		return SW_GO_ON; /* to somebody else: a flow that it quotes does not lead there */
 	p->quoted_protocol = protocol;
 	sw_reverse_tuple(&p->out, &p->first);
 	direction = sw_key_of(&p->key, &p->out, p->scope, p->family, protocol);
@@ -208,6 +228,7 @@ SW_COLD __noinline int sw_icmp_error(struct __sk_buff *skb)
 		return p->arrival == SW_FROM_UPLINK ? SW_PASS : sw_drop(p, SW_LAYER_ICMP, SW_REASON_ICMP_UNRELATED);
 	sw_copy_action(&p->chosen, direction ? &flow->action[1] : &flow->action[0]);
 	if (p->chosen.fate == SW_TO_NOWHERE ||
+	    (p->arrival == SW_FROM_POD && !sw_is_as_decided(p, flow, direction != (flow->flags & SW_FLOW_INITIATOR))) ||
 	    (flow->backend && !bpf_map_lookup_elem(&sw_backends, &flow->backend)))
 		return sw_drop(p, SW_LAYER_ICMP, SW_REASON_ICMP_UNRELATED);
 	return sw_translate_error(skb, p, l4) ? sw_drop(p, SW_LAYER_ICMP, SW_REASON_INTERNAL) : sw_finish(skb);

@@ -299,6 +299,10 @@ static __noinline int sw_ask_neighbour(struct __sk_buff *skb, struct sw_packet *
 	struct sw_neighbour_message *nd = (void *)(ip + 1);
 	__s64 sum;
 
+	/* GUARD has looked at the first option. Another one might name another MAC. */
+	if (!(port->flags & SW_PORT_NO_GUARD) &&
+	    ((void *)(ip + 1) > (void *)(long)skb->data_end || bpf_ntohs(ip->payload_len) > SW_ND_LENGTH))
+		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_SPOOFED_ARP);
 	if (port->flags & SW_PORT_TRANSPARENT &&
 	    (port->flags & SW_PORT_NO_GUARD || !sw_is_link_local(&p->tuple.source)))
 		return sw_put_on_wire(skb, p, hop->ifindex, hop->vni);

@@ -22,9 +22,9 @@ from tests.support.netlab import Lab, poll
 from tests.support.node_rig import Node, Pod
 from tests.support.sctp import RawSctp, segment
 from tests.support.services import Balancer, Target
-from tests.support.traffic import Sniffer, bound, inject, ping
+from tests.support.traffic import Sniffer, bound, inject, ping, udp
 from tests.support.universe import packed
-from tests.support.worlds import OUT, Underlay, bridged, node_address, overlay, own
+from tests.support.worlds import OUT, ROUTER, Underlay, bridged, node_address, overlay, own
 
 pytestmark = [pytest.mark.root]
 
@@ -76,12 +76,12 @@ def arp_frame(
 
 
 def neighbour_frame(
-    pod: Pod, kind: int, *, source: str, target: str, option_mac: bytes, mac: bytes = b""
+    pod: Pod, kind: int, *, source: str, target: str, option_mac: bytes, mac: bytes = b"", first: bytes = b""
 ) -> bytes:
-    """A neighbour solicitation (135) or advertisement (136)."""
+    """A neighbour solicitation (135) or advertisement (136). ``first``: an option in front of the MAC's."""
     everybody = packed("ff02::1")
     message = bytes((kind, 0, 0, 0)) + bytes(4) + packed(target)
-    message += bytes((1 if kind == 135 else 2, 1)) + option_mac
+    message += first + bytes((1 if kind == 135 else 2, 1)) + option_mac
     message = fill(message, 2, pseudo(6, packed(source), everybody, 58, len(message)) + message)
     body = ip_packet(6, packed(source), everybody, 58, message, 255, 0, 0)
     return b"\x33\x33\0\0\0\x01" + (mac or pod.mac) + ETH[6] + body
@@ -112,6 +112,16 @@ def test_source_address(world: World, family: int) -> None:
     for forged in (FORGED[family], other.address(family), node_address(world.node, family), OUT[family]):
         frame = udp_frame(pod, family, source=forged)
         forge(world.node, pod, (Layer.GUARD, Reason.SPOOFED_IP), frame)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nobodys_source_address(world: World, family: int) -> None:
+    """An endpoint without an address of that version has none to speak from, and is not translated to the node's."""
+    pod, other = world.pods
+    lone = world.node.pod(pod.network, "10.8.0.20" if family == 6 else "fd08::20")
+    for to in (other.address(family), OUT[family]):
+        frame = udp_frame(lone, family, source="0.0.0.0" if family == 4 else "::", to=to)
+        forge(world.node, lone, (Layer.GUARD, Reason.SPOOFED_IP), frame)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -148,6 +158,15 @@ def test_neighbour_discovery(world: World) -> None:
             forge(world.node, pod, spoofed, frame)
         frame = neighbour_frame(pod, 136, source=pod.ip6, target=pod.ip6, option_mac=pod.mac, mac=FORGED_MAC)
         forge(world.node, pod, (Layer.GUARD, Reason.SPOOFED_MAC), frame)
+
+
+def test_a_mac_behind_another_option(world: World) -> None:
+    """A nonce (RFC 3971) is none's concern, and whoever hears the question takes the MAC behind it for the pod's."""
+    pod = world.transparent
+    frame = neighbour_frame(
+        pod, 135, source=pod.ip6, target=OUT[6], option_mac=FORGED_MAC, first=b"\x0e\x01" + bytes(6)
+    )
+    forge(world.node, pod, (Layer.GUARD, Reason.SPOOFED_ARP), frame)
 
 
 def test_nobody_is_made_to_give_up_an_address(world: World) -> None:
@@ -193,6 +212,52 @@ def test_errors_about_what_others_talk(world: World, family: int) -> None:
     frame = pod.link.host_mac + pod.mac + ETH[family]
     frame += ip_packet(family, own_address, to, protocol, message, 64, 0, 1)
     forge(world.node, pod, (Layer.ICMP, Reason.ICMP_UNRELATED), frame)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_errors_to_others_than_they_are_about(world: World, family: int) -> None:
+    """By a flow of its own a pod would reach anybody, past its rules and under the node's address."""
+    asked = b"\0\x09" + (5000).to_bytes(2, "big") + b"\0\x0c\0\0data"
+    for pod in (world.pods[0], world.transparent):
+        own_address = packed(pod.address(family))
+        assert udp(pod.space, world.underlay.out, OUT[family], 9000).server[0] == OUT[family]
+        with Sniffer(world.underlay.out, "eth0", outgoing=False) as wire:
+            inject(pod.space, "eth0", udp_frame(pod, family))
+            wire.wait(lambda frame: frame[12:14] == ETH[family] and frame[-4:] == b"data")
+        quoted = ip_packet(family, packed(OUT[family]), own_address, 17, asked, 64, 0, 1)
+        message = bytes((3, 3) if family == 4 else (1, 4)) + bytes(6) + quoted
+        to, protocol = packed(ROUTER[family]), 1 if family == 4 else 58
+        covered = message if family == 4 else pseudo(6, own_address, to, 58, len(message)) + message
+        frame = pod.link.host_mac + pod.mac + ETH[family]
+        frame += ip_packet(family, own_address, to, protocol, fill(message, 2, covered), 64, 0, 1)
+        forge(world.node, pod, (Layer.ICMP, Reason.ICMP_UNRELATED), frame)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_errors_past_rules_that_have_come_since(world: World, family: int) -> None:
+    """The flow that it quotes waits for its next packet to be judged again; an error is none."""
+    node, (pod, other) = world.node, world.pods
+    answer = ACL(action=AclAction.ALLOW, direction=AclDirection.OUT, priority=1)
+    node.policies(pod, answer)
+    with Sniffer(other.space, "eth0", outgoing=False) as inside:
+        inject(pod.space, "eth0", udp_frame(pod, family, to=other.address(family), port=77))
+        inside.wait(lambda frame: frame[12:14] == ETH[family] and frame[-4:] == b"data")
+    own_address, to = packed(pod.address(family)), packed(other.address(family))
+    asked = (77).to_bytes(2, "big") + (5000).to_bytes(2, "big") + b"\0\x0c\0\0data"
+    message = bytes((3, 3) if family == 4 else (1, 4)) + bytes(6)
+    message += ip_packet(family, to, own_address, 17, asked, 64, 0, 1)
+    protocol = 1 if family == 4 else 58
+    covered = message if family == 4 else pseudo(6, own_address, to, 58, len(message)) + message
+    frame = pod.link.host_mac + pod.mac + ETH[family]
+    frame += ip_packet(family, own_address, to, protocol, fill(message, 2, covered), 64, 0, 1)
+    with Sniffer(other.space, "eth0", outgoing=False) as inside:
+        inject(pod.space, "eth0", frame)
+        inside.wait(lambda seen: seen[14:] == frame[14:])
+    for changed, direction in ((other, AclDirection.IN), (pod, AclDirection.OUT)):
+        node.policies(changed, ACL(action=AclAction.BLOCK, direction=direction, priority=1))
+        forge(node, pod, (Layer.ICMP, Reason.ICMP_UNRELATED), frame)
+    node.policies(other)
+    node.policies(pod, OutBoundNAT())
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from samewire.vfp.simulate.packet import (
 from samewire.vfp.simulate.refuse import PORT_UNREACHABLE
 from samewire.vfp.simulate.state import Dropped, Passed, State, Walk, make_key
 from samewire.vfp.simulate.walk import side
-from samewire.vfp.tables import Action
+from samewire.vfp.tables import Action, Flow, Port
 
 _QUOTE: Final = {4: (72, 40, 28), 6: (96, 60, 48)}  # the second for TCP only
 _CHECKSUM_PLACE: Final = {TCP: 16, UDP: 6, ICMP: 2, ICMPV6: 2}
@@ -196,6 +196,17 @@ def _mirror(packet: Packet, quote: _Quote, action: Action) -> None:
         _rewrite_port(packet, quote, ports[1], ends.destination_port, action.source_port)
 
 
+def _is_as_decided(state: State, own: Port, flow: Flow, direction: int, action: Action) -> bool:
+    """Whether a flow is as it was decided to the pod that speaks, and to the one that it leads to."""
+    side = int(direction != (flow.flags & FlowFlag.INITIATOR))
+    if state.generation(own) != flow.generation[side]:
+        return False
+    if action.fate != Fate.PORT:
+        return True
+    target = state.port(action.target)
+    return target is not None and state.generation(target) == flow.generation[1 - side]
+
+
 def translate_error(state: State, walk: Walk) -> Action | None:
     """The action for an ICMP error, its quoted header rewritten; None: routed like any packet.
 
@@ -209,10 +220,15 @@ def translate_error(state: State, walk: Walk) -> Action | None:
             return None
         raise Dropped(Layer.ICMP, Reason.MALFORMED)
     walk.first = ends = quote.ends
-    # A pod is no router: it has something to say only about what came to it.
+    is_to_sender = packet.tuple.destination == ends.source
+    # A pod is no router: it has something to say only about what came to it, and to whom that came from.
     own = state.port(walk.port_id) if walk.arrival == Arrival.POD else None
-    if own is not None and not own.flags & PortFlag.NO_GUARD and packet.tuple.source != ends.destination:
+    is_between = is_to_sender and packet.tuple.source == ends.destination
+    if own is not None and not own.flags & PortFlag.NO_GUARD and not is_between:
         raise Dropped(Layer.ICMP, Reason.ICMP_UNRELATED)
+    # To somebody else: a flow that it quotes does not lead there.
+    if not is_to_sender:
+        return None
     key, direction = make_key(ends.reverse, walk.scope, packet.family, quote.protocol)
     flow = state.flows.get(key)
     if flow is None:
@@ -222,6 +238,8 @@ def translate_error(state: State, walk: Walk) -> Action | None:
     action = flow.action[direction]
     gone = flow.backend and state.backend(flow.backend) is None
     if action.fate == Fate.NOWHERE or gone:
+        raise Dropped(Layer.ICMP, Reason.ICMP_UNRELATED)
+    if own is not None and not _is_as_decided(state, own, flow, direction, action):
         raise Dropped(Layer.ICMP, Reason.ICMP_UNRELATED)
     _mirror(packet, quote, action)
     flags = action.flags

@@ -16,6 +16,7 @@ _REQUEST: Final = b"\x00\x01"
 _SOLICITATION: Final = 135
 _ADVERTISEMENT: Final = 136
 _ND: Final = L3 + 40
+_ND_LENGTH: Final = 32  # with one link-layer address option
 _SOURCE_OPTION: Final = b"\x01\x01"
 _ASKS_WIRE: Final = PortFlag.TRANSPARENT | PortFlag.TAGGED
 _ALL_NODES: Final = bytes.fromhex("ff020000000000000000000000000001")
@@ -101,6 +102,9 @@ def _claim_nothing(port: Port, asker: bytes) -> None:
 def _ask_neighbour(state: State, packet: Packet, ifindex: int, port: Port, hop: Nexthop) -> NoReturn:
     """From the MAC that the pod has on the wire, and from its own address: the answer must find it."""
     data = packet.data
+    # GUARD has looked at the first option. Another one might name another MAC.
+    if not port.flags & PortFlag.NO_GUARD and int.from_bytes(data[L3 + 4 : L3 + 6], "big") > _ND_LENGTH:
+        raise Dropped(Layer.GUARD, Reason.SPOOFED_ARP)
     own = port.flags & PortFlag.NO_GUARD or not is_link_local(packet.tuple.source)
     if not (port.flags & PortFlag.TRANSPARENT and own):
         without = len(data) < _ND + 32 or bytes(data[_ND + 24 : _ND + 26]) != _SOURCE_OPTION

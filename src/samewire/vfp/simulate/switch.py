@@ -144,7 +144,10 @@ class Simulator:
         if not port.flags & PortFlag.NO_GUARD:
             if bytes(data[6:12]) != port.mac:
                 raise Dropped(Layer.GUARD, Reason.SPOOFED_MAC)
-            own_address = packet.neighbour or packet.tuple.source == port.address[packet.family == 6]
+            # Of a version that the endpoint has no address of, nobody's would be its own.
+            own_address = packet.neighbour or (
+                packet.tuple.source == port.address[packet.family == 6] and packet.tuple.source != ZERO
+            )
             if not own_address and not self._speaks_for_vip(walk):
                 raise Dropped(Layer.GUARD, Reason.SPOOFED_IP)
         if packet.neighbour:
