@@ -713,6 +713,26 @@ async def test_a_cluster_ip_is_nobody_elses_external_ip(rig: Rig, written: str) 
     assert not rig.proxy.table._outside
 
 
+async def test_an_address_that_cannot_be_had_is_noted_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only another Service could have it: trying again would only count."""
+    monkeypatch.setattr(controller, "FIRST_RETRY_S", 0.0)
+    figures = rig.proxy.figures
+    await rig.source.start()
+    rig.source.put(service(external_ips=("127.0.0.9",)))
+    await rig.settle()
+    status = figures.statuses["shop", "web"]
+    assert status.error == "127.0.0.9 is no address of a machine"
+    for number in range(1, 4):
+        rig.source.put(endpoint_slice(endpoint(f"10.244.2.{number}")))
+        await rig.settle()
+        await asyncio.sleep(0)
+    assert (figures.failures, status.attempts, rig.proxy._retries) == (1, 0, {})
+    assert [backend.ip_address for backend in rig.backends()] == ["10.244.2.3"]
+    rig.source.put(service())
+    await rig.settle()
+    assert status.error == ""
+
+
 def owners(rig: Rig, *vips: str) -> list[str]:
     """The service that each address leads to."""
     return [lb.service_name.partition(":")[0] if (lb := rig.lb(vip)) else "" for vip in vips]

@@ -327,18 +327,16 @@ class ServiceProxy:
             ids = tuple([value.id for value in wanted.load_balancers])
             before = self._written.get(key, ())
             errors = [str(failed[lb_id]) for lb_id in {*ids, *before} if lb_id in failed] if failed else []
-            if wanted.refused:
-                errors.append(wanted.refused)
             touched = not changed.isdisjoint(ids) or not changed.isdisjoint(before)
             checks_changed |= self._check(key, wanted)
             if errors:
                 known = dict.fromkeys((*ids, *before))
                 self._written[key] = tuple(lb_id for lb_id in known if self._writer.get(lb_id) is not None)
-                self._failed(key, "; ".join(sorted(errors)))
+                self._failed(key, "; ".join(sorted(filter(None, (*errors, wanted.refused)))))
                 continue
-            if ids:
+            if ids or wanted.refused:
                 self._written[key] = ids
-                self._succeeded(key, touched, wall_s, now - keys[key])
+                self._succeeded(key, wanted.refused, touched, wall_s, now - keys[key])
             else:
                 self._written.pop(key, None)
                 self.figures.forget(key)
@@ -355,21 +353,18 @@ class ServiceProxy:
         self.checks[key] = check
         return changed
 
-    def _succeeded(self, key: Key, touched: bool, wall_s: float, latency_s: float) -> None:
-        status = self.figures.status(key)
-        status.error, status.attempts = "", 0
+    def _succeeded(self, key: Key, refused: str, touched: bool, wall_s: float, latency_s: float) -> None:
+        """What is ``refused`` is not tried again: only another Service or slice could change that."""
+        status = self.figures.lacks(key, refused)
+        status.attempts = 0
         if touched:
             status.changed_s, status.latency_s = wall_s, latency_s
             if self.health.updated_s is not None:  # what a start finds is no change
                 self.figures.changes.observe(latency_s)
 
     def _failed(self, key: Key, error: str) -> None:
-        status = self.figures.status(key)
+        status = self.figures.lacks(key, error, again=True)
         status.attempts += 1
-        self.figures.failures += 1
-        if status.error != error:
-            log.warning("a service is not in the switch as it should be", service="/".join(key), error=error)
-        status.error = error
         delay_s = min(FIRST_RETRY_S * 2 ** min(status.attempts - 1, MAX_DOUBLINGS), LAST_RETRY_S)
         self._retries[key] = _now() + delay_s
 

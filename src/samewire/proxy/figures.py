@@ -8,8 +8,11 @@ from datetime import datetime
 from typing import Final
 
 import msgspec
+import structlog
 
 from samewire.kube.model import Key
+
+log = structlog.get_logger(__name__)
 
 # kube-proxy's
 SYNC_BUCKETS_S: Final = tuple(0.001 * 2**power for power in range(15))
@@ -78,6 +81,16 @@ class Figures:
         if found is None:
             found = self.statuses[key] = ServiceStatus()
         return found
+
+    def lacks(self, key: Key, error: str, *, again: bool = False) -> ServiceStatus:
+        """Note what a service lacks, "" = nothing. The same counts one more time only where it was tried ``again``."""
+        status = self.status(key)
+        fresh = error != "" and status.error != error
+        if fresh:
+            log.warning("a service is not in the switch as it should be", service="/".join(key), error=error)
+        self.failures += fresh or again
+        status.error = error
+        return status
 
     def forget(self, key: Key) -> None:
         """A service is gone."""
