@@ -199,6 +199,7 @@ def test_canonical_forms(policy: Policy, scope: Scope, canonical: Policy) -> Non
         ),
         (remote(isolation_id=0), Scope.NETWORK, HcnCode.INVALID_POLICY, "Settings.IsolationId"),
         (remote(isolation_id=2**24), Scope.NETWORK, HcnCode.INVALID_POLICY, "Settings.IsolationId"),
+        (remote(isolation_id=2**24 - 1), Scope.NETWORK, HcnCode.INVALID_POLICY, "Settings.IsolationId"),
         (remote(provider_address=""), Scope.NETWORK, HcnCode.INVALID_IP, "Settings.ProviderAddress"),
         (
             remote(distributed_router_mac_address="01-00-5E-00-00-01"),
@@ -206,6 +207,7 @@ def test_canonical_forms(policy: Policy, scope: Scope, canonical: Policy) -> Non
             HcnCode.INVALID_POLICY,
             "Settings.DistributedRouterMacAddress",
         ),
+        (VSID(isolation_id=2**24 - 1), Scope.SUBNET, HcnCode.INVALID_POLICY, "Settings.IsolationId"),
         (VSID(isolation_id=2**24), Scope.SUBNET, HcnCode.INVALID_POLICY, "Settings.IsolationId"),
         (VLAN(isolation_id=4095), Scope.SUBNET, HcnCode.INVALID_POLICY, "Settings.IsolationId"),
         (VLAN(isolation_id=0), Scope.ENDPOINT, HcnCode.INVALID_POLICY, "Settings.IsolationId"),

@@ -55,7 +55,8 @@ from samewire.hcn.policy_lists import PolicyList, identity
 from samewire.remembered import LONG, remembered
 
 MIN_MTU = 576
-MAX_VNI = 2**24 - 1
+# The last one is the switch's own, for what goes to pods of bridged networks of other nodes.
+MAX_VNI = 2**24 - 2
 MAX_VLAN = 4094
 TCP, UDP, SCTP = 6, 17, 132
 
