@@ -29,7 +29,7 @@ from samewire.hcn.loadbalancers import (
 from samewire.hcn.modify import ModifySettingRequest, RequestType
 from samewire.hcn.policies import HostRoute
 from samewire.hcn.query import find, parse_query
-from samewire.hcn.schema import Endpoint, EndpointFlags, Kind, Network, NetworkFlags
+from samewire.hcn.schema import Endpoint, EndpointFlags, IpamType, Kind, Network, NetworkFlags
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
 from samewire.hcn.switch import Change, StoreView
@@ -639,6 +639,18 @@ async def test_a_network_without_the_node_gets_a_source_vip(service: HnsService,
     )
     await service.modify(Kind.LOADBALANCER, outside[1].id, whole)
     assert service.view.endpoints() == []
+
+
+async def test_an_endpoint_of_the_source_vips_owner_may_have_no_address(service: HnsService) -> None:
+    """Whoever may call may name that owner."""
+    wanted = overlay()
+    ipams = tuple(replace(ipam, type=IpamType.DHCP) for ipam in wanted.ipams)
+    network = await service.create_network(replace(wanted, ipams=ipams))
+    named = await service.create_endpoint(Endpoint(network_id=network.id, owner="samewire:source-vip"))
+    assert named.addresses == ()
+    value = balancer(network_id=network.id, port_mappings=(mapping(81, flags=16),))
+    made = await service.create_load_balancer(value)
+    assert made.source_vip
 
 
 async def test_a_source_vip_stays_with_a_load_balancer_that_cannot_go(

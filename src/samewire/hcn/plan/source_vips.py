@@ -66,8 +66,11 @@ class SourceVips:
 
     def _find(self, network: Network, v6: bool) -> str:
         for endpoint in self._context.view.endpoints_of_network(network.id):
-            if endpoint.owner == OWNER and (":" in endpoint.addresses[0]) == v6:
-                return endpoint.addresses[0]
+            if endpoint.owner == OWNER:
+                # Whoever names this owner may have made one with both families, or with no address at all.
+                found = [address for address in endpoint.addresses if (":" in address) == v6]
+                if found:
+                    return found[0]
         return ""
 
     def _make(self, network: Network, v6: bool) -> str:
