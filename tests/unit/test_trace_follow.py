@@ -150,3 +150,14 @@ def test_real_daemons(tmp_path: Path) -> None:
 def test_errors_of_a_daemon(tmp_path: Path) -> None:
     with StubDaemon(tmp_path) as daemon, pytest.raises(HcnError, match="no answer to POST"):
         Daemons().trace(daemon.socket, REQUEST)
+
+
+@pytest.mark.parametrize("answer", [{"node": "n2"}, [], None, {**msgspec.to_builtins(DELIVERED), "steps": 3}])
+def test_a_far_daemon_of_another_version(tmp_path: Path, answer: object) -> None:
+    with StubDaemon(tmp_path) as daemon:
+        daemon.answers["POST /v2/switch/trace"] = (200, answer)
+        daemon.answers["GET /v2/switch/endpoints"] = (200, [{"name": "x"}])
+        with pytest.raises(Unavailable, match="that this version cannot read"):
+            Daemons().trace(daemon.socket, REQUEST)
+        with pytest.raises(Unavailable, match="that this version cannot read"):
+            Daemons().has_endpoint(daemon.socket, "10.244.1.5")

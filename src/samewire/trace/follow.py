@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
 
-from samewire.errors import SamewireError
+from samewire.errors import SamewireError, Unavailable
 from samewire.hcn.client import HnsClient
+from samewire.trace.context import EndpointInfo
 from samewire.trace.model import TraceAnswer, TraceRequest
+
+_Answer = TypeVar("_Answer")
 
 _LONGEST_WAY: Final = 4
 _ON_THE_UNDERLAY: Final = frozenset({"L2Bridge", "L2Tunnel", "Transparent"})
@@ -46,15 +49,24 @@ class Daemons:
     def trace(self, socket: str, request: TraceRequest) -> TraceAnswer:
         """POST /v2/switch/trace."""
         body = cast(dict[str, Any], msgspec.to_builtins(request))
-        return msgspec.convert(HnsClient(socket).post_json("/v2/switch/trace", body), TraceAnswer)
+        return _read(socket, HnsClient(socket).post_json("/v2/switch/trace", body), TraceAnswer)
 
     def has_endpoint(self, socket: str, address: str) -> bool:
         """Look through its endpoints."""
-        found = HnsClient(socket).get_json("/v2/switch/endpoints")
+        found = _read(socket, HnsClient(socket).get_json("/v2/switch/endpoints"), list[EndpointInfo])
         return any(
-            address in info["addresses"] and info["network_type"] in _ON_THE_UNDERLAY and not info["remote"]
+            address in info.addresses and info.network_type in _ON_THE_UNDERLAY and not info.remote
             for info in found
         )
+
+
+def _read(socket: str, value: Any, kind: type[_Answer]) -> _Answer:
+    """A daemon's answer. Another node's daemon may be of another version. Raises Unavailable."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        message = f"answers in a form that this version cannot read: {error}"
+        raise Unavailable(f"samewire at {socket}", message) from error
 
 
 def follow(socket: str, request: TraceRequest, peers: Mapping[str, str], nodes: Nodes | None = None) -> Trail:
