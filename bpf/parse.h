@@ -167,6 +167,9 @@ SW_INLINE int sw_parse_ipv6(struct __sk_buff *skb, struct sw_packet *p)
 	p->payload_offset = offset;
 	if (p->fragment == SW_FRAGMENT_LATER)
 		return 0;
+	/* Ports behind the first fragment's end would be nobody's: those of the datagram would come in the next one. */
+	if (p->fragment && offset + 8 > SW_L3 + sizeof(*ip) + bpf_ntohs(ip->payload_len))
+		return SW_REASON_MALFORMED;
 	return sw_parse_l4(skb, p);
 }
 

@@ -113,6 +113,20 @@ def test_an_acl_blocks_all_fragments(world: World, family: int) -> None:
         assert not [f for f in wire.frames() if len(f) > 500]
 
 
+def test_ports_behind_the_end_of_the_first(world: World) -> None:
+    """What a frame has behind its packet says nothing of it; the datagram's ports are in the second fragment, which has
+    none of its own (RFC 7112).
+    """
+    near, far = world.pairs[4, True]
+    ends = packed(near.ip6), packed(far.ip6)
+    first = b"\x3c\0\0\x01\0\0\0\x07" + b"\x11\0\x01\x04\0\0\0\0"  # a fragment header, destination options
+    head = b"\x60\0\0\0" + len(first).to_bytes(2, "big") + b"\x2c\x40" + ends[0] + ends[1]
+    ports = (5555).to_bytes(2, "big") + (80).to_bytes(2, "big") + b"\0\x0c\0\0data"
+    before = world.one.dropped(near.port, Layer.PARSE, Reason.MALFORMED)
+    inject(near.space, "eth0", near.link.host_mac + near.mac + b"\x86\xdd" + head + first + ports)
+    poll("a drop", lambda: world.one.dropped(near.port, Layer.PARSE, Reason.MALFORMED) == before + 1)
+
+
 def datagram(family: int) -> tuple[int, int]:
     """Arguments of a UDP socket."""
     return (socket.AF_INET if family == 4 else socket.AF_INET6), socket.SOCK_DGRAM

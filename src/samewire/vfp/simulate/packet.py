@@ -158,8 +158,13 @@ def _parse_ipv6(packet: Packet) -> None:
     else:
         raise Malformed(Reason.MALFORMED)
     packet.protocol, packet.l4 = following, offset
-    if packet.fragment != FRAGMENT_LATER:
-        _parse_l4(packet)
+    if packet.fragment == FRAGMENT_LATER:
+        return
+    # Ports behind the first fragment's end would be nobody's: those of the datagram would come in the next one.
+    end = L3 + _IPV6_HEADER + int.from_bytes(data[L3 + 4 : L3 + 6], "big")
+    if packet.fragment and offset + 8 > end:
+        raise Malformed(Reason.MALFORMED)
+    _parse_l4(packet)
 
 
 def _need(packet: Packet, count: int) -> memoryview:
