@@ -122,7 +122,7 @@ def test_every_kind_has_a_table(world: World) -> None:
 
 
 def test_to_a_pod_of_the_same_node(world: World) -> None:
-    for name, protocol in ((f"{WEB}:80", "tcp"), (f"{WEB}:53", "udp"), (WEB, "icmp")):
+    for name, protocol in ((f"{WEB}:80", "tcp"), (f"{WEB}:53", "udp"), (f"{WEB}:9", "sctp"), (WEB, "icmp")):
         (hop,) = trace(world, "--to", name, "--proto", protocol)["hops"]
         assert (hop["fate"], hop["endpoint"]["name"]) == ("port", "shop/web")
         assert [step["layer"] for step in hop["steps"]][:2] == ["guard", "route"]
@@ -162,6 +162,11 @@ def test_to_the_node_and_to_nobody(world: World) -> None:
     assert hop["fate"] == "host"
     nobody = trace(world, "--to", "10.244.0.99:80")
     assert (nobody["arrived"], nobody["hops"][0]["drop"]["reason"]) == (False, "no_endpoint")
+
+
+def test_the_ports_of_sctp_are_translated_too(world: World) -> None:
+    (hop,) = trace(world, "--to", f"{ROUTER_IP}:{PORT}", "--proto", "sctp", "--source-port", "45678")["hops"]
+    assert (hop["fate"], hop["sent"]["protocol"], hop["sent"]["source"]) == ("uplink", "sctp", NODE_IP)
 
 
 def test_the_outside_sees_what_the_trace_has_said(world: World) -> None:

@@ -6,6 +6,7 @@ import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
+from scapy.layers.sctp import SCTP
 from scapy.packet import Packet
 
 from samewire.errors import Invalid
@@ -63,6 +64,8 @@ def test_what_is_in_them(family: int) -> None:
     assert (tcp.sport, tcp.dport, str(tcp.flags)) == (40000, 80, "S")
     udp = Ether(probe("udp", family))[UDP]
     assert (udp.sport, udp.dport) == (40000, 80)
+    sctp = Ether(probe("sctp", family))[SCTP]
+    assert (sctp.sport, sctp.dport, sctp.tag, sctp.payload.type, sctp.payload.len) == (40000, 80, 0, 1, 20)
     icmp = Ether(probe("icmp", family))[ICMP if family == 4 else ICMPv6EchoRequest]
     assert (icmp.type, icmp.id) == (8 if family == 4 else 128, 40000)
 

@@ -88,6 +88,7 @@ async def test_the_probe_is_the_pods_own(node: FakeNode, client: AsyncHnsClient)
         ("icmp", 0, "10.244.1.5", "icmp"),
         ("icmp", 0, "fd00:244:1::5", "icmpv6"),
         ("tcp", 80, "fd00:244:1::5", "tcp"),
+        ("sctp", 80, "fd00:244:1::5", "sctp"),
     ],
 )
 async def test_protocols_and_families(
@@ -238,7 +239,7 @@ async def test_an_arrival_with_a_tag(node: FakeNode, client: AsyncHnsClient) -> 
         ({"from": "shop/client", "to": "10.244.1.5"}, "tcp needs a destination port"),
         ({**TO_WEB, "to": "web"}, "'web' is not an IP address"),
         ({**TO_WEB, "port": 65536}, r"\$\.port"),
-        ({**TO_WEB, "protocol": "sctp"}, r"\$\.protocol"),
+        ({**TO_WEB, "protocol": "gre"}, r"\$\.protocol"),
         ({**TO_WEB, "colour": 1}, "colour"),
         ({"arrival": "tunnel"}, "needs the frame"),
         ({"arrival": "pod "}, r"\$\.arrival"),

@@ -18,7 +18,9 @@ config_option: Final = click.option(
     help="The daemon's configuration file, TOML or JSON (docs/guides/operating.md).",
 )
 proto_option: Final = click.option(
-    "--proto", type=click.Choice(["tcp", "udp", "icmp"]), help="Default: tcp with a port, icmp without."
+    "--proto",
+    type=click.Choice(["tcp", "udp", "sctp", "icmp"]),
+    help="Default: tcp with a port, icmp without.",
 )
 source_port_option: Final = click.option(
     "--source-port",

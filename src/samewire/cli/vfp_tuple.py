@@ -12,7 +12,7 @@ from samewire.errors import Invalid
 if TYPE_CHECKING:
     from samewire.hcn.client import HnsClient
 
-_PROTOCOLS: Final = {"1": "icmp", "58": "icmp", "6": "tcp", "17": "udp"}
+_PROTOCOLS: Final = {"1": "icmp", "58": "icmp", "6": "tcp", "17": "udp", "132": "sctp"}
 _SYN: Final = 1
 _NO_DEVICE: Final = "02-00-00-00-00-02"  # the daemon says that there is none
 
@@ -38,7 +38,7 @@ def parse(text: str) -> VfpTuple:
         raise _wrong(f"{text!r}: want PROTOCOL SOURCE PORT DESTINATION PORT [DIRECTION [FLAGS]]")
     protocol = _PROTOCOLS.get(words[0], words[0].lower())
     if protocol not in _PROTOCOLS.values():
-        raise _wrong(f"{words[0]!r} is none of tcp, udp, icmp, 1, 6, 17, 58")
+        raise _wrong(f"{words[0]!r} is none of tcp, udp, sctp, icmp, 1, 6, 17, 58, 132")
     direction = (words[5] if len(words) > 5 else "out").lower()
     if direction not in ("1", "2", "out", "in"):
         raise _wrong(f"direction {direction!r}: want 1 or out, 2 or in")

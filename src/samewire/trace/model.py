@@ -14,7 +14,7 @@ from samewire.vfp.layers import LayerView
 
 PortNumber = Annotated[int, Meta(ge=0, le=65535)]
 ArrivalName = Literal["pod", "uplink", "tunnel", "host"]
-ProtocolName = Literal["tcp", "udp", "icmp"]
+ProtocolName = Literal["tcp", "udp", "sctp", "icmp"]
 
 
 class TraceRequest(

@@ -11,10 +11,16 @@ from samewire.errors import Invalid
 from samewire.trace.model import TupleView
 from samewire.vfp.address import IPV4, Address, address_text
 from samewire.vfp.protocols import protocol_text
-from samewire.vfp.simulate.packet import ICMP, ICMPV6, TCP, UDP, Packet, Tuple
+from samewire.vfp.simulate import sctp
+from samewire.vfp.simulate.packet import ICMP, ICMPV6, SCTP, TCP, UDP, Packet, Tuple
 from samewire.vfp.tables import TraceStep
 
-PROTOCOLS: Final = {"tcp": {4: TCP, 6: TCP}, "udp": {4: UDP, 6: UDP}, "icmp": {4: ICMP, 6: ICMPV6}}
+PROTOCOLS: Final = {
+    "tcp": {4: TCP, 6: TCP},
+    "udp": {4: UDP, 6: UDP},
+    "sctp": {4: SCTP, 6: SCTP},
+    "icmp": {4: ICMP, 6: ICMPV6},
+}
 SYN: Final = 0x02
 ACK: Final = 0x10
 TTL: Final = 64
@@ -80,11 +86,17 @@ def _segment(probe: Probe) -> bytes:
         return ports + struct.pack("!IIBBHHH", 1, 0, 0x50, probe.tcp_flags, 0xFFFF, 0, 0)
     if probe.protocol == UDP:
         return ports + struct.pack("!HH", 8 + len(_PAYLOAD), 0) + _PAYLOAD
+    if probe.protocol == SCTP:
+        init = struct.pack("!BBHIIHHI", 1, 0, 20, 1, 0xFFFF, 1, 1, 1)
+        tag = bytes(4)
+        return ports + tag + sctp.checksum(ports + tag + bytes(4) + init) + init
     kind = _ECHO_REQUEST[probe.protocol]
     return struct.pack("!BBHHH", kind, 0, 0, probe.source_port, 1) + _PAYLOAD
 
 
 def _filled(probe: Probe, segment: bytes) -> bytes:
+    if probe.protocol == SCTP:
+        return segment  # its own covers no address
     value = checksum(_pseudo_header(probe, len(segment)) + segment)
     if not value and probe.protocol == UDP:
         value = 0xFFFF

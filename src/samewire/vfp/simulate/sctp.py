@@ -1,4 +1,4 @@
-"""SCTP's CRC32c when a port is replaced (``bpf/sctp.h``)."""
+"""SCTP's CRC32c: of a whole packet, and when a port is replaced (``bpf/sctp.h``)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ def _multiply(a: int, b: int) -> int:
             product ^= a
         a = a >> 1 ^ (_POLYNOMIAL if a & 1 else 0)
     return product
+
+
+def checksum(packet: bytes) -> bytes:
+    """The four bytes for a packet that has zeroes there."""
+    crc = 0xFFFFFFFF
+    for byte in packet:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (_POLYNOMIAL if crc & 1 else 0)
+    return (crc ^ 0xFFFFFFFF).to_bytes(4, "little")
 
 
 def replace_port(header: bytes, length: int, where: int, port: int) -> bytes:
