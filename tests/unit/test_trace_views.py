@@ -384,6 +384,22 @@ async def test_layers_of_the_api(server: Path) -> None:
     assert [layer["name"] for layer in (await fetch(server, "layers?endpoint=tunnel"))["layers"]] == ["DECAP"]
 
 
+async def test_a_ports_many_rules_are_put_together_off_the_loop(
+    server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change of the same node waits for nobody who looks at 200,000 rules."""
+    on_loop = []
+
+    def noting(*arguments: Any) -> Any:
+        on_loop.append(asyncio._get_running_loop() is not None)
+        return layer_row(*arguments)
+
+    monkeypatch.setattr(view_service, "layer_row", noting)
+    for name in ("shop/web-0", "tunnel"):
+        await fetch(server, f"layers?endpoint={name}")
+    assert on_loop == [False, False]
+
+
 async def test_tables_of_the_api(server: Path) -> None:
     found = await fetch(server, "tables")
     assert "sw_flows" not in found

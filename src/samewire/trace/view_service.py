@@ -14,6 +14,7 @@ from aiohttp import web
 from samewire.errors import Conflict, Invalid, NotFound, there
 from samewire.hcn.http import json_response
 from samewire.trace.context import TraceContext
+from samewire.trace.model import PortRow
 from samewire.trace.names import find_endpoint
 from samewire.trace.views import (
     Names,
@@ -80,22 +81,31 @@ class _Views:
         compiled = [table.name for table in TABLES.values() if table.compiled]
         counts = {"sw_flow_counts": self._context.rows("sw_flow_counts")}
         tables = {**await self._read(*compiled, *_RULE_COUNTS), **counts}
-        names = self._names()
         balancers, only = self._context.balancer_owners(), request.query.get("object", "").upper()
         query = request.query.get("endpoint", "")
         if query in _SPECIAL:
-            found = [row.id for row in port_rows(tables, names) if row.kind == query]
+            found = [row.id for row in port_rows(tables, self._names()) if row.kind == query]
             if not found:
                 raise NotFound("port", query)
-            return json_response(layer_row(tables, names, found[0], Owners(balancers), only))
+            return json_response(await self._layers(tables, found[0], Owners(balancers), only))
         if not query:
             raise Invalid(
                 "endpoint", f"layers of which port? an endpoint's name, or one of {', '.join(_SPECIAL)}"
             )
         port = self._port(request)
         owners = Owners(balancers, route_owners(self._context.routes(port)))
-        row = layer_row(tables, names, port, owners, only, self._context.acl_names(port))
+        row = await self._layers(tables, port, owners, only)
         return json_response(with_proxies(row, self._context.proxies(port), only))
+
+    async def _layers(self, tables: Entries, port: int, owners: Owners, only: str) -> PortRow:
+        """A port may have very many rules, and an index is made of them all: work for a thread."""
+        interface = self._context.name_of_port(port)
+        names = Names(self._context.endpoints(), lambda ifindex: interface)
+
+        def work() -> PortRow:
+            return layer_row(tables, names, port, owners, only, self._context.acl_names(port))
+
+        return await asyncio.to_thread(work)
 
     async def flows(self, request: web.Request) -> web.Response:
         _check_parameters(request, "endpoint", "summary", "limit")
