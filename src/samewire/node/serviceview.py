@@ -198,7 +198,7 @@ def _info(node: Node, services: Services, value: Service, counts: Counts | None)
         addresses=tuple([_address(node, found) for found in balancers]),
         changed_s=status.changed_s if status else 0.0,
         latency_s=status.latency_s if status else 0.0,
-        error=status.error if status else NOT_YET,
+        error=status.error if status else NOT_YET if value.spec.ports else "",
         tally=None if counts is None else _tally(node, balancers, counts),
     )
 
