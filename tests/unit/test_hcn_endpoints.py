@@ -199,6 +199,14 @@ async def test_the_network_address_of_an_overlay_can_be_a_source_vip(service: Hn
     assert (await endpoint(service, network, "10.244.1.0")).addresses == ("10.244.1.0",)
 
 
+async def test_a_prefix_length_of_0_is_none(service: HnsService) -> None:
+    """As in HNS's JSON, where zeroes are as good as absent."""
+    network = await service.create_network(overlay())
+    entry = IpConfiguration(ip_address="10.244.1.9", prefix_length=0)
+    made = await service.create_endpoint(Endpoint(network_id=network.id, ip_configurations=(entry,)))
+    assert [one.prefix_length for one in made.ip_configurations] == [24]
+
+
 async def test_networks_without_subnets(service: HnsService) -> None:
     private = await service.create_network(Network(type=NetworkType.PRIVATE))
     assert (await refused(service, Endpoint(network_id=private.id))).code is HcnCode.INVALID_ENDPOINT

@@ -173,21 +173,23 @@ def _ip_configurations(entries: tuple[IpConfiguration, ...]) -> tuple[IpConfigur
     for index, entry in enumerate(entries):
         path = f"$.IpConfigurations[{index}]"
         address = values.station_ip(entry.ip_address, f"{path}.IpAddress") if entry.ip_address else ""
+        # Some callers write 0 for what they do not say.
+        length = entry.prefix_length or None
         if address:
             version = 6 if ":" in address else 4
             if version in versions:
                 fail(path, f"an endpoint has at most one IPv{version} address", HcnCode.INVALID_IP)
             versions.add(version)
-            if entry.prefix_length is not None and not 1 <= entry.prefix_length <= FULL_LENGTH[version]:
+            if length is not None and length > FULL_LENGTH[version]:
                 fail(
                     f"{path}.PrefixLength",
-                    f"{entry.prefix_length} is no prefix length",
+                    f"{length} is no prefix length",
                     HcnCode.INVALID_PREFIX,
                 )
         elif not entry.ip_subnet_id:
             continue
         subnet_id = values.guid(entry.ip_subnet_id, f"{path}.IpSubnetId") if entry.ip_subnet_id else ""
-        result.append(_replace(entry, ip_address=address, ip_subnet_id=subnet_id))
+        result.append(_replace(entry, ip_address=address, prefix_length=length, ip_subnet_id=subnet_id))
     return tuple(result)
 
 
