@@ -280,6 +280,23 @@ def test_services_lead_to_pods_of_the_first_network_only(guestbook: LabState) ->
     assert any(probe.expected.reachable for probe in of(found, "ClusterIP", "redis-leader"))
 
 
+def test_a_node_that_is_cut_off_answers_none_of_its_pods(guestbook: LabState) -> None:
+    """A hostNetwork backend has no way back to a pod of its node; pods of other nodes reach it by NAT."""
+    backend = next(pod for pod in guestbook.pods if pod.pod.owner == "Deployment/redis-leader")
+    template = msgspec.structs.replace(backend.pod.template, host_network=True)
+    on_node = msgspec.structs.replace(
+        backend, pod=msgspec.structs.replace(backend.pod, template=template, network="")
+    )
+    pods = tuple(on_node if pod is backend else pod for pod in guestbook.pods)
+    (first,) = guestbook.cluster.networks
+    cut_off = msgspec.structs.replace(first, host_route=False)
+    for network, answered in ((first, {"alpha", "beta"}), (cut_off, {"beta"})):
+        cluster = msgspec.structs.replace(guestbook.cluster, networks=(network,))
+        found = list(Matrix(msgspec.structs.replace(guestbook, cluster=cluster, pods=pods)).probes())
+        asked = {probe.source for probe in of(found, "ClusterIP", "pod → default/redis-leader")}
+        assert {pod.pod.node for pod in pods if pod.pod.key in asked} == answered
+
+
 def test_source_ranges_are_read_as_the_daemons_read_them() -> None:
     spec = {
         "type": "LoadBalancer",

@@ -77,7 +77,7 @@ class ServiceMatrix:
         if len(standing_in) != len(behind):
             return  # a command answers as it likes
         for client, label in self._clients(frontend, behind):
-            if self._may(frontend, client) is not None:
+            if self._may(frontend, client) is not None and not self._is_cut_off(frontend, client, behind):
                 yield self._probe(frontend, client, label, behind, family)
 
     def _clients(self, frontend: Frontend, behind: Sequence[Answerer]) -> Iterator[tuple[Client, str]]:
@@ -162,6 +162,13 @@ class ServiceMatrix:
 
     def _zone(self, node: str) -> str:
         return self._state.node(node).plan.labels.get("topology.kubernetes.io/zone", "")
+
+    def _is_cut_off(self, frontend: Frontend, client: Client, behind: Sequence[Answerer]) -> bool:
+        """Whether a process of a pod's own node may be chosen for it, which has no way back to the pod."""
+        if self._reaches_host or not isinstance(client, PodState) or not self._is_balancer(client.pod.node):
+            return False
+        here = _on(self._allowed(frontend, client, behind), client.pod.node)
+        return any(one.pod.pod.template.host_network for one in here)
 
     def _entry(self, client: Client, address: str) -> str:
         """The node that balances for a client: its own, else the one that has the address, else the first that can."""
