@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from samewire.lab.addressing import node_attachments
-from samewire.lab.cluster import Cluster, NetworkType, Stack, UnderlayType, json_schema
+from samewire.lab.cluster import Cluster, NetworkType, Services, Stack, UnderlayType, json_schema
 from samewire.lab.loader import ClusterFileError, load_cluster, parse_cluster
 from samewire.lab.rules import ingress_prefixes
 
@@ -235,6 +235,16 @@ def test_an_underlay_of_ipv6_alone() -> None:
     assert faults(IPV6_ONLY.replace("\n  ipv6: fd31::/48", "")) == [
         "lab.yaml:1: underlay: it needs ipv4 or ipv6"
     ]
+
+
+def test_services_have_addresses_of_the_family_that_pods_have() -> None:
+    """Single-stack Services, and load balancers, of a lab of IPv6 alone; what the file says is not touched."""
+    cluster = load(IPV6_ONLY)
+    assert cluster.services.cluster_cidrs == ("fd00:10:96::/112", "10.96.0.0/16")
+    assert ingress_prefixes(cluster) == ("2001:db8:1b::/64",)
+    own = load(IPV6_ONLY + "services: {cluster_cidrs: [10.97.0.0/16], load_balancer_cidrs: []}\n").services
+    assert (own.cluster_cidrs, own.load_balancer_cidrs) == (("10.97.0.0/16",), ())
+    assert load(BASE).services == Services()
 
 
 def test_a_tunnel_over_ipv6_takes_more_room() -> None:

@@ -184,19 +184,27 @@ class ProxyMode(Enum):
     USERSPACE = "userspace"
 
 
+IPV6_LOAD_BALANCERS = ("2001:db8:1b::/64",)
+
+
 class Services(Struct, frozen=True, forbid_unknown_fields=True):
     """Where the addresses of Kubernetes Services come from, and who balances them."""
 
     cluster_cidrs: Annotated[
         tuple[Cidr, ...],
-        Meta(min_length=1, max_length=2, description="Cluster IPs, the main family first."),
+        Meta(
+            min_length=1,
+            max_length=2,
+            description="Cluster IPs, the main family first. The default has IPv6 first where no pod has IPv4.",
+        ),
     ] = ("10.96.0.0/16", "fd00:10:96::/112")
     load_balancer_cidrs: Annotated[
         tuple[Cidr, ...],
         Meta(
             max_length=2,
             description="Services of type LoadBalancer that bring no status.loadBalancer get addresses from here, as "
-            "a cloud would give them; the router sends those to the first samewire node.",
+            "a cloud would give them; the router sends those to the first samewire node. Where no pod has IPv4, the "
+            "default is 2001:db8:1b::/64.",
         ),
     ] = ("192.0.2.0/24",)
     proxy_mode: Annotated[

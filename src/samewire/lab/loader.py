@@ -18,7 +18,17 @@ import yaml
 
 from samewire.errors import Invalid
 from samewire.kube.yamltext import MALFORMED
-from samewire.lab.cluster import Cluster, NetworkType, ProxyMode, Stack, UnderlayType, json_schema
+from samewire.lab.addressing import family_of
+from samewire.lab.cluster import (
+    IPV6_LOAD_BALANCERS,
+    Cluster,
+    NetworkType,
+    ProxyMode,
+    Services,
+    Stack,
+    UnderlayType,
+    json_schema,
+)
 from samewire.lab.rules import violations
 
 _UNKNOWN_FIELD = re.compile(r"unknown field `([^`]+)`")
@@ -149,7 +159,19 @@ def parse_cluster(text: str, file: str, default_name: str) -> ClusterFile:
     sound = ClusterFile(cluster, reader)
     if faults := violations(cluster):
         raise sound.error(faults)
-    return sound
+    return ClusterFile(_in_the_pods_family(cluster), reader)
+
+
+def _in_the_pods_family(cluster: Cluster) -> Cluster:
+    """Where no pod has IPv4, the defaults for Services are IPv6 first: nobody could answer at their addresses."""
+    if any(family_of(text) == 4 for node in cluster.nodes for text in node.pod_cidrs):
+        return cluster
+    given, default = cluster.services, Services()
+    if given.cluster_cidrs == default.cluster_cidrs:
+        given = msgspec.structs.replace(given, cluster_cidrs=default.cluster_cidrs[::-1])
+    if given.load_balancer_cidrs == default.load_balancer_cidrs:
+        given = msgspec.structs.replace(given, load_balancer_cidrs=IPV6_LOAD_BALANCERS)
+    return msgspec.structs.replace(cluster, services=given)
 
 
 def _convert(data: Any, reader: _Reader) -> Cluster:
