@@ -147,7 +147,7 @@ def test_connections_obey_an_edit(edited: Edited, judge: str, direction: str, ot
 
 @pytest.mark.parametrize("count", [1, 300], ids=["a few rules", "very many"])
 def test_an_edit_that_changes_nothing_touches_nothing(edited: Edited, count: int) -> None:
-    """The same rules again: no entry moves, not even a generation."""
+    """The same rules again, and beside them what has no meaning here: no entry moves, not even a generation."""
     edited.change("far", "Add", *others("In", count), acl("Allow", "In", 5000))
 
     def tables() -> dict[str, list[Json]]:
@@ -155,6 +155,8 @@ def test_an_edit_that_changes_nothing_touches_nothing(edited: Edited, count: int
 
     before = tables()
     edited.change("far", "Update", *edited.policies("far"))
+    assert tables() == before
+    edited.change("far", "Add", {"Type": "NotKnownHere", "Settings": {"Label": "new"}})
     assert tables() == before
     edited.change("far", "Add", acl("Block", "In", 50, "192.0.2.99"))
     assert tables() != before
