@@ -62,6 +62,15 @@ SW_INLINE int sw_is_multicast(const struct sw_packet *p)
 	return (b[0] & 0xf0) == 0xe0 || *(const __u32 *)b == 0xffffffff;
 }
 
+/* A frame for all, of a packet for one: no router forwards it, and redirect_neigh would drop it without a word. */
+SW_INLINE int sw_is_broadcast_frame(struct __sk_buff *skb, const struct sw_port *port)
+{
+	const __u8 *mac = (void *)(long)skb->data;
+
+	return (void *)(mac + ETH_HLEN) <= (void *)(long)skb->data_end && mac[0] & 1 &&
+	       !(port->flags & SW_PORT_TRANSPARENT);
+}
+
 /* Loopback, unspecified, or the sender's own address as the destination. */
 SW_INLINE int sw_is_martian(const struct sw_packet *p)
 {

@@ -86,7 +86,7 @@ SW_INLINE int sw_from_pod(struct __sk_buff *skb, struct sw_packet *p, __u32 ifin
 		return verdict;
 	if (p->neighbour)
 		return sw_neighbour(skb, p, port);
-	if (sw_is_multicast(p))
+	if (sw_is_multicast(p) || sw_is_broadcast_frame(skb, port))
 		return sw_drop(p, SW_LAYER_L2, SW_REASON_MULTICAST);
 	if (sw_is_martian(p))
 		return sw_drop(p, SW_LAYER_GUARD, SW_REASON_MARTIAN);

@@ -455,6 +455,8 @@ def test_every_other_reason(world: World, family: int) -> None:
         ((Layer.PARSE, Reason.MALFORMED), to(OUT[family])[: 38 if family == 4 else 58]),
         ((Layer.PARSE, Reason.NOT_IP), pod.link.host_mac + pod.mac + b"\x88\x47" + bytes(50)),
         ((Layer.L2, Reason.MULTICAST), to("224.0.0.251" if family == 4 else "ff02::fb")),
+        ((Layer.L2, Reason.MULTICAST), b"\xff" * 6 + to(OUT[family])[6:]),
+        ((Layer.L2, Reason.MULTICAST), b"\xff" * 6 + to(other.address(family))[6:]),
         ((Layer.GUARD, Reason.MARTIAN), to("127.0.0.1" if family == 4 else "::")),
         ((Layer.GUARD, Reason.MARTIAN), to(pod.address(family))),
         ((Layer.ROUTE, Reason.NO_ENDPOINT), to(f"{subnet}.77" if family == 4 else f"{subnet}:77")),

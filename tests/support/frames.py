@@ -205,6 +205,8 @@ def frames(draw: st.DrawFn, universe: Universe) -> Played:
     destination = draw(st.sampled_from([a for a in everybody if a != source] if draw(_MOSTLY) else everybody))
     body = draw((_error if kind == "error" else _packet)(family, source, destination))
     to = GATEWAY_MAC if arrival == Arrival.POD else UPLINK_MAC
+    if not draw(st.integers(0, 29)):
+        to = b"\xff" * 6
     frame = to + mac + (b"\x08\0" if family == 4 else b"\x86\xdd") + body
     if kind == "junk":
         cut = draw(st.integers(54, len(frame))) if len(frame) > 54 else len(frame)

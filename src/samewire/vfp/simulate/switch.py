@@ -152,7 +152,7 @@ class Simulator:
                 raise Dropped(Layer.GUARD, Reason.SPOOFED_IP)
         if packet.neighbour:
             raise Answered(neighbour.answer_neighbour(self.state, packet, walk.scope, port, ifindex))
-        if _is_multicast(packet):
+        if _is_multicast(packet) or (data[0] & 1 and not port.flags & PortFlag.TRANSPARENT):
             raise Dropped(Layer.L2, Reason.MULTICAST)
         if _is_martian(packet):
             raise Dropped(Layer.GUARD, Reason.MARTIAN)
