@@ -417,6 +417,21 @@ async def test_an_object_that_cannot_be_read_stays_as_it_was(server: FakeServer,
     await until(lambda: "web0" not in names(told))
 
 
+@pytest.mark.parametrize("policy", ["internalTrafficPolicy", "externalTrafficPolicy", "sessionAffinity"])
+async def test_a_policy_of_a_newer_version_is_the_default(
+    server: FakeServer, open_api: Opener, policy: str
+) -> None:
+    """As kube-proxy has it. A Service that is not read would be reached by nobody."""
+    newer: dict[str, Any] = {policy: "Nearest"}
+    server.store.put("services", service("a", "listed", **newer))
+    told, source = await started(server, open_api)
+    server.store.put("services", service("a", "watched", **newer))
+    await until(lambda: len(told.cache) == 2)
+    usual = msgspec.convert(service("a", "usual"), Service).spec
+    assert [found.spec for found in told.cache.values()] == [usual, usual]
+    assert source.counts()["Service"].malformed == 0
+
+
 async def test_an_unreadable_object_keeps_nobody_from_the_snapshot(
     server: FakeServer, open_api: Opener
 ) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Final, Generic, Literal
+from typing import Any, Final, Generic, Literal, get_args
 
 import msgspec
 from msgspec import Raw, Struct, field
 from msgspec.structs import force_setattr
 
 from samewire.errors import SamewireError
-from samewire.kube.model import EndpointSlice, Key, Namespace, Node, ObjectT, Pod, Service
+from samewire.kube.model import EndpointSlice, Key, Namespace, Node, ObjectT, Pod, Service, TrafficPolicy
 from samewire.kube.yamltext import MAX_DEPTH, without_nulls
 
 MAX_LINE_BYTES: Final = 32 << 20
@@ -36,6 +36,14 @@ _BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError)
 
 # Brackets, and the texts in which there are none.
 _BRACKETS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]', re.DOTALL)
+
+
+_POLICIES: Final = {
+    "externalTrafficPolicy": ("", *get_args(TrafficPolicy)),
+    "internalTrafficPolicy": get_args(TrafficPolicy),
+    "sessionAffinity": ("None", "ClientIP"),
+}
+"""The policies of a Service, and what is known of each."""
 
 
 class BrokenStream(SamewireError):
@@ -178,11 +186,13 @@ class Decoder(Generic[ObjectT]):
         return Page(page.metadata, items, unreadable)
 
     def _object_loosely(self, raw: Raw) -> ObjectT:
-        """One object; null is as absent. Raises ``msgspec.ValidationError``, ``UnicodeDecodeError``."""
+        """One object; null is as absent, and so is a policy of a newer version. Raises ``msgspec.ValidationError``,
+        ``UnicodeDecodeError``.
+        """
         try:
             return self._object.decode(raw)
         except msgspec.ValidationError:
-            return msgspec.convert(without_nulls(msgspec.json.decode(raw)), self._kind)
+            return msgspec.convert(_understood(without_nulls(msgspec.json.decode(raw))), self._kind)
 
     def _loose_event(self, line: bytes, fault: str) -> Event[ObjectT]:
         """Deletions, bookmarks and errors, of which little is read, and events with an object that does not decode."""
@@ -247,6 +257,18 @@ def _shallow(text: bytes) -> bytes:
                 begin = found.end()
             depth -= 1
     return b"".join((*parts, text[begin:]))
+
+
+def _understood(value: Any) -> Any:
+    """An object without the policies of a Service that are not known here: as kube-proxy has it, what is none of those
+    it knows is the default.
+    """
+    spec = value.get("spec") if isinstance(value, dict) else None
+    if isinstance(spec, dict):
+        for name, known in _POLICIES.items():
+            if isinstance(spec.get(name), str) and spec[name] not in known:
+                del spec[name]
+    return value
 
 
 def _take_version(item: ObjectT) -> str:
