@@ -276,3 +276,12 @@ def test_a_daemon_without_a_source_has_no_services(net: NodeNet, tmp_path: Path)
     with daemon(net, tmp_path) as node:
         node.start()
         assert node.ask("GET", "/v2/services")[0] == 503
+
+
+def test_a_network_that_is_not_there(net: NodeNet, tmp_path: Path) -> None:
+    """Services wait for it, and it may never come: its name may be misspelt."""
+    with service_cluster(net, tmp_path, proxy_network="cbr0") as cluster:
+        node = cluster.node.start()
+        assert "there is no network cbr0 on this node" in run(node, "doctor").output
+        node.request("POST", "/v2/networks", overlay("cbr0"))
+        assert "cbr0" not in run(node, "doctor").output

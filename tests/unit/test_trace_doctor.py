@@ -220,6 +220,13 @@ AILMENTS: list[tuple[str, Snapshot, Level, str, str]] = [
         "the cluster has no Node node-9: no endpoint of a Service counts as this node's",
     ),
     (
+        "a network for Services that nobody makes",
+        replace(HEALTHY, missing_network="cbr1"),
+        WARNING,
+        "service",
+        "there is no network cbr1 on this node",
+    ),
+    (
         "a service that cannot be",
         replace(HEALTHY, failed_services={"shop/web": "port 80 is taken"}),
         ERROR,

@@ -146,6 +146,12 @@ def failed(services: Services | None) -> dict[str, str]:
     return {"/".join(key): status.error for key, status in found if status.error}
 
 
+def missing_network(node: Node, services: Services | None) -> str:
+    """The network whose pods are the clients if it is not here: until it is no Service is written."""
+    name = node.config.proxy_network if services is not None else ""
+    return name if name and node.store.state.network_by_name(name) is None else ""
+
+
 async def describe_balancers(node: Node) -> tuple[BalancerInfo, ...]:
     """Every load balancer, for the doctor. There may be very many: others have their turn."""
     state, found = node.store.state, []

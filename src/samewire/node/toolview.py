@@ -25,7 +25,7 @@ from samewire.node.liverows import LiveRows
 from samewire.node.node import Node
 from samewire.node.opening import switch_object
 from samewire.node.package import Package
-from samewire.node.serviceview import describe_balancers, failed
+from samewire.node.serviceview import describe_balancers, failed, missing_network
 from samewire.node.stats import all_counters
 from samewire.node.tunnelwatch import tunnel_traffic
 from samewire.trace.context import EndpointInfo, PortInfo, TraceRun, describe_endpoints
@@ -211,6 +211,7 @@ class ToolView:
             trouble=node.trouble,
             lost_sources=self._lost_sources(),
             unknown_name=unknown_name(node, self._source),
+            missing_network=missing_network(node, self._services),
             failed_services=failed(self._services),
             balancers=await describe_balancers(node),
             name_servers=Tally(self._name_servers()),

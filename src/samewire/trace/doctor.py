@@ -72,6 +72,7 @@ _CHECKS: Final[tuple[Check, ...]] = (
     doctor_direct.direct_return,
     doctor_source.sources,
     doctor_source.own_name,
+    doctor_source.network,
     doctor_balanced.services,
     doctor_balanced.balancers,
     doctor_balanced.name_servers,

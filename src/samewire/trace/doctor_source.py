@@ -32,6 +32,20 @@ def sources(snapshot: Snapshot) -> Iterator[Finding]:
         )
 
 
+def network(snapshot: Snapshot) -> Iterator[Finding]:
+    """The network that Services are for is there."""
+    if snapshot.missing_network:
+        yield Finding(
+            Level.WARNING,
+            "service",
+            "proxy_network",
+            f"there is no network {snapshot.missing_network} on this node: until there is, no change of a Service "
+            "is written",
+            "Expected before the node's first pod, or the takeover, makes it. If it stays, is `proxy_network` in the "
+            "daemon's configuration the `name` in /etc/cni/net.d? `samewire get networks`.",
+        )
+
+
 def own_name(snapshot: Snapshot) -> Iterator[Finding]:
     """The cluster knows this node by the name that it has here."""
     if snapshot.unknown_name:

@@ -87,9 +87,10 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     apart. ``now_tick``: the clock that flows are aged by. ``configured_uplink``: the NIC that the configuration
     names, "" = that of the default route. ``unkept``: why no change can be kept, and ``trouble``: why the node's
     own state could not be taken over, "" when all is well. ``lost_sources``: the kinds of Kubernetes objects whose
-    changes do not arrive. ``unknown_name``: this node's name, if no Node has it. ``failed_services``:
-    "namespace/name" -> why its present state is not in the switch. ``name_servers``: how many of the node's
-    endpoints were given each. ``tunnel``: None where there is no tunnel, or it could not be watched.
+    changes do not arrive. ``unknown_name``: this node's name, if no Node has it. ``missing_network``: the one that
+    Services are for, if it is not here. ``failed_services``: "namespace/name" -> why its present state is not in
+    the switch. ``name_servers``: how many of the node's endpoints were given each. ``tunnel``: None where there is
+    no tunnel, or it could not be watched.
     """
 
     facts: NodeFacts
@@ -110,6 +111,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     trouble: str = ""
     lost_sources: tuple[SourceInfo, ...] = ()
     unknown_name: str = ""
+    missing_network: str = ""
     failed_services: Mapping[str, str] = {}
     balancers: tuple[BalancerInfo, ...] = ()
     name_servers: Mapping[str, int] = {}
