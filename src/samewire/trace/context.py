@@ -102,7 +102,7 @@ class TraceContext(Protocol):
         ...
 
     def acl_names(self, ifindex: int) -> AclNames:
-        """What the numbers in a port's ACL tables stand for. Called on the event loop."""
+        """What the numbers in a port's ACL tables stand for. Called from a worker thread."""
         ...
 
     def proxies(self, ifindex: int) -> Sequence[ProxyRule]:
