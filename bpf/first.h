@@ -160,13 +160,17 @@ SW_INLINE int sw_route_plain(struct sw_packet *p)
 	}
 }
 
-/* An endpoint that has the port, else the node's own stack: what is for an address of the node, and no service's. */
+/*
+ * An endpoint that has the port, else the node's own stack: what is for an address of the node, and no service's. What the
+ * node has said to itself comes here by a flow of an endpoint that has the port no more.
+ */
 SW_INLINE int sw_route_to_node(struct sw_packet *p)
 {
 	if (p->forward.fate == SW_TO_NOWHERE) {
 		if (p->first_arrival == SW_FROM_UPLINK)
 			return SW_PASS;
 		p->forward.fate = SW_TO_HOST;
+		p->forward.target = p->first_arrival == SW_FROM_HOST ? SW_LOOPBACK : 0;
 	} else if (p->first_arrival == SW_FROM_UPLINK && p->out_scope != SW_SCOPE_UPLINK) {
 		p->forward.flags |= SW_DECREMENT;
 	}

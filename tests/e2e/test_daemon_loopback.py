@@ -33,8 +33,8 @@ def node(net: NodeNet, tmp_path: Path) -> Iterator[DaemonProcess]:
         yield process
 
 
-def conf_of(node: DaemonProcess) -> dict[str, Any]:
-    mapping = {"hostPort": HOST_PORT, "containerPort": PORT, "protocol": "sctp"}
+def conf_of(node: DaemonProcess, host_port: int = HOST_PORT) -> dict[str, Any]:
+    mapping = {"hostPort": host_port, "containerPort": PORT, "protocol": "sctp"}
     return node.conf(capabilities={"portMappings": True}, runtimeConfig={"portMappings": [mapping]})
 
 
@@ -87,16 +87,26 @@ def test_as_long_as_a_port_is_an_endpoints(net: NodeNet, node: DaemonProcess) ->
     assert node.differences() == []
 
 
+def test_a_port_that_was_an_endpoints(net: NodeNet, node: DaemonProcess) -> None:
+    """The node has it back, while lo is looked at for another's: also where a packet has the ports of a flow."""
+    pod, conf = net.pod(), conf_of(node)
+    node.add("other", net.pod(), conf_of(node, HOST_PORT + 1))
+    node.add("pod", pod, conf)
+    assert heard(net, pod) == "pod"
+    node.delete("pod", pod, conf)
+    assert heard(net, pod) == "node"
+
+
 def test_it_comes_back(net: NodeNet, node: DaemonProcess) -> None:
     pod = net.pod()
     node.add("pod", pod, conf_of(node))
     take_off(net, node)
     poll("it is back", lambda: heard(net, pod) == "pod")
     poll("nothing differs", lambda: node.differences() == [])
-    assert "the uplink's second program does not run" in node.log.read_text()
+    poll("it is said", lambda: "the uplink's second program does not run" in node.log.read_text())
     in_namespace(net.node, "sysctl", "-w", "net.ipv4.conf.lo.accept_local=0")
     poll("it is set again", lambda: settings(net) == ["1", "1", "2"])
-    assert "does not take what the node is to be answered" in node.log.read_text()
+    poll("it is said", lambda: "does not take what the node is to be answered" in node.log.read_text())
 
 
 def test_without_and_after_the_daemon(net: NodeNet, node: DaemonProcess) -> None:

@@ -186,10 +186,7 @@ class Hooks:
     def leave_loopback(self) -> None:
         """Take it off. Raises KernelError."""
         if has_tcx():
-            try:
-                self._lo_pin.unlink(missing_ok=True)
-            except OSError as error:
-                raise KernelError(f"remove {self._lo_pin}", error.errno or errno.EIO) from error
+            self._detach_link(self._lo_pin)
         else:
             detach_uplink(self._netlink, LOOPBACK)
         self._lo_settings.give_back()
@@ -276,6 +273,17 @@ class Hooks:
             link.pin(pin)
         finally:
             link.close()
+
+    def _detach_link(self, pin: Path) -> None:
+        """Now: the kernel takes its time over a link whose pin is gone."""
+        try:
+            with BpfLink.open_pinned(pin) as link:
+                link.detach()
+            pin.unlink()
+        except NotFound:
+            pass
+        except OSError as error:
+            raise KernelError(f"remove {pin}", error.errno or errno.EIO) from error
 
     def _linked(self, name: str, program: BpfProgram, target: int) -> bool:
         try:

@@ -121,7 +121,7 @@ def _to_node(state: State, walk: Walk) -> None:
     elif from_uplink:
         raise Passed
     else:
-        _send(walk, Fate.HOST)
+        _send(walk, Fate.HOST, LOOPBACK if walk.first_arrival == Arrival.HOST else 0)
 
 
 def _to_backend(state: State, walk: Walk) -> None:
