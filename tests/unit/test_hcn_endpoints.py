@@ -10,7 +10,17 @@ from msgspec.structs import replace
 from samewire.errors import Exhausted
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.modify import ModifySettingRequest, PolicySettings, RequestType
-from samewire.hcn.policies import ACL, QOS, VLAN, AclAction, AclDirection, OutBoundNAT, Policy, PortMapping
+from samewire.hcn.policies import (
+    ACL,
+    QOS,
+    VLAN,
+    AclAction,
+    AclDirection,
+    OutBoundNAT,
+    Policy,
+    PortMapping,
+    SDNRoute,
+)
 from samewire.hcn.schema import (
     Dns,
     Endpoint,
@@ -351,10 +361,11 @@ async def test_an_id_is_used_once(service: HnsService) -> None:
 async def test_a_node_port_is_mapped_once(
     service: HnsService, one: PortMapping, two: PortMapping, clash: bool
 ) -> None:
-    network = await service.create_network(bridge())
-    other = await service.create_network(overlay())
+    network = await service.create_network(
+        dual(Subnet(ip_address_prefix="10.1.0.0/24"), Subnet(ip_address_prefix="fd00:1::/64"))
+    )
     holder = await endpoint(service, network, policies=(one,))
-    wanted = Endpoint(network_id=other.id, policies=(two,))
+    wanted = Endpoint(network_id=network.id, policies=(two,))
     if clash:
         assert (await refused(service, wanted)).code is HcnCode.PORT_ALREADY_EXISTS
         assert (
@@ -362,6 +373,35 @@ async def test_a_node_port_is_mapped_once(
         ).code is HcnCode.PORT_ALREADY_EXISTS
         await service.delete(Kind.ENDPOINT, holder.id)
     await service.create_endpoint(wanted)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "two"),
+    [
+        ("10.1.0.0/24", mapping(flags=2)),
+        ("10.1.0.0/24", mapping(vip="fd00::1")),
+        ("fd00:1::/64", mapping(vip="192.168.1.10")),
+    ],
+)
+async def test_a_mapping_is_to_an_address(service: HnsService, prefix: str, two: PortMapping) -> None:
+    """Said when it is asked for, and not when the endpoint is attached."""
+    network = await service.create_network(dual(Subnet(ip_address_prefix=prefix)))
+    error = await refused(service, Endpoint(network_id=network.id, policies=(mapping(81), two)))
+    assert error.code is HcnCode.MAPPING_NOT_SUPPORTED
+    assert error.message.startswith("$.Policies[1].Settings: the endpoint has no IPv")
+    made = await endpoint(service, network, policies=(mapping(81),))
+    with pytest.raises(HcnError, match=r"no IPv[46] address for this PortMapping"):
+        await modify(service, made, RequestType.ADD, two)
+
+
+@pytest.mark.parametrize("hop", ["", "0.0.0.0"])
+async def test_a_private_network_has_no_way_to_the_node(service: HnsService, hop: str) -> None:
+    network = await service.create_network(
+        dual(Subnet(ip_address_prefix="10.1.0.0/24"), kind=NetworkType.PRIVATE)
+    )
+    route = SDNRoute(destination_prefix="10.7.0.0/16", next_hop=hop)
+    error = await refused(service, Endpoint(network_id=network.id, policies=(route,)))
+    assert "$.Policies[0].Settings.NextHop" in error.message
 
 
 async def test_a_mapping_added_later_is_checked_against_others_and_not_itself(service: HnsService) -> None:

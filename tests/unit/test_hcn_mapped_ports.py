@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from samewire.errors import Exhausted
 from samewire.hcn.errors import HcnError
@@ -24,7 +25,8 @@ FIRST = mapped_ports.FIRST_PORT
 
 @pytest.fixture
 async def network(service: HnsService) -> Network:
-    return await service.create_network(overlay())
+    one, two = overlay(), overlay(prefix="fd00:244:1::/64")
+    return await service.create_network(replace(one, ipams=(*one.ipams, *two.ipams)))
 
 
 def mapping(external: int = 0, **fields: Any) -> PortMapping:

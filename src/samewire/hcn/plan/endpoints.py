@@ -28,7 +28,7 @@ from samewire.hcn.plan.mapped_ports import with_ports
 from samewire.hcn.plan.members import routes_without, without_endpoints
 from samewire.hcn.plan.policies import Policies, add_policies, check_sets, remove_policies, without_policies
 from samewire.hcn.plan.uplink import check_constraint, check_translation, check_vlans, on_one_wire
-from samewire.hcn.policies import VLAN, PortMapping, SDNRoute, mapping_family
+from samewire.hcn.policies import VLAN, PortMapping, SDNRoute, family_of, mapping_family
 from samewire.hcn.policy_lists import (
     GIVEN,
     OF_OBJECT,
@@ -135,7 +135,7 @@ def _check_given(
         )
     # Now, and not when it is attached.
     for where, route in placed(policies, SDNRoute, path) if network.type is NetworkType.PRIVATE else ():
-        if not route.next_hop:
+        if route.next_hop in ("", "0.0.0.0", "::"):
             raise HcnError(
                 HcnCode.INVALID_POLICY,
                 f"{where}.NextHop: a Private network has no path to the node; give a next hop",
@@ -265,16 +265,24 @@ def _replaced(view: View, endpoint: Endpoint) -> list[Endpoint]:
 
 
 def _check_mappings(view: View, endpoint: Endpoint, new: Iterable[int], path: str, kept: int = 0) -> None:
-    """Refuse new policies, by their numbers, that map a node port a second time; ``path`` is that of the list that
-    they were given in, which comes after ``kept`` others in the endpoint's. Raises HcnError(PORT_ALREADY_EXISTS).
+    """Refuse new policies, by their numbers, that map a node port a second time, or to an address that the endpoint
+    has not; ``path`` is that of the list that they were given in, which comes after ``kept`` others in the
+    endpoint's. Raises HcnError (PORT_ALREADY_EXISTS, MAPPING_NOT_SUPPORTED).
 
     One that outbound NAT uses, too, may be mapped, as on Windows: NAT takes a port for a connection to one remote
     address and port, and another one where a mapped connection from there is.
     """
     own = numbered(endpoint.policies)
+    families = set(map(family_of, endpoint.addresses))
     for mine in new:
         policy = cast(PortMapping, own.at(mine))
         family = mapping_family(policy, endpoint.addresses)
+        if family not in families:
+            where = path_of(own, mine, path, kept)
+            raise HcnError(
+                HcnCode.MAPPING_NOT_SUPPORTED,
+                f"{where}: the endpoint has no IPv{family} address for this PortMapping",
+            )
         elsewhere = view.endpoints_of_mapping(policy.protocol, policy.external_port)
         for other in (*(other for other in elsewhere if other.id != endpoint.id), endpoint):
             policies = numbered(other.policies)
