@@ -21,7 +21,7 @@ from samewire.hcn.codec import decode_modify, decode_object
 from samewire.hcn.schema import Endpoint, Kind, Namespace, Network
 from samewire.hcn.store import Store
 from samewire.kernel import faults, sysctl
-from samewire.kernel.bpf import BpfProgram, SkbContext, TestRun
+from samewire.kernel.bpf import BpfLink, BpfProgram, SkbContext, TestRun
 from samewire.kernel.netns import NetNamespace
 from samewire.kernel.rtnetlink import (
     Link,
@@ -287,11 +287,14 @@ async def test_a_nic_that_is_the_uplink_no_more_lets_everything_in(
     tcx: bool,
     restart: bool,
 ) -> None:
-    """The program drops what arrives by a device that is neither in its configuration nor a pod's."""
+    """The program drops what arrives by a device that is neither in its configuration nor a pod's: at once, and also
+    where a tool looks at the links meanwhile.
+    """
     if not tcx:
         monkeypatch.setattr(hooks_module, "has_tcx", lambda: False)
     node = await start()
     before = node.uplink.ifindex
+    looked_at = [BpfLink.open_pinned(pin) for pin in (node.config.bpf_dir / "links").iterdir()]
     ip("link", "set", "eth0", "down", netns_name=net.node)
     ip("link", "set", "eth0", "name", "before", netns_name=net.node)
     ip("link", "set", "before", "up", netns_name=net.node)
@@ -305,6 +308,8 @@ async def test_a_nic_that_is_the_uplink_no_more_lets_everything_in(
     assert node.hooks.on_uplink(node.uplink.ifindex)
     assert not node.hooks.on_uplink(before)
     assert await node.auditor.compare() == []
+    for link in looked_at:
+        link.close()
 
 
 async def test_a_link_that_was_unpinned_is_made_again(start: Callable[[], Awaitable[Node]]) -> None:

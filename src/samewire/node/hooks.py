@@ -186,7 +186,7 @@ class Hooks:
     def leave_loopback(self) -> None:
         """Take it off. Raises KernelError."""
         if has_tcx():
-            self._detach_link(self._lo_pin)
+            take_off(self._lo_pin)
         else:
             detach_uplink(self._netlink, LOOPBACK)
         self._lo_settings.give_back()
@@ -274,17 +274,6 @@ class Hooks:
         finally:
             link.close()
 
-    def _detach_link(self, pin: Path) -> None:
-        """Now: the kernel takes its time over a link whose pin is gone."""
-        try:
-            with BpfLink.open_pinned(pin) as link:
-                link.detach()
-            pin.unlink()
-        except NotFound:
-            pass
-        except OSError as error:
-            raise KernelError(f"remove {pin}", error.errno or errno.EIO) from error
-
     def _linked(self, name: str, program: BpfProgram, target: int) -> bool:
         try:
             with BpfLink.open_pinned(self._links / name) as link:
@@ -296,12 +285,31 @@ class Hooks:
     def _unpin_others(self, prefix: str, keep: set[str]) -> None:
         for pin in pins(self._links, prefix):
             if pin.name not in keep:
-                pin.unlink()
+                take_off(pin)
 
 
 def pins(links: Path, prefix: str = "") -> Iterator[Path]:
     """The pinned links whose names begin with ``prefix``."""
     yield from (path for path in sorted(links.iterdir()) if path.name.startswith(prefix))
+
+
+def take_off(pin: Path) -> None:
+    """Detach what is pinned there, if there is anything, and remove the pin. Raises KernelError.
+
+    Now: the kernel takes its time over a link whose last pin goes, and one that a tool has open stays for as long.
+    """
+    try:
+        with BpfLink.open_pinned(pin) as link:
+            link.detach()
+    except NotFound:
+        return
+    except KernelError as error:
+        if error.errno not in _DEFUNCT:
+            raise
+    try:
+        pin.unlink()
+    except OSError as error:
+        raise KernelError(f"remove {pin}", error.errno or errno.EIO) from error
 
 
 def detach_uplink(netlink: Netlink, ifindex: int) -> bool:

@@ -24,7 +24,7 @@ from samewire.kernel.rtnetlink import (
 from samewire.node import proxies
 from samewire.node.config import NodeConfig
 from samewire.node.devices import OWN_DEVICES, give_ports_back
-from samewire.node.hooks import detach_uplink, pins
+from samewire.node.hooks import detach_uplink, pins, take_off
 from samewire.node.keepsakes import FILE_NAME, find_keepsakes, save_keepsakes
 from samewire.node.listeners import Listeners
 from samewire.node.losettings import FILE_NAME as LO_FILE_NAME
@@ -107,7 +107,7 @@ def _uplink(config: NodeConfig, netlink: Netlink) -> Iterator[str]:
     directory = config.bpf_dir / "links"
     if directory.exists():
         for pin in pins(directory):
-            pin.unlink()
+            take_off(pin)
             yield f"attachment {pin.name}"
     for link in netlink.dump(link_dump()):
         if link.group != LINK_GROUP and detach_uplink(netlink, link.ifindex):
