@@ -13,7 +13,18 @@ from functools import partial
 import pytest
 
 from samewire.kernel.netns import NetNamespace
-from tests.support.node import SHORT_S, STALL_S, DaemonProcess, Json, NodeNet, overlay, path_of, serving
+from tests.support.node import (
+    NODE_IP,
+    ROUTER_IP,
+    SHORT_S,
+    STALL_S,
+    DaemonProcess,
+    Json,
+    NodeNet,
+    overlay,
+    path_of,
+    serving,
+)
 
 pytestmark = pytest.mark.root
 
@@ -160,3 +171,47 @@ def test_an_edit_that_changes_nothing_touches_nothing(edited: Edited, count: int
     assert tables() == before
     edited.change("far", "Add", acl("Block", "In", 50, "192.0.2.99"))
     assert tables() != before
+
+
+def datagrams(namespace: str, address: str) -> socket.socket:
+    with NetNamespace(path_of(namespace)) as there:
+        opened = there.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    opened.settimeout(STALL_S)
+    opened.bind((address, PORT))
+    return opened
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_pod_with_the_address_of_one_that_has_gone(
+    net: NodeNet, node: DaemonProcess, how: signal.Signals
+) -> None:
+    """After a restart, too, the flows of that one are not for it: what its own rules forbid does not leave."""
+    node.request("POST", "/v2/networks", overlay())
+    address, to = "10.244.0.77", (ROUTER_IP, PORT)
+    allowed = node.conf(runtimeConfig={"ips": [f"{address}/24"]}, capabilities={"ips": True})
+    rule = {"name": "EndpointPolicy", "value": acl("Block", "Out", 10)}
+    denied = {**allowed, "policies": [*allowed["policies"], rule]}
+
+    def pod_of(generation: int, conf: Json) -> tuple[str, int]:
+        """The first one of this generation, or of a later one."""
+        while True:
+            pod = net.pod()
+            node.add("pod", pod, conf)
+            (row,) = node.table("sw_ports")
+            if row["value"]["generation"] >= generation:
+                return pod, row["value"]["generation"]
+            node.delete("pod", pod, conf)
+
+    with datagrams(net.router, ROUTER_IP) as server, datagrams(net.node, NODE_IP) as last:
+        pod, generation = pod_of(10, allowed)
+        with datagrams(pod, address) as client:
+            client.sendto(b"the first's", to)
+        assert server.recv(100) == b"the first's"
+        node.delete("pod", pod, allowed)
+        node.stop(how)
+        node.start()
+        pod, _ = pod_of(generation, denied)
+        with datagrams(pod, address) as client:
+            client.sendto(b"another's", to)
+        last.sendto(b"no more", to)
+        assert server.recv(100) == b"no more"

@@ -12,6 +12,7 @@ Key = tuple[str, str]
 
 _BALANCING: Final = "balancing"  # services, backend sets and backends: ids in one row
 _BLOCK: Final = 1 << 16
+_GENERATIONS: Final = "generations"  # of ports and sets
 
 
 class StoreNumbers:
@@ -47,6 +48,14 @@ class StoreNumbers:
         if number >= self._next:
             self._next = self._end = 0
             self._store.skip_numbers(_BALANCING, number)
+
+    def last_generation(self) -> int:
+        """The last one that may have been given."""
+        return self._store.last_number(_GENERATIONS)
+
+    def keep_generations(self, last: int) -> None:
+        """Let all be above this one from the next start on. Raises StoreError."""
+        self._store.skip_numbers(_GENERATIONS, last)
 
     def number(self, kind: str, key: str) -> int:
         """The number of ``key``, allocated at the first call. Raises Exhausted, StoreError."""

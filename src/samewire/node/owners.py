@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import structlog
 
 from samewire.errors import SamewireError, there
+from samewire.hcn.errors import StoreError
 from samewire.hcn.switch import StoreView
 from samewire.node.balancers import Balancers
 from samewire.node.numbers import StoreNumbers
@@ -17,6 +20,8 @@ from samewire.vfp.model import Compiled, NodeFacts
 
 log = structlog.get_logger(__name__)
 
+_BLOCK: Final = 1 << 12  # generations between two notes in the store
+
 
 class Owners:
     """Compiles them one by one. Ports and the members of sets are of another generation each time: what was judged
@@ -26,20 +31,28 @@ class Owners:
     def __init__(
         self, numbers: StoreNumbers, wanted: Wanted, ports: Ports, balancers: Balancers, generation: int
     ) -> None:
-        """``generation``: the last one that the tables know."""
+        """``generation``: the last one that the tables know. Flows of what has gone may know later ones."""
         self._numbers = numbers
         self._wanted = wanted
         self._ports = ports
         self._balancers = balancers
-        self._generation = generation
+        self._generation = self._kept = max(generation, numbers.last_generation())
 
     def go_on_from(self, generation: int) -> None:
         """Give none up to this one: flows may have it."""
         self._generation = max(self._generation, generation)
 
     def next_generation(self) -> int:
-        """One that no entry has had."""
+        """One that no entry has had, nor any of an earlier process: an address of one that has gone may be given again,
+        and what was judged for that is not for the new one.
+        """
         self._generation += 1
+        if self._generation > self._kept:
+            self._kept = self._generation + _BLOCK
+            try:
+                self._numbers.keep_generations(self._kept)
+            except StoreError as error:
+                log.warning("generations could not be kept", error=str(error))
         return self._generation
 
     def compile(self, owner: Owner, view: StoreView, facts: NodeFacts) -> Compiled:
