@@ -126,6 +126,17 @@ SW_INLINE void sw_recall_mac(struct sw_packet *p, const struct sw_flow *first)
 		__builtin_memset(p->inner_mac, 0, sizeof(p->inner_mac));
 }
 
+/* Whether the initiator's packet in hand is of another one: who began has gone, and the address is somebody else's. */
+SW_COLD static __noinline int sw_is_of_another(struct sw_packet *p, const struct sw_flow *flow)
+{
+	struct sw_endpoint *owner;
+
+	if (flow->port[0])
+		return !sw_find_port(flow->port[0]);
+	owner = p->port_id ? sw_find_endpoint(p->scope, p->family, &p->tuple.source) : 0;
+	return owner && owner->port == p->port_id;
+}
+
 /*
  * A flow's port or next hop has changed since it was decided. The initiator's tuple walks the layers again: if it is
  * still allowed to the same target, both entries are brought up to date in place (an established NAT mapping stays);
@@ -146,6 +157,10 @@ SW_COLD __noinline int sw_redecide(struct __sk_buff *skb)
 		return SW_GO_ON;
 	sw_count(SW_COUNTER_FLOW_REDECIDED);
 	side = p->direction != (flow->flags & SW_FLOW_INITIATOR);
+	if (!side && sw_is_of_another(p, flow)) {
+		sw_forget(p, flow);
+		return SW_GO_ON;
+	}
 	p->leaves = 0;
 	first = flow;
 	second = flow;

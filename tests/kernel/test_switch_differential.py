@@ -68,6 +68,7 @@ from tests.support.universe import (
     OUTSIDE,
     OWN_ROUTES,
     PEER_MAC,
+    REMOTE,
     VNI,
     Universe,
     config,
@@ -110,6 +111,7 @@ _STEPS = (
     + ("service",) * 16
 )
 _ASKED = ("wire",) * 5 + ("direct",) * 9 + ("reply", "again", "bump", "change")
+_MOVED = ("frame",) * 6 + ("tunnel",) * 4 + ("reply", "bump") + ("move",) * 4
 _OWN = ("own",) * 8 + ("reply",) * 8 + ("error", "again", "bump", "change", "lose", "tunnel")
 _CHANGED = (
     "sw_routes",
@@ -174,7 +176,7 @@ class _Play:
                 self._change_sets()
             elif kind == "lose":
                 self._lose()
-            self.receive(self._next(kind))
+            self.receive((self._move() if kind == "move" else None) or self._next(kind))
 
     def chance(self) -> bool:
         """One or the other, as hypothesis likes."""
@@ -272,6 +274,40 @@ class _Play:
             else:
                 backends[key] = replace(backend, scope=self.data.draw(st.sampled_from([SCOPE_UPLINK, 1, 2])))
                 self.rig.put("sw_backends", key, backends[key])
+
+    def _move(self) -> Played | None:
+        """A pod here or one elsewhere goes, another gets its addresses, and says what the first has said."""
+        ports, endpoints = (self.universe.tables[name] for name in ("sw_ports", "sw_endpoints"))
+        began = {flow.port[0] for flow in self.simulator.flows.values()}
+        pods = [pod for pod in self.data.draw(st.permutations(self.universe.pods)) if Id(pod[0]) in ports]
+        pods.sort(key=lambda pod: pod[0] in began)
+        if len(pods) < 2:
+            return None
+        ifindex, mac, own = pods[0]
+        gone, _, addresses = pods[-1]
+        new = ports[Id(ifindex)]
+        assert isinstance(new, Port)
+        if self.chance():
+            addresses = {family: packed(address) for family, address in REMOTE.items()}
+            said = [frame for arrival, _, frame in self.played if arrival == Arrival.TUNNEL]
+        else:
+            self.rig.remove("sw_ports", Id(gone))
+            del ports[Id(gone)]
+            said = [frame for _, device, frame in self.played if device == gone]
+        for family, address in own.items():
+            if endpoints.pop(key := EndpointKey(address, new.scope, family), None):
+                self.rig.remove("sw_endpoints", key)
+            key = EndpointKey(addresses[family], new.scope, family)
+            endpoints[key] = Endpoint(ifindex, 0, mac)
+            self.rig.put("sw_endpoints", key, endpoints[key])
+        self._renew(Id(ifindex), replace(new, address=(addresses[4], addresses[6])))
+        self.universe.pods = [
+            (ifindex, mac, addresses) if pod[0] == ifindex else pod for pod in self.universe.pods
+        ]
+        if not said:
+            return None
+        frame = self.data.draw(st.sampled_from(said))
+        return Arrival.POD, ifindex, frame[:6] + mac + frame[12:]
 
     def _change_sets(self) -> None:
         """Members of the IP sets change: rules that name them judge anew."""
@@ -388,6 +424,15 @@ def test_they_agree_on_the_ways_back(rig: SwitchRig, data: st.DataObject) -> Non
     play = _Play(rig, data.draw(tables(rig.devices)), data)
     for _ in range(data.draw(st.integers(4, 16))):
         play.step(_ASKED)
+
+
+@_random
+@given(data=st.data())
+def test_they_agree_on_addresses_that_are_anothers(rig: SwitchRig, data: st.DataObject) -> None:
+    """Whose flows are still there."""
+    play = _Play(rig, data.draw(tables(rig.devices)), data)
+    for _ in range(data.draw(st.integers(4, 12))):
+        play.step(_MOVED)
 
 
 @_random

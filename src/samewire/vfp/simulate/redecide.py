@@ -24,6 +24,9 @@ def redecide(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: in
 
     Raises ``Dropped``, ``Refused``, ``Passed``.
     """
+    if not packet_side and _is_of_another(state, walk, flow):
+        remove(state, key)
+        return None
     first_key, second_key = key, key
     if flow.flags & FlowFlag.PAIR:
         other = partner_key(key, flow)
@@ -38,6 +41,14 @@ def redecide(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: in
     if packet_side:
         raise Dropped(Layer.FLOW, Reason.NO_ENDPOINT)
     return None
+
+
+def _is_of_another(state: State, walk: Walk, flow: Flow) -> bool:
+    """Whether the initiator's packet in hand is of another one: who began has gone, the address is somebody else's."""
+    if flow.port[0]:
+        return state.port(flow.port[0]) is None
+    owner = state.endpoint(walk.scope, walk.packet.family, walk.packet.tuple.source) if walk.port_id else None
+    return owner is not None and owner.port == walk.port_id
 
 
 def _walk_again(
