@@ -27,7 +27,7 @@ static int sw_age(void *map, __u32 *key, struct sw_ageing *ageing)
 		slice.start = cursors->age;
 		slice.mask = config->flow_slots - 1;
 		slice.now = sw_now_tick();
-		bpf_loop((slots + SW_SLOT_STEP - 1) / SW_SLOT_STEP, sw_look_at_slots, &slice, 0);
+		bpf_loop((slots + SW_AGE_STEP - 1) / SW_AGE_STEP, sw_look_at_slots, &slice, 0);
 		cursors->age += slots;
 		sw_count(SW_COUNTER_AGEING_TICKS);
 	}

@@ -14,10 +14,11 @@
 
 #define SW_SLOT_TRIES 16
 #define SW_SLOT_CLAIMED 0xff /* family of a slot whose flow is being inserted */
-#define SW_RECYCLE_FLOWS 64   /* flows looked at when the table is full, */
-#define SW_RECYCLE_SLOTS 4096 /* and slots: free ones stand in blocks, and cost little */
-#define SW_AGE_SLICE 4096    /* slots looked at per tick of the timer */
-#define SW_SLOT_STEP 16      /* slots looked at in one go, of both */
+#define SW_RECYCLE_FLOWS 64 /* flows looked at when the table is full, */
+#define SW_RECYCLE_STEP 4   /* so many slots in one go, */
+#define SW_RECYCLE_STEPS 256 /* and so often: half of the slots are free, and those cost little */
+#define SW_AGE_SLICE 4096   /* slots looked at per tick of the timer, */
+#define SW_AGE_STEP 16      /* so many in one go */
 #define SW_AGE_PERIOD_NS 50000000ULL
 #define SW_ORPHAN_TICKS 4    /* a second entry without its first is removed after this */
 #define SW_HALF_CLOSED_TICKS 3353 /* an hour, as kube-proxy has conntrack wait: the other end may be slow */
@@ -262,11 +263,11 @@ __noinline int sw_look_at_flow(__u32 slot, __u32 now, __u32 wanted)
 }
 
 /* A few slots of a slice. Most are free: those cost no call each. */
-SW_INLINE long sw_look_at_step(struct sw_slice *slice, __u64 start)
+SW_INLINE long sw_look_at_step(struct sw_slice *slice, __u64 start, int slots)
 {
 	int i;
 
-	for (i = 0; i < SW_SLOT_STEP; i++) {
+	for (i = 0; i < slots; i++) {
 		__u32 slot = (start + i) & slice->mask;
 		struct sw_flow_key *held = bpf_map_lookup_elem(&sw_flow_slots, &slot);
 
@@ -283,21 +284,29 @@ static long sw_look_at_slots(__u32 index, void *context)
 {
 	struct sw_slice *slice = context;
 
-	return sw_look_at_step(slice, slice->start + index * SW_SLOT_STEP);
+	return sw_look_at_step(slice, slice->start + index * SW_AGE_STEP, SW_AGE_STEP);
 }
 
 /*
  * The hand of a clock: a search goes on where the last one has found what it wanted. So what has stood longest goes
- * first, and who makes the most flows loses the most.
+ * first, and who makes the most flows loses the most. Where there was nothing it goes on anywhere else: free slots, and
+ * flows that are kept, stand in blocks that no search would come to the end of.
  */
 static long sw_recycle_slots(__u32 index, void *context)
 {
 	struct sw_cursors *cursors = sw_cursors_here();
+	struct sw_packet *p = sw_packet_here();
 	struct sw_slice *slice = context;
+	__u8 recycled;
+	long enough;
 
-	if (!cursors)
+	if (!cursors || !p)
 		return 1;
-	return sw_look_at_step(slice, __sync_fetch_and_add(&cursors->recycle, SW_SLOT_STEP));
+	recycled = p->recycled;
+	enough = sw_look_at_step(slice, __sync_fetch_and_add(&cursors->recycle, SW_RECYCLE_STEP), SW_RECYCLE_STEP);
+	if (p->recycled == recycled)
+		cursors->recycle = bpf_get_prandom_u32();
+	return enough;
 }
 
 /*
@@ -316,7 +325,7 @@ __noinline int sw_recycle(void)
 	p->looked_at = 0;
 	slice.mask = config->flow_slots - 1;
 	slice.now = sw_now_tick();
-	bpf_loop(SW_RECYCLE_SLOTS / SW_SLOT_STEP, sw_recycle_slots, &slice, 0);
+	bpf_loop(SW_RECYCLE_STEPS, sw_recycle_slots, &slice, 0);
 	return p->recycled;
 }
 

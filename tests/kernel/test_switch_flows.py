@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from samewire.vfp.compile import compile_node
 from samewire.vfp.constants import Counter, FlowFlag, Layer, Reason, TcpFlag
 from samewire.vfp.simulate import checksum
 from samewire.vfp.simulate.entries import partner_key
-from samewire.vfp.tables import Count, DropKey, Flow, FlowKey, Id
+from samewire.vfp.tables import Count, Cursors, DropKey, Flow, FlowKey, Id
 from tests.support.frames import fill, ip_packet, pseudo
 from tests.support.lockstep import together
 from tests.support.netlab import Lab, poll
@@ -617,6 +617,41 @@ def test_who_makes_the_most_flows_loses_the_most(world: World) -> None:
             assert node.counter(Counter.FLOW_RECYCLED) > 3000
             for near, far in held:
                 echo_over(near, far)
+        assert consistent(node)
+
+
+def _single(node: Node, pod: Pod, sources: range) -> None:
+    """Flows that nobody has answered; each finds its place."""
+    for source in sources:
+        assert run(node, pod, udp_frame(pod, source, 53)) == _REDIRECT, source
+
+
+def test_a_search_for_room_comes_past_free_slots(world: World) -> None:
+    """Those of flows that have aged, say: thousands of them are one block, and the search would begin there."""
+    with Lab() as lab:
+        node, pod = small_node(lab, world.underlay, 43, flows=8192, nat_ports=(40000, 59999))
+        _single(node, pod, range(1, 4097))
+        used = sorted(flow.slot for flow in node.flow_table().values())
+        free, last = max((after - before, before) for before, after in pairwise([-1, *used, node.slots]))
+        assert free > 4096
+        node.map("sw_cursors").update(Id(0).pack(), Cursors(recycle=last + 1, age=0).pack())
+        _single(node, pod, range(4097, 4196))
+        assert node.counter(Counter.FLOW_RECYCLED) > 0
+        assert not node.dropped(pod.port, *FULL)
+        assert consistent(node)
+
+
+def test_a_search_for_room_comes_past_what_is_kept(world: World) -> None:
+    """More flows that go on stand in one block than a search looks at."""
+    with Lab() as lab:
+        node, pod = small_node(lab, world.underlay, 44, flows=2048, nat_ports=(40000, 59999))
+        _single(node, pod, range(1, 201))
+        kept = node.flow_table()
+        for key, flow in kept.items():
+            node.map("sw_flows").update(key.pack(), replace(flow, flags=flow.flags | FlowFlag.STREAM).pack())
+        _single(node, pod, range(201, 1200))
+        assert not node.dropped(pod.port, *FULL)
+        assert node.flow_table().keys() >= kept.keys()
         assert consistent(node)
 
 
