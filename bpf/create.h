@@ -297,6 +297,9 @@ __noinline int sw_first_packet(struct __sk_buff *skb)
 {
 	struct sw_packet *p = sw_packet_here();
 	int verdict;
+#ifndef TRACE
+	int tries;
+#endif
 
 	if (!p)
 		return TC_ACT_SHOT;
@@ -323,7 +326,8 @@ __noinline int sw_first_packet(struct __sk_buff *skb)
 	} else {
 		verdict = sw_create(skb);
 #ifndef TRACE
-		if (verdict == SW_FULL && sw_recycle())
+		/* Again: another CPU may have been quicker to use the room. */
+		for (tries = 0; tries < SW_RECYCLE_TRIES && verdict == SW_FULL && sw_recycle(); tries++)
 			verdict = sw_create(skb);
 #endif
 		if (verdict == SW_FULL)

@@ -17,6 +17,7 @@
 #define SW_RECYCLE_FLOWS 64 /* flows looked at when the table is full, */
 #define SW_RECYCLE_STEP 4   /* so many slots in one go, */
 #define SW_RECYCLE_STEPS 256 /* and so often: half of the slots are free, and those cost little */
+#define SW_RECYCLE_TRIES 3   /* for one packet */
 #define SW_AGE_SLICE 4096   /* slots looked at per tick of the timer, */
 #define SW_AGE_STEP 16      /* so many in one go */
 #define SW_AGE_PERIOD_NS 50000000ULL
