@@ -71,7 +71,8 @@ REASONS: Final[Mapping[Reason, Explanation]] = {
         "of an IPv6 stack count here too and do no harm.",
     ),
     Reason.BLOCKED: Explanation(
-        "An ACL rule says Block, or the endpoint has rules and none of them allows this.",
+        "An ACL rule says Block, or the endpoint has rules and none of them allows this. "
+        "At `guard`: a pod has made VXLAN itself, which would speak for any other.",
         "See the rules with `samewire get layers POD`; none named means none matched: add an Allow rule, for the "
         "direction that the layer names.",
     ),
