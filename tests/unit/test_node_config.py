@@ -77,6 +77,8 @@ def test_metrics_address(text: str, address: tuple[str, int]) -> None:
         ({"name": "a", "manifests": "/m", "node_port_range": [30000, 50000]}, "node_port_range"),
         ({"name": "a", "manifests": "/m", "node_port_range": [4000, 5000]}, "node_port_range"),
         ({"name": "a", "node_port_addresses": ["eth0"]}, "node_port_addresses"),
+        ({"name": "a", "service_cidrs": []}, "service_cidrs"),
+        ({"name": "a", "service_cidrs": ["10.96.0.1/12"]}, "service_cidrs"),
         ({"name": "a", "healthz_listen": "10256"}, "healthz_listen"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
@@ -61,7 +61,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     in_cluster: bool = False
     manifests: str = ""
     node_name: str = ""
-    service_cidrs: tuple[str, ...] = ("10.96.0.0/12",)
+    service_cidrs: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("10.96.0.0/12",)
     proxy_mode: Literal["kernel", "userspace", "off"] = "kernel"
     proxy_network: str = ""
     node_port_addresses: tuple[str, ...] = ()
@@ -263,9 +263,14 @@ def _check_services(config: NodeConfig) -> None:
         raise Invalid("node_port_range", f"{low}-{high} and the SNAT ports must not overlap (nat_ports)")
     if config.balances and low <= config.vxlan_port <= high:
         raise Invalid("node_port_range", f"holds the VXLAN port {config.vxlan_port}")
-    for text in config.node_port_addresses:
-        try:
-            if text != "primary":
-                ipaddress.ip_network(text)
-        except ValueError as error:
-            raise Invalid("node_port_addresses", f'{error}; give prefixes, or "primary"') from None
+    prefixes = [text for text in config.node_port_addresses if text != "primary"]
+    _check_prefixes("node_port_addresses", prefixes, ', or "primary"')
+    _check_prefixes("service_cidrs", config.service_cidrs)
+
+
+def _check_prefixes(key: str, texts: Iterable[str], others: str = "") -> None:
+    try:
+        for text in texts:
+            ipaddress.ip_network(text)
+    except ValueError as error:
+        raise Invalid(key, f"{error}; give prefixes{others}") from None
