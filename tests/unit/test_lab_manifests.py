@@ -199,6 +199,7 @@ def test_one_broken_document_does_not_hide_the_others() -> None:
         ('{kind: Pod, metadata: {name: "x\\n"}, spec: S}', "is not a valid name"),
         ("{kind: Service, metadata: {name: x, annotations: {!!binary YQ==: y}}}", "keys must be str"),
         ("{kind: CronJob, metadata: {name: x}}", "makes no pods here"),
+        ("{kind: NetworkPolicy, metadata: {name: x}}", "is not enforced"),
     ],
 )
 def test_what_cannot_be_run_is_listed_with_the_reason(text: str, expected: str) -> None:

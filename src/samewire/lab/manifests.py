@@ -28,6 +28,7 @@ NAMESPACE = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
 _GENERATED_LENGTH, _HOST_NAME_LENGTH = 5, 63
 
 _NO_PODS, _NO_REPLICAS = "makes no pods here", "asks for no replicas"
+_UNENFORCED = "is not enforced: give the endpoints ACL policies"
 _HARMLESS = frozenset({_NO_PODS, _NO_REPLICAS})
 
 POD_KINDS = frozenset(
@@ -180,7 +181,7 @@ def _read_object(item: Any, namespace: str, workloads: list[Workload], skipped: 
     metadata: dict[str, Any] = found if isinstance(found, dict) else {}
     label = str(metadata.get("name") or metadata.get("generateName") or "")
     if kind not in POD_KINDS:
-        skipped.append(Skipped(kind, label, _NO_PODS))
+        skipped.append(Skipped(kind, label, _UNENFORCED if kind == "NetworkPolicy" else _NO_PODS))
         return
     try:
         workload = _workload(kind, item, metadata, namespace)
