@@ -139,22 +139,11 @@ class Scheduler:
     def _refusal(self, workload: Workload, network: str, node: Node) -> str | None:
         """Why this node cannot take a pod of the workload, or None."""
         template = workload.template
-        if template.node_name:
-            return None if template.node_name == node.name else f"the pod names {template.node_name}"
-        labels = node_labels(node)
-        for key, value in template.node_selector.items():
-            if labels.get(key) != value:
-                return f"lacks {key}={value}"
-        known = {**labels, NODE_NAME: node.name}
-        terms = [term for term in template.affinity if term]
-        if template.affinity and not any(all(_meets(known, one) for one in term) for term in terms):
-            return "node affinity does not match"
-        extra = _DAEMON_TOLERATIONS if workload.kind == "DaemonSet" else ()
-        for key, value, effect in map(parse_taint, node.taints):
-            if effect != "PreferNoSchedule" and not _tolerated(
-                key, value, effect, (*template.tolerations, *extra)
-            ):
-                return f"taint {key}"
+        if template.node_name not in {"", node.name}:
+            return f"the pod names {template.node_name}"
+        # What names its node is placed already; that node's kubelet still refuses what has no room there.
+        if not template.node_name and (reason := _unsuited(workload, node)):
+            return reason
         here = self._host_ports[node.name]
         if taken := next((claim for claim in sorted(_claims(template)) if claim in here), None):
             return f"host port {taken[1]}/{taken[0]} is taken"
@@ -196,6 +185,26 @@ def parse_taint(text: str) -> tuple[str, str, str]:
     rest, _, effect = text.rpartition(":")
     key, _, value = rest.partition("=")
     return key, value, effect
+
+
+def _unsuited(workload: Workload, node: Node) -> str | None:
+    """Why the scheduler would not choose this node for a pod of the workload, or None."""
+    template = workload.template
+    labels = node_labels(node)
+    for key, value in template.node_selector.items():
+        if labels.get(key) != value:
+            return f"lacks {key}={value}"
+    known = {**labels, NODE_NAME: node.name}
+    terms = [term for term in template.affinity if term]
+    if template.affinity and not any(all(_meets(known, one) for one in term) for term in terms):
+        return "node affinity does not match"
+    extra = _DAEMON_TOLERATIONS if workload.kind == "DaemonSet" else ()
+    for key, value, effect in map(parse_taint, node.taints):
+        if effect != "PreferNoSchedule" and not _tolerated(
+            key, value, effect, (*template.tolerations, *extra)
+        ):
+            return f"taint {key}"
+    return None
 
 
 def _listed(refusals: Mapping[str, str | None]) -> str:
