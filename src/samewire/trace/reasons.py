@@ -71,10 +71,10 @@ REASONS: Final[Mapping[Reason, Explanation]] = {
         "of an IPv6 stack count here too and do no harm.",
     ),
     Reason.BLOCKED: Explanation(
-        "An ACL rule says Block, or the endpoint has rules and none of them allows this. "
-        "At `guard`: a pod has made VXLAN itself, which would speak for any other.",
+        "An ACL rule says Block, or the endpoint has rules and none of them allows this.",
         "See the rules with `samewire get layers POD`; none named means none matched: add an Allow rule, for the "
-        "direction that the layer names.",
+        "direction that the layer names. At `guard` it is VXLAN that a pod has made itself: it would speak for any "
+        "other.",
     ),
     Reason.NO_ROUTE: Explanation(
         'No route of this network leads to the destination; a pod that begins there is told "network unreachable". '
