@@ -116,7 +116,7 @@ SW_INLINE int sw_clear_way(struct sw_packet *p, int ended)
 	if (!first && sw_idle_ticks(held, now) < SW_ORPHAN_TICKS)
 		return 0;
 	if (first && (!ended || !sw_idle_ticks(first, now) || !sw_idle_ticks(held, now) ||
-		      !sw_is_closing(first->tcp[0] | held->tcp[0], first->tcp[1] | held->tcp[1])))
+		      !sw_is_closing(first->tcp[0] | held->tcp[0], first->tcp[1] | held->tcp[1], held->flags)))
 		return 0;
 #ifdef TRACE
 	sw_copy_key(&p->gone[0], &p->flow_key);

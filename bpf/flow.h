@@ -28,7 +28,7 @@
  * 2 h 4 min after the last packet, the least that a connection is kept (RFC 5382): ends that wait send again every two
  * minutes, those that are silent ask after two hours whether the other is there (RFC 1122).
  */
-#define SW_DENIED_TICKS 6929
+#define SW_LEAST_TICKS 6929
 
 #define SW_EEXIST (-17)
 
@@ -118,8 +118,16 @@ __noinline int sw_partner_key(const struct sw_flow_key *key, const struct sw_flo
 	return sw_key_of(partner, &t, flow->peer_scope, key->family, key->protocol);
 }
 
-SW_INLINE int sw_is_closing(__u8 initiator, __u8 target)
+/* DSR, on the node that the client has called: replies go by another way, with what they say of the connection's end. */
+SW_INLINE int sw_is_one_way(__u8 target, __u8 flags)
 {
+	return flags & SW_FLOW_DIRECT && !target;
+}
+
+SW_INLINE int sw_is_closing(__u8 initiator, __u8 target, __u8 flags)
+{
+	if (sw_is_one_way(target, flags))
+		return initiator & (SW_TCP_FIN | SW_TCP_RST);
 	return ((initiator | target) & SW_TCP_RST) || (initiator & target & SW_TCP_FIN);
 }
 
@@ -173,13 +181,15 @@ SW_INLINE __u32 sw_idle_limit(struct sw_config *config, __u8 family, __u8 protoc
 			      __u8 flags)
 {
 	if (protocol == IPPROTO_TCP) {
-		if (sw_is_closing(initiator, target))
+		if (sw_is_closing(initiator, target, flags))
 			return config->idle_tcp_closing;
 		if (!(flags & SW_FLOW_REPLIED))
 			return config->idle_tcp_half_open;
 		if ((initiator | target) & SW_TCP_FIN)
 			return SW_HALF_CLOSED_TICKS;
-		return flags & SW_FLOW_DENIED ? SW_DENIED_TICKS : config->idle_tcp_established;
+		if (flags & SW_FLOW_DENIED || sw_is_one_way(target, flags)) /* the target's RST was not seen */
+			return SW_LEAST_TICKS;
+		return config->idle_tcp_established;
 	}
 	if (protocol == IPPROTO_UDP)
 		return flags & SW_FLOW_STREAM ? config->idle_udp_stream : config->idle_udp_single;
@@ -248,7 +258,7 @@ __noinline int sw_look_at_flow(__u32 slot, __u32 now, __u32 wanted)
 		kept = p->flow_key.protocol == IPPROTO_TCP ? SW_FLOW_REPLIED : SW_FLOW_STREAM;
 		p->looked_at++;
 		if ((flags & SW_FLOW_PAIR && !other && !orphan) || /* another CPU is about to insert the other */
-		    (flags & kept && !sw_is_closing(initiator, target)))
+		    (flags & kept && !sw_is_closing(initiator, target, flags)))
 			return p->looked_at >= SW_RECYCLE_FLOWS;
 		sw_count(SW_COUNTER_FLOW_RECYCLED);
 	} else {

@@ -419,10 +419,10 @@ def test_one_end_has_nothing_more_to_say(world: World, closed: str) -> None:
             first, last = ends if closed == "near" else ends[::-1]
             first.shutdown(socket.SHUT_WR)
             assert last.recv(1) == b""
-            assert _left(node, ticks=3000) == 2
+            assert left(node, ticks=3000) == 2
             last.send(b"late")
             assert first.recv(100) == b"late"
-            assert _left(node, ticks=4000) == 0
+            assert left(node, ticks=4000) == 0
 
 
 def deny(node: Node, pod: Pod, near: socket.socket) -> None:
@@ -444,8 +444,8 @@ def test_a_denied_connection_is_forgotten(world: World) -> None:
         near, far = stack.enter_context(tcp_pair(pod.space, world.underlay.out, OUT[4], 84))
         echo_over(near, far)
         deny(node, pod, near)
-        assert _left(node, ticks=6900) == 2
-        assert _left(node, ticks=7000) == 0
+        assert left(node, ticks=6900) == 2
+        assert left(node, ticks=7000) == 0
         assert not node.occupied_slots()
 
 
@@ -459,7 +459,7 @@ def test_a_connection_that_is_allowed_again(world: World) -> None:
         deny(node, pod, near)
         node.policies(pod, OutBoundNAT())
         assert far.recv(100) == b"denied"
-        assert _left(node, ticks=7000) == 2
+        assert left(node, ticks=7000) == 2
         echo_over(near, far)
 
 
@@ -498,7 +498,7 @@ def test_a_denied_handshake_is_soon_forgotten(world: World) -> None:
                 opened.connect(("192.168.9.99", 80))  # nobody there
             node.policies(pod, BLOCK_OUT, OutBoundNAT())
             poll("a denied packet", partial(_is_denied, node))
-            assert _left(node, ticks=100) == 0
+            assert left(node, ticks=100) == 0
 
 
 def test_a_connection_that_has_ended_before(world: World) -> None:
@@ -512,13 +512,13 @@ def test_a_connection_that_has_ended_before(world: World) -> None:
         assert far.recv(1) == b""
         for key, flow in node.flow_table().items():
             node.map("sw_flows").update(key.pack(), replace(flow, flags=flow.flags | FlowFlag.DENIED).pack())
-        assert _left(node, ticks=3000) == 2
+        assert left(node, ticks=3000) == 2
         far.shutdown(socket.SHUT_WR)
         assert near.recv(1) == b""
-        assert _left(node, ticks=100) == 0
+        assert left(node, ticks=100) == 0
 
 
-def _left(node: Node, ticks: int) -> int:
+def left(node: Node, ticks: int) -> int:
     """How many entries the timer leaves when nothing has been seen of any for so long."""
 
     def aged() -> bool:
@@ -692,7 +692,7 @@ def test_handshakes_that_nobody_ends(world: World) -> None:
         assert not node.dropped(node.facts.uplink_ifindex, *FULL)
         assert node.flow_table()
         node.start_ageing()
-        assert _left(node, ticks=100) == 0
+        assert left(node, ticks=100) == 0
         assert not node.occupied_slots()
 
 

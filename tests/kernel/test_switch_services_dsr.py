@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import socket
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from samewire.vfp.constants import (
 )
 from samewire.vfp.diff import Put, Remove
 from samewire.vfp.tables import DirectKey, Id, Nexthop, Port, Portmap, RouteKey, Vni
+from tests.kernel.test_switch_flows import left
 from tests.kernel.test_switch_services_icmp import careful
 from tests.support.netlab import Lab, poll
 from tests.support.node_rig import Node, Pod
@@ -41,6 +43,7 @@ from tests.support.traffic import (
     echo_over,
     family_of,
     inject,
+    stream,
     tcp,
     tcp_pair,
     too_long,
@@ -206,6 +209,48 @@ def test_node_port(world: World, kind: str, family: int) -> None:
         seen = exchange(world.underlay.out, pod.space, to, 30080, at=(pod.address(family), INTERNAL))
         assert (seen.client[0], seen.server) == (OUT[family], (to, 30080))
         service.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_has_ended_is_soon_forgotten(kind: str, family: int) -> None:
+    """The first node hears of the client's end alone. What is open stays, and what is half open goes on."""
+    with Lab() as lab, ExitStack() as stack:
+        world = World(lab)
+        pod = getattr(world, kind)
+        to = stack.enter_context(_service(world, pod, family))
+        at = (pod.address(family), INTERNAL)
+        out = world.underlay.out
+        near, far = stack.enter_context(tcp_pair(out, pod.space, to, NODE_PORT, at=at))
+        echo_over(near, far)
+        world.first.start_ageing()
+        assert left(world.first, ticks=3000) == 1
+        near.shutdown(socket.SHUT_WR)
+        assert far.recv(1) == b""
+        assert left(world.first, ticks=100) == 0
+        stream(far, near, bytes(100_000))
+        far.close()
+        assert near.recv(1) == b""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_backends_reset_is_not_seen(kind: str) -> None:
+    """What it has ended would else stay for days on the first node, which sees no more of it than of a silent one."""
+    with Lab() as lab, ExitStack() as stack:
+        world = World(lab)
+        pod = getattr(world, kind)
+        to = stack.enter_context(_service(world, pod, 4))
+        near, far = stack.enter_context(
+            tcp_pair(world.underlay.out, pod.space, to, NODE_PORT, at=(pod.ip, INTERNAL))
+        )
+        echo_over(near, far)
+        world.first.start_ageing()
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        far.close()
+        with pytest.raises(ConnectionResetError):
+            near.recv(1)
+        assert left(world.first, ticks=6900) == 1
+        assert left(world.first, ticks=7000) == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -37,8 +37,13 @@ def partner_key(key: FlowKey, flow: Flow) -> FlowKey:
 
 
 def has_ended(flow: Flow, other: Flow | None) -> bool:
-    """Whether a TCP connection is over, by what its entry, or both entries of its pair, have seen."""
+    """Whether a TCP connection is over, by what its entry, or both entries of its pair, have seen.
+
+    Direct replies are not seen: of such a connection's end the initiator's half is what is heard.
+    """
     initiator, target = (flow.tcp[side] | (other.tcp[side] if other else 0) for side in (0, 1))
+    if flow.flags & FlowFlag.DIRECT and not target:
+        return bool(initiator & (TcpFlag.FIN | TcpFlag.RST))
     return bool((initiator | target) & TcpFlag.RST or initiator & target & TcpFlag.FIN)
 
 
