@@ -241,8 +241,8 @@ def test_blocked_by_an_acl(tables: Entries) -> None:
         "✗ dropped on node-1 by ACL IN, which asks the receiver's rules: blocked",
         "  An ACL rule says Block, or the endpoint has rules and none of them allows this.",
         "  What to do: See the rules with `samewire get layers POD`; none named means none matched: add an Allow "
-        "rule, for the direction that the layer names. At `guard` it is VXLAN that a pod has made itself: it would "
-        "speak for any other.",
+        "rule, for the direction that the layer names.",
+        "  At `guard` it is VXLAN that a pod has made itself: it would speak for any other.",
     ]
 
 
