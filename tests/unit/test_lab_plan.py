@@ -227,6 +227,14 @@ def test_services_whose_address_is_none_here_are_listed(spec: str, reason: str) 
     assert [item["metadata"]["name"] for item in plan.services] == ["good"]
 
 
+def test_a_load_balancer_is_not_given_the_address_of_an_outside_host() -> None:
+    spec = "{type: LoadBalancer, ports: [{port: 80}]}"
+    text = f"{{apiVersion: v1, kind: Service, metadata: {{name: x}}, spec: {spec}}}"
+    away = CLUSTER.replace("198.51.100.10", "192.0.2.1")
+    plan = make_plan(cluster(away + "manifests: [{path: m.yaml}]\n"), {"m.yaml": text})
+    assert [one["status"]["loadBalancer"]["ingress"] for one in plan.services] == [[{"ip": "192.0.2.2"}]]
+
+
 def test_services_that_lack_an_address_are_listed() -> None:
     """The first by name has it; the rest of the other's is served."""
     service = "{apiVersion: v1, kind: Service, metadata: {name: %s}, spec: {externalIPs: [%s], ports: [%s]}}"

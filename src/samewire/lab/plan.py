@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -93,7 +94,8 @@ def make_plan(cluster: Cluster, manifests: Mapping[str, str]) -> Plan:
         workloads.update({(network, one.kind, one.namespace, one.name): one for one in parsed.workloads})
     for (network, *_), workload in workloads.items():
         scheduler.place(workload, network)
-    balanced = with_ingress(services, ingress_prefixes(cluster))
+    outside = {ipaddress.ip_address(text) for host in cluster.outside for text in host.addresses}
+    balanced = with_ingress(services, ingress_prefixes(cluster), outside)
     refused = refused_services(balanced, cluster.services.cluster_cidrs)
     skipped += [Skipped("Service", "/".join(key), reason) for key, reason in refused.items()]
     unfit = _unfit(cluster, balanced)

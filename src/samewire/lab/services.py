@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -91,10 +91,13 @@ class Answerer(Struct, frozen=True):
     port: int
 
 
-def with_ingress(objects: Iterable[Json], prefixes: Sequence[str]) -> tuple[Json, ...]:
-    """The objects; load balancers without an address get one a family, in order."""
-    # Of a prefix that is one address they are a list.
-    hosts = [iter(ipaddress.ip_network(prefix).hosts()) for prefix in prefixes]
+def with_ingress(
+    objects: Iterable[Json],
+    prefixes: Sequence[str],
+    taken: Container[ipaddress.IPv4Address | ipaddress.IPv6Address] = (),
+) -> tuple[Json, ...]:
+    """The objects; load balancers without an address get one a family that is not ``taken``, in order."""
+    hosts = [(one for one in ipaddress.ip_network(prefix).hosts() if one not in taken) for prefix in prefixes]
     made = []
     for item in objects:
         spec = item.get("spec") or {}
