@@ -7,7 +7,7 @@
 
 #include <linux/errno.h>
 
-#include "flow.h"
+#include "expire.h"
 
 struct sw_ageing {
 	struct bpf_timer timer;

@@ -10,8 +10,8 @@
 #define SAMEWIRE_CREATE_H
 
 #include "deliver.h"
+#include "expire.h"
 #include "first.h"
-#include "flow.h"
 #include "refuse.h"
 
 #define SW_FULL (-102)

@@ -248,7 +248,7 @@ def _is_over(tables: Entries, key: FlowKey) -> bool:
 
 
 def _is_kept(tables: Entries, key: FlowKey) -> bool:
-    """Whether the switch keeps a connection when the table is full (``sw_look_at_flow`` in ``bpf/flow.h``)."""
+    """Whether the switch keeps a connection when the table is full (``sw_look_at_flow`` in ``bpf/expire.h``)."""
     flow, other = _pair(tables, key)
     if key.protocol == TCP:
         return is_established(flow, other)
