@@ -141,13 +141,13 @@ class Scheduler:
         template = workload.template
         if template.node_name not in {"", node.name}:
             return f"the pod names {template.node_name}"
-        # What names its node is placed already; that node's kubelet still refuses what has no room there.
+        # What names its node is placed already. Its kubelet refuses a host port twice still; addresses are for CNI.
         if not template.node_name and (reason := _unsuited(workload, node)):
             return reason
         here = self._host_ports[node.name]
         if taken := next((claim for claim in sorted(_claims(template)) if claim in here), None):
             return f"host port {taken[1]}/{taken[0]} is taken"
-        return None if template.host_network else self._full(network, node)
+        return None if template.host_network or template.node_name else self._full(network, node)
 
     def _full(self, network: str, node: Node) -> str | None:
         """Whether a node's pods of a network have all addresses of a prefix but its own three."""
