@@ -15,6 +15,7 @@
 #include "refuse.h"
 
 #define SW_FULL (-102)
+#define SW_ANSWERED_TICKS 4 /* an answered datagram's port may be taken after so long: a slow second answer has come */
 
 /* The rewriting parts of both directions, from p->first and p->out. */
 SW_INLINE void sw_compose(struct sw_packet *p)
@@ -100,11 +101,29 @@ __noinline int sw_try_second(void)
 }
 
 /*
- * A second entry is in our way. If its first one is gone it is a leftover: remove it. Returns 1 if it was. A young one
- * without a first is no leftover: another CPU is just about to insert the first. ended: a connection that has ended, and
- * only waits to be forgotten, goes too (so does Linux: nf_nat_may_kill()).
+ * Whether a pair of this packet's protocol only waits to be forgotten: a connection that has ended (so Linux:
+ * nf_nat_may_kill()), and not a moment ago; a question (DNS, a ping) that was answered once, some seconds ago.
  */
-SW_INLINE int sw_clear_way(struct sw_packet *p, int ended)
+SW_INLINE int sw_is_over(const struct sw_packet *p, const struct sw_flow *first, const struct sw_flow *held, __u32 now)
+{
+	__u32 idle = sw_idle_ticks(first, now), held_idle = sw_idle_ticks(held, now);
+	__u8 flags = first->flags | held->flags;
+
+	if (held_idle < idle)
+		idle = held_idle;
+	if (p->protocol == IPPROTO_TCP)
+		return idle && sw_is_closing(first->tcp[0] | held->tcp[0], first->tcp[1] | held->tcp[1], held->flags);
+	if (p->protocol != IPPROTO_UDP && !sw_is_icmp(p))
+		return 0;
+	return idle >= SW_ANSWERED_TICKS && (flags & (SW_FLOW_REPLIED | SW_FLOW_STREAM)) == SW_FLOW_REPLIED;
+}
+
+/*
+ * A second entry is in our way. If its first one is gone it is a leftover: remove it. Returns 1 if it was. A young one
+ * without a first is no leftover: another CPU is just about to insert the first. over: a pair that only waits to be
+ * forgotten goes too.
+ */
+SW_INLINE int sw_clear_way(struct sw_packet *p, int over)
 {
 	struct sw_flow *first, *held = bpf_map_lookup_elem(&sw_flows, &p->other);
 	__u32 now = sw_now_tick();
@@ -115,8 +134,7 @@ SW_INLINE int sw_clear_way(struct sw_packet *p, int ended)
 	first = bpf_map_lookup_elem(&sw_flows, &p->flow_key);
 	if (!first && sw_idle_ticks(held, now) < SW_ORPHAN_TICKS)
 		return 0;
-	if (first && (!ended || !sw_idle_ticks(first, now) || !sw_idle_ticks(held, now) ||
-		      !sw_is_closing(first->tcp[0] | held->tcp[0], first->tcp[1] | held->tcp[1], held->flags)))
+	if (first && (!over || !sw_is_over(p, first, held, now)))
 		return 0;
 #ifdef TRACE
 	sw_copy_key(&p->gone[0], &p->flow_key);
@@ -132,7 +150,7 @@ SW_INLINE int sw_clear_way(struct sw_packet *p, int ended)
 /* The search for a source port. */
 struct sw_search {
 	int result;
-	__u32 ended; /* second time: ports of connections that have ended will do */
+	__u32 over; /* second time: ports of what only waits to be forgotten will do */
 };
 
 /* How many ports of the pool are for this connection. */
@@ -166,7 +184,7 @@ static long sw_try_port(__u32 index, void *context)
 	if (p->out.source_port == p->first.source_port && p->reverse.fate == SW_TO_INGRESS)
 		return 0;
 	search->result = sw_try_second();
-	if (search->result == SW_EEXIST && search->ended && sw_clear_way(p, 1))
+	if (search->result == SW_EEXIST && search->over && sw_clear_way(p, 1))
 		search->result = sw_try_second();
 	if (search->result == SW_EEXIST)
 		sw_count(SW_COUNTER_NAT_RETRIES);
@@ -203,8 +221,8 @@ __noinline int sw_insert_second(void)
 	if (tries > SW_NAT_TRIES)
 		tries = SW_NAT_TRIES;
 	bpf_loop(tries, sw_try_port, &search, 0);
-	if (search.result == SW_EEXIST && p->tcp_flags == SW_TCP_SYN) {
-		search.ended = 1;
+	if (search.result == SW_EEXIST && (p->protocol != IPPROTO_TCP || p->tcp_flags == SW_TCP_SYN)) {
+		search.over = 1;
 		bpf_loop(tries, sw_try_port, &search, 0);
 	}
 	return search.result;

@@ -17,6 +17,7 @@ from samewire.vfp.address import ZERO, masked
 from samewire.vfp.compile.direct import DIRECT_VNI
 from samewire.vfp.constants import (
     CHUNK_BACKENDS,
+    NAT_KEY_BITS,
     OWN_ROUTE_KEY_BITS,
     ROUTE_KEY_BITS,
     SCOPE_ANY,
@@ -25,6 +26,7 @@ from samewire.vfp.constants import (
     Arrival,
     Fate,
     FlowFlag,
+    NatAction,
     Reason,
     RouteKind,
 )
@@ -41,6 +43,8 @@ from samewire.vfp.tables import (
     Flow,
     FlowKey,
     Id,
+    Nat,
+    NatKey,
     Nexthop,
     OwnRouteKey,
     Port,
@@ -537,6 +541,68 @@ def test_a_connection_that_an_acl_comes_to_deny(rig: SwitchRig) -> None:
         assert isinstance(flow, Flow)
         assert bool(flow.flags & FlowFlag.DENIED) == (now is denying)
         assert flow.tcp == (seen, 0)
+
+
+@pytest.mark.parametrize("protocol", [1, 17])
+@pytest.mark.parametrize("ticks", [0, 1, 3, 5])  # a real one may pass, too
+def test_ports_of_what_was_answered(rig: SwitchRig, protocol: int, ticks: int) -> None:
+    """Random sequences hardly come to a full pool, and time to pass: of its four ports two were answered once."""
+    pod, outside, pod_mac = packed("10.1.0.10"), packed("203.0.113.5"), bytes.fromhex("02dddddddd01")
+    ifindex, uplink = rig.devices[0], rig.devices[-1]
+    t: dict[str, dict[Record, Record]] = {
+        "sw_config": {Id(0): config(rig.devices)},
+        "sw_ports": {
+            Id(ifindex): Port(
+                1, 0, 0, pod_mac, GATEWAY_MAC, (pod, ZERO), (packed("10.1.0.1"), ZERO), 7, (0, 0), 0, 0, (0, 0),
+                (0, 0), 1500,
+            )
+        },
+        "sw_nat": {NatKey(NAT_KEY_BITS, 7, 4, ZERO): Nat(NatAction.SNAT, 0, 0, 2, packed(NODE[4]))},
+        "sw_endpoints": {EndpointKey(pod, 0, 4): Endpoint(ifindex, 0, pod_mac)},
+        "sw_nexthops": {Id(1): Nexthop(RouteKind.UPLINK, 4, 1500, uplink, 0, ZERO, ZERO, PEER_MAC)},
+        "sw_routes": {RouteKey(ROUTE_KEY_BITS, 0, 4, ZERO): Route(RouteKind.UPLINK, 0, 0, 1, 0)},
+    }  # fmt: skip
+    rig.load_tables(t)
+    simulator = Simulator(t, now_tick())
+
+    def send(frame: bytes, arrival: Arrival, device: int) -> Outcome:
+        traced = rig.trace(frame, arrival, device, 0)
+        ran = rig.run(frame, device)
+        simulator.state.now_tick = now_tick()
+        outcome = simulator.receive(frame, arrival, device, 0)
+        assert ran.verdict == _expected_verdict(outcome)
+        assert ran.verdict == _SHOT or ran.frame == outcome.frame
+        _compare_trace(traced.output, traced.frame, outcome, outcome.frame.hex())
+        assert _comparable(rig.table("sw_flows")) == _comparable(dict(simulator.flows.items()))
+        return outcome
+
+    def ask(source: int) -> Outcome:
+        udp, echo = struct.pack("!HHHH", source, 53, 9, 0), struct.pack("!BBHHH", 8, 0, 0, source, 1)
+        frame = ip_packet(4, pod, outside, protocol, (udp if protocol == 17 else echo) + b"x", 64, 0, 1)
+        return send(GATEWAY_MAC + pod_mac + b"\x08\x00" + frame, Arrival.POD, ifindex)
+
+    def answer(asked: Outcome) -> None:
+        reply = reply_to(asked.frame, 0)
+        assert reply is not None
+        reply = config(rig.devices).uplink_mac + PEER_MAC + reply[12:]
+        assert send(reply, Arrival.UPLINK, uplink).fate == Fate.PORT
+
+    def wait(passing: int) -> None:
+        for key, flow in simulator.flows.items():
+            simulator.flows[key] = replace(flow, seen_tick=flow.seen_tick - passing)
+        state = simulator.state
+        rig.adopt(state.flows, state.fragments, state.affinity, state.counts)
+
+    asked = [ask(1000 + i) for i in range(4)]
+    assert all(outcome.fate == Fate.UPLINK for outcome in asked)
+    for outcome in asked[:3]:
+        answer(outcome)
+    wait(1)
+    answer(asked[0])
+    wait(ticks)
+    # Two were answered once and are silent, one goes on, one waits.
+    fates = [ask(2000 + i).fate for i in range(3)]
+    assert fates == [*[Fate.UPLINK if ticks >= 3 else Fate.NOWHERE] * 2, Fate.NOWHERE]
 
 
 def test_a_backend_whose_network_comes_to_be_known(rig: SwitchRig) -> None:

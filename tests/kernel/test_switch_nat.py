@@ -209,6 +209,62 @@ def test_connections_that_have_ended_make_room(world: World, family: int) -> Non
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_questions_that_were_answered_make_room(world: World, family: int) -> None:
+    """Look-ups at one resolver, a socket each: who waits, or goes on, keeps the port; who had the answer does not."""
+    node, pod, out, port = world.small, world.pods[world.small][0], world.underlay.out, 7500 + family
+
+    def age(ticks: int) -> None:
+        for key, flow in node.flow_table().items():
+            if port in key.port:
+                aged = replace(flow, seen_tick=flow.seen_tick - ticks)
+                node.map("sw_flows").update(key.pack(), aged.pack())
+
+    with bound(out, socket.SOCK_DGRAM, OUT[family], port) as server, ExitStack() as stack:
+
+        def ask(sender: socket.socket) -> int:
+            sender.sendto(b"?", (OUT[family], port))
+            return int(server.recvfrom(10)[1][1])
+
+        def answer(sender: socket.socket, to: int) -> None:
+            server.sendto(b"!", (node_address(node, family), to))
+            assert sender.recvfrom(10)[0] == b"!"
+
+        senders = [stack.enter_context(pod.space.socket(server.family, socket.SOCK_DGRAM)) for _ in range(6)]
+        for sender in senders:
+            sender.settimeout(TIMEOUT_S)
+        waiting, stream, once, again, young, old = senders
+        ports = {sender: ask(sender) for sender in (waiting, stream, once, again)}
+        for sender in (stream, once, again):
+            answer(sender, ports[sender])
+        age(2)
+        answer(stream, ports[stream])
+        before = node.dropped(pod.port, *EXHAUSTED)
+        young.sendto(b"?", (OUT[family], port))
+        poll("the drop", lambda: node.dropped(pod.port, *EXHAUSTED) == before + 1)
+        age(6)
+        assert {ask(old), ask(young)} == {ports[once], ports[again]}
+        for sender in (waiting, stream):
+            answer(sender, ports[sender])
+        once.sendto(b"?", (OUT[family], port))
+        poll("the drop", lambda: node.dropped(pod.port, *EXHAUSTED) == before + 2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pings_that_were_answered_make_room(world: World, family: int) -> None:
+    node, pod = world.small, world.pods[world.small][1]
+    before = node.dropped(pod.port, *EXHAUSTED)
+    with IcmpSocket(pod.space, family) as opened:
+        for identifier in range(3 * (POOL[1] - POOL[0] + 1)):
+            opened.request(OUT[family], identifier)
+            opened.reply(identifier)
+            for key, flow in node.flow_table().items():
+                if key.protocol in (1, 58):
+                    aged = replace(flow, seen_tick=flow.seen_tick - 4)
+                    node.map("sw_flows").update(key.pack(), aged.pack())
+    assert node.dropped(pod.port, *EXHAUSTED) == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_pings_whose_identifier_is_zero(world: World, family: int) -> None:
     """`ping -e 0`: an identifier like any other, and both pods that use it get their own answers."""
     with ExitStack() as stack:

@@ -144,6 +144,7 @@ OPEN = (TcpFlag.DATA, TcpFlag.DATA)
 HALF_CLOSED = (TcpFlag.DATA | TcpFlag.FIN, TcpFlag.DATA)
 CLOSED = (TcpFlag.DATA | TcpFlag.FIN, TcpFlag.DATA | TcpFlag.FIN)
 STREAM = FlowFlag.STREAM
+ANSWERED = FlowFlag.SECOND | FlowFlag.PAIR | FlowFlag.REPLIED
 
 
 def of_hundred(snapshot: Snapshot) -> Snapshot:
@@ -466,6 +467,7 @@ AILMENTS: list[tuple[str, Snapshot, Level, str, str]] = [
     ("NAT pool filling", flows(85), WARNING, "nat-pool", "85 of 100 ports"),
     ("NAT pool full", flows(96), ERROR, "nat-pool", "96 of 100 ports"),
     ("NAT pool full of the node's", flows(96, FlowFlag.HOST), ERROR, "nat-pool", "96 of 100 ports"),
+    ("NAT pool full of streams", flows(96, ANSWERED | STREAM), ERROR, "nat-pool", "96 of 100 ports"),
     ("NAT pool full of TCP", flows(96, protocol=6, tcp=OPEN), ERROR, "nat-pool", "96 of 100 ports"),
     (
         "NAT pool full of half ends",

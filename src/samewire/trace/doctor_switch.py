@@ -17,8 +17,14 @@ from samewire.vfp.address import ZERO, address_text
 from samewire.vfp.constants import SCOPE_UPLINK, FlowFlag, PortFlag, Reason, RouteKind
 from samewire.vfp.model import Entries
 from samewire.vfp.protocols import protocol_text
-from samewire.vfp.simulate.entries import has_ended, is_established, partner_key, tuple_of
-from samewire.vfp.simulate.packet import TCP
+from samewire.vfp.simulate.entries import (
+    has_ended,
+    is_answered_once,
+    is_established,
+    partner_key,
+    tuple_of,
+)
+from samewire.vfp.simulate.packet import ICMP, ICMPV6, TCP, UDP
 from samewire.vfp.simulate.state import State
 from samewire.vfp.tables import (
     Count,
@@ -243,8 +249,10 @@ def flow_table(snapshot: Snapshot) -> Iterator[Finding]:
 
 
 def _is_over(tables: Entries, key: FlowKey) -> bool:
-    """Whether it is an entry of a TCP connection that has ended."""
-    return key.protocol == TCP and has_ended(*_pair(tables, key))
+    """Whether the switch gives its port to another (``sw_is_over`` in ``bpf/create.h``), at once or in some seconds."""
+    if key.protocol == TCP:
+        return has_ended(*_pair(tables, key))
+    return key.protocol in (UDP, ICMP, ICMPV6) and is_answered_once(*_pair(tables, key))
 
 
 def _is_kept(tables: Entries, key: FlowKey) -> bool:

@@ -111,7 +111,8 @@ REASONS: Final[Mapping[Reason, Explanation]] = {
         "`samewire get flows` shows who holds them; raise `flow_entries` in the daemon's configuration.",
     ),
     Reason.NAT_EXHAUSTED: Explanation(
-        "No port of the NAT pool is free towards this remote address and port.",
+        "No port of the NAT pool is free towards this remote address and port, nor held by what has ended or was "
+        "answered some seconds ago.",
         "One pod opens very many connections to one service: `samewire get flows --endpoint POD`. Reuse "
         "connections, widen `nat_ports`, or give the endpoint an OutBoundNAT with a VirtualIP of its own.",
     ),

@@ -47,6 +47,12 @@ def has_ended(flow: Flow, other: Flow | None) -> bool:
     return bool((initiator | target) & TcpFlag.RST or initiator & target & TcpFlag.FIN)
 
 
+def is_answered_once(flow: Flow, other: Flow | None) -> bool:
+    """Whether a datagram was answered, and nothing has gone on since."""
+    flags = flow.flags | (other.flags if other else 0)
+    return bool(flags & FlowFlag.REPLIED and not flags & FlowFlag.STREAM)
+
+
 def is_established(flow: Flow, other: Flow | None) -> bool:
     """Whether a TCP connection has been answered and confirmed, and is not over."""
     flags = flow.flags | (other.flags if other else 0)

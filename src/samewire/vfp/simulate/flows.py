@@ -19,7 +19,7 @@ from samewire.vfp.constants import (
 )
 from samewire.vfp.simulate.balance import hash_tuple, hash_word, portmap_of, service_of
 from samewire.vfp.simulate.direct import clamp_mss
-from samewire.vfp.simulate.entries import has_ended, partner_key, remove
+from samewire.vfp.simulate.entries import has_ended, is_answered_once, partner_key, remove
 from samewire.vfp.simulate.packet import TCP, UDP, WITH_PORTS, Tuple
 from samewire.vfp.simulate.redecide import is_unserved, redecide
 from samewire.vfp.simulate.state import Dropped, Passed, Refused, State, Walk, make_key
@@ -29,6 +29,7 @@ from samewire.vfp.tables import Action, Flow, FlowKey, Port
 _NOWHERE = Action(0, 0, 0, 0, 0, ZERO, ZERO)
 _ENDED = TcpFlag.FIN | TcpFlag.RST
 _ORPHAN_TICKS = 4
+_ANSWERED_TICKS = 4
 
 
 def _compose(walk: Walk) -> None:
@@ -83,8 +84,8 @@ def _try_second(state: State, walk: Walk) -> bool:
     return True
 
 
-def _clear_way(state: State, walk: Walk, *, ended: bool) -> bool:
-    """Remove what is under the tuple ``walk.out`` if it is a leftover; ended: or a connection that has ended."""
+def _clear_way(state: State, walk: Walk, *, over: bool) -> bool:
+    """Remove what is under the tuple ``walk.out`` if it is a leftover; over: or only waits to be forgotten."""
     key, _ = make_key(walk.out, walk.out_scope, walk.packet.family, walk.packet.protocol)
     held = state.flows.get(key)
     if held is None or not held.flags & FlowFlag.SECOND:
@@ -92,15 +93,20 @@ def _clear_way(state: State, walk: Walk, *, ended: bool) -> bool:
     first = state.flows.get(partner_key(key, held))
     if first is None and state.now_tick - held.seen_tick < _ORPHAN_TICKS:
         return False
-    if first is not None and not (ended and _ended_before(first, held, state.now_tick)):
+    idle_since = held.seen_tick if first is None else max(first.seen_tick, held.seen_tick)
+    if first is not None and not (over and _is_over(walk, first, held, state.now_tick - idle_since)):
         return False
     remove(state, key)
     return True
 
 
-def _ended_before(first: Flow, second: Flow, now_tick: int) -> bool:
-    """Not a moment ago: the last acknowledgement may be on its way."""
-    return has_ended(first, second) and max(first.seen_tick, second.seen_tick) < now_tick
+def _is_over(walk: Walk, first: Flow, second: Flow, idle_ticks: int) -> bool:
+    """Whether a pair only waits to be forgotten. Not a moment ago: the last acknowledgement may be on its way."""
+    if walk.packet.protocol == TCP:
+        return has_ended(first, second) and idle_ticks > 0
+    if walk.packet.protocol != UDP and not walk.packet.is_icmp:
+        return False
+    return is_answered_once(first, second) and idle_ticks >= _ANSWERED_TICKS
 
 
 def _has_identifier(walk: Walk) -> bool:
@@ -116,7 +122,7 @@ def _insert_second(state: State, walk: Walk) -> bool:
     if not walk.wants_snat or not numbered:
         if _try_second(state, walk):
             return True
-        if _clear_way(state, walk, ended=False) and _try_second(state, walk):
+        if _clear_way(state, walk, over=False) and _try_second(state, walk):
             return True
     if packet.protocol not in WITH_PORTS and not (packet.is_icmp and _has_identifier(walk)):
         return False
@@ -126,19 +132,20 @@ def _insert_second(state: State, walk: Walk) -> bool:
     low = config.nat_port_low + (hash_word(0, walk.first_port) * (pool + 1 - size) >> 32)
     start = hash_tuple(walk.first) * size >> 32
     ports = [low + (start + index) % size for index in range(min(size, NAT_TRIES))]
-    if _search(state, walk, ports, ended=False):
+    if _search(state, walk, ports, over=False):
         return True
-    return packet.tcp_flags == TcpFlag.SYN and _search(state, walk, ports, ended=True)
+    opens = packet.protocol != TCP or packet.tcp_flags == TcpFlag.SYN
+    return opens and _search(state, walk, ports, over=True)
 
 
-def _search(state: State, walk: Walk, ports: list[int], *, ended: bool) -> bool:
+def _search(state: State, walk: Walk, ports: list[int], *, over: bool) -> bool:
     for port in ports:
         walk.out = replace(walk.out, source_port=port)
         if walk.reverse.fate == Fate.INGRESS and port == walk.first.source_port:
             continue
         if _try_second(state, walk):
             return True
-        if ended and _clear_way(state, walk, ended=True) and _try_second(state, walk):
+        if over and _clear_way(state, walk, over=True) and _try_second(state, walk):
             return True
     return False
 
@@ -279,11 +286,14 @@ def _touch(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: int)
     if flow.seen_tick != state.now_tick and walk.packet.tcp_flags == TcpFlag.DATA:
         seen &= ~TcpFlag.RST  # whose that was goes on: nobody has obeyed it
     seen |= walk.packet.tcp_flags
+    flags = flow.flags | (FlowFlag.REPLIED if packet_side or flow.flags & FlowFlag.DIRECT else 0)
+    if flow.seen_tick != state.now_tick and flow.flags & FlowFlag.REPLIED:
+        flags |= FlowFlag.STREAM
     state.flows[key] = replace(
         flow,
         seen_tick=state.now_tick,
         tcp=(flow.tcp[0], seen) if packet_side else (seen, flow.tcp[1]),
-        flags=flow.flags | (FlowFlag.REPLIED if packet_side or flow.flags & FlowFlag.DIRECT else 0),
+        flags=flags,
     )
 
 
