@@ -15,8 +15,9 @@ import pytest
 from samewire.hcn.policies import ACL, AclAction, AclDirection, NatFlags, OutBoundNAT, PortMapping
 from samewire.hcn.schema import NetworkType
 from samewire.kernel.bpf import SkbContext
+from samewire.trace.flows import flow_rows
 from samewire.trace.model import FlowEnd, FlowRow
-from samewire.trace.views import Names, flow_rows
+from samewire.trace.names import Names
 from samewire.vfp.constants import SCOPE_ANY, Counter, FlowFlag
 from samewire.vfp.tables import FlowCount, FlowKey, Id, Port
 from tests.support.frames import fill, ip_packet, pseudo
@@ -119,7 +120,8 @@ def balanced(world: World, way: Way, protocol: int) -> Iterator[None]:
 def rows(node: Node) -> list[FlowRow]:
     """The node's connections as the tools show them."""
     names = ("sw_config", "sw_flows", "sw_flow_counts")
-    return flow_rows({name: node.table(name) for name in names}, Names((), lambda ifindex: ""), now_tick())
+    tables = {name: node.table(name) for name in names}
+    return list(flow_rows(tables, Names((), lambda ifindex: ""), now_tick()))
 
 
 def ends_of(node: Node, protocol: str, *ports: int) -> tuple[FlowEnd, FlowEnd]:

@@ -31,7 +31,8 @@ from samewire.node.migrate import Migration
 from samewire.node.node import Node
 from samewire.node.opening import Opening, switch_object
 from samewire.node.switchboard import Switchboard
-from samewire.trace.views import Names, flow_rows
+from samewire.trace.flows import flow_rows
+from samewire.trace.names import Names
 from samewire.vfp.constants import LAYOUT_VERSION, TICK_SHIFT, Counter
 from samewire.vfp.record import Record
 from samewire.vfp.tables import TABLES, Flow, FlowKey, Port

@@ -18,7 +18,9 @@ from samewire.cli.main import cli
 from samewire.cli.stream import json_lines
 from samewire.errors import Unavailable
 from samewire.hcn.codec import encode
-from samewire.trace.views import Names, drop_event, drop_rows, flow_rows, layer_row, port_rows
+from samewire.trace.flows import flow_rows
+from samewire.trace.names import Names
+from samewire.trace.views import drop_event, drop_rows, layer_row, port_rows
 from samewire.vfp.rule_names import rule_number
 from tests.support.tools import (
     CLIENT,
@@ -108,8 +110,11 @@ def daemon(tmp_path: Path) -> Iterator[StubDaemon]:
             "GET /v2/switch/ports": (200, plain(port_rows(TABLES, NAMES))),
             "GET /v2/switch/ports?endpoint=web-0": (200, plain(port_rows(TABLES, NAMES)[:1])),
             "GET /v2/switch/layers?endpoint=web-0": (200, plain(layer_row(TABLES, NAMES, WEB_PORT))),
-            "GET /v2/switch/flows": (200, plain(flow_rows(TABLES, NAMES, 110))),
-            "GET /v2/switch/flows?endpoint=client": (200, plain(flow_rows(TABLES, NAMES, 110, CLIENT_PORT))),
+            "GET /v2/switch/flows": (200, plain(list(flow_rows(TABLES, NAMES, 110)))),
+            "GET /v2/switch/flows?endpoint=client": (
+                200,
+                plain(list(flow_rows(TABLES, NAMES, 110, CLIENT_PORT))),
+            ),
             "GET /v2/switch/drops": (200, plain(drop_rows({"sw_drops": DROPS}, NAMES))),
             "GET /v2/switch/drops?endpoint=web-0": (200, []),
         }
@@ -229,7 +234,7 @@ def test_drops(daemon: StubDaemon) -> None:
 def test_rules_are_called_what_lists_of_rules_call_them(daemon: StubDaemon) -> None:
     names = {2: "2", rule_number(3, 2): "3.2", rule_number(1, network=True): "network 1"}
     drop = next(row for row in plain(drop_rows({"sw_drops": DROPS}, NAMES)) if row["layer"] == "acl_in")
-    flow = plain(flow_rows(TABLES, NAMES, 110))[0]
+    flow = plain(list(flow_rows(TABLES, NAMES, 110)))[0]
     for number, name in names.items():
         daemon.answers["GET /v2/switch/drops"] = (200, [{**drop, "rule": number}])
         assert lines(get(daemon, "drops"))[1][5] == name

@@ -14,8 +14,10 @@ from msgspec.structs import replace
 
 from samewire.cli.main import cli
 from samewire.cli.vfp_text import flow_fields, step_fields
+from samewire.trace.flows import flow_rows
+from samewire.trace.names import Names
 from samewire.trace.probe import view_of
-from samewire.trace.views import Names, flow_rows, layer_row, port_rows
+from samewire.trace.views import layer_row, port_rows
 from samewire.vfp.render import entry_json
 from samewire.vfp.rule_names import rule_number
 from samewire.vfp.simulate.packet import parse
@@ -61,7 +63,7 @@ def daemon(tmp_path: Path) -> Iterator[StubDaemon]:
             f"GET /v2/switch/layers?endpoint={WEB_ID}": (200, plain(layer_row(TABLES, NAMES, WEB_PORT))),
             f"GET /v2/switch/flows?endpoint={CLIENT_ID}": (
                 200,
-                plain(flow_rows(TABLES, NAMES, 110, CLIENT_PORT)),
+                plain(list(flow_rows(TABLES, NAMES, 110, CLIENT_PORT))),
             ),
             TRACE: (200, plain(DELIVERED)),
         }
@@ -147,7 +149,7 @@ def test_what_a_flows_ends_have_sent_or_how_to_have_it_counted(daemon: StubDaemo
     shown = vfp(daemon, "list-unified-flows", "--port", str(CLIENT_PORT))
     assert "Sent" not in shown.stdout
     assert "flow_counters = true" in shown.stderr
-    (there,) = plain(flow_rows(counted(TABLES), NAMES, 110, CLIENT_PORT))
+    (there,) = plain(list(flow_rows(counted(TABLES), NAMES, 110, CLIENT_PORT)))
     daemon.answers[f"GET /v2/switch/flows?endpoint={CLIENT_ID}"] = (200, [there])
     shown = vfp(daemon, "list-unified-flows", "--port", str(CLIENT_PORT))
     assert "  Sent: 5 packets, 500 bytes\n  Answered: 7 packets, 700 bytes\n" in shown.stdout

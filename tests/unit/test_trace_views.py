@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from samewire.hcn.schema import SdnRoute
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
 from samewire.trace import view_service
+from samewire.trace.flows import flow_rows
 from samewire.trace.model import FlowRow
+from samewire.trace.names import Names
+from samewire.trace.rows import PackedRows
 from samewire.trace.views import (
-    Names,
     Owners,
     drop_event,
     drop_rows,
-    flow_rows,
     flow_summary,
     layer_row,
     port_rows,
@@ -142,7 +144,7 @@ def counted(tables: Entries) -> Entries:
 
 
 def rows(tables: Entries, port: int = 0) -> list[FlowRow]:
-    return flow_rows(tables, NAMES, 110, port)
+    return list(flow_rows(tables, NAMES, 110, port))
 
 
 def test_ports(tables: Entries) -> None:
@@ -336,6 +338,41 @@ async def server(node: FakeNode, tmp_path: Path) -> AsyncIterator[Path]:
 
 async def fetch(server: Path, path: str) -> Any:
     return await AsyncHnsClient(server).get_json(f"/v2/switch/{path}")
+
+
+def many(count: int) -> Entries:
+    """So many connections, each seen a tick after the one before."""
+    nothing = Action(0, 0, 0, 0, 0, ZERO, ZERO)
+    flows: dict[Record, Record] = {}
+    for number in range(count):
+        ends = Tuple(parse_address("10.244.1.6").packed, parse_address("10.244.1.5").packed, number, 80)
+        key, direction = make_key(ends, 1, 4, 6)
+        flags = FlowFlag.INITIATOR if direction else 0
+        flows[key] = Flow((nothing, nothing), (43, 42), (1, 1), (0, 0), number, 0, 0, flags, (0, 0), 1)
+    return {"sw_flows": PackedRows.of(FlowKey, Flow, flows)}
+
+
+def test_a_full_table_is_no_list_of_rows() -> None:
+    """A hundred thousand connections would be a few hundred megabytes."""
+    tables = many(10_000)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in flow_rows(tables, NAMES, 20_000)) == 10_000
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1_000_000
+
+
+async def test_a_long_list_comes_in_parts(node: FakeNode, server: Path) -> None:
+    node.content |= many(1201)
+    found = await fetch(server, "flows")
+    assert [flow["ends"]["source_port"] for flow in found] == list(range(1200, -1, -1))
+    assert await fetch(server, "flows?limit=700") == found[:700]
+    node.content |= many(500)
+    assert len(await fetch(server, "flows")) == 500
+    node.content |= many(0)
+    assert await fetch(server, "flows") == []
 
 
 async def test_endpoints_of_the_api(server: Path) -> None:

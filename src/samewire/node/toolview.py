@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter as Tally
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -29,6 +29,7 @@ from samewire.node.serviceview import describe_balancers, failed, missing_networ
 from samewire.node.stats import all_counters
 from samewire.node.tunnelwatch import tunnel_traffic
 from samewire.trace.context import EndpointInfo, PortInfo, TraceRun, describe_endpoints
+from samewire.trace.rows import PackedRows
 from samewire.trace.snapshot import LinkInfo, Snapshot, SourceInfo, TunnelTraffic
 from samewire.vfp.acl_names import AclNames, acl_names
 from samewire.vfp.compile.balanced import TABLES as BALANCED
@@ -234,8 +235,10 @@ class ToolView:
             dns = endpoint.dns or (network.dns if network else None)
             yield from dns.server_list if dns and info.port else ()
 
-    def _rows(self, table: Table) -> dict[Record, Record]:
+    def _rows(self, table: Table) -> Mapping[Record, Record]:
         found = self._node.board.maps[table.name]
+        if table.name == "sw_flows":
+            return PackedRows(table.key, table.value, found.items())
         rows: dict[Record, Record] = {}
         for key, value in found.items():
             if found.per_cpu:

@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from samewire.errors import Conflict, NotFound
 from samewire.trace.context import EndpointInfo
+from samewire.vfp.constants import Arrival, Layer, Reason
 
 _PREFIX_LENGTH = 6
+
+
+class Names:
+    """What turns numbers into names: the endpoints by their ports, and the names of devices."""
+
+    def __init__(self, endpoints: Iterable[EndpointInfo], interface: Callable[[int], str]) -> None:
+        self._by_port = {info.port: info for info in endpoints if info.port}
+        self.interface = interface
+
+    def endpoint(self, ifindex: int) -> EndpointInfo | None:
+        """The endpoint behind a port."""
+        return self._by_port.get(ifindex)
+
+    def label(self, ifindex: int) -> str:
+        """Its name, "" where there is none."""
+        info = self._by_port.get(ifindex)
+        return info.label if info else ""
+
+    def port(self, ifindex: int) -> str:
+        """The endpoint's name, else the device's."""
+        return self.label(ifindex) or self.interface(ifindex)
 
 
 def find_endpoint(endpoints: Sequence[EndpointInfo], query: str) -> EndpointInfo:
@@ -55,3 +77,8 @@ def _canonical(query: str) -> str:
         return str(ipaddress.ip_address(word))
     except ValueError:
         return word
+
+
+def member_name(kind: type[Layer] | type[Reason] | type[Arrival], value: int) -> str:
+    """What a number of the switch is called, or the number."""
+    return kind(value).name.lower() if value in kind._value2member_map_ else str(value)

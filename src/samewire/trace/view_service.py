@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -14,14 +15,13 @@ from aiohttp import web
 from samewire.errors import Conflict, Invalid, NotFound, there
 from samewire.hcn.http import json_response
 from samewire.trace.context import TraceContext
-from samewire.trace.model import PortRow
-from samewire.trace.names import find_endpoint
+from samewire.trace.flows import flow_rows
+from samewire.trace.model import FlowRow, PortRow
+from samewire.trace.names import Names, find_endpoint
 from samewire.trace.views import (
-    Names,
     Owners,
     drop_event,
     drop_rows,
-    flow_rows,
     flow_summary,
     layer_row,
     port_rows,
@@ -36,6 +36,7 @@ from samewire.vfp.tables import TABLES, DropEvent
 _RULE_COUNTS = ("sw_rule_counts", "sw_service_counts", "sw_drops")
 _SPECIAL = ("uplink", "tunnel", "host")
 _NAMES_S = 1.0  # drops come in floods; reading the names for each one would cost more than the rest
+_ROWS_AT_ONCE = 500
 _HANG_UP_S = 2.0  # how long a hung-up client may go unnoticed
 
 
@@ -107,7 +108,7 @@ class _Views:
 
         return await asyncio.to_thread(work)
 
-    async def flows(self, request: web.Request) -> web.Response:
+    async def flows(self, request: web.Request) -> web.StreamResponse:
         _check_parameters(request, "endpoint", "summary", "limit")
         limit = _limit(request)
         if request.query.get("summary"):
@@ -118,8 +119,7 @@ class _Views:
         # Many rows are work for a thread, which must not ask for the names of devices; pods have theirs.
         names = Names(self._context.endpoints(), lambda ifindex: "")
         now_tick = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> TICK_SHIFT
-        rows = await asyncio.to_thread(flow_rows, tables, names, now_tick, port)
-        return json_response(rows[:limit])
+        return await _listed(request, islice(flow_rows(tables, names, now_tick, port), limit))
 
     async def drops(self, request: web.Request) -> web.StreamResponse:
         _check_parameters(request, "endpoint", "watch")
@@ -183,6 +183,25 @@ def _check_parameters(request: web.Request, *known: str) -> None:
     for name in request.query:
         if name not in known:
             raise Invalid(name[:64], f"is no parameter of {request.path}; known: {', '.join(known)}")
+
+
+async def _listed(request: web.Request, rows: Iterator[FlowRow]) -> web.StreamResponse:
+    """A JSON list, a part at a time: that of a full table is 50 MB."""
+    part = await asyncio.to_thread(_encoded, rows)  # what cannot be read is said before anything is sent
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(request)
+    try:
+        await response.write(b"[" + part)
+        while part and (part := await asyncio.to_thread(_encoded, rows)):
+            await response.write(b"," + part)
+        await response.write(b"]")
+    except ConnectionError:
+        pass  # nobody reads any more
+    return response
+
+
+def _encoded(rows: Iterator[FlowRow]) -> bytes:
+    return b",".join(map(msgspec.json.encode, islice(rows, _ROWS_AT_ONCE)))
 
 
 def _limit(request: web.Request) -> int | None:

@@ -1,55 +1,29 @@
-"""Ports, flows and drops of the tables as rows for people, joined with the endpoints they belong to. Pure."""
+"""Ports and drops of the tables as rows for people, joined with the endpoints they belong to. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from samewire.hcn.schema import Route as HnsRoute
-from samewire.trace.context import EndpointInfo
-from samewire.trace.model import DropEventView, DropRow, FlowEnd, FlowRow, FlowSummary, PortRow, TupleView
+from samewire.trace.model import DropEventView, DropRow, FlowSummary, PortRow, TupleView
+from samewire.trace.names import Names, member_name
 from samewire.trace.probe import view_of_ends
 from samewire.trace.reasons import explain
 from samewire.trace.rows import typed_rows
-from samewire.trace.traffic import Traffic
 from samewire.vfp.acl_names import AclNames
 from samewire.vfp.address import IPV4, parse_prefix
-from samewire.vfp.constants import TICK_S, Arrival, Counter, Fate, FlowFlag, Layer, Reason
+from samewire.vfp.constants import Arrival, Counter, Layer, Reason
 from samewire.vfp.counts import layer_count
 from samewire.vfp.layers import GroupView, LayerView, PortView, RuleView, all_ports, port_layers
 from samewire.vfp.layers_proxy import proxy_layer
 from samewire.vfp.model import Entries, ProxyRule
 from samewire.vfp.record import Record
-from samewire.vfp.simulate.entries import has_ended, is_established, partner_key, transpose, tuple_of
-from samewire.vfp.simulate.packet import TCP, Tuple
-from samewire.vfp.tables import Count, DropEvent, DropKey, Flow, FlowKey, Id, Service, ServiceKey
-
-_PLACES: Final = {Arrival.UPLINK: "uplink", Arrival.TUNNEL: "tunnel", Arrival.HOST: "node"}
-_FATES: Final = {Fate.UPLINK: "uplink", Fate.TUNNEL: "tunnel", Fate.HOST: "node", Fate.INGRESS: "uplink"}
-
-
-class Names:
-    """What turns numbers into names: the endpoints by their ports, and the names of devices."""
-
-    def __init__(self, endpoints: Iterable[EndpointInfo], interface: Callable[[int], str]) -> None:
-        self._by_port = {info.port: info for info in endpoints if info.port}
-        self.interface = interface
-
-    def endpoint(self, ifindex: int) -> EndpointInfo | None:
-        """The endpoint behind a port."""
-        return self._by_port.get(ifindex)
-
-    def label(self, ifindex: int) -> str:
-        """Its name, "" where there is none."""
-        info = self._by_port.get(ifindex)
-        return info.label if info else ""
-
-    def port(self, ifindex: int) -> str:
-        """The endpoint's name, else the device's."""
-        return self.label(ifindex) or self.interface(ifindex)
+from samewire.vfp.simulate.packet import Tuple
+from samewire.vfp.tables import Count, DropEvent, DropKey, Id, Service, ServiceKey
 
 
 def port_rows(tables: Entries, names: Names) -> list[PortRow]:
@@ -158,23 +132,6 @@ def _owner(row: PortRow, group: str, rule: RuleView, owners: Owners) -> str:
     return row.endpoint.network_id if of_network else row.endpoint.id
 
 
-def flow_rows(tables: Entries, names: Names, now_tick: int, port: int = 0) -> list[FlowRow]:
-    """Every connection, or those of one port, the most recently seen first."""
-    flows = dict(typed_rows(tables, "sw_flows", FlowKey, Flow))
-    traffic = Traffic(tables)
-    rows = []
-    for key, flow in flows.items():
-        if port and port not in flow.port:
-            continue
-        if flow.flags & FlowFlag.SECOND:
-            if partner_key(key, flow) not in flows:
-                rows.append(traffic.counted(_flow_row(names, now_tick, key, flow, None), flow, None))
-            continue
-        other = flows.get(partner_key(key, flow)) if flow.flags & FlowFlag.PAIR else None
-        rows.append(traffic.counted(_flow_row(names, now_tick, key, flow, other), flow, other))
-    return sorted(rows, key=lambda row: row.idle_s)
-
-
 def flow_summary(tables: Entries) -> FlowSummary:
     """The counters of the flow table."""
     counts = {key.value: value.value for key, value in typed_rows(tables, "sw_counters", Id, Count)}
@@ -211,10 +168,10 @@ def drop_row(names: Names, key: DropKey, packets: int) -> DropRow:
         port=key.port,
         interface=names.interface(key.port),
         endpoint=names.label(key.port),
-        layer=_name(Layer, key.layer),
-        reason=_name(Reason, key.reason),
+        layer=member_name(Layer, key.layer),
+        reason=member_name(Reason, key.reason),
         rule=key.rule,
-        arrival=_name(Arrival, key.arrival),
+        arrival=member_name(Arrival, key.arrival),
         explanation=why.meaning,
         remedy=why.remedy,
     )
@@ -246,52 +203,3 @@ def _port_row(view: PortView, names: Names, layers: bool) -> PortRow:
         vlan=view.vlan,
         layers=view.layers if layers else (),
     )
-
-
-def _flow_row(names: Names, now_tick: int, key: FlowKey, flow: Flow, other: Flow | None) -> FlowRow:
-    """``flow`` under ``key`` is the initiator's entry; or, when that is gone, the target's alone."""
-    initiator = flow.flags & FlowFlag.INITIATOR
-    ends = tuple_of(key, initiator)
-    after = ends if flow.flags & FlowFlag.SECOND else transpose(ends, flow.action[initiator])
-    seen = max(flow.seen_tick, other.seen_tick if other else 0)
-    return FlowRow(
-        ends=view_of_ends(key.family, key.protocol, ends),
-        translated=view_of_ends(key.family, key.protocol, after) if after != ends else None,
-        scope=key.scope,
-        arrival=_name(Arrival, flow.arrival),
-        initiator=_initiator(names, flow),
-        target=_target(names, flow, flow.action[initiator].fate),
-        state=_state(key, flow, other),
-        idle_s=round(max(0, now_tick - seen) * TICK_S, 1),
-        rules=flow.rule,
-        entries=2 if other else 1,
-    )
-
-
-def _initiator(names: Names, flow: Flow) -> FlowEnd:
-    if flow.port[0]:
-        return FlowEnd(port=flow.port[0], name=names.port(flow.port[0]))
-    return FlowEnd(port=0, name=_PLACES.get(Arrival(flow.arrival), ""))
-
-
-def _target(names: Names, flow: Flow, fate: int) -> FlowEnd:
-    if flow.port[1]:
-        return FlowEnd(port=flow.port[1], name=names.port(flow.port[1]))
-    return FlowEnd(port=0, name=_FATES.get(Fate(fate), ""))
-
-
-def _state(key: FlowKey, flow: Flow, other: Flow | None) -> str:
-    flags = flow.flags | (other.flags if other else 0)
-    if flags & FlowFlag.HOST:
-        return "host"
-    if key.protocol != TCP:
-        return "replied" if flags & FlowFlag.REPLIED else "single"
-    if flags & FlowFlag.DENIED:
-        return "denied"
-    if has_ended(flow, other):
-        return "closing"
-    return "established" if is_established(flow, other) else "half-open"
-
-
-def _name(kind: type[Layer] | type[Reason] | type[Arrival], value: int) -> str:
-    return kind(value).name.lower() if value in kind._value2member_map_ else str(value)

@@ -9,7 +9,7 @@ them once into a ``struct.Struct``; ``tests/unit/test_layout.py`` compares the r
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_origin
 
 import msgspec
@@ -89,6 +89,7 @@ class _Codec:
         self.plain = all(
             not member.count and member.nested is None and member.code != BE16 for member in self.members
         )
+        self._plan = list(_plan(self.members))
 
     def pack(self, values: tuple[Any, ...]) -> bytes:
         if self.plain:
@@ -109,17 +110,24 @@ class _Codec:
         if self.plain:
             return flat
         values: list[Any] = []
-        position = 0
-        for member in self.members:
-            end = position + (member.count or 1)
-            items: tuple[Any, ...] = flat[position:end]
-            position = end
-            if member.nested is not None:
-                items = tuple(member.nested.unpack(item) for item in items)
-            elif member.code == BE16:
-                items = tuple(int.from_bytes(item, "big") for item in items)
-            values.append(items if member.count else items[0])
+        for start, end, convert in self._plan:
+            if convert is None:
+                values.append(flat[start:end] if end else flat[start])
+            elif end:
+                values.append(tuple(map(convert, flat[start:end])))
+            else:
+                values.append(convert(flat[start]))
         return tuple(values)
+
+
+def _plan(members: list[_Member]) -> Iterator[tuple[int, int, Callable[[bytes], Any] | None]]:
+    """Where a member's values are among those of the structure, and what becomes of each. End 0: it is no array."""
+    position = 0
+    for member in members:
+        end = position + member.count if member.count else 0
+        convert = member.nested.unpack if member.nested else int.from_bytes if member.code == BE16 else None
+        yield position, end, convert
+        position += member.count or 1
 
 
 def record(c_name: str) -> Callable[[R], R]:

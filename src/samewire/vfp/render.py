@@ -30,7 +30,7 @@ _ENUMS: Final[Mapping[tuple[type[Record], str], type[IntEnum]]] = {
     (t.TraceOutput, "drop_layer"): c.Layer,
     (t.TraceOutput, "drop_reason"): c.Reason,
 }
-_FLAGS: Final[Mapping[tuple[type[Record], str], type[IntFlag]]] = {
+_FLAGS: Final[Mapping[tuple[type[Record], str], type[IntEnum] | type[IntFlag]]] = {
     (t.Config, "flags"): c.ConfigFlag,
     (t.Port, "flags"): c.PortFlag,
     (t.Route, "flags"): c.RouteFlag,
