@@ -23,6 +23,7 @@ from samewire.vfp.constants import (
     RouteKind,
 )
 from samewire.vfp.record import Record
+from samewire.vfp.simulate.flow_table import FlowTable
 from samewire.vfp.simulate.packet import Packet, Tuple
 from samewire.vfp.tables import (
     AclSpace,
@@ -153,7 +154,7 @@ class State:
     def __init__(self, tables: Mapping[str, Mapping[Record, Record]], now_tick: int) -> None:
         self.tables = tables
         self.now_tick = now_tick
-        self.flows = dict(cast(Mapping[FlowKey, Flow], tables.get("sw_flows", {})))
+        self.flows = FlowTable(cast(Mapping[FlowKey, Flow], tables.get("sw_flows", {})))
         self.fragments = dict(cast(Mapping[FragmentKey, Fragment], tables.get("sw_fragments", {})))
         self.counts: dict[tuple[FlowKey, int], tuple[int, int]] = {}
         """Packets and bytes of flows by their directions."""

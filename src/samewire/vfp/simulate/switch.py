@@ -25,6 +25,7 @@ from samewire.vfp.constants import (
 from samewire.vfp.record import Record
 from samewire.vfp.simulate import icmp, neighbour
 from samewire.vfp.simulate.direct import speaks_for_vip
+from samewire.vfp.simulate.flow_table import FlowTable
 from samewire.vfp.simulate.flows import switch
 from samewire.vfp.simulate.packet import (
     ETH_ARP,
@@ -44,7 +45,7 @@ from samewire.vfp.simulate.packet import (
 )
 from samewire.vfp.simulate.refuse import PORT_UNREACHABLE, reset_frame
 from samewire.vfp.simulate.state import Dropped, Outcome, Passed, Refused, State, Unrouted, Walk, make_key
-from samewire.vfp.tables import Action, Config, Flow, FlowKey, Fragment, FragmentKey, Nexthop, Port
+from samewire.vfp.tables import Action, Config, Fragment, FragmentKey, Nexthop, Port
 
 _FRAGMENT_TICKS: Final = 30
 
@@ -65,7 +66,7 @@ class Simulator:
         self.state = State(tables, now_tick)
 
     @property
-    def flows(self) -> dict[FlowKey, Flow]:
+    def flows(self) -> FlowTable:
         """The flow table as it stands now."""
         return self.state.flows
 
