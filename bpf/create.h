@@ -127,6 +127,9 @@ SW_INLINE int sw_clear_way(struct sw_packet *p, int over)
 {
 	struct sw_flow *first, *held = bpf_map_lookup_elem(&sw_flows, &p->other);
 	__u32 now = sw_now_tick();
+#ifndef TRACE
+	__u32 seen = held ? held->seen_tick : 0;
+#endif
 
 	if (!held || !(held->flags & SW_FLOW_SECOND))
 		return 0;
@@ -140,6 +143,12 @@ SW_INLINE int sw_clear_way(struct sw_packet *p, int over)
 	sw_copy_key(&p->gone[0], &p->flow_key);
 	sw_copy_key(&p->gone[1], &p->other);
 #else
+	/*
+	 * Only one CPU may: another that has found the same pair would remove what this one puts in its place. What is
+	 * held has not been seen in this tick; what is put there has.
+	 */
+	if (__sync_val_compare_and_swap(&held->seen_tick, seen, now) != seen)
+		return 0;
 	if (first)
 		sw_remove_entry(&p->flow_key, first->slot);
 	sw_remove_entry(&p->other, held->slot);

@@ -336,6 +336,50 @@ def test_two_cpus_want_the_same_nat_port(world: World, family: int) -> None:
     assert sum(node.dropped(pod.port, *EXHAUSTED) for pod in pods) == before + failed
 
 
+def _question(pod: Pod, family: int, source: int, port: int) -> bytes:
+    own_address, to = packed(pod.address(family)), packed(OUT[family])
+    datagram = source.to_bytes(2, "big") + port.to_bytes(2, "big") + b"\0\x0a\0\0?\0"
+    datagram = fill(datagram, 6, pseudo(family, own_address, to, 17, len(datagram)) + datagram)
+    frame = pod.link.host_mac + pod.mac + (b"\x08\0" if family == 4 else b"\x86\xdd")
+    return frame + ip_packet(family, own_address, to, 17, datagram, 64, 0, 1)
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["one-flow", "two-flows"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_cpus_take_the_port_of_an_answered_question(world: World, family: int, same: bool) -> None:
+    """From a full pool, from two CPUs at once: a port has one holder, who hears the answers to it."""
+    node, pod = world.small, world.pods[world.small][0]
+    size, port = POOL[1] - POOL[0] + 1, 7600 + 2 * family + same
+
+    def entries(second: int) -> dict[FlowKey, Flow]:
+        found = {key: flow for key, flow in node.flow_table().items() if port in key.port}
+        return {key: flow for key, flow in found.items() if flow.flags & FlowFlag.SECOND == second}
+
+    def answered(key: FlowKey, flow: Flow) -> None:
+        over = replace(flow, flags=flow.flags | FlowFlag.REPLIED, seen_tick=flow.seen_tick - 10)
+        node.map("sw_flows").update(key.pack(), over.pack())
+
+    def at_once(frames: list[list[bytes]]) -> list[tuple[int, int]]:
+        return together(lambda who, i: _translated(node, pod, frames[who][i]), size)
+
+    for turn in range(100):
+        first = 1000 + turn * 100
+        for i in range(8 * size):
+            _translated(node, pod, _question(pod, family, first + i, port))
+        for kind in (0, FlowFlag.SECOND):
+            for key, flow in entries(kind).items():
+                answered(key, flow)
+        frames = [
+            [_question(pod, family, first + 50 + i + who * (not same) * size, port) for i in range(size)]
+            for who in range(2)
+        ]
+        results = at_once(frames)
+        assert not same or all(one == other or not one * other for one, other in results)
+        held = [number for pair in results for number in (set(pair) if same else pair) if number]
+        assert len(held) == len(set(held)), "a port was given twice"
+        assert len(entries(0)) == len(entries(FlowFlag.SECOND)), "half of a pair is missing"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_packet_is_lost_when_two_cpus_begin(world: World, family: int) -> None:
     """Real datagrams of one new connection from two CPUs at once: both arrive, from one port."""
