@@ -316,6 +316,22 @@ def test_the_nodes_answered_connections_keep_their_port(world: World) -> None:
         assert [flow.flags & FlowFlag.REPLIED for flow in flows] == [FlowFlag.REPLIED]
 
 
+def test_the_nodes_datagrams_keep_their_port(world: World) -> None:
+    """From a pool port, unanswered (logs, statistics): while they go on, no pod is given the port."""
+    node = world.node
+    with bound(node.space, socket.SOCK_DGRAM, "", 50006) as sender:
+
+        def flow() -> tuple[FlowKey, Flow]:
+            sender.sendto(b"x", (OUT[4], 92))
+            (found,) = [item for item in node.flow_table().items() if {50006, 92} <= set(item[0].port)]
+            return found
+
+        key, first = flow()
+        older = replace(first, seen_tick=(first.seen_tick - 20) % 2**32)
+        node.map("sw_flows").update(key.pack(), older.pack())
+        assert flow()[1].seen_tick != older.seen_tick
+
+
 # --- ageing, a full table, slots: nodes of their own, with short times and small tables ---------------------------
 
 
@@ -653,6 +669,21 @@ def test_a_search_for_room_comes_past_what_is_kept(world: World) -> None:
         assert not node.dropped(pod.port, *FULL)
         assert node.flow_table().keys() >= kept.keys()
         assert consistent(node)
+
+
+def test_a_search_for_room_takes_no_half_of_what_is_being_made(world: World) -> None:
+    """A second entry whose first another CPU is just about to insert, all around it what may go."""
+    with Lab() as lab:
+        node, pod = small_node(lab, world.underlay, 45, flows=64, nat_ports=(40000, 59999))
+        _single(node, pod, range(1, 2))
+        ((first, flow),) = [item for item in node.flow_table().items() if not item[1].flags & FlowFlag.SECOND]
+        _forget(node, first, flow)
+        ((second, held),) = node.flow_table().items()
+        young = replace(held, seen_tick=now_tick() + 60)  # however long this takes
+        node.map("sw_flows").update(second.pack(), young.pack())
+        _single(node, pod, range(2, 400))
+        assert node.counter(Counter.FLOW_RECYCLED) > 300
+        assert second in node.flow_table()
 
 
 @pytest.mark.parametrize("family", [4, 6])
