@@ -453,6 +453,26 @@ def test_they_agree_on_what_the_node_sends_to_itself(rig: SwitchRig, data: st.Da
         play.step(_OWN)
 
 
+_POD, _POD_MAC, _FAR = packed("10.1.0.10"), bytes.fromhex("02dddddddd01"), packed("203.0.113.5")
+
+
+def _one_pod(rig: SwitchRig, route_set: int = 0) -> dict[str, dict[Record, Record]]:
+    """Tables of a pod at the first device, and a way to the outside."""
+    port = Port(
+        1, 0, 0, _POD_MAC, GATEWAY_MAC, (_POD, ZERO), (packed("10.1.0.1"), ZERO), 7, (0, 0), 0, route_set,
+        (0, 0), (0, 0), 1500,
+    )  # fmt: skip
+    return {
+        "sw_config": {Id(0): config(rig.devices)},
+        "sw_ports": {Id(rig.devices[0]): port},
+        "sw_endpoints": {EndpointKey(_POD, 0, 4): Endpoint(rig.devices[0], 0, _POD_MAC)},
+        "sw_routes": {
+            RouteKey(ROUTE_KEY_BITS + 24, 0, 4, packed("10.1.0.0")): Route(RouteKind.LOCAL, 0, 0, 0, 24),
+            RouteKey(ROUTE_KEY_BITS + 8, 0, 4, packed("203.0.0.0")): Route(RouteKind.UPLINK, 0, 0, 1, 8),
+        },
+    }
+
+
 @pytest.mark.parametrize(
     ("own", "fate", "target"),
     [
@@ -466,22 +486,8 @@ def test_they_agree_on_what_the_node_sends_to_itself(rig: SwitchRig, data: st.Da
 )
 def test_answers_by_own_routes(rig: SwitchRig, own: Route | None, fate: Fate, target: int) -> None:
     """What few of the random sequences come to: a flow that the wire has begun, with an endpoint that has routes."""
-    pod, outside, pod_mac = packed("10.1.0.10"), packed("203.0.113.5"), bytes.fromhex("02dddddddd01")
-    ifindex, uplink = rig.devices[0], rig.devices[-1]
-    t: dict[str, dict[Record, Record]] = {
-        "sw_config": {Id(0): config(rig.devices)},
-        "sw_ports": {
-            Id(ifindex): Port(
-                1, 0, 0, pod_mac, GATEWAY_MAC, (pod, ZERO), (packed("10.1.0.1"), ZERO), 7, (0, 0), 0,
-                OWN_ROUTES, (0, 0), (0, 0), 1500,
-            )
-        },
-        "sw_endpoints": {EndpointKey(pod, 0, 4): Endpoint(ifindex, 0, pod_mac)},
-        "sw_routes": {
-            RouteKey(ROUTE_KEY_BITS + 24, 0, 4, packed("10.1.0.0")): Route(RouteKind.LOCAL, 0, 0, 0, 24),
-            RouteKey(ROUTE_KEY_BITS + 8, 0, 4, packed("203.0.0.0")): Route(RouteKind.UPLINK, 0, 0, 1, 8),
-        },
-    }  # fmt: skip
+    uplink = rig.devices[-1]
+    t = _one_pod(rig, route_set=OWN_ROUTES)
     if own is not None:
         address = masked(packed("203.0.113.0"), own.bits)
         bits = OWN_ROUTE_KEY_BITS + own.bits
@@ -490,7 +496,7 @@ def test_answers_by_own_routes(rig: SwitchRig, own: Route | None, fate: Fate, ta
     simulator = Simulator(t, now_tick())
     udp = bytes.fromhex("0035 9c40 0009 0000") + b"x"
     frame = config(rig.devices).uplink_mac + PEER_MAC + b"\x08\x00"
-    frame += ip_packet(4, outside, pod, 17, udp, 64, 0, 1)
+    frame += ip_packet(4, _FAR, _POD, 17, udp, 64, 0, 1)
     rig.run(frame, uplink)
     simulator.receive(frame, Arrival.UPLINK, uplink, 0)
     flows = _comparable(rig.table("sw_flows"))
@@ -503,21 +509,10 @@ def test_answers_by_own_routes(rig: SwitchRig, own: Route | None, fate: Fate, ta
 
 def test_a_connection_that_an_acl_comes_to_deny(rig: SwitchRig) -> None:
     """Few of the random sequences come to that, and hardly any to its end."""
-    pod, outside, pod_mac = packed("10.1.0.10"), packed("203.0.113.5"), bytes.fromhex("02dddddddd01")
     ifindex, uplink = rig.devices[0], rig.devices[-1]
-    port = Port(
-        1, 0, 0, pod_mac, GATEWAY_MAC, (pod, ZERO), (packed("10.1.0.1"), ZERO), 7, (0, 0), 0, 0, (0, 0), (0, 0),
-        1500,
-    )  # fmt: skip
-    t: dict[str, dict[Record, Record]] = {
-        "sw_config": {Id(0): config(rig.devices)},
-        "sw_ports": {Id(ifindex): port},
-        "sw_endpoints": {EndpointKey(pod, 0, 4): Endpoint(ifindex, 0, pod_mac)},
-        "sw_routes": {
-            RouteKey(ROUTE_KEY_BITS + 24, 0, 4, packed("10.1.0.0")): Route(RouteKind.LOCAL, 0, 0, 0, 24),
-            RouteKey(ROUTE_KEY_BITS + 8, 0, 4, packed("203.0.0.0")): Route(RouteKind.UPLINK, 0, 0, 1, 8),
-        },
-    }
+    t = _one_pod(rig)
+    port = t["sw_ports"][Id(ifindex)]
+    assert isinstance(port, Port)
     rig.load_tables(t)
     simulator = Simulator(t, now_tick())
     denying = replace(port, generation=2, acl_table=(99, 99), acl_words=(1, 1))  # a table that is gone
@@ -532,7 +527,7 @@ def test_a_connection_that_an_acl_comes_to_deny(rig: SwitchRig) -> None:
         rig.put("sw_ports", Id(ifindex), now)
         segment = struct.pack("!HHIIBBHHH", 40000, 80, 1, 1, 0x50, flags, 1000, 0, 0)
         frame = config(rig.devices).uplink_mac + PEER_MAC + b"\x08\x00"
-        frame += ip_packet(4, outside, pod, 6, segment, 64, 0, 1)
+        frame += ip_packet(4, _FAR, _POD, 6, segment, 64, 0, 1)
         ran = rig.run(frame, uplink)
         assert ran.verdict == _expected_verdict(simulator.receive(frame, Arrival.UPLINK, uplink, 0))
         flows = _comparable(rig.table("sw_flows"))
@@ -543,65 +538,64 @@ def test_a_connection_that_an_acl_comes_to_deny(rig: SwitchRig) -> None:
         assert flow.tcp == (seen, 0)
 
 
+class _Pool:
+    """A pod that asks one remote end, through a pool of four ports; time passes when it is told to."""
+
+    def __init__(self, rig: SwitchRig, protocol: int) -> None:
+        self.rig = rig
+        self.protocol = protocol
+        hop = Nexthop(RouteKind.UPLINK, 4, 1500, rig.devices[-1], 0, ZERO, ZERO, PEER_MAC)
+        t = _one_pod(rig) | {
+            "sw_nat": {NatKey(NAT_KEY_BITS, 7, 4, ZERO): Nat(NatAction.SNAT, 0, 0, 2, packed(NODE[4]))},
+            "sw_nexthops": {Id(1): hop},
+        }
+        rig.load_tables(t)
+        self.simulator = Simulator(t, now_tick())
+
+    def _send(self, frame: bytes, arrival: Arrival, device: int) -> Outcome:
+        traced = self.rig.trace(frame, arrival, device, 0)
+        ran = self.rig.run(frame, device)
+        self.simulator.state.now_tick = now_tick()
+        outcome = self.simulator.receive(frame, arrival, device, 0)
+        assert ran.verdict == _expected_verdict(outcome)
+        assert ran.verdict == _SHOT or ran.frame == outcome.frame
+        _compare_trace(traced.output, traced.frame, outcome, outcome.frame.hex())
+        assert _comparable(self.rig.table("sw_flows")) == _comparable(dict(self.simulator.flows.items()))
+        return outcome
+
+    def ask(self, source: int) -> Outcome:
+        udp, echo = struct.pack("!HHHH", source, 53, 9, 0), struct.pack("!BBHHH", 8, 0, 0, source, 1)
+        data = (udp if self.protocol == 17 else echo) + b"x"
+        frame = GATEWAY_MAC + _POD_MAC + b"\x08\x00" + ip_packet(4, _POD, _FAR, self.protocol, data, 64, 0, 1)
+        return self._send(frame, Arrival.POD, self.rig.devices[0])
+
+    def answer(self, asked: Outcome) -> None:
+        reply = reply_to(asked.frame, 0)
+        assert reply is not None
+        reply = config(self.rig.devices).uplink_mac + PEER_MAC + reply[12:]
+        assert self._send(reply, Arrival.UPLINK, self.rig.devices[-1]).fate == Fate.PORT
+
+    def wait(self, ticks: int) -> None:
+        state = self.simulator.state
+        for key, flow in list(state.flows.items()):
+            state.flows[key] = replace(flow, seen_tick=flow.seen_tick - ticks)
+        self.rig.adopt(state.flows, state.fragments, state.affinity, state.counts)
+
+
 @pytest.mark.parametrize("protocol", [1, 17])
 @pytest.mark.parametrize("ticks", [0, 1, 3, 5])  # a real one may pass, too
 def test_ports_of_what_was_answered(rig: SwitchRig, protocol: int, ticks: int) -> None:
     """Random sequences hardly come to a full pool, and time to pass: of its four ports two were answered once."""
-    pod, outside, pod_mac = packed("10.1.0.10"), packed("203.0.113.5"), bytes.fromhex("02dddddddd01")
-    ifindex, uplink = rig.devices[0], rig.devices[-1]
-    t: dict[str, dict[Record, Record]] = {
-        "sw_config": {Id(0): config(rig.devices)},
-        "sw_ports": {
-            Id(ifindex): Port(
-                1, 0, 0, pod_mac, GATEWAY_MAC, (pod, ZERO), (packed("10.1.0.1"), ZERO), 7, (0, 0), 0, 0, (0, 0),
-                (0, 0), 1500,
-            )
-        },
-        "sw_nat": {NatKey(NAT_KEY_BITS, 7, 4, ZERO): Nat(NatAction.SNAT, 0, 0, 2, packed(NODE[4]))},
-        "sw_endpoints": {EndpointKey(pod, 0, 4): Endpoint(ifindex, 0, pod_mac)},
-        "sw_nexthops": {Id(1): Nexthop(RouteKind.UPLINK, 4, 1500, uplink, 0, ZERO, ZERO, PEER_MAC)},
-        "sw_routes": {RouteKey(ROUTE_KEY_BITS, 0, 4, ZERO): Route(RouteKind.UPLINK, 0, 0, 1, 0)},
-    }  # fmt: skip
-    rig.load_tables(t)
-    simulator = Simulator(t, now_tick())
-
-    def send(frame: bytes, arrival: Arrival, device: int) -> Outcome:
-        traced = rig.trace(frame, arrival, device, 0)
-        ran = rig.run(frame, device)
-        simulator.state.now_tick = now_tick()
-        outcome = simulator.receive(frame, arrival, device, 0)
-        assert ran.verdict == _expected_verdict(outcome)
-        assert ran.verdict == _SHOT or ran.frame == outcome.frame
-        _compare_trace(traced.output, traced.frame, outcome, outcome.frame.hex())
-        assert _comparable(rig.table("sw_flows")) == _comparable(dict(simulator.flows.items()))
-        return outcome
-
-    def ask(source: int) -> Outcome:
-        udp, echo = struct.pack("!HHHH", source, 53, 9, 0), struct.pack("!BBHHH", 8, 0, 0, source, 1)
-        frame = ip_packet(4, pod, outside, protocol, (udp if protocol == 17 else echo) + b"x", 64, 0, 1)
-        return send(GATEWAY_MAC + pod_mac + b"\x08\x00" + frame, Arrival.POD, ifindex)
-
-    def answer(asked: Outcome) -> None:
-        reply = reply_to(asked.frame, 0)
-        assert reply is not None
-        reply = config(rig.devices).uplink_mac + PEER_MAC + reply[12:]
-        assert send(reply, Arrival.UPLINK, uplink).fate == Fate.PORT
-
-    def wait(passing: int) -> None:
-        for key, flow in simulator.flows.items():
-            simulator.flows[key] = replace(flow, seen_tick=flow.seen_tick - passing)
-        state = simulator.state
-        rig.adopt(state.flows, state.fragments, state.affinity, state.counts)
-
-    asked = [ask(1000 + i) for i in range(4)]
+    pool = _Pool(rig, protocol)
+    asked = [pool.ask(1000 + i) for i in range(4)]
     assert all(outcome.fate == Fate.UPLINK for outcome in asked)
     for outcome in asked[:3]:
-        answer(outcome)
-    wait(1)
-    answer(asked[0])
-    wait(ticks)
+        pool.answer(outcome)
+    pool.wait(1)
+    pool.answer(asked[0])
+    pool.wait(ticks)
     # Two were answered once and are silent, one goes on, one waits.
-    fates = [ask(2000 + i).fate for i in range(3)]
+    fates = [pool.ask(2000 + i).fate for i in range(3)]
     assert fates == [*[Fate.UPLINK if ticks >= 3 else Fate.NOWHERE] * 2, Fate.NOWHERE]
 
 
