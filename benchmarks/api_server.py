@@ -31,6 +31,10 @@ NAMESPACE = "bench"
 
 _encode = msgspec.json.Encoder().encode
 
+KINDS = {
+    "services": "Service", "endpointslices": "EndpointSlice", "nodes": "Node", "namespaces": "Namespace", "pods": "Pod",
+}  # fmt: skip
+
 
 class Cluster:
     """The objects, by resource, and who watches them."""
@@ -118,7 +122,7 @@ def application(cluster: Cluster) -> web.Application:
         metadata: Json = {"resourceVersion": str(cluster.version)}
         if start + limit < len(items):
             metadata["continue"] = str(start + limit)
-        body = {"kind": "List", "metadata": metadata, "items": items[start : start + limit]}
+        body = {"kind": f"{KINDS[resource]}List", "metadata": metadata, "items": items[start : start + limit]}
         return web.Response(body=_encode(body), content_type="application/json")
 
     app = web.Application()

@@ -46,7 +46,7 @@ class Fault:
     """What happens to a request. ``verb``: "list" or "watch". ``resource``: "" = any. ``at_page``: only this one.
 
     ``status`` answers so, with ``headers``; ``hang``: no answer; ``truncate``: a list breaks off in its middle, a watch
-    ends rightly before its first event.
+    ends rightly before its first event; ``body``: another answer in the place of a list.
     """
 
     verb: str = "list"
@@ -56,6 +56,7 @@ class Fault:
     headers: tuple[tuple[str, str], ...] = ()
     hang: bool = False
     truncate: bool = False
+    body: bytes = b""
 
 
 @dataclass
@@ -250,6 +251,8 @@ class FakeServer:
         body = json.dumps(
             {"kind": kind, "apiVersion": group, "metadata": metadata, "items": items or None}
         ).encode()
+        if fault is not None and fault.body:
+            body = fault.body
         response = web.StreamResponse(headers={"Content-Type": "application/json", **self.headers})
         if self.compresses:
             body = gzip.compress(body)

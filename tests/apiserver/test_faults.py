@@ -246,6 +246,29 @@ async def test_a_list_that_fails_half_way_deletes_nothing(server: FakeServer, op
     assert len(told.cache) == 8
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"kind":"PodList","metadata":{"resourceVersion":"9"},"items":[{"metadata":{"name":"a","namespace":"b"}}]}',
+        b'{"kind":"Service","metadata":{"name":"a","namespace":"b","resourceVersion":"9"},"spec":{}}',
+        b'{"metadata":{"resourceVersion":"9"}}',
+    ],
+)
+async def test_an_answer_that_is_another_s_deletes_nothing(
+    server: FakeServer, open_api: Opener, body: bytes
+) -> None:
+    """As of a cache on the way that has mixed something up."""
+    told, source = await started(server, open_api)
+    known = names(told)
+    server.plan(Fault("list", "services", body=body))
+    server.store.forget_history()
+    server.disturb("expire")
+    server.store.put("services", service("a", "late"))
+    await until(lambda: names(told) == known | {"late"})
+    assert {change.key[1] for change in told.changes} == {"late"}
+    assert source.counts()["Service"].malformed == 1
+
+
 async def test_pages_that_are_too_large_are_asked_for_in_smaller_ones(
     server: FakeServer, open_api: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import AsyncIterator
@@ -14,13 +15,13 @@ from samewire.errors import Unavailable
 from samewire.kube.access import Access
 from samewire.kube.api_source import ApiSource
 from samewire.kube.auth import FixedCredential, Pem
-from samewire.kube.client import KubeClient
+from samewire.kube.client import KubeClient, Stalled
 from samewire.kube.errors import ApiError
 from samewire.kube.model import Service
 from tests.apiserver.certs import Certificates, make_certificates
 from tests.apiserver.conftest import Opener
 from tests.apiserver.fake_server import FakeServer, Fault
-from tests.apiserver.objects import Recorder, service, until
+from tests.apiserver.objects import BOUND_S, Recorder, service, until
 from tests.apiserver.worlds import HASTY
 
 
@@ -281,3 +282,27 @@ async def test_an_answer_that_breaks_off_says_so_in_words(server: FakeServer) ->
     with pytest.raises(Unavailable, match="the connection broke in the middle of an answer"):
         await client.request("GET", "/api/v1/services")
     await client.close()
+
+
+async def test_an_answer_that_never_comes_to_its_end() -> None:
+    """A byte now and then is no silence."""
+    ended = asyncio.Event()
+
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 500000\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        writer.close()
+        ended.set()
+
+    async with await asyncio.start_server(trickle, "127.0.0.1", 0) as server:
+        access = Access(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", FixedCredential())
+        client = KubeClient(access, answer_timeout_s=0.1)
+        with pytest.raises(Stalled, match="does not come to the end of /api/v1/services"):
+            await client.request("GET", "/api/v1/services")
+        await client.close()
+        await asyncio.wait_for(ended.wait(), BOUND_S)

@@ -68,14 +68,25 @@ def test_what_is_no_event(line: bytes) -> None:
         Decoder(Service).event(line)
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"items":5}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b'{"items":5}',
+        b'{"metadata":{"resourceVersion":"9"},"items":[]}',
+        b'{"kind":"Service","metadata":{"name":"a","namespace":"n","resourceVersion":"9"},"spec":{}}',
+        b'{"kind":"PodList","metadata":{"resourceVersion":"9"},"items":null}',
+        b'{"kind":"PodList","metadata":{"resourceVersion":"9"},"items":[{"metadata":{"name":5}}]}',
+    ],
+)
 def test_what_is_no_list(body: bytes) -> None:
     with pytest.raises(BrokenStream):
         Decoder(Service).page(body)
 
 
 def test_an_empty_list_may_be_null() -> None:
-    page = Decoder(Service).page(b'{"metadata":{"resourceVersion":"5"},"items":null}')
+    page = Decoder(Service).page(b'{"kind":"ServiceList","metadata":{"resourceVersion":"5"},"items":null}')
     assert (page.items, page.meta.resource_version, page.meta.continue_token) == ([], "5", "")
 
 
@@ -97,7 +108,7 @@ def test_null_is_as_absent() -> None:
     }
     decoder = Decoder(Service)
     event = decoder.event(b'{"type":"ADDED","object":%s}' % text)
-    page = decoder.page(b'{"metadata":{"resourceVersion":"5"},"items":[%s]}' % text)
+    page = decoder.page(b'{"kind":"ServiceList","metadata":{"resourceVersion":"5"},"items":[%s]}' % text)
     assert page.items == [event.object] == [msgspec.convert(wanted, Service)]
     assert (event.version, page.unreadable) == ("5", [])
 
@@ -105,7 +116,9 @@ def test_null_is_as_absent() -> None:
 def test_what_is_no_utf8_cannot_be_read() -> None:
     """A list goes on without that object; of an event nobody can say what it is about."""
     good, bad = (b'{"metadata":{"name":"%s","namespace":"x"}}' % name for name in (b"a", b"\xff"))
-    page = Decoder(Service).page(b'{"metadata":{"resourceVersion":"5"},"items":[%s,%s]}' % (good, bad))
+    page = Decoder(Service).page(
+        b'{"kind":"ServiceList","metadata":{"resourceVersion":"5"},"items":[%s,%s]}' % (good, bad)
+    )
     assert [item.key for item in page.items] == [("x", "a")]
     ((key, reason),) = page.unreadable
     assert (key, "utf-8" in reason) == (("", ""), True)
@@ -127,7 +140,9 @@ def test_what_nests_deeper_than_we_read_is_left_out(depth: int) -> None:
     )
     event = decoder.event(b'{"type":"ADDED","object":%s}' % text)
     assert (event.type, event.version, event.object) == ("PUT", "5", wanted)
-    assert decoder.page(b'{"metadata":{"resourceVersion":"5"},"items":[%s]}' % text).items == [wanted]
+    assert decoder.page(
+        b'{"kind":"ServiceList","metadata":{"resourceVersion":"5"},"items":[%s]}' % text
+    ).items == [wanted]
     gone = decoder.event(b'{"type":"DELETED","object":%s}' % text)
     assert (gone.type, gone.key) == ("DELETE", ("x", "a"))
     for broken in (nested, nested[: len(nested) // 2]):
@@ -138,7 +153,7 @@ def test_what_nests_deeper_than_we_read_is_left_out(depth: int) -> None:
 def test_an_object_is_its_contents() -> None:
     """Versions and what is not in the model make no difference; repeated words are kept once."""
     texts = [
-        b'{"items":[{"metadata":{"name":"a","namespace":"x-%d","resourceVersion":"%d","managedFields":[%d]},'
+        b'{"kind":"ServiceList","items":[{"metadata":{"name":"a","namespace":"x-%d","resourceVersion":"%d","managedFields":[%d]},'
         b'"spec":{"ports":[{"name":"some-port","port":80}]}}]}' % (1, version, version)
         for version in (5, 6)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
@@ -27,6 +28,8 @@ _ERROR_BYTES: Final = 1 << 16
 _ANSWER_BYTES: Final = 256 << 20
 # The server's name, the connection, a proxy's answer, TLS: all together may take so many times what one may.
 _CONNECT_STEPS: Final = 3
+# And all of an answer so many times what the server may be silent: some megabytes over a slow line.
+_ANSWER_STEPS: Final = 5
 
 # A connection whose other end is gone without a word is given up after about 30 s, however quiet it is.
 _KEEPALIVE: Final = (
@@ -101,15 +104,23 @@ class KubeClient:
         data = body if body is None or isinstance(body, bytes) else msgspec.json.encode(body)
         headers = {} if data is None else {"Content-Type": content_type}
         timeout_s = self._answer_timeout_s
-        async with self._answer(method, path, params or {}, timeout_s, headers, data) as response:
-            stream = Stream(response, self.access.server)
-            parts, size = [], 0
-            async for chunk in stream.chunks():
-                parts.append(chunk)
-                size += len(chunk)
-                if size > _ANSWER_BYTES:
-                    raise TooLarge(_SERVICE, f"{path}: the answer is larger than {_ANSWER_BYTES >> 20} MiB")
-            return b"".join(parts)
+        try:
+            async with (
+                asyncio.timeout(_ANSWER_STEPS * timeout_s),  # a byte now and then is no progress
+                self._answer(method, path, params or {}, timeout_s, headers, data) as response,
+            ):
+                return await self._whole(response, path)
+        except TimeoutError:
+            raise Stalled(_SERVICE, f"{self.access.server} does not come to the end of {path}") from None
+
+    async def _whole(self, response: aiohttp.ClientResponse, path: str) -> bytes:
+        parts, size = [], 0
+        async for chunk in Stream(response, self.access.server).chunks():
+            parts.append(chunk)
+            size += len(chunk)
+            if size > _ANSWER_BYTES:
+                raise TooLarge(_SERVICE, f"{path}: the answer is larger than {_ANSWER_BYTES >> 20} MiB")
+        return b"".join(parts)
 
     @asynccontextmanager
     async def stream(

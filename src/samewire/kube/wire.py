@@ -58,11 +58,13 @@ class ListMeta(Struct, frozen=True, rename="camel"):
 
 
 class _Page(Struct, Generic[ObjectT], frozen=True, gc=False):
+    kind: str = ""
     metadata: ListMeta = ListMeta()
     items: list[ObjectT] | None = None
 
 
 class _RawPage(Struct, frozen=True):
+    kind: str = ""
     metadata: ListMeta = ListMeta()
     items: list[Raw] | None = None
 
@@ -150,10 +152,18 @@ class Decoder(Generic[ObjectT]):
             return self._loose_page(body)
         except msgspec.DecodeError as error:
             raise BrokenStream(f"a list cannot be read: {error}") from None
+        self._check(page.kind)
         items = page.items or []
         for item in items:
             _take_version(item)
         return Page(page.metadata, items, [])
+
+    def _check(self, kind: str) -> None:
+        """What is no list of our kind does not say that there is nothing of it. Raises ``BrokenStream``."""
+        if kind != f"{self._kind.__name__}List":
+            raise BrokenStream(
+                f"a list cannot be read: its kind is {kind[:64]!r}, not {self._kind.__name__}List"
+            )
 
     def _read_event(self, line: bytes) -> Event[ObjectT]:
         try:
@@ -173,6 +183,7 @@ class Decoder(Generic[ObjectT]):
             page = msgspec.json.decode(body, type=_RawPage)
         except _BROKEN as error:
             raise BrokenStream(f"a list cannot be read: {error}") from None
+        self._check(page.kind)
         items: list[ObjectT] = []
         unreadable: list[tuple[Key, str]] = []
         for raw in page.items or ():

@@ -125,6 +125,7 @@ def _plan(members: list[_Member]) -> Iterator[tuple[int, int, Callable[[bytes], 
     position = 0
     for member in members:
         end = position + member.count if member.count else 0
+        # Network order is what from_bytes() takes, unless told otherwise.
         convert = member.nested.unpack if member.nested else int.from_bytes if member.code == BE16 else None
         yield position, end, convert
         position += member.count or 1
