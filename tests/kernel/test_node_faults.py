@@ -564,6 +564,18 @@ async def test_an_add_behind_the_deletion_of_its_network_finds_none(net: NodeNet
     assert names_in(pod) == ["lo"]
 
 
+async def test_an_add_beside_the_del_of_who_had_the_interface_before(net: NodeNet, node: Node) -> None:
+    """The port has gone already, the object has not: two have it removed."""
+    await create_network(node)
+    backend, pod = NodeBackend(node), net.pod()
+    await backend.attach(request(pod))
+    deletion = asyncio.create_task(backend.detach("c", "eth0"))
+    addition = asyncio.create_task(backend.attach(request(pod, container="d")))
+    await asyncio.gather(deletion, addition)
+    assert [endpoint.container_id for endpoint in node.store.state.endpoints()] == ["d"]
+    assert await node.auditor.compare() == []
+
+
 async def test_what_the_node_is_now_is_taken_over_at_the_second_try(node: Node) -> None:
     """The watcher tries again what failed: what is half done must not pass for done."""
     await create_network(node)

@@ -67,11 +67,11 @@ class NodeBackend:
 
     async def _attach(self, network: Network, request: AttachRequest, identity: tuple[int, int]) -> Attached:
         for endpoint in self._stale(request.netns_path, request.interface_name, identity):
-            await self._service.delete_attached_endpoint(endpoint.id)
+            await self._delete(endpoint)
         half_made = self._attachments(request.container_id, request.interface_name)
         self._refuse_complete(half_made)
         for endpoint in half_made:
-            await self._service.delete_attached_endpoint(endpoint.id)
+            await self._delete(endpoint)
         try:
             made = await self._service.create_attached_endpoint(
                 network.id,
@@ -123,11 +123,7 @@ class NodeBackend:
     async def detach(self, container_id: str, interface_name: str) -> None:
         """Remove an attachment, in whichever network; none is fine."""
         for endpoint in self._attachments(container_id, interface_name):
-            try:
-                await self._service.delete_attached_endpoint(endpoint.id)
-            except HcnError as error:
-                if error.code is not HcnCode.ENDPOINT_NOT_FOUND:
-                    raise
+            await self._delete(endpoint)
 
     async def check(self, request: CheckRequest) -> None:
         """Compare an attachment with the kernel."""
@@ -202,6 +198,14 @@ class NodeBackend:
                 raise Conflict(
                     f"container {endpoint.container_id} has an interface {endpoint.interface_name} already"
                 )
+
+    async def _delete(self, endpoint: Endpoint) -> None:
+        """Remove an endpoint. Somebody else may be about to, the DEL of another container for one: then it is gone."""
+        try:
+            await self._service.delete_attached_endpoint(endpoint.id)
+        except HcnError as error:
+            if error.code is not HcnCode.ENDPOINT_NOT_FOUND:
+                raise
 
     def _stale(self, path: str, interface_name: str, identity: tuple[int, int]) -> list[Endpoint]:
         """Endpoints of a namespace that has died, whose path is that of a new one."""
