@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread
 import errno
 import socket
 import threading
@@ -506,6 +507,19 @@ async def test_a_deletion_for_which_there_is_no_thread_is_done_without(
     netlink.request(veth_add("a0", "a0p"))
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", no_thread)
+        async with asyncio.timeout(20):
+            await reaper.delete(links(netlink)["a0"])
+    assert "a0" not in links(netlink)
+    await reaper.close()
+
+
+async def test_a_deletion_whose_thread_ends_as_it_begins_is_done_by_another(
+    netlink: Netlink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reaper = LinkReaper()
+    netlink.request(veth_add("a0", "a0p"))
+    with monkeypatch.context() as patched:
+        patched.setattr(concurrent.futures.thread, "_worker", lambda *_: None)
         async with asyncio.timeout(20):
             await reaper.delete(links(netlink)["a0"])
     assert "a0" not in links(netlink)

@@ -25,6 +25,8 @@ class LinkReaper:
 
     def __init__(self) -> None:
         self._executor: Executor = ThreadPoolExecutor(_THREADS, "reaper")
+        # Begins now: one that finds no memory then ends without a word, and what it was to do would wait for ever.
+        self._executor.submit(bool)
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._queue: list[int] = []
         self._busy = 0
