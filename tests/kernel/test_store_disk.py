@@ -21,7 +21,7 @@ pytestmark = pytest.mark.root
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A small one."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "samewire-test", tmp_path], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "samewire-test", tmp_path], check=True)
     try:
         yield tmp_path
     finally:
@@ -99,4 +99,37 @@ def test_no_change_is_no_proof_that_there_is_room(disk: Path) -> None:
         change(store, "N1", 10000)
     store.commit([])
     assert "disk is full" in store.trouble()
+    store.close()
+
+
+def test_what_goes_can_where_the_file_would_have_to_grow(disk: Path) -> None:
+    """For what is in the log, which begins anew only when it is written back."""
+    store = Store(disk / "hns.db", "boot-1")
+    for number in range(20):
+        change(store, f"N{number}", 1000)
+    junk = fill(disk)
+    with pytest.raises(StoreError, match="disk is full"):
+        change(store, "large", 1 << 19)
+    for number in range(20):
+        change(store, f"N{number}", 0)
+    junk.unlink()
+    change(store, "N1", 1000)
+    assert store.trouble() == ""
+    fill(disk)
+    change(store, "N1", 0)
+    store.close()
+
+
+def test_a_start_on_a_full_disk(disk: Path) -> None:
+    store = Store(disk / "hns.db", "boot-1")
+    change(store, "N1", 1000)
+    store.close()
+    fill(disk)
+    for number in range(1, 4):  # again and again, as systemd does
+        store = Store(disk / "hns.db", "boot-1")
+        store.set_setting("starts", number)
+        store.close()
+    store = Store(disk / "hns.db", "boot-1")
+    assert store.setting("starts") == 3
+    change(store, "N1", 0)
     store.close()

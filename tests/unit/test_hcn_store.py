@@ -24,6 +24,7 @@ from samewire.hcn.numbered import name_of, numbered
 from samewire.hcn.policies import AclDirection, OtherPolicy, PortMapping, SetPolicy, TierAcl
 from samewire.hcn.policy_lists import BULKY, MANY, PolicyList
 from samewire.hcn.policy_rows import statements
+from samewire.hcn.reboot import netns_alive, read_boot_id
 from samewire.hcn.schema import (
     Endpoint,
     Kind,
@@ -35,7 +36,7 @@ from samewire.hcn.schema import (
     Route,
     SdnRoute,
 )
-from samewire.hcn.store import MAX_NUMBER, Store, netns_alive, read_boot_id
+from samewire.hcn.store import MAX_NUMBER, Store
 from samewire.hcn.storefile import hold_directory
 from samewire.hcn.switch import Change
 from tests.support.hcn import at
@@ -75,7 +76,7 @@ def test_a_new_file_is_private_and_empty(path: Path) -> None:
     with opened(path) as store:
         assert everything(store) == []
     assert path.stat().st_mode & 0o777 == 0o600
-    assert [entry.name for entry in path.parent.iterdir()] == ["hns.db"]
+    assert {entry.name for entry in path.parent.iterdir()} == {"hns.db", "hns.db.room"}
 
 
 def test_objects_come_back_in_their_order(path: Path) -> None:

@@ -1,8 +1,10 @@
-"""What a reboot of the node means for the objects written before it. Pure."""
+"""What a reboot of the node means for the objects written before it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import msgspec
 
@@ -10,6 +12,22 @@ from samewire.hcn.plan.members import without_endpoints
 from samewire.hcn.schema import Endpoint, Kind, Namespace, Network, NetworkFlags, Route
 from samewire.hcn.state import State
 from samewire.hcn.switch import Change
+
+
+def read_boot_id() -> str:
+    """Return the kernel's id of the present boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def netns_alive(path: str) -> bool:
+    """True if a path is a network namespace that can have outlived a reboot of the node, by being made anew.
+
+    A path below /proc names a process, and after a reboot that is another one.
+    """
+    try:
+        return not path.startswith("/proc/") and os.stat(path).st_dev == os.stat("/proc/self/ns/net").st_dev
+    except OSError:
+        return False
 
 
 def casualties(state: State, old: Iterable[tuple[Kind, str]], alive: Callable[[str], bool]) -> list[Change]:

@@ -29,7 +29,8 @@ from samewire.hcn.checkpoint import DUE_BYTES, LIMIT_PAGES, Checkpoints
 from samewire.hcn.errors import StoreError
 from samewire.hcn.migrations import MIGRATIONS, OBJECTS, SETTINGS
 from samewire.hcn.policy_rows import POLICIES, Statement
-from samewire.hcn.reboot import casualties
+from samewire.hcn.reboot import casualties, netns_alive, read_boot_id
+from samewire.hcn.room import Room
 from samewire.hcn.schema import STRUCTS, Kind
 from samewire.hcn.state import State
 from samewire.hcn.storefile import create_if_absent, damaged, explain, hold_directory, identity
@@ -38,7 +39,6 @@ from samewire.hcn.switch import Change
 APPLICATION_ID = 0x53776972  # "Swir": tells our file from any other SQLite file
 SCHEMA_VERSION = 5
 MAX_NUMBER = 2**32 - 1
-_ROOM_BYTES = 256 << 10  # some times what a pod takes
 
 _SCHEMA = f"""
 BEGIN;
@@ -78,22 +78,6 @@ def _decoder(kind: Kind) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(STRUCTS[kind])
 
 
-def read_boot_id() -> str:
-    """Return the kernel's id of the present boot."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-
-
-def netns_alive(path: str) -> bool:
-    """True if a path is a network namespace that can have outlived a reboot of the node, by being made anew.
-
-    A path below /proc names a process, and after a reboot that is another one.
-    """
-    try:
-        return not path.startswith("/proc/") and os.stat(path).st_dev == os.stat("/proc/self/ns/net").st_dev
-    except OSError:
-        return False
-
-
 class Store:
     """The objects of one node. One process has it open; all methods are to be called from one thread."""
 
@@ -109,9 +93,11 @@ class Store:
         self._numbers: dict[tuple[str, str], int] = {}
         self._counters: dict[str, int] = {}
         self._failure = ""  # of the last change
+        self._room = Room(path)
         try:
             with ExitStack() as opened:
                 opened.callback(os.close, hold_directory(path))
+                self._room.give()  # for the files that are made now
                 create_if_absent(path, _SCHEMA)
                 self._db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
                 opened.callback(self._db.close)
@@ -121,6 +107,7 @@ class Store:
                 self._checkpoints = Checkpoints(path, self._alone)
                 opened.callback(self._checkpoints.close)
                 self._thread.submit(bool)  # begins now: could it not later, a change would stay in its queue
+                self._room.keep()
                 self._opened = opened.pop_all()
         except OSError as error:
             raise StoreError(str(path), f"cannot be opened: {error}") from error
@@ -137,15 +124,14 @@ class Store:
         """Why no change can be kept now; "" when all is well. After one that could not be, this tries again."""
         if self._failure and not self.lost():
             with suppress(StoreError):
-                self._transaction(lambda: self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}"))
+                self._transaction(
+                    lambda: self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}"), frees=False
+                )
         return self.lost() or self._failure
 
     def _is_full(self) -> bool:
         """Whether a change found no room, and there still is too little for one: what is written now was smaller."""
-        if "disk is full" not in self._failure:
-            return False
-        found = os.statvfs(self.path.parent)
-        return found.f_bfree * found.f_frsize < _ROOM_BYTES
+        return "disk is full" in self._failure and self._room.is_short()
 
     def close(self) -> None:
         """Close the file, once what is on its way to it is written."""
@@ -157,7 +143,7 @@ class Store:
         changed then).
         """
         self._refuse_when_lost()
-        self._carry_out(self._statements(changes))
+        self._carry_out(self._statements(changes), _frees(changes))
         self.state.apply(changes)
 
     async def commit_beside(self, changes: Sequence[Change]) -> None:
@@ -168,7 +154,9 @@ class Store:
         statements = self._statements(changes)
         self.state.apply(changes)
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._carry_out, statements)
+            await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._carry_out, statements, _frees(changes)
+            )
         except StoreError:
             self.state.apply([change.inverse() for change in reversed(changes)])
             raise
@@ -186,7 +174,7 @@ class Store:
         if number > MAX_NUMBER:
             raise Exhausted(f"numbers of {kind}", f"all {MAX_NUMBER} have been used")
         self._counters[kind] = number  # stays even if the write fails: somebody may have seen it
-        self._transaction(lambda: self._write_number(kind, key, number))
+        self._transaction(lambda: self._write_number(kind, key, number), frees=False)
         self._numbers[kind, key] = number
         return number
 
@@ -211,7 +199,7 @@ class Store:
 
     def _count_to(self, kind: str, last: int) -> None:
         self._counters[kind] = last
-        self._transaction(lambda: self._write_counter(kind, last))
+        self._transaction(lambda: self._write_counter(kind, last), frees=False)
 
     def release_number(self, kind: str, key: str) -> None:
         """Forget the number of ``key`` (no error when it has none). Raises StoreError."""
@@ -310,7 +298,7 @@ class Store:
             self._numbers[kind, key] = number
         self._counters.update(self._db.execute("SELECT kind, last FROM counters").fetchall())
 
-    def _transaction(self, write: Callable[[], object]) -> None:
+    def _transaction(self, write: Callable[[], object], *, frees: bool = True) -> None:
         self._refuse_when_lost()
 
         def transact() -> None:
@@ -323,24 +311,39 @@ class Store:
                     self._db.execute("ROLLBACK")
                 raise
 
-        self._write(transact)
+        self._write(transact, frees)
 
-    def _write(self, work: Callable[[], object]) -> None:
-        """Do what writes; once more when the disk is full and the log, written back, begins anew in the room it has."""
+    def _write(self, work: Callable[[], object], frees: bool) -> None:
+        """Do what writes. Raises StoreError."""
         with self._alone:
             try:
                 try:
                     work()
                 except sqlite3.OperationalError as error:
-                    if error.sqlite_errorcode != sqlite3.SQLITE_FULL or not self._checkpoints.is_complete():
+                    if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
                         raise
-                    work()
+                    self._write_when_full(work, frees)
             except sqlite3.Error as error:
                 self._failure = explain(error)
                 raise StoreError(str(self.path), self._failure) from error
             if not self._is_full():
                 self._failure = ""
+                self._room.keep()
         self._checkpoints.begin_if_due()
+
+    def _write_when_full(self, work: Callable[[], object], frees: bool) -> None:
+        """Once more: the log, written back, begins anew in the room it has; else in what is kept for what ``frees``."""
+        try:
+            self._checkpoints.is_complete()
+            work()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL or not (frees and self._room.give()):
+                raise
+            try:
+                self._checkpoints.is_complete()
+                work()
+            finally:
+                self._room.keep()
 
     def _refuse_when_lost(self) -> None:
         lost = self.lost()
@@ -357,16 +360,16 @@ class Store:
                 statements.append(self._put(list(run)))
         return statements
 
-    def _carry_out(self, statements: Sequence[Statement]) -> None:
+    def _carry_out(self, statements: Sequence[Statement], frees: bool) -> None:
         """In one transaction, from any thread. One statement is a transaction by itself: SQLite is called once, and a
         thread that calls it waits for the interpreter once.
         """
         if not statements:
             return  # nothing written proves nothing: `trouble` would be forgotten
         if len(statements) != 1:
-            self._transaction(lambda: [self._db.execute(*statement) for statement in statements])
+            self._transaction(lambda: [self._db.execute(*one) for one in statements], frees=frees)
             return
-        self._write(lambda: self._db.execute(*statements[0]))
+        self._write(lambda: self._db.execute(*statements[0]), frees)
 
     def _put(self, changes: Sequence[Change]) -> Statement:
         first = self._position + 1
@@ -394,3 +397,10 @@ class Store:
     def _write_number(self, kind: str, key: str, number: int) -> None:
         self._write_counter(kind, number)
         self._db.execute("INSERT INTO numbers VALUES (?, ?, ?)", (kind, key, number))
+
+
+def _frees(changes: Sequence[Change]) -> bool:
+    """Whether something goes, and nothing comes."""
+    return any(change.after is None for change in changes) and not any(
+        change.before is None for change in changes
+    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 
 from samewire.errors import SamewireError
+from samewire.hcn.reboot import read_boot_id
 from samewire.hcn.schema import Endpoint
-from samewire.hcn.store import read_boot_id
 from samewire.hcn.switch import StoreView
 from samewire.kernel.netns import NetNamespace
 

@@ -174,7 +174,7 @@ def _tidy(config: NodeConfig) -> None:
 
 
 def _purge(config: NodeConfig) -> Iterator[str]:
-    names: list[str] = [FILE_NAME, "samewire.db", "samewire.db-wal", "samewire.db-shm"]
+    names: list[str] = [FILE_NAME, "samewire.db", "samewire.db-wal", "samewire.db-shm", "samewire.db.room"]
     new = [f"{FILE_NAME}.new", "samewire.db.new"]  # of a daemon that was killed as it wrote them
     for name in (*names, *new):
         path = config.state_dir / name
