@@ -21,6 +21,45 @@ SW_INLINE int sw_is_unserved(const struct sw_flow *flow, __u8 side)
 	return flow->flags & SW_FLOW_PAIR && side != !!(flow->flags & SW_FLOW_SECOND);
 }
 
+/* A pure SYN on a flow: has the old connection ended? Then it is removed, and the SYN walks as a first packet. */
+SW_COLD static __noinline int sw_is_reopened(struct sw_packet *p, struct sw_flow *flow)
+{
+	__u8 initiator = flow->tcp[0], target = flow->tcp[1];
+
+	if (flow->flags & SW_FLOW_PAIR) {
+		struct sw_flow *other;
+
+		sw_partner_key(&p->key, flow, &p->other);
+		other = bpf_map_lookup_elem(&sw_flows, &p->other);
+		if (other) {
+			initiator |= other->tcp[0];
+			target |= other->tcp[1];
+		}
+	}
+	if (!((initiator | target) & (SW_TCP_FIN | SW_TCP_RST)))
+		return 0;
+	sw_forget(p, flow);
+	return 1;
+}
+
+/* Whether the packet's connection stands aside: then p->key is its key. Its packets are judged one by one. */
+SW_COLD static __noinline int sw_stands_aside(struct sw_packet *p)
+{
+	struct sw_flow *flow;
+
+	if (p->scope > SW_SCOPE_MAX)
+		return 0;
+	p->key.scope |= SW_SCOPE_ASIDE;
+	flow = bpf_map_lookup_elem(&sw_flows, &p->key);
+	if (flow && flow->arrival == p->arrival && p->direction == (flow->flags & SW_FLOW_INITIATOR) &&
+	    !(p->tcp_flags == SW_TCP_SYN && sw_is_reopened(p, flow))) {
+		p->aside = SW_SCOPE_ASIDE;
+		return 1;
+	}
+	p->key.scope = p->scope;
+	return 0;
+}
+
 /*
  * A packet that goes nowhere: of that kind, or there was no way back when the flow was judged. When routes have changed
  * since, it may have one: the flow must not wait for its initiator, who may wait for this very packet.
@@ -29,12 +68,16 @@ SW_COLD static __noinline int sw_to_nowhere(struct sw_packet *p, const struct sw
 {
 	const struct sw_port *own = flow->port[0] ? sw_find_port(flow->port[0]) : 0;
 	const struct sw_port *target = flow->port[1] ? sw_find_port(flow->port[1]) : 0;
+	int in_the_way = sw_is_unserved(flow, side) && sw_is_in_the_way(p, flow);
 
+	if (in_the_way && sw_stands_aside(p))
+		return SW_STALE;
 	if ((flow->port[0] && (!own || sw_generation_of(own) != flow->generation[0])) ||
 	    (flow->port[1] && (!target || sw_generation_of(target) != flow->generation[1])))
 		return sw_is_unserved(flow, side) ? SW_UNSERVED : SW_STALE;
-	return sw_is_unserved(flow, side) ? sw_drop(p, SW_LAYER_FLOW, SW_REASON_MARTIAN) :
-					 sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
+	if (!sw_is_unserved(flow, side))
+		return sw_drop(p, SW_LAYER_ROUTE, SW_REASON_NO_ROUTE);
+	return in_the_way ? SW_ASIDE : sw_drop(p, SW_LAYER_FLOW, SW_REASON_MARTIAN);
 }
 
 /*
@@ -62,27 +105,6 @@ SW_COLD __noinline int sw_lost_backend(struct __sk_buff *skb)
 	sw_count_service(p->service, SW_COUNT_ENDED);
 	sw_drop_at(p, 0, SW_LAYER_LB, SW_REASON_BACKEND_GONE, p->service);
 	return p->protocol == IPPROTO_TCP ? sw_answer_reset(skb, p) : TC_ACT_SHOT;
-}
-
-/* A pure SYN on a flow: has the old connection ended? Then it is removed, and the SYN walks as a first packet. */
-SW_COLD static __noinline int sw_is_reopened(struct sw_packet *p, struct sw_flow *flow)
-{
-	__u8 initiator = flow->tcp[0], target = flow->tcp[1];
-
-	if (flow->flags & SW_FLOW_PAIR) {
-		struct sw_flow *other;
-
-		sw_partner_key(&p->key, flow, &p->other);
-		other = bpf_map_lookup_elem(&sw_flows, &p->other);
-		if (other) {
-			initiator |= other->tcp[0];
-			target |= other->tcp[1];
-		}
-	}
-	if (!((initiator | target) & (SW_TCP_FIN | SW_TCP_RST)))
-		return 0;
-	sw_forget(p, flow);
-	return 1;
 }
 
 /*
@@ -124,7 +146,7 @@ SW_COLD static __noinline int sw_comes_round(struct sw_packet *p, const struct s
 	return sw_drop(p, SW_LAYER_DECAP, SW_REASON_SPOOFED_IP);
 }
 
-/* A hit: check that it is still true, then apply it. Returns a verdict, SW_STALE, SW_LOST, or SW_GO_ON: no flow. */
+/* A hit: check that it is still true, then apply it. Returns a verdict, SW_STALE, SW_LOST, SW_ASIDE, or SW_GO_ON: no flow. */
 SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow *flow)
 {
 	const struct sw_action *action = p->direction ? &flow->action[1] : &flow->action[0];
@@ -195,26 +217,67 @@ SW_INLINE int sw_hit(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow 
 	return sw_apply(skb, p, action, target, hop, 1);
 }
 
+/* The packet's flow. Returns a verdict, SW_ASIDE, or SW_GO_ON: it is gone. */
+SW_INLINE int sw_follow(struct __sk_buff *skb, struct sw_packet *p, struct sw_flow *flow)
+{
+	int verdict = sw_hit(skb, p, flow);
+
+	if (verdict == SW_STALE || verdict == SW_UNSERVED) {
+		p->unserved = verdict == SW_UNSERVED;
+		return sw_redecide(skb);
+	}
+	return verdict == SW_LOST ? sw_lost_backend(skb) : verdict;
+}
+
+/*
+ * What opens a connection may open it aside. Of one that goes on, and is not known to stand there, the backend knew the
+ * client by another port.
+ */
+SW_COLD static __noinline int sw_open_aside(struct sw_packet *p)
+{
+#ifndef TRACE
+	struct sw_cursors *cursors = sw_cursors_here();
+#endif
+
+	if (p->protocol != IPPROTO_UDP && (p->protocol != IPPROTO_TCP || p->tcp_flags != SW_TCP_SYN))
+		return sw_drop(p, SW_LAYER_FLOW, SW_REASON_MARTIAN);
+#ifndef TRACE
+	if (cursors)
+		cursors->asides = 1;
+#endif
+	p->aside = SW_SCOPE_ASIDE;
+	return SW_GO_ON;
+}
+
+/* No flow has the packet's key: the pair that was in the way of one that stands aside may be gone. */
+SW_INLINE int sw_missed(struct sw_packet *p)
+{
+	struct sw_cursors *cursors = sw_cursors_here();
+
+	if (!cursors || !cursors->asides || (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP))
+		return SW_GO_ON;
+	return sw_stands_aside(p) ? SW_STALE : SW_GO_ON;
+}
+
 /* p->arrival, scope, port_id, port_generation and the parsed packet are set. */
 SW_INLINE int sw_switch(struct __sk_buff *skb, struct sw_packet *p)
 {
 	struct sw_flow *flow;
 	int verdict;
 
+	p->aside = 0;
 	p->direction = sw_make_key(&p->key, &p->tuple, p->scope, p->family, p->protocol);
 	flow = bpf_map_lookup_elem(&sw_flows, &p->key);
-	if (flow) {
-		verdict = sw_hit(skb, p, flow);
-		if (verdict == SW_STALE || verdict == SW_UNSERVED) {
-			p->unserved = verdict == SW_UNSERVED;
-			verdict = sw_redecide(skb);
-		} else if (verdict == SW_LOST) {
-			verdict = sw_lost_backend(skb);
-		}
-		if (verdict != SW_GO_ON)
-			return verdict;
+	verdict = flow ? sw_hit(skb, p, flow) : sw_missed(p);
+	if (verdict == SW_STALE || verdict == SW_UNSERVED) {
+		p->unserved = verdict == SW_UNSERVED;
+		verdict = sw_redecide(skb);
+	} else if (verdict == SW_LOST) {
+		verdict = sw_lost_backend(skb);
 	}
-	return sw_first_packet(skb);
+	if (verdict == SW_ASIDE)
+		verdict = sw_open_aside(p);
+	return verdict == SW_GO_ON ? sw_first_packet(skb) : verdict;
 }
 
 #endif /* SAMEWIRE_CONNECT_H */

@@ -93,7 +93,7 @@ __noinline int sw_try_second(void)
 	p->other_direction = sw_key_of(&p->other, &p->out, p->out_scope, p->family, p->protocol);
 	sw_compose(p);
 	sw_start_flow(p, p->other_direction, SW_FLOW_PAIR | SW_FLOW_SECOND);
-	flow->peer_scope = p->first_scope;
+	flow->peer_scope = p->first_scope | p->aside;
 	__builtin_memset(flow->action, 0, sizeof(flow->action));
 	sw_set_action(flow, !p->other_direction, &p->reverse);
 	return sw_insert(1);
@@ -289,6 +289,9 @@ __noinline int sw_create(struct __sk_buff *skb)
 {
 	struct sw_packet *p = sw_packet_here();
 	int error, pair;
+#ifndef TRACE
+	__u8 direction;
+#endif
 
 	SW_USE_CONTEXT(skb);
 	if (!p)
@@ -296,7 +299,7 @@ __noinline int sw_create(struct __sk_buff *skb)
 	/* Only a request may open an ICMP flow that is to be translated: other types have no identifier. */
 	if (p->wants_snat && sw_is_icmp(p) && !sw_has_identifier(p))
 		return sw_drop_at(p, p->first_port, SW_LAYER_NAT, SW_REASON_NAT_PROTOCOL, 0);
-	sw_key_of(&p->flow_key, &p->first, p->first_scope, p->family, p->protocol);
+	sw_key_of(&p->flow_key, &p->first, p->first_scope | p->aside, p->family, p->protocol);
 	sw_key_of(&p->other, &p->out, p->out_scope, p->family, p->protocol);
 	pair = p->wants_snat || !sw_same_key(&p->flow_key, &p->other);
 	if (pair) {
@@ -307,8 +310,8 @@ __noinline int sw_create(struct __sk_buff *skb)
 	sw_compose(p);
 #ifndef TRACE
 	/* Again: sw_clear_way() may have used the room for our own key. */
-	error = sw_insert_first(
-		p, sw_key_of(&p->flow_key, &p->first, p->first_scope, p->family, p->protocol) & 1, pair);
+	direction = sw_key_of(&p->flow_key, &p->first, p->first_scope | p->aside, p->family, p->protocol) & 1;
+	error = sw_insert_first(p, direction, pair);
 	if (error == SW_EEXIST)
 		return sw_adopt(skb, p);
 	if (error)
@@ -347,7 +350,7 @@ __noinline int sw_first_packet(struct __sk_buff *skb)
 	if (verdict != SW_GO_ON)
 		return verdict;
 	sw_count(SW_COUNTER_FIRST_PACKETS);
-	if (!p->needs_flow) {
+	if (!p->needs_flow && !p->aside) {
 		sw_count(SW_COUNTER_STATELESS);
 		sw_copy_action(&p->chosen, &p->forward);
 	} else {

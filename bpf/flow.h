@@ -47,6 +47,12 @@ SW_INLINE __u32 sw_key_word(const struct sw_flow_key *key)
 	return *(const __u32 *)&key->scope;
 }
 
+/* Of a key: the network's, also where the flow stands aside. */
+SW_INLINE __u16 sw_plain_scope(__u16 scope)
+{
+	return scope < SW_SCOPE_DIRECT ? scope & ~SW_SCOPE_ASIDE : scope;
+}
+
 /* Ticks since a flow was seen. Another CPU may have seen it a tick after `now` was read. */
 SW_INLINE __u32 sw_idle_ticks(const struct sw_flow *flow, __u32 now)
 {

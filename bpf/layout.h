@@ -58,6 +58,8 @@
 #define SW_SCOPE_HOST 0xffff   /* in sw_routes: which network does the host mean by an address? In sw_services: its own */
 #define SW_SCOPE_OUTSIDE 0xfffe /* only in sw_services: arrivals on the uplink */
 #define SW_SCOPE_ANY 0xfffd    /* only in sw_services: pods of every network, the tunnel and the host; asked last */
+#define SW_SCOPE_MAX 0x7ffb    /* the last network's, so that with SW_SCOPE_ASIDE it is none of these */
+#define SW_SCOPE_ASIDE 0x8000  /* bit, only in keys of flows: see sw_flows */
 #define SW_TICK_SHIFT 30       /* a tick is 2^30 ns, about 1.07 s */
 
 struct sw_addr {
@@ -637,7 +639,9 @@ struct sw_vni {
 /* ---- sw_flows: hash[SW_MAX_FLOWS], preallocated --------------------------------------------------------------
  * Unified flows. The two ends are sorted, so that both directions of a connection meet in one entry; a connection
  * whose tuple or scope differs between its two sides (NAT, uplink) has a pair, each entry serving the packets that
- * arrive under its key. ICMP echo: the identifier is the requester's port, the other port is zero.
+ * arrive under its key. ICMP echo: the identifier is the requester's port, the other port is zero. Where a client that
+ * has called a service calls the backend itself, from the same port, its key is that pair's second one: the connection
+ * stands aside, in a pair of its own whose first key has SW_SCOPE_ASIDE, and the backend sees another port.
  * Writers: all programs, daemon (removal only). Readers: all programs, ageing timer.
  */
 struct sw_flow_key {
@@ -834,12 +838,13 @@ struct sw_trace_input {
 };
 
 /* ---- sw_cursors: array[1] -----------------------------------------------------------------------------------
- * Writers: all programs (recycle), ageing timer (age).
+ * Writers: all programs (all but age), ageing timer (age).
  */
 struct sw_cursors {
 	__u64 recycle;
 	__u64 age;
 	__u64 host_replies; /* not 0: the node itself serves outside clients of a service, its packets may be replies */
+	__u64 asides;	    /* not 0: there are, or have been, flows that stand aside */
 };
 
 /* sw_trace_output: array[1]. Writer: traced program. One step a layer, in order. */

@@ -115,6 +115,7 @@ struct sw_packet {
 	__u8 kept_direct; /* and has done so far */
 	__u8 inner_mac[8]; /* destination of a decapsulated frame: whom it is for */
 	__u16 nat_ports;   /* of the pool that the initiator may use, 0 = all */
+	__u16 aside;	   /* SW_SCOPE_ASIDE: the first packet's own key is another connection's */
 	__u64 route_set;   /* own routes of whoever sends: the initiator, then the target; 0 = none */
 
 	/* Room for values written to maps. */

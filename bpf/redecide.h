@@ -7,6 +7,8 @@
 
 #include "create.h"
 
+#define SW_ASIDE (-110) /* the entry is another connection's, the packet in hand is of one that stands aside */
+
 /* Removes the flow under p->key, both entries of a pair; the traced build only remembers which those are. */
 SW_INLINE void sw_forget(struct sw_packet *p, const struct sw_flow *flow)
 {
@@ -138,6 +140,18 @@ SW_COLD static __noinline int sw_is_of_another(struct sw_packet *p, const struct
 }
 
 /*
+ * Whether the packet in hand is its sender's own: what is sent to a service's backend itself, from a port that has called
+ * the service. Where the source was translated, only the node may send it, and its packets do not come here.
+ */
+SW_INLINE int sw_is_in_the_way(const struct sw_packet *p, const struct sw_flow *second)
+{
+	const struct sw_action *reverse = sw_served(second) ? &second->action[1] : &second->action[0];
+
+	return second->flags & SW_FLOW_SECOND && !(reverse->flags & SW_REWRITE_DESTINATION) &&
+	       second->arrival == p->arrival && p->key.scope <= SW_SCOPE_MAX;
+}
+
+/*
  * A flow's port or next hop has changed since it was decided. The initiator's tuple walks the layers again: if it is
  * still allowed to the same target, both entries are brought up to date in place (an established NAT mapping stays);
  * otherwise the flow is removed, and only the initiator's own packet may open a new one (SW_GO_ON). But for a TCP
@@ -178,7 +192,7 @@ SW_COLD __noinline int sw_redecide(struct __sk_buff *skb)
 		initiator = first->flags & SW_FLOW_INITIATOR;
 		sw_tuple_of_key(&p->first, &p->flow_key, initiator);
 		p->first_arrival = first->arrival;
-		p->first_scope = p->flow_key.scope;
+		p->first_scope = sw_plain_scope(p->flow_key.scope);
 		p->first_port = first->port[0];
 		p->leaves = sw_leaves(first);
 		p->kept = first->backend;
@@ -204,7 +218,7 @@ SW_COLD __noinline int sw_redecide(struct __sk_buff *skb)
 					sw_count_in_flow(skb, p, flow->slot, p->direction);
 				}
 #endif
-				return sw_finish(skb);
+				return p->unserved && sw_is_in_the_way(p, flow) ? SW_ASIDE : sw_finish(skb);
 			}
 		}
 	}

@@ -277,17 +277,22 @@ int sw_uplink_out(struct __sk_buff *skb)
 
 #else /* TRACE */
 
+SW_INLINE const struct sw_trace_input *sw_trace_input_here(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&sw_trace_input, &zero);
+}
+
 SEC("tc")
 int sw_trace(struct __sk_buff *skb)
 {
 	struct sw_packet *p = sw_packet_here();
 	struct sw_trace_output *out = sw_trace_here();
 	const struct sw_config *config = sw_config_here();
-	struct sw_trace_input *in;
-	__u32 zero = 0;
+	const struct sw_trace_input *in = sw_trace_input_here();
 	int reason, verdict;
 
-	in = bpf_map_lookup_elem(&sw_trace_input, &zero);
 	if (!p || !out || !in || !config)
 		return TC_ACT_SHOT;
 	out->count = 0;

@@ -116,6 +116,7 @@ _STEPS = (
 )
 _ASKED = ("wire",) * 5 + ("direct",) * 9 + ("reply", "again", "bump", "change")
 _MOVED = ("frame",) * 6 + ("tunnel",) * 4 + ("reply", "bump") + ("move",) * 4
+_PAST = ("service",) * 8 + ("straight",) * 10 + ("reply",) * 6 + ("again", "bump", "change", "lose", "error")
 _OWN = ("own",) * 8 + ("reply",) * 8 + ("error", "again", "bump", "change", "lose", "tunnel")
 _CHANGED = (
     "sw_routes",
@@ -180,7 +181,8 @@ class _Play:
                 self._change_sets()
             elif kind == "lose":
                 self._lose()
-            self.receive((self._move() if kind == "move" else None) or self._next(kind))
+            special = {"move": self._move, "straight": self._straight}
+            self.receive((special[kind]() if kind in special else None) or self._next(kind))
 
     def chance(self) -> bool:
         """One or the other, as hypothesis likes."""
@@ -313,6 +315,15 @@ class _Play:
         frame = self.data.draw(st.sampled_from(said))
         return Arrival.POD, ifindex, frame[:6] + mac + frame[12:]
 
+    def _straight(self) -> Played | None:
+        """A client of a service sends to the backend itself, from the same port."""
+        served = [
+            (arrival, ifindex, frame[:12] + outcome.frame[12:])
+            for (arrival, ifindex, frame), outcome in zip(self.played, self.outcomes, strict=True)
+            if arrival in (Arrival.POD, Arrival.UPLINK) and outcome.fate in (Fate.PORT, Fate.UPLINK)
+        ]
+        return self.data.draw(st.sampled_from(served[-4:])) if served else None
+
     def _change_sets(self) -> None:
         """Members of the IP sets change: rules that name them judge anew."""
         before = {name: dict(rows) for name, rows in self.universe.tables.items()}
@@ -417,6 +428,14 @@ def test_programs_trace_and_simulator_agree(rig: SwitchRig, data: st.DataObject)
     play = _Play(rig, data.draw(tables(rig.devices)), data)
     for _ in range(data.draw(st.integers(4, 24))):
         play.step()
+
+
+@_random
+@given(data=st.data())
+def test_they_agree_on_what_is_sent_past_a_service(rig: SwitchRig, data: st.DataObject) -> None:
+    play = _Play(rig, data.draw(tables(rig.devices)), data)
+    for _ in range(data.draw(st.integers(6, 24))):
+        play.step(_PAST)
 
 
 @_random

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -24,7 +23,7 @@ from tests.support.sctp import RawSctp, segment
 from tests.support.services import Balancer, Target
 from tests.support.traffic import Sniffer, bound, inject, ping, udp
 from tests.support.universe import packed
-from tests.support.worlds import OUT, ROUTER, Underlay, bridged, node_address, overlay, own
+from tests.support.worlds import OUT, ROUTER, Underlay, bridged, node_address, overlay, own, unguarded
 
 pytestmark = [pytest.mark.root]
 
@@ -258,19 +257,6 @@ def test_errors_past_rules_that_have_come_since(world: World, family: int) -> No
         forge(node, pod, (Layer.ICMP, Reason.ICMP_UNRELATED), frame)
     node.policies(other)
     node.policies(pod, OutBoundNAT())
-
-
-@contextmanager
-def unguarded(node: Node, pod: Pod) -> Iterator[None]:
-    """A pod whose addresses nobody checks."""
-    key = Id(pod.port)
-    port = node.table("sw_ports")[key]
-    assert isinstance(port, Port)
-    node.apply([Put("sw_ports", key, replace(port, flags=port.flags | PortFlag.NO_GUARD))])
-    try:
-        yield
-    finally:
-        node.apply([Put("sw_ports", key, port)])
 
 
 def test_guard_off(world: World) -> None:

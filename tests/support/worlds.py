@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from samewire.hcn.policies import VSID, HostRoute, Policy, ProviderAddress, RemoteSubnetRoute
 from samewire.hcn.schema import Ipam, Network, NetworkType, RouteEntry, Subnet
 from samewire.vfp.address import mac_text
+from samewire.vfp.constants import PortFlag
+from samewire.vfp.diff import Put
+from samewire.vfp.tables import Id, Port
 from tests.support.netlab import Lab
-from tests.support.node_rig import Node
+from tests.support.node_rig import Node, Pod
 
 OUT: Final = {4: "192.168.9.2", 6: "fd09::2"}
 ROUTER: Final = {4: "192.168.9.254", 6: "fd09::fe"}
@@ -113,3 +120,16 @@ def overlay(
         policies=tuple(policies),
         vni=vni,
     )
+
+
+@contextmanager
+def unguarded(node: Node, pod: Pod) -> Iterator[None]:
+    """A pod whose addresses nobody checks."""
+    key = Id(pod.port)
+    port = node.table("sw_ports")[key]
+    assert isinstance(port, Port)
+    node.apply([Put("sw_ports", key, replace(port, flags=port.flags | PortFlag.NO_GUARD))])
+    try:
+        yield
+    finally:
+        node.apply([Put("sw_ports", key, port)])

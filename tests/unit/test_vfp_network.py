@@ -32,6 +32,7 @@ from samewire.vfp.constants import (
     SCOPE_ANY,
     SCOPE_DIRECT,
     SCOPE_HOST,
+    SCOPE_MAX,
     SCOPE_OUTSIDE,
     ConfigFlag,
     RouteFlag,
@@ -363,7 +364,7 @@ def test_gateway_mac_is_stable_and_local() -> None:
     assert mac != gateway_mac("5A9C9A1B-0000-4000-8000-000000000002")
 
 
-@pytest.mark.parametrize("number", [SCOPE_DIRECT, SCOPE_ANY, SCOPE_OUTSIDE, SCOPE_HOST])
+@pytest.mark.parametrize("number", [SCOPE_MAX + 1, SCOPE_DIRECT, SCOPE_ANY, SCOPE_OUTSIDE, SCOPE_HOST])
 def test_scopes_are_bounded(number: int) -> None:
     """What is no network's scope does not become one."""
 

@@ -12,7 +12,14 @@ from samewire.trace.rows import PackedRows
 from samewire.trace.traffic import Traffic
 from samewire.vfp.constants import TICK_S, Arrival, Fate, FlowFlag
 from samewire.vfp.model import Entries
-from samewire.vfp.simulate.entries import has_ended, is_established, partner_key, transpose, tuple_of
+from samewire.vfp.simulate.entries import (
+    has_ended,
+    is_established,
+    partner_key,
+    plain_scope,
+    transpose,
+    tuple_of,
+)
 from samewire.vfp.simulate.packet import TCP
 from samewire.vfp.tables import Flow, FlowKey
 
@@ -51,7 +58,7 @@ def _flow_row(names: Names, now_tick: int, key: FlowKey, flow: Flow, other: Flow
     return FlowRow(
         ends=view_of_ends(key.family, key.protocol, ends),
         translated=view_of_ends(key.family, key.protocol, after) if after != ends else None,
-        scope=key.scope,
+        scope=plain_scope(key.scope),
         arrival=member_name(Arrival, flow.arrival),
         initiator=_initiator(names, flow),
         target=_target(names, flow, flow.action[initiator].fate),

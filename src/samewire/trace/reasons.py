@@ -152,7 +152,8 @@ REASONS: Final[Mapping[Reason, Explanation]] = {
     ),
     Reason.MARTIAN: Explanation(
         "Source and destination are the same, the destination is a loopback or unspecified address, or the packet "
-        "comes from the wrong side of a translated connection.",
+        "comes from the wrong side of a translated connection: nobody who may sends it, but for a client in the middle "
+        "of a connection to a backend whose port it has come to use for the service as well.",
         "The program uses an address that means nothing outside of its own namespace (127.0.0.1, 0.0.0.0, "
         "its own).",
     ),

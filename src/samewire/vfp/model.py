@@ -29,7 +29,7 @@ class Numbers(Protocol):
 
     Kinds and keys that the compiler asks for:
 
-    - ``scope``: network id, ``vlan/<id>`` -> 1..65531
+    - ``scope``: network id, ``vlan/<id>`` -> 1..32763
     - ``nexthop``: ``uplink/gateway/4``, ``uplink/onlink/6``, ``uplink/via/<address>``, ``uplink/vlan/<id>``,
       ``tunnel/<network id>/<prefix>``, ``endpoint/<endpoint id>`` -> >= 1
     - ``nat``: ``<digest>`` -> >= 1

@@ -135,11 +135,14 @@ class DropEvent(Record, frozen=True, gc=False):
 
 @record("sw_cursors")
 class Cursors(Record, frozen=True, gc=False):
-    """Where recycling and ageing have got to in sw_flow_slots; ``host_replies``: the node serves outside clients."""
+    """Where recycling and ageing have got to in sw_flow_slots; ``host_replies``: the node serves outside clients;
+    ``asides``: there are, or have been, flows that stand aside.
+    """
 
     recycle: U64
     age: U64
     host_replies: U64 = 0
+    asides: U64 = 0
 
 
 @record("sw_affinity_key")

@@ -34,7 +34,7 @@ from samewire.vfp.address import (
     parse_mac,
     parse_prefix,
 )
-from samewire.vfp.constants import SCOPE_DIRECT, SCOPE_UPLINK, RouteFlag, RouteKind
+from samewire.vfp.constants import SCOPE_MAX, SCOPE_UPLINK, RouteFlag, RouteKind
 from samewire.vfp.model import VXLAN_OVERHEAD, NodeFacts, Numbers
 from samewire.vfp.tables import Nexthop
 
@@ -174,13 +174,13 @@ class Context(msgspec.Struct, frozen=True):
 
 
 def network_context(network: Network, facts: NodeFacts, numbers: Numbers) -> Context:
-    """The context of a network. Raises ``Invalid``, ``Exhausted`` (65,531 scopes have been used up)."""
+    """The context of a network. Raises ``Invalid``, ``Exhausted`` (32,763 scopes have been used up)."""
     plan = plan_network(network, facts)
     scope = SCOPE_UPLINK
     if plan.vlan or not plan.bridged:
         scope = numbers.number("scope", f"vlan/{plan.vlan}" if plan.vlan else network.id)
-        if not SCOPE_UPLINK < scope < SCOPE_DIRECT:  # the lowest of those that mean something else
-            raise Exhausted("network scopes", f"number {scope} does not fit 1..{SCOPE_DIRECT - 1}")
+        if not SCOPE_UPLINK < scope <= SCOPE_MAX:
+            raise Exhausted("network scopes", f"number {scope} does not fit 1..{SCOPE_MAX}")
     return Context(plan, scope, facts, numbers)
 
 

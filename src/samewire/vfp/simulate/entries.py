@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from samewire.vfp.constants import FlowFlag, RewriteFlag, TcpFlag
+from samewire.vfp.constants import SCOPE_ASIDE, SCOPE_DIRECT, FlowFlag, RewriteFlag, TcpFlag
 from samewire.vfp.simulate.packet import Tuple
 from samewire.vfp.simulate.state import State, make_key
 from samewire.vfp.tables import Action, Flow, FlowKey
+
+
+def plain_scope(scope: int) -> int:
+    """Of a key: the network's, also where the flow stands aside."""
+    return scope & ~SCOPE_ASIDE if scope < SCOPE_DIRECT else scope
 
 
 def tuple_of(key: FlowKey, direction: int) -> Tuple:

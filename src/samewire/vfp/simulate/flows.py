@@ -9,6 +9,8 @@ from msgspec.structs import replace
 from samewire.vfp.address import IPV4, ZERO
 from samewire.vfp.constants import (
     NAT_TRIES,
+    SCOPE_ASIDE,
+    SCOPE_MAX,
     Arrival,
     Fate,
     FlowFlag,
@@ -21,7 +23,7 @@ from samewire.vfp.simulate.balance import hash_tuple, hash_word, portmap_of, ser
 from samewire.vfp.simulate.direct import clamp_mss
 from samewire.vfp.simulate.entries import has_ended, is_answered_once, partner_key, remove
 from samewire.vfp.simulate.packet import TCP, UDP, WITH_PORTS, Tuple
-from samewire.vfp.simulate.redecide import is_unserved, redecide
+from samewire.vfp.simulate.redecide import InTheWay, is_in_the_way, is_unserved, redecide
 from samewire.vfp.simulate.state import Dropped, Passed, Refused, State, Walk, make_key
 from samewire.vfp.simulate.walk import walk_layers
 from samewire.vfp.tables import Action, Flow, FlowKey, Port
@@ -80,7 +82,7 @@ def _try_second(state: State, walk: Walk) -> bool:
         return False
     flags = FlowFlag.PAIR | FlowFlag.SECOND
     flow = _entry(state, walk, direction, (_NOWHERE, walk.reverse), flags)
-    state.insert(key, replace(flow, peer_scope=walk.first_scope))
+    state.insert(key, replace(flow, peer_scope=walk.first_scope | walk.aside))
     return True
 
 
@@ -155,7 +157,7 @@ def create(state: State, walk: Walk) -> Action:
     packet = walk.packet
     if walk.wants_snat and packet.is_icmp and not _has_identifier(walk):
         raise Dropped(Layer.NAT, Reason.NAT_PROTOCOL, walk.first_port)
-    key, direction = make_key(walk.first, walk.first_scope, packet.family, packet.protocol)
+    key, direction = make_key(walk.first, walk.first_scope | walk.aside, packet.family, packet.protocol)
     other, _ = make_key(walk.out, walk.out_scope, packet.family, packet.protocol)
     pair = walk.wants_snat or key != other
     if pair and not _insert_second(state, walk):
@@ -180,7 +182,7 @@ def first_packet(state: State, walk: Walk) -> Action:
     walk.first_port = walk.port_id
     walk.kept = 0
     walk_layers(state, walk)
-    return create(state, walk) if walk.needs_flow else walk.forward
+    return create(state, walk) if walk.needs_flow or walk.aside else walk.forward
 
 
 def _is_reopened(state: State, walk: Walk, key: FlowKey, flow: Flow) -> bool:
@@ -208,9 +210,23 @@ def _lost_backend(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_sid
     raise refused if packet.protocol == TCP else refused.drop
 
 
-def _check_nowhere(state: State, flow: Flow, packet_side: int) -> None:
+def _stands_aside(state: State, walk: Walk, key: FlowKey, direction: int) -> FlowKey | None:
+    """The key of the packet's flow if its connection stands aside."""
+    aside = replace(key, scope=key.scope | SCOPE_ASIDE)
+    flow = state.flows.get(aside) if key.scope <= SCOPE_MAX else None
+    if flow is None or flow.arrival != walk.arrival or direction != flow.flags & FlowFlag.INITIATOR:
+        return None
+    if _is_reopened(state, walk, aside, flow):
+        return None
+    walk.aside = SCOPE_ASIDE
+    return aside
+
+
+def _check_nowhere(state: State, flow: Flow, packet_side: int, *, in_the_way: bool) -> None:
     """Of a packet whose action has no fate: raises, unless routes have changed since and it is to be judged again."""
     if all(map(partial(_is_current, state), flow.port, flow.generation)):
+        if in_the_way:
+            raise InTheWay
         unserved = is_unserved(flow, packet_side)
         raise Dropped(Layer.FLOW, Reason.MARTIAN) if unserved else Dropped(Layer.ROUTE, Reason.NO_ROUTE)
 
@@ -297,6 +313,58 @@ def _touch(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: int)
     )
 
 
+def _follow(
+    state: State, walk: Walk, key: FlowKey, flow: Flow, direction: int, own: Port | None
+) -> Action | None:
+    """The action that a packet's flow has for it, or a re-decision; None: the flow is gone.
+
+    Raises ``Dropped``, ``Refused``, ``Passed``, ``InTheWay``.
+    """
+    if flow.flags & FlowFlag.HOST:
+        state.count(key, direction, walk.packet)
+        raise Passed
+    if _is_reopened(state, walk, key, flow):
+        return None
+    packet_side = int(direction != flow.flags & FlowFlag.INITIATOR)
+    action = flow.action[direction]
+    if action.fate == Fate.NOWHERE:
+        in_the_way = is_unserved(flow, packet_side) and is_in_the_way(walk, key, flow)
+        aside = _stands_aside(state, walk, key, direction) if in_the_way else None
+        if aside is not None:
+            return _judge(state, walk, aside, direction)
+        _check_nowhere(state, flow, packet_side, in_the_way=in_the_way)
+    elif flow.backend and state.backend(flow.backend) is None:
+        _lost_backend(state, walk, key, flow, packet_side)
+        return None
+    elif not packet_side and _is_taken_over(state, walk, flow, action):
+        remove(state, key)
+        return None
+    elif not _is_stale(state, walk, flow, action, packet_side, own):
+        _clamp(state, walk, flow, action, packet_side)
+        _touch(state, walk, key, flow, packet_side)
+        state.count(key, direction, walk.packet)
+        return action
+    return _judge(state, walk, key, direction)
+
+
+def _judge(state: State, walk: Walk, key: FlowKey, direction: int) -> Action | None:
+    """A re-decision; None: the flow is gone."""
+    flow = state.flows[key]
+    packet_side = int(direction != flow.flags & FlowFlag.INITIATOR)
+    refreshed = redecide(state, walk, key, flow, packet_side)
+    if refreshed is not None and refreshed.fate != Fate.NOWHERE:
+        _touch(state, walk, key, state.flows[key], packet_side)
+        state.count(key, direction, walk.packet)
+    return refreshed
+
+
+def _open_aside(walk: Walk) -> None:
+    packet = walk.packet
+    if packet.protocol != UDP and (packet.protocol != TCP or packet.tcp_flags != TcpFlag.SYN):
+        raise Dropped(Layer.FLOW, Reason.MARTIAN)
+    walk.aside = SCOPE_ASIDE
+
+
 def switch(state: State, walk: Walk, own: Port | None) -> Action:
     """The packet's action: from its flow, from a re-decision, or from the walk.
 
@@ -305,32 +373,13 @@ def switch(state: State, walk: Walk, own: Port | None) -> Action:
     packet = walk.packet
     key, direction = make_key(packet.tuple, walk.scope, packet.family, packet.protocol)
     flow = state.flows.get(key)
-    if flow is None:
-        return first_packet(state, walk)
-    if flow.flags & FlowFlag.HOST:
-        state.count(key, direction, packet)
-        raise Passed
-    if _is_reopened(state, walk, key, flow):
-        return first_packet(state, walk)
-    packet_side = int(direction != flow.flags & FlowFlag.INITIATOR)
-    action = flow.action[direction]
-    if action.fate == Fate.NOWHERE:
-        _check_nowhere(state, flow, packet_side)
-    elif flow.backend and state.backend(flow.backend) is None:
-        _lost_backend(state, walk, key, flow, packet_side)
-        return first_packet(state, walk)
-    elif not packet_side and _is_taken_over(state, walk, flow, action):
-        remove(state, key)
-        return first_packet(state, walk)
-    elif not _is_stale(state, walk, flow, action, packet_side, own):
-        _clamp(state, walk, flow, action, packet_side)
-        _touch(state, walk, key, flow, packet_side)
-        state.count(key, direction, packet)
-        return action
-    refreshed = redecide(state, walk, key, flow, packet_side)
-    if refreshed is None:
-        return first_packet(state, walk)
-    if refreshed.fate != Fate.NOWHERE:
-        _touch(state, walk, key, state.flows[key], packet_side)
-        state.count(key, direction, packet)
-    return refreshed
+    action: Action | None = None
+    if flow is not None:
+        try:
+            action = _follow(state, walk, key, flow, direction, own)
+        except InTheWay:
+            _open_aside(walk)
+    elif packet.protocol in (TCP, UDP):
+        aside = _stands_aside(state, walk, key, direction)
+        action = _judge(state, walk, aside, direction) if aside is not None else None
+    return action or first_packet(state, walk)

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from samewire.vfp.constants import SCOPE_UPLINK, Arrival, Fate, FlowFlag, Layer, Reason, RewriteFlag, TcpFlag
-from samewire.vfp.simulate.entries import partner_key, remove, transpose, tuple_of
+from samewire.vfp.constants import (
+    SCOPE_MAX,
+    SCOPE_UPLINK,
+    Arrival,
+    Fate,
+    FlowFlag,
+    Layer,
+    Reason,
+    RewriteFlag,
+    TcpFlag,
+)
+from samewire.vfp.simulate.entries import partner_key, plain_scope, remove, transpose, tuple_of
 from samewire.vfp.simulate.packet import TCP
 from samewire.vfp.simulate.state import Dropped, Passed, Refused, State, Unrouted, Walk
 from samewire.vfp.simulate.walk import walk_layers
@@ -19,10 +29,22 @@ def is_unserved(flow: Flow, packet_side: int) -> bool:
     return bool(flow.flags & FlowFlag.PAIR) and packet_side != bool(flow.flags & FlowFlag.SECOND)
 
 
+class InTheWay(Exception):
+    """The entry is another connection's, the packet in hand is of one that stands aside."""
+
+
+def is_in_the_way(walk: Walk, key: FlowKey, flow: Flow) -> bool:
+    """Of an unserved packet: whether it is its sender's own, to a service's backend itself."""
+    reverse = flow.action[1 - (flow.flags & FlowFlag.INITIATOR)]
+    is_translated = reverse.flags & RewriteFlag.DESTINATION
+    is_own = flow.arrival == walk.arrival and key.scope <= SCOPE_MAX
+    return bool(flow.flags & FlowFlag.SECOND) and not is_translated and is_own
+
+
 def redecide(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: int) -> Action | None:
     """Judge a stale flow again; None: it is gone, and the packet in hand may open a new one.
 
-    Raises ``Dropped``, ``Refused``, ``Passed``.
+    Raises ``Dropped``, ``Refused``, ``Passed``, ``InTheWay``.
     """
     if not packet_side and _is_of_another(state, walk, flow):
         remove(state, key)
@@ -36,7 +58,11 @@ def redecide(state: State, walk: Walk, key: FlowKey, flow: Flow, packet_side: in
         _walk_again(state, walk, key, flow, (first_key, first), packet_side)
         if _is_still_true(state, walk, first, first.action[first.flags & FlowFlag.INITIATOR]):
             found = _update(state, walk, first_key, second_key, packet_side)
-            return replace(found, fate=Fate.NOWHERE) if is_unserved(flow, packet_side) else found
+            if not is_unserved(flow, packet_side):
+                return found
+            if is_in_the_way(walk, key, flow):
+                raise InTheWay
+            return replace(found, fate=Fate.NOWHERE)
     remove(state, key)
     if packet_side:
         raise Dropped(Layer.FLOW, Reason.NO_ENDPOINT)
@@ -58,7 +84,7 @@ def _walk_again(
     first_key, first = initial
     walk.first = tuple_of(first_key, first.flags & FlowFlag.INITIATOR)
     walk.first_arrival = Arrival(first.arrival)
-    walk.first_scope = first_key.scope
+    walk.first_scope = plain_scope(first_key.scope)
     walk.first_port = first.port[0]
     walk.kept = first.backend
     walk.kept_direct = bool(first.flags & FlowFlag.DIRECT)

@@ -137,6 +137,7 @@ class Walk(msgspec.Struct):
     kept_direct: bool = False
     route_set: int = 0
     inner_mac: bytes = bytes(6)
+    aside: int = 0
 
 
 def make_key(ends: Tuple, scope: int, family: int, protocol: int) -> tuple[FlowKey, int]:
