@@ -307,3 +307,11 @@ def set_macs(packet: Packet, destination: bytes, source: bytes) -> None:
     """Write the Ethernet addresses."""
     packet.data[0:6] = destination
     packet.data[6:12] = source
+
+
+def is_multicast(packet: Packet) -> bool:
+    """For many, or for all."""
+    destination = packet.tuple.destination
+    if packet.family == 6:
+        return destination[0] == 0xFF
+    return destination[0] & 0xF0 == 0xE0 or destination[:4] == b"\xff\xff\xff\xff"

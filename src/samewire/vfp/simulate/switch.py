@@ -37,6 +37,7 @@ from samewire.vfp.simulate.packet import (
     Packet,
     Tuple,
     decrement_ttl,
+    is_multicast,
     move_fragment_id,
     parse,
     rewrite_address,
@@ -153,7 +154,7 @@ class Simulator:
                 raise Dropped(Layer.GUARD, Reason.SPOOFED_IP)
         if packet.neighbour:
             raise Answered(neighbour.answer_neighbour(self.state, packet, walk.scope, port, ifindex))
-        if _is_multicast(packet) or (data[0] & 1 and not port.flags & PortFlag.TRANSPARENT):
+        if is_multicast(packet) or (data[0] & 1 and not port.flags & PortFlag.TRANSPARENT):
             raise Dropped(Layer.L2, Reason.MULTICAST)
         if _is_martian(packet):
             raise Dropped(Layer.GUARD, Reason.MARTIAN)
@@ -190,7 +191,7 @@ class Simulator:
             raise Answered(neighbour.answer_neighbour(self.state, packet, walk.scope, None))
         outer = packet.protocol == UDP and packet.tuple.destination_port == config.vxlan_port
         outer = outer and walk.scope == SCOPE_UPLINK
-        if (outer and not packet.fragment) or _is_multicast(packet):
+        if (outer and not packet.fragment) or is_multicast(packet):
             raise Passed
         if not data[0] & 1 and bytes(data[0:6]) != config.uplink_mac and not self._has_owner(walk):
             raise Passed  # another machine's frame
@@ -220,7 +221,7 @@ class Simulator:
         walk.scope = found.scope
         walk.inner_mac = bytes(walk.packet.data[0:6])
         self._parse(walk)
-        if walk.packet.neighbour or _is_multicast(walk.packet):
+        if walk.packet.neighbour or is_multicast(walk.packet):
             raise Dropped(Layer.L2, Reason.MULTICAST)
         if _is_martian(walk.packet):
             raise Dropped(Layer.DECAP, Reason.MARTIAN)
@@ -228,7 +229,7 @@ class Simulator:
     def _from_host(self, walk: Walk) -> None:
         self._parse(walk)
         packet = walk.packet
-        if packet.neighbour or _is_multicast(packet):
+        if packet.neighbour or is_multicast(packet):
             raise Dropped(Layer.L2, Reason.MULTICAST)
         route = self.state.route(SCOPE_HOST, packet.family, packet.tuple.destination)
         known = route is not None and route.kind == RouteKind.SCOPE
@@ -381,13 +382,6 @@ def _rewrite(packet: Packet, action: Action) -> None:
     if action.flags & RewriteFlag.DESTINATION:
         rewrite_address(packet, packet.tuple.destination, action.destination, False)
         rewrite_port(packet, packet.tuple.destination_port, action.destination_port, False)
-
-
-def _is_multicast(packet: Packet) -> bool:
-    destination = packet.tuple.destination
-    if packet.family == 6:
-        return destination[0] == 0xFF
-    return destination[0] & 0xF0 == 0xE0 or destination[:4] == b"\xff\xff\xff\xff"
 
 
 def _is_martian(packet: Packet) -> bool:
