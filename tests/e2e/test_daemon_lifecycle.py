@@ -232,7 +232,13 @@ def test_a_package_that_is_replaced_under_the_daemon(node: DaemonProcess, tmp_pa
 
 @pytest.mark.parametrize(
     "fault",
-    ["create veth|kill|1", "IPv4 default route|kill|1", "attach sw_ingress|kill|1", "update sw_ports|kill|1"],
+    [
+        "create veth|kill|1",
+        "IPv4 default route|kill|1",
+        "attach sw_ingress|kill|1",
+        "update sw_ports|kill|1",
+        "update sw_ports|memory|1",
+    ],
 )
 def test_killed_during_add(net: NodeNet, node: DaemonProcess, fault: str) -> None:
     node.start()

@@ -16,7 +16,7 @@ import structlog
 
 from samewire.errors import NotFound, SamewireError
 from samewire.hcn.eager import begin
-from samewire.hcn.errors import HcnCode, HcnError, StoreError
+from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.loadbalancers import LoadBalancer
 from samewire.hcn.modify import ModifySettingRequest
 from samewire.hcn.notifications import Notifications
@@ -283,7 +283,7 @@ class HnsService:
                 self._store.commit(changes)
             else:
                 await self._store.commit_beside(changes)
-        except StoreError:
+        except Exception:  # a StoreError; whatever else it is, the switch must not be ahead of the store
             await self._take_back(changes)
             raise
 

@@ -157,7 +157,7 @@ class Store:
             await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._carry_out, statements, _frees(changes)
             )
-        except StoreError:
+        except Exception:
             self.state.apply([change.inverse() for change in reversed(changes)])
             raise
 

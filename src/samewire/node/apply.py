@@ -49,7 +49,7 @@ from samewire.node.reaper import LinkReaper
 from samewire.node.stats import read_stats
 from samewire.node.sweep import PortSweeper
 from samewire.node.tables import KernelTables
-from samewire.node.undo import UndoStack
+from samewire.node.undo import UndoStack, end_without_memory
 from samewire.node.wanted import Changes, Wanted, judged_again
 from samewire.vfp import compile as compilers
 from samewire.vfp.compile.loadbalancer import LocalPort
@@ -190,7 +190,8 @@ class NodeSwitch:
         asked: dict[Owner, dict[Key, None]] = {}
         try:
             await self._run(steps, view, undo, asked)
-        except BaseException:
+        except BaseException as error:
+            end_without_memory(error)
             self.balancers.forget_places()
             self.balancers.doubt(steps.balancers)
             if not await undo.run():

@@ -1,8 +1,8 @@
 """Doors for the tests of the daemon as a process, open only when its environment says so.
 
 ``SAMEWIRE_TEST_FAULT=<operation>|<what>|<n>``: at the n-th kernel operation whose words contain ``<operation>``,
-either ``kill`` the process or fail with the errno of that name (``EIO``). ``SAMEWIRE_TEST_OBJECT``: another build of
-the switch.
+either ``kill`` the process, let it have no ``memory``, or fail with the errno of that name (``EIO``).
+``SAMEWIRE_TEST_OBJECT``: another build of the switch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ def install_fault(text: str) -> None:
     """Arm the fault. Raises Invalid."""
     operation, _, rest = text.partition("|")
     what, _, number = rest.partition("|")
-    if not operation or (what != "kill" and not hasattr(errno, what)) or not number.isdecimal():
-        raise Invalid("SAMEWIRE_TEST_FAULT", f"{text!r} is not <operation>|kill or errno|<n>")
+    known = what in ("kill", "memory") or hasattr(errno, what)
+    if not operation or not known or not number.isdecimal():
+        raise Invalid("SAMEWIRE_TEST_FAULT", f"{text!r} is not <operation>|kill, memory or errno|<n>")
     left = int(number)
 
     def inject(asked: str) -> None:
@@ -38,6 +39,8 @@ def install_fault(text: str) -> None:
         log.warning("injected fault", operation=asked, what=what)
         if what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if what == "memory":
+            raise MemoryError
         raise KernelError(asked, getattr(errno, what), "injected")
 
     faults.inject = inject

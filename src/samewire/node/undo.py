@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import structlog
 
@@ -35,3 +38,16 @@ class UndoStack:
                 bug = None if isinstance(error, SamewireError) else error
                 log.error("a step could not be taken back", step=what, error=str(error), exc_info=bug)
         return clean
+
+
+def end_without_memory(error: BaseException) -> None:
+    """End this process at once if a change has failed of that: the next start finds what is wanted in the store.
+
+    Half of the change is in what this process knows, and taking it back would need memory, too.
+    """
+    if isinstance(error, MemoryError):
+        with suppress(MemoryError):
+            log.critical(
+                "out of memory within a change; the daemon ends, its next start sets everything right"
+            )
+        os.kill(os.getpid(), signal.SIGKILL)
