@@ -11,6 +11,7 @@ import asyncio
 import errno
 from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import count
+from threading import Barrier
 from typing import Final
 
 from samewire.errors import KernelError
@@ -25,8 +26,13 @@ class LinkReaper:
 
     def __init__(self) -> None:
         self._executor: Executor = ThreadPoolExecutor(_THREADS, "reaper")
-        # Begins now: one that finds no memory then ends without a word, and what it was to do would wait for ever.
-        self._executor.submit(bool)
+        # All begin now: where one finds no memory as it begins, Python waits for it for ever, with everything else.
+        all_there = Barrier(_THREADS)
+        try:
+            for _ in range(_THREADS):
+                self._executor.submit(all_there.wait)
+        except RuntimeError:  # there may be no more of them
+            all_there.abort()
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._queue: list[int] = []
         self._busy = 0
