@@ -1,7 +1,7 @@
 """Programs of others that run as children of the daemon: ended with all that they have started, and not waited for
 without an end.
 
-They are started with ``start_new_session``, so that they and theirs are a group.
+They are started with a session of their own, so that they and theirs are a group.
 """
 
 from __future__ import annotations
@@ -9,10 +9,32 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
 _REAP_S: Final = 1.0
+
+
+async def begin(
+    program: str, *arguments: str, stdin: int, env: Mapping[str, str]
+) -> asyncio.subprocess.Process:
+    """Start a program whose output is read. Raises OSError, ValueError.
+
+    Python 3.11 waits for each in a thread of its own; where there may be no more threads it fails when the program runs
+    already, and leaves it running.
+    """
+    if sys.version_info < (3, 12):
+        watcher = asyncio.get_child_watcher()
+        if not (isinstance(watcher, asyncio.PidfdChildWatcher) and watcher.is_active()):
+            watcher = asyncio.PidfdChildWatcher()
+            watcher.attach_loop(asyncio.get_running_loop())
+            asyncio.set_child_watcher(watcher)
+    return await asyncio.create_subprocess_exec(
+        program, *arguments, stdin=stdin, stdout=PIPE, stderr=PIPE, env=dict(env), start_new_session=True
+    )
 
 
 def kill_group(process: asyncio.subprocess.Process) -> None:

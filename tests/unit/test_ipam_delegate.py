@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -52,6 +53,10 @@ class Plugin:
         return json.loads(self._stdin.read_text())
 
 
+def no_thread(_: Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 def request(path: Path | str, verb: str = "ADD", kind: str = "test-ipam", **keys: Any) -> IpamRequest:
     conf = {"cniVersion": "1.1.0", "name": "net", "ipam": {"type": kind}, **keys}
     env = variables(verb, CNI_PATH=f"/nowhere:{path}", CNI_ARGS="IgnoreUnknown=1;X=1")
@@ -78,6 +83,16 @@ async def test_add(tmp_path: Path) -> None:
         "ipam": {"type": "test-ipam"},
         "extra": {"a": [1]},
     }
+
+
+async def test_a_plugin_is_waited_for_without_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Plugin(tmp_path, f"echo '{RESULT}'")
+    with monkeypatch.context() as patched:
+        patched.setattr(Thread, "start", no_thread)
+        found = await Delegate("test-ipam").add(request(tmp_path))
+    assert found.ips == (IpConfig("10.1.0.9/24", "10.1.0.1"),)
 
 
 async def test_each_verb_in_its_turn(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from samewire.children import kill_group, release
+from samewire.children import begin, kill_group, release
 from samewire.cni.errors import CniCode, CniError
 from samewire.errors import Unavailable
 
@@ -29,14 +29,7 @@ async def execute(path: str, stdin: bytes, variables: Mapping[str, str], timeout
     longer than ``timeout_s``; it and its children are killed then.
     """
     try:
-        process = await asyncio.create_subprocess_exec(
-            path,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=dict(variables),
-            start_new_session=True,
-        )
+        process = await begin(path, stdin=asyncio.subprocess.PIPE, env=variables)
     except (OSError, ValueError) as error:
         raise CniError(CniCode.IPAM_PLUGIN, f"cannot run {path}", str(error)) from error
     try:

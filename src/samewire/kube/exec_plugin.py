@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, field
 
-from samewire.children import kill_group, release
+from samewire.children import begin, kill_group, release
 from samewire.errors import Invalid, Unavailable
 from samewire.kube.auth import Credential
 from samewire.kube.yamltext import load_yaml, without_nulls
@@ -90,14 +90,11 @@ class ExecCredential:
     async def _run(self) -> bytes:
         settings = self._settings
         try:
-            process = await asyncio.create_subprocess_exec(
+            process = await begin(
                 self._command(),
                 *settings.args,
-                env={**os.environ, **dict(settings.env), "KUBERNETES_EXEC_INFO": self._info()},
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,
+                env={**os.environ, **dict(settings.env), "KUBERNETES_EXEC_INFO": self._info()},
             )
         except OSError as error:
             hint = f" ({settings.install_hint})" if settings.install_hint else ""
