@@ -18,14 +18,23 @@ from samewire.hcn.switch import Change
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small one."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "samewire-test", tmp_path], check=True)
+@pytest.fixture(params=["tmpfs", "ext4"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A small one. Of an ext4, not all that is free can be had."""
+    made, image = tmp_path / "disk", tmp_path / "image"
+    made.mkdir()
+    if request.param == "tmpfs":
+        command = ["mount", "-t", "tmpfs", "-o", "size=4m", "samewire-test", str(made)]
+    else:
+        with image.open("wb") as file:
+            file.truncate(64 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", image], check=True)
+        command = ["mount", "-o", "loop", str(image), str(made)]
+    subprocess.run(command, check=True)
     try:
-        yield tmp_path
+        yield made
     finally:
-        subprocess.run(["umount", "-l", tmp_path], check=True)
+        subprocess.run(["umount", "-l", made], check=True)
 
 
 def change(store: Store, name: str, size: int) -> None:
@@ -36,9 +45,11 @@ def change(store: Store, name: str, size: int) -> None:
 
 def fill(disk: Path) -> Path:
     junk = disk / "junk"
-    with junk.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(512))
+    with junk.open("wb", buffering=0) as file:
+        for size in (64 << 10, 512):
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(size))
     return junk
 
 
@@ -132,4 +143,18 @@ def test_a_start_on_a_full_disk(disk: Path) -> None:
     store = Store(disk / "hns.db", "boot-1")
     assert store.setting("starts") == 3
     change(store, "N1", 0)
+    store.close()
+
+
+def test_what_failed_is_said_however_much_there_is_left(disk: Path) -> None:
+    """A few pages more or less: what is written to find out whether there is room takes one."""
+    store = Store(disk / "hns.db", "boot-1")
+    for left_bytes in range(0, 64 << 10, 4 << 10):
+        junk = fill(disk)
+        os.truncate(junk, junk.stat().st_size - left_bytes)
+        with pytest.raises(StoreError, match="disk is full"):
+            change(store, "large", 1 << 19)
+        assert "disk is full" in store.trouble(), left_bytes
+        junk.unlink()
+        assert store.trouble() == ""
     store.close()
