@@ -134,6 +134,9 @@ def damaged(path: Path, change: str) -> None:
         case "an unreadable row":
             with contextlib.closing(sqlite3.connect(path)) as db, db:
                 db.execute("UPDATE objects SET json = '{\"Type\":\"ICS\"}' WHERE id = '7'")
+        case "a row of another type":
+            with contextlib.closing(sqlite3.connect(path)) as db, db:
+                db.execute("UPDATE objects SET last_name = x'00' WHERE id = '7'")
         case "a directory":
             path.unlink()
             path.mkdir()
@@ -151,6 +154,7 @@ def damaged(path: Path, change: str) -> None:
         ("inconsistent", "the database is damaged.*samewire uninstall"),
         ("newer", "newer Samewire.*install that again"),
         ("an unreadable row", "networks 7 cannot be read"),
+        ("a row of another type", "networks 7 cannot be read"),
         ("a directory", "unable to open.*read-only"),
     ],
 )

@@ -288,7 +288,7 @@ class Store:
                 value = policy_rows.restored(
                     _decoder(Kind(kind)).decode(data), numbers, beside, last_name, rows
                 )
-            except (ValueError, msgspec.MsgspecError) as error:
+            except (TypeError, ValueError, msgspec.MsgspecError) as error:
                 raise StoreError(str(self.path), f"{kind} {object_id} cannot be read: {error}") from error
             self.state.apply([Change(Kind(kind), object_id, None, value)])
             self._position = position
