@@ -171,8 +171,11 @@ SW_INLINE int sw_translate_error(struct __sk_buff *skb, struct sw_packet *p, __u
 {
 	if (sw_rewrite_quoted(skb, p, l4))
 		return 1;
-	/* A router in between speaks for itself: only an end's own address (p->out) is translated. */
-	if (!sw_same_address(&p->tuple.source, &p->out.source))
+	/*
+	 * A router in between speaks for itself: only an end's own address (p->out) is translated. But the node sends
+	 * nothing under a stranger's address, which may be that of the very router it goes to.
+	 */
+	if (p->chosen.fate != SW_TO_UPLINK && !sw_same_address(&p->tuple.source, &p->out.source))
 		p->chosen.flags &= ~SW_REWRITE_SOURCE;
 	p->chosen.source_port = 0;
 	p->chosen.destination_port = 0;

@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.root]
 UNREACHABLE = {4: (3, 3), 6: (1, 4)}
 TOO_BIG = {4: (3, 4), 6: (2, 0)}
 NODE_PORT = 30090
+BEYOND = {4: "203.0.114.5", 6: "2001:db8:1::5"}
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +189,45 @@ def test_a_smaller_link_before_the_client(world: World, server: str, family: int
         assert too_long(far, 2000)
         far.send(bytes(size))
         poll("path MTU", lambda: too_long(far, size))
+    balancer.close()
+
+
+@pytest.fixture(scope="module")
+def beyond(world: World) -> Space:
+    """A host behind the router as well, on another link."""
+    router, space = world.underlay.router, world.underlay.lab.space("beyond")
+    world.underlay.lab.join(router, "eth2", space, "eth0")
+    router.address("eth2", "203.0.114.1/24", "2001:db8:1::1/64")
+    space.address("eth0", f"{BEYOND[4]}/24", f"{BEYOND[6]}/64")
+    for gateway in ("203.0.114.1", "2001:db8:1::1"):
+        space.ip("route", "add", "default", "via", gateway)
+    return space
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("smaller", ["client", "backend"])
+def test_a_router_that_is_on_both_ways(world: World, beyond: Space, smaller: str, family: int) -> None:
+    """Its own address is no source for what the node sends it: the error comes from whom the packets come from."""
+    for version in ("-4", "-6"):
+        beyond.ip(version, "route", "flush", "cache")
+    ends = {"client": (world.underlay.far, FAR), "backend": (beyond, BEYOND)}
+    if smaller == "backend":
+        ends = {"client": ends["backend"], "backend": ends["client"]}
+    client, (server, at) = ends["client"][0], ends["backend"]
+    balancer = service(world, Target(at[family], INTERNAL, SCOPE_UPLINK), family)
+    size = FAR_MTU - (28 if family == 4 else 48) + 1
+    own = node_address(world.node, family)
+    with careful(client, own) as near, careful(server, own) as far, Sniffer(beyond, "eth0") as sniffer:
+        far.bind((at[family], INTERNAL))
+        near.connect((own, NODE_PORT))
+        near.send(b"x")
+        _, sender = far.recvfrom(10)
+        far.connect(sender)
+        large = far if smaller == "client" else near
+        large.send(bytes(size))
+        error = verified(sniffer.wait(is_error(family, lambda *kind: kind == TOO_BIG[family])))
+        assert error.source == packed(own)[: len(error.source)]
+        poll("path MTU", lambda: too_long(large, size))
     balancer.close()
 
 

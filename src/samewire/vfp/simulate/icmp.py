@@ -243,7 +243,7 @@ def translate_error(state: State, walk: Walk) -> Action | None:
         raise Dropped(Layer.ICMP, Reason.ICMP_UNRELATED)
     _mirror(packet, quote, action)
     flags = action.flags
-    if packet.tuple.source != ends.destination:
+    if action.fate != Fate.UPLINK and packet.tuple.source != ends.destination:
         flags &= ~RewriteFlag.SOURCE
     packet.tuple = replace(packet.tuple, source_port=0, destination_port=0)
     return replace(action, flags=flags, source_port=0, destination_port=0)
