@@ -15,7 +15,7 @@ import pytest
 
 from samewire.cni.backend import Address, AttachRequest
 from samewire.cni.result import Route
-from samewire.errors import Conflict, KernelError, NotFound, SamewireError
+from samewire.errors import Conflict, KernelError, NotFound, SamewireError, Unavailable
 from samewire.hcn.codec import decode_modify, decode_object, decode_policy
 from samewire.hcn.plan import attach
 from samewire.hcn.plan.attach import SystemType
@@ -562,6 +562,35 @@ async def test_an_add_behind_the_deletion_of_its_network_finds_none(net: NodeNet
         await addition
     assert host_ends(node) == []
     assert names_in(pod) == ["lo"]
+
+
+@pytest.mark.parametrize("deletion_fails", [False, True])
+async def test_an_add_before_the_deletion_of_its_network_leaves_nothing(
+    net: NodeNet, node: Node, deletion_fails: bool
+) -> None:
+    """Its address is given back: a deletion that is taken back must not bring the pod back with it."""
+    network = await create_network(node)
+    backend, pod = NodeBackend(node), net.pod()
+
+    def inject(operation: str) -> None:
+        if deletion_fails and operation.startswith("delete interface"):
+            raise KernelError(operation, 5, "injected")
+
+    async with node.service._lock:  # both have to wait, the addition first
+        addition = asyncio.create_task(backend.attach(request(pod)))
+        await asyncio.sleep(0)
+        deletion = asyncio.create_task(node.service.delete(Kind.NETWORK, network.id))
+        await asyncio.sleep(0)
+    faults.inject = inject
+    try:
+        await asyncio.gather(deletion, return_exceptions=True)
+    finally:
+        faults.inject = None
+    with pytest.raises(Unavailable, match="removed as soon as it was made"):
+        await addition
+    assert node.store.state.endpoints() == []
+    assert host_ends(node) == []
+    assert await node.auditor.compare() == []
 
 
 async def test_an_add_beside_the_del_of_who_had_the_interface_before(net: NodeNet, node: Node) -> None:

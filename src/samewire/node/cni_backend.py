@@ -17,7 +17,7 @@ from samewire.cni.backend import (
 )
 from samewire.cni.errors import CniCode, CniError
 from samewire.cni.result import Dns, Route
-from samewire.errors import Conflict, NotFound, SamewireError
+from samewire.errors import Conflict, NotFound, SamewireError, Unavailable
 from samewire.hcn.codec import decode_object
 from samewire.hcn.errors import HcnCode, HcnError
 from samewire.hcn.plan.namespaces import NamespaceSpec
@@ -84,8 +84,9 @@ class NodeBackend:
                 raise
             raise NotFound("network", request.network) from error  # it was deleted meanwhile: as if before
         state = self._node.switch.ports.get(made.id)
-        if state is None:
-            raise NotFound("port of endpoint", made.id)
+        if state is None:  # somebody is removing it, or its network: if that fails, it must not come back
+            await self._delete(made)
+            raise Unavailable(f"endpoint {made.id}", "it was removed as soon as it was made; try again")
         return _attached(state.link)
 
     async def refuse_attached(self, container_id: str, interface_name: str, netns_path: str) -> bool:
