@@ -13,14 +13,15 @@ from msgspec.structs import replace
 from samewire.errors import KernelError
 from samewire.hcn.client import AsyncHnsClient
 from samewire.hcn.http import HttpServer, make_app
-from samewire.hcn.policies import ACL, VLAN, AclAction, AclDirection, RemoteSubnetRoute, SetPolicy
-from samewire.hcn.schema import Network, NetworkType, ObjectState
+from samewire.hcn.policies import ACL, VLAN, VSID, AclAction, AclDirection, RemoteSubnetRoute, SetPolicy
+from samewire.hcn.schema import Ipam, Network, NetworkType, ObjectState, Subnet
 from samewire.hcn.service import HnsService
 from samewire.hcn.store import Store
 from samewire.node import toolview
 from samewire.trace import doctor_service
 from samewire.trace.doctor import examine
 from samewire.trace.doctor_acl import sets
+from samewire.trace.doctor_switch import remote_endpoints
 from samewire.trace.snapshot import (
     BalancerInfo,
     Finding,
@@ -51,6 +52,7 @@ from samewire.vfp.tables import (
     Id,
     Nexthop,
     Port,
+    Vni,
 )
 from tests.support.hcn import FakeSwitch
 from tests.support.tools import (
@@ -519,6 +521,34 @@ def test_ailments(snapshot: Snapshot, level: Level, check: str, text: str) -> No
     for finding in found:
         assert finding.object
         assert finding.remedy.strip()
+
+
+def test_a_remote_endpoint_is_named_by_its_address_and_network() -> None:
+    """Of several remote endpoints, one of which has the same address in another network."""
+    far = INFOS[-1]
+    other = replace(NETWORK, id="other", ipams=(Ipam(subnets=(overlay_subnet("10.244.1.0/24", 4097),)),))
+    snapshot = remote("10.244.2.9", "192.168.1.12")
+    assert snapshot.tables is not None
+    scope = snapshot.tables["sw_vnis"][Id(4096)]
+    assert isinstance(scope, Vni)
+    vnis = {**snapshot.tables["sw_vnis"], Id(4097): Vni(scope.scope + 1)}
+    strangers = (
+        replace(far, id="twin", name="twin", network_id="other"),
+        replace(far, id="near", name="near", addresses=("10.244.2.90",)),
+    )
+    both = replace(
+        snapshot,
+        networks=(other, NETWORK),
+        endpoints=(*strangers, *INFOS),
+        tables={**snapshot.tables, "sw_vnis": vnis},
+    )
+    named = [one.object for one in remote_endpoints(both)]
+    assert named == ["far (10.244.2.9)"]
+    assert [one.object for one in remote_endpoints(replace(both, endpoints=strangers))] == ["10.244.2.9"]
+
+
+def overlay_subnet(prefix: str, vni: int) -> Subnet:
+    return Subnet(ip_address_prefix=prefix, policies=(VSID(isolation_id=vni),))
 
 
 @pytest.mark.parametrize(

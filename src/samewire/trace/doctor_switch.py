@@ -8,7 +8,6 @@ from typing import Final, cast
 
 from samewire.counted import counted
 from samewire.hcn.schema import ObjectState
-from samewire.trace.context import EndpointInfo
 from samewire.trace.matching import nexthop
 from samewire.trace.reasons import explain
 from samewire.trace.rows import typed_rows
@@ -37,6 +36,7 @@ from samewire.vfp.tables import (
     Port,
     Route,
     RouteKey,
+    Vni,
 )
 
 _NEARLY_FULL: Final = 0.8
@@ -141,13 +141,13 @@ def remote_endpoints(snapshot: Snapshot) -> Iterator[Finding]:
     if tables is None:
         return
     own = {(prefix.family, prefix.packed) for prefix in snapshot.facts.addresses}
+    names = _remote_names(snapshot, tables)
     all_routes = typed_rows(tables, "sw_routes", RouteKey, Route)
     subnets = State({"sw_routes": {key: r for key, r in all_routes if r.kind == RouteKind.TUNNEL}}, 0)
     for key, endpoint in typed_rows(tables, "sw_endpoints", EndpointKey, Endpoint):
         hop = nexthop(tables, endpoint.nexthop) if endpoint.nexthop else None
         if hop is None:
             continue
-        name = _remote_name(snapshot, key)
         where = address_text(hop.family, hop.address)
         route = subnets.route(key.scope, key.family, key.address)
         subnet = nexthop(tables, route.nexthop) if route else None
@@ -158,10 +158,12 @@ def remote_endpoints(snapshot: Snapshot) -> Iterator[Finding]:
             message = f"it is said to be behind {where}, its subnet behind {other}"
         else:
             continue
+        address = address_text(key.family, key.address)
+        label = names.get((key.scope, address))
         yield Finding(
             Level.WARNING,
             "remote-endpoint",
-            name,
+            f"{label} ({address})" if label else address,
             message,
             "A stale remote endpoint takes the packets of a new pod with its address: delete it if the pod has gone.",
         )
@@ -314,9 +316,13 @@ def _nat_use(tables: Entries, snapshot: Snapshot) -> dict[tuple[str, str, str, i
     return use
 
 
-def _remote_name(snapshot: Snapshot, key: EndpointKey) -> str:
-    address = address_text(key.family, key.address)
-    found: EndpointInfo | None = next(
-        (info for info in snapshot.endpoints if info.remote and address in info.addresses), None
-    )
-    return f"{found.label} ({address})" if found else address
+def _remote_names(snapshot: Snapshot, tables: Entries) -> dict[tuple[int, str], str]:
+    """The labels of remote endpoints by scope and address: networks may have the same addresses."""
+    scopes = {key.value: vni.scope for key, vni in typed_rows(tables, "sw_vnis", Id, Vni)}
+    of_network = {network.id: scopes[network.vni] for network in snapshot.networks if network.vni in scopes}
+    return {
+        (of_network[info.network_id], address): info.label
+        for info in snapshot.endpoints
+        if info.remote and info.network_id in of_network
+        for address in info.addresses
+    }
