@@ -30,6 +30,17 @@ SW_INLINE int sw_local_target(struct sw_packet *p, __u16 scope)
 	return SW_GO_ON;
 }
 
+/* Out of a network of its own, to an endpoint of the underlay that is here: nobody on the wire would answer for it. */
+static __noinline void sw_stay_here(struct sw_packet *p)
+{
+	struct sw_endpoint *endpoint = sw_find_endpoint(p->out_scope, p->family, &p->out.destination);
+
+	if (endpoint && endpoint->port) {
+		p->forward.fate = SW_TO_PORT;
+		p->forward.target = endpoint->port;
+	}
+}
+
 /* ROUTE for what a pod sends. Most of it needs nothing else, so that a counter would be a great part of it. */
 SW_INLINE int sw_route_from_pod(struct sw_packet *p)
 {
@@ -62,6 +73,8 @@ SW_INLINE int sw_route_from_pod(struct sw_packet *p)
 	p->forward.target = route->nexthop;
 	if (route->flags & SW_ROUTE_DECREMENT)
 		p->forward.flags |= SW_DECREMENT;
+	if (p->out_scope != p->first_scope)
+		sw_stay_here(p);
 	return SW_GO_ON;
 }
 

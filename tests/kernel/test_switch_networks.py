@@ -124,6 +124,21 @@ def test_l2bridge(world: World, family: int) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", [NetworkType.L2BRIDGE, NetworkType.TRANSPARENT])
+@pytest.mark.parametrize("natted", [True, False], ids=["nat", "plain"])
+def test_out_of_an_overlay_to_a_pod_of_the_underlay(
+    world: World, natted: bool, kind: NetworkType, family: int
+) -> None:
+    """Here nobody on the wire answers for it; it knows the other by its gateway's address, as through a service."""
+    one, policies = world.one, [OutBoundNAT()] if natted else []
+    number = 150 + family + 10 * natted + 20 * (kind == NetworkType.TRANSPARENT)
+    near = one.network(overlay(one, 19, (world.two, 20, 4), vni=4099))
+    pod = one.pod(near, f"10.19.0.{number}", f"fd19::{number}", policies=policies)
+    here = one.pod(one.network(bridged(kind)), f"192.168.9.{number}", f"fd09::{number}")
+    reaches(pod.space, here.space, here.address(family), ROUTER[family])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_transparent(world: World, family: int) -> None:
     """Own MAC upstream; the pod finds its neighbours itself."""
     one = world.one

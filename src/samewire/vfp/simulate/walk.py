@@ -155,6 +155,13 @@ def _local_target(state: State, walk: Walk) -> None:
         _send(walk, Fate.TUNNEL, owner.nexthop)
 
 
+def _stay_here(state: State, walk: Walk) -> None:
+    """Out of a network of its own, to an endpoint of the underlay that is here: nobody on the wire would answer."""
+    owner = state.endpoint(walk.out_scope, walk.packet.family, walk.out.destination)
+    if owner is not None and owner.port:
+        walk.forward = replace(walk.forward, fate=Fate.PORT, target=owner.port)
+
+
 def _from_pod(state: State, walk: Walk) -> None:
     route = state.way(walk.route_set, walk.first_scope, walk.packet.family, walk.out.destination)
     if route is None:
@@ -171,6 +178,8 @@ def _from_pod(state: State, walk: Walk) -> None:
         walk.out_scope = route.scope
     fate = Fate.TUNNEL if route.kind == RouteKind.TUNNEL else Fate.UPLINK
     _send(walk, fate, route.nexthop, RewriteFlag.DECREMENT if route.flags & RouteFlag.DECREMENT else 0)
+    if walk.out_scope != walk.first_scope:
+        _stay_here(state, walk)
 
 
 def _from_uplink(state: State, walk: Walk) -> None:
