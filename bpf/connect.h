@@ -61,6 +61,22 @@ SW_COLD static __noinline int sw_stands_aside(struct sw_packet *p)
 }
 
 /*
+ * Answers by the tunnel to what has left by the uplink as it was: another node's own process has been called, and that
+ * node's way to pods is the tunnel. p->key is then the key that they would have by the uplink.
+ */
+SW_COLD static __noinline int sw_is_answered_by_tunnel(struct sw_packet *p, const struct sw_flow *flow)
+{
+	const struct sw_action *forward = sw_served(flow) ? &flow->action[1] : &flow->action[0];
+
+	if (p->arrival != SW_FROM_TUNNEL || flow->arrival != SW_FROM_POD || forward->fate != SW_TO_UPLINK ||
+	    flow->flags & (SW_FLOW_SECOND | SW_FLOW_DIRECT) ||
+	    forward->flags & (SW_REWRITE_SOURCE | SW_REWRITE_DESTINATION))
+		return 0;
+	p->key.scope = flow->peer_scope;
+	return !!bpf_map_lookup_elem(&sw_flows, &p->key);
+}
+
+/*
  * A packet that goes nowhere: of that kind, or there was no way back when the flow was judged. When routes have changed
  * since, it may have one: the flow must not wait for its initiator, who may wait for this very packet.
  */
@@ -70,7 +86,7 @@ SW_COLD static __noinline int sw_to_nowhere(struct sw_packet *p, const struct sw
 	const struct sw_port *target = flow->port[1] ? sw_find_port(flow->port[1]) : 0;
 	int in_the_way = sw_is_unserved(flow, side) && sw_is_in_the_way(p, flow);
 
-	if (in_the_way && sw_stands_aside(p))
+	if (in_the_way ? sw_stands_aside(p) : sw_is_answered_by_tunnel(p, flow))
 		return SW_STALE;
 	if ((flow->port[0] && (!own || sw_generation_of(own) != flow->generation[0])) ||
 	    (flow->port[1] && (!target || sw_generation_of(target) != flow->generation[1])))

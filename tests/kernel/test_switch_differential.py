@@ -213,6 +213,8 @@ class _Play:
                 reply = error_about(outcome.frame, sender, self.data.draw(st.sampled_from(_QUOTES)))
             if reply is not None:
                 arrival = _ANSWERED_AT.get(outcome.fate, Arrival.HOST)
+                if arrival == Arrival.UPLINK and not self.data.draw(_MOSTLY):
+                    arrival = Arrival.TUNNEL  # another node's own process, whose way to pods is that
                 devices = {Arrival.POD: outcome.target, Arrival.UPLINK: self.universe.uplink}
                 return arrival, devices.get(arrival, self.universe.host_peer), reply
         return self.data.draw(frames(self.universe))

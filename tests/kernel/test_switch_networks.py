@@ -91,6 +91,18 @@ def test_overlay(world: World, provider: int, family: int) -> None:
     reaches(a.space, world.underlay.out, OUT[family], node_address(one, family))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_nodes_know_a_pod_by_its_own_address(world: World, family: int) -> None:
+    """Without NAT it leaves by the uplink as it is, and they answer by the tunnel, their way to pods."""
+    one, two = world.one, world.two
+    near = one.network(overlay(one, 21, (two, 22, 4), vni=4100))
+    two.network(overlay(two, 22, (one, 21, 4), vni=4100))
+    pod = one.pod(near, f"10.21.0.{10 + family}", f"fd21::{10 + family}")
+    reaches(pod.space, two.space, node_address(two, family), pod.address(family))
+    with tcp_pair(pod.space, two.space, node_address(two, family), 8080) as pair:
+        echo_over(*pair, size=1_000_000)
+
+
 def test_tenants_may_use_the_same_addresses(world: World) -> None:
     """Two VNIs, the same pod addresses: each pair talks to its own."""
     one, two = world.one, world.two

@@ -222,6 +222,19 @@ def _stands_aside(state: State, walk: Walk, key: FlowKey, direction: int) -> Flo
     return aside
 
 
+def _answered_by_tunnel(state: State, walk: Walk, key: FlowKey, direction: int) -> FlowKey | None:
+    """The key by the uplink of an answer that has come by the tunnel to what has left by the uplink as it was."""
+    flow = state.flows[key]
+    forward = flow.action[1 - direction]
+    if (walk.arrival, flow.arrival, forward.fate) != (Arrival.TUNNEL, Arrival.POD, Fate.UPLINK):
+        return None
+    rewritten = forward.flags & (RewriteFlag.SOURCE | RewriteFlag.DESTINATION)
+    if rewritten or flow.flags & (FlowFlag.SECOND | FlowFlag.DIRECT):
+        return None
+    other = replace(key, scope=flow.peer_scope)
+    return other if other in state.flows else None
+
+
 def _check_nowhere(state: State, flow: Flow, packet_side: int, *, in_the_way: bool) -> None:
     """Of a packet whose action has no fate: raises, unless routes have changed since and it is to be judged again."""
     if all(map(partial(_is_current, state), flow.port, flow.generation)):
@@ -329,9 +342,10 @@ def _follow(
     action = flow.action[direction]
     if action.fate == Fate.NOWHERE:
         in_the_way = is_unserved(flow, packet_side) and is_in_the_way(walk, key, flow)
-        aside = _stands_aside(state, walk, key, direction) if in_the_way else None
-        if aside is not None:
-            return _judge(state, walk, aside, direction)
+        find = _stands_aside if in_the_way else _answered_by_tunnel
+        other = find(state, walk, key, direction)
+        if other is not None:
+            return _judge(state, walk, other, direction)
         _check_nowhere(state, flow, packet_side, in_the_way=in_the_way)
     elif flow.backend and state.backend(flow.backend) is None:
         _lost_backend(state, walk, key, flow, packet_side)
