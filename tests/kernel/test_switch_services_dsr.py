@@ -166,6 +166,8 @@ def on_loopback(pod: Pod, vip: str) -> None:
     """Give a pod the VIP as an address, which it names to no neighbour: that the switch would not let out."""
     pod.space.set("ipv4", "conf", "all", "arp_announce", value=2)
     pod.space.ip("address", "replace", vip, "dev", "lo", *(["nodad"] if ":" in vip else []))
+    # The kernel writes an IPv6 address's route a moment after sockets may have the address.
+    poll("the address's route", lambda: "local" in pod.space.ip("route", "get", vip))
 
 
 def _passed(node: Node, sniffer: Sniffer, vip: str) -> list[bytes]:
